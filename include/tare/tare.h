@@ -1,0 +1,238 @@
+/* tare: post-training quantization of large language models.
+ *
+ * The one public header of libtare. A context carries threads, memory budget, callbacks and the
+ * last error; everything else hangs off it. A program that quantizes:
+ *
+ *     tare_context *ctx;
+ *     tare_recipe *recipe;
+ *     tare_context_create(&ctx, NULL);
+ *     tare_recipe_create(ctx, &recipe);
+ *     tare_recipe_set(recipe, "quant.act_method", "2");
+ *     tare_quantize_options o;
+ *     tare_quantize_options_init(&o);
+ *     o.model = "SmolLM2"; o.out = "SmolLM2-W8A8"; o.calib = "prompts.jsonl"; o.recipe = recipe;
+ *     if (tare_quantize(ctx, &o, NULL) != TARE_OK) fprintf(stderr, "%s\n", tare_last_error(ctx));
+ *     tare_recipe_free(recipe);
+ *     tare_context_free(ctx);
+ *
+ * Ownership: what a `_create`, `_open` or `tare_..._free`-paired call gives is the caller's to
+ * free; `const char *` results belong to the handle they came from and live as long as it does;
+ * arguments are borrowed for the call. The library never prints, exits or reads the environment.
+ * One context serves one thread at a time; tare_cancel() alone may be called from another thread or
+ * a signal handler. */
+#ifndef TARE_TARE_H
+#define TARE_TARE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TARE_API __attribute__((visibility("default")))
+
+typedef enum tare_status {
+    TARE_OK = 0,
+    TARE_E_USAGE,    /* wrong option, recipe or setting */
+    TARE_E_FOLDER,   /* a refused output folder: not empty, not writable, overlaps the model */
+    TARE_E_BUDGET,   /* the memory budget is too small */
+    TARE_E_MODEL,    /* a checkpoint that is incomplete, inconsistent or of an unknown kind */
+    TARE_E_FORMAT,   /* a malformed file */
+    TARE_E_DATA,     /* calibration data that cannot be used */
+    TARE_E_NUMERIC,  /* NaN or infinity in a weight or an activation */
+    TARE_E_IO,       /* the operating system refused a read, write or rename */
+    TARE_E_MEMORY,   /* out of memory inside the budget */
+    TARE_E_VERIFY,   /* an output that breaks a rule of its consumers */
+    TARE_E_CANCELLED /* tare_cancel() was called */
+} tare_status;
+
+typedef struct tare_context tare_context;
+typedef struct tare_recipe tare_recipe;
+typedef struct tare_model tare_model;
+typedef struct tare_tokenizer tare_tokenizer;
+
+/* ---- context
+ * ----------------------------------------------------------------------------------------------------
+ */
+
+typedef enum tare_log_level {
+    TARE_LOG_ERROR,
+    TARE_LOG_WARNING,
+    TARE_LOG_INFO,
+    TARE_LOG_DEBUG
+} tare_log_level;
+
+/* Instruction sets of the compute kernels, least to most. AUTO takes the best that the CPU has. */
+typedef enum tare_cpu {
+    TARE_CPU_AUTO,
+    TARE_CPU_SCALAR,
+    TARE_CPU_AVX2,
+    TARE_CPU_AVX512,
+    TARE_CPU_AMX
+} tare_cpu;
+
+typedef struct tare_progress {
+    const char *stage;  /* "score", "calibrate", "verify", … */
+    size_t done, total; /* units (decoder layers) */
+    size_t sample, samples;
+    double eta_seconds; /* < 0: unknown */
+} tare_progress;
+
+typedef struct tare_context_options {
+    int threads;         /* 0: one a core */
+    size_t memory_limit; /* bytes; 0: no limit */
+    tare_cpu cpu;        /* for tests; AUTO otherwise */
+    void (*log)(void *user, tare_log_level level, const char *message); /* NULL: silent */
+    void (*progress)(void *user, const tare_progress *progress);        /* NULL: none */
+    /* NULL: no question. Asked before each allocation of `bytes`; false makes that allocation fail
+     * (fault injection). */
+    bool (*allow_allocation)(void *user, size_t bytes);
+    void *user;
+} tare_context_options;
+
+TARE_API void tare_context_options_init(tare_context_options *options);
+/* `options` NULL: the defaults. On failure *out is NULL. */
+TARE_API tare_status tare_context_create(tare_context **out, const tare_context_options *options);
+TARE_API void tare_context_free(tare_context *ctx);
+/* One sentence on the last failed call; "" if none failed. */
+TARE_API const char *tare_last_error(const tare_context *ctx);
+/* Makes the running call return TARE_E_CANCELLED soon. Safe in a signal handler. */
+TARE_API void tare_cancel(tare_context *ctx);
+/* Bytes that the accounted allocator holds now, and the most it ever held. */
+TARE_API size_t tare_memory_used(const tare_context *ctx);
+TARE_API size_t tare_memory_peak(const tare_context *ctx);
+/* "scalar", "avx2", "avx512" or "amx": the kernels in use. */
+TARE_API const char *tare_cpu_name(const tare_context *ctx);
+TARE_API const char *tare_version(void);
+
+/* ---- recipe
+ * -----------------------------------------------------------------------------------------------------
+ */
+
+/* A recipe with every setting at its default. Settings are named "section.key" as in a recipe file:
+ * quant.w_bit, quant.act_method, fallback.disable_names, … (docs/recipe.md lists them). */
+TARE_API tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out);
+TARE_API void tare_recipe_free(tare_recipe *recipe);
+/* Reads a YAML recipe file; what it names replaces what stands in `recipe`. TARE_E_USAGE names the
+ * line. */
+TARE_API tare_status tare_recipe_load(tare_recipe *recipe, const char *path);
+/* Sets one setting from text ("2", "true", "L5"); a list takes comma-separated elements and
+ * replaces the list. */
+TARE_API tare_status tare_recipe_set(tare_recipe *recipe, const char *name, const char *value);
+/* Appends to a list setting (fallback.disable_names, save.types). */
+TARE_API tare_status tare_recipe_append(tare_recipe *recipe, const char *name, const char *value);
+
+/* ---- quantize
+ * ---------------------------------------------------------------------------------------------------
+ */
+
+typedef struct tare_quantize_options {
+    const char *model; /* Hugging Face checkpoint folder */
+    const char *out;   /* output folder; made if absent */
+    const char
+        *calib; /* calibration file (docs/calibration.md); NULL only for schemes that need none */
+    const tare_recipe *recipe; /* NULL: the defaults */
+    bool overwrite;            /* replace an earlier output in `out` */
+    bool verify;               /* check the staged output before it appears; on by default */
+    bool copy_code;            /* also copy the checkpoint's *.py files (never run) */
+    const char *report;        /* reserved, NULL */
+} tare_quantize_options;
+
+/* What came out, for a summary. Counts are of tensors and bytes in the model's own part of the
+ * output. */
+typedef struct tare_quantize_result {
+    size_t linears, linears_quantized; /* linear layers in the model, and those written in 8 bits */
+    size_t samples, tokens;            /* of calibration */
+    size_t saturated_rows;             /* rows whose quant_bias did not fit int32 */
+    uint64_t bytes_in, bytes_out;      /* weight files read, weight files written */
+    double seconds;
+    size_t peak_memory; /* accounted bytes */
+} tare_quantize_result;
+
+TARE_API void tare_quantize_options_init(tare_quantize_options *options);
+/* Quantizes; `result` may be NULL. On failure nothing stands under a final name in `out`. */
+TARE_API tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
+                                   tare_quantize_result *result);
+
+/* ---- verify, inspect
+ * -------------------------------------------------------------------------------------------- */
+
+typedef enum tare_severity { TARE_FINDING_WARNING, TARE_FINDING_FAILURE } tare_severity;
+
+/* One broken rule of docs/verify.md. `rule` 0: the folder could not be recognised or read. */
+typedef struct tare_finding {
+    int rule;
+    tare_severity severity;
+    const char *tensor; /* tensor, key or file */
+    const char *found, *expected;
+} tare_finding;
+
+typedef struct tare_verify_options {
+    const char *dir;
+    const char *base;   /* source checkpoint, for the rules that compare with it; NULL: left out */
+    const char *target; /* "vllm-ascend", "mindie", "vllm" or NULL */
+    const char *compat; /* "msmodelslim" or NULL */
+    void (*finding)(void *user, const tare_finding *finding);
+    void *user;
+} tare_verify_options;
+
+typedef struct tare_verify_result {
+    const char *layout; /* "ascendv1", "safe_tensor", "numpy" (static strings) */
+    size_t tensors, failures, warnings;
+} tare_verify_result;
+
+TARE_API void tare_verify_options_init(tare_verify_options *options);
+/* TARE_E_VERIFY when a rule is broken (each was handed to `finding`). */
+TARE_API tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
+                                 tare_verify_result *result);
+
+/* Describes a checkpoint, an output folder or a safetensors file: calls `line` with each line of a
+ * report, or, with `json`, once with one JSON object. */
+TARE_API tare_status tare_inspect(tare_context *ctx, const char *path, bool json,
+                                  void (*line)(void *user, const char *text), void *user);
+
+/* ---- tokenizer
+ * --------------------------------------------------------------------------------------------------
+ */
+
+/* Opens a tokenizer.json, given as the file or as the folder that holds it. */
+TARE_API tare_status tare_tokenizer_open(tare_context *ctx, const char *path, tare_tokenizer **out);
+TARE_API void tare_tokenizer_free(tare_tokenizer *tokenizer);
+/* Ids of `text` (UTF-8, `length` bytes; TARE_E_DATA if it is not UTF-8). *ids is freed with
+ * tare_free(). */
+TARE_API tare_status tare_tokenizer_encode(tare_tokenizer *tokenizer, const char *text,
+                                           size_t length, bool add_special_tokens, uint32_t **ids,
+                                           size_t *count);
+/* Text of `ids`, zero-terminated, freed with tare_free(). TARE_E_DATA for an id that is out of
+ * range. */
+TARE_API tare_status tare_tokenizer_decode(tare_tokenizer *tokenizer, const uint32_t *ids,
+                                           size_t count, bool skip_special_tokens, char **text,
+                                           size_t *length);
+TARE_API size_t tare_tokenizer_vocab_size(const tare_tokenizer *tokenizer);
+TARE_API void tare_free(tare_context *ctx, void *pointer);
+
+/* Calls `row` with the token ids of each sample of a calibration file, in order. */
+TARE_API tare_status tare_tokenize_file(tare_context *ctx, const char *model, const char *file,
+                                        tare_status (*row)(void *user, const uint32_t *ids,
+                                                           size_t count),
+                                        void *user);
+
+/* ---- model
+ * ------------------------------------------------------------------------------------------------------
+ */
+
+/* Opens a checkpoint folder: reads config.json and the headers of the weight files, checks every
+ * tensor's presence, shape and dtype. No weight is read yet. */
+TARE_API tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **out);
+TARE_API void tare_model_free(tare_model *model);
+TARE_API size_t tare_model_vocab_size(const tare_model *model);
+/* Float logits [count, vocab_size] of one sequence, streamed layer by layer, in FP32. */
+TARE_API tare_status tare_model_logits(tare_model *model, const uint32_t *ids, size_t count,
+                                       float *logits);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

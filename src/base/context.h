@@ -1,0 +1,47 @@
+/* The context inside: error message, log, cancellation. Errors travel as status codes; the sentence
+ * that explains one is written once where it happens (TARE_FAIL) and each level that knows more
+ * puts its word in front (TARE_WRAP). */
+#ifndef TARE_BASE_CONTEXT_H
+#define TARE_BASE_CONTEXT_H
+
+#include <stdarg.h>
+#include <stdatomic.h>
+
+#include "tare/tare.h"
+
+struct tare_context {
+    tare_context_options options; /* threads resolved: never 0 */
+    atomic_size_t memory_used, memory_peak;
+    atomic_int cancelled;
+    atomic_flag error_lock;
+    char error[2048];
+};
+
+/* Sets the message of `ctx` and returns `status`. Thread-safe. */
+tare_status context_fail(tare_context *ctx, tare_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* Puts "<text>: " before the message, and returns `status`; does nothing for TARE_OK. */
+tare_status context_wrap(tare_context *ctx, tare_status status, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+void context_log(tare_context *ctx, tare_log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+#define TARE_FAIL(ctx, status, ...) context_fail((ctx), (status), __VA_ARGS__)
+#define TARE_WRAP(ctx, status, ...) context_wrap((ctx), (status), __VA_ARGS__)
+#define TARE_WARN(ctx, ...)         context_log((ctx), TARE_LOG_WARNING, __VA_ARGS__)
+#define TARE_INFO(ctx, ...)         context_log((ctx), TARE_LOG_INFO, __VA_ARGS__)
+#define TARE_DEBUG(ctx, ...)        context_log((ctx), TARE_LOG_DEBUG, __VA_ARGS__)
+
+/* TARE_OK, or TARE_E_CANCELLED with its message once tare_cancel() was called. */
+tare_status context_check_cancelled(tare_context *ctx);
+
+/* Runs `call`; on failure stores the status in the local variable `status` and jumps to the label
+ * `done`. The one clean-up idiom: `tare_status status = TARE_OK; … TRY(f()); … done: free(); return
+ * status;` */
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        if ((status = (call)) != TARE_OK)                                                          \
+            goto done;                                                                             \
+    } while (0)
+
+#endif

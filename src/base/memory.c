@@ -1,0 +1,263 @@
+/* Accounted memory and arenas. Each block has a 64-byte head that holds its size, so that frees are
+ * accounted too. */
+#include "base/memory.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+enum { ALIGNMENT = 64, MAP_THRESHOLD = 256 * 1024 };
+
+typedef struct block_head {
+    size_t total; /* bytes with the head, as accounted */
+    size_t size;  /* as asked for */
+    char padding[ALIGNMENT - 2 * sizeof(size_t)];
+} block_head;
+
+_Static_assert(sizeof(block_head) == ALIGNMENT, "payload must stay aligned");
+
+/* Books `bytes`, or fails. The peak is raised first-come, so it is exact whatever the order of
+ * threads. */
+static tare_status account(tare_context *ctx, size_t bytes)
+{
+    const tare_context_options *o = &ctx->options;
+    if (o->allow_allocation && !o->allow_allocation(o->user, bytes))
+        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu bytes were refused", bytes);
+    size_t used = atomic_fetch_add(&ctx->memory_used, bytes) + bytes;
+    if (o->memory_limit && used > o->memory_limit) {
+        atomic_fetch_sub(&ctx->memory_used, bytes);
+        return TARE_FAIL(ctx, TARE_E_MEMORY,
+                         "out of memory: %zu bytes more would exceed the budget of %zu MiB", bytes,
+                         o->memory_limit >> 20);
+    }
+    size_t peak = atomic_load(&ctx->memory_peak);
+    while (used > peak && !atomic_compare_exchange_weak(&ctx->memory_peak, &peak, used)) {
+    }
+    return TARE_OK;
+}
+
+void *mem_alloc(tare_context *ctx, size_t size)
+{
+    size_t total;
+    if (!size_add(size, sizeof(block_head) + ALIGNMENT - 1, &total)) {
+        TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: an absurd size of %zu bytes", size);
+        return NULL;
+    }
+    total &= ~(size_t)(ALIGNMENT - 1);
+    if (account(ctx, total) != TARE_OK)
+        return NULL;
+    block_head *head;
+    if (total >= MAP_THRESHOLD) {
+        head = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (head == MAP_FAILED)
+            head = NULL;
+        else
+            madvise(head, total, MADV_HUGEPAGE); /* a hint: fewer page faults on large tensors */
+    } else {
+        head = aligned_alloc(ALIGNMENT, total);
+    }
+    if (!head) {
+        atomic_fetch_sub(&ctx->memory_used, total);
+        TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: the system refused %zu bytes", total);
+        return NULL;
+    }
+    head->total = total;
+    head->size = size;
+    return head + 1;
+}
+
+void *mem_alloc_array(tare_context *ctx, size_t count, size_t size)
+{
+    size_t bytes;
+    if (!size_mul(count, size, &bytes)) {
+        TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu elements of %zu bytes overflow", count,
+                  size);
+        return NULL;
+    }
+    return mem_alloc(ctx, bytes);
+}
+
+void *mem_calloc(tare_context *ctx, size_t count, size_t size)
+{
+    void *p = mem_alloc_array(ctx, count, size);
+    if (p &&
+        count * size + sizeof(block_head) < MAP_THRESHOLD) /* fresh mappings are zero already */
+        memset(p, 0, count * size);
+    return p;
+}
+
+void mem_free(tare_context *ctx, void *pointer)
+{
+    if (!pointer)
+        return;
+    block_head *head = (block_head *)pointer - 1;
+    size_t total = head->total;
+    if (total >= MAP_THRESHOLD)
+        munmap(head, total);
+    else
+        free(head);
+    atomic_fetch_sub(&ctx->memory_used, total);
+}
+
+void tare_free(tare_context *ctx, void *pointer)
+{
+    mem_free(ctx, pointer);
+}
+
+void *mem_realloc(tare_context *ctx, void *pointer, size_t size)
+{
+    void *fresh = mem_alloc(ctx, size);
+    if (!fresh || !pointer)
+        return fresh;
+    size_t old = ((block_head *)pointer - 1)->size;
+    memcpy(fresh, pointer, old < size ? old : size);
+    mem_free(ctx, pointer);
+    return fresh;
+}
+
+char *mem_strndup(tare_context *ctx, const char *text, size_t length)
+{
+    char *copy = length < SIZE_MAX ? mem_alloc(ctx, length + 1) : NULL;
+    if (!copy)
+        return NULL;
+    memcpy(copy, text, length);
+    copy[length] = 0;
+    return copy;
+}
+
+char *mem_strdup(tare_context *ctx, const char *text)
+{
+    return mem_strndup(ctx, text, strlen(text));
+}
+
+tare_status mem_grow(tare_context *ctx, void **array, size_t *capacity, size_t need, size_t size)
+{
+    if (need <= *capacity)
+        return TARE_OK;
+    size_t fresh = *capacity < 16 ? 16 : *capacity, bytes;
+    while (fresh < need) {
+        if (!size_mul(fresh, 2, &fresh))
+            fresh = need;
+    }
+    if (!size_mul(fresh, size, &bytes))
+        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu elements of %zu bytes overflow",
+                         fresh, size);
+    void *grown = mem_realloc(ctx, *array, bytes);
+    if (!grown)
+        return TARE_E_MEMORY;
+    *array = grown;
+    *capacity = fresh;
+    return TARE_OK;
+}
+
+/* ---- arenas ---- */
+
+typedef struct arena_block {
+    struct arena_block *next;
+    size_t used, capacity;
+    char padding[ALIGNMENT - sizeof(void *) - 2 * sizeof(size_t)];
+    char data[];
+} arena_block;
+
+enum { ARENA_BLOCK = 64 * 1024 };
+
+void arena_init(arena *a, tare_context *ctx)
+{
+    a->ctx = ctx;
+    a->blocks = NULL;
+}
+
+/* A large request gets a block of its own behind the current one, so the rest of that one stays in
+ * use. */
+static arena_block *arena_add_block(arena *a, size_t size)
+{
+    size_t capacity = size > ARENA_BLOCK / 4 ? size : ARENA_BLOCK, total;
+    if (!size_add(capacity, sizeof(arena_block), &total)) {
+        TARE_FAIL(a->ctx, TARE_E_MEMORY, "out of memory: an absurd size of %zu bytes", size);
+        return NULL;
+    }
+    arena_block *b = mem_alloc(a->ctx, total);
+    if (!b)
+        return NULL;
+    b->used = 0;
+    b->capacity = capacity;
+    if (a->blocks && capacity != ARENA_BLOCK) {
+        b->next = a->blocks->next;
+        a->blocks->next = b;
+    } else {
+        b->next = a->blocks;
+        a->blocks = b;
+    }
+    return b;
+}
+
+void *arena_alloc(arena *a, size_t size)
+{
+    size_t rounded;
+    if (!size_add(size, ALIGNMENT - 1, &rounded)) {
+        TARE_FAIL(a->ctx, TARE_E_MEMORY, "out of memory: an absurd size of %zu bytes", size);
+        return NULL;
+    }
+    rounded &= ~(size_t)(ALIGNMENT - 1);
+    arena_block *b = a->blocks;
+    if (!b || b->capacity - b->used < rounded)
+        b = arena_add_block(a, rounded);
+    if (!b)
+        return NULL;
+    void *p = b->data + b->used;
+    b->used += rounded;
+    return p;
+}
+
+void *arena_alloc_array(arena *a, size_t count, size_t size)
+{
+    size_t bytes;
+    if (!size_mul(count, size, &bytes)) {
+        TARE_FAIL(a->ctx, TARE_E_MEMORY, "out of memory: %zu elements of %zu bytes overflow", count,
+                  size);
+        return NULL;
+    }
+    return arena_alloc(a, bytes);
+}
+
+void *arena_calloc(arena *a, size_t count, size_t size)
+{
+    void *p = arena_alloc_array(a, count, size);
+    if (p)
+        memset(p, 0, count * size);
+    return p;
+}
+
+char *arena_strndup(arena *a, const char *text, size_t length)
+{
+    char *copy = length < SIZE_MAX ? arena_alloc(a, length + 1) : NULL;
+    if (!copy)
+        return NULL;
+    memcpy(copy, text, length);
+    copy[length] = 0;
+    return copy;
+}
+
+char *arena_printf(arena *a, const char *format, ...)
+{
+    va_list args, again;
+    va_start(args, format);
+    va_copy(again, args);
+    int n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    char *text = n < 0 ? NULL : arena_alloc(a, (size_t)n + 1);
+    if (text)
+        vsnprintf(text, (size_t)n + 1, format, again);
+    va_end(again);
+    return text;
+}
+
+void arena_free(arena *a)
+{
+    while (a->blocks) {
+        arena_block *b = a->blocks;
+        a->blocks = b->next;
+        mem_free(a->ctx, b);
+    }
+}

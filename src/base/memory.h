@@ -1,0 +1,51 @@
+/* Accounted memory. Every allocation of the library goes through these functions: they keep the
+ * bytes in use and their peak in the context, refuse what would exceed its memory_limit, and ask
+ * its allow_allocation hook first. All pointers are 64-byte aligned. Blocks of 256 KiB and more are
+ * mapped on their own, so freeing gives them back to the operating system at once. Thread-safe. On
+ * failure NULL is returned and the context's message is set (TARE_E_MEMORY). */
+#ifndef TARE_BASE_MEMORY_H
+#define TARE_BASE_MEMORY_H
+
+#include "base/context.h"
+
+/* Contents undefined. A size of 0 gives a valid pointer. */
+void *mem_alloc(tare_context *ctx, size_t size);
+/* Zeroed, `count` * `size` bytes; an overflowing product fails. */
+void *mem_calloc(tare_context *ctx, size_t count, size_t size);
+/* `count` * `size` bytes, undefined; an overflowing product fails. */
+void *mem_alloc_array(tare_context *ctx, size_t count, size_t size);
+/* Keeps the old block on failure. `pointer` NULL: as mem_alloc. */
+void *mem_realloc(tare_context *ctx, void *pointer, size_t size);
+/* NULL is allowed. */
+void mem_free(tare_context *ctx, void *pointer);
+char *mem_strdup(tare_context *ctx, const char *text);
+char *mem_strndup(tare_context *ctx, const char *text, size_t length);
+/* True if a*b fits size_t; the product in *out. */
+static inline bool size_mul(size_t a, size_t b, size_t *out)
+{
+    return !__builtin_mul_overflow(a, b, out);
+}
+static inline bool size_add(size_t a, size_t b, size_t *out)
+{
+    return !__builtin_add_overflow(a, b, out);
+}
+
+/* Grows *array (elements of `size` bytes) so that at least `need` fit; doubles. For dynamic arrays.
+ */
+tare_status mem_grow(tare_context *ctx, void **array, size_t *capacity, size_t need, size_t size);
+
+/* What dies together: allocations from an arena are freed all at once. Not thread-safe. */
+typedef struct arena {
+    tare_context *ctx;
+    struct arena_block *blocks;
+} arena;
+
+void arena_init(arena *a, tare_context *ctx);
+void *arena_alloc(arena *a, size_t size); /* 64-byte aligned, undefined */
+void *arena_alloc_array(arena *a, size_t count, size_t size);
+void *arena_calloc(arena *a, size_t count, size_t size);
+char *arena_strndup(arena *a, const char *text, size_t length);
+char *arena_printf(arena *a, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void arena_free(arena *a);
+
+#endif

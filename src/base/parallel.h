@@ -1,0 +1,17 @@
+/* Threads: a parallel loop over independent pieces of work. What a piece computes must not depend
+ * on which thread runs it, nor on how many there are. Inside a piece every library that uses OpenMP
+ * (oneDNN) sees one thread. */
+#ifndef TARE_BASE_PARALLEL_H
+#define TARE_BASE_PARALLEL_H
+
+#include "base/context.h"
+
+/* Calls body(user, i, thread) for i in [0,count), in any order, on the context's threads; 0 <=
+ * thread < threads. */
+void parallel_for(const tare_context *ctx, size_t count,
+                  void (*body)(void *user, size_t index, int thread), void *user);
+int parallel_threads(const tare_context *ctx);
+/* Cores that this process may use. */
+int parallel_default_threads(void);
+
+#endif

@@ -1,0 +1,67 @@
+/* Files: checked, large direct reads; writes that are synced; folders. Every error names the path
+ * and what the system said. Only regular files are ever opened (a FIFO or device is refused without
+ * blocking). */
+#ifndef TARE_FILE_IO_H
+#define TARE_FILE_IO_H
+
+#include "base/memory.h"
+#include "base/strings.h"
+
+typedef struct file file;
+
+/* Opens a regular file for reading; direct (O_DIRECT) where the file system allows, in aligned
+ * pieces of 4 MiB. */
+tare_status file_open(tare_context *ctx, const char *path, file **out);
+void file_close(file *f);
+uint64_t file_size(const file *f);
+const char *file_path(const file *f);
+/* Reads exactly `size` bytes at `offset`; the end of the file before that is TARE_E_FORMAT
+ * ("truncated"). Thread-safe. */
+tare_status file_read_at(file *f, uint64_t offset, void *data, size_t size);
+
+/* The whole of a regular file, zero-terminated, at most `limit` bytes; *data is freed with
+ * mem_free. */
+tare_status file_read_all(tare_context *ctx, const char *path, size_t limit, char **data,
+                          size_t *length);
+
+typedef struct file_writer file_writer;
+
+/* Creates `path` anew (mode 0640, must not exist). `size` > 0 reserves that many bytes, so a full
+ * disk shows at once. */
+tare_status file_create(tare_context *ctx, const char *path, uint64_t size, file_writer **out);
+/* Thread-safe for ranges that do not overlap. */
+tare_status file_write_at(file_writer *w, uint64_t offset, const void *data, size_t size);
+/* Appends after what was appended before. */
+tare_status file_append(file_writer *w, const void *data, size_t size);
+/* Syncs and closes; frees `w` in any case. */
+tare_status file_finish(file_writer *w);
+/* Closes and removes the file; NULL is allowed. */
+void file_abandon(file_writer *w);
+/* file_create + append + finish. */
+tare_status file_write_all(tare_context *ctx, const char *path, const void *data, size_t size);
+/* Copies a regular file of at most `limit` bytes to a new file. */
+tare_status file_copy(tare_context *ctx, const char *from, const char *to, uint64_t limit);
+
+bool path_exists(const char *path);
+bool path_is_folder(const char *path);
+/* dir + "/" + name, freed with mem_free; NULL when out of memory. */
+char *path_join(tare_context *ctx, const char *dir, const char *name);
+/* Resolved path of `path`; of a path that does not exist yet, of its nearest existing parent plus
+ * the rest. */
+tare_status path_real(tare_context *ctx, const char *path, char **out);
+/* Does real path `inner` equal `outer` or lie below it? */
+bool path_contains(const char *outer, const char *inner);
+/* Makes the folder (mode 0750) and its missing parents. */
+tare_status folder_create(tare_context *ctx, const char *path);
+tare_status folder_sync(tare_context *ctx, const char *path);
+/* Names in a folder without . and .., sorted by bytes. Free with folder_list_free. */
+tare_status folder_list(tare_context *ctx, const char *path, char ***names, size_t *count);
+void folder_list_free(tare_context *ctx, char **names, size_t count);
+/* rename(2). */
+tare_status file_rename(tare_context *ctx, const char *from, const char *to);
+/* Removes a folder and what is in it (no symlink is followed); an absent one is no error. */
+tare_status folder_remove(tare_context *ctx, const char *path);
+/* Free bytes on the file system of `path`. */
+tare_status folder_free_space(tare_context *ctx, const char *path, uint64_t *bytes);
+
+#endif

@@ -1,0 +1,72 @@
+/* JSON: a pull reader over a buffer in memory, a tree built from it, and a writer. The reader is
+ * strict RFC 8259 (UTF-8 checked, no trailing text, no duplicate keys in trees, nesting at most
+ * JSON_MAX_DEPTH) except for what `dialect` allows. Errors are TARE_E_FORMAT: "<what>: line L: …".
+ */
+#ifndef TARE_FILE_JSON_H
+#define TARE_FILE_JSON_H
+
+#include "base/strings.h"
+#include "file/value.h"
+
+enum { JSON_MAX_DEPTH = 64 };
+
+typedef enum json_dialect {
+    JSON_STRICT,
+    /* Also NaN, Infinity, -Infinity, and lone surrogates (\ud800), which become U+FFFD: what
+       Python's json module writes. */
+    JSON_PYTHON
+} json_dialect;
+
+typedef enum json_kind {
+    JSON_END, /* the document is complete */
+    JSON_NULL,
+    JSON_TRUE,
+    JSON_FALSE,
+    JSON_NUMBER,
+    JSON_STRING,
+    JSON_KEY, /* of a member; its value follows */
+    JSON_LIST_BEGIN,
+    JSON_LIST_END,
+    JSON_MAP_BEGIN,
+    JSON_MAP_END
+} json_kind;
+
+typedef struct json_token {
+    json_kind kind;
+    int line;
+    const char *text; /* string, key: decoded UTF-8; number: as written. Valid until the next call.
+                         Zero-terminated */
+    size_t length;
+    bool is_integer;
+    int64_t integer;
+    double number;
+} json_token;
+
+typedef struct json_reader json_reader;
+
+/* `what` (a file name) and `data` are borrowed. */
+tare_status json_reader_create(tare_context *ctx, const char *data, size_t length, const char *what,
+                               json_dialect dialect, json_reader **out);
+void json_reader_free(json_reader *r);
+tare_status json_next(json_reader *r, json_token *token);
+/* Skips the value that comes next (after a JSON_KEY, or in a list), whatever its depth. */
+tare_status json_skip(json_reader *r);
+
+/* Parses the whole document; *root lives in `arena`. A duplicate key is an error. */
+tare_status json_parse(tare_context *ctx, arena *arena, const char *data, size_t length,
+                       const char *what, json_dialect dialect, const value **root);
+/* Reads and parses a file of at most `limit` bytes. */
+tare_status json_parse_file(tare_context *ctx, arena *arena, const char *path, size_t limit,
+                            const value **root);
+
+/* Appends `text` as a JSON string with its quotes; beyond ASCII as \uXXXX (as Python's
+ * ensure_ascii). */
+void json_write_string(buffer *out, const char *text, size_t length);
+/* Appends a tree, indented by `indent` spaces a level (0: on one line), keys in order; numbers as
+ * they were written. `level`: of the first line's own indentation. */
+void json_write_value(buffer *out, const value *v, int indent, int level);
+/* Appends the shortest decimal text that reads back as the same double; NaN and infinities as
+ * Python writes them. */
+void json_write_double(buffer *out, double number);
+
+#endif

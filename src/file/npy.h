@@ -1,0 +1,43 @@
+/* npy files that hold one pickled dict of named arrays: numpy.load(f, allow_pickle=True).item().
+ * Written as a stream, entry by entry; read with an unpickler that knows only the opcodes and
+ * globals that such files use and nothing else (bytes: output_formats specification, section 6.1).
+ */
+#ifndef TARE_FILE_NPY_H
+#define TARE_FILE_NPY_H
+
+#include "base/dtype.h"
+#include "file/io.h"
+
+typedef struct npy_writer npy_writer;
+
+tare_status npy_create(tare_context *ctx, const char *path, npy_writer **out);
+/* Begins the entry `key` -> ndarray of `shape` [rank], C order, dtype one of I8 I32 I64 F16 F32;
+ * its data follows in any number of npy_append calls, and must be complete before the next entry or
+ * the end (else the call fails: a bug). */
+tare_status npy_begin(npy_writer *w, const char *key, tare_dtype dtype, int rank,
+                      const size_t *shape);
+tare_status npy_append(npy_writer *w, const void *data, size_t size);
+/* Ends the pickle, syncs, closes; frees `w` in any case. */
+tare_status npy_finish(npy_writer *w);
+void npy_abandon(npy_writer *w);
+
+typedef struct npy_entry {
+    const char *key;
+    tare_dtype dtype;
+    int rank;
+    size_t shape[8];
+    uint64_t offset, bytes; /* of the raw data in the file */
+} npy_entry;
+
+typedef struct npy_dict npy_dict;
+
+/* Reads the structure of a file; data stays on disk. Anything outside the whitelist is
+ * TARE_E_FORMAT. */
+tare_status npy_open(tare_context *ctx, const char *path, npy_dict **out);
+void npy_close(npy_dict *d);
+size_t npy_count(const npy_dict *d);
+const npy_entry *npy_at(const npy_dict *d, size_t index);
+const npy_entry *npy_find(const npy_dict *d, const char *key);
+tare_status npy_read(npy_dict *d, const npy_entry *entry, uint64_t offset, void *data, size_t size);
+
+#endif

@@ -1,0 +1,65 @@
+/* safetensors: u64 little-endian header length, JSON header, data. Reading checks everything before
+ * a byte of data is used: header at most 100 MB, known dtypes, shape product without overflow,
+ * dtype*shape = bytes, offsets contiguous from 0 to the end of the file without gaps or overlaps,
+ * no duplicate key. All such faults are TARE_E_FORMAT naming file and tensor. */
+#ifndef TARE_FILE_SAFETENSORS_H
+#define TARE_FILE_SAFETENSORS_H
+
+#include "base/dtype.h"
+#include "file/io.h"
+
+enum { TENSOR_MAX_RANK = 8 };
+
+typedef struct tensor_info {
+    const char *name; /* belongs to the file handle */
+    tare_dtype dtype;
+    int rank;
+    size_t shape[TENSOR_MAX_RANK];
+    uint64_t offset; /* of the data, from the start of the file */
+    uint64_t bytes;
+} tensor_info;
+
+typedef struct safetensors safetensors;
+
+tare_status safetensors_open(tare_context *ctx, const char *path, safetensors **out);
+void safetensors_close(safetensors *s);
+const char *safetensors_path(const safetensors *s);
+uint64_t safetensors_file_size(const safetensors *s);
+/* In header order. */
+size_t safetensors_count(const safetensors *s);
+const tensor_info *safetensors_at(const safetensors *s, size_t index);
+/* NULL if absent. */
+const tensor_info *safetensors_find(const safetensors *s, const char *name);
+/* Reads bytes [offset, offset+size) of the tensor's data. */
+tare_status safetensors_read(safetensors *s, const tensor_info *tensor, uint64_t offset, void *data,
+                             size_t size);
+/* Number of elements. */
+size_t tensor_elements(const tensor_info *tensor);
+
+/* Parses a header alone (for fuzzing and for safetensors_open): `header` [length] is the JSON text,
+ * `data_bytes` what follows it. *tensors (sorted by offset) and the names live in `arena`. */
+tare_status safetensors_parse_header(tare_context *ctx, arena *arena, const char *header,
+                                     size_t length, uint64_t data_start, uint64_t data_bytes,
+                                     const char *what, tensor_info **tensors, size_t *count);
+
+/* Writer of one file whose tensors are all known beforehand. In the file they are ordered by
+ * element size (8, 4, 2, 1), then by name; header padded with spaces to a multiple of 8;
+ * __metadata__ {"format":"pt"}. */
+typedef struct safetensors_writer safetensors_writer;
+
+/* name, dtype, rank and shape of `tensors` are read (names borrowed until finish); offset and bytes
+ * are ignored. */
+tare_status safetensors_create(tare_context *ctx, const char *path, const tensor_info *tensors,
+                               size_t count, safetensors_writer **out);
+/* Writes bytes [offset, offset+size) of tensor `index` (in the order given to create). Thread-safe
+ * for disjoint ranges. */
+tare_status safetensors_write(safetensors_writer *w, size_t index, uint64_t offset,
+                              const void *data, size_t size);
+/* Fails (a bug) unless every byte was written once. Syncs, closes; frees `w` in any case. */
+tare_status safetensors_finish(safetensors_writer *w);
+void safetensors_abandon(safetensors_writer *w);
+/* Total size of the file that create would make, header included. */
+tare_status safetensors_planned_size(tare_context *ctx, const tensor_info *tensors, size_t count,
+                                     uint64_t *bytes);
+
+#endif

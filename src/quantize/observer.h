@@ -1,0 +1,31 @@
+/* Observers of activation ranges (spec/w8a8.md 4.2 to 4.4, compat 9.1 to 9.3). One update = one
+ * call of the layer = one sample, whatever its length; the order of updates matters. */
+#ifndef TARE_QUANTIZE_OBSERVER_H
+#define TARE_QUANTIZE_OBSERVER_H
+
+#include "quantize/scheme.h"
+
+typedef enum observer_kind {
+    OBSERVER_MEAN_EXTREMES = 1, /* act_method 1 */
+    OBSERVER_HISTOGRAM = 2      /* act_method 2 */
+} observer_kind;
+
+typedef struct observer observer;
+
+tare_status observer_create(tare_context *ctx, observer_kind kind, const numerics *num,
+                            observer **out);
+void observer_free(tare_context *ctx, observer *o);
+/* x [count]: in compat mode values representable in numerics.dtype. count 0 is skipped. NaN or
+ * infinity: TARE_E_NUMERIC. */
+tare_status observer_update(tare_context *ctx, observer *o, const float *x, size_t count);
+/* Range of all updates so far; TARE_E_NUMERIC without any. For the histogram: the greedy L2 search.
+ */
+tare_status observer_range(tare_context *ctx, observer *o, double *lo, double *hi);
+/* observer_range, then act_params_from_range. */
+tare_status observer_params(tare_context *ctx, observer *o, act_params *out);
+bool observer_reached(const observer *o);
+
+/* FP32 sum of n contiguous values in PyTorch's CPU order (9.2). */
+float torch_sum(const float *x, size_t n);
+
+#endif

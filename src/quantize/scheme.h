@@ -1,0 +1,61 @@
+/* Numeric rules of W8A8 (specification: spec/w8a8.md, sections 2 to 4, 7 and 9). One `numerics`
+ * value says how scales are rounded and which arithmetic is used; everything in quantize/ takes it.
+ */
+#ifndef TARE_QUANTIZE_SCHEME_H
+#define TARE_QUANTIZE_SCHEME_H
+
+#include "base/dtype.h"
+#include "base/memory.h"
+
+typedef struct numerics {
+    bool compat; /* msModelSlim's native-dtype arithmetic: every operation rounded to `dtype` */
+    tare_dtype dtype; /* S, the serving dtype (compat: M, the model dtype): F32, F16 or BF16 */
+} numerics;
+
+/* Scale and offset of activations: q = clamp(rne(x/scale + offset), -128, 127), x' = (q - offset) *
+ * scale. */
+typedef struct act_params {
+    float scale, offset;
+    /* compat with FP16 and the histogram keeps FP32 scale and offset; elsewhere numerics.dtype. */
+    tare_dtype dtype;
+} act_params;
+
+/* Section 4.1 (compat: 9.1). TARE_E_NUMERIC for a range that is not finite or a scale that does not
+ * fit the dtype. */
+tare_status act_params_from_range(tare_context *ctx, const numerics *num, double lo, double hi,
+                                  bool histogram, act_params *out);
+
+/* Integer weight of one linear. Owned by the caller: weight_quantized_free. */
+typedef struct quantized_weight {
+    size_t n, k;
+    int8_t *q;         /* [n,k] */
+    float *scales;     /* [num_scales], rounded to numerics.dtype */
+    size_t num_scales; /* n, or 1 with one scale per matrix */
+    int64_t *row_sums; /* [n] sum of q over the row */
+    bool *zero_rows;   /* [n] */
+} quantized_weight;
+
+/* Section 3, symmetric 8 bits (compat: 9.1). `w` [n,k] in `dtype`. NaN or infinity: TARE_E_NUMERIC
+ * that names row and column. Zero rows get scale 1 (default mode) until weight_settle_zero_rows.
+ * Parallel over rows. */
+tare_status weight_quantize(tare_context *ctx, const numerics *num, tare_dtype dtype, const void *w,
+                            size_t n, size_t k, bool per_tensor, quantized_weight *out);
+void weight_quantized_free(tare_context *ctx, quantized_weight *w);
+/* Zero rows with a bias take the scale of section 3's last rule, once input_scale is known. `bias`
+ * [n] FP32 or NULL. */
+void weight_settle_zero_rows(const numerics *num, quantized_weight *w, const float *bias,
+                             float input_scale);
+
+/* Section 7: deq_scale [num_scales] and quant_bias [n] from the stored values. Returns the number
+ * of saturated rows and, if any, the worst error in *worst (units of quant_bias). `bias` may be
+ * NULL. */
+size_t derive_w8a8(const numerics *num, const quantized_weight *w, const act_params *act,
+                   const float *bias, float *deq_scale, int32_t *quant_bias, double *worst);
+
+/* x[n] <- the fake-quantized x of section 4.1 (compat: 9.1, every operation rounded). The reference
+ * for the integer path, and the path for pr < 1 and compat FP16/BF16. */
+void act_fake_quantize(const numerics *num, const act_params *act, float *x, size_t n);
+/* w'[n,k] in FP32 (compat: product rounded to the dtype). */
+void weight_dequantize(const numerics *num, const quantized_weight *w, size_t row, float *out_row);
+
+#endif

@@ -1,0 +1,23 @@
+/* Score of a linear's input (spec/w8a8.md 6.2): max|x| over the spread of x around its column
+ * centres. High = hard to quantize. */
+#ifndef TARE_QUANTIZE_SCORE_H
+#define TARE_QUANTIZE_SCORE_H
+
+#include "quantize/scheme.h"
+
+enum { SCORE_SAMPLES = 5 };        /* only the first samples are scored */
+#define SCORE_HISTOGRAM_LIMIT 50.0 /* act_method 3: histogram up to this, mean of extremes beyond  \
+                                    */
+
+typedef struct score_state {
+    double min, max, std;
+    size_t calls;
+} score_state;
+
+void score_init(score_state *s);
+/* One call: x [rows, cols]. `scratch` [2*cols] floats. */
+tare_status score_update(tare_context *ctx, const numerics *num, score_state *s, const float *x,
+                         size_t rows, size_t cols, float *scratch);
+double score_value(const numerics *num, const score_state *s);
+
+#endif

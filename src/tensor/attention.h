@@ -1,0 +1,22 @@
+/* Causal attention of one sample with grouped key/value heads. */
+#ifndef TARE_TENSOR_ATTENTION_H
+#define TARE_TENSOR_ATTENTION_H
+
+#include "base/memory.h"
+
+typedef struct attention_shape {
+    size_t tokens, num_heads, num_kv_heads, head_dim;
+    size_t window; /* sliding window in tokens, itself included; 0: none */
+} attention_shape;
+
+/* q [tokens, num_heads*head_dim], k and v [tokens, num_kv_heads*head_dim], rotated already; row
+ * strides in elements. out [tokens, num_heads*head_dim] = softmax(q k^T / sqrt(head_dim) + causal
+ * mask) v. FP32; never tokens x tokens in memory: works on blocks of rows. `scratch`:
+ * attention_scratch_size() floats for each of parallel_threads(ctx) threads. Parallel over heads
+ * and row blocks. */
+void attention_forward(const tare_context *ctx, const attention_shape *shape, const float *q,
+                       size_t q_stride, const float *k, size_t k_stride, const float *v,
+                       size_t v_stride, float *out, size_t out_stride, float *scratch);
+size_t attention_scratch_size(const attention_shape *shape);
+
+#endif

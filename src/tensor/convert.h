@@ -1,0 +1,41 @@
+/* Between storage dtypes and FP32: bf16 and fp16, round half to even; NaN stays NaN; FP16 overflow
+ * gives infinity. */
+#ifndef TARE_TENSOR_CONVERT_H
+#define TARE_TENSOR_CONVERT_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "base/context.h"
+#include "base/dtype.h"
+
+static inline float bf16_to_float(uint16_t x)
+{
+    uint32_t u = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+static inline uint16_t float_to_bf16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    if ((u & 0x7fffffffu) > 0x7f800000u)
+        return (uint16_t)((u >> 16) | 0x40);
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1)) >> 16);
+}
+
+float fp16_to_float(uint16_t x);
+uint16_t float_to_fp16(float f);
+/* `x` rounded once, half to even, to `dtype` (F32, F16, BF16): from a double, without double
+ * rounding. */
+float round_to_dtype(double x, tare_dtype dtype);
+/* count elements of F32, F16 or BF16 at `from` to FP32. */
+void widen_to_float(const tare_context *ctx, tare_dtype dtype, const void *from, size_t count,
+                    float *to);
+/* FP32 to F32, F16 or BF16. */
+void narrow_from_float(const tare_context *ctx, tare_dtype dtype, const float *from, size_t count,
+                       void *to);
+
+#endif

@@ -1,0 +1,63 @@
+/* Vector kernels with run-time dispatch. kernels_get() gives the table of the context's instruction
+ * set: a scalar reference that is obviously right, AVX2 and AVX-512 variants that are tested
+ * against it (tests/unit/test_kernels.c states the bounds). No kernel allocates; no kernel's result
+ * depends on the number of threads. Matrices are row-major. */
+#ifndef TARE_TENSOR_KERNELS_H
+#define TARE_TENSOR_KERNELS_H
+
+#include "base/context.h"
+
+typedef struct kernels {
+    const char *name;
+
+    void (*bf16_to_float)(const uint16_t *x, size_t n, float *y);
+    void (*fp16_to_float)(const uint16_t *x, size_t n, float *y);
+    void (*float_to_bf16)(const float *x, size_t n, uint16_t *y);
+    void (*float_to_fp16)(const float *x, size_t n, uint16_t *y);
+
+    /* Extremes of x[n], n > 0. Exact. *finite is set false if any element is NaN or infinite (the
+     * extremes are then undefined), and left alone otherwise. */
+    void (*min_max)(const float *x, size_t n, float *min, float *max, bool *finite);
+    /* max |x|, as above. */
+    void (*abs_max)(const float *x, size_t n, float *max, bool *finite);
+
+    /* Weights: q[i] = clamp(rne(x[i] / scale), -limit, limit). Exact: one FP32 division, half to
+     * even. Returns the sum of q. */
+    int64_t (*quantize_symmetric)(const float *x, size_t n, float scale, int limit, int8_t *q);
+    /* Activations: q[i] = clamp(rne(x[i] / scale + offset), -128, 127) + 128 as u8: FP32 division,
+     * then FP32 addition. Exact. */
+    void (*quantize_asymmetric)(const float *x, size_t n, float scale, float offset, uint8_t *q);
+
+    /* y[i] = x[i] * w[i] / sqrt(mean(x^2) + eps): RMSNorm of one row. */
+    void (*rms_norm)(const float *x, const float *w, size_t n, float eps, float *y);
+    /* Half rotation in place of one head x[d]: cos, sin [d/2]. */
+    void (*rope)(float *x, const float *cos, const float *sin, size_t d);
+    /* gate[i] = silu(gate[i]) * up[i]. */
+    void (*silu_mul)(float *gate, const float *up, size_t n);
+    /* y[i] += x[i]. */
+    void (*add)(float *y, const float *x, size_t n);
+    float (*dot)(const float *x, const float *y, size_t n);
+    /* y[i] += a * x[i]. */
+    void (*axpy)(float a, const float *x, size_t n, float *y);
+    /* x <- exp(x - max(x)) / sum, n > 0. */
+    void (*softmax)(float *x, size_t n);
+
+    /* One row of the INT8 epilogue: y[n] = (acc[n] - zero * row_sums[n]) * (scale * w_scales[n]) +
+     * bias[n]; the difference in int64 or exact double, then double arithmetic, rounded once to
+     * FP32. zero = 128 + offset. w_scales has `scales` = n or 1 elements; bias may be NULL. */
+    void (*dequantize_row)(const int32_t *acc, size_t n, int64_t zero, const int64_t *row_sums,
+                           float scale, const float *w_scales, size_t scales, const float *bias,
+                           float *y);
+} kernels;
+
+const kernels *kernels_get(const tare_context *ctx);
+/* The table of one instruction set; NULL if this CPU or build lacks it. AMX has the AVX-512
+ * kernels. */
+const kernels *kernels_of(tare_cpu cpu);
+/* The best set of this CPU, by its features alone. */
+tare_cpu cpu_detect(void);
+/* Are 8-bit dot products exact in hardware here (VNNI), so that oneDNN's u8 x s8 GEMM does not
+ * saturate? */
+bool cpu_has_vnni(void);
+
+#endif
