@@ -9,8 +9,9 @@
 
 typedef struct file file;
 
-/* Opens a regular file for reading; direct (O_DIRECT) where the file system allows, in aligned
- * pieces of 4 MiB. */
+/* Opens a regular file for reading (a symbolic link to one is fine). Large reads of large files are
+ * direct (O_DIRECT) where the file system allows, in aligned pieces of 4 MiB through a buffer that
+ * lives as long as the call; the others go through the page cache. */
 tare_status file_open(tare_context *ctx, const char *path, file **out);
 void file_close(file *f);
 uint64_t file_size(const file *f);
@@ -33,7 +34,7 @@ tare_status file_create(tare_context *ctx, const char *path, uint64_t size, file
 tare_status file_write_at(file_writer *w, uint64_t offset, const void *data, size_t size);
 /* Appends after what was appended before. */
 tare_status file_append(file_writer *w, const void *data, size_t size);
-/* Syncs and closes; frees `w` in any case. */
+/* Syncs and closes; frees `w` in any case, and removes the file on failure. */
 tare_status file_finish(file_writer *w);
 /* Closes and removes the file; NULL is allowed. */
 void file_abandon(file_writer *w);
@@ -42,6 +43,7 @@ tare_status file_write_all(tare_context *ctx, const char *path, const void *data
 /* Copies a regular file of at most `limit` bytes to a new file. */
 tare_status file_copy(tare_context *ctx, const char *from, const char *to, uint64_t limit);
 
+/* Also true for a symbolic link that leads nowhere. */
 bool path_exists(const char *path);
 bool path_is_folder(const char *path);
 /* dir + "/" + name, freed with mem_free; NULL when out of memory. */

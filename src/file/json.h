@@ -13,7 +13,8 @@ enum { JSON_MAX_DEPTH = 64 };
 typedef enum json_dialect {
     JSON_STRICT,
     /* Also NaN, Infinity, -Infinity, and lone surrogates (\ud800), which become U+FFFD: what
-       Python's json module writes. */
+       Python's json module writes. Numbers beyond the range of double become infinite, where
+       JSON_STRICT refuses them. */
     JSON_PYTHON
 } json_dialect;
 
@@ -49,18 +50,26 @@ tare_status json_reader_create(tare_context *ctx, const char *data, size_t lengt
                                json_dialect dialect, json_reader **out);
 void json_reader_free(json_reader *r);
 tare_status json_next(json_reader *r, json_token *token);
-/* Skips the value that comes next (after a JSON_KEY, or in a list), whatever its depth. */
+/* Skips the value that comes next (after a JSON_KEY, or in a list), whatever its depth. There must
+ * be one: the end of the list or of the document is an error. */
 tare_status json_skip(json_reader *r);
 
-/* Parses the whole document; *root lives in `arena`. A duplicate key is an error. */
-tare_status json_parse(tare_context *ctx, arena *arena, const char *data, size_t length,
+/* Length of the JSON number (RFC 8259) that `text` begins with; 0 if it begins with none. */
+size_t json_number_length(const char *text, size_t length);
+/* Sets is_integer, integer and number of `token` from its text, a JSON number. "-0" is the integer
+ * 0. Independent of the locale. */
+void json_number_convert(json_token *token);
+
+/* Parses the whole document; *root lives in `a`, also when `data` is gone. A duplicate key is
+ * an error. */
+tare_status json_parse(tare_context *ctx, arena *a, const char *data, size_t length,
                        const char *what, json_dialect dialect, const value **root);
-/* Reads and parses a file of at most `limit` bytes. */
-tare_status json_parse_file(tare_context *ctx, arena *arena, const char *path, size_t limit,
+/* Reads and parses a file of at most `limit` bytes, strictly. */
+tare_status json_parse_file(tare_context *ctx, arena *a, const char *path, size_t limit,
                             const value **root);
 
 /* Appends `text` as a JSON string with its quotes; beyond ASCII as \uXXXX (as Python's
- * ensure_ascii). */
+ * ensure_ascii). Bytes that are not UTF-8 become \ufffd. */
 void json_write_string(buffer *out, const char *text, size_t length);
 /* Appends a tree, indented by `indent` spaces a level (0: on one line), keys in order; numbers as
  * they were written. `level`: of the first line's own indentation. */

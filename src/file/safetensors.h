@@ -1,7 +1,8 @@
 /* safetensors: u64 little-endian header length, JSON header, data. Reading checks everything before
  * a byte of data is used: header at most 100 MB, known dtypes, shape product without overflow,
  * dtype*shape = bytes, offsets contiguous from 0 to the end of the file without gaps or overlaps,
- * no duplicate key. All such faults are TARE_E_FORMAT naming file and tensor. */
+ * no duplicate key, no empty name or zero byte in one. All such faults are TARE_E_FORMAT naming
+ * file and tensor. */
 #ifndef TARE_FILE_SAFETENSORS_H
 #define TARE_FILE_SAFETENSORS_H
 
@@ -25,7 +26,7 @@ tare_status safetensors_open(tare_context *ctx, const char *path, safetensors **
 void safetensors_close(safetensors *s);
 const char *safetensors_path(const safetensors *s);
 uint64_t safetensors_file_size(const safetensors *s);
-/* In header order. */
+/* By offset, as they stand in the file (which need not be the order of the header). */
 size_t safetensors_count(const safetensors *s);
 const tensor_info *safetensors_at(const safetensors *s, size_t index);
 /* NULL if absent. */
@@ -37,8 +38,8 @@ tare_status safetensors_read(safetensors *s, const tensor_info *tensor, uint64_t
 size_t tensor_elements(const tensor_info *tensor);
 
 /* Parses a header alone (for fuzzing and for safetensors_open): `header` [length] is the JSON text,
- * `data_bytes` what follows it. *tensors (sorted by offset) and the names live in `arena`. */
-tare_status safetensors_parse_header(tare_context *ctx, arena *arena, const char *header,
+ * `data_bytes` what follows it. *tensors (sorted by offset) and the names live in `home`. */
+tare_status safetensors_parse_header(tare_context *ctx, arena *home, const char *header,
                                      size_t length, uint64_t data_start, uint64_t data_bytes,
                                      const char *what, tensor_info **tensors, size_t *count);
 
@@ -55,7 +56,8 @@ tare_status safetensors_create(tare_context *ctx, const char *path, const tensor
  * for disjoint ranges. */
 tare_status safetensors_write(safetensors_writer *w, size_t index, uint64_t offset,
                               const void *data, size_t size);
-/* Fails (a bug) unless every byte was written once. Syncs, closes; frees `w` in any case. */
+/* Fails (a bug) unless as many bytes were written to each tensor as it has. Syncs, closes; frees
+ * `w` in any case. */
 tare_status safetensors_finish(safetensors_writer *w);
 void safetensors_abandon(safetensors_writer *w);
 /* Total size of the file that create would make, header included. */

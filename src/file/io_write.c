@@ -1,0 +1,186 @@
+#include "file/io.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "file/io_internal.h"
+
+enum { COPY_PIECE = 1024 * 1024 };
+
+struct file_writer {
+    tare_context *ctx;
+    char *path;
+    int fd;
+    uint64_t end; /* of what was appended */
+};
+
+/* fallocate(2), not posix_fallocate(3): where the file system cannot reserve, the latter would
+ * write every block. */
+static tare_status reserve(file_writer *w, uint64_t size)
+{
+    if (size > INT64_MAX)
+        return io_fail(w->ctx, "reserve space for", w->path, EFBIG);
+    int failed;
+    do
+        failed = fallocate(w->fd, 0, 0, (off_t)size) != 0 ? errno : 0;
+    while (failed == EINTR);
+    if (failed == EOPNOTSUPP || failed == ENOSYS || failed == EINVAL) {
+        do
+            failed = ftruncate(w->fd, (off_t)size) != 0 ? errno : 0;
+        while (failed == EINTR);
+    }
+    if (failed) {
+        char verb[64];
+        snprintf(verb, sizeof verb, "reserve %llu bytes for", (unsigned long long)size);
+        return io_fail(w->ctx, verb, w->path, failed);
+    }
+    return TARE_OK;
+}
+
+tare_status file_create(tare_context *ctx, const char *path, uint64_t size, file_writer **out)
+{
+    tare_status status = TARE_OK;
+    *out = NULL;
+    file_writer *w = mem_calloc(ctx, 1, sizeof *w);
+    if (!w)
+        return TARE_E_MEMORY;
+    w->ctx = ctx;
+    w->fd = -1;
+    if (!(w->path = mem_strdup(ctx, path))) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
+    w->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0640);
+    if (w->fd < 0) {
+        status = io_fail(ctx, "create", path, errno);
+        goto done;
+    }
+    if (size > 0)
+        TRY(reserve(w, size));
+    *out = w;
+    w = NULL;
+done:
+    file_abandon(w);
+    return status;
+}
+
+tare_status file_write_at(file_writer *w, uint64_t offset, const void *data, size_t size)
+{
+    const char *next = data;
+    uint64_t end;
+    if (__builtin_add_overflow(offset, (uint64_t)size, &end) || end > INT64_MAX)
+        return io_fail(w->ctx, "write", w->path, EFBIG);
+    while (size > 0) {
+        size_t want = size < (size_t)1 << 30 ? size : (size_t)1 << 30;
+        ssize_t put = pwrite(w->fd, next, want, (off_t)offset);
+        if (put < 0) {
+            if (errno == EINTR)
+                continue;
+            return io_fail(w->ctx, "write", w->path, errno);
+        }
+        if (put == 0) /* never for a regular file; must not become an endless loop */
+            return io_fail(w->ctx, "write", w->path, EIO);
+        next += put;
+        offset += (uint64_t)put;
+        size -= (size_t)put;
+    }
+    return TARE_OK;
+}
+
+tare_status file_append(file_writer *w, const void *data, size_t size)
+{
+    tare_status status = file_write_at(w, w->end, data, size);
+    if (status == TARE_OK)
+        w->end += size;
+    return status;
+}
+
+static void writer_free(file_writer *w)
+{
+    mem_free(w->ctx, w->path);
+    mem_free(w->ctx, w);
+}
+
+tare_status file_finish(file_writer *w)
+{
+    tare_status status = TARE_OK;
+    int failed;
+    do
+        failed = fsync(w->fd) != 0 ? errno : 0;
+    while (failed == EINTR);
+    if (failed)
+        status = io_fail(w->ctx, "sync", w->path, failed);
+    /* Linux has closed the descriptor even when close says EINTR, and the data is synced. */
+    if (close(w->fd) != 0 && errno != EINTR && status == TARE_OK)
+        status = io_fail(w->ctx, "close", w->path, errno);
+    w->fd = -1;
+    if (status != TARE_OK)
+        (void)unlink(w->path); /* the first error is the one worth telling */
+    writer_free(w);
+    return status;
+}
+
+void file_abandon(file_writer *w)
+{
+    if (!w)
+        return;
+    /* The file goes away: what close and unlink say changes nothing. */
+    if (w->fd >= 0) {
+        (void)close(w->fd);
+        (void)unlink(w->path);
+    }
+    writer_free(w);
+}
+
+tare_status file_write_all(tare_context *ctx, const char *path, const void *data, size_t size)
+{
+    tare_status status = TARE_OK;
+    file_writer *w = NULL;
+    TRY(file_create(ctx, path, size, &w));
+    TRY(file_append(w, data, size));
+    file_writer *finished = w;
+    w = NULL;
+    TRY(file_finish(finished));
+done:
+    file_abandon(w);
+    return status;
+}
+
+tare_status file_copy(tare_context *ctx, const char *from, const char *to, uint64_t limit)
+{
+    tare_status status = TARE_OK;
+    file *source = NULL;
+    file_writer *w = NULL;
+    char *piece = NULL;
+    TRY(file_open(ctx, from, &source));
+    uint64_t size = file_size(source);
+    if (size > limit) {
+        status = TARE_FAIL(ctx, TARE_E_FORMAT, "'%s' has %llu bytes, but at most %llu are accepted",
+                           from, (unsigned long long)size, (unsigned long long)limit);
+        goto done;
+    }
+    TRY(file_create(ctx, to, size, &w));
+    size_t capacity = size < COPY_PIECE ? (size_t)size : COPY_PIECE;
+    if (!(piece = mem_alloc(ctx, capacity ? capacity : 1))) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
+    for (uint64_t at = 0; at < size;) {
+        size_t part = size - at < capacity ? (size_t)(size - at) : capacity;
+        TRY(file_read_at(source, at, piece, part));
+        TRY(file_append(w, piece, part));
+        at += part;
+    }
+    file_writer *finished = w;
+    w = NULL;
+    TRY(file_finish(finished));
+done:
+    mem_free(ctx, piece);
+    file_abandon(w);
+    file_close(source);
+    return status;
+}

@@ -1,0 +1,75 @@
+/* JSON documents as trees. */
+#include "file/io.h"
+#include "file/json.h"
+#include "file/value_builder.h"
+
+static tare_status add_token(value_builder *b, const json_token *t)
+{
+    value v = {.line = t->line};
+    switch (t->kind) {
+    case JSON_MAP_BEGIN:
+        return value_builder_open(b, VALUE_MAP, t->line);
+    case JSON_LIST_BEGIN:
+        return value_builder_open(b, VALUE_LIST, t->line);
+    case JSON_MAP_END:
+    case JSON_LIST_END:
+        return value_builder_close(b);
+    case JSON_KEY:
+    case JSON_STRING:
+        return value_builder_string(b, t->text, t->length, t->line);
+    case JSON_NUMBER:
+        v.type = VALUE_NUMBER;
+        v.is_integer = t->is_integer;
+        v.integer = t->integer;
+        v.number = t->number;
+        v.text = t->text;
+        v.length = t->length;
+        break;
+    case JSON_TRUE:
+    case JSON_FALSE:
+        v.type = VALUE_BOOL;
+        v.boolean = t->kind == JSON_TRUE;
+        break;
+    default:
+        v.type = VALUE_NULL;
+        break;
+    }
+    return value_builder_add(b, &v);
+}
+
+tare_status json_parse(tare_context *ctx, arena *a, const char *data, size_t length,
+                       const char *what, json_dialect dialect, const value **root)
+{
+    tare_status status = TARE_OK;
+    json_reader *reader = NULL;
+    value_builder builder;
+    json_token token;
+
+    *root = NULL;
+    value_builder_init(&builder, ctx, a, what);
+    TRY(json_reader_create(ctx, data, length, what, dialect, &reader));
+    for (;;) {
+        TRY(json_next(reader, &token));
+        if (token.kind == JSON_END)
+            break;
+        TRY(add_token(&builder, &token));
+    }
+    TRY(value_builder_finish(&builder, root));
+done:
+    json_reader_free(reader);
+    value_builder_free(&builder);
+    return status;
+}
+
+tare_status json_parse_file(tare_context *ctx, arena *a, const char *path, size_t limit,
+                            const value **root)
+{
+    char *data = NULL;
+    size_t length;
+    *root = NULL;
+    tare_status status = file_read_all(ctx, path, limit, &data, &length);
+    if (status == TARE_OK)
+        status = json_parse(ctx, a, data, length, path, JSON_STRICT, root);
+    mem_free(ctx, data);
+    return status;
+}

@@ -1,0 +1,297 @@
+/* Opening the weight files of a checkpoint and finding tensors in them. */
+#include "model/checkpoint.h"
+
+#include <string.h>
+
+#include "base/strings.h"
+#include "file/json.h"
+
+#define SINGLE_FILE "model.safetensors"
+#define INDEX_FILE  "model.safetensors.index.json"
+
+enum { INDEX_LIMIT = 256 << 20, MAX_FILES = 10000 };
+
+typedef struct tensor_place {
+    const tensor_info *tensor;
+    size_t file;
+} tensor_place;
+
+struct checkpoint {
+    tare_context *ctx;
+    arena arena; /* names of the index */
+    char *dir;
+    safetensors **files;
+    size_t num_files;
+    tensor_place *places; /* [count] */
+    size_t count, capacity;
+    strmap by_name; /* tensor name -> place */
+};
+
+static tare_status add_file(checkpoint *c, const char *name)
+{
+    char *path = path_join(c->ctx, c->dir, name);
+    if (!path)
+        return TARE_E_MEMORY;
+    tare_status status = safetensors_open(c->ctx, path, &c->files[c->num_files]);
+    mem_free(c->ctx, path);
+    if (status == TARE_OK)
+        c->num_files++;
+    return status;
+}
+
+static tare_status add_tensor(checkpoint *c, size_t shard, const tensor_info *tensor)
+{
+    tare_status status = TARE_OK;
+    bool existed;
+    TRY(mem_grow(c->ctx, (void **)&c->places, &c->capacity, c->count + 1, sizeof *c->places));
+    TRY(strmap_put(&c->by_name, tensor->name, strlen(tensor->name), (uint32_t)c->count, &existed));
+    if (existed)
+        return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: tensor \"%s\" is in two files", c->dir,
+                         tensor->name);
+    c->places[c->count++] = (tensor_place){tensor, shard};
+done:
+    return status;
+}
+
+static tare_status open_single(checkpoint *c)
+{
+    tare_status status = TARE_OK;
+    c->files = mem_calloc(c->ctx, 1, sizeof *c->files);
+    if (!c->files)
+        return TARE_E_MEMORY;
+    TRY(add_file(c, SINGLE_FILE));
+    for (size_t i = 0; i < safetensors_count(c->files[0]); i++)
+        TRY(add_tensor(c, 0, safetensors_at(c->files[0], i)));
+done:
+    return status;
+}
+
+/* A shard is a plain file name: an index must not make tare read outside the folder. */
+static bool is_plain_name(const value *v)
+{
+    return v->type == VALUE_STRING && v->length > 0 && strlen(v->text) == v->length &&
+           !strchr(v->text, '/') && !strchr(v->text, '\\') && strcmp(v->text, "..") != 0 &&
+           strcmp(v->text, ".") != 0;
+}
+
+/* Opens each shard that the map names, in the order of first mention; `shards` maps its name to its
+ * index. */
+static tare_status open_shards(checkpoint *c, const value *map, strmap *shards)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < map->count; i++) {
+        const value *shard = &map->items[i];
+        bool existed;
+        if (!is_plain_name(shard))
+            return TARE_FAIL(c->ctx, TARE_E_MODEL,
+                             "%s/%s: \"%s\" must name a file in the same folder, without a path",
+                             c->dir, INDEX_FILE, shard->text ? shard->text : "");
+        TRY(strmap_put(shards, shard->text, shard->length, (uint32_t)c->num_files, &existed));
+        if (existed)
+            continue;
+        if (c->num_files == MAX_FILES)
+            return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s/%s: names more than %d files", c->dir,
+                             INDEX_FILE, MAX_FILES);
+        TRY(TARE_WRAP(c->ctx, add_file(c, shard->text), "%s/%s", c->dir, INDEX_FILE));
+    }
+done:
+    return status;
+}
+
+static tare_status add_indexed(checkpoint *c, const value *map, const strmap *shards)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < map->count; i++) {
+        uint32_t shard = 0;
+        strmap_get(shards, map->items[i].text, map->items[i].length, &shard);
+        const tensor_info *t = safetensors_find(c->files[shard], map->keys[i].text);
+        if (!t)
+            return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s/%s: tensor \"%s\" is not in %s", c->dir,
+                             INDEX_FILE, map->keys[i].text, map->items[i].text);
+        TRY(add_tensor(c, shard, t));
+    }
+    size_t stored = 0;
+    for (size_t i = 0; i < c->num_files; i++)
+        stored += safetensors_count(c->files[i]);
+    if (stored > c->count)
+        TARE_WARN(c->ctx, "%s/%s: %zu tensors in the shards are not in the index and are left out",
+                  c->dir, INDEX_FILE, stored - c->count);
+done:
+    return status;
+}
+
+static tare_status open_index(checkpoint *c)
+{
+    tare_status status = TARE_OK;
+    const value *root;
+    strmap shards;
+    strmap_init(&shards, c->ctx);
+    char *path = path_join(c->ctx, c->dir, INDEX_FILE);
+    if (!path)
+        return TARE_E_MEMORY;
+    TRY(json_parse_file(c->ctx, &c->arena, path, INDEX_LIMIT, &root));
+    const value *map = value_get(root, "weight_map");
+    if (!map || map->type != VALUE_MAP || map->count == 0) {
+        status = TARE_FAIL(c->ctx, TARE_E_MODEL,
+                           "%s: key \"weight_map\" must be a map from tensors to files", path);
+        goto done;
+    }
+    size_t most = map->count < MAX_FILES ? map->count : MAX_FILES;
+    c->files = mem_calloc(c->ctx, most, sizeof *c->files);
+    if (!c->files) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
+    TRY(open_shards(c, map, &shards));
+    TRY(add_indexed(c, map, &shards));
+done:
+    strmap_free(&shards);
+    mem_free(c->ctx, path);
+    return status;
+}
+
+static tare_status open_files(checkpoint *c)
+{
+    tare_status status = TARE_OK;
+    char *single = path_join(c->ctx, c->dir, SINGLE_FILE);
+    char *index = path_join(c->ctx, c->dir, INDEX_FILE);
+    if (!single || !index)
+        status = TARE_E_MEMORY;
+    else if (!path_is_folder(c->dir))
+        status = TARE_FAIL(c->ctx, TARE_E_MODEL,
+                           "%s: is not a folder; give the checkpoint's folder", c->dir);
+    else if (path_exists(single))
+        status = open_single(c);
+    else if (path_exists(index))
+        status = open_index(c);
+    else
+        status = TARE_FAIL(c->ctx, TARE_E_MODEL,
+                           "%s: holds neither %s nor %s; weights in other formats (.bin, .pt) "
+                           "must be converted to safetensors first",
+                           c->dir, SINGLE_FILE, INDEX_FILE);
+    mem_free(c->ctx, single);
+    mem_free(c->ctx, index);
+    return status;
+}
+
+tare_status checkpoint_open(tare_context *ctx, const char *dir, checkpoint **out)
+{
+    *out = NULL;
+    checkpoint *c = mem_calloc(ctx, 1, sizeof *c);
+    if (!c)
+        return TARE_E_MEMORY;
+    c->ctx = ctx;
+    arena_init(&c->arena, ctx);
+    strmap_init(&c->by_name, ctx);
+    c->dir = mem_strdup(ctx, dir);
+    tare_status status = c->dir ? open_files(c) : TARE_E_MEMORY;
+    if (status == TARE_OK)
+        *out = c;
+    else
+        checkpoint_close(c);
+    return status;
+}
+
+void checkpoint_close(checkpoint *c)
+{
+    if (!c)
+        return;
+    for (size_t i = 0; i < c->num_files; i++)
+        safetensors_close(c->files[i]);
+    mem_free(c->ctx, c->files);
+    mem_free(c->ctx, c->places);
+    strmap_free(&c->by_name);
+    arena_free(&c->arena);
+    mem_free(c->ctx, c->dir);
+    mem_free(c->ctx, c);
+}
+
+const char *checkpoint_dir(const checkpoint *c)
+{
+    return c->dir;
+}
+
+size_t checkpoint_count(const checkpoint *c)
+{
+    return c->count;
+}
+
+const tensor_info *checkpoint_at(const checkpoint *c, size_t index)
+{
+    return c->places[index].tensor;
+}
+
+const tensor_info *checkpoint_find(const checkpoint *c, const char *name)
+{
+    uint32_t place;
+    return strmap_get(&c->by_name, name, strlen(name), &place) ? c->places[place].tensor : NULL;
+}
+
+/* Every exponent bit set: NaN or infinity, in any of the three float formats. */
+static size_t first_not_finite16(const uint16_t *x, size_t n, uint16_t exponent)
+{
+    unsigned found = 0;
+    for (size_t i = 0; i < n; i++)
+        found |= (x[i] & exponent) == exponent;
+    for (size_t i = 0; found && i < n; i++) {
+        if ((x[i] & exponent) == exponent)
+            return i;
+    }
+    return n;
+}
+
+static size_t first_not_finite32(const uint32_t *x, size_t n)
+{
+    unsigned found = 0;
+    for (size_t i = 0; i < n; i++)
+        found |= (x[i] & 0x7f800000u) == 0x7f800000u;
+    for (size_t i = 0; found && i < n; i++) {
+        if ((x[i] & 0x7f800000u) == 0x7f800000u)
+            return i;
+    }
+    return n;
+}
+
+static tare_status check_finite(tare_context *ctx, const tensor_info *t, uint64_t offset,
+                                const void *data, size_t size)
+{
+    size_t width = dtype_size(t->dtype), n = size / width, at = n;
+    if (t->dtype == TARE_F32)
+        at = first_not_finite32(data, n);
+    else if (t->dtype == TARE_BF16)
+        at = first_not_finite16(data, n, 0x7f80);
+    else if (t->dtype == TARE_F16)
+        at = first_not_finite16(data, n, 0x7c00);
+    if (at == n)
+        return TARE_OK;
+    return TARE_FAIL(ctx, TARE_E_NUMERIC, "%s: element %llu is NaN or infinite", t->name,
+                     (unsigned long long)(offset / width + at));
+}
+
+tare_status checkpoint_read(checkpoint *c, const tensor_info *tensor, uint64_t offset, void *data,
+                            size_t size)
+{
+    uint32_t place = 0;
+    strmap_get(&c->by_name, tensor->name, strlen(tensor->name), &place);
+    tare_status status = safetensors_read(c->files[c->places[place].file], tensor, offset, data,
+                                          size);
+    return status == TARE_OK ? check_finite(c->ctx, tensor, offset, data, size) : status;
+}
+
+size_t checkpoint_file_count(const checkpoint *c)
+{
+    return c->num_files;
+}
+
+const safetensors *checkpoint_file(const checkpoint *c, size_t index)
+{
+    return c->files[index];
+}
+
+uint64_t checkpoint_bytes(const checkpoint *c)
+{
+    uint64_t sum = 0;
+    for (size_t i = 0; i < c->num_files; i++)
+        sum += safetensors_file_size(c->files[i]);
+    return sum;
+}

@@ -1,0 +1,30 @@
+/* The weight files of a checkpoint folder: model.safetensors, or the shards that
+ * model.safetensors.index.json names. Headers are read and checked on opening; tensor data only
+ * through checkpoint_read. No pickle, no code, no path outside the folder. */
+#ifndef TARE_MODEL_CHECKPOINT_H
+#define TARE_MODEL_CHECKPOINT_H
+
+#include "file/safetensors.h"
+
+typedef struct checkpoint checkpoint;
+
+tare_status checkpoint_open(tare_context *ctx, const char *dir, checkpoint **out);
+void checkpoint_close(checkpoint *c);
+const char *checkpoint_dir(const checkpoint *c);
+
+/* Tensors in file order, then header order. */
+size_t checkpoint_count(const checkpoint *c);
+const tensor_info *checkpoint_at(const checkpoint *c, size_t index);
+/* NULL if absent. */
+const tensor_info *checkpoint_find(const checkpoint *c, const char *name);
+/* Bytes [offset, offset+size) of a tensor of this checkpoint. A float tensor's NaN or infinity is
+ * TARE_E_NUMERIC and names it. */
+tare_status checkpoint_read(checkpoint *c, const tensor_info *tensor, uint64_t offset, void *data,
+                            size_t size);
+
+size_t checkpoint_file_count(const checkpoint *c);
+const safetensors *checkpoint_file(const checkpoint *c, size_t index);
+/* Sum of the sizes of the weight files. */
+uint64_t checkpoint_bytes(const checkpoint *c);
+
+#endif

@@ -1,0 +1,259 @@
+/* Reading config.json: defaults as transformers has them, everything that a forward pass relies on
+ * checked here once. */
+#include "model/config.h"
+
+#include <string.h>
+
+#include "base/strings.h"
+#include "file/json.h"
+
+enum { MAX_DIM = 1 << 24, MAX_LAYERS = 1 << 16 };
+
+typedef struct parse {
+    tare_context *ctx;
+    arena *arena;
+    const char *what;
+    const value *root;
+    model_config *out;
+} parse;
+
+#define REFUSE(p, ...)                                                                             \
+    TARE_WRAP((p)->ctx, TARE_FAIL((p)->ctx, TARE_E_MODEL, __VA_ARGS__), "%s", (p)->what)
+
+static tare_status parse_arch(parse *p)
+{
+    const value *type = value_get(p->root, "model_type");
+    if (type && type->type == VALUE_STRING && (p->out->arch = architecture_find(type->text)))
+        return TARE_OK;
+    buffer known;
+    buffer_init(&known, p->ctx);
+    for (size_t i = 0; architecture_name(i); i++)
+        buffer_printf(&known, "%s%s", i ? ", " : "", architecture_name(i));
+    tare_status status = known.status;
+    if (status == TARE_OK && type && type->type == VALUE_STRING)
+        status = REFUSE(p, "model_type \"%.80s\" is not supported; supported: %s", type->text,
+                        known.data);
+    else if (status == TARE_OK)
+        status = REFUSE(p, "model_type is missing; supported: %s", known.data);
+    buffer_free(&known);
+    return status;
+}
+
+/* A required (fallback 0) or optional size in 1..limit. */
+static tare_status parse_size(parse *p, const char *key, size_t fallback, size_t limit, size_t *out)
+{
+    tare_status status = TARE_OK;
+    *out = 0;
+    TRY(value_get_size(p->ctx, p->root, p->what, key, out));
+    if (*out == 0 && fallback && !value_get(p->root, key))
+        *out = fallback;
+    const value *v = value_get(p->root, key);
+    if (*out == 0 && fallback && v && v->type == VALUE_NULL)
+        *out = fallback;
+    if (*out == 0 || *out > limit)
+        status = REFUSE(p, "%s %s; a whole number from 1 to %zu is needed", key,
+                        v ? "is out of range" : "is missing", limit);
+done:
+    return status == TARE_OK ? status : TARE_E_MODEL;
+}
+
+static tare_status parse_geometry(parse *p)
+{
+    tare_status status = TARE_OK;
+    model_config *c = p->out;
+    TRY(parse_size(p, "hidden_size", 0, MAX_DIM, &c->hidden_size));
+    TRY(parse_size(p, "intermediate_size", 0, MAX_DIM, &c->intermediate_size));
+    TRY(parse_size(p, "vocab_size", 0, MAX_DIM, &c->vocab_size));
+    TRY(parse_size(p, "num_hidden_layers", 0, MAX_LAYERS, &c->num_layers));
+    TRY(parse_size(p, "num_attention_heads", 0, MAX_LAYERS, &c->num_heads));
+    size_t kv = c->arch->default_kv_heads ? c->arch->default_kv_heads : c->num_heads;
+    TRY(parse_size(p, "num_key_value_heads", kv, MAX_LAYERS, &c->num_kv_heads));
+    TRY(parse_size(p, "max_position_embeddings", 2048, (size_t)1 << 31,
+                   &c->max_position_embeddings));
+    size_t head_dim = c->arch->default_head_dim ? c->arch->default_head_dim
+                                                : c->hidden_size / c->num_heads;
+    const value *given = value_get(p->root, "head_dim");
+    if (!head_dim || (given && given->type == VALUE_NULL))
+        head_dim = c->hidden_size / c->num_heads ? c->hidden_size / c->num_heads : 1;
+    TRY(parse_size(p, "head_dim", head_dim, 65536, &c->head_dim));
+    if (c->num_heads % c->num_kv_heads != 0)
+        return REFUSE(p, "num_attention_heads %zu is not a multiple of num_key_value_heads %zu",
+                      c->num_heads, c->num_kv_heads);
+    if (c->head_dim % 2 != 0)
+        return REFUSE(p, "head_dim %zu is odd; rotary embedding needs an even one", c->head_dim);
+    if (c->num_heads * c->head_dim > MAX_DIM)
+        return REFUSE(p, "num_attention_heads %zu times head_dim %zu is out of range", c->num_heads,
+                      c->head_dim);
+done:
+    return status;
+}
+
+/* A positive double of a rope map. */
+static tare_status rope_number(parse *p, const value *map, const char *key, double fallback,
+                               double *out)
+{
+    *out = fallback;
+    tare_status status = value_get_double(p->ctx, map, p->what, key, out);
+    if (status != TARE_OK)
+        return TARE_E_MODEL;
+    if (!(*out > 0) || *out > 1e30)
+        return REFUSE(p, "%s of the rope settings is missing or not a positive number", key);
+    return TARE_OK;
+}
+
+static tare_status parse_rope(parse *p)
+{
+    tare_status status = TARE_OK;
+    rope_config *r = &p->out->rope;
+    const value *scaling = value_get(p->root, "rope_parameters");
+    bool modern = scaling && scaling->type == VALUE_MAP;
+    if (!modern)
+        scaling = value_get(p->root, "rope_scaling");
+    if (scaling && scaling->type == VALUE_NULL)
+        scaling = NULL;
+    if (scaling && scaling->type != VALUE_MAP)
+        return REFUSE(p, "rope_scaling is neither null nor a map");
+    const char *name = "default";
+    if (value_get_string(p->ctx, scaling, p->what,
+                         value_get(scaling, "rope_type") ? "rope_type" : "type", &name) != TARE_OK)
+        return TARE_E_MODEL;
+    if (!rope_type_find(name, &r->type))
+        return REFUSE(p, "rope type \"%.80s\" is not supported; supported: default, llama3", name);
+    TRY(rope_number(p, modern && value_get(scaling, "rope_theta") ? scaling : p->root, "rope_theta",
+                    10000, &r->theta));
+    if (r->type == ROPE_LLAMA3) {
+        TRY(rope_number(p, scaling, "factor", 0, &r->factor));
+        TRY(rope_number(p, scaling, "low_freq_factor", 0, &r->low_freq_factor));
+        TRY(rope_number(p, scaling, "high_freq_factor", 0, &r->high_freq_factor));
+        TRY(rope_number(p, scaling, "original_max_position_embeddings", 0,
+                        &r->original_max_position));
+        if (r->high_freq_factor <= r->low_freq_factor)
+            return REFUSE(p, "high_freq_factor of the rope settings must exceed low_freq_factor");
+    }
+done:
+    return status;
+}
+
+static tare_status parse_dtype(parse *p)
+{
+    static const struct {
+        const char *name;
+        tare_dtype dtype;
+    } names[] = {{"bfloat16", TARE_BF16}, {"float16", TARE_F16}, {"float32", TARE_F32}};
+    const value *v = value_get(p->root, "torch_dtype");
+    if (!v || v->type == VALUE_NULL)
+        v = value_get(p->root, "dtype");
+    p->out->has_dtype = v && v->type == VALUE_STRING;
+    if (!p->out->has_dtype)
+        return TARE_OK;
+    for (size_t i = 0; i < 3; i++) {
+        if (strcmp(v->text, names[i].name) == 0) {
+            p->out->dtype = names[i].dtype;
+            return TARE_OK;
+        }
+    }
+    return REFUSE(p,
+                  "torch_dtype \"%.40s\" is not supported; supported: bfloat16, float16, float32",
+                  v->text);
+}
+
+/* Which layers attend within a sliding window (spec/models.md 1.3). */
+static tare_status parse_windows(parse *p)
+{
+    tare_status status = TARE_OK;
+    model_config *c = p->out;
+    bool use = false;
+    size_t window = 4096, first = 28;
+    if (!c->arch->window_by_layer)
+        return TARE_OK;
+    TRY(value_get_bool(p->ctx, p->root, p->what, "use_sliding_window", &use));
+    TRY(value_get_size(p->ctx, p->root, p->what, "sliding_window", &window));
+    TRY(value_get_size(p->ctx, p->root, p->what, "max_window_layers", &first));
+    if (!use || window == 0)
+        return TARE_OK;
+    const value *types = value_get(p->root, "layer_types");
+    if (types && (types->type != VALUE_LIST || types->count != c->num_layers))
+        types = types->type == VALUE_NULL ? NULL : types;
+    if (types && (types->type != VALUE_LIST || types->count != c->num_layers))
+        return REFUSE(p, "layer_types must be a list of %zu strings", c->num_layers);
+    size_t *windows = arena_calloc(p->arena, c->num_layers, sizeof *windows);
+    if (!windows)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < c->num_layers; i++) {
+        bool sliding = i >= first;
+        if (types)
+            sliding = types->items[i].type == VALUE_STRING &&
+                      strcmp(types->items[i].text, "sliding_attention") == 0;
+        windows[i] = sliding ? window : 0;
+    }
+    c->windows = windows;
+done:
+    return status == TARE_OK || status == TARE_E_MEMORY ? status : TARE_E_MODEL;
+}
+
+static tare_status parse_rest(parse *p)
+{
+    tare_status status = TARE_OK;
+    model_config *c = p->out;
+    const char *activation = "silu";
+    double eps = 1e-6;
+    TRY(value_get_string(p->ctx, p->root, p->what, "hidden_act", &activation));
+    if (strcmp(activation, "silu") != 0)
+        return REFUSE(p, "hidden_act \"%.40s\" is not supported; supported: silu", activation);
+    TRY(value_get_double(p->ctx, p->root, p->what, "rms_norm_eps", &eps));
+    if (!(eps >= 0 && eps < 1))
+        return REFUSE(p, "rms_norm_eps %g is out of range", eps);
+    c->rms_norm_eps = (float)eps;
+    TRY(value_get_bool(p->ctx, p->root, p->what, "attention_bias", &c->attention_bias));
+    TRY(value_get_bool(p->ctx, p->root, p->what, "mlp_bias", &c->mlp_bias));
+    TRY(value_get_bool(p->ctx, p->root, p->what, "tie_word_embeddings", &c->tie_word_embeddings));
+done:
+    return status == TARE_OK ? status : TARE_E_MODEL;
+}
+
+tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, size_t length,
+                               const char *what, model_config *out)
+{
+    tare_status status = TARE_OK;
+    parse p = {.ctx = ctx, .arena = a, .what = what, .out = out};
+    *out = (model_config){0};
+    TRY(json_parse(ctx, a, json, length, what, JSON_PYTHON, &p.root));
+    if (p.root->type != VALUE_MAP)
+        return REFUSE(&p, "is not a JSON object");
+    TRY(parse_arch(&p));
+    TRY(parse_geometry(&p));
+    TRY(parse_rope(&p));
+    TRY(parse_dtype(&p));
+    TRY(parse_windows(&p));
+    TRY(parse_rest(&p));
+done:
+    return status;
+}
+
+size_t model_config_dim(const model_config *config, model_dim dim)
+{
+    switch (dim) {
+    case DIM_HIDDEN:
+        return config->hidden_size;
+    case DIM_QUERY:
+        return config->num_heads * config->head_dim;
+    case DIM_KEY_VALUE:
+        return config->num_kv_heads * config->head_dim;
+    case DIM_INTERMEDIATE:
+        return config->intermediate_size;
+    case DIM_HEAD:
+        break;
+    }
+    return config->head_dim;
+}
+
+bool model_config_has_bias(const model_config *config, bias_rule rule)
+{
+    return rule == BIAS_ALWAYS || (rule == BIAS_ATTENTION && config->attention_bias) ||
+           (rule == BIAS_MLP && config->mlp_bias);
+}
+
+size_t model_config_window(const model_config *config, size_t layer)
+{
+    return config->windows ? config->windows[layer] : 0;
+}

@@ -1,0 +1,31 @@
+/* config.json of a checkpoint, checked. */
+#ifndef TARE_MODEL_CONFIG_H
+#define TARE_MODEL_CONFIG_H
+
+#include "base/dtype.h"
+#include "base/memory.h"
+#include "model/arch.h"
+#include "model/rope.h"
+
+typedef struct model_config {
+    const architecture *arch;
+    size_t hidden_size, intermediate_size, vocab_size, max_position_embeddings;
+    size_t num_layers, num_heads, num_kv_heads, head_dim;
+    float rms_norm_eps;
+    rope_config rope;
+    bool attention_bias, mlp_bias, tie_word_embeddings;
+    bool has_dtype; /* torch_dtype or dtype is given */
+    tare_dtype dtype;
+    const size_t *windows; /* [num_layers] sliding window in tokens, 0: none; NULL: none anywhere.
+                              In the arena */
+} model_config;
+
+/* From the text of a config.json; `what` names it. Unknown model_type lists the known ones; errors
+ * are TARE_E_MODEL. */
+tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, size_t length,
+                               const char *what, model_config *out);
+size_t model_config_dim(const model_config *config, model_dim dim);
+bool model_config_has_bias(const model_config *config, bias_rule rule);
+size_t model_config_window(const model_config *config, size_t layer);
+
+#endif

@@ -1,0 +1,275 @@
+/* One decoder layer, as in spec/models.md 1.3. Rows are independent everywhere but in attention;
+ * the order of arithmetic inside a row or head is fixed, so neither threads nor batches change a
+ * bit. */
+#include "model/decoder.h"
+
+#include <string.h>
+
+#include "base/parallel.h"
+#include "tensor/attention.h"
+#include "tensor/convert.h"
+#include "tensor/kernels.h"
+
+tare_status layer_norms_load(tare_model *model, size_t layer, layer_norms *out)
+{
+    *out = (layer_norms){0};
+    for (int role = 0; role < NORM_COUNT; role++) {
+        const tensor_info *t = model->layers[layer].norms[role];
+        tare_status status = t ? model_read_vector(model, t, &out->weights[role]) : TARE_OK;
+        if (status != TARE_OK) {
+            layer_norms_free(model->ctx, out);
+            return status;
+        }
+    }
+    return TARE_OK;
+}
+
+void layer_norms_free(tare_context *ctx, layer_norms *norms)
+{
+    for (int role = 0; role < NORM_COUNT; role++)
+        mem_free(ctx, norms->weights[role]);
+    *norms = (layer_norms){0};
+}
+
+static attention_shape layer_attention_shape(const model_config *c, size_t layer, size_t tokens)
+{
+    return (attention_shape){.tokens = tokens,
+                             .num_heads = c->num_heads,
+                             .num_kv_heads = c->num_kv_heads,
+                             .head_dim = c->head_dim,
+                             .window = model_config_window(c, layer)};
+}
+
+tare_status decoder_workspace_create(tare_model *model, size_t rows, size_t longest,
+                                     tare_dtype round, decoder_workspace *out)
+{
+    tare_context *ctx = model->ctx;
+    const model_config *c = &model->config;
+    size_t query = c->num_heads * c->head_dim,
+           width = query > c->hidden_size ? query : c->hidden_size, count;
+    *out = (decoder_workspace){.ctx = ctx, .rows = rows, .round = round};
+    tare_status status = rope_table_create(ctx, &c->rope, c->head_dim, longest, &out->rope);
+    bool ok = status == TARE_OK && size_mul(rows, width, &count) &&
+              (out->input = mem_alloc_array(ctx, count, 4));
+    for (size_t i = 0; ok && i < c->arch->num_linears; i++) {
+        const linear_spec *spec = &c->arch->linears[i];
+        ok = size_mul(rows, model_config_dim(c, spec->out), &count) &&
+             (out->outputs[spec->role] = mem_alloc_array(ctx, count, 4));
+    }
+    if (ok) {
+        attention_shape shape = layer_attention_shape(c, 0, longest);
+        ok = size_mul(attention_scratch_size(&shape), (size_t)parallel_threads(ctx), &count) &&
+             (out->attention_scratch = mem_alloc_array(ctx, count, 4));
+    }
+    if (ok)
+        return TARE_OK;
+    decoder_workspace_free(out);
+    return TARE_E_MEMORY;
+}
+
+void decoder_workspace_free(decoder_workspace *w)
+{
+    if (!w->ctx)
+        return;
+    rope_table_free(w->ctx, &w->rope);
+    mem_free(w->ctx, w->input);
+    for (int role = 0; role < ROLE_COUNT; role++)
+        mem_free(w->ctx, w->outputs[role]);
+    mem_free(w->ctx, w->attention_scratch);
+    *w = (decoder_workspace){0};
+}
+
+/* ---- row-wise work, in parallel over blocks of rows ---- */
+
+enum { ROW_BLOCK = 32 };
+
+typedef struct row_work {
+    const kernels *k;
+    tare_context *ctx;
+    size_t rows, cols;
+    const float *x, *weight;
+    float *y;
+    float eps;
+    tare_dtype round;
+} row_work;
+
+static size_t row_blocks(size_t rows)
+{
+    return (rows + ROW_BLOCK - 1) / ROW_BLOCK;
+}
+
+/* Emulates a model that computes in a 16-bit dtype: every value is what that dtype could hold. */
+static void round_values(const row_work *w, float *x, size_t n)
+{
+    if (w->round == TARE_F32)
+        return;
+    for (size_t i = 0; i < n; i++)
+        x[i] = round_to_dtype((double)x[i], w->round);
+}
+
+static void norm_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    (void)thread;
+    for (size_t r = index * ROW_BLOCK; r < w->rows && r < (index + 1) * ROW_BLOCK; r++) {
+        w->k->rms_norm(w->x + r * w->cols, w->weight, w->cols, w->eps, w->y + r * w->cols);
+        round_values(w, w->y + r * w->cols, w->cols);
+    }
+}
+
+void norm_rows(tare_context *ctx, const float *x, const float *weight, size_t rows, size_t cols,
+               float eps, tare_dtype round, float *y)
+{
+    row_work w = {.k = kernels_get(ctx),
+                  .ctx = ctx,
+                  .rows = rows,
+                  .cols = cols,
+                  .x = x,
+                  .weight = weight,
+                  .y = y,
+                  .eps = eps,
+                  .round = round};
+    parallel_for(ctx, row_blocks(rows), norm_block, &w);
+}
+
+/* y += x */
+static void add_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    (void)thread;
+    size_t first = index * ROW_BLOCK,
+           last = first + ROW_BLOCK < w->rows ? first + ROW_BLOCK : w->rows;
+    size_t n = (last - first) * w->cols;
+    w->k->add(w->y + first * w->cols, w->x + first * w->cols, n);
+    round_values(w, w->y + first * w->cols, n);
+}
+
+static void add_rows(decoder_workspace *ws, float *y, const float *x, size_t rows, size_t cols)
+{
+    row_work w = {
+        .k = kernels_get(ws->ctx), .rows = rows, .cols = cols, .x = x, .y = y, .round = ws->round};
+    parallel_for(ws->ctx, row_blocks(rows), add_block, &w);
+}
+
+/* y = silu(y) * x */
+static void silu_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    (void)thread;
+    size_t first = index * ROW_BLOCK,
+           last = first + ROW_BLOCK < w->rows ? first + ROW_BLOCK : w->rows;
+    size_t n = (last - first) * w->cols;
+    w->k->silu_mul(w->y + first * w->cols, w->x + first * w->cols, n);
+    round_values(w, w->y + first * w->cols, n);
+}
+
+/* ---- attention ---- */
+
+typedef struct rotate_work {
+    row_work rows;
+    const rope_table *rope;
+    const batch *b;
+    const float *q_norm, *k_norm;
+    size_t num_heads, num_kv_heads, head_dim;
+    float *q, *k;
+} rotate_work;
+
+/* Per-head norm (where the architecture has one), then rotary embedding, of the heads of one row.
+ */
+static void rotate_heads(const rotate_work *w, float *row, size_t heads, const float *norm,
+                         size_t position)
+{
+    const float *cos = w->rope->cos + position * w->rope->half,
+                *sin = w->rope->sin + position * w->rope->half;
+    for (size_t h = 0; h < heads; h++) {
+        float *x = row + h * w->head_dim;
+        if (norm) {
+            w->rows.k->rms_norm(x, norm, w->head_dim, w->rows.eps, x);
+            round_values(&w->rows, x, w->head_dim);
+        }
+        w->rows.k->rope(x, cos, sin, w->head_dim);
+    }
+    round_values(&w->rows, row, heads * w->head_dim);
+}
+
+static void rotate_sample(void *user, size_t index, int thread)
+{
+    const rotate_work *w = user;
+    (void)thread;
+    size_t row = 0;
+    for (size_t s = 0; s < index; s++)
+        row += w->b->lengths[s];
+    for (size_t p = 0; p < w->b->lengths[index]; p++, row++) {
+        rotate_heads(w, w->q + row * w->num_heads * w->head_dim, w->num_heads, w->q_norm, p);
+        rotate_heads(w, w->k + row * w->num_kv_heads * w->head_dim, w->num_kv_heads, w->k_norm, p);
+    }
+}
+
+static void attend(tare_model *model, size_t layer, const layer_norms *norms, const batch *b,
+                   decoder_workspace *w)
+{
+    const model_config *c = &model->config;
+    float *q = w->outputs[ROLE_Q], *k = w->outputs[ROLE_K], *v = w->outputs[ROLE_V];
+    rotate_work work = {
+        .rows = {.k = kernels_get(w->ctx), .eps = c->rms_norm_eps, .round = w->round},
+        .rope = &w->rope,
+        .b = b,
+        .q_norm = norms->weights[NORM_Q],
+        .k_norm = norms->weights[NORM_K],
+        .num_heads = c->num_heads,
+        .num_kv_heads = c->num_kv_heads,
+        .head_dim = c->head_dim,
+        .q = q,
+        .k = k};
+    parallel_for(w->ctx, b->samples, rotate_sample, &work);
+    size_t query = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim, row = 0;
+    for (size_t s = 0; s < b->samples; s++) {
+        attention_shape shape = layer_attention_shape(c, layer, b->lengths[s]);
+        attention_forward(w->ctx, &shape, q + row * query, query, k + row * kv, kv, v + row * kv,
+                          kv, w->input + row * query, query, w->attention_scratch);
+        row += b->lengths[s];
+    }
+    row_work rounding = {.round = w->round};
+    round_values(&rounding, w->input, b->rows * query);
+}
+
+tare_status decoder_layer_forward(tare_model *model, size_t layer, const layer_norms *norms,
+                                  const layer_ops *ops, const batch *b, decoder_workspace *w,
+                                  float *x)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &model->config;
+    float **out = w->outputs;
+    norm_rows(w->ctx, x, norms->weights[NORM_INPUT], b->rows, c->hidden_size, c->rms_norm_eps,
+              w->round, w->input);
+    TRY(ops->linears(ops->user, GROUP_QKV, b, w->input,
+                     (float *[]){out[ROLE_Q], out[ROLE_K], out[ROLE_V]}));
+    attend(model, layer, norms, b, w);
+    TRY(ops->linears(ops->user, GROUP_O, b, w->input, (float *[]){out[ROLE_O]}));
+    add_rows(w, x, out[ROLE_O], b->rows, c->hidden_size);
+
+    norm_rows(w->ctx, x, norms->weights[NORM_POST_ATTENTION], b->rows, c->hidden_size,
+              c->rms_norm_eps, w->round, w->input);
+    TRY(ops->linears(ops->user, GROUP_GATE_UP, b, w->input,
+                     (float *[]){out[ROLE_GATE], out[ROLE_UP]}));
+    row_work silu = {.k = kernels_get(w->ctx),
+                     .rows = b->rows,
+                     .cols = c->intermediate_size,
+                     .x = out[ROLE_UP],
+                     .y = out[ROLE_GATE],
+                     .round = w->round};
+    parallel_for(w->ctx, row_blocks(b->rows), silu_block, &silu);
+    TRY(ops->linears(ops->user, GROUP_DOWN, b, out[ROLE_GATE], (float *[]){out[ROLE_DOWN]}));
+    add_rows(w, x, out[ROLE_DOWN], b->rows, c->hidden_size);
+done:
+    return status;
+}
+
+batch batch_next(const size_t *lengths, size_t first, size_t count, size_t max_rows)
+{
+    batch b = {.first = first, .lengths = lengths + first};
+    while (first + b.samples < count &&
+           (b.samples == 0 || b.rows + b.lengths[b.samples] <= max_rows))
+        b.rows += b.lengths[b.samples++];
+    return b;
+}

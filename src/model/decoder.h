@@ -1,0 +1,63 @@
+/* The decoder layer over a batch of samples. What a linear does (float, fake-quantized, observed)
+ * is not known here: the caller supplies it as a function, so quantization never touches this file
+ * and an architecture never touches quantization. */
+#ifndef TARE_MODEL_DECODER_H
+#define TARE_MODEL_DECODER_H
+
+#include "model/model.h"
+
+/* Consecutive samples of a set; their rows (tokens) lie one after the other. */
+typedef struct batch {
+    size_t first; /* index of the first sample in the set */
+    size_t samples;
+    const size_t *lengths; /* [samples] tokens of each */
+    size_t rows;           /* sum of the lengths */
+} batch;
+
+/* What a decoder layer asks of its owner. */
+typedef struct layer_ops {
+    void *user;
+    /* The linears of a group: y[i] [rows, n_i] of each member in order of role, from x [rows, k].
+     */
+    tare_status (*linears)(void *user, linear_group group, const batch *b, const float *x,
+                           float *const *y);
+} layer_ops;
+
+/* Norm weights of one layer in FP32, by role; NULL: none. */
+typedef struct layer_norms {
+    float *weights[NORM_COUNT];
+} layer_norms;
+
+tare_status layer_norms_load(tare_model *model, size_t layer, layer_norms *out);
+void layer_norms_free(tare_context *ctx, layer_norms *norms);
+
+/* Buffers for batches of up to `rows` rows whose longest sample has `longest` tokens. */
+typedef struct decoder_workspace {
+    tare_context *ctx;
+    size_t rows;
+    tare_dtype
+        round; /* F16, BF16: activations are rounded to it after each operation; F32: not at all */
+    rope_table rope;
+    float *input;               /* [rows, max(hidden, H*D)] what the linears of a group read */
+    float *outputs[ROLE_COUNT]; /* [rows, n] */
+    float *attention_scratch;
+} decoder_workspace;
+
+tare_status decoder_workspace_create(tare_model *model, size_t rows, size_t longest,
+                                     tare_dtype round, decoder_workspace *out);
+void decoder_workspace_free(decoder_workspace *w);
+
+/* x [rows, hidden] <- x + attention(norm(x)), then x + mlp(norm(x)). */
+tare_status decoder_layer_forward(tare_model *model, size_t layer, const layer_norms *norms,
+                                  const layer_ops *ops, const batch *b, decoder_workspace *w,
+                                  float *x);
+
+/* y [rows, cols] = RMSNorm(x) * weight, row by row, rounded to `round`. */
+void norm_rows(tare_context *ctx, const float *x, const float *weight, size_t rows, size_t cols,
+               float eps, tare_dtype round, float *y);
+
+/* Cuts samples [first, count) into the next batch: whole samples, at most `max_rows` rows (at least
+ * one sample). */
+batch batch_next(const size_t *lengths, size_t first, size_t count, size_t max_rows);
+
+#endif

@@ -1,0 +1,181 @@
+/* Loading float linears, running them, and gathering embeddings. */
+#include "model/linear.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "tensor/convert.h"
+#include "tensor/kernels.h"
+
+static tare_status cast_weight(tare_context *ctx, raw_weight *w, size_t rows, size_t cols,
+                               tare_dtype to)
+{
+    size_t width = dtype_size(w->dtype), fresh_width = dtype_size(to);
+    char *fresh = mem_alloc_array(ctx, rows * cols, fresh_width);
+    float *row = mem_alloc_array(ctx, cols, sizeof *row);
+    tare_status status = fresh && row ? TARE_OK : TARE_E_MEMORY;
+    for (size_t r = 0; status == TARE_OK && r < rows; r++) {
+        widen_to_float(ctx, w->dtype, (char *)w->data + r * cols * width, cols, row);
+        narrow_from_float(ctx, to, row, cols, fresh + r * cols * fresh_width);
+    }
+    mem_free(ctx, row);
+    if (status != TARE_OK) {
+        mem_free(ctx, fresh);
+        return status;
+    }
+    mem_free(ctx, w->data);
+    *w = (raw_weight){fresh, to};
+    return TARE_OK;
+}
+
+tare_status linear_read(tare_model *model, const model_linear *linear, tare_dtype cast,
+                        raw_weight *out)
+{
+    tare_status status = TARE_OK;
+    const tensor_info *t = linear->weight;
+    *out = (raw_weight){mem_alloc(model->ctx, t->bytes), t->dtype};
+    if (!out->data)
+        return TARE_E_MEMORY;
+    TRY(checkpoint_read(model->checkpoint, t, 0, out->data, t->bytes));
+    if (cast != TARE_DTYPE_COUNT && cast != t->dtype)
+        TRY(cast_weight(model->ctx, out, linear->n, linear->k, cast));
+done:
+    if (status != TARE_OK) {
+        mem_free(model->ctx, out->data);
+        out->data = NULL;
+    }
+    return status;
+}
+
+tare_status float_linear_load(tare_model *model, const model_linear *linear, gemm_compute compute,
+                              float_linear *out)
+{
+    tare_status status = TARE_OK;
+    raw_weight raw = {0};
+    *out = (float_linear){0};
+    TRY(linear_read(model, linear, TARE_DTYPE_COUNT, &raw));
+    TRY(gemm_weight_create(model->ctx, compute, raw.dtype, raw.data, linear->n, linear->k,
+                           &out->weight));
+    if (linear->bias)
+        TRY(model_read_vector(model, linear->bias, &out->bias));
+done:
+    mem_free(model->ctx, raw.data);
+    if (status != TARE_OK)
+        float_linear_free(model->ctx, out);
+    return status;
+}
+
+void float_linear_free(tare_context *ctx, float_linear *l)
+{
+    gemm_weight_free(ctx, l->weight);
+    mem_free(ctx, l->bias);
+    *l = (float_linear){0};
+}
+
+tare_status float_layer_load(tare_model *model, size_t layer, gemm_compute compute,
+                             float_layer *out)
+{
+    *out = (float_layer){.model = model};
+    const architecture *arch = model->config.arch;
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        linear_role role = arch->linears[i].role;
+        tare_status status = float_linear_load(model, &model->layers[layer].linears[role], compute,
+                                               &out->linears[role]);
+        if (status != TARE_OK) {
+            float_layer_free(out);
+            return status;
+        }
+    }
+    return TARE_OK;
+}
+
+void float_layer_free(float_layer *l)
+{
+    for (int role = 0; role < ROLE_COUNT; role++)
+        float_linear_free(l->model->ctx, &l->linears[role]);
+}
+
+tare_status float_layer_linears(void *user, linear_group group, const batch *b, const float *x,
+                                float *const *y)
+{
+    float_layer *l = user;
+    const architecture *arch = l->model->config.arch;
+    for (size_t i = 0, member = 0; i < arch->num_linears; i++) {
+        if (arch->linears[i].group != group)
+            continue;
+        const float_linear *f = &l->linears[arch->linears[i].role];
+        tare_status status = gemm_float(l->model->ctx, f->weight, x, b->lengths, b->samples,
+                                        f->bias, y[member++]);
+        if (status != TARE_OK)
+            return status;
+    }
+    return TARE_OK;
+}
+
+/* ---- embedding ---- */
+
+typedef struct token_place {
+    uint32_t id;
+    size_t row;
+} token_place;
+
+typedef struct gather {
+    tare_model *model;
+    const token_place *places; /* sorted by id */
+    size_t count, next;
+    model_rows_fn also;
+    void *user;
+    float *x;
+} gather;
+
+static int compare_places(const void *a, const void *b)
+{
+    const token_place *p = a, *q = b;
+    if (p->id != q->id)
+        return p->id < q->id ? -1 : 1;
+    return p->row < q->row ? -1 : p->row > q->row;
+}
+
+static tare_status gather_rows(void *user, size_t first, size_t count, const void *rows)
+{
+    gather *g = user;
+    const tensor_info *t = g->model->embedding;
+    size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype);
+    for (; g->next < g->count && g->places[g->next].id < first + count; g->next++) {
+        const token_place *p = &g->places[g->next];
+        widen_to_float(g->model->ctx, t->dtype, (const char *)rows + (p->id - first) * row_bytes, h,
+                       g->x + p->row * h);
+    }
+    return g->also ? g->also(g->user, first, count, rows) : TARE_OK;
+}
+
+tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, model_rows_fn also,
+                         void *user, float *x)
+{
+    tare_status status = TARE_OK;
+    token_place *places = mem_alloc_array(model->ctx, count, sizeof *places);
+    if (!places)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < count; i++) {
+        if (ids[i] >= model->config.vocab_size) {
+            status = TARE_FAIL(model->ctx, TARE_E_DATA,
+                               "token id %u is out of range: the vocabulary has %zu", ids[i],
+                               model->config.vocab_size);
+            goto done;
+        }
+        places[i] = (token_place){ids[i], i};
+    }
+    qsort(places, count, sizeof *places, compare_places);
+    gather g = {
+        .model = model, .places = places, .count = count, .also = also, .user = user, .x = x};
+    TRY(model_stream_rows(model, model->embedding, gather_rows, &g));
+done:
+    mem_free(model->ctx, places);
+    return status;
+}
+
+gemm_compute compute_default(const tare_model *model)
+{
+    bool amx = strcmp(tare_cpu_name(model->ctx), "amx") == 0;
+    return amx && model->embedding->dtype == TARE_BF16 ? GEMM_BF16 : GEMM_FP32;
+}

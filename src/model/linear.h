@@ -1,0 +1,48 @@
+/* Float linears in compute format: what the plain forward pass runs on. */
+#ifndef TARE_MODEL_LINEAR_H
+#define TARE_MODEL_LINEAR_H
+
+#include "model/decoder.h"
+#include "tensor/gemm.h"
+
+/* The weight of a linear as bytes in memory. */
+typedef struct raw_weight {
+    void *data; /* [n,k] in `dtype`; mem_free */
+    tare_dtype dtype;
+} raw_weight;
+
+/* Reads the whole weight, converted to `cast` (F32, F16 or BF16; TARE_DTYPE_COUNT: as stored). */
+tare_status linear_read(tare_model *model, const model_linear *linear, tare_dtype cast,
+                        raw_weight *out);
+
+typedef struct float_linear {
+    gemm_weight *weight;
+    float *bias; /* [n]; NULL: none */
+} float_linear;
+
+tare_status float_linear_load(tare_model *model, const model_linear *linear, gemm_compute compute,
+                              float_linear *out);
+void float_linear_free(tare_context *ctx, float_linear *l);
+
+/* All float linears of one layer, by role; `ops` runs them. */
+typedef struct float_layer {
+    tare_model *model;
+    float_linear linears[ROLE_COUNT];
+} float_layer;
+
+tare_status float_layer_load(tare_model *model, size_t layer, gemm_compute compute,
+                             float_layer *out);
+void float_layer_free(float_layer *l);
+/* layer_ops.linears with `user` = float_layer. */
+tare_status float_layer_linears(void *user, linear_group group, const batch *b, const float *x,
+                                float *const *y);
+
+/* x [count, hidden] <- the embeddings of ids[count]. The matrix is streamed once, never held;
+ * `also` (may be NULL) sees its pieces. TARE_E_DATA for an id beyond the vocabulary. */
+tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, model_rows_fn also,
+                         void *user, float *x);
+
+/* BF16 operands where the checkpoint is BF16 and the context's kernels are AMX; else FP32. */
+gemm_compute compute_default(const tare_model *model);
+
+#endif

@@ -1,0 +1,239 @@
+/* Opening a model: every tensor that the architecture needs is found, and its dtype and shape
+ * checked, before any work. */
+#include "model/model.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "file/io.h"
+#include "tensor/convert.h"
+
+enum { CONFIG_LIMIT = 4 << 20, PIECE_BYTES = 16 << 20 };
+
+static tare_status check_tensor(tare_model *m, const tensor_info *t, int rank, size_t rows,
+                                size_t cols)
+{
+    if (!dtype_is_float(t->dtype))
+        return TARE_FAIL(m->ctx, TARE_E_MODEL,
+                         "%s: %s: dtype %s is not supported for weights; supported: BF16, F16, F32",
+                         m->dir, t->name, dtype_name(t->dtype));
+    bool fits = t->rank == rank && t->shape[0] == rows && (rank == 1 || t->shape[1] == cols);
+    if (fits)
+        return TARE_OK;
+    char found[128] = "[", *at = found + 1;
+    for (int i = 0; i < t->rank && i < 4; i++)
+        at += snprintf(at, (size_t)(found + sizeof found - at), "%s%zu", i ? "," : "", t->shape[i]);
+    if (rank == 1)
+        return TARE_FAIL(m->ctx, TARE_E_MODEL, "%s: %s has shape %s], config.json makes it [%zu]",
+                         m->dir, t->name, found, rows);
+    return TARE_FAIL(m->ctx, TARE_E_MODEL, "%s: %s has shape %s], config.json makes it [%zu,%zu]",
+                     m->dir, t->name, found, rows, cols);
+}
+
+/* Finds `module`.`part` and checks it; *known counts the tensors that have a place. */
+static tare_status find_tensor(tare_model *m, const char *module, const char *part, int rank,
+                               size_t rows, size_t cols, strmap *known, const tensor_info **out)
+{
+    tare_status status = TARE_OK;
+    char *name = arena_printf(&m->arena, "%s.%s", module, part);
+    if (!name)
+        return TARE_E_MEMORY;
+    *out = checkpoint_find(m->checkpoint, name);
+    if (!*out)
+        return TARE_FAIL(m->ctx, TARE_E_MODEL, "%s: tensor %s is missing from the checkpoint",
+                         m->dir, name);
+    TRY(check_tensor(m, *out, rank, rows, cols));
+    TRY(strmap_put(known, name, strlen(name), 0, NULL));
+done:
+    return status;
+}
+
+static tare_status find_linear(tare_model *m, size_t layer, const linear_spec *spec, strmap *known,
+                               model_linear *out)
+{
+    tare_status status = TARE_OK;
+    char *name = arena_printf(&m->arena, "model.layers.%zu.%s", layer, spec->name);
+    if (!name)
+        return TARE_E_MEMORY;
+    *out = (model_linear){.name = name,
+                          .spec = spec,
+                          .group = spec->group,
+                          .layer = layer,
+                          .n = model_config_dim(&m->config, spec->out),
+                          .k = model_config_dim(&m->config, spec->in)};
+    TRY(find_tensor(m, name, "weight", 2, out->n, out->k, known, &out->weight));
+    if (model_config_has_bias(&m->config, spec->bias))
+        TRY(find_tensor(m, name, "bias", 1, out->n, 0, known, &out->bias));
+done:
+    return status;
+}
+
+static tare_status find_layer(tare_model *m, size_t layer, strmap *known)
+{
+    tare_status status = TARE_OK;
+    const architecture *arch = m->config.arch;
+    for (size_t i = 0; i < arch->num_linears; i++)
+        TRY(find_linear(m, layer, &arch->linears[i], known,
+                        &m->layers[layer].linears[arch->linears[i].role]));
+    for (size_t i = 0; i < arch->num_norms; i++) {
+        const norm_spec *spec = &arch->norms[i];
+        char *name = arena_printf(&m->arena, "model.layers.%zu.%s", layer, spec->name);
+        if (!name)
+            return TARE_E_MEMORY;
+        TRY(find_tensor(m, name, "weight", 1, model_config_dim(&m->config, spec->size), 0, known,
+                        &m->layers[layer].norms[spec->role]));
+    }
+done:
+    return status;
+}
+
+static tare_status find_head(tare_model *m, strmap *known)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &m->config;
+    m->head = (model_linear){.name = "lm_head",
+                             .group = GROUP_HEAD,
+                             .layer = c->num_layers,
+                             .n = c->vocab_size,
+                             .k = c->hidden_size};
+    m->head_is_tied = c->tie_word_embeddings && !checkpoint_find(m->checkpoint, "lm_head.weight");
+    if (m->head_is_tied)
+        m->head.weight = m->embedding;
+    else
+        TRY(find_tensor(m, "lm_head", "weight", 2, c->vocab_size, c->hidden_size, known,
+                        &m->head.weight));
+done:
+    return status;
+}
+
+static tare_status collect_extra(tare_model *m, const strmap *known)
+{
+    size_t count = checkpoint_count(m->checkpoint);
+    m->extra = arena_alloc_array(&m->arena, count, sizeof *m->extra);
+    if (!m->extra)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < count; i++) {
+        const tensor_info *t = checkpoint_at(m->checkpoint, i);
+        if (!strmap_get(known, t->name, strlen(t->name), NULL) &&
+            !str_ends_with(t->name, ".rotary_emb.inv_freq"))
+            m->extra[m->num_extra++] = t;
+    }
+    if (m->num_extra)
+        TARE_WARN(
+            m->ctx,
+            "%s: %zu tensors are unknown to model_type %s and are copied as they are (first: %s)",
+            m->dir, m->num_extra, m->config.arch->model_type, m->extra[0]->name);
+    return TARE_OK;
+}
+
+static tare_status find_tensors(tare_model *m)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &m->config;
+    strmap known;
+    strmap_init(&known, m->ctx);
+    m->layers = arena_calloc(&m->arena, c->num_layers, sizeof *m->layers);
+    if (!m->layers)
+        return TARE_E_MEMORY;
+    TRY(find_tensor(m, "model.embed_tokens", "weight", 2, c->vocab_size, c->hidden_size, &known,
+                    &m->embedding));
+    for (size_t i = 0; i < c->num_layers; i++)
+        TRY(find_layer(m, i, &known));
+    TRY(find_tensor(m, "model.norm", "weight", 1, c->hidden_size, 0, &known, &m->final_norm));
+    TRY(find_head(m, &known));
+    TRY(collect_extra(m, &known));
+done:
+    strmap_free(&known);
+    return status;
+}
+
+tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **out)
+{
+    tare_status status = TARE_OK;
+    char *config_path = NULL;
+    *out = NULL;
+    tare_model *m = mem_calloc(ctx, 1, sizeof *m);
+    if (!m)
+        return TARE_E_MEMORY;
+    m->ctx = ctx;
+    arena_init(&m->arena, ctx);
+    m->dir = mem_strdup(ctx, path);
+    config_path = path_join(ctx, path, "config.json");
+    if (!m->dir || !config_path) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
+    TRY(file_read_all(ctx, config_path, CONFIG_LIMIT, &m->config_json, &m->config_length));
+    TRY(model_config_parse(ctx, &m->arena, m->config_json, m->config_length, config_path,
+                           &m->config));
+    TRY(checkpoint_open(ctx, path, &m->checkpoint));
+    TRY(find_tensors(m));
+    *out = m;
+done:
+    mem_free(ctx, config_path);
+    if (status != TARE_OK)
+        tare_model_free(m);
+    return status;
+}
+
+void tare_model_free(tare_model *m)
+{
+    if (!m)
+        return;
+    checkpoint_close(m->checkpoint);
+    mem_free(m->ctx, m->config_json);
+    mem_free(m->ctx, m->dir);
+    arena_free(&m->arena);
+    mem_free(m->ctx, m);
+}
+
+size_t tare_model_vocab_size(const tare_model *model)
+{
+    return model->config.vocab_size;
+}
+
+tare_status model_read_vector(tare_model *m, const tensor_info *tensor, float **out)
+{
+    tare_status status = TARE_OK;
+    size_t n = tensor_elements(tensor);
+    void *raw = mem_alloc(m->ctx, tensor->bytes);
+    float *x = mem_alloc_array(m->ctx, n, sizeof *x);
+    *out = NULL;
+    if (!raw || !x) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
+    TRY(checkpoint_read(m->checkpoint, tensor, 0, raw, tensor->bytes));
+    widen_to_float(m->ctx, tensor->dtype, raw, n, x);
+    *out = x;
+    x = NULL;
+done:
+    mem_free(m->ctx, raw);
+    mem_free(m->ctx, x);
+    return status;
+}
+
+tare_status model_stream_rows(tare_model *m, const tensor_info *tensor, model_rows_fn piece,
+                              void *user)
+{
+    tare_status status = TARE_OK;
+    size_t rows = tensor->rank > 0 ? tensor->shape[0] : 1;
+    if (tensor->bytes == 0)
+        return TARE_OK;
+    size_t row_bytes = tensor->bytes / rows;
+    size_t step = PIECE_BYTES / row_bytes ? PIECE_BYTES / row_bytes : 1;
+    step = step < rows ? step : rows;
+    void *data = mem_alloc_array(m->ctx, step, row_bytes);
+    if (!data)
+        return TARE_E_MEMORY;
+    for (size_t first = 0; first < rows; first += step) {
+        size_t count = rows - first < step ? rows - first : step;
+        TRY(context_check_cancelled(m->ctx));
+        TRY(checkpoint_read(m->checkpoint, tensor, (uint64_t)first * row_bytes, data,
+                            count * row_bytes));
+        TRY(piece(user, first, count, data));
+    }
+done:
+    mem_free(m->ctx, data);
+    return status;
+}

@@ -1,0 +1,52 @@
+/* A checkpoint as a model: config.json plus the tensors of every layer, found and checked. */
+#ifndef TARE_MODEL_MODEL_H
+#define TARE_MODEL_MODEL_H
+
+#include "model/checkpoint.h"
+#include "model/config.h"
+
+/* One linear of the model. `name` is the module's: "model.layers.0.self_attn.q_proj" or "lm_head".
+ */
+typedef struct model_linear {
+    const char *name;
+    const linear_spec *spec; /* NULL for the head */
+    linear_group group;
+    size_t layer;              /* num_layers for the head */
+    size_t n, k;               /* out, in */
+    const tensor_info *weight; /* of a tied head: the embedding */
+    const tensor_info *bias;   /* NULL: none */
+} model_linear;
+
+typedef struct model_layer {
+    model_linear linears[ROLE_COUNT];     /* by role */
+    const tensor_info *norms[NORM_COUNT]; /* by role; NULL: the architecture has none */
+} model_layer;
+
+struct tare_model {
+    tare_context *ctx;
+    arena arena;
+    char *dir;
+    model_config config;
+    char *config_json; /* text of config.json, zero-terminated */
+    size_t config_length;
+    checkpoint *checkpoint;
+    const tensor_info *embedding, *final_norm;
+    model_linear head;
+    bool head_is_tied;   /* there is no lm_head.weight in the checkpoint: the embedding serves */
+    model_layer *layers; /* [config.num_layers] */
+    const tensor_info **extra; /* tensors that the architecture does not know, copied through;
+                                  rotary inv_freq left out */
+    size_t num_extra;
+};
+
+/* Reads a float tensor of at most a few MB whole, widened to FP32 [elements]; freed with mem_free.
+ */
+tare_status model_read_vector(tare_model *model, const tensor_info *tensor, float **out);
+
+/* Called with each piece of a tensor, in order: rows [first, first+count) as stored. */
+typedef tare_status (*model_rows_fn)(void *user, size_t first, size_t count, const void *rows);
+/* Streams a matrix in pieces of at most 16 MiB (at least one row). */
+tare_status model_stream_rows(tare_model *model, const tensor_info *tensor, model_rows_fn piece,
+                              void *user);
+
+#endif

@@ -1,0 +1,143 @@
+/* Which folders an output fills, and whether it may (specification: output_formats.md 1 and 1.1).
+ * Everything that can be refused is refused here, before calibration. */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "output/output_internal.h"
+
+/* Left by a killed run, or the journal of one that will be resumed: not a reason to refuse. */
+#define WORK_FOLDER ".tare"
+
+static bool is_foreign_weight_file(const char *name)
+{
+    bool weights = str_ends_with(name, ".safetensors") || str_ends_with(name, ".safetensors.index.json");
+    return weights && !layout_owns_file(name);
+}
+
+/* Engines read every *.safetensors of a folder: a float shard beside ours corrupts the model. */
+static tare_status check_contents(output *o, const char *dir)
+{
+    char **names = NULL;
+    size_t count = 0;
+    if (!path_exists(dir))
+        return TARE_OK;
+    if (!path_is_folder(dir))
+        return TARE_FAIL(o->ctx, TARE_E_FOLDER, "%s is not a folder", dir);
+    tare_status status = folder_list(o->ctx, dir, &names, &count);
+    if (status != TARE_OK)
+        return status;
+    for (size_t i = 0; i < count && status == TARE_OK; i++) {
+        if (strcmp(names[i], WORK_FOLDER) == 0)
+            continue;
+        if (is_foreign_weight_file(names[i]))
+            status = TARE_FAIL(o->ctx, TARE_E_FOLDER,
+                               "output folder %s holds %s, which tare did not write; choose an empty folder",
+                               dir, names[i]);
+        else if (!o->options.overwrite)
+            status = TARE_FAIL(o->ctx, TARE_E_FOLDER,
+                               "output folder %s is not empty (it holds %s); choose another or use --overwrite",
+                               dir, names[i]);
+    }
+    folder_list_free(o->ctx, names, count);
+    return status;
+}
+
+static tare_status check_overlap(output *o)
+{
+    if (!path_contains(o->dir, o->model_dir) && !path_contains(o->model_dir, o->dir))
+        return TARE_OK;
+    return TARE_FAIL(o->ctx, TARE_E_FOLDER,
+                     "output folder %s and model folder %s must not lie in each other", o->dir,
+                     o->model_dir);
+}
+
+static tare_status resolve(output *o, const char *path, char **out)
+{
+    char *real = NULL;
+    tare_status status = path_real(o->ctx, path, &real);
+    if (status != TARE_OK)
+        return status;
+    *out = arena_strndup(&o->arena, real, strlen(real));
+    mem_free(o->ctx, real);
+    return *out ? TARE_OK : TARE_E_MEMORY;
+}
+
+static tare_status add_folder(output *o, layout layout, const char *sub)
+{
+    output_folder *f = &o->folders[o->num_folders++];
+    f->layout = layout;
+    f->has_files = layout == LAYOUT_ASCENDV1 || (o->options.save & SAVE_SAFE_TENSOR) != 0;
+    f->has_numpy = layout != LAYOUT_ASCENDV1 && (o->options.save & SAVE_NUMPY) != 0;
+    f->dir = sub ? output_path(o, o->dir, sub) : o->dir;
+    f->stage = sub ? output_path(o, o->stage, sub) : o->stage;
+    return f->dir && f->stage ? TARE_OK : TARE_E_MEMORY;
+}
+
+static tare_status choose_folders(output *o)
+{
+    bool ascend = (o->options.save & SAVE_ASCENDV1) != 0;
+    bool other = (o->options.save & (SAVE_SAFE_TENSOR | SAVE_NUMPY)) != 0;
+    tare_status status = TARE_OK;
+    if (ascend)
+        TRY(add_folder(o, LAYOUT_ASCENDV1, other ? "ascendv1" : NULL));
+    if (other)
+        TRY(add_folder(o, LAYOUT_SAFE_TENSOR, ascend ? "safe_tensor" : NULL));
+done:
+    return status;
+}
+
+/* The stage lies inside the output folder, so the final renames stay on one file system. */
+static tare_status make_stage(output *o)
+{
+    tare_status status = TARE_OK;
+    o->made_dir = !path_exists(o->dir);
+    TRY(folder_remove(o->ctx, o->stage));
+    for (size_t i = 0; i < o->num_folders; i++) {
+        TRY(folder_create(o->ctx, o->folders[i].stage));
+        if (access(o->folders[i].stage, W_OK | X_OK) != 0)
+            TRY(TARE_FAIL(o->ctx, TARE_E_FOLDER, "output folder %s: %s", o->dir, strerror(errno)));
+    }
+done:
+    if (status == TARE_E_IO)
+        status = TARE_E_FOLDER;
+    return status;
+}
+
+tare_status output_prepare_folders(output *o)
+{
+    tare_status status = TARE_OK;
+    char *work = NULL;
+
+    TRY(resolve(o, o->options.dir, &o->dir));
+    TRY(resolve(o, o->options.model_dir, &o->model_dir));
+    TRY(check_overlap(o));
+    work = output_path(o, o->dir, WORK_FOLDER);
+    o->stage = work ? output_path(o, work, "stage") : NULL;
+    TRY(o->stage ? TARE_OK : TARE_E_MEMORY);
+    TRY(choose_folders(o));
+    if (o->num_folders == 1 || !o->options.overwrite)
+        TRY(check_contents(o, o->dir));
+    for (size_t i = 0; i < o->num_folders && o->num_folders > 1; i++)
+        TRY(check_contents(o, o->folders[i].dir));
+    status = make_stage(o);
+    if (status != TARE_OK)
+        output_remove_stage(o);
+done:
+    return status;
+}
+
+void output_remove_stage(output *o)
+{
+    char *end;
+    if (!o->stage)
+        return;
+    folder_remove(o->ctx, o->stage);
+    /* <dir>/.tare and a folder that this run made go only if nothing else is in them. */
+    end = strrchr(o->stage, '/');
+    *end = '\0';
+    rmdir(o->stage);
+    *end = '/';
+    if (o->made_dir)
+        rmdir(o->dir);
+}

@@ -1,0 +1,192 @@
+#include "output/layout.h"
+
+#include <ctype.h>
+#include <string.h>
+
+static const char *const SUFFIXES[TENSOR_COUNT] = {
+    [TENSOR_WEIGHT] = ".weight",
+    [TENSOR_BIAS] = ".bias",
+    [TENSOR_WEIGHT_SCALE] = ".weight_scale",
+    [TENSOR_WEIGHT_OFFSET] = ".weight_offset",
+    [TENSOR_INPUT_SCALE] = ".input_scale",
+    [TENSOR_INPUT_OFFSET] = ".input_offset",
+    [TENSOR_QUANT_BIAS] = ".quant_bias",
+    [TENSOR_DEQ_SCALE] = ".deq_scale",
+};
+
+static const char *const NPY_NAMES[NPY_FILES] = {
+    [NPY_QUANT_WEIGHT] = "quant_weight.npy",
+    [NPY_QUANT_BIAS] = "quant_bias.npy",
+    [NPY_DEQ_SCALE] = "deq_scale.npy",
+    [NPY_INPUT_SCALE] = "input_scale.npy",
+    [NPY_INPUT_OFFSET] = "input_offset.npy",
+    [NPY_WEIGHT_SCALE] = "weight_scale.npy",
+    [NPY_WEIGHT_OFFSET] = "weight_offset.npy",
+    [NPY_ANTI_FP_NORM] = "anti_fp_norm.npy",
+};
+
+/* Written by other tools of this layout family: replaced with the rest, never left behind. */
+static const char *const NPY_FOREIGN_NAMES[] = {
+    "fa_quant_scale.npy", "fa_quant_offset.npy", "kv_cache_scale.npy", "kv_cache_offset.npy"};
+
+const char *role_suffix(tensor_role role)
+{
+    return role < TENSOR_COUNT ? SUFFIXES[role] : "";
+}
+
+tensor_role role_of_name(const char *name, size_t *module_length)
+{
+    size_t length = strlen(name);
+    for (int role = 0; role < TENSOR_COUNT; role++) {
+        size_t suffix = strlen(SUFFIXES[role]);
+        if (length > suffix && strcmp(name + length - suffix, SUFFIXES[role]) == 0) {
+            *module_length = length - suffix;
+            return (tensor_role)role;
+        }
+    }
+    *module_length = length;
+    return TENSOR_FLOAT;
+}
+
+tare_dtype deq_scale_dtype(tare_dtype serving)
+{
+    return serving == TARE_BF16 ? TARE_F32 : TARE_I64;
+}
+
+tare_dtype numpy_dtype(tare_dtype dtype)
+{
+    return dtype == TARE_BF16 ? TARE_F32 : dtype;
+}
+
+static void set_shape(tensor_info *t, tare_dtype dtype, int rank, size_t rows, size_t columns)
+{
+    t->dtype = dtype;
+    t->rank = rank;
+    t->shape[0] = rows;
+    t->shape[1] = columns;
+}
+
+/* ascendv1 keeps scales in FP32: their values are representable in S, so the engine's cast is
+ * exact. */
+static tare_dtype scale_dtype(layout layout, const numerics *num)
+{
+    return layout == LAYOUT_ASCENDV1 && !num->compat ? TARE_F32 : num->dtype;
+}
+
+bool w8a8_tensor(layout layout, const numerics *num, const w8a8_linear *linear, tensor_role role,
+                 tensor_info *out)
+{
+    tare_dtype scale = scale_dtype(layout, num);
+    tare_dtype act = num->compat ? linear->act_dtype : scale;
+    /* Engines assert [N,1] and [N], so ascendv1 repeats a single scale. */
+    bool single = linear->per_tensor && layout != LAYOUT_ASCENDV1;
+
+    switch (role) {
+    case TENSOR_WEIGHT:
+        set_shape(out, TARE_I8, 2, linear->n, linear->k);
+        break;
+    case TENSOR_BIAS:
+        if (!linear->has_bias)
+            return false;
+        set_shape(out, linear->bias_dtype, 1, linear->n, 0);
+        break;
+    case TENSOR_WEIGHT_SCALE:
+    case TENSOR_WEIGHT_OFFSET:
+        set_shape(out, scale, single ? 1 : 2, single ? 1 : linear->n, 1);
+        break;
+    case TENSOR_INPUT_SCALE:
+    case TENSOR_INPUT_OFFSET:
+        set_shape(out, act, 1, 1, 0);
+        break;
+    case TENSOR_QUANT_BIAS:
+        set_shape(out, TARE_I32, 1, linear->n, 0);
+        break;
+    case TENSOR_DEQ_SCALE:
+        set_shape(out, deq_scale_dtype(num->dtype), 1, single ? 1 : linear->n, 0);
+        break;
+    default:
+        return false;
+    }
+    if (layout == LAYOUT_NUMPY)
+        out->dtype = numpy_dtype(out->dtype);
+    return true;
+}
+
+static char *lower_case(arena *arena, const char *text)
+{
+    char *copy = arena_strndup(arena, text, strlen(text));
+    for (char *c = copy; c && *c; c++)
+        *c = (char)tolower((unsigned char)*c);
+    return copy;
+}
+
+char *layout_weight_prefix(arena *arena, layout layout, bool compat, const char *quant_type)
+{
+    if (layout == LAYOUT_ASCENDV1 && !compat)
+        return arena_printf(arena, "quant_model_weights");
+    char *type = lower_case(arena, quant_type);
+    return type ? arena_printf(arena, "quant_model_weight_%s", type) : NULL;
+}
+
+char *layout_description_name(arena *arena, layout layout, const char *quant_type)
+{
+    if (layout == LAYOUT_ASCENDV1)
+        return arena_printf(arena, "quant_model_description.json");
+    char *type = lower_case(arena, quant_type);
+    return type ? arena_printf(arena, "quant_model_description_%s.json", type) : NULL;
+}
+
+char *layout_shard_name(arena *arena, const char *prefix, size_t number, size_t of)
+{
+    if (of == 0)
+        return arena_printf(arena, "%s.safetensors", prefix);
+    return arena_printf(arena, "%s-%05zu-of-%05zu.safetensors", prefix, number, of);
+}
+
+bool layout_owns_file(const char *name)
+{
+    if (str_starts_with(name, "quant_model_weight"))
+        return str_ends_with(name, ".safetensors") || str_ends_with(name, ".safetensors.index.json");
+    if (str_starts_with(name, "quant_model_description"))
+        return str_ends_with(name, ".json");
+    for (int i = 0; i < NPY_FILES; i++)
+        if (strcmp(name, NPY_NAMES[i]) == 0)
+            return true;
+    for (size_t i = 0; i < sizeof NPY_FOREIGN_NAMES / sizeof *NPY_FOREIGN_NAMES; i++)
+        if (strcmp(name, NPY_FOREIGN_NAMES[i]) == 0)
+            return true;
+    return strcmp(name, "tare_run.json") == 0;
+}
+
+const char *npy_file_name(npy_file file)
+{
+    return NPY_NAMES[file];
+}
+
+npy_file npy_place(const char *name, tensor_role role, size_t *key_length)
+{
+    static const npy_file FILES[TENSOR_COUNT] = {
+        [TENSOR_WEIGHT] = NPY_QUANT_WEIGHT,
+        [TENSOR_BIAS] = NPY_QUANT_WEIGHT,
+        [TENSOR_WEIGHT_SCALE] = NPY_WEIGHT_SCALE,
+        [TENSOR_WEIGHT_OFFSET] = NPY_WEIGHT_OFFSET,
+        [TENSOR_INPUT_SCALE] = NPY_INPUT_SCALE,
+        [TENSOR_INPUT_OFFSET] = NPY_INPUT_OFFSET,
+        [TENSOR_QUANT_BIAS] = NPY_QUANT_BIAS,
+        [TENSOR_DEQ_SCALE] = NPY_DEQ_SCALE,
+    };
+    size_t length = strlen(name), module;
+    tensor_role by_name = role_of_name(name, &module);
+
+    *key_length = length;
+    if (role != TENSOR_FLOAT) {
+        if (role != TENSOR_BIAS) /* <module>.bias keeps its name: it would hide the weight */
+            *key_length = module;
+        return FILES[role];
+    }
+    if (str_ends_with(name, "norm.weight") || str_ends_with(name, "norm.bias"))
+        return NPY_ANTI_FP_NORM;
+    if (by_name == TENSOR_WEIGHT)
+        *key_length = module;
+    return NPY_QUANT_WEIGHT;
+}

@@ -1,0 +1,79 @@
+/* The layouts that tare writes and `tare verify` checks: names of files, dtypes and shapes of
+ * tensors (specification: spec/output_formats.md, sections 1, 4, 5.1, 6 and 10). Tables alone; no
+ * file is touched here. */
+#ifndef TARE_OUTPUT_LAYOUT_H
+#define TARE_OUTPUT_LAYOUT_H
+
+#include "file/safetensors.h"
+#include "quantize/scheme.h"
+
+typedef enum layout { LAYOUT_ASCENDV1, LAYOUT_SAFE_TENSOR, LAYOUT_NUMPY, LAYOUT_COUNT } layout;
+
+/* What a tensor is to its linear; the order is that of the description (section 10.2). */
+typedef enum tensor_role {
+    TENSOR_WEIGHT,
+    TENSOR_BIAS,
+    TENSOR_WEIGHT_SCALE,
+    TENSOR_WEIGHT_OFFSET,
+    TENSOR_INPUT_SCALE,
+    TENSOR_INPUT_OFFSET,
+    TENSOR_QUANT_BIAS,
+    TENSOR_DEQ_SCALE,
+    TENSOR_COUNT,
+    TENSOR_FLOAT = TENSOR_COUNT /* a tensor on its own */
+} tensor_role;
+
+/* ".weight", ".bias", ".weight_scale", … */
+const char *role_suffix(tensor_role role);
+/* The role that the end of a tensor's name says, and the length of the module before it; TENSOR_FLOAT
+ * if none. */
+tensor_role role_of_name(const char *name, size_t *module_length);
+
+/* A static W8A8 linear. */
+typedef struct w8a8_linear {
+    size_t n, k;
+    bool per_tensor;      /* one weight scale */
+    tare_dtype act_dtype; /* of input_scale and input_offset in compat mode */
+    bool has_bias;
+    tare_dtype bias_dtype;
+} w8a8_linear;
+
+/* dtype and shape of one tensor of a W8A8 linear (section 4.1); name, offset and bytes stay as they
+ * are. False: this linear has no such tensor. */
+bool w8a8_tensor(layout layout, const numerics *num, const w8a8_linear *linear, tensor_role role,
+                 tensor_info *out);
+/* Section 5.1: F32 if the serving dtype is BF16, else I64. */
+tare_dtype deq_scale_dtype(tare_dtype serving);
+/* numpy has no bfloat16. */
+tare_dtype numpy_dtype(tare_dtype dtype);
+
+/* Names of files; in `arena`, NULL when out of memory. `quant_type` as in the description ("W8A8").
+ */
+char *layout_weight_prefix(arena *arena, layout layout, bool compat, const char *quant_type);
+char *layout_description_name(arena *arena, layout layout, const char *quant_type);
+/* "<prefix>.safetensors", or with `of` > 0 "<prefix>-00001-of-00002.safetensors" (`number` from 1).
+ */
+char *layout_shard_name(arena *arena, const char *prefix, size_t number, size_t of);
+/* Is this file a weight file, index, description, npy file or run record that tare may have
+ * written? */
+bool layout_owns_file(const char *name);
+
+typedef enum npy_file {
+    NPY_QUANT_WEIGHT,
+    NPY_QUANT_BIAS,
+    NPY_DEQ_SCALE,
+    NPY_INPUT_SCALE,
+    NPY_INPUT_OFFSET,
+    NPY_WEIGHT_SCALE,
+    NPY_WEIGHT_OFFSET,
+    NPY_ANTI_FP_NORM,
+    NPY_FILES
+} npy_file;
+
+/* "quant_weight.npy", … */
+const char *npy_file_name(npy_file file);
+/* Where a tensor goes in the numpy layout: the file, and the length of the part of `name` that is
+ * its key. */
+npy_file npy_place(const char *name, tensor_role role, size_t *key_length);
+
+#endif

@@ -1,0 +1,127 @@
+/* Conversions between storage dtypes and FP32. */
+#include "tensor/convert.h"
+
+#include <math.h>
+
+#include "base/parallel.h"
+#include "tensor/kernels.h"
+
+float fp16_to_float(uint16_t x)
+{
+    uint32_t sign = (uint32_t)(x & 0x8000) << 16, exponent = (x >> 10) & 31, mantissa = x & 0x3ff;
+    uint32_t u;
+    if (exponent == 31) {
+        /* As the hardware does: a signalling NaN becomes quiet. */
+        u = sign | 0x7f800000u | mantissa << 13 | (mantissa ? 0x400000u : 0);
+    } else if (exponent) {
+        u = sign | (exponent + 112) << 23 | mantissa << 13;
+    } else {
+        float f = (float)mantissa * 0x1p-24f;
+        return sign ? -f : f;
+    }
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+uint16_t float_to_fp16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    uint16_t sign = (uint16_t)((u >> 16) & 0x8000);
+    u &= 0x7fffffffu;
+    if (u > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00 | ((u >> 13) & 0x3ff));
+    if (u >= 0x477ff000u) /* 65520: halfway between the largest FP16 and the next power of two */
+        return sign | 0x7c00;
+    if (u < 0x38800000u) { /* below 2^-14: a multiple of 2^-24; adding 0.5 leaves the rounding of
+                              its last bit to the FP32 addition */
+        float a, shifted;
+        memcpy(&a, &u, sizeof a);
+        shifted = a + 0.5f;
+        memcpy(&u, &shifted, sizeof u);
+        return (uint16_t)(sign | (u - 0x3f000000u));
+    }
+    u += 0xfff + ((u >> 13) & 1);
+    return (uint16_t)(sign | ((u - 0x38000000u) >> 13));
+}
+
+/* x rounded half to even to `precision` bits, in multiples of at least 2^min_exponent. Exact but
+ * for the one rounding: only powers of two are multiplied. */
+static double round_to_precision(double x, int precision, int min_exponent)
+{
+    int exponent;
+    frexp(x, &exponent);
+    int quantum = exponent - precision;
+    if (quantum < min_exponent)
+        quantum = min_exponent;
+    return ldexp(rint(ldexp(x, -quantum)), quantum);
+}
+
+float round_to_dtype(double x, tare_dtype dtype)
+{
+    if (dtype == TARE_F32 || !isfinite(x) || x == 0)
+        return (float)x;
+    if (dtype == TARE_BF16)
+        return (float)round_to_precision(x, 8, -133);
+    double r = round_to_precision(x, 11, -24);
+    return fabs(r) > 65504 ? (float)copysign(INFINITY, x) : (float)r;
+}
+
+enum { CHUNK = 1 << 16 };
+
+typedef struct conversion {
+    const kernels *kernels;
+    tare_dtype dtype;
+    const void *from;
+    void *to;
+    size_t count;
+} conversion;
+
+static size_t chunk_of(const conversion *c, size_t index, size_t *start)
+{
+    *start = index * CHUNK;
+    return c->count - *start < CHUNK ? c->count - *start : CHUNK;
+}
+
+static void widen_chunk(void *user, size_t index, int thread)
+{
+    (void)thread;
+    const conversion *c = user;
+    size_t start, n = chunk_of(c, index, &start);
+    float *to = (float *)c->to + start;
+    if (c->dtype == TARE_F32)
+        memcpy(to, (const float *)c->from + start, n * sizeof *to);
+    else if (c->dtype == TARE_BF16)
+        c->kernels->bf16_to_float((const uint16_t *)c->from + start, n, to);
+    else
+        c->kernels->fp16_to_float((const uint16_t *)c->from + start, n, to);
+}
+
+static void narrow_chunk(void *user, size_t index, int thread)
+{
+    (void)thread;
+    const conversion *c = user;
+    size_t start, n = chunk_of(c, index, &start);
+    const float *from = (const float *)c->from + start;
+    if (c->dtype == TARE_F32)
+        memcpy((float *)c->to + start, from, n * sizeof *from);
+    else if (c->dtype == TARE_BF16)
+        c->kernels->float_to_bf16(from, n, (uint16_t *)c->to + start);
+    else
+        c->kernels->float_to_fp16(from, n, (uint16_t *)c->to + start);
+}
+
+void widen_to_float(const tare_context *ctx, tare_dtype dtype, const void *from, size_t count,
+                    float *to)
+{
+    conversion c = {kernels_get(ctx), dtype, from, to, count};
+    parallel_for(ctx, (count + CHUNK - 1) / CHUNK, widen_chunk, &c);
+}
+
+void narrow_from_float(const tare_context *ctx, tare_dtype dtype, const float *from, size_t count,
+                       void *to)
+{
+    conversion c = {kernels_get(ctx), dtype, from, to, count};
+    parallel_for(ctx, (count + CHUNK - 1) / CHUNK, narrow_chunk, &c);
+}
