@@ -21,12 +21,12 @@ static tare_status head_rows(void *user, size_t first, size_t count, const void 
     size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype), vocab = t->shape[0];
     for (size_t at = 0; at < count; at += HEAD_PANEL) {
         size_t n = count - at < HEAD_PANEL ? count - at : HEAD_PANEL;
-        gemm_weight *w;
+        gemm_weight *w = NULL;
         tare_status status = gemm_weight_create(p->model->ctx, GEMM_FP32, t->dtype,
                                                 (const char *)rows + at * row_bytes, n, h, &w);
         if (status == TARE_OK)
             status = gemm_float(p->model->ctx, w, p->x, &p->count, 1, NULL, p->y);
-        gemm_weight_free(p->model->ctx, status == TARE_OK ? w : NULL);
+        gemm_weight_free(p->model->ctx, w);
         if (status != TARE_OK)
             return status;
         for (size_t r = 0; r < p->count; r++) {

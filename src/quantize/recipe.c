@@ -1,0 +1,453 @@
+/* The table of settings, and reading and writing recipes by it. */
+#include "quantize/recipe.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "file/json.h"
+#include "file/yaml.h"
+
+typedef enum setting_type {
+    SETTING_INT,
+    SETTING_FLOAT,
+    SETTING_BOOL,
+    SETTING_CHOICE, /* one of names[]; stored as its number */
+    SETTING_LEVEL,  /* "L0", "L1", … */
+    SETTING_LIST
+} setting_type;
+
+typedef struct choice {
+    const char *name;
+    int64_t number;
+} choice;
+
+typedef struct setting {
+    const char *section, *key;
+    setting_type type;
+    size_t offset;         /* in struct tare_recipe */
+    double low, high;      /* of numbers */
+    const choice *choices; /* ends with a NULL name */
+} setting;
+
+static const choice dtype_choices[] = {
+    {"bfloat16", TARE_BF16}, {"float16", TARE_F16}, {"float32", TARE_F32}, {NULL, -1}};
+static const choice compute_choices[] = {
+    {"auto", COMPUTE_AUTO}, {"fp32", COMPUTE_FP32}, {"bf16", COMPUTE_BF16}, {NULL, 0}};
+static const choice compat_choices[] = {{"none", 0}, {"msmodelslim", 1}, {NULL, 0}};
+static const choice npy_choices[] = {{"numpy", 0}, {NULL, 0}};
+static const choice save_choices[] = {
+    {"ascendv1", 0}, {"ascendV1", 0}, {"safe_tensor", 0}, {"numpy", 0}, {NULL, 0}};
+
+#define AT(member)  offsetof(struct tare_recipe, member)
+#define INT64_LIMIT 9007199254740992.0
+
+static const setting settings[] = {
+    {"quant", "w_bit", SETTING_INT, AT(w_bit), 1, 16, NULL},
+    {"quant", "a_bit", SETTING_INT, AT(a_bit), 1, 16, NULL},
+    {"quant", "act_method", SETTING_INT, AT(act_method), 1, 3, NULL},
+    {"quant", "mm_tensor", SETTING_BOOL, AT(mm_tensor), 0, 0, NULL},
+    {"quant", "w_sym", SETTING_BOOL, AT(w_sym), 0, 0, NULL},
+    {"quant", "pr", SETTING_FLOAT, AT(pr), 0, 1, NULL},
+    {"quant", "seed", SETTING_INT, AT(seed), 0, INT64_LIMIT, NULL},
+    {"fallback", "disable_level", SETTING_LEVEL, AT(disable_level), 0, 1e9, NULL},
+    {"fallback", "disable_last_linear", SETTING_BOOL, AT(disable_last_linear), 0, 0, NULL},
+    {"fallback", "disable_names", SETTING_LIST, AT(disable_names), 0, 0, NULL},
+    {"calibration", "samples", SETTING_INT, AT(samples), 0, INT64_LIMIT, NULL},
+    {"calibration", "max_length", SETTING_INT, AT(max_length), 0, INT64_LIMIT, NULL},
+    {"save", "types", SETTING_LIST, AT(save_types), 0, 0, save_choices},
+    {"save", "part_file_size", SETTING_INT, AT(part_file_size), 0, 1 << 20, NULL},
+    {"save", "npy_values", SETTING_CHOICE, AT(npy_values), 0, 0, npy_choices},
+    {"run", "dtype", SETTING_CHOICE, AT(dtype), 0, 0, dtype_choices},
+    {"run", "compute", SETTING_CHOICE, AT(compute), 0, 0, compute_choices},
+    {"run", "compat", SETTING_CHOICE, AT(compat), 0, 0, compat_choices},
+};
+
+enum { NUM_SETTINGS = sizeof settings / sizeof *settings };
+
+static void *member(const tare_recipe *r, const setting *s)
+{
+    return (char *)(uintptr_t)r + s->offset;
+}
+
+static const setting *find_setting(const char *section, size_t section_length, const char *key)
+{
+    for (size_t i = 0; i < NUM_SETTINGS; i++) {
+        const setting *s = &settings[i];
+        if (strlen(s->section) == section_length &&
+            memcmp(s->section, section, section_length) == 0 && strcmp(s->key, key) == 0)
+            return s;
+    }
+    return NULL;
+}
+
+/* ---- lists ---- */
+
+static void list_clear(tare_context *ctx, string_list *l)
+{
+    for (size_t i = 0; i < l->count; i++)
+        mem_free(ctx, l->items[i]);
+    mem_free(ctx, l->items);
+    *l = (string_list){0};
+}
+
+static tare_status list_add(tare_context *ctx, string_list *l, const char *text, size_t length)
+{
+    tare_status status = mem_grow(ctx, (void **)&l->items, &l->capacity, l->count + 1,
+                                  sizeof *l->items);
+    if (status != TARE_OK)
+        return status;
+    if (!(l->items[l->count] = mem_strndup(ctx, text, length)))
+        return TARE_E_MEMORY;
+    l->count++;
+    return TARE_OK;
+}
+
+/* ---- life ---- */
+
+tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
+{
+    *out = NULL;
+    tare_recipe *r = mem_calloc(ctx, 1, sizeof *r);
+    if (!r)
+        return TARE_E_MEMORY;
+    *r = (tare_recipe){.ctx = ctx,
+                       .w_bit = 8,
+                       .a_bit = 8,
+                       .act_method = 1,
+                       .w_sym = true,
+                       .pr = 1.0,
+                       .disable_last_linear = true,
+                       .part_file_size = -1,
+                       .dtype = -1};
+    tare_status status = list_add(ctx, &r->save_types, "ascendv1", strlen("ascendv1"));
+    if (status != TARE_OK)
+        tare_recipe_free(r);
+    else
+        *out = r;
+    return status;
+}
+
+void tare_recipe_free(tare_recipe *r)
+{
+    if (!r)
+        return;
+    list_clear(r->ctx, &r->disable_names);
+    list_clear(r->ctx, &r->save_types);
+    mem_free(r->ctx, r);
+}
+
+/* ---- setting from text ---- */
+
+#define REFUSE(r, s, ...)                                                                          \
+    TARE_WRAP((r)->ctx, TARE_FAIL((r)->ctx, TARE_E_USAGE, __VA_ARGS__), "%s.%s", (s)->section,     \
+              (s)->key)
+
+static tare_status refuse_choice(tare_recipe *r, const setting *s, const char *text)
+{
+    buffer names;
+    buffer_init(&names, r->ctx);
+    for (const choice *c = s->choices; c->name; c++)
+        buffer_printf(&names, "%s%s", c == s->choices ? "" : ", ", c->name);
+    tare_status status = names.status;
+    if (status == TARE_OK)
+        status = REFUSE(r, s, "\"%.80s\" is not known; possible: %s", text, names.data);
+    buffer_free(&names);
+    return status;
+}
+
+static tare_status set_int(tare_recipe *r, const setting *s, const char *text)
+{
+    char *end;
+    errno = 0;
+    long long x = strtoll(text, &end, 10);
+    if (errno || end == text || *end || (double)x < s->low || (double)x > s->high)
+        return REFUSE(r, s, "\"%.80s\" is not a whole number from %.0f to %.0f", text, s->low,
+                      s->high);
+    *(int64_t *)member(r, s) = x;
+    return TARE_OK;
+}
+
+static tare_status set_float(tare_recipe *r, const setting *s, const char *text)
+{
+    char *end;
+    double x = strtod(text, &end);
+    if (end == text || *end || !(x >= s->low && x <= s->high))
+        return REFUSE(r, s, "\"%.80s\" is not a number from %g to %g", text, s->low, s->high);
+    *(double *)member(r, s) = x;
+    return TARE_OK;
+}
+
+static tare_status set_bool(tare_recipe *r, const setting *s, const char *text)
+{
+    bool yes = strcmp(text, "true") == 0 || strcmp(text, "True") == 0;
+    if (!yes && strcmp(text, "false") != 0 && strcmp(text, "False") != 0)
+        return REFUSE(r, s, "\"%.80s\" is neither true nor false", text);
+    *(bool *)member(r, s) = yes;
+    return TARE_OK;
+}
+
+static tare_status set_choice(tare_recipe *r, const setting *s, const char *text)
+{
+    for (const choice *c = s->choices; c->name; c++) {
+        if (strcmp(c->name, text) == 0) {
+            *(int64_t *)member(r, s) = c->number;
+            return TARE_OK;
+        }
+    }
+    return refuse_choice(r, s, text);
+}
+
+/* L<n>, no leading zero. */
+static tare_status set_level(tare_recipe *r, const setting *s, const char *text)
+{
+    size_t digits = text[0] == 'L' ? strspn(text + 1, "0123456789") : 0;
+    if (digits == 0 || digits > 9 || text[1 + digits] || (text[1] == '0' && digits > 1))
+        return REFUSE(r, s, "\"%.80s\" is not a level; L0, L1, L2, … are", text);
+    *(int64_t *)member(r, s) = strtoll(text + 1, NULL, 10);
+    return TARE_OK;
+}
+
+static tare_status append_item(tare_recipe *r, const setting *s, const char *text, size_t length)
+{
+    bool known = !s->choices;
+    for (const choice *c = s->choices; c && c->name; c++)
+        known |= strlen(c->name) == length && memcmp(c->name, text, length) == 0;
+    if (known && length > 0)
+        return list_add(r->ctx, member(r, s), text, length);
+    char *item = mem_strndup(r->ctx, text, length);
+    if (!item)
+        return TARE_E_MEMORY;
+    tare_status status = known ? REFUSE(r, s, "an empty element") : refuse_choice(r, s, item);
+    mem_free(r->ctx, item);
+    return status;
+}
+
+/* Commas inside [ ] belong to a pattern. */
+static tare_status append_items(tare_recipe *r, const setting *s, const char *text)
+{
+    tare_status status = TARE_OK;
+    while (status == TARE_OK) {
+        size_t n = 0;
+        for (bool set = false; text[n] && (set || text[n] != ','); n++)
+            set = text[n] == '[' ? true : text[n] == ']' ? false : set;
+        status = append_item(r, s, text, n);
+        if (!text[n])
+            break;
+        text += n + 1;
+    }
+    return status;
+}
+
+static tare_status set_text(tare_recipe *r, const setting *s, const char *text)
+{
+    switch (s->type) {
+    case SETTING_INT:
+        return set_int(r, s, text);
+    case SETTING_FLOAT:
+        return set_float(r, s, text);
+    case SETTING_BOOL:
+        return set_bool(r, s, text);
+    case SETTING_CHOICE:
+        return set_choice(r, s, text);
+    case SETTING_LEVEL:
+        return set_level(r, s, text);
+    case SETTING_LIST:
+        break;
+    }
+    list_clear(r->ctx, member(r, s));
+    return append_items(r, s, text);
+}
+
+/* Finds "section.key", or fails with the nearest names. */
+static tare_status require_setting(tare_recipe *r, const char *name, const setting **out)
+{
+    tare_status status = TARE_OK;
+    const char *dot = strchr(name, '.'), *names[NUM_SETTINGS];
+    *out = dot ? find_setting(name, (size_t)(dot - name), dot + 1) : NULL;
+    if (*out)
+        return TARE_OK;
+    arena a;
+    buffer near;
+    arena_init(&a, r->ctx);
+    buffer_init(&near, r->ctx);
+    for (size_t i = 0; i < NUM_SETTINGS; i++) {
+        if (!(names[i] = arena_printf(&a, "%s.%s", settings[i].section, settings[i].key))) {
+            status = TARE_E_MEMORY;
+            goto done;
+        }
+    }
+    nearest_names(&near, name, names, NUM_SETTINGS, 3);
+    status = near.status;
+    if (status == TARE_OK)
+        status = TARE_FAIL(r->ctx, TARE_E_USAGE, "setting \"%.80s\" is not known; near: %s", name,
+                           near.data);
+done:
+    buffer_free(&near);
+    arena_free(&a);
+    return status;
+}
+
+tare_status tare_recipe_set(tare_recipe *r, const char *name, const char *text)
+{
+    const setting *s;
+    tare_status status = require_setting(r, name, &s);
+    return status == TARE_OK ? set_text(r, s, text) : status;
+}
+
+tare_status tare_recipe_append(tare_recipe *r, const char *name, const char *text)
+{
+    const setting *s;
+    tare_status status = require_setting(r, name, &s);
+    if (status != TARE_OK)
+        return status;
+    return s->type == SETTING_LIST ? append_items(r, s, text) : set_text(r, s, text);
+}
+
+/* ---- YAML ---- */
+
+enum { RECIPE_LIMIT = 1 << 20 };
+
+static const char *scalar_text(const value *v)
+{
+    if (v->type == VALUE_BOOL)
+        return v->boolean ? "true" : "false";
+    return v->type == VALUE_STRING || v->type == VALUE_NUMBER ? v->text : NULL;
+}
+
+static tare_status load_setting(tare_recipe *r, const setting *s, const value *v)
+{
+    if (v->type == VALUE_NULL) /* "as if it were not there" */
+        return TARE_OK;
+    if (v->type == VALUE_LIST && s->type == SETTING_LIST) {
+        list_clear(r->ctx, member(r, s));
+        for (size_t i = 0; i < v->count; i++) {
+            const char *text = scalar_text(&v->items[i]);
+            if (!text)
+                return REFUSE(r, s, "element %zu is not a string", i + 1);
+            tare_status status = append_item(r, s, text, strlen(text));
+            if (status != TARE_OK)
+                return status;
+        }
+        return TARE_OK;
+    }
+    const char *text = scalar_text(v);
+    if (!text)
+        return REFUSE(r, s, "needs a single value");
+    return set_text(r, s, text);
+}
+
+static tare_status load_section(tare_recipe *r, const char *section, const value *map)
+{
+    tare_status status = TARE_OK;
+    buffer name;
+    buffer_init(&name, r->ctx);
+    if (map->type == VALUE_NULL)
+        return TARE_OK;
+    if (map->type != VALUE_MAP)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "line %d: section \"%.80s\" must be a map",
+                         map->line, section);
+    for (size_t i = 0; i < map->count; i++) {
+        const setting *s;
+        name.length = 0;
+        buffer_printf(&name, "%s.%s", section, map->keys[i].text);
+        TRY(name.status);
+        TRY(TARE_WRAP(r->ctx, require_setting(r, name.data, &s), "line %d", map->keys[i].line));
+        TRY(TARE_WRAP(r->ctx, load_setting(r, s, &map->items[i]), "line %d", map->keys[i].line));
+    }
+done:
+    buffer_free(&name);
+    return status;
+}
+
+tare_status tare_recipe_load(tare_recipe *r, const char *path)
+{
+    tare_status status = TARE_OK;
+    const value *root;
+    arena a;
+    arena_init(&a, r->ctx);
+    TRY(yaml_parse_file(r->ctx, &a, path, RECIPE_LIMIT, &root));
+    if (root->type != VALUE_MAP && root->type != VALUE_NULL) {
+        status = TARE_FAIL(r->ctx, TARE_E_USAGE, "%s: a recipe is a map of sections", path);
+        goto done;
+    }
+    for (size_t i = 0; i < root->count; i++)
+        TRY(TARE_WRAP(r->ctx, load_section(r, root->keys[i].text, &root->items[i]), "%s", path));
+done:
+    arena_free(&a);
+    /* A recipe that does not parse is a wrong recipe, as a wrong setting in it is. */
+    return status == TARE_E_FORMAT ? TARE_E_USAGE : status;
+}
+
+/* ---- checks and writing ---- */
+
+tare_status recipe_check(const tare_recipe *r)
+{
+    if (r->w_bit != 8 || r->a_bit != 8)
+        return TARE_FAIL(
+            r->ctx, TARE_E_USAGE,
+            "quant.w_bit %lld with quant.a_bit %lld is not supported; supported: 8 with 8 (W8A8)",
+            (long long)r->w_bit, (long long)r->a_bit);
+    if (!r->w_sym)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.w_sym: 8-bit activations need symmetric weights (true)");
+    if (r->save_types.count == 0)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "save.types: at least one save type is needed");
+    return TARE_OK;
+}
+
+static void write_list(buffer *out, const string_list *l)
+{
+    buffer_putc(out, '[');
+    for (size_t i = 0; i < l->count; i++) {
+        buffer_puts(out, i ? ", " : "");
+        json_write_string(out, l->items[i], strlen(l->items[i]));
+    }
+    buffer_putc(out, ']');
+}
+
+static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
+{
+    const void *at = member(r, s);
+    const char *name = NULL;
+    switch (s->type) {
+    case SETTING_INT:
+        buffer_printf(out, "%lld", (long long)*(const int64_t *)at);
+        break;
+    case SETTING_FLOAT:
+        json_write_double(out, *(const double *)at);
+        break;
+    case SETTING_BOOL:
+        buffer_puts(out, *(const bool *)at ? "true" : "false");
+        break;
+    case SETTING_LEVEL:
+        buffer_printf(out, "\"L%lld\"", (long long)*(const int64_t *)at);
+        break;
+    case SETTING_LIST:
+        write_list(out, at);
+        break;
+    case SETTING_CHOICE:
+        for (const choice *c = s->choices; c->name && !name; c++)
+            name = c->number == *(const int64_t *)at ? c->name : NULL;
+        buffer_printf(out, name ? "\"%s\"" : "null", name);
+        break;
+    }
+}
+
+void recipe_write(const tare_recipe *r, buffer *out, int level)
+{
+    buffer_puts(out, "{");
+    for (size_t i = 0; i < NUM_SETTINGS; i++) {
+        const setting *s = &settings[i];
+        bool first = i == 0 || strcmp(settings[i - 1].section, s->section) != 0;
+        bool last = i + 1 == NUM_SETTINGS || strcmp(settings[i + 1].section, s->section) != 0;
+        if (first)
+            buffer_printf(out, "%s\n%*s\"%s\": {", i ? "," : "", 2 * level + 2, "", s->section);
+        buffer_printf(out, "%s\"%s\": ", first ? "" : ", ", s->key);
+        write_setting(r, s, out);
+        if (last)
+            buffer_putc(out, '}');
+    }
+    buffer_printf(out, "\n%*s}", 2 * level, "");
+}

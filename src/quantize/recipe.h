@@ -1,0 +1,45 @@
+/* A recipe: every setting of a run, by the names of a recipe file. One table (recipe.c) gives each
+ * its type, range and default; the YAML reader, tare_recipe_set (and through it the command line)
+ * and tare_run.json all go by it. */
+#ifndef TARE_QUANTIZE_RECIPE_H
+#define TARE_QUANTIZE_RECIPE_H
+
+#include "base/dtype.h"
+#include "base/strings.h"
+
+/* A list of strings that the recipe owns. */
+typedef struct string_list {
+    char **items;
+    size_t count, capacity;
+} string_list;
+
+typedef enum compute_setting { COMPUTE_AUTO, COMPUTE_FP32, COMPUTE_BF16 } compute_setting;
+
+struct tare_recipe {
+    tare_context *ctx;
+    /* quant */
+    int64_t w_bit, a_bit, act_method, seed;
+    bool mm_tensor, w_sym;
+    double pr;
+    /* fallback */
+    int64_t disable_level; /* n of "Ln" */
+    bool disable_last_linear;
+    string_list disable_names;
+    /* calibration */
+    int64_t samples, max_length; /* 0: all; none */
+    /* save */
+    string_list save_types;
+    int64_t part_file_size; /* GiB; 0: one file; -1: the save type's default */
+    int64_t npy_values;     /* 0: numpy */
+    /* run */
+    int64_t dtype;   /* DTYPE_SETTING_*: tare_dtype, or -1: as config.json says */
+    int64_t compute; /* compute_setting */
+    int64_t compat;  /* 0: none, 1: msmodelslim */
+};
+
+/* Checks what no single setting shows: the pair of widths. TARE_E_USAGE. */
+tare_status recipe_check(const tare_recipe *recipe);
+/* Appends the effective settings as a JSON map, indented by two spaces from `level` on. */
+void recipe_write(const tare_recipe *recipe, buffer *out, int level);
+
+#endif
