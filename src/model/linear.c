@@ -28,8 +28,7 @@ static tare_status cast_weight(tare_context *ctx, raw_weight *w, size_t rows, si
     return TARE_OK;
 }
 
-tare_status linear_read(tare_model *model, const model_linear *linear, tare_dtype cast,
-                        raw_weight *out)
+tare_status linear_read(tare_model *model, const model_linear *linear, raw_weight *out)
 {
     tare_status status = TARE_OK;
     const tensor_info *t = linear->weight;
@@ -37,8 +36,8 @@ tare_status linear_read(tare_model *model, const model_linear *linear, tare_dtyp
     if (!out->data)
         return TARE_E_MEMORY;
     TRY(checkpoint_read(model->checkpoint, t, 0, out->data, t->bytes));
-    if (cast != TARE_DTYPE_COUNT && cast != t->dtype)
-        TRY(cast_weight(model->ctx, out, linear->n, linear->k, cast));
+    if (model->load_dtype != TARE_DTYPE_COUNT && model->load_dtype != t->dtype)
+        TRY(cast_weight(model->ctx, out, linear->n, linear->k, model->load_dtype));
 done:
     if (status != TARE_OK) {
         mem_free(model->ctx, out->data);
@@ -53,7 +52,7 @@ tare_status float_linear_load(tare_model *model, const model_linear *linear, gem
     tare_status status = TARE_OK;
     raw_weight raw = {0};
     *out = (float_linear){0};
-    TRY(linear_read(model, linear, TARE_DTYPE_COUNT, &raw));
+    TRY(linear_read(model, linear, &raw));
     TRY(gemm_weight_create(model->ctx, compute, raw.dtype, raw.data, linear->n, linear->k,
                            &out->weight));
     if (linear->bias)
@@ -143,8 +142,8 @@ static tare_status gather_rows(void *user, size_t first, size_t count, const voi
     size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype);
     for (; g->next < g->count && g->places[g->next].id < first + count; g->next++) {
         const token_place *p = &g->places[g->next];
-        widen_to_float(g->model->ctx, t->dtype, (const char *)rows + (p->id - first) * row_bytes, h,
-                       g->x + p->row * h);
+        model_widen(g->model, t->dtype, (const char *)rows + (p->id - first) * row_bytes, h,
+                    g->x + p->row * h);
     }
     return g->also ? g->also(g->user, first, count, rows) : TARE_OK;
 }

@@ -11,9 +11,8 @@ typedef struct raw_weight {
     tare_dtype dtype;
 } raw_weight;
 
-/* Reads the whole weight, converted to `cast` (F32, F16 or BF16; TARE_DTYPE_COUNT: as stored). */
-tare_status linear_read(tare_model *model, const model_linear *linear, tare_dtype cast,
-                        raw_weight *out);
+/* Reads the whole weight, in the model's load_dtype if it has one. */
+tare_status linear_read(tare_model *model, const model_linear *linear, raw_weight *out);
 
 typedef struct float_linear {
     gemm_weight *weight;

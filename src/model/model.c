@@ -156,6 +156,7 @@ tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **ou
     if (!m)
         return TARE_E_MEMORY;
     m->ctx = ctx;
+    m->load_dtype = TARE_DTYPE_COUNT;
     arena_init(&m->arena, ctx);
     m->dir = mem_strdup(ctx, path);
     config_path = path_join(ctx, path, "config.json");
@@ -192,6 +193,15 @@ size_t tare_model_vocab_size(const tare_model *model)
     return model->config.vocab_size;
 }
 
+void model_widen(const tare_model *m, tare_dtype dtype, const void *from, size_t n, float *to)
+{
+    widen_to_float(m->ctx, dtype, from, n, to);
+    if (m->load_dtype == TARE_DTYPE_COUNT || m->load_dtype == TARE_F32 || m->load_dtype == dtype)
+        return;
+    for (size_t i = 0; i < n; i++)
+        to[i] = round_to_dtype((double)to[i], m->load_dtype);
+}
+
 tare_status model_read_vector(tare_model *m, const tensor_info *tensor, float **out)
 {
     tare_status status = TARE_OK;
@@ -204,7 +214,7 @@ tare_status model_read_vector(tare_model *m, const tensor_info *tensor, float **
         goto done;
     }
     TRY(checkpoint_read(m->checkpoint, tensor, 0, raw, tensor->bytes));
-    widen_to_float(m->ctx, tensor->dtype, raw, n, x);
+    model_widen(m, tensor->dtype, raw, n, x);
     *out = x;
     x = NULL;
 done:

@@ -37,8 +37,13 @@ struct tare_model {
     const tensor_info **extra; /* tensors that the architecture does not know, copied through;
                                   rotary inv_freq left out */
     size_t num_extra;
+    /* TARE_DTYPE_COUNT: weights are used as stored. F16, BF16, F32: float tensors are rounded to it
+     * when they are read, as loading the model in that dtype does. */
+    tare_dtype load_dtype;
 };
 
+/* `n` stored elements to FP32, by way of load_dtype. */
+void model_widen(const tare_model *model, tare_dtype dtype, const void *from, size_t n, float *to);
 /* Reads a float tensor of at most a few MB whole, widened to FP32 [elements]; freed with mem_free.
  */
 tare_status model_read_vector(tare_model *model, const tensor_info *tensor, float **out);

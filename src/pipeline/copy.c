@@ -1,0 +1,54 @@
+/* Tensors that pass through as floats. */
+#include "pipeline/run.h"
+#include "tensor/convert.h"
+
+tensor_info output_tensor(const run *r, const tensor_info *source)
+{
+    tensor_info t = *source;
+    if (r->num.compat && dtype_is_float(t.dtype)) {
+        t.dtype = r->num.dtype;
+        t.bytes = tensor_elements(source) * dtype_size(t.dtype);
+    }
+    return t;
+}
+
+tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
+                             const void *rows)
+{
+    tensor_info t = output_tensor(r, source);
+    size_t width = tensor_elements(source) / (source->rank ? source->shape[0] : 1);
+    size_t row_bytes = width * dtype_size(t.dtype);
+    if (t.dtype == source->dtype)
+        return output_write_float(r->out, t.name, (uint64_t)first * row_bytes, rows,
+                                  count * row_bytes);
+    size_t n = count * width;
+    float *wide = mem_alloc_array(r->ctx, n, sizeof *wide);
+    void *narrow = mem_alloc_array(r->ctx, n, dtype_size(t.dtype));
+    tare_status status = wide && narrow ? TARE_OK : TARE_E_MEMORY;
+    if (status == TARE_OK) {
+        widen_to_float(r->ctx, source->dtype, rows, n, wide);
+        narrow_from_float(r->ctx, t.dtype, wide, n, narrow);
+        status = output_write_float(r->out, t.name, (uint64_t)first * row_bytes, narrow,
+                                    count * row_bytes);
+    }
+    mem_free(r->ctx, wide);
+    mem_free(r->ctx, narrow);
+    return status;
+}
+
+typedef struct copy_work {
+    run *r;
+    const tensor_info *source;
+} copy_work;
+
+static tare_status copy_rows(void *user, size_t first, size_t count, const void *rows)
+{
+    const copy_work *w = user;
+    return write_float_rows(w->r, w->source, first, count, rows);
+}
+
+tare_status copy_tensor(run *r, const tensor_info *source)
+{
+    copy_work w = {r, source};
+    return model_stream_rows(r->model, source, copy_rows, &w);
+}

@@ -1,0 +1,332 @@
+/* One decoder layer: load, (score,) calibrate, quantize, write. For each sample in order every
+ * linear first updates its observer, then takes its input with the scale that knows this sample and
+ * those before it (spec/w8a8.md, section 5.4). Because an exact integer product needs nothing but
+ * the row's own scale, samples may be processed in groups of any size. */
+#include <string.h>
+
+#include "base/parallel.h"
+#include "pipeline/run.h"
+#include "tensor/kernels.h"
+
+typedef struct calibrated_layer {
+    run *run;
+    size_t layer;
+    live_linear linears[ROLE_COUNT];
+    observer *observers[GROUP_COUNT]; /* NULL: no member is quantized */
+    act_params params[GROUP_COUNT];   /* after the last sample so far */
+    /* Of the batch in work: */
+    act_params *sample_params; /* [samples of the batch] */
+    uint8_t *quantized;        /* [rows, k] */
+    int32_t *accumulators;     /* [rows, n] */
+    float *mixed;              /* [rows, k] fake-quantized input where float arithmetic is needed */
+} calibrated_layer;
+
+/* ---- input of a group ---- */
+
+static tare_status observe(calibrated_layer *c, linear_group group, const batch *b, const float *x,
+                           size_t k)
+{
+    tare_status status = TARE_OK;
+    run *r = c->run;
+    for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
+        status = observer_update(r->ctx, c->observers[group], x + row * k, b->lengths[i] * k);
+        if (status == TARE_OK)
+            status = observer_params(r->ctx, c->observers[group], &c->sample_params[i]);
+        if (status != TARE_OK)
+            return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
+                             linear_group_name(group), b->first + i);
+    }
+    c->params[group] = c->sample_params[b->samples - 1];
+    return TARE_OK;
+}
+
+typedef struct input_work {
+    const calibrated_layer *c;
+    const kernels *kernels;
+    const batch *b;
+    const float *x;
+    size_t k, linear_index;
+} input_work;
+
+static void quantize_sample(void *user, size_t i, int thread)
+{
+    const input_work *w = user;
+    size_t row = 0;
+    (void)thread;
+    for (size_t s = 0; s < i; s++)
+        row += w->b->lengths[s];
+    const act_params *p = &w->c->sample_params[i];
+    w->kernels->quantize_asymmetric(w->x + row * w->k, w->b->lengths[i] * w->k, p->scale, p->offset,
+                                    w->c->quantized + row * w->k);
+}
+
+/* SplitMix64 (spec/w8a8.md, section 4.6). */
+static uint64_t mix(uint64_t z)
+{
+    z += 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+/* x' with probability pr, else x: by a generator that knows only seed, linear, sample and element.
+ */
+static void mix_sample(void *user, size_t i, int thread)
+{
+    const input_work *w = user;
+    const run *r = w->c->run;
+    size_t row = 0, n = w->b->lengths[i] * w->k;
+    (void)thread;
+    for (size_t s = 0; s < i; s++)
+        row += w->b->lengths[s];
+    const float *x = w->x + row * w->k;
+    float *y = w->c->mixed + row * w->k;
+    memcpy(y, x, n * sizeof *y);
+    act_fake_quantize(&r->num, &w->c->sample_params[i], y, n);
+    if (r->recipe->pr >= 1)
+        return;
+    uint64_t key = mix((uint64_t)r->recipe->seed ^ mix(w->linear_index));
+    uint64_t sample = (uint64_t)(w->b->first + i) << 40;
+    for (size_t e = 0; e < n; e++) {
+        double u = (double)(mix(key + sample + e) >> 40) * 0x1p-24;
+        if (!(u < r->recipe->pr))
+            y[e] = x[e];
+    }
+}
+
+/* ---- output of a linear ---- */
+
+typedef struct output_work {
+    const calibrated_layer *c;
+    const kernels *kernels;
+    const live_linear *l;
+    const batch *b;
+    float *y;
+} output_work;
+
+static void dequantize_sample(void *user, size_t i, int thread)
+{
+    const output_work *w = user;
+    const quantized_weight *q = &w->l->q;
+    size_t row = 0;
+    (void)thread;
+    for (size_t s = 0; s < i; s++)
+        row += w->b->lengths[s];
+    const act_params *p = &w->c->sample_params[i];
+    for (size_t t = 0; t < w->b->lengths[i]; t++, row++)
+        w->kernels->dequantize_row(w->c->accumulators + row * q->n, q->n, 128 + (int64_t)p->offset,
+                                   q->row_sums, p->scale, q->scales, q->num_scales, w->l->bias,
+                                   w->y + row * q->n);
+}
+
+static tare_status integer_linear(calibrated_layer *c, const live_linear *l, const batch *b,
+                                  float *y)
+{
+    run *r = c->run;
+    tare_status status = gemm_u8s8(r->ctx, c->quantized, l->q.q, b->rows, l->q.n, l->q.k,
+                                   c->accumulators);
+    if (status != TARE_OK)
+        return status;
+    output_work w = {.c = c, .kernels = kernels_get(r->ctx), .l = l, .b = b, .y = y};
+    parallel_for(r->ctx, b->samples, dequantize_sample, &w);
+    return TARE_OK;
+}
+
+static tare_status float_linear_run(calibrated_layer *c, const live_linear *l, const batch *b,
+                                    const float *x, float *y)
+{
+    run *r = c->run;
+    if (l->quantize) {
+        const linear_spec *spec = l->linear->spec;
+        input_work w = {.c = c,
+                        .b = b,
+                        .x = x,
+                        .k = l->linear->k,
+                        .linear_index = run_linear_index(r, c->layer, spec->role)};
+        parallel_for(r->ctx, b->samples, mix_sample, &w);
+        x = c->mixed;
+    }
+    return gemm_float(r->ctx, l->weight, x, b->lengths, b->samples, l->bias, y);
+}
+
+static tare_status calibrated_linears(void *user, linear_group group, const batch *b,
+                                      const float *x, float *const *y)
+{
+    tare_status status = TARE_OK;
+    calibrated_layer *c = user;
+    run *r = c->run;
+    const architecture *arch = r->model->config.arch;
+    bool quantized_ready = false;
+    for (size_t i = 0, member = 0; i < arch->num_linears; i++) {
+        if (arch->linears[i].group != group)
+            continue;
+        const live_linear *l = &c->linears[arch->linears[i].role];
+        size_t k = l->linear->k;
+        if (member == 0 && c->observers[group])
+            TRY(observe(c, group, b, x, k));
+        if (l->quantize && !l->weight && !quantized_ready) {
+            input_work w = {.c = c, .kernels = kernels_get(r->ctx), .b = b, .x = x, .k = k};
+            parallel_for(r->ctx, b->samples, quantize_sample, &w);
+            quantized_ready = true;
+        }
+        TRY(l->weight ? float_linear_run(c, l, b, x, y[member])
+                      : integer_linear(c, l, b, y[member]));
+        member++;
+    }
+done:
+    return status;
+}
+
+/* ---- the layer ---- */
+
+static void unload(calibrated_layer *c)
+{
+    tare_context *ctx = c->run->ctx;
+    for (int role = 0; role < ROLE_COUNT; role++)
+        live_linear_free(c->run, &c->linears[role]);
+    for (int g = 0; g < GROUP_COUNT; g++)
+        observer_free(ctx, c->observers[g]);
+    mem_free(ctx, c->sample_params);
+    mem_free(ctx, c->quantized);
+    mem_free(ctx, c->accumulators);
+    mem_free(ctx, c->mixed);
+}
+
+static tare_status load_linears(calibrated_layer *c)
+{
+    tare_status status = TARE_OK;
+    run *r = c->run;
+    const architecture *arch = r->model->config.arch;
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        const linear_spec *spec = &arch->linears[i];
+        const fallback_linear *f = &r->linears[c->layer * r->linears_per_layer + i];
+        TRY(context_check_cancelled(r->ctx));
+        TRY(live_linear_load(r, &r->model->layers[c->layer].linears[spec->role], !f->is_float,
+                             &c->linears[spec->role]));
+        if (!f->is_float && !c->observers[spec->group])
+            TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num,
+                                &c->observers[spec->group]));
+    }
+done:
+    return status;
+}
+
+/* Buffers for the widest of the layer's linears. */
+static tare_status alloc_buffers(calibrated_layer *c)
+{
+    tare_context *ctx = c->run->ctx;
+    size_t n = 0, k = 0, rows = c->run->workspace.rows, cells;
+    bool any_float = false, any_integer = false;
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        const live_linear *l = &c->linears[role];
+        if (!l->quantize)
+            continue;
+        n = l->q.n > n ? l->q.n : n;
+        k = l->q.k > k ? l->q.k : k;
+        any_float |= l->weight != NULL;
+        any_integer |= l->weight == NULL;
+    }
+    if (!size_mul(rows, n > k ? n : k, &cells))
+        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows of %zu", rows, n > k ? n : k);
+    if (!(c->sample_params = mem_alloc_array(ctx, c->run->samples.count, sizeof *c->sample_params)))
+        return TARE_E_MEMORY;
+    if (any_integer &&
+        (!(c->quantized = mem_alloc(ctx, rows * k)) ||
+         !(c->accumulators = mem_alloc_array(ctx, rows * n, sizeof *c->accumulators))))
+        return TARE_E_MEMORY;
+    if (any_float && !(c->mixed = mem_alloc_array(ctx, rows * k, sizeof *c->mixed)))
+        return TARE_E_MEMORY;
+    return TARE_OK;
+}
+
+static tare_status check_finite(run *r, const float *x, size_t n)
+{
+    float max;
+    bool finite = true;
+    kernels_get(r->ctx)->abs_max(x, n, &max, &finite);
+    return finite ? TARE_OK : TARE_FAIL(r->ctx, TARE_E_NUMERIC, "an activation is NaN or infinite");
+}
+
+static tare_status calibrate(calibrated_layer *c)
+{
+    tare_status status = TARE_OK;
+    run *r = c->run;
+    size_t h = r->model->config.hidden_size, row = 0;
+    layer_norms norms = {0};
+    layer_ops ops = {.user = c, .linears = calibrated_linears};
+    TRY(layer_norms_load(r->model, c->layer, &norms));
+    for (size_t first = 0; first < r->samples.count;) {
+        batch b = batch_next(r->samples.lengths, first, r->samples.count, r->batch_rows);
+        TRY(context_check_cancelled(r->ctx));
+        TRY(decoder_layer_forward(r->model, c->layer, &norms, &ops, &b, &r->workspace,
+                                  r->hidden + row * h));
+        TRY(check_finite(r, r->hidden + row * h, b.rows * h));
+        first += b.samples;
+        row += b.rows;
+        progress_sample(&r->progress, first, r->samples.count);
+    }
+done:
+    layer_norms_free(r->ctx, &norms);
+    return status;
+}
+
+static tare_status write_layer(calibrated_layer *c)
+{
+    tare_status status = TARE_OK;
+    run *r = c->run;
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        live_linear *l = &c->linears[role];
+        if (l->quantize)
+            TRY(live_linear_write(r, l, &c->params[l->linear->group]));
+    }
+    for (int role = 0; role < NORM_COUNT; role++) {
+        const tensor_info *norm = r->model->layers[c->layer].norms[role];
+        if (norm)
+            TRY(copy_tensor(r, norm));
+    }
+done:
+    return status;
+}
+
+tare_status quantize_layer(run *r, size_t layer)
+{
+    tare_status status = TARE_OK;
+    calibrated_layer c = {.run = r, .layer = layer};
+    if (r->score_hidden)
+        TRY(score_layer(r, layer, r->score_hidden));
+    TRY(load_linears(&c));
+    TRY(alloc_buffers(&c));
+    TRY(calibrate(&c));
+    TRY(write_layer(&c));
+done:
+    unload(&c);
+    return TARE_WRAP(r->ctx, status, "model.layers.%zu", layer);
+}
+
+/* ---- the head ---- */
+
+tare_status quantize_head(run *r)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &r->model->config;
+    const fallback_linear *f = &r->linears[r->num_linears - 1];
+    live_linear l = {0};
+    observer *o = NULL;
+    act_params params;
+    float *norm = NULL;
+    TRY(model_read_vector(r->model, r->model->final_norm, &norm));
+    TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num, &o));
+    norm_rows(r->ctx, r->hidden, norm, r->samples.tokens, c->hidden_size, c->rms_norm_eps,
+              r->workspace.round, r->hidden);
+    for (size_t i = 0, row = 0; i < r->samples.count; row += r->samples.lengths[i++])
+        TRY(observer_update(r->ctx, o, r->hidden + row * c->hidden_size,
+                            r->samples.lengths[i] * c->hidden_size));
+    TRY(observer_params(r->ctx, o, &params));
+    TRY(live_linear_load(r, &r->model->head, true, &l));
+    TRY(live_linear_write(r, &l, &params));
+done:
+    live_linear_free(r, &l);
+    observer_free(r->ctx, o);
+    mem_free(r->ctx, norm);
+    return TARE_WRAP(r->ctx, status, "%s", r->model->head.name);
+}

@@ -1,0 +1,109 @@
+/* A linear from reading its weight to writing its tensors. The weight is read once: what is written
+ * as FLOAT goes out while it is in memory. */
+#include <string.h>
+
+#include "pipeline/run.h"
+#include "tensor/convert.h"
+
+/* Fake-quantized linears are computed in exact integers, except where some inputs are left float
+ * (pr < 1) and where compat's 16-bit arithmetic rounds the dequantized values. */
+static bool needs_float(const run *r, bool quantize)
+{
+    return !quantize || r->recipe->pr < 1 || (r->num.compat && r->num.dtype != TARE_F32);
+}
+
+static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_weight **out)
+{
+    float *w = mem_alloc_array(r->ctx, q->n * q->k, sizeof *w);
+    if (!w)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < q->n; i++)
+        weight_dequantize(&r->num, q, i, w + i * q->k);
+    tare_status status = gemm_weight_create(r->ctx, r->compute, TARE_F32, w, q->n, q->k, out);
+    mem_free(r->ctx, w);
+    return status;
+}
+
+static tare_status load_bias(run *r, const model_linear *linear, live_linear *l)
+{
+    tare_status status = TARE_OK;
+    const tensor_info *t = linear->bias;
+    if (!t)
+        return TARE_OK;
+    tensor_info written = output_tensor(r, t);
+    TRY(model_read_vector(r->model, t, &l->bias));
+    if (!(l->bias_raw = mem_alloc(r->ctx, written.bytes)))
+        return TARE_E_MEMORY;
+    narrow_from_float(r->ctx, written.dtype, l->bias, linear->n, l->bias_raw);
+    if (!l->quantize)
+        TRY(output_write_float(r->out, t->name, 0, l->bias_raw, written.bytes));
+done:
+    return status;
+}
+
+tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, live_linear *l)
+{
+    tare_status status = TARE_OK;
+    raw_weight raw = {0};
+    *l = (live_linear){.linear = linear, .quantize = quantize};
+    TRY(linear_read(r->model, linear, &raw));
+    if (quantize)
+        TRY(weight_quantize(r->ctx, &r->num, raw.dtype, raw.data, linear->n, linear->k,
+                            r->recipe->mm_tensor, &l->q));
+    else
+        TRY(output_write_float(r->out, linear->weight->name, 0, raw.data,
+                               linear->n * linear->k * dtype_size(raw.dtype)));
+    if (!quantize)
+        TRY(gemm_weight_create(r->ctx, r->compute, raw.dtype, raw.data, linear->n, linear->k,
+                               &l->weight));
+    else if (needs_float(r, quantize))
+        TRY(dequantized_weight(r, &l->q, &l->weight));
+    TRY(load_bias(r, linear, l));
+done:
+    mem_free(r->ctx, raw.data);
+    if (status != TARE_OK)
+        live_linear_free(r, l);
+    return TARE_WRAP(r->ctx, status, "%s", linear->name);
+}
+
+void live_linear_free(run *r, live_linear *l)
+{
+    weight_quantized_free(r->ctx, &l->q);
+    gemm_weight_free(r->ctx, l->weight);
+    mem_free(r->ctx, l->bias);
+    mem_free(r->ctx, l->bias_raw);
+    *l = (live_linear){0};
+}
+
+tare_status live_linear_write(run *r, live_linear *l, const act_params *act)
+{
+    tare_status status = TARE_OK;
+    double worst = 0;
+    float *deq_scale = mem_alloc_array(r->ctx, l->q.n, sizeof *deq_scale);
+    int32_t *quant_bias = mem_alloc_array(r->ctx, l->q.n, sizeof *quant_bias);
+    if (!deq_scale || !quant_bias) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
+    weight_settle_zero_rows(&r->num, &l->q, l->bias, act->scale);
+    size_t saturated = derive_w8a8(&r->num, &l->q, act, l->bias, deq_scale, quant_bias, &worst);
+    if (saturated) {
+        r->saturated_rows += saturated;
+        TARE_WARN(
+            r->ctx,
+            "%s: quant_bias of %zu rows does not fit int32 and is saturated; worst error %.3g",
+            l->linear->name, saturated, worst);
+    }
+    TRY(output_write_w8a8(r->out, l->linear->name, &l->q, act, deq_scale, quant_bias, l->bias_raw));
+done:
+    mem_free(r->ctx, deq_scale);
+    mem_free(r->ctx, quant_bias);
+    return TARE_WRAP(r->ctx, status, "%s", l->linear->name);
+}
+
+observer_kind observer_kind_of(const run *r, const fallback_linear *f)
+{
+    if (r->recipe->act_method != 3)
+        return (observer_kind)r->recipe->act_method;
+    return f->score <= SCORE_HISTOGRAM_LIMIT ? OBSERVER_HISTOGRAM : OBSERVER_MEAN_EXTREMES;
+}

@@ -1,0 +1,123 @@
+/* What will be quantized, and what will be written: decided before any weight is read. */
+#include <string.h>
+
+#include "pipeline/run.h"
+
+size_t run_linear_index(const run *r, size_t layer, linear_role role)
+{
+    const architecture *arch = r->model->config.arch;
+    size_t i = 0;
+    while (arch->linears[i].role != role)
+        i++;
+    return layer * r->linears_per_layer + i;
+}
+
+/* Attention modules may be named in disable_names: "model.layers.0.self_attn". */
+static tare_status attention_names(run *r, const char ***out)
+{
+    size_t layers = r->model->config.num_layers;
+    const char **names = arena_alloc_array(&r->arena, layers, sizeof *names);
+    for (size_t i = 0; names && i < layers; i++) {
+        if (!(names[i] = arena_printf(&r->arena, "model.layers.%zu.self_attn", i)))
+            return TARE_E_MEMORY;
+    }
+    *out = names;
+    return names ? TARE_OK : TARE_E_MEMORY;
+}
+
+static void list_linears(run *r)
+{
+    const model_config *c = &r->model->config;
+    size_t n = 0, unit = 0;
+    for (size_t layer = 0; layer < c->num_layers; layer++) {
+        for (size_t i = 0; i < c->arch->num_linears; i++) {
+            const linear_spec *spec = &c->arch->linears[i];
+            if (i == 0 || spec->group != c->arch->linears[i - 1].group)
+                unit++;
+            r->linears[n++] = (fallback_linear){
+                .name = r->model->layers[layer].linears[spec->role].name, .unit = unit};
+        }
+    }
+    r->linears[n] = (fallback_linear){
+        .name = r->model->head.name, .unit = unit + 1, .is_head = true};
+}
+
+tare_status plan_linears(run *r)
+{
+    tare_status status = TARE_OK;
+    const char **attentions;
+    const model_config *c = &r->model->config;
+    r->linears_per_layer = c->arch->num_linears;
+    r->num_linears = c->num_layers * r->linears_per_layer + 1;
+    r->linears = arena_calloc(&r->arena, r->num_linears, sizeof *r->linears);
+    if (!r->linears)
+        return TARE_E_MEMORY;
+    list_linears(r);
+    TRY(attention_names(r, &attentions));
+    TRY(fallback_by_name(r->recipe, r->linears, r->num_linears, attentions, c->num_layers));
+done:
+    return status;
+}
+
+static tare_status declare_float(run *r, const tensor_info *source)
+{
+    tensor_info t = output_tensor(r, source);
+    return output_declare_float(r->out, &t);
+}
+
+static tare_status declare_linear(run *r, const model_linear *l, const fallback_linear *f)
+{
+    tare_status status = TARE_OK;
+    if (f->is_float) {
+        if (f->is_head && r->model->head_is_tied)
+            return TARE_OK;
+        TRY(declare_float(r, l->weight));
+        if (l->bias)
+            TRY(declare_float(r, l->bias));
+        return TARE_OK;
+    }
+    /* compat: the histogram's range is FP32 there, and FP16 models keep its scale in FP32
+     * (spec/w8a8.md 9.1). */
+    bool wide = r->num.compat && r->num.dtype == TARE_F16 &&
+                observer_kind_of(r, f) == OBSERVER_HISTOGRAM;
+    tensor_info bias;
+    if (l->bias)
+        bias = output_tensor(r, l->bias);
+    r->num_quantized++;
+    TRY(output_declare_w8a8(r->out, l->name, l->n, l->k, r->recipe->mm_tensor,
+                            wide ? TARE_F32 : r->num.dtype, l->bias ? &bias : NULL, f->is_head));
+done:
+    return status;
+}
+
+static tare_status declare_layer(run *r, size_t layer)
+{
+    tare_status status = TARE_OK;
+    const architecture *arch = r->model->config.arch;
+    const model_layer *m = &r->model->layers[layer];
+    for (size_t i = 0; i < arch->num_linears; i++)
+        TRY(declare_linear(r, &m->linears[arch->linears[i].role],
+                           &r->linears[layer * r->linears_per_layer + i]));
+    for (size_t i = 0; i < arch->num_norms; i++)
+        TRY(declare_float(r, m->norms[arch->norms[i].role]));
+done:
+    return status;
+}
+
+tare_status plan_output(run *r)
+{
+    tare_status status = TARE_OK;
+    tare_model *m = r->model;
+    TRY(declare_float(r, m->embedding));
+    for (size_t i = 0; i < m->config.num_layers; i++)
+        TRY(declare_layer(r, i));
+    TRY(declare_float(r, m->final_norm));
+    TRY(declare_linear(r, &m->head, &r->linears[r->num_linears - 1]));
+    for (size_t i = 0; i < m->num_extra; i++)
+        TRY(declare_float(r, m->extra[i]));
+    if (r->num_quantized == 0)
+        TARE_WARN(r->ctx, "every linear layer stays float: nothing is quantized");
+    TRY(output_begin(r->out));
+done:
+    return status;
+}

@@ -1,0 +1,235 @@
+/* The run as a whole: check, plan, (score,) then layer by layer load - calibrate - quantize -
+ * write, then finish. Everything that can be refused is refused before the first weight is read.
+ * Passes over the checkpoint: one, or two with disable_level. */
+#include <string.h>
+
+#include "pipeline/run.h"
+#include "tensor/kernels.h"
+
+/* Rows of a batch: enough for the matrix products to be efficient, few enough for a 70B model's
+ * intermediates to stay small. */
+enum { BATCH_ROWS = 2048 };
+
+void tare_quantize_options_init(tare_quantize_options *options)
+{
+    *options = (tare_quantize_options){.verify = true};
+}
+
+static tare_status open_model(run *r)
+{
+    tare_status status = TARE_OK;
+    const tare_recipe *recipe = r->recipe;
+    TRY(tare_model_open(r->ctx, r->options->model, &r->model));
+    const model_config *c = &r->model->config;
+    r->num.compat = recipe->compat;
+    r->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype
+                   : c->has_dtype     ? c->dtype
+                                      : TARE_F32;
+    if (r->num.compat)
+        r->model->load_dtype = r->num.dtype;
+    if (r->num.dtype == TARE_F32 && !r->num.compat)
+        TARE_WARN(
+            r->ctx,
+            "the serving dtype is float32, which engines serve as float16: give --dtype float16 or "
+            "bfloat16 so that the scales are rounded for it");
+    r->compute = recipe->compute == COMPUTE_FP32   ? GEMM_FP32
+                 : recipe->compute == COMPUTE_BF16 ? GEMM_BF16
+                                                   : compute_default(r->model);
+done:
+    return status;
+}
+
+static tare_status load_samples(run *r)
+{
+    const model_config *c = &r->model->config;
+    if (!r->options->calib)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "W8A8 needs calibration samples: give --calib FILE");
+    sample_options o = {.file = r->options->calib,
+                        .model = r->options->model,
+                        .samples = (size_t)r->recipe->samples,
+                        .max_length = (size_t)r->recipe->max_length,
+                        .model_max = c->max_position_embeddings,
+                        .vocab_size = c->vocab_size};
+    tare_status status = sample_set_load(r->ctx, &o, &r->samples);
+    if (status != TARE_OK)
+        return status;
+    r->score_samples = r->samples.count < SCORE_SAMPLES ? r->samples.count : SCORE_SAMPLES;
+    for (size_t i = 0; i < r->score_samples; i++)
+        r->score_tokens += r->samples.lengths[i];
+    if (r->samples.truncated)
+        TARE_INFO(r->ctx, "%zu samples were cut to %lld tokens", r->samples.truncated,
+                  (long long)r->recipe->max_length);
+    TARE_INFO(r->ctx, "%zu calibration samples, %zu tokens, the longest %zu", r->samples.count,
+              r->samples.tokens, r->samples.longest);
+    return TARE_OK;
+}
+
+static tare_status open_output(run *r)
+{
+    output_options o = {.dir = r->options->out,
+                        .model_dir = r->options->model,
+                        .part_file_size = (int)r->recipe->part_file_size,
+                        .num = r->num,
+                        .dtype_given = r->recipe->dtype >= 0,
+                        .quant_type = "W8A8",
+                        .overwrite = r->options->overwrite,
+                        .copy_code = r->options->copy_code,
+                        .verify = r->options->verify};
+    for (size_t i = 0; i < r->recipe->save_types.count; i++) {
+        unsigned bit = 0;
+        output_save_type(r->recipe->save_types.items[i], &bit);
+        o.save |= bit;
+    }
+    return output_open(r->ctx, &o, &r->out);
+}
+
+/* Buffers that live through all layers. */
+static tare_status alloc_states(run *r)
+{
+    const model_config *c = &r->model->config;
+    size_t count;
+    r->batch_rows = r->samples.longest > BATCH_ROWS ? r->samples.longest : BATCH_ROWS;
+    size_t rows = r->samples.tokens < r->batch_rows ? r->samples.tokens : r->batch_rows;
+    if (!size_mul(r->samples.tokens, c->hidden_size, &count))
+        return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: hidden states of %zu tokens",
+                         r->samples.tokens);
+    if (!(r->hidden = mem_alloc_array(r->ctx, count, sizeof *r->hidden)))
+        return TARE_E_MEMORY;
+    return decoder_workspace_create(r->model, rows, r->samples.longest,
+                                    r->num.compat ? r->num.dtype : TARE_F32, &r->workspace);
+}
+
+/* Scores are needed by disable_level, which ranks all layers (a pass of its own), and by act_method
+ * 3, for which a float stream beside the quantized one is enough - except where compat's FP16
+ * output depends on the observers' kind, which is declared beforehand. */
+static tare_status choose_fallback(run *r)
+{
+    tare_status status = TARE_OK;
+    bool rank = r->recipe->disable_level > 0, by_score = r->recipe->act_method == 3;
+    if (rank || (by_score && r->num.compat)) {
+        TRY(score_pass(r));
+        TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
+    } else if (by_score) {
+        r->score_hidden = mem_alloc_array(r->ctx, r->score_tokens * r->model->config.hidden_size,
+                                          sizeof *r->score_hidden);
+        if (!r->score_hidden)
+            return TARE_E_MEMORY;
+    }
+done:
+    return status;
+}
+
+static tare_status copy_embedding(void *user, size_t first, size_t count, const void *rows)
+{
+    run *r = user;
+    return write_float_rows(r, r->model->embedding, first, count, rows);
+}
+
+static tare_status run_head(run *r)
+{
+    tare_status status = TARE_OK;
+    bool is_float = r->linears[r->num_linears - 1].is_float;
+    TRY(copy_tensor(r, r->model->final_norm));
+    if (is_float && !r->model->head_is_tied)
+        TRY(copy_tensor(r, r->model->head.weight));
+    if (!is_float && r->score_hidden)
+        TRY(score_head(r, r->score_hidden));
+    if (!is_float)
+        TRY(quantize_head(r));
+done:
+    return status;
+}
+
+/* The way of the data. */
+static tare_status run_layers(run *r)
+{
+    tare_status status = TARE_OK;
+    size_t layers = r->model->config.num_layers, h = r->model->config.hidden_size;
+    progress_begin(&r->progress, r->ctx, "calibrate", layers);
+    TRY(embed_tokens(r->model, r->samples.ids, r->samples.tokens, copy_embedding, r, r->hidden));
+    if (r->score_hidden) /* the float stream starts from the same embeddings */
+        memcpy(r->score_hidden, r->hidden, r->score_tokens * h * sizeof *r->hidden);
+    for (size_t i = 0; i < layers; i++) {
+        TRY(quantize_layer(r, i));
+        progress_unit_done(&r->progress);
+    }
+    TRY(run_head(r));
+    for (size_t i = 0; i < r->model->num_extra; i++)
+        TRY(copy_tensor(r, r->model->extra[i]));
+done:
+    return status;
+}
+
+static tare_status finish(run *r, tare_quantize_result *result)
+{
+    tare_status status = TARE_OK;
+    buffer record;
+    buffer_init(&record, r->ctx);
+    TRY(run_record(r, &record));
+    progress_begin(&r->progress, r->ctx, "write", 1);
+    TRY(output_finish(r->out, record.data, &result->bytes_out));
+    progress_unit_done(&r->progress);
+    result->linears = r->num_linears;
+    result->linears_quantized = r->num_quantized;
+    result->samples = r->samples.count;
+    result->tokens = r->samples.tokens;
+    result->saturated_rows = r->saturated_rows;
+    result->bytes_in = checkpoint_bytes(r->model->checkpoint);
+done:
+    buffer_free(&record);
+    return status;
+}
+
+static void run_free(run *r)
+{
+    output_free(r->out);
+    decoder_workspace_free(&r->workspace);
+    mem_free(r->ctx, r->hidden);
+    mem_free(r->ctx, r->score_hidden);
+    sample_set_free(r->ctx, &r->samples);
+    tare_model_free(r->model);
+    arena_free(&r->arena);
+}
+
+static tare_status run_all(run *r, tare_quantize_result *result)
+{
+    tare_status status = TARE_OK;
+    TRY(recipe_check(r->recipe));
+    TRY(open_model(r));
+    TRY(plan_linears(r));
+    TRY(open_output(r));
+    TRY(load_samples(r));
+    TRY(alloc_states(r));
+    TRY(choose_fallback(r));
+    TRY(plan_output(r));
+    TRY(run_layers(r));
+    TRY(finish(r, result));
+done:
+    return status;
+}
+
+tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
+                          tare_quantize_result *result)
+{
+    double started = clock_seconds();
+    tare_recipe *defaults = NULL;
+    tare_quantize_result ignored;
+    result = result ? result : &ignored;
+    *result = (tare_quantize_result){0};
+    if (!options->model || !options->out)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "a model folder and an output folder are needed");
+    if (!options->recipe) {
+        tare_status status = tare_recipe_create(ctx, &defaults);
+        if (status != TARE_OK)
+            return status;
+    }
+    run r = {
+        .ctx = ctx, .options = options, .recipe = options->recipe ? options->recipe : defaults};
+    arena_init(&r.arena, ctx);
+    tare_status status = run_all(&r, result);
+    run_free(&r);
+    tare_recipe_free(defaults);
+    result->seconds = clock_seconds() - started;
+    result->peak_memory = tare_memory_peak(ctx);
+    return status;
+}

@@ -1,0 +1,95 @@
+/* tare_run.json: what a run was made of. No time, no host: the same inputs give the same bytes. */
+#include <string.h>
+#include <xxhash.h>
+
+#include "file/json.h"
+#include "pipeline/run.h"
+
+static void write_digest(buffer *out, const void *data, size_t length)
+{
+    XXH128_hash_t h = XXH3_128bits(data, length);
+    buffer_printf(out, "\"%016llx%016llx\"", (unsigned long long)h.high64,
+                  (unsigned long long)h.low64);
+}
+
+/* Name, size and the digest of the header's contents of each weight file. */
+static tare_status write_files(run *r, buffer *out)
+{
+    tare_status status = TARE_OK;
+    buffer header;
+    buffer_init(&header, r->ctx);
+    const checkpoint *c = r->model->checkpoint;
+    buffer_puts(out, "[");
+    for (size_t i = 0; i < checkpoint_file_count(c); i++) {
+        const safetensors *s = checkpoint_file(c, i);
+        const char *name = strrchr(safetensors_path(s), '/');
+        name = name ? name + 1 : safetensors_path(s);
+        header.length = 0;
+        for (size_t t = 0; t < safetensors_count(s); t++) {
+            const tensor_info *info = safetensors_at(s, t);
+            buffer_printf(&header, "%s %s %llu %llu\n", info->name, dtype_name(info->dtype),
+                          (unsigned long long)info->offset, (unsigned long long)info->bytes);
+        }
+        TRY(header.status);
+        buffer_printf(out, "%s\n      {\"name\": ", i ? "," : "");
+        json_write_string(out, name, strlen(name));
+        buffer_printf(
+            out, ", \"size\": %llu, \"header\": ", (unsigned long long)safetensors_file_size(s));
+        write_digest(out, header.data ? header.data : "", header.length);
+        buffer_putc(out, '}');
+    }
+    buffer_puts(out, "\n    ]");
+done:
+    buffer_free(&header);
+    return status;
+}
+
+static void write_linears(run *r, buffer *out)
+{
+    bool first = true;
+    buffer_puts(out, "  \"float_linears\": [");
+    for (size_t i = 0; i < r->num_linears; i++) {
+        if (!r->linears[i].is_float)
+            continue;
+        buffer_printf(out, "%s\n    ", first ? "" : ",");
+        json_write_string(out, r->linears[i].name, strlen(r->linears[i].name));
+        first = false;
+    }
+    buffer_puts(out, first ? "],\n" : "\n  ],\n");
+    first = true;
+    buffer_puts(out, "  \"scores\": {");
+    for (size_t i = 0; i < r->num_linears; i++) {
+        if (!r->linears[i].has_score)
+            continue;
+        buffer_printf(out, "%s\n    ", first ? "" : ",");
+        json_write_string(out, r->linears[i].name, strlen(r->linears[i].name));
+        buffer_puts(out, ": ");
+        json_write_double(out, r->linears[i].score);
+        first = false;
+    }
+    buffer_puts(out, first ? "}\n" : "\n  }\n");
+}
+
+tare_status run_record(run *r, buffer *out)
+{
+    buffer_printf(out,
+                  "{\n  \"tare_version\": \"%s\",\n  \"scheme\": \"W8A8\",\n  \"compute\": "
+                  "\"%s\",\n  \"isa\": \"%s\",\n",
+                  tare_version(), r->compute == GEMM_BF16 ? "bf16" : "fp32", tare_cpu_name(r->ctx));
+    buffer_printf(out, "  \"serving_dtype\": \"%s\",\n  \"recipe\": ", dtype_name(r->num.dtype));
+    recipe_write(r->recipe, out, 1);
+    buffer_printf(out, ",\n  \"model\": {\n    \"model_type\": \"%s\",\n    \"config\": ",
+                  r->model->config.arch->model_type);
+    write_digest(out, r->model->config_json, r->model->config_length);
+    buffer_puts(out, ",\n    \"files\": ");
+    tare_status status = write_files(r, out);
+    buffer_printf(out,
+                  "\n  },\n  \"calibration\": {\"samples\": %zu, \"tokens\": %zu, \"truncated\": "
+                  "%zu, \"ids\": ",
+                  r->samples.count, r->samples.tokens, r->samples.truncated);
+    write_digest(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
+    buffer_printf(out, "},\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
+    write_linears(r, out);
+    buffer_puts(out, "}\n");
+    return status == TARE_OK ? out->status : status;
+}

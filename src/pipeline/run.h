@@ -1,0 +1,101 @@
+/* One quantization run: what its stages share. quantize.c holds the run as a whole, plan.c decides
+ * and declares, score_pass.c ranks, layer.c calibrates and quantizes one decoder layer and the
+ * head. */
+#ifndef TARE_PIPELINE_RUN_H
+#define TARE_PIPELINE_RUN_H
+
+#include "calibration/samples.h"
+#include "model/linear.h"
+#include "output/output.h"
+#include "pipeline/progress.h"
+#include "quantize/fallback.h"
+#include "quantize/observer.h"
+#include "quantize/recipe.h"
+#include "quantize/score.h"
+
+typedef struct run {
+    tare_context *ctx;
+    const tare_quantize_options *options;
+    const tare_recipe *recipe;
+    tare_model *model;
+    sample_set samples;
+    numerics num;
+    gemm_compute compute;
+    output *out;
+    progress progress;
+
+    /* All linears in module order, layer by layer; the head is the last. */
+    size_t linears_per_layer, num_linears;
+    fallback_linear *linears; /* [num_linears] */
+    size_t num_quantized;
+    size_t score_samples, score_tokens,
+        score_longest; /* the first samples, which the score looks at */
+
+    size_t batch_rows;   /* most rows of one batch: memory, never a result, depends on it */
+    float *hidden;       /* [samples.tokens, hidden_size] at the layer boundary */
+    float *score_hidden; /* [score_tokens, hidden_size] of the float model; act_method 3 only */
+    decoder_workspace workspace;
+    size_t saturated_rows;
+    arena arena;
+} run;
+
+/* ---- plan.c ---- */
+
+/* The index of a linear in run.linears. */
+size_t run_linear_index(const run *r, size_t layer, linear_role role);
+/* The list of linears, with the fallbacks by name. */
+tare_status plan_linears(run *r);
+/* Declares every tensor of the output, in model order. */
+tare_status plan_output(run *r);
+
+/* ---- score_pass.c ---- */
+
+/* Scores every linear with the float model on the first samples, streamed layer by layer. */
+tare_status score_pass(run *r);
+
+/* Runs the float model's layer over the scored samples x, and stores the scores of its linears. */
+tare_status score_layer(run *r, size_t layer, float *x);
+/* The head, whose input is the final norm's output; overwrites x. */
+tare_status score_head(run *r, float *x);
+
+/* ---- layer.c, live_linear.c ---- */
+
+/* Load weights, (score,) calibrate, quantize, write: one decoder layer over all samples. */
+tare_status quantize_layer(run *r, size_t layer);
+/* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
+tare_status quantize_head(run *r);
+
+/* One linear while its layer is loaded. */
+typedef struct live_linear {
+    const model_linear *linear;
+    bool quantize;
+    quantized_weight q;  /* if quantize */
+    gemm_weight *weight; /* float linears, and fake-quantized ones that need float arithmetic */
+    float *bias;         /* [n] FP32; NULL: none */
+    void *bias_raw;      /* as it is written */
+} live_linear;
+
+/* Reads the weight; quantizes it, or writes it as FLOAT and makes it ready. */
+tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, live_linear *out);
+void live_linear_free(run *r, live_linear *l);
+/* Derives and writes the tensors of a quantized linear. */
+tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
+/* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
+observer_kind observer_kind_of(const run *r, const fallback_linear *f);
+
+/* ---- copy.c ---- */
+
+/* What a FLOAT tensor is written as: the source's dtype; in compat the serving dtype. */
+tensor_info output_tensor(const run *r, const tensor_info *source);
+/* Writes rows [first, first+count) of a declared float tensor from its stored form. */
+tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
+                             const void *rows);
+/* Streams a whole tensor through. */
+tare_status copy_tensor(run *r, const tensor_info *source);
+
+/* ---- record.c ---- */
+
+/* The text of tare_run.json. */
+tare_status run_record(run *r, buffer *out);
+
+#endif
