@@ -1,0 +1,147 @@
+/* Parsing of the command line by tables. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+static int refuse(const command *c, const char *format, const char *what)
+{
+    fprintf(stderr, "tare %s: ", c->name);
+    fprintf(stderr, format, what);
+    fprintf(stderr, "; see tare help %s\n", c->name);
+    return EXIT_USAGE;
+}
+
+/* `text` up to a '=', compared with the flag's name. */
+static const flag *find_flag(const flag *flags, const char *text, size_t length)
+{
+    for (; flags->name; flags++) {
+        if (strlen(flags->name) == length && memcmp(flags->name, text, length) == 0)
+            return flags;
+    }
+    return NULL;
+}
+
+static int apply_flag(const command *c, const flag *f, const char *value, common *out)
+{
+    switch (f->kind) {
+    case FLAG_SWITCH:
+        *(bool *)f->target = true;
+        return 0;
+    case FLAG_OFF:
+        *(bool *)f->target = false;
+        return 0;
+    case FLAG_TEXT:
+        *(const char **)f->target = value;
+        return 0;
+    case FLAG_SETTING:
+        break;
+    case FLAG_ON_SETTING:
+        value = "true";
+        break;
+    case FLAG_OFF_SETTING:
+        value = "false";
+        break;
+    }
+    if (out->num_settings == MAX_SETTINGS)
+        return refuse(c, "too many settings (at %s)", f->name);
+    out->settings[out->num_settings++] = (given_setting){f->setting, value};
+    return 0;
+}
+
+static int parse_flag(const command *c, const flag *flags, const flag *common_flags, char **argv,
+                      int argc, int *i, common *out)
+{
+    const char *text = argv[*i], *equals = strchr(text, '=');
+    size_t length = equals ? (size_t)(equals - text) : strlen(text);
+    const flag *f = find_flag(flags, text, length);
+    if (!f)
+        f = find_flag(common_flags, text, length);
+    if (!f)
+        return refuse(c, "unknown option %s", text);
+    bool wants_value = f->kind == FLAG_TEXT || f->kind == FLAG_SETTING;
+    if (!wants_value && equals)
+        return refuse(c, "%s takes no value", f->name);
+    const char *value = equals ? equals + 1 : NULL;
+    if (wants_value && !value) {
+        if (*i + 1 >= argc)
+            return refuse(c, "%s needs a value", f->name);
+        value = argv[++*i];
+    }
+    return apply_flag(c, f, value, out);
+}
+
+int cli_parse(const command *c, int argc, char **argv, const flag *flags, size_t positional,
+              common *out)
+{
+    *out = (common){0};
+    const flag common_flags[] = {
+        {"--threads", FLAG_TEXT, &out->threads, NULL},   {"--cpu", FLAG_TEXT, &out->cpu, NULL},
+        {"--quiet", FLAG_SWITCH, &out->quiet, NULL},     {"-q", FLAG_SWITCH, &out->quiet, NULL},
+        {"--verbose", FLAG_SWITCH, &out->verbose, NULL}, {"-v", FLAG_SWITCH, &out->verbose, NULL},
+        {"--json", FLAG_SWITCH, &out->json, NULL},       {"--help", FLAG_SWITCH, &out->help, NULL},
+        {"-h", FLAG_SWITCH, &out->help, NULL},           {NULL, FLAG_SWITCH, NULL, NULL}};
+    bool only_positional = false;
+    for (int i = 1; i < argc; i++) {
+        int code = 0;
+        if (!only_positional && strcmp(argv[i], "--") == 0)
+            only_positional = true;
+        else if (!only_positional && argv[i][0] == '-' && argv[i][1])
+            code = parse_flag(c, flags, common_flags, argv, argc, &i, out);
+        else if (out->num_positional == positional)
+            code = refuse(c, "unexpected argument %s", argv[i]);
+        else
+            out->positional[out->num_positional++] = argv[i];
+        if (code)
+            return code;
+    }
+    if (out->help) {
+        fputs(c->usage, stdout);
+        return -1;
+    }
+    if (out->num_positional < positional)
+        return refuse(c, "%s", "an argument is missing");
+    return 0;
+}
+
+tare_status cli_recipe(tare_context *ctx, const common *options, const char *file,
+                       tare_recipe **out)
+{
+    tare_status status = tare_recipe_create(ctx, out);
+    if (status == TARE_OK && file)
+        status = tare_recipe_load(*out, file);
+    for (size_t i = 0; status == TARE_OK && i < options->num_settings; i++) {
+        const given_setting *s = &options->settings[i];
+        /* The first mention of a list replaces the recipe file's, further ones add to it. */
+        bool again = false;
+        for (size_t j = 0; j < i; j++)
+            again |= strcmp(options->settings[j].setting, s->setting) == 0;
+        status = again ? tare_recipe_append(*out, s->setting, s->value)
+                       : tare_recipe_set(*out, s->setting, s->value);
+    }
+    return status;
+}
+
+void cli_print_json(const char *text)
+{
+    putchar('"');
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (*p == '"' || *p == '\\')
+            printf("\\%c", *p);
+        else if (*p < 0x20 || *p == 0x7f)
+            printf("\\u%04x", *p);
+        else
+            putchar(*p);
+    }
+    putchar('"');
+}
+
+const char *cli_size(double bytes, char *text, size_t length)
+{
+    static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+    int unit = 0;
+    for (; bytes >= 1024 && unit < 4; unit++)
+        bytes /= 1024;
+    snprintf(text, length, unit ? "%.2f %s" : "%.0f %s", bytes, units[unit]);
+    return text;
+}

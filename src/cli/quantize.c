@@ -1,0 +1,145 @@
+/* tare quantize */
+#include <sys/resource.h>
+
+#include "cli/cli.h"
+
+static const char usage[] =
+    "usage: tare quantize MODEL --out DIR --calib FILE [options]\n"
+    "\n"
+    "Quantizes the Hugging Face checkpoint in the folder MODEL to W8A8 and writes a checkpoint "
+    "that Ascend engines load.\n"
+    "\n"
+    "  --out DIR                  output folder\n"
+    "  --calib FILE               calibration prompts: JSONL with inputs_pretokenized, prompt or "
+    "text; a JSON list of\n"
+    "                             strings, of {\"prompt\": ...} or of lists of token ids; a .txt "
+    "with a prompt a line\n"
+    "  --recipe FILE.yaml         settings from a file; the options below win over it\n"
+    "  --samples N                use the first N prompts\n"
+    "  --max-length N             cut prompts to N tokens (longer than the model's maximum is an "
+    "error otherwise)\n"
+    "  --dtype NAME               serving dtype, for which scales are rounded: bfloat16, float16 "
+    "or float32\n"
+    "\n"
+    "What is quantized, and how:\n"
+    "  --act-method 1|2|3         range of activations: mean of extremes, histogram, chosen per "
+    "layer (default 1)\n"
+    "  --mm-tensor                one weight scale per matrix instead of one per output channel\n"
+    "  --disable-names NAMES      linears that stay float: names or * ? [] patterns, "
+    "comma-separated; repeatable\n"
+    "  --disable-level Ln         the n hardest linears stay float, by a score on the first 5 "
+    "prompts (default L0)\n"
+    "  --no-disable-last-linear   quantize lm_head too\n"
+    "  --pr F --seed N            quantize each activation with probability F while calibrating "
+    "(default 1.0)\n"
+    "  --compat msmodelslim       the reference system's arithmetic and file names\n"
+    "\n"
+    "What is written:\n"
+    "  --save TYPES               ascendv1 (default), safe_tensor, numpy; comma-separated\n"
+    "  --part-file-size GIB       size of a shard; 0: one file\n"
+    "  --overwrite                replace an earlier output in DIR\n"
+    "  --no-verify                leave out the check of the result\n"
+    "  --copy-code                also copy the checkpoint's *.py files (they are never run)\n"
+    "\n"
+    "  --compute auto|fp32|bf16   arithmetic of float matrix products\n"
+    "  --threads N                threads (default: one a core); the output does not depend on "
+    "them\n"
+    "  --json                     print the summary as JSON\n"
+    "  --quiet, --verbose         less, more on stderr\n";
+
+static size_t peak_resident_bytes(void)
+{
+    struct rusage usage_now;
+    getrusage(RUSAGE_SELF, &usage_now);
+    return (size_t)usage_now.ru_maxrss * 1024;
+}
+
+static void print_summary(const tare_quantize_options *o, const tare_quantize_result *r)
+{
+    char in[32], out[32], peak[32];
+    printf("model       %s\n", o->model);
+    printf("output      %s\n", o->out);
+    printf("quantized   %zu of %zu linear layers\n", r->linears_quantized, r->linears);
+    printf("calibration %zu samples, %zu tokens\n", r->samples, r->tokens);
+    printf("weights     %s -> %s (%.1f %%)\n", cli_size((double)r->bytes_in, in, sizeof in),
+           cli_size((double)r->bytes_out, out, sizeof out),
+           r->bytes_in ? 100.0 * (double)r->bytes_out / (double)r->bytes_in : 0.0);
+    printf("time        %.2f s\n", r->seconds);
+    printf("peak memory %s\n", cli_size((double)peak_resident_bytes(), peak, sizeof peak));
+    if (r->saturated_rows)
+        printf("saturated   %zu rows of quant_bias\n", r->saturated_rows);
+}
+
+static void print_json(const tare_quantize_options *o, const tare_quantize_result *r)
+{
+    printf("{\"model\": ");
+    cli_print_json(o->model);
+    printf(", \"out\": ");
+    cli_print_json(o->out);
+    printf(", \"linears\": %zu, \"linears_quantized\": %zu, \"samples\": %zu, \"tokens\": %zu, "
+           "\"saturated_rows\": %zu, "
+           "\"bytes_in\": %llu, \"bytes_out\": %llu, \"seconds\": %.3f, \"peak_resident_bytes\": "
+           "%zu}\n",
+           r->linears, r->linears_quantized, r->samples, r->tokens, r->saturated_rows,
+           (unsigned long long)r->bytes_in, (unsigned long long)r->bytes_out, r->seconds,
+           peak_resident_bytes());
+}
+
+static int run(int argc, char **argv)
+{
+    tare_quantize_options o;
+    tare_quantize_options_init(&o);
+    const char *recipe_file = NULL;
+    const flag flags[] = {
+        {"--out", FLAG_TEXT, &o.out, NULL},
+        {"--calib", FLAG_TEXT, &o.calib, NULL},
+        {"--recipe", FLAG_TEXT, &recipe_file, NULL},
+        {"--samples", FLAG_SETTING, NULL, "calibration.samples"},
+        {"--max-length", FLAG_SETTING, NULL, "calibration.max_length"},
+        {"--dtype", FLAG_SETTING, NULL, "run.dtype"},
+        {"--w-bit", FLAG_SETTING, NULL, "quant.w_bit"},
+        {"--a-bit", FLAG_SETTING, NULL, "quant.a_bit"},
+        {"--act-method", FLAG_SETTING, NULL, "quant.act_method"},
+        {"--w-sym", FLAG_ON_SETTING, NULL, "quant.w_sym"},
+        {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},
+        {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},
+        {"--pr", FLAG_SETTING, NULL, "quant.pr"},
+        {"--seed", FLAG_SETTING, NULL, "quant.seed"},
+        {"--disable-names", FLAG_SETTING, NULL, "fallback.disable_names"},
+        {"--disable-level", FLAG_SETTING, NULL, "fallback.disable_level"},
+        {"--disable-last-linear", FLAG_ON_SETTING, NULL, "fallback.disable_last_linear"},
+        {"--no-disable-last-linear", FLAG_OFF_SETTING, NULL, "fallback.disable_last_linear"},
+        {"--save", FLAG_SETTING, NULL, "save.types"},
+        {"--part-file-size", FLAG_SETTING, NULL, "save.part_file_size"},
+        {"--npy-values", FLAG_SETTING, NULL, "save.npy_values"},
+        {"--compute", FLAG_SETTING, NULL, "run.compute"},
+        {"--compat", FLAG_SETTING, NULL, "run.compat"},
+        {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
+        {"--no-verify", FLAG_OFF, &o.verify, NULL},
+        {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
+        {NULL, FLAG_SWITCH, NULL, NULL}};
+    common options;
+    int code = cli_parse(&command_quantize, argc, argv, flags, 1, &options);
+    if (code)
+        return code < 0 ? 0 : code;
+    if (!o.out) {
+        fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
+        return EXIT_USAGE;
+    }
+    tare_context *ctx = cli_open(&options, &code);
+    if (!ctx)
+        return code;
+    o.model = options.positional[0];
+    tare_recipe *recipe = NULL;
+    tare_quantize_result result;
+    tare_status status = cli_recipe(ctx, &options, recipe_file, &recipe);
+    o.recipe = recipe;
+    if (status == TARE_OK)
+        status = tare_quantize(ctx, &o, &result);
+    if (status == TARE_OK)
+        (options.json ? print_json : print_summary)(&o, &result);
+    tare_recipe_free(recipe);
+    return cli_close(ctx, status);
+}
+
+const command command_quantize = {"quantize", "quantize a checkpoint", usage, run};
