@@ -34,6 +34,7 @@ static tare_status open_model(run *r)
             "bfloat16 so that the scales are rounded for it");
     r->compute = recipe->compute == COMPUTE_FP32   ? GEMM_FP32
                  : recipe->compute == COMPUTE_BF16 ? GEMM_BF16
+                 : r->num.compat                   ? GEMM_FP32
                                                    : compute_default(r->model);
 done:
     return status;
