@@ -1,0 +1,114 @@
+/* What all unit tests share: contexts that must end without a leak, statuses with their messages,
+ * failing allocations, small files in a temporary folder. */
+#ifndef TARE_TESTS_FIXTURE_H
+#define TARE_TESTS_FIXTURE_H
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "file/io.h"
+
+/* Allocations that still succeed; below zero: all do. */
+typedef struct fault {
+    long left;
+    bool hit;
+} fault;
+
+static inline bool fault_allow(void *user, size_t bytes)
+{
+    fault *f = user;
+    (void)bytes;
+    if (f->left == 0)
+        f->hit = true;
+    return f->left < 0 || f->left-- > 0;
+}
+
+static inline tare_context *new_context(int threads)
+{
+    tare_context *ctx;
+    tare_context_options options;
+    tare_context_options_init(&options);
+    options.threads = threads;
+    assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
+    return ctx;
+}
+
+/* Every block must be back. */
+static inline void free_context(tare_context *ctx)
+{
+    assert_int_equal(tare_memory_used(ctx), 0);
+    tare_context_free(ctx);
+}
+
+static inline void assert_ok(const tare_context *ctx, tare_status status)
+{
+    if (status != TARE_OK)
+        fail_msg("status %d: %s", (int)status, tare_last_error(ctx));
+}
+
+/* `status` is as expected, and its message holds `part`. */
+static inline void assert_fails(const tare_context *ctx, tare_status status, tare_status expected,
+                                const char *part)
+{
+    if (status != expected || !strstr(tare_last_error(ctx), part))
+        fail_msg("status %d, message \"%s\": expected %d and \"%s\"", (int)status,
+                 tare_last_error(ctx), (int)expected, part);
+}
+
+/* Runs `work` with the first, second, third … allocation failing until it succeeds: each time it
+ * must fail with TARE_E_MEMORY and leave nothing allocated. */
+static inline void each_allocation_fails(tare_status (*work)(tare_context *ctx, void *user),
+                                         void *user)
+{
+    for (long n = 0;; n++) {
+        fault f = {.left = n};
+        tare_context_options options;
+        tare_context_options_init(&options);
+        options.threads = 1;
+        options.allow_allocation = fault_allow;
+        options.user = &f;
+        tare_context *ctx;
+        assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
+        tare_status status = work(ctx, user);
+        if (f.hit && status != TARE_E_MEMORY)
+            fail_msg("allocation %ld failed: status %d: %s", n, (int)status, tare_last_error(ctx));
+        if (!f.hit)
+            assert_ok(ctx, status);
+        free_context(ctx);
+        if (!f.hit)
+            return;
+        assert_true(n < 1000000);
+    }
+}
+
+/* A new folder below /tmp, removed by remove_folder. */
+static inline const char *temporary_folder(void)
+{
+    static char path[64];
+    snprintf(path, sizeof path, "/tmp/tare-test-XXXXXX");
+    assert_non_null(mkdtemp(path));
+    return path;
+}
+
+static inline void write_file(const char *folder, const char *name, const void *data, size_t size)
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, size, f), size);
+    assert_int_equal(fclose(f), 0);
+}
+
+static inline void write_text(const char *folder, const char *name, const char *text)
+{
+    write_file(folder, name, text, strlen(text));
+}
+
+#endif

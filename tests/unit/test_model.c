@@ -1,0 +1,301 @@
+/* model/: config.json, rope frequencies, and opening checkpoints with one thing wrong each. */
+#include "fixture.h"
+
+#include <math.h>
+
+#include "model/linear.h"
+#include "model/model.h"
+
+#define LLAMA                                                                                      \
+    "\"model_type\": \"llama\", \"hidden_size\": 8, \"intermediate_size\": 12, \"vocab_size\": "   \
+    "10, "                                                                                         \
+    "\"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"num_key_value_heads\": 1"
+
+static tare_status parse(tare_context *ctx, arena *a, const char *json, model_config *out)
+{
+    return model_config_parse(ctx, a, json, strlen(json), "config.json", out);
+}
+
+static void test_config_defaults(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    model_config c;
+    arena a;
+    arena_init(&a, ctx);
+    assert_ok(ctx, parse(ctx, &a, "{" LLAMA "}", &c));
+    assert_int_equal(c.head_dim, 4);
+    assert_int_equal(c.num_kv_heads, 1);
+    assert_false(c.tie_word_embeddings || c.attention_bias || c.mlp_bias || c.has_dtype);
+    assert_true(c.rms_norm_eps == 1e-6f && c.rope.theta == 10000 && c.rope.type == ROPE_DEFAULT);
+    assert_int_equal(model_config_dim(&c, DIM_QUERY), 8);
+    assert_int_equal(model_config_dim(&c, DIM_KEY_VALUE), 4);
+    assert_ok(ctx, parse(ctx, &a,
+                         "{" LLAMA
+                         ", \"head_dim\": null, \"dtype\": \"bfloat16\", \"rope_scaling\": null}",
+                         &c));
+    assert_true(c.head_dim == 4 && c.has_dtype && c.dtype == TARE_BF16);
+    /* Qwen3: head_dim 128 unless given (spec/models.md 1.1). */
+    assert_ok(
+        ctx,
+        parse(
+            ctx, &a,
+            "{\"model_type\": \"qwen3\", \"hidden_size\": 64, \"intermediate_size\": 8, "
+            "\"vocab_size\": 4, "
+            "\"num_hidden_layers\": 3, \"num_attention_heads\": 32, \"use_sliding_window\": true, "
+            "\"sliding_window\": 7, \"max_window_layers\": 2}",
+            &c));
+    assert_int_equal(c.head_dim, 128);
+    assert_int_equal(c.num_kv_heads, 32);
+    assert_int_equal(model_config_window(&c, 1), 0);
+    assert_int_equal(model_config_window(&c, 2), 7);
+    arena_free(&a);
+    free_context(ctx);
+}
+
+static void test_config_refusals(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *json, *message;
+    } cases[] = {
+        {"{}", "model_type is missing; supported: llama, qwen2, qwen3"},
+        {"{\"model_type\": \"gpt2\"}", "\"gpt2\" is not supported; supported: llama, qwen2, qwen3"},
+        {"[1]", "is not a JSON object"},
+        {"{\"model_type\": \"llama\"}", "hidden_size is missing"},
+        {"{" LLAMA ", \"hidden_act\": \"gelu\"}", "\"gelu\""},
+        {"{" LLAMA ", \"num_key_value_heads\": 3}", "duplicate"},
+        {"{" LLAMA ", \"head_dim\": 3}", "odd"},
+        {"{" LLAMA ", \"torch_dtype\": \"int8\"}", "\"int8\""},
+        {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"longrope\"}}", "\"longrope\""},
+        {"{" LLAMA ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 8}}", "low_freq_factor"},
+        {"{" LLAMA ", \"rope_scaling\": 3}", "rope_scaling"},
+        {"{" LLAMA ", \"rms_norm_eps\": -1}", "rms_norm_eps"},
+        {"{" LLAMA ", \"head_dim\": 1e400}", "head_dim"},
+        {"{" LLAMA ", \"max_position_embeddings\": -5}", "max_position_embeddings"},
+    };
+    tare_context *ctx = new_context(1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        model_config c;
+        arena a;
+        arena_init(&a, ctx);
+        tare_status status = parse(ctx, &a, cases[i].json, &c);
+        if (status == TARE_OK || !strstr(tare_last_error(ctx), cases[i].message))
+            fail_msg("%s: status %d: %s", cases[i].json, (int)status, tare_last_error(ctx));
+        arena_free(&a);
+    }
+    free_context(ctx);
+}
+
+/* f_j = theta^(-2j/D) by hand; llama3 with factor 8, low 1, high 4, original 64, D 4, theta 100:
+ * wavelengths 2 pi and 20 pi = 62.83. 2 pi < 64/4: kept. 16 < 62.83 < 64: s = (64/62.83 - 1)/3 =
+ * 0.0061972, f = 0.1 ((1-s)/8 + s) = 0.0130423. */
+static void test_rope_frequencies(void **state)
+{
+    (void)state;
+    float f[2];
+    rope_config c = {.type = ROPE_DEFAULT, .theta = 100};
+    rope_frequencies(&c, 4, f);
+    assert_true(f[0] == 1 && fabsf(f[1] - 0.1f) < 1e-8f);
+    c = (rope_config){.type = ROPE_LLAMA3,
+                      .theta = 100,
+                      .factor = 8,
+                      .low_freq_factor = 1,
+                      .high_freq_factor = 4,
+                      .original_max_position = 64};
+    rope_frequencies(&c, 4, f);
+    assert_true(f[0] == 1 && fabsf(f[1] - 0.0130423f) < 1e-6f);
+    c.original_max_position = 32; /* 62.83 > 32: divided by the factor */
+    rope_frequencies(&c, 4, f);
+    assert_true(fabsf(f[1] - 0.0125f) < 1e-8f);
+}
+
+/* ---- checkpoints: a one-layer Llama of zeros, written by hand ---- */
+
+typedef struct shape {
+    const char *name;
+    size_t rows, cols; /* cols 0: a vector */
+} shape;
+
+static const shape llama_shapes[] = {{"model.embed_tokens.weight", 10, 8},
+                                     {"model.layers.0.self_attn.q_proj.weight", 8, 8},
+                                     {"model.layers.0.self_attn.k_proj.weight", 4, 8},
+                                     {"model.layers.0.self_attn.v_proj.weight", 4, 8},
+                                     {"model.layers.0.self_attn.o_proj.weight", 8, 8},
+                                     {"model.layers.0.mlp.gate_proj.weight", 12, 8},
+                                     {"model.layers.0.mlp.up_proj.weight", 12, 8},
+                                     {"model.layers.0.mlp.down_proj.weight", 8, 12},
+                                     {"model.layers.0.input_layernorm.weight", 8, 0},
+                                     {"model.layers.0.post_attention_layernorm.weight", 8, 0},
+                                     {"model.norm.weight", 8, 0},
+                                     {"lm_head.weight", 10, 8}};
+enum { NUM_SHAPES = sizeof llama_shapes / sizeof *llama_shapes };
+
+/* Writes tensors [first, last) as F32, every element `fill`; tensor `skip` is left out, tensor
+ * `reshape` gets a row more. */
+static void write_shard(const char *folder, const char *name, size_t first, size_t last, int skip,
+                        int reshape, float fill)
+{
+    char header[8192] = "{", *at = header + 1;
+    size_t offset = 0;
+    for (size_t i = first; i < last; i++) {
+        const shape *s = &llama_shapes[i];
+        size_t rows = s->rows + ((int)i == reshape), bytes = rows * (s->cols ? s->cols : 1) * 4;
+        if ((int)i == skip)
+            continue;
+        at += sprintf(at, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[%zu", offset ? "," : "", s->name,
+                      rows);
+        if (s->cols)
+            at += sprintf(at, ",%zu", s->cols);
+        at += sprintf(at, "],\"data_offsets\":[%zu,%zu]}", offset, offset + bytes);
+        offset += bytes;
+    }
+    at += sprintf(at, "}");
+    uint64_t length = (uint64_t)(at - header);
+    char *data = calloc(1, 8 + length + offset);
+    assert_non_null(data);
+    memcpy(data, &length, 8);
+    memcpy(data + 8, header, length);
+    for (size_t i = 0; i < offset / 4; i++)
+        memcpy(data + 8 + length + 4 * i, &fill, 4);
+    write_file(folder, name, data, 8 + length + offset);
+    free(data);
+}
+
+static void expect_open(tare_context *ctx, const char *folder, tare_status expected,
+                        const char *part)
+{
+    tare_model *model;
+    tare_status status = tare_model_open(ctx, folder, &model);
+    if (expected == TARE_OK)
+        assert_ok(ctx, status);
+    else
+        assert_fails(ctx, status, expected, part);
+    assert_true((status == TARE_OK) == (model != NULL));
+    tare_model_free(model);
+}
+
+static void write_index(const char *folder, const char *entries)
+{
+    char text[1024];
+    snprintf(text, sizeof text, "{\"weight_map\": {%s}}", entries);
+    write_text(folder, "model.safetensors.index.json", text);
+}
+
+static void test_checkpoint_faults(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    const char *d = temporary_folder();
+    char path[512];
+    expect_open(ctx, d, TARE_E_IO, "config.json");
+    write_text(d, "config.json", "{" LLAMA "}");
+    expect_open(ctx, d, TARE_E_MODEL, "neither model.safetensors nor");
+    write_shard(d, "model.safetensors", 0, NUM_SHAPES, -1, -1, 0);
+    expect_open(ctx, d, TARE_OK, "");
+    write_shard(d, "model.safetensors", 0, NUM_SHAPES, 7, -1, 0);
+    expect_open(ctx, d, TARE_E_MODEL, "model.layers.0.mlp.down_proj.weight is missing");
+    write_shard(d, "model.safetensors", 0, NUM_SHAPES, -1, 2, 0);
+    expect_open(ctx, d, TARE_E_MODEL, "k_proj.weight has shape [5,8], config.json makes it [4,8]");
+    write_shard(d, "model.safetensors", 0, NUM_SHAPES, -1, 10, 0);
+    expect_open(ctx, d, TARE_E_MODEL, "model.norm.weight has shape [9], config.json makes it [8]");
+    /* A head is only optional where it is tied. */
+    write_shard(d, "model.safetensors", 0, NUM_SHAPES, 11, -1, 0);
+    expect_open(ctx, d, TARE_E_MODEL, "lm_head.weight is missing");
+    write_text(d, "config.json", "{" LLAMA ", \"tie_word_embeddings\": true}");
+    expect_open(ctx, d, TARE_OK, "");
+
+    snprintf(path, sizeof path, "%s/model.safetensors", d);
+    assert_int_equal(unlink(path), 0);
+    write_index(d, "\"model.norm.weight\": \"absent.safetensors\"");
+    expect_open(ctx, d, TARE_E_IO, "absent.safetensors");
+    static const char *const outside[] = {"../x.safetensors", "/etc/passwd", "..",
+                                          "a/b.safetensors", ""};
+    for (size_t i = 0; i < sizeof outside / sizeof *outside; i++) {
+        char entry[256];
+        snprintf(entry, sizeof entry, "\"model.norm.weight\": \"%s\"", outside[i]);
+        write_index(d, entry);
+        expect_open(ctx, d, TARE_E_MODEL, "must name a file in the same folder");
+    }
+    write_index(d, "\"model.norm.weight\": 3");
+    expect_open(ctx, d, TARE_E_MODEL, "must name a file in the same folder");
+    write_shard(d, "a.safetensors", 0, NUM_SHAPES, -1, -1, 0);
+    write_index(d, "\"model.norm.bias\": \"a.safetensors\"");
+    expect_open(ctx, d, TARE_E_MODEL, "\"model.norm.bias\" is not in a.safetensors");
+    write_text(d, "model.safetensors.index.json", "{}");
+    expect_open(ctx, d, TARE_E_MODEL, "weight_map");
+    assert_ok(ctx, folder_remove(ctx, d));
+    free_context(ctx);
+}
+
+static void test_infinite_weight_is_named(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    const char *d = temporary_folder();
+    tare_model *model;
+    float logits[20], *vector;
+    uint32_t ids[2] = {1, 2};
+    write_text(d, "config.json", "{" LLAMA "}");
+    write_shard(d, "model.safetensors", 0, NUM_SHAPES, -1, -1, INFINITY);
+    assert_ok(ctx, tare_model_open(ctx, d, &model));
+    assert_fails(ctx, tare_model_logits(model, ids, 2, logits), TARE_E_NUMERIC,
+                 "model.embed_tokens.weight");
+    assert_fails(ctx, model_read_vector(model, model->final_norm, &vector), TARE_E_NUMERIC,
+                 "model.norm.weight: element 0");
+    ids[1] = 10;
+    assert_fails(ctx, tare_model_logits(model, ids, 2, logits), TARE_E_DATA,
+                 "token id 10 is out of range");
+    tare_model_free(model);
+    assert_ok(ctx, folder_remove(ctx, d));
+    free_context(ctx);
+}
+
+static tare_status open_and_run(tare_context *ctx, void *user)
+{
+    tare_model *model;
+    float logits[20];
+    uint32_t ids[2] = {1, 2};
+    tare_status status = tare_model_open(ctx, user, &model);
+    if (status == TARE_OK)
+        status = tare_model_logits(model, ids, 2, logits);
+    tare_model_free(model);
+    return status;
+}
+
+static void test_every_allocation_may_fail(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    char d[64];
+    snprintf(d, sizeof d, "%s", temporary_folder());
+    write_text(d, "config.json", "{" LLAMA "}");
+    write_shard(d, "model.safetensors", 0, NUM_SHAPES, -1, -1, 0.5f);
+    each_allocation_fails(open_and_run, d);
+    assert_ok(ctx, folder_remove(ctx, d));
+    free_context(ctx);
+}
+
+static void test_batches(void **state)
+{
+    (void)state;
+    const size_t lengths[] = {5, 3, 9, 1, 1};
+    batch b = batch_next(lengths, 0, 5, 8);
+    assert_true(b.samples == 2 && b.rows == 8);
+    b = batch_next(lengths, 2, 5, 8); /* longer than the limit: alone */
+    assert_true(b.samples == 1 && b.rows == 9 && b.first == 2);
+    b = batch_next(lengths, 3, 5, 8);
+    assert_true(b.samples == 2 && b.rows == 2);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_config_defaults),
+                                       cmocka_unit_test(test_config_refusals),
+                                       cmocka_unit_test(test_rope_frequencies),
+                                       cmocka_unit_test(test_checkpoint_faults),
+                                       cmocka_unit_test(test_infinite_weight_is_named),
+                                       cmocka_unit_test(test_every_allocation_may_fail),
+                                       cmocka_unit_test(test_batches)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,352 @@
+/* Observers: hand arithmetic, the literal Python histogram, recorded tensors of the reference. */
+#include "golden_fixture.h"
+
+#include <math.h>
+
+#include "quantize/observer.h"
+
+static const numerics exact = {false, TARE_F32};
+
+static void update(tare_context *ctx, observer *o, const float *x, size_t count)
+{
+    assert_ok(ctx, observer_update(ctx, o, x, count));
+}
+
+static void expect_range(tare_context *ctx, observer *o, double lo, double hi)
+{
+    double got_lo, got_hi;
+    assert_ok(ctx, observer_range(ctx, o, &got_lo, &got_hi));
+    if (got_lo != lo || got_hi != hi)
+        fail_msg("[%.17g, %.17g], expected [%.17g, %.17g]", got_lo, got_hi, lo, hi);
+}
+
+/* Samples [-1,2], [-3,6], [1,4]: after each call the mean of the extremes so far. */
+static void test_mean_of_extremes(void **state)
+{
+    (void)state;
+    static const float a[] = {-1, 0, 2}, b[] = {6, -3, 0, 1, 1}, c[] = {1, 4};
+    tare_context *ctx = new_context(1);
+    for (int compat = 0; compat < 2; compat++) {
+        numerics num = {compat != 0, TARE_F32};
+        observer *o;
+        double lo, hi;
+        act_params p;
+        assert_ok(ctx, observer_create(ctx, OBSERVER_MEAN_EXTREMES, &num, &o));
+        assert_false(observer_reached(o));
+        assert_int_equal(observer_range(ctx, o, &lo, &hi), TARE_E_NUMERIC);
+        update(ctx, o, NULL, 0);
+        assert_false(observer_reached(o));
+        update(ctx, o, a, 3);
+        assert_true(observer_reached(o));
+        expect_range(ctx, o, -1, 2);
+        update(ctx, o, b, 5);
+        expect_range(ctx, o, -2, 4);
+        update(ctx, o, c, 2);
+        expect_range(ctx, o, -1, 4);
+        assert_ok(ctx, observer_params(ctx, o, &p));
+        assert_true(p.scale == (float)(5.0 / 255.0) && p.offset == -77); /* rne(51) - 128 */
+        observer_free(ctx, o);
+    }
+    observer_free(ctx, NULL);
+    free_context(ctx);
+}
+
+static void test_not_finite(void **state)
+{
+    (void)state;
+    static const float bad[] = {1, 2, NAN, 3}, worse[] = {1, -INFINITY}, good[] = {1, 2};
+    tare_context *ctx = new_context(2);
+    for (int kind = 1; kind <= 2; kind++) {
+        observer *o;
+        assert_ok(ctx, observer_create(ctx, (observer_kind)kind, &exact, &o));
+        assert_int_equal(observer_update(ctx, o, bad, 4), TARE_E_NUMERIC);
+        assert_non_null(strstr(tare_last_error(ctx), "element 2 is NaN"));
+        assert_int_equal(observer_update(ctx, o, worse, 2), TARE_E_NUMERIC);
+        assert_non_null(strstr(tare_last_error(ctx), "element 1 is infinite"));
+        assert_false(observer_reached(o));
+        update(ctx, o, good, 2);
+        assert_true(observer_reached(o));
+        observer_free(ctx, o);
+    }
+    free_context(ctx);
+}
+
+/* PyTorch 2.13 (CPU) on x[i] = (((2654435761 i + 1) mod 2^32) / 2^8 / 2^24 - 0.4375) / 2^(3i mod
+ * 5).
+ */
+static void test_torch_sum(void **state)
+{
+    (void)state;
+    static const struct {
+        size_t n;
+        float sum;
+    } cases[] = {
+        {1, -0x1.cp-2f},        {4, -0x1.f55cc4p-2f},   {5, -0x1.ec7edcp-2f},
+        {6, -0x1.a814aep-1f},   {7, -0x1.96c176p-1f},   {8, -0x1.b33d28p-1f},
+        {9, -0x1.a305acp-1f},   {31, -0x1.12c18ep-1f},  {32, -0x1.24939cp-1f},
+        {33, -0x1.9b48d2p-2f},  {63, 0x1.c0e06ap-1f},   {100, 0x1.e322fep+0f},
+        {255, 0x1.720970p+2f},  {512, 0x1.70d8ccp+3f},  {513, 0x1.70c802p+3f},
+        {1000, 0x1.88c892p+4f}, {2047, 0x1.8ae83ap+5f}, {2048, 0x1.899e90p+5f},
+        {4099, 0x1.8918f8p+6f}, {8191, 0x1.8ccfb6p+7f},
+    };
+    static float x[8192];
+    for (uint32_t i = 0; i < 8192; i++) {
+        uint32_t u = (i * 2654435761u + 1u) >> 8;
+        x[i] = (float)ldexp((double)u * 0x1p-24 - 0.4375, -(int)(i * 3 % 5));
+    }
+    assert_true(torch_sum(x, 0) == 0.0f);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        if (torch_sum(x, cases[c].n) != cases[c].sum)
+            fail_msg("n = %zu: %a", cases[c].n, (double)torch_sum(x, cases[c].n));
+    }
+}
+
+/* Degenerate histograms by hand. One element, or all equal: the range is the point. */
+static void test_histogram_points(void **state)
+{
+    (void)state;
+    static const float zero[3] = {0, 0, 0}, two[2] = {2.5f, 2.5f}, huge[2] = {3e9f, 3e9f};
+    tare_context *ctx = new_context(1);
+    for (int compat = 0; compat < 2; compat++) {
+        numerics num = {compat != 0, TARE_F32};
+        const float *inputs[] = {zero, two, huge};
+        for (size_t i = 0; i < 3; i++) {
+            observer *o;
+            act_params p;
+            assert_ok(ctx, observer_create(ctx, OBSERVER_HISTOGRAM, &num, &o));
+            for (int call = 0; call < 2; call++) {
+                update(ctx, o, inputs[i], 2);
+                expect_range(ctx, o, inputs[i][0], inputs[i][0]);
+            }
+            assert_ok(ctx, observer_params(ctx, o, &p));
+            assert_true(p.offset == -128.0f);
+            assert_true(p.scale == fmaxf((float)((double)inputs[i][0] / 255.0), 0x1p-23f));
+            observer_free(ctx, o);
+        }
+    }
+    free_context(ctx);
+}
+
+/* Where the reference divides by zero (a constant first sample) or runs out of memory (a range that
+ * grows 2^100 times), compat still gives a range inside the data. */
+static void check_compat_after(const float *first, size_t count)
+{
+    static float x[512];
+    const numerics num = {true, TARE_F32};
+    tare_context *ctx = new_context(1);
+    observer *o;
+    double lo, hi;
+    for (int i = 0; i < 512; i++)
+        x[i] = (float)(i - 256) / 64.0f;
+    assert_ok(ctx, observer_create(ctx, OBSERVER_HISTOGRAM, &num, &o));
+    update(ctx, o, first, count);
+    update(ctx, o, x, 512);
+    assert_ok(ctx, observer_range(ctx, o, &lo, &hi));
+    assert_true(lo >= -4.0 && lo < -3.9 && hi > 3.9 && hi <= 4.0);
+    observer_free(ctx, o);
+    free_context(ctx);
+}
+
+static void test_histogram_compat_undefined(void **state)
+{
+    (void)state;
+    static const float constant[4] = {0.25f, 0.25f, 0.25f, 0.25f}, narrow[2] = {0x1p-100f, 0},
+                       subnormal[2] = {0x1p-149f, 0};
+    check_compat_after(constant, 4);
+    check_compat_after(narrow, 2);
+    check_compat_after(subnormal, 2);
+}
+
+/* tests/python/histogram_reference.py: the specification's pseudo-code taken literally. */
+static void test_histogram_reference(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(2);
+    safetensors *s = open_tensors(ctx, TARE_TEST_DATA "/histogram_reference.safetensors");
+    size_t cases = 0;
+    for (size_t i = 0; i < safetensors_count(s); i++) {
+        const tensor_info *t = safetensors_at(s, i);
+        const char *bar = strstr(t->name, "|range");
+        if (!bar)
+            continue;
+        double *want = read_raw(ctx, s, t);
+        observer *o;
+        assert_ok(ctx, observer_create(ctx, OBSERVER_HISTOGRAM, &exact, &o));
+        for (size_t sample = 0; sample < t->shape[0]; sample++) {
+            char name[256];
+            double lo, hi;
+            snprintf(name, sizeof name, "%.*s|input|%zu", (int)(bar - t->name), t->name, sample);
+            const tensor_info *input = safetensors_find(s, name);
+            float *x = read_floats(ctx, s, input);
+            update(ctx, o, x, tensor_elements(input));
+            mem_free(ctx, x);
+            assert_ok(ctx, observer_range(ctx, o, &lo, &hi));
+            double tolerance = 1e-12 * fmax(fabs(want[2 * sample]), fabs(want[2 * sample + 1]));
+            if (fabs(lo - want[2 * sample]) > tolerance ||
+                fabs(hi - want[2 * sample + 1]) > tolerance)
+                fail_msg("%s: [%.17g, %.17g], expected [%.17g, %.17g]", name, lo, hi,
+                         want[2 * sample], want[2 * sample + 1]);
+        }
+        observer_free(ctx, o);
+        mem_free(ctx, want);
+        cases++;
+    }
+    assert_int_equal(cases, 15);
+    safetensors_close(s);
+    free_context(ctx);
+}
+
+/* What the reference concluded from the recorded inputs of one linear. */
+static void check_recorded(tare_context *ctx, safetensors *s, const char *module, int act_method)
+{
+    char name[512];
+    snprintf(name, sizeof name, "result|%s.input_scale", module);
+    const tensor_info *scale = safetensors_find(s, name);
+    snprintf(name, sizeof name, "result|%s.input_offset", module);
+    const tensor_info *offset = safetensors_find(s, name);
+    observer *o = NULL;
+    act_params p;
+    assert_non_null(scale);
+    assert_non_null(offset);
+    for (size_t i = 0;; i++) {
+        snprintf(name, sizeof name, "%s|input|%zu", module, i);
+        const tensor_info *input = safetensors_find(s, name);
+        if (!input)
+            break;
+        numerics num = {true, input->dtype};
+        if (!o)
+            assert_ok(ctx, observer_create(ctx, (observer_kind)act_method, &num, &o));
+        float *x = read_floats(ctx, s, input);
+        update(ctx, o, x, tensor_elements(input));
+        assert_ok(ctx, observer_params(ctx, o, &p));
+        mem_free(ctx, x);
+    }
+    assert_non_null(o);
+    assert_true(p.scale == read_scalar(ctx, s, scale));
+    assert_true(p.offset == read_scalar(ctx, s, offset));
+    assert_int_equal(p.dtype, scale->dtype);
+    observer_free(ctx, o);
+}
+
+static void test_golden(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(2);
+    size_t linears = 0;
+    for (size_t r = 0; r < GOLDEN_ROOTS; r++) {
+        static const char prefix[] = "qwen2-act", first[] = "|input|0";
+        char folder[1024], path[2048], **files, module[512];
+        size_t count;
+        snprintf(folder, sizeof folder, "%s/observed", golden_roots[r]);
+        if (!path_is_folder(folder))
+            continue;
+        assert_ok(ctx, folder_list(ctx, folder, &files, &count));
+        for (size_t f = 0; f < count; f++) {
+            if (strncmp(files[f], prefix, sizeof prefix - 1) != 0)
+                continue;
+            snprintf(path, sizeof path, "%s/%s", folder, files[f]);
+            safetensors *s = open_tensors(ctx, path);
+            for (size_t i = 0; i < safetensors_count(s); i++) {
+                snprintf(module, sizeof module, "%s", safetensors_at(s, i)->name);
+                size_t length = strlen(module), cut = sizeof first - 1;
+                if (length < cut || strcmp(module + length - cut, first) != 0)
+                    continue;
+                module[length - cut] = '\0';
+                check_recorded(ctx, s, module, files[f][sizeof prefix - 1] - '0');
+                linears++;
+            }
+            safetensors_close(s);
+        }
+        folder_list_free(ctx, files, count);
+    }
+    assert_true(linears >= 9);
+    free_context(ctx);
+}
+
+/* Large inputs are counted in parallel pieces: the same for any number of threads. */
+static void test_threads(void **state)
+{
+    (void)state;
+    enum { COUNT = 700001 };
+    float *x = malloc(COUNT * sizeof *x);
+    assert_non_null(x);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        double u = (double)((i * 2654435761u) >> 8) * 0x1p-24 - 0.5;
+        x[i] = (float)(u * u * u * 8.0);
+    }
+    for (int kind = 1; kind <= 2; kind++) {
+        for (int compat = 0; compat < 2; compat++) {
+            double lo[3], hi[3];
+            for (int threads = 1; threads <= 3; threads++) {
+                tare_context *ctx = new_context(threads);
+                const numerics num = {compat != 0, TARE_F32};
+                observer *o;
+                assert_ok(ctx, observer_create(ctx, (observer_kind)kind, &num, &o));
+                update(ctx, o, x, COUNT / 3);
+                update(ctx, o, x + COUNT / 3, COUNT - COUNT / 3);
+                assert_ok(ctx, observer_range(ctx, o, &lo[threads - 1], &hi[threads - 1]));
+                observer_free(ctx, o);
+                free_context(ctx);
+            }
+            assert_true(lo[0] == lo[1] && lo[1] == lo[2] && hi[0] == hi[1] && hi[1] == hi[2]);
+        }
+    }
+    free(x);
+}
+
+static bool refuse_nth(void *user, size_t bytes)
+{
+    (void)bytes;
+    return (*(int *)user)-- != 0;
+}
+
+/* Every allocation fails once; an observer whose update failed is as before. */
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    enum { COUNT = 600000 };
+    float *x = calloc(COUNT, sizeof *x);
+    assert_non_null(x);
+    x[1] = 1.0f;
+    for (int kind = 1; kind <= 2; kind++) {
+        tare_status status = TARE_E_MEMORY;
+        for (int n = 0; status != TARE_OK; n++) {
+            const numerics num = {kind == 1, TARE_F32};
+            int countdown = n;
+            tare_context *ctx;
+            tare_context_options options;
+            observer *o = NULL;
+            assert_true(n < 20);
+            tare_context_options_init(&options);
+            options.threads = 2;
+            options.allow_allocation = refuse_nth;
+            options.user = &countdown;
+            assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
+            status = observer_create(ctx, (observer_kind)kind, &num, &o);
+            if (status == TARE_OK) {
+                status = observer_update(ctx, o, x, COUNT);
+                assert_true(observer_reached(o) == (status == TARE_OK));
+            }
+            assert_true(status == TARE_OK || status == TARE_E_MEMORY);
+            observer_free(ctx, o);
+            free_context(ctx);
+        }
+    }
+    free(x);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_mean_of_extremes),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_torch_sum),
+        cmocka_unit_test(test_histogram_points),
+        cmocka_unit_test(test_histogram_compat_undefined),
+        cmocka_unit_test(test_histogram_reference),
+        cmocka_unit_test(test_golden),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_out_of_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
