@@ -7,14 +7,11 @@ static const struct {
     const char *name;
     size_t size;
 } dtypes[TARE_DTYPE_COUNT] = {
-    [TARE_F32] = {"F32", 4},         [TARE_F16] = {"F16", 2},
-    [TARE_BF16] = {"BF16", 2},       [TARE_F64] = {"F64", 8},
-    [TARE_I8] = {"I8", 1},           [TARE_U8] = {"U8", 1},
-    [TARE_I16] = {"I16", 2},         [TARE_U16] = {"U16", 2},
-    [TARE_I32] = {"I32", 4},         [TARE_U32] = {"U32", 4},
-    [TARE_I64] = {"I64", 8},         [TARE_U64] = {"U64", 8},
-    [TARE_BOOL] = {"BOOL", 1},       [TARE_F8_E4M3] = {"F8_E4M3", 1},
-    [TARE_F8_E5M2] = {"F8_E5M2", 1},
+    [TARE_F32] = {"F32", 4},   [TARE_F16] = {"F16", 2},         [TARE_BF16] = {"BF16", 2},
+    [TARE_F64] = {"F64", 8},   [TARE_I8] = {"I8", 1},           [TARE_U8] = {"U8", 1},
+    [TARE_I16] = {"I16", 2},   [TARE_U16] = {"U16", 2},         [TARE_I32] = {"I32", 4},
+    [TARE_U32] = {"U32", 4},   [TARE_I64] = {"I64", 8},         [TARE_U64] = {"U64", 8},
+    [TARE_BOOL] = {"BOOL", 1}, [TARE_F8_E4M3] = {"F8_E4M3", 1}, [TARE_F8_E5M2] = {"F8_E5M2", 1},
 };
 
 size_t dtype_size(tare_dtype dtype)

@@ -8,6 +8,8 @@
 #include "base/dtype.h"
 #include "file/io.h"
 
+enum { NPY_MAX_RANK = 8 };
+
 typedef struct npy_writer npy_writer;
 
 tare_status npy_create(tare_context *ctx, const char *path, npy_writer **out);
@@ -25,19 +27,22 @@ typedef struct npy_entry {
     const char *key;
     tare_dtype dtype;
     int rank;
-    size_t shape[8];
+    size_t shape[NPY_MAX_RANK];
     uint64_t offset, bytes; /* of the raw data in the file */
 } npy_entry;
 
 typedef struct npy_dict npy_dict;
 
-/* Reads the structure of a file; data stays on disk. Anything outside the whitelist is
- * TARE_E_FORMAT. */
+/* Reads the structure of a file; data stays on disk. Also read: the same dict as numpy 1 and 2
+ * themselves save it (pickle protocols 3 and 4). Anything outside the whitelist is TARE_E_FORMAT:
+ * nothing a file names is ever looked up or run. */
 tare_status npy_open(tare_context *ctx, const char *path, npy_dict **out);
 void npy_close(npy_dict *d);
+/* In file order. */
 size_t npy_count(const npy_dict *d);
 const npy_entry *npy_at(const npy_dict *d, size_t index);
 const npy_entry *npy_find(const npy_dict *d, const char *key);
+/* Reads bytes [offset, offset+size) of the entry's data. */
 tare_status npy_read(npy_dict *d, const npy_entry *entry, uint64_t offset, void *data, size_t size);
 
 #endif

@@ -153,7 +153,7 @@ tare_status value_builder_close(value_builder *b)
     b->depth--;
     value v = {.type = b->open[b->depth].type, .line = b->open[b->depth].line};
     size_t first = b->open[b->depth].first, children = b->count - first;
-    const value *source = b->stack + first;
+    const value *source = children ? b->stack + first : NULL;
     value *array = NULL;
     if (children && !(array = alloc_values(b, children)))
         return TARE_E_MEMORY;

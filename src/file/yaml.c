@@ -56,7 +56,8 @@ static bool is_any(const char *text, size_t length, const char *const *words)
 static bool normalize_number(const char *text, size_t length, char *out, size_t capacity)
 {
     size_t n = 0;
-    if (length + 3 > capacity)
+    bool point = false;
+    if (length + 2 > capacity) /* one digit more, and the zero */
         return false;
     for (size_t i = 0; i < length; i++) {
         char c = text[i];
@@ -64,8 +65,9 @@ static bool normalize_number(const char *text, size_t length, char *out, size_t 
         bool digit_after = i + 1 < length && text[i + 1] >= '0' && text[i + 1] <= '9';
         if (c == '+' && i == 0)
             continue;
-        if (c == '.' && !digit_before && !digit_after)
+        if (c == '.' && (point || (!digit_before && !digit_after)))
             return false;
+        point |= c == '.';
         if (c == '.' && !digit_before)
             out[n++] = '0';
         out[n++] = c;

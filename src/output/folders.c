@@ -11,7 +11,8 @@
 
 static bool is_foreign_weight_file(const char *name)
 {
-    bool weights = str_ends_with(name, ".safetensors") || str_ends_with(name, ".safetensors.index.json");
+    bool weights = str_ends_with(name, ".safetensors") ||
+                   str_ends_with(name, ".safetensors.index.json");
     return weights && !layout_owns_file(name);
 }
 
@@ -31,13 +32,15 @@ static tare_status check_contents(output *o, const char *dir)
         if (strcmp(names[i], WORK_FOLDER) == 0)
             continue;
         if (is_foreign_weight_file(names[i]))
-            status = TARE_FAIL(o->ctx, TARE_E_FOLDER,
-                               "output folder %s holds %s, which tare did not write; choose an empty folder",
-                               dir, names[i]);
+            status = TARE_FAIL(
+                o->ctx, TARE_E_FOLDER,
+                "output folder %s holds %s, which tare did not write; choose an empty folder", dir,
+                names[i]);
         else if (!o->options.overwrite)
-            status = TARE_FAIL(o->ctx, TARE_E_FOLDER,
-                               "output folder %s is not empty (it holds %s); choose another or use --overwrite",
-                               dir, names[i]);
+            status = TARE_FAIL(
+                o->ctx, TARE_E_FOLDER,
+                "output folder %s is not empty (it holds %s); choose another or use --overwrite",
+                dir, names[i]);
     }
     folder_list_free(o->ctx, names, count);
     return status;
@@ -63,12 +66,12 @@ static tare_status resolve(output *o, const char *path, char **out)
     return *out ? TARE_OK : TARE_E_MEMORY;
 }
 
-static tare_status add_folder(output *o, layout layout, const char *sub)
+static tare_status add_folder(output *o, layout which, const char *sub)
 {
     output_folder *f = &o->folders[o->num_folders++];
-    f->layout = layout;
-    f->has_files = layout == LAYOUT_ASCENDV1 || (o->options.save & SAVE_SAFE_TENSOR) != 0;
-    f->has_numpy = layout != LAYOUT_ASCENDV1 && (o->options.save & SAVE_NUMPY) != 0;
+    f->layout = which;
+    f->has_files = which == LAYOUT_ASCENDV1 || (o->options.save & SAVE_SAFE_TENSOR) != 0;
+    f->has_numpy = which != LAYOUT_ASCENDV1 && (o->options.save & SAVE_NUMPY) != 0;
     f->dir = sub ? output_path(o, o->dir, sub) : o->dir;
     f->stage = sub ? output_path(o, o->stage, sub) : o->stage;
     return f->dir && f->stage ? TARE_OK : TARE_E_MEMORY;

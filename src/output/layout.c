@@ -15,19 +15,15 @@ static const char *const SUFFIXES[TENSOR_COUNT] = {
 };
 
 static const char *const NPY_NAMES[NPY_FILES] = {
-    [NPY_QUANT_WEIGHT] = "quant_weight.npy",
-    [NPY_QUANT_BIAS] = "quant_bias.npy",
-    [NPY_DEQ_SCALE] = "deq_scale.npy",
-    [NPY_INPUT_SCALE] = "input_scale.npy",
-    [NPY_INPUT_OFFSET] = "input_offset.npy",
-    [NPY_WEIGHT_SCALE] = "weight_scale.npy",
-    [NPY_WEIGHT_OFFSET] = "weight_offset.npy",
-    [NPY_ANTI_FP_NORM] = "anti_fp_norm.npy",
+    [NPY_QUANT_WEIGHT] = "quant_weight.npy",   [NPY_QUANT_BIAS] = "quant_bias.npy",
+    [NPY_DEQ_SCALE] = "deq_scale.npy",         [NPY_INPUT_SCALE] = "input_scale.npy",
+    [NPY_INPUT_OFFSET] = "input_offset.npy",   [NPY_WEIGHT_SCALE] = "weight_scale.npy",
+    [NPY_WEIGHT_OFFSET] = "weight_offset.npy", [NPY_ANTI_FP_NORM] = "anti_fp_norm.npy",
 };
 
 /* Written by other tools of this layout family: replaced with the rest, never left behind. */
-static const char *const NPY_FOREIGN_NAMES[] = {
-    "fa_quant_scale.npy", "fa_quant_offset.npy", "kv_cache_scale.npy", "kv_cache_offset.npy"};
+static const char *const NPY_FOREIGN_NAMES[] = {"fa_quant_scale.npy", "fa_quant_offset.npy",
+                                                "kv_cache_scale.npy", "kv_cache_offset.npy"};
 
 const char *role_suffix(tensor_role role)
 {
@@ -68,18 +64,18 @@ static void set_shape(tensor_info *t, tare_dtype dtype, int rank, size_t rows, s
 
 /* ascendv1 keeps scales in FP32: their values are representable in S, so the engine's cast is
  * exact. */
-static tare_dtype scale_dtype(layout layout, const numerics *num)
+static tare_dtype scale_dtype(layout which, const numerics *num)
 {
-    return layout == LAYOUT_ASCENDV1 && !num->compat ? TARE_F32 : num->dtype;
+    return which == LAYOUT_ASCENDV1 && !num->compat ? TARE_F32 : num->dtype;
 }
 
-bool w8a8_tensor(layout layout, const numerics *num, const w8a8_linear *linear, tensor_role role,
+bool w8a8_tensor(layout which, const numerics *num, const w8a8_linear *linear, tensor_role role,
                  tensor_info *out)
 {
-    tare_dtype scale = scale_dtype(layout, num);
+    tare_dtype scale = scale_dtype(which, num);
     tare_dtype act = num->compat ? linear->act_dtype : scale;
     /* Engines assert [N,1] and [N], so ascendv1 repeats a single scale. */
-    bool single = linear->per_tensor && layout != LAYOUT_ASCENDV1;
+    bool single = linear->per_tensor && which != LAYOUT_ASCENDV1;
 
     switch (role) {
     case TENSOR_WEIGHT:
@@ -107,46 +103,47 @@ bool w8a8_tensor(layout layout, const numerics *num, const w8a8_linear *linear, 
     default:
         return false;
     }
-    if (layout == LAYOUT_NUMPY)
+    if (which == LAYOUT_NUMPY)
         out->dtype = numpy_dtype(out->dtype);
     return true;
 }
 
-static char *lower_case(arena *arena, const char *text)
+static char *lower_case(arena *a, const char *text)
 {
-    char *copy = arena_strndup(arena, text, strlen(text));
+    char *copy = arena_strndup(a, text, strlen(text));
     for (char *c = copy; c && *c; c++)
         *c = (char)tolower((unsigned char)*c);
     return copy;
 }
 
-char *layout_weight_prefix(arena *arena, layout layout, bool compat, const char *quant_type)
+char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quant_type)
 {
-    if (layout == LAYOUT_ASCENDV1 && !compat)
-        return arena_printf(arena, "quant_model_weights");
-    char *type = lower_case(arena, quant_type);
-    return type ? arena_printf(arena, "quant_model_weight_%s", type) : NULL;
+    if (which == LAYOUT_ASCENDV1 && !compat)
+        return arena_printf(a, "quant_model_weights");
+    char *type = lower_case(a, quant_type);
+    return type ? arena_printf(a, "quant_model_weight_%s", type) : NULL;
 }
 
-char *layout_description_name(arena *arena, layout layout, const char *quant_type)
+char *layout_description_name(arena *a, layout which, const char *quant_type)
 {
-    if (layout == LAYOUT_ASCENDV1)
-        return arena_printf(arena, "quant_model_description.json");
-    char *type = lower_case(arena, quant_type);
-    return type ? arena_printf(arena, "quant_model_description_%s.json", type) : NULL;
+    if (which == LAYOUT_ASCENDV1)
+        return arena_printf(a, "quant_model_description.json");
+    char *type = lower_case(a, quant_type);
+    return type ? arena_printf(a, "quant_model_description_%s.json", type) : NULL;
 }
 
-char *layout_shard_name(arena *arena, const char *prefix, size_t number, size_t of)
+char *layout_shard_name(arena *a, const char *prefix, size_t number, size_t of)
 {
     if (of == 0)
-        return arena_printf(arena, "%s.safetensors", prefix);
-    return arena_printf(arena, "%s-%05zu-of-%05zu.safetensors", prefix, number, of);
+        return arena_printf(a, "%s.safetensors", prefix);
+    return arena_printf(a, "%s-%05zu-of-%05zu.safetensors", prefix, number, of);
 }
 
 bool layout_owns_file(const char *name)
 {
     if (str_starts_with(name, "quant_model_weight"))
-        return str_ends_with(name, ".safetensors") || str_ends_with(name, ".safetensors.index.json");
+        return str_ends_with(name, ".safetensors") ||
+               str_ends_with(name, ".safetensors.index.json");
     if (str_starts_with(name, "quant_model_description"))
         return str_ends_with(name, ".json");
     for (int i = 0; i < NPY_FILES; i++)
@@ -158,22 +155,18 @@ bool layout_owns_file(const char *name)
     return strcmp(name, "tare_run.json") == 0;
 }
 
-const char *npy_file_name(npy_file file)
+const char *npy_file_name(npy_file which)
 {
-    return NPY_NAMES[file];
+    return NPY_NAMES[which];
 }
 
 npy_file npy_place(const char *name, tensor_role role, size_t *key_length)
 {
     static const npy_file FILES[TENSOR_COUNT] = {
-        [TENSOR_WEIGHT] = NPY_QUANT_WEIGHT,
-        [TENSOR_BIAS] = NPY_QUANT_WEIGHT,
-        [TENSOR_WEIGHT_SCALE] = NPY_WEIGHT_SCALE,
-        [TENSOR_WEIGHT_OFFSET] = NPY_WEIGHT_OFFSET,
-        [TENSOR_INPUT_SCALE] = NPY_INPUT_SCALE,
-        [TENSOR_INPUT_OFFSET] = NPY_INPUT_OFFSET,
-        [TENSOR_QUANT_BIAS] = NPY_QUANT_BIAS,
-        [TENSOR_DEQ_SCALE] = NPY_DEQ_SCALE,
+        [TENSOR_WEIGHT] = NPY_QUANT_WEIGHT,       [TENSOR_BIAS] = NPY_QUANT_WEIGHT,
+        [TENSOR_WEIGHT_SCALE] = NPY_WEIGHT_SCALE, [TENSOR_WEIGHT_OFFSET] = NPY_WEIGHT_OFFSET,
+        [TENSOR_INPUT_SCALE] = NPY_INPUT_SCALE,   [TENSOR_INPUT_OFFSET] = NPY_INPUT_OFFSET,
+        [TENSOR_QUANT_BIAS] = NPY_QUANT_BIAS,     [TENSOR_DEQ_SCALE] = NPY_DEQ_SCALE,
     };
     size_t length = strlen(name), module;
     tensor_role by_name = role_of_name(name, &module);

@@ -25,8 +25,8 @@ typedef enum tensor_role {
 
 /* ".weight", ".bias", ".weight_scale", … */
 const char *role_suffix(tensor_role role);
-/* The role that the end of a tensor's name says, and the length of the module before it; TENSOR_FLOAT
- * if none. */
+/* The role that the end of a tensor's name says, and the length of the module before it;
+ * TENSOR_FLOAT if none. */
 tensor_role role_of_name(const char *name, size_t *module_length);
 
 /* A static W8A8 linear. */
@@ -40,7 +40,7 @@ typedef struct w8a8_linear {
 
 /* dtype and shape of one tensor of a W8A8 linear (section 4.1); name, offset and bytes stay as they
  * are. False: this linear has no such tensor. */
-bool w8a8_tensor(layout layout, const numerics *num, const w8a8_linear *linear, tensor_role role,
+bool w8a8_tensor(layout which, const numerics *num, const w8a8_linear *linear, tensor_role role,
                  tensor_info *out);
 /* Section 5.1: F32 if the serving dtype is BF16, else I64. */
 tare_dtype deq_scale_dtype(tare_dtype serving);
@@ -49,11 +49,11 @@ tare_dtype numpy_dtype(tare_dtype dtype);
 
 /* Names of files; in `arena`, NULL when out of memory. `quant_type` as in the description ("W8A8").
  */
-char *layout_weight_prefix(arena *arena, layout layout, bool compat, const char *quant_type);
-char *layout_description_name(arena *arena, layout layout, const char *quant_type);
+char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quant_type);
+char *layout_description_name(arena *a, layout which, const char *quant_type);
 /* "<prefix>.safetensors", or with `of` > 0 "<prefix>-00001-of-00002.safetensors" (`number` from 1).
  */
-char *layout_shard_name(arena *arena, const char *prefix, size_t number, size_t of);
+char *layout_shard_name(arena *a, const char *prefix, size_t number, size_t of);
 /* Is this file a weight file, index, description, npy file or run record that tare may have
  * written? */
 bool layout_owns_file(const char *name);
@@ -71,7 +71,7 @@ typedef enum npy_file {
 } npy_file;
 
 /* "quant_weight.npy", … */
-const char *npy_file_name(npy_file file);
+const char *npy_file_name(npy_file which);
 /* Where a tensor goes in the numpy layout: the file, and the length of the part of `name` that is
  * its key. */
 npy_file npy_place(const char *name, tensor_role role, size_t *key_length);

@@ -109,6 +109,9 @@ tare_status output_stage_description(output *o, output_folder *f);
 /* config_json.c: the edited config.json (section 1.2). */
 tare_status output_stage_config(output *o, output_folder *f);
 
+/* copy_files.c: everything that is copied; one warning lists what is left out. */
+tare_status output_copy_files(output *o, output_folder *f);
+
 /* publish.c: from the stage to the final names, and back if that fails. */
 tare_status output_publish(output *o);
 

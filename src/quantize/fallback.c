@@ -1,6 +1,7 @@
 /* Fallback to float by name and by level. */
 #include "quantize/fallback.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -114,7 +115,7 @@ tare_status fallback_by_level(const tare_recipe *r, fallback_linear *linears, si
         return TARE_E_MEMORY;
     for (size_t first = 0, end; first < count; first = end) {
         end = r->compat ? first + 1 : unit_end(linears, count, first);
-        if (!linears[first].is_float && linears[first].has_score)
+        if (!linears[first].is_float && linears[first].has_score && !isnan(linears[first].score))
             units[n++] = (ranked){linears[first].score, first, end};
     }
     qsort(units, n, sizeof *units, by_falling_score);

@@ -16,7 +16,8 @@ typedef struct numerics {
  * scale. */
 typedef struct act_params {
     float scale, offset;
-    /* compat with FP16 and the histogram keeps FP32 scale and offset; elsewhere numerics.dtype. */
+    /* Dtype in which scale and offset are stored: FP32 in compat with FP16 and the histogram;
+     * numerics.dtype elsewhere. */
     tare_dtype dtype;
 } act_params;
 
@@ -47,15 +48,17 @@ void weight_settle_zero_rows(const numerics *num, quantized_weight *w, const flo
                              float input_scale);
 
 /* Section 7: deq_scale [num_scales] and quant_bias [n] from the stored values. Returns the number
- * of saturated rows and, if any, the worst error in *worst (units of quant_bias). `bias` may be
- * NULL. */
+ * of saturated rows and, if any, the worst error in *worst (units of quant_bias; may be NULL).
+ * compat: rows whose native deq_scale underflows or overflows get section 2's and are counted too.
+ * `bias` may be NULL. */
 size_t derive_w8a8(const numerics *num, const quantized_weight *w, const act_params *act,
                    const float *bias, float *deq_scale, int32_t *quant_bias, double *worst);
 
 /* x[n] <- the fake-quantized x of section 4.1 (compat: 9.1, every operation rounded). The reference
  * for the integer path, and the path for pr < 1 and compat FP16/BF16. */
 void act_fake_quantize(const numerics *num, const act_params *act, float *x, size_t n);
-/* w'[n,k] in FP32 (compat: product rounded to the dtype). */
+/* w' of one row, [k], in FP32 (compat: product rounded to the dtype; made from the saved integers,
+ * where the reference's forward has -128 for the few BF16 weights saved as -127 after clamping). */
 void weight_dequantize(const numerics *num, const quantized_weight *w, size_t row, float *out_row);
 
 #endif

@@ -25,10 +25,9 @@ static tare_status onednn_tile(const int8_job *job, const uint8_t *x, size_t m, 
                                size_t n, int32_t *acc)
 {
     const int32_t no_offset = 0;
-    dnnl_status_t s = dnnl_gemm_u8s8s32('N', 'T', 'F', (dnnl_dim_t)m, (dnnl_dim_t)n,
-                                        (dnnl_dim_t)job->k, 1.0f, x, (dnnl_dim_t)job->k, 0, w,
-                                        (dnnl_dim_t)job->k, 0, 0.0f, acc, (dnnl_dim_t)job->n,
-                                        &no_offset);
+    dnnl_status_t s = dnnl_gemm_u8s8s32(
+        'N', 'T', 'F', (dnnl_dim_t)m, (dnnl_dim_t)n, (dnnl_dim_t)job->k, 1.0f, x,
+        (dnnl_dim_t)job->k, 0, w, (dnnl_dim_t)job->k, 0, 0.0f, acc, (dnnl_dim_t)job->n, &no_offset);
     if (s == dnnl_success)
         return TARE_OK;
     return TARE_FAIL(job->ctx, TARE_E_MEMORY, "oneDNN's dnnl_gemm_u8s8s32 failed with status %d",

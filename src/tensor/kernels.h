@@ -8,9 +8,9 @@
 #include "base/context.h"
 
 enum {
-    GEMM_PANEL = 32,          /* columns of a float GEMM tile */
-    GEMM_DEPTH = 256,         /* most of K that one tile takes; the row stride of its left operand */
-    GEMM_TILE_ROWS_MAX = 16,  /* bound of kernels.tile_rows */
+    GEMM_PANEL = 32,         /* columns of a float GEMM tile */
+    GEMM_DEPTH = 256,        /* most of K that one tile takes; the row stride of its left operand */
+    GEMM_TILE_ROWS_MAX = 16, /* bound of kernels.tile_rows */
 };
 
 typedef struct kernels {

@@ -80,7 +80,9 @@ def main():
     print('#include "tokenizer/unicode.h"\n\nconst unicode_range unicode_ranges[] = {')
     for first, last, flags in ranges:
         print(f"{{0x{first:04x}, 0x{last:04x}, {flags}}},")
-    print("};\nconst size_t unicode_range_count = sizeof unicode_ranges / sizeof unicode_ranges[0];")
+    print("};\nconst size_t unicode_range_count = sizeof unicode_ranges / sizeof unicode_ranges[0];\n")
+    ascii_flags = [sum(1 << i for i, (_, members) in enumerate(sets) if c in members) for c in range(128)]
+    print("const uint8_t unicode_ascii[128] = {" + ", ".join(map(str, ascii_flags)) + "};")
 
 
 if __name__ == "__main__":

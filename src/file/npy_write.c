@@ -1,0 +1,307 @@
+#include "file/npy.h"
+
+#include <string.h>
+
+struct npy_writer {
+    tare_context *ctx;
+    char *path;
+    file_writer *file;
+    buffer pending; /* pickle text not yet appended to the file */
+    uint64_t left;  /* bytes of the current entry that are still to come */
+};
+
+static const char npy_magic[] = "\x93NUMPY\x01";
+static const char npy_header[] = "{'descr': '|O', 'fortran_order': False, 'shape': (), }";
+
+/* The pickle opcodes in use; names as in Python's pickletools. */
+enum {
+    MARK = '(',
+    STOP = '.',
+    BINBYTES = 'B',
+    BINBYTES8 = 0x8e,
+    BININT = 'J',
+    BININT1 = 'K',
+    BININT2 = 'M',
+    LONG1 = 0x8a,
+    NONE = 'N',
+    REDUCE = 'R',
+    BINUNICODE = 'X',
+    SHORT_BINUNICODE = 0x8c,
+    EMPTY_LIST = ']',
+    APPEND = 'a',
+    BUILD = 'b',
+    SETITEM = 's',
+    TUPLE = 't',
+    EMPTY_TUPLE = ')',
+    EMPTY_DICT = '}',
+    PROTO = 0x80,
+    TUPLE1 = 0x85,
+    TUPLE3 = 0x87,
+    NEWTRUE = 0x88,
+    NEWFALSE = 0x89,
+    STACK_GLOBAL = 0x93
+};
+
+static void put(buffer *out, int opcode)
+{
+    buffer_putc(out, (char)opcode);
+}
+
+static void put_little_endian(buffer *out, uint64_t value, int bytes)
+{
+    for (int i = 0; i < bytes; i++)
+        put(out, (int)(value >> (8 * i) & 255));
+}
+
+static void put_int(buffer *out, int64_t value)
+{
+    if (value >= 0 && value < 256) {
+        put(out, BININT1);
+        put_little_endian(out, (uint64_t)value, 1);
+    } else if (value >= 0 && value < 65536) {
+        put(out, BININT2);
+        put_little_endian(out, (uint64_t)value, 2);
+    } else if (value >= INT32_MIN && value <= INT32_MAX) {
+        put(out, BININT);
+        put_little_endian(out, (uint64_t)value, 4);
+    } else {
+        put(out, LONG1);
+        put(out, 8);
+        put_little_endian(out, (uint64_t)value, 8);
+    }
+}
+
+static void put_string(buffer *out, const char *text)
+{
+    size_t length = strlen(text);
+    put(out, length < 256 ? SHORT_BINUNICODE : BINUNICODE);
+    put_little_endian(out, length, length < 256 ? 1 : 4);
+    buffer_append(out, text, length);
+}
+
+/* The bytes themselves follow. */
+static void put_bytes_length(buffer *out, uint64_t length)
+{
+    put(out, length <= UINT32_MAX ? BINBYTES : BINBYTES8);
+    put_little_endian(out, length, length <= UINT32_MAX ? 4 : 8);
+}
+
+static void put_global(buffer *out, const char *module, const char *name)
+{
+    put_string(out, module);
+    put_string(out, name);
+    put(out, STACK_GLOBAL);
+}
+
+static void put_shape(buffer *out, int rank, const size_t *shape)
+{
+    if (rank == 0) {
+        put(out, EMPTY_TUPLE);
+        return;
+    }
+    if (rank > 3)
+        put(out, MARK);
+    for (int i = 0; i < rank; i++)
+        put_int(out, (int64_t)shape[i]);
+    put(out, rank > 3 ? TUPLE : TUPLE1 + rank - 1);
+}
+
+static void put_dtype(buffer *out, const char *code, const char *order, int flags)
+{
+    put_global(out, "numpy", "dtype");
+    put_string(out, code);
+    put(out, NEWFALSE);
+    put(out, NEWTRUE);
+    put(out, TUPLE3);
+    put(out, REDUCE);
+    put(out, MARK);
+    put_int(out, 3);
+    put_string(out, order);
+    for (int i = 0; i < 3; i++)
+        put(out, NONE);
+    put_int(out, -1);
+    put_int(out, -1);
+    put_int(out, flags);
+    put(out, TUPLE);
+    put(out, BUILD);
+}
+
+/* An array up to its payload; end_array follows that. */
+static void begin_array(buffer *out, int rank, const size_t *shape, const char *code,
+                        const char *order, int flags)
+{
+    put_global(out, "numpy.core.multiarray", "_reconstruct");
+    put_global(out, "numpy", "ndarray");
+    put_int(out, 0);
+    put(out, TUPLE1);
+    put_bytes_length(out, 1);
+    buffer_putc(out, 'b');
+    put(out, TUPLE3);
+    put(out, REDUCE);
+    put(out, MARK);
+    put_int(out, 1);
+    put_shape(out, rank, shape);
+    put_dtype(out, code, order, flags);
+    put(out, NEWFALSE);
+}
+
+static void end_array(buffer *out)
+{
+    put(out, TUPLE);
+    put(out, BUILD);
+}
+
+/* Magic, version 1.0, length, text; padded so that the pickle begins at a multiple of 64. */
+static void put_file_header(buffer *out)
+{
+    size_t before = sizeof npy_magic + 2; /* the minor version is the magic's closing zero */
+    size_t whole = (before + sizeof npy_header + 63) / 64 * 64;
+    buffer_append(out, npy_magic, sizeof npy_magic);
+    put_little_endian(out, whole - before, 2);
+    buffer_puts(out, npy_header);
+    while (out->status == TARE_OK && out->length < whole - 1)
+        buffer_putc(out, ' ');
+    buffer_putc(out, '\n');
+}
+
+static tare_status flush(npy_writer *w)
+{
+    tare_status status = w->pending.status;
+    if (status == TARE_OK)
+        status = file_append(w->file, w->pending.data, w->pending.length);
+    w->pending.length = 0;
+    return status;
+}
+
+tare_status npy_create(tare_context *ctx, const char *path, npy_writer **out)
+{
+    tare_status status = TARE_OK;
+    *out = NULL;
+    npy_writer *w = mem_calloc(ctx, 1, sizeof *w);
+    if (!w)
+        return TARE_E_MEMORY;
+    w->ctx = ctx;
+    buffer_init(&w->pending, ctx);
+    if (!(w->path = mem_strdup(ctx, path))) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
+    put_file_header(&w->pending);
+    put(&w->pending, PROTO);
+    put(&w->pending, 4);
+    begin_array(&w->pending, 0, NULL, "O8", "|", 63);
+    put(&w->pending, EMPTY_LIST);
+    put(&w->pending, EMPTY_DICT);
+    TRY(w->pending.status);
+    TRY(file_create(ctx, path, 0, &w->file));
+    *out = w;
+    w = NULL;
+done:
+    npy_abandon(w);
+    return status;
+}
+
+static const char *dtype_code(tare_dtype dtype)
+{
+    switch (dtype) {
+    case TARE_I8:
+        return "i1";
+    case TARE_I32:
+        return "i4";
+    case TARE_I64:
+        return "i8";
+    case TARE_F16:
+        return "f2";
+    case TARE_F32:
+        return "f4";
+    default:
+        return NULL;
+    }
+}
+
+static tare_status check_complete(npy_writer *w)
+{
+    if (w->left == 0)
+        return TARE_OK;
+    return TARE_FAIL(w->ctx, TARE_E_FORMAT, "%s: a bug: the last entry lacks %llu bytes", w->path,
+                     (unsigned long long)w->left);
+}
+
+tare_status npy_begin(npy_writer *w, const char *key, tare_dtype dtype, int rank,
+                      const size_t *shape)
+{
+    tare_status status = check_complete(w);
+    if (status != TARE_OK)
+        return status;
+    const char *code = dtype_code(dtype);
+    size_t bytes = dtype_size(dtype);
+    bool fits = rank >= 0 && rank <= NPY_MAX_RANK;
+    for (int i = 0; fits && i < rank; i++)
+        fits = size_mul(bytes, shape[i], &bytes) && shape[i] <= INT64_MAX;
+    if (!code || !fits)
+        return TARE_FAIL(w->ctx, TARE_E_FORMAT, "%s: '%.300s': numpy has no %s of this shape",
+                         w->path, key, code ? "array" : dtype_name(dtype));
+    if (!utf8_valid(key, strlen(key)))
+        return TARE_FAIL(w->ctx, TARE_E_FORMAT, "%s: the key '%.300s' is not UTF-8", w->path, key);
+    put_string(&w->pending, key);
+    begin_array(&w->pending, rank, shape, code, dtype == TARE_I8 ? "|" : "<", 0);
+    put_bytes_length(&w->pending, bytes);
+    w->left = bytes;
+    if (bytes == 0) {
+        end_array(&w->pending);
+        put(&w->pending, SETITEM);
+    }
+    return w->pending.status;
+}
+
+tare_status npy_append(npy_writer *w, const void *data, size_t size)
+{
+    tare_status status = TARE_OK;
+    if (size > w->left)
+        return TARE_FAIL(w->ctx, TARE_E_FORMAT, "%s: a bug: %zu bytes too many for an entry",
+                         w->path, (size_t)(size - w->left));
+    if (size == 0)
+        return TARE_OK;
+    TRY(flush(w));
+    TRY(file_append(w->file, data, size));
+    w->left -= size;
+    if (w->left == 0) {
+        end_array(&w->pending);
+        put(&w->pending, SETITEM);
+        status = w->pending.status;
+    }
+done:
+    return status;
+}
+
+static void writer_free(npy_writer *w)
+{
+    buffer_free(&w->pending);
+    mem_free(w->ctx, w->path);
+    mem_free(w->ctx, w);
+}
+
+tare_status npy_finish(npy_writer *w)
+{
+    tare_status status = TARE_OK;
+    TRY(check_complete(w));
+    put(&w->pending, APPEND);
+    end_array(&w->pending);
+    put(&w->pending, STOP);
+    TRY(flush(w));
+    file_writer *finished = w->file;
+    w->file = NULL;
+    TRY(file_finish(finished));
+done:
+    file_abandon(w->file);
+    writer_free(w);
+    return status;
+}
+
+void npy_abandon(npy_writer *w)
+{
+    if (!w)
+        return;
+    file_abandon(w->file);
+    writer_free(w);
+}

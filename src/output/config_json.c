@@ -1,0 +1,176 @@
+/* The output's config.json: the model's, key order kept, with the edits of output_formats.md 1.2.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "file/json.h"
+#include "output/copy_files.h"
+#include "output/output_internal.h"
+
+enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 8 };
+
+/* Changes to one map: a key without a value is removed. */
+typedef struct edit {
+    const char *key;
+    const value *to;
+    bool only_if_present;
+} edit;
+
+static const char *torch_name(tare_dtype dtype)
+{
+    return dtype == TARE_BF16 ? "bfloat16" : dtype == TARE_F16 ? "float16" : "float32";
+}
+
+static value string_value(const char *text)
+{
+    return (value){.type = VALUE_STRING, .text = text, .length = strlen(text)};
+}
+
+static const edit *edit_of(const edit *edits, size_t count, const char *key)
+{
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(edits[i].key, key) == 0)
+            return &edits[i];
+    return NULL;
+}
+
+/* A copy of `map` with the edits done; keys that were not there come last. */
+static tare_status edit_map(arena *a, const value *map, const edit *edits, size_t count, value *out)
+{
+    value *keys = arena_alloc_array(a, map->count + count, sizeof *keys);
+    value *items = arena_alloc_array(a, map->count + count, sizeof *items);
+    if (!keys || !items)
+        return TARE_E_MEMORY;
+    size_t n = 0;
+    for (size_t i = 0; i < map->count; i++) {
+        const edit *e = edit_of(edits, count, map->keys[i].text);
+        if (e && !e->to)
+            continue;
+        keys[n] = map->keys[i];
+        items[n++] = e ? *e->to : map->items[i];
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (edits[i].only_if_present || !edits[i].to || value_get(map, edits[i].key))
+            continue;
+        keys[n] = string_value(edits[i].key);
+        items[n++] = *edits[i].to;
+    }
+    *out = *map;
+    out->keys = keys;
+    out->items = items;
+    out->count = n;
+    return TARE_OK;
+}
+
+/* Does "module.Class" name a file that is copied? A list has one reference for each variant. */
+static bool code_is_copied(output *o, const value *reference)
+{
+    if (reference->type == VALUE_LIST) {
+        for (size_t i = 0; i < reference->count; i++)
+            if (reference->items[i].type != VALUE_STRING && reference->items[i].type != VALUE_NULL)
+                return false;
+            else if (reference->items[i].type == VALUE_STRING &&
+                     !code_is_copied(o, &reference->items[i]))
+                return false;
+        return true;
+    }
+    if (reference->type != VALUE_STRING || strstr(reference->text, "--") ||
+        strchr(reference->text, '/'))
+        return false;
+    char name[256], *path = NULL;
+    const char *why;
+    size_t length = strcspn(reference->text, ".");
+    if (length == 0 || length > sizeof name - sizeof ".py")
+        return false;
+    snprintf(name, sizeof name, "%.*s.py", (int)length, reference->text);
+    bool copied = copy_resolve(o->ctx, o->model_dir, name, &path, &why) == TARE_OK && path != NULL;
+    mem_free(o->ctx, path);
+    return copied;
+}
+
+static bool keep_auto_map(output *o, const value *auto_map)
+{
+    if (!o->options.copy_code || auto_map->type != VALUE_MAP)
+        return false;
+    for (size_t i = 0; i < auto_map->count; i++)
+        if (!code_is_copied(o, &auto_map->items[i]))
+            return false;
+    return true;
+}
+
+static tare_status edit_config(output *o, output_folder *f, arena *a, const value *config,
+                               value *out)
+{
+    value dtype = string_value(torch_name(o->options.num.dtype)), no = {.type = VALUE_BOOL};
+    value text_config, type = {0};
+    const value *nested = value_get(config, "text_config");
+    const value *auto_map = value_get(config, "auto_map");
+    const value *tied = value_get(config, "tie_word_embeddings");
+    char *name = arena_strndup(a, o->quant_type, strlen(o->quant_type));
+    tare_status status = TARE_OK;
+    edit edits[MAX_EDITS], inner[MAX_EDITS];
+    size_t n = 0, m;
+
+    TRY(name ? TARE_OK : TARE_E_MEMORY);
+    for (char *c = name; *c; c++)
+        *c = (char)(*c >= 'A' && *c <= 'Z' ? *c + 'a' - 'A' : *c);
+    type = string_value(name);
+    edits[n++] = (edit){.key = "quantization_config"};
+    edits[n++] = (edit){.key = "compression_config"};
+    if (o->options.dtype_given) {
+        edits[n++] = (edit){.key = "dtype", .to = &dtype, .only_if_present = true};
+        edits[n++] = (edit){.key = "torch_dtype", .to = &dtype};
+    }
+    if (o->head_quantized && !(tied && tied->type == VALUE_BOOL && !tied->boolean))
+        edits[n++] = (edit){.key = "tie_word_embeddings", .to = &no};
+    memcpy(inner, edits, sizeof edits);
+    m = n;
+    for (size_t i = 0; i < m; i++)
+        inner[i].only_if_present = true;
+    if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files)
+        edits[n++] = (edit){.key = "quantize", .to = &type};
+    if (auto_map && !keep_auto_map(o, auto_map)) {
+        TARE_WARN(o->ctx, "config.json: auto_map is dropped, the code it names is not copied");
+        edits[n++] = (edit){.key = "auto_map"};
+    }
+    if (nested && nested->type == VALUE_MAP) {
+        TRY(edit_map(a, nested, inner, m, &text_config));
+        edits[n++] = (edit){.key = "text_config", .to = &text_config};
+    }
+    TRY(edit_map(a, config, edits, n, out));
+done:
+    return status;
+}
+
+tare_status output_stage_config(output *o, output_folder *f)
+{
+    char *path = NULL, *data = NULL;
+    const char *why;
+    const value *config;
+    value edited;
+    size_t length;
+    arena a;
+    buffer b;
+    tare_status status = TARE_OK;
+
+    arena_init(&a, o->ctx);
+    buffer_init(&b, o->ctx);
+    TRY(copy_resolve(o->ctx, o->model_dir, "config.json", &path, &why));
+    if (!path)
+        TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s/config.json: %s", o->model_dir, why));
+    TRY(file_read_all(o->ctx, path, CONFIG_MAX_BYTES, &data, &length));
+    TRY(json_parse(o->ctx, &a, data, length, path, JSON_PYTHON, &config));
+    if (config->type != VALUE_MAP)
+        TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s is not a JSON object", path));
+    TRY(edit_config(o, f, &a, config, &edited));
+    json_write_value(&b, &edited, 2, 0);
+    buffer_putc(&b, '\n');
+    TRY(b.status);
+    TRY(output_stage_text(o, f, "config.json", b.data, b.length));
+done:
+    buffer_free(&b);
+    mem_free(o->ctx, data);
+    mem_free(o->ctx, path);
+    arena_free(&a);
+    return status;
+}

@@ -1,0 +1,283 @@
+/* The life of an output: open, declare, begin, (write,) finish, free. */
+#include "output/output.h"
+
+#include <string.h>
+
+#include "output/output_internal.h"
+
+#define GIB ((uint64_t)1 << 30)
+
+enum { ASCENDV1_PART_GIB = 4 };
+
+bool output_save_type(const char *name, unsigned *bit)
+{
+    if (strcmp(name, "ascendv1") == 0 || strcmp(name, "ascendV1") == 0)
+        *bit = SAVE_ASCENDV1;
+    else if (strcmp(name, "safe_tensor") == 0)
+        *bit = SAVE_SAFE_TENSOR;
+    else if (strcmp(name, "numpy") == 0)
+        *bit = SAVE_NUMPY;
+    else
+        return false;
+    return true;
+}
+
+char *output_path(output *o, const char *dir, const char *name)
+{
+    return arena_printf(&o->arena, "%s/%s", dir, name);
+}
+
+tare_status output_note_staged(output *o, output_folder *f, const char *name)
+{
+    char *copy = arena_strndup(&o->arena, name, strlen(name));
+    if (!copy)
+        return TARE_E_MEMORY;
+    tare_status status = mem_grow(o->ctx, (void **)&f->staged, &f->staged_capacity,
+                                  f->num_staged + 1, sizeof *f->staged);
+    if (status == TARE_OK)
+        f->staged[f->num_staged++] = copy;
+    return status;
+}
+
+tare_status output_stage_text(output *o, output_folder *f, const char *name, const char *text,
+                              size_t length)
+{
+    tare_status status = TARE_OK;
+    char *path = path_join(o->ctx, f->stage, name);
+    TRY(path ? TARE_OK : TARE_E_MEMORY);
+    TRY(file_write_all(o->ctx, path, text, length));
+    TRY(output_note_staged(o, f, name));
+done:
+    mem_free(o->ctx, path);
+    return status;
+}
+
+tare_status output_open(tare_context *ctx, const output_options *options, output **out)
+{
+    tare_status status = TARE_OK;
+    output *o = mem_calloc(ctx, 1, sizeof *o);
+
+    *out = NULL;
+    if (!o)
+        return TARE_E_MEMORY;
+    o->ctx = ctx;
+    o->options = *options;
+    arena_init(&o->arena, ctx);
+    strmap_init(&o->floats, ctx);
+    strmap_init(&o->linears, ctx);
+    if (!(options->save & (SAVE_ASCENDV1 | SAVE_SAFE_TENSOR | SAVE_NUMPY)))
+        TRY(TARE_FAIL(ctx, TARE_E_USAGE, "no save type was given"));
+    o->quant_type = arena_strndup(&o->arena, options->quant_type, strlen(options->quant_type));
+    TRY(o->quant_type ? TARE_OK : TARE_E_MEMORY);
+    TRY(output_prepare_folders(o));
+    *out = o;
+    o = NULL;
+done:
+    output_free(o);
+    return status;
+}
+
+/* The next unit, with `name` copied and mapped. */
+static tare_status add_unit(output *o, strmap *map, const char *name, output_unit **out)
+{
+    bool existed;
+    char *copy = arena_strndup(&o->arena, name, strlen(name));
+    tare_status status = TARE_OK;
+
+    if (o->begun)
+        TRY(TARE_FAIL(o->ctx, TARE_E_USAGE, "%s is declared after the output began", name));
+    TRY(copy ? TARE_OK : TARE_E_MEMORY);
+    TRY(mem_grow(o->ctx, (void **)&o->units, &o->units_capacity, o->num_units + 1,
+                 sizeof *o->units));
+    TRY(strmap_put(map, copy, strlen(copy), (uint32_t)o->num_units, &existed));
+    if (existed)
+        TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s would be written twice", name));
+    *out = &o->units[o->num_units++];
+    memset(*out, 0, sizeof **out);
+    (*out)->name = copy;
+done:
+    return status;
+}
+
+tare_status output_declare_float(output *o, const tensor_info *tensor)
+{
+    output_unit *u;
+    tare_status status = TARE_OK;
+    if (o->options.save & SAVE_NUMPY)
+        TRY(output_numpy_check(o, tensor));
+    TRY(add_unit(o, &o->floats, tensor->name, &u));
+    u->tensor = *tensor;
+    u->tensor.name = u->name;
+    u->tensor.bytes = (uint64_t)tensor_elements(tensor) * dtype_size(tensor->dtype);
+    u->complete = u->tensor.bytes == 0;
+done:
+    return status;
+}
+
+tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t k, bool per_tensor,
+                                tare_dtype act_dtype, const tensor_info *bias, bool is_head)
+{
+    output_unit *u;
+    size_t bytes;
+    tare_status status = TARE_OK;
+    if (n == 0 || k == 0 || !size_mul(n, k, &bytes) || !size_mul(n, sizeof(int64_t), &bytes))
+        TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s: no valid shape [%zu,%zu]", module, n, k));
+    if (bias && (o->options.save & SAVE_NUMPY))
+        TRY(output_numpy_check(o, bias));
+    TRY(add_unit(o, &o->linears, module, &u));
+    u->is_linear = true;
+    u->linear = (w8a8_linear){.n = n,
+                              .k = k,
+                              .per_tensor = per_tensor,
+                              .act_dtype = act_dtype,
+                              .has_bias = bias != NULL,
+                              .bias_dtype = bias ? bias->dtype : TARE_F32};
+    o->num_linears++;
+    o->head_quantized |= is_head;
+done:
+    return status;
+}
+
+/* Size of the npy files, whose float tensors are as wide as float32. */
+static uint64_t numpy_bytes(const output_folder *f)
+{
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < f->num_tensors; i++)
+        bytes += f->tensors[i].info.bytes * (f->tensors[i].info.dtype == TARE_BF16 ? 2 : 1);
+    return bytes;
+}
+
+static tare_status check_free_space(output *o)
+{
+    uint64_t needed = 0, available;
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < o->num_folders; i++) {
+        const output_folder *f = &o->folders[i];
+        needed += f->has_files ? output_planned_bytes(f) : 0;
+        needed += f->has_numpy ? numpy_bytes(f) : 0;
+    }
+    TRY(folder_free_space(o->ctx, o->stage, &available));
+    if (available < needed)
+        TRY(TARE_FAIL(o->ctx, TARE_E_FOLDER,
+                      "output folder %s: %.1f GiB are free, the output needs %.1f GiB", o->dir,
+                      (double)available / (double)GIB, (double)needed / (double)GIB));
+done:
+    return status;
+}
+
+/* part_file_size -1 is each save type's default; compat shards only when told to. */
+static void sharding(const output *o, const output_folder *f, uint64_t *limit, bool *sharded)
+{
+    int gib = o->options.part_file_size;
+    if (gib < 0)
+        gib = f->layout == LAYOUT_ASCENDV1 && !o->options.num.compat ? ASCENDV1_PART_GIB : 0;
+    *limit = (uint64_t)gib * GIB;
+    *sharded = gib > 0;
+}
+
+tare_status output_begin(output *o)
+{
+    tare_status status = TARE_OK;
+    if (o->begun)
+        return TARE_FAIL(o->ctx, TARE_E_USAGE, "the output has begun already");
+    /* Engines go by this name; the reference tags the model with the scheme all the same. */
+    if (o->num_linears == 0 && !o->options.num.compat)
+        o->quant_type = "FLOAT";
+    for (size_t i = 0; i < o->num_folders; i++) {
+        uint64_t limit;
+        bool sharded;
+        sharding(o, &o->folders[i], &limit, &sharded);
+        TRY(output_plan_folder(o, &o->folders[i], limit, sharded));
+    }
+    TRY(check_free_space(o));
+    TRY(output_open_files(o));
+    o->begun = true;
+done:
+    return status;
+}
+
+static tare_status check_complete(output *o)
+{
+    if (!o->begun)
+        return TARE_FAIL(o->ctx, TARE_E_USAGE, "the output has not begun");
+    for (size_t i = 0; i < o->num_units; i++)
+        if (!o->units[i].complete)
+            return TARE_FAIL(o->ctx, TARE_E_USAGE, "%s was declared but not written",
+                             o->units[i].name);
+    return TARE_OK;
+}
+
+/* In the order of the final renames: what comes last completes the folder. */
+static tare_status stage_folder(output *o, output_folder *f, const char *run_json)
+{
+    tare_status status = TARE_OK;
+    TRY(output_close_files(o, f));
+    TRY(output_stage_index(o, f));
+    TRY(output_copy_files(o, f));
+    TRY(output_stage_config(o, f));
+    TRY(output_stage_text(o, f, "tare_run.json", run_json, strlen(run_json)));
+    TRY(output_stage_description(o, f));
+done:
+    return status;
+}
+
+/* Keeps the first failure of a verification. */
+static void keep_first_failure(void *user, const tare_finding *finding)
+{
+    buffer *first = user;
+    if (finding->severity != TARE_FINDING_FAILURE || first->length > 0)
+        return;
+    buffer_printf(first, "rule %d: %s: found %s, expected %s", finding->rule, finding->tensor,
+                  finding->found, finding->expected);
+}
+
+static tare_status verify_stage(output *o)
+{
+    tare_verify_options options;
+    tare_verify_result result;
+    buffer first;
+
+    buffer_init(&first, o->ctx);
+    tare_verify_options_init(&options);
+    options.dir = o->stage;
+    options.compat = o->options.num.compat ? "msmodelslim" : NULL;
+    options.finding = keep_first_failure;
+    options.user = &first;
+    tare_status status = tare_verify(o->ctx, &options, &result);
+    if (status == TARE_E_VERIFY && first.length > 0)
+        status = TARE_FAIL(o->ctx, TARE_E_VERIFY, "the output breaks %zu rules, the first is %s",
+                           result.failures, first.data);
+    buffer_free(&first);
+    return status;
+}
+
+tare_status output_finish(output *o, const char *run_json, uint64_t *bytes)
+{
+    tare_status status = TARE_OK;
+    TRY(check_complete(o));
+    for (size_t i = 0; i < o->num_folders; i++)
+        TRY(stage_folder(o, &o->folders[i], run_json));
+    if (o->options.verify)
+        TRY(verify_stage(o));
+    TRY(output_publish(o));
+    if (bytes)
+        *bytes = output_planned_bytes(&o->folders[0]);
+done:
+    return status;
+}
+
+void output_free(output *o)
+{
+    if (!o)
+        return;
+    for (size_t i = 0; i < o->num_folders; i++) {
+        output_abandon_files(&o->folders[i]);
+        mem_free(o->ctx, o->folders[i].staged);
+    }
+    output_remove_stage(o);
+    mem_free(o->ctx, o->units);
+    strmap_free(&o->floats);
+    strmap_free(&o->linears);
+    arena_free(&o->arena);
+    mem_free(o->ctx, o);
+}

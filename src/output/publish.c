@@ -1,0 +1,102 @@
+/* From the stage to the final names. A folder that has a description is complete at every moment:
+ * with --overwrite the old description goes first, the new one comes last. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "output/output_internal.h"
+
+static tare_status remove_file(output *o, const char *dir, const char *name)
+{
+    tare_status status = TARE_OK;
+    char *path = path_join(o->ctx, dir, name);
+    if (!path)
+        return TARE_E_MEMORY;
+    if (unlink(path) != 0 && errno != ENOENT)
+        status = TARE_FAIL(o->ctx, TARE_E_IO, "remove %s: %s", path, strerror(errno));
+    mem_free(o->ctx, path);
+    return status;
+}
+
+static bool is_description(const char *name)
+{
+    return str_starts_with(name, "quant_model_description");
+}
+
+/* Removes an earlier output's own files: its description, and when that is on disk the rest. */
+static tare_status remove_old(output *o, const char *dir)
+{
+    char **names = NULL;
+    size_t count = 0;
+    tare_status status = TARE_OK;
+
+    TRY(folder_list(o->ctx, dir, &names, &count));
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t i = 0; i < count; i++)
+            if (layout_owns_file(names[i]) && is_description(names[i]) == (pass == 0))
+                TRY(remove_file(o, dir, names[i]));
+        TRY(folder_sync(o->ctx, dir));
+    }
+done:
+    folder_list_free(o->ctx, names, count);
+    return status;
+}
+
+static tare_status rename_staged(output *o, output_folder *f, const char *name)
+{
+    char *from = path_join(o->ctx, f->stage, name), *to = path_join(o->ctx, f->dir, name);
+    tare_status status = TARE_OK;
+    TRY(from && to ? TARE_OK : TARE_E_MEMORY);
+    TRY(file_rename(o->ctx, from, to));
+    f->published++;
+done:
+    mem_free(o->ctx, from);
+    mem_free(o->ctx, to);
+    return status;
+}
+
+static tare_status publish_folder(output *o, output_folder *f)
+{
+    tare_status status = TARE_OK;
+    TRY(folder_create(o->ctx, f->dir));
+    if (o->options.overwrite)
+        TRY(remove_old(o, f->dir));
+    for (size_t i = 0; i < f->num_staged; i++) {
+        if (i + 1 == f->num_staged) /* the last file says that the others are there */
+            TRY(folder_sync(o->ctx, f->dir));
+        TRY(rename_staged(o, f, f->staged[i]));
+    }
+    TRY(folder_sync(o->ctx, f->dir));
+done:
+    return status;
+}
+
+/* A failed run leaves nothing under a final name; errors here would only hide the first one. */
+static void take_back(output *o)
+{
+    for (size_t i = 0; i < o->num_folders; i++) {
+        output_folder *f = &o->folders[i];
+        while (f->published > 0) {
+            char path[4096];
+            int n = snprintf(path, sizeof path, "%s/%s", f->dir, f->staged[--f->published]);
+            if (n > 0 && (size_t)n < sizeof path)
+                unlink(path);
+        }
+        if (o->num_folders > 1)
+            rmdir(f->dir);
+    }
+}
+
+tare_status output_publish(output *o)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < o->num_folders; i++)
+        TRY(publish_folder(o, &o->folders[i]));
+    if (o->num_folders > 1)
+        TRY(folder_sync(o->ctx, o->dir));
+done:
+    if (status != TARE_OK)
+        take_back(o);
+    return status;
+}

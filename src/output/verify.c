@@ -1,0 +1,275 @@
+/* `tare verify`: recognises the layouts of a folder and runs the rules of docs/verify.md on them
+ * (specification: output_formats.md 9). A new rule is a function and a row of the table. */
+#include <stdio.h>
+#include <string.h>
+
+#include "output/verify_internal.h"
+
+enum { A = 1 << LAYOUT_ASCENDV1, S = 1 << LAYOUT_SAFE_TENSOR, N = 1 << LAYOUT_NUMPY };
+enum { NEEDS_TENSORS = 1, NEEDS_BASE = 2 };
+
+typedef struct verify_rule {
+    int number;
+    unsigned layouts, needs;
+    tare_status (*folder)(vfolder *f);
+    tare_status (*linear)(vfolder *f, const vlinear *l, const vnumbers *n);
+} verify_rule;
+
+static const verify_rule RULES[] = {
+    {1, A | S | N, 0, rule_containers, NULL},
+    {2, A | S, 0, rule_shards, NULL},
+    {3, A | S, 0, rule_description, NULL},
+    {4, A | S, NEEDS_TENSORS, rule_keys, NULL},
+    {5, A | S, NEEDS_TENSORS, rule_types, NULL},
+    {6, A | S | N, NEEDS_TENSORS, rule_linear_tensors, NULL},
+    {7, A | S | N, NEEDS_TENSORS, rule_deq_dtype, rule_deq_bits},
+    {8, A | S | N, NEEDS_TENSORS, NULL, rule_scales},
+    {9, A | S | N, NEEDS_TENSORS, NULL, rule_offsets},
+    {10, A | S | N, NEEDS_TENSORS, NULL, rule_deq_product},
+    {11, A | S | N, NEEDS_TENSORS, NULL, rule_quant_bias},
+    {12, A | S | N, NEEDS_TENSORS, NULL, rule_integer_range},
+    {13, A | S, NEEDS_TENSORS, rule_fused, NULL},
+    {14, A | S, NEEDS_TENSORS | NEEDS_BASE, rule_base_tensors, NULL},
+    {15, A | S, NEEDS_TENSORS | NEEDS_BASE, NULL, rule_base_distance},
+    {16, A, NEEDS_TENSORS, rule_norms_ascend, NULL},
+    {17, S, NEEDS_TENSORS, rule_norms_module, NULL},
+    {20, A | S, 0, rule_kv_or_fa, NULL},
+    {21, A, 0, rule_config_ascend, NULL},
+    {22, S, 0, rule_config_quantize, NULL},
+    {25, A | S, NEEDS_BASE, rule_base_files, NULL},
+    {26, N, NEEDS_TENSORS, rule_npy_keys, NULL},
+    {27, A | S | N, NEEDS_TENSORS, rule_layouts_agree, NULL},
+};
+enum { NUM_RULES = sizeof RULES / sizeof *RULES };
+
+/* ---- findings ---- */
+
+static void report(verify *v, int rule, tare_severity severity, const char *tensor,
+                   const char *expected, const char *format, va_list arguments)
+{
+    char found[512];
+    vsnprintf(found, sizeof found, format, arguments);
+    if (severity == TARE_FINDING_FAILURE)
+        v->result->failures++;
+    else
+        v->result->warnings++;
+    tare_finding finding = {rule, severity, tensor, found, expected};
+    if (v->options->finding)
+        v->options->finding(v->options->user, &finding);
+}
+
+void verify_fail(verify *v, int rule, const char *tensor, const char *expected, const char *found,
+                 ...)
+{
+    va_list arguments;
+    va_start(arguments, found);
+    report(v, rule, TARE_FINDING_FAILURE, tensor, expected, found, arguments);
+    va_end(arguments);
+}
+
+void verify_warn(verify *v, int rule, const char *tensor, const char *expected, const char *found,
+                 ...)
+{
+    va_list arguments;
+    va_start(arguments, found);
+    report(v, rule, TARE_FINDING_WARNING, tensor, expected, found, arguments);
+    va_end(arguments);
+}
+
+/* ---- which layouts ---- */
+
+/* Layouts whose files are among the names, as a set of A, S, N. */
+static unsigned recognise(char *const *names, size_t count)
+{
+    bool ascend = false, safe = false, ascend_weights = false, safe_weights = false;
+    unsigned found = 0;
+    for (size_t i = 0; i < count; i++) {
+        const char *name = names[i];
+        ascend |= strcmp(name, "quant_model_description.json") == 0;
+        safe |= str_starts_with(name, "quant_model_description_");
+        ascend_weights |= str_starts_with(name, "quant_model_weights");
+        safe_weights |= str_starts_with(name, "quant_model_weight_");
+        for (int file = 0; file < NPY_FILES; file++)
+            if (strcmp(name, npy_file_name((npy_file)file)) == 0)
+                found |= N;
+    }
+    if (ascend || (!safe && ascend_weights))
+        found |= A;
+    else if (safe || safe_weights)
+        found |= S;
+    return found;
+}
+
+static tare_status open_layouts(verify *v, const char *dir, unsigned *found)
+{
+    char **names = NULL;
+    size_t count = 0;
+    tare_status status = TARE_OK;
+
+    TRY(folder_list(v->ctx, dir, &names, &count));
+    *found = recognise(names, count);
+    for (int which = 0; which < LAYOUT_COUNT; which++) {
+        if (!(*found & 1u << which) || v->num_folders == VERIFY_MAX_FOLDERS)
+            continue;
+        vfolder *f = &v->folders[v->num_folders++];
+        TRY(verify_folder_open(v, (layout)which, dir, f));
+    }
+done:
+    folder_list_free(v->ctx, names, count);
+    return status;
+}
+
+/* The folder's own layouts, or those of the sub-folders that several save types make. */
+static tare_status open_folders(verify *v, arena *a, unsigned *found)
+{
+    static const char *const SUB_FOLDERS[] = {"ascendv1", "safe_tensor"};
+    tare_status status = TARE_OK;
+    unsigned here;
+
+    TRY(open_layouts(v, v->options->dir, found));
+    if (*found)
+        goto done;
+    for (size_t i = 0; i < 2; i++) {
+        char *dir = arena_printf(a, "%s/%s", v->options->dir, SUB_FOLDERS[i]);
+        TRY(dir ? TARE_OK : TARE_E_MEMORY);
+        if (!path_is_folder(dir))
+            continue;
+        TRY(open_layouts(v, dir, &here));
+        *found |= here;
+    }
+done:
+    return status;
+}
+
+static const char *layouts_text(unsigned found)
+{
+    static const char *const TEXTS[8] = {"unknown",
+                                         "ascendv1",
+                                         "safe_tensor",
+                                         "ascendv1, safe_tensor",
+                                         "numpy",
+                                         "ascendv1, numpy",
+                                         "safe_tensor, numpy",
+                                         "ascendv1, safe_tensor, numpy"};
+    return TEXTS[found & 7];
+}
+
+/* ---- running the rules ---- */
+
+static bool applies(const verify_rule *rule, const vfolder *f)
+{
+    if (!(rule->layouts & 1u << f->layout))
+        return false;
+    if ((rule->needs & NEEDS_TENSORS) && f->broken)
+        return false;
+    return !(rule->needs & NEEDS_BASE) || f->v->base;
+}
+
+/* One linear at a time is in memory. */
+static tare_status run_linear_rules(vfolder *f, const vlinear *l)
+{
+    vnumbers numbers;
+    tare_status status = TARE_OK;
+    if (!l->complete)
+        return TARE_OK;
+    TRY(context_check_cancelled(f->v->ctx));
+    TRY(verify_numbers_load(f, l, &numbers));
+    for (int i = 0; i < NUM_RULES && status == TARE_OK; i++)
+        if (RULES[i].linear && applies(&RULES[i], f))
+            status = RULES[i].linear(f, l, &numbers);
+    verify_numbers_free(f->v->ctx, &numbers);
+done:
+    return status;
+}
+
+static void tell_progress(verify *v, size_t done, size_t total)
+{
+    tare_progress p = {.stage = "verify", .done = done, .total = total, .eta_seconds = -1};
+    if (v->ctx->options.progress)
+        v->ctx->options.progress(v->ctx->options.user, &p);
+}
+
+static tare_status run_rules(verify *v, vfolder *f)
+{
+    tare_status status = TARE_OK;
+    for (int i = 0; i < NUM_RULES; i++)
+        if (RULES[i].folder && applies(&RULES[i], f))
+            TRY(RULES[i].folder(f));
+    for (size_t i = 0; i < f->num_linears && !f->broken; i++) {
+        tell_progress(v, i, f->num_linears);
+        TRY(run_linear_rules(f, &f->linears[i]));
+    }
+    tell_progress(v, f->num_linears, f->num_linears);
+done:
+    return status;
+}
+
+static tare_status check_options(verify *v)
+{
+    static const char *const TARGETS[] = {"vllm-ascend", "mindie", "vllm"};
+    const tare_verify_options *o = v->options;
+    bool known = !o->target;
+    for (size_t i = 0; i < 3 && !known; i++)
+        known = strcmp(o->target, TARGETS[i]) == 0;
+    if (!known)
+        return TARE_FAIL(v->ctx, TARE_E_USAGE,
+                         "target %s is unknown; known are vllm-ascend, mindie and vllm", o->target);
+    if (o->compat && strcmp(o->compat, "msmodelslim") != 0)
+        return TARE_FAIL(v->ctx, TARE_E_USAGE, "compat %s is unknown; known is msmodelslim",
+                         o->compat);
+    if (!o->dir || !path_is_folder(o->dir))
+        return TARE_FAIL(v->ctx, TARE_E_USAGE, "%s is not a folder", o->dir ? o->dir : "(none)");
+    v->compat = o->compat != NULL;
+    return TARE_OK;
+}
+
+static tare_status conclude(verify *v)
+{
+    if (v->error_count > 0)
+        TARE_INFO(v->ctx, "W8A8: error of the weights against the base, in scales: max %.3f, mean %.4f",
+                  v->error_max, v->error_sum / (double)v->error_count);
+    if (v->result->failures == 0)
+        return TARE_OK;
+    return TARE_FAIL(v->ctx, TARE_E_VERIFY, "%s breaks a rule in %zu places", v->options->dir,
+                     v->result->failures);
+}
+
+void tare_verify_options_init(tare_verify_options *options)
+{
+    memset(options, 0, sizeof *options);
+}
+
+tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
+                        tare_verify_result *result)
+{
+    tare_verify_result unused;
+    tare_status status = TARE_OK;
+    unsigned found = 0;
+    arena a;
+    verify v = {.ctx = ctx, .options = options, .result = result ? result : &unused};
+
+    memset(v.result, 0, sizeof *v.result);
+    v.result->layout = layouts_text(0);
+    arena_init(&a, ctx);
+    TRY(check_options(&v));
+    if (options->base) {
+        v.base_dir = options->base;
+        TRY(checkpoint_open(ctx, options->base, &v.base));
+    }
+    TRY(open_folders(&v, &a, &found));
+    v.result->layout = layouts_text(found);
+    if (!found)
+        verify_fail(&v, 0, options->dir, "files of the layouts ascendv1, safe_tensor or numpy",
+                    "none of them");
+    for (size_t i = 0; i < v.num_folders; i++) {
+        v.result->tensors += v.folders[i].num_tensors;
+        TRY(run_rules(&v, &v.folders[i]));
+    }
+    TRY(conclude(&v));
+done:
+    for (size_t i = 0; i < v.num_folders; i++)
+        verify_folder_close(&v.folders[i]);
+    checkpoint_close(v.base);
+    arena_free(&a);
+    return status;
+}

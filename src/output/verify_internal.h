@@ -1,0 +1,153 @@
+/* `tare verify` inside: one opened layout (vfolder) and the linears found in it, the rules that look
+ * at them, and how a rule reports. A rule is a row in the table of verify.c. Rules read; whatever
+ * the files hold, they report findings, and return a status other than TARE_OK only when they
+ * cannot go on (memory, I/O, cancellation). */
+#ifndef TARE_OUTPUT_VERIFY_INTERNAL_H
+#define TARE_OUTPUT_VERIFY_INTERNAL_H
+
+#include "file/npy.h"
+#include "file/value.h"
+#include "model/arch.h"
+#include "model/checkpoint.h"
+#include "output/layout.h"
+
+enum { VERIFY_MAX_FOLDERS = 4 };
+
+/* A stored tensor under its safetensors name: in the numpy layout the name is put together from
+ * file and key. */
+typedef struct vtensor {
+    tensor_info info;
+    const char *type; /* in the description; NULL: none, or no description in this layout */
+    size_t source;    /* safetensors file or npy_file */
+    const npy_entry *entry;
+} vtensor;
+
+/* A module that is quantized, or that has a tensor which only quantized linears have. */
+typedef struct vlinear {
+    const char *module;
+    const vtensor *parts[TENSOR_COUNT]; /* NULL: absent */
+    w8a8_linear shape;                  /* from the stored tensors */
+    bool complete;                      /* rule 6 holds: numbers can be read */
+} vlinear;
+
+/* The numbers of one complete linear. */
+typedef struct vnumbers {
+    size_t n, k, num_scales, num_deq;
+    float *weight_scale, *weight_offset, *bias; /* bias NULL: none */
+    float input_scale, input_offset;
+    int32_t *quant_bias;
+    float *deq_scale;  /* decoded */
+    int64_t *deq_bits; /* as stored in I64; NULL: F32 */
+    int64_t *row_sums; /* of the integers of a row */
+    int8_t *row_min, *row_max;
+} vnumbers;
+
+typedef struct verify verify;
+
+/* One layout of one folder. */
+typedef struct vfolder {
+    verify *v;
+    layout layout;
+    const char *dir;
+    arena arena;
+    char **names; /* of the folder's files */
+    size_t num_names;
+
+    const char *description_name; /* NULL: none found */
+    const value *description;     /* NULL: absent or no JSON object */
+    strmap types;                 /* description key -> index */
+    const value *config;          /* NULL: absent or no JSON object */
+    const char *quant_type;       /* model_quant_type; "W8A8" in the numpy layout */
+    numerics num;
+    bool dtype_known;
+    const architecture *arch; /* for fused groups */
+
+    const char *prefix; /* of weight files */
+    size_t shards;      /* M of -i-of-M; 0: one file */
+    const char **file_names;
+    safetensors **files;
+    size_t num_files;
+    npy_dict *npy[NPY_FILES];
+    bool broken; /* a container does not parse: what depends on tensors is skipped */
+
+    vtensor *tensors;
+    size_t num_tensors;
+    strmap by_name;
+    vlinear *linears;
+    size_t num_linears, linears_capacity;
+    strmap by_module;
+} vfolder;
+
+struct verify {
+    tare_context *ctx;
+    const tare_verify_options *options;
+    tare_verify_result *result;
+    bool compat;
+    checkpoint *base; /* NULL: no --base */
+    const char *base_dir;
+    vfolder folders[VERIFY_MAX_FOLDERS];
+    size_t num_folders;
+    double error_max, error_sum; /* rule 15 */
+    size_t error_count;
+};
+
+/* Reports a broken rule. `expected` is borrowed; what was found is formatted. */
+void verify_fail(verify *v, int rule, const char *tensor, const char *expected, const char *found,
+                 ...) __attribute__((format(printf, 5, 6)));
+void verify_warn(verify *v, int rule, const char *tensor, const char *expected, const char *found,
+                 ...) __attribute__((format(printf, 5, 6)));
+
+/* verify_folder.c: opening. Faults of containers and JSON files are findings of rules 1 and 3. */
+tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder *out);
+void verify_folder_close(vfolder *f);
+const vtensor *verify_find(const vfolder *f, const char *name);
+const vlinear *verify_find_linear(const vfolder *f, const char *module, size_t length);
+tare_status verify_read(const vfolder *f, const vtensor *t, uint64_t offset, void *data,
+                        size_t size);
+/* Elements [first, first+count) of a F32, F16 or BF16 tensor, widened, or of a deq_scale in I64,
+ * decoded. */
+tare_status verify_read_elements(const vfolder *f, const vtensor *t, size_t first, size_t count,
+                                 float *out);
+/* All elements; freed with mem_free. */
+tare_status verify_read_floats(const vfolder *f, const vtensor *t, float **out);
+/* "F32 [4,1]" in `out`. */
+void verify_shape_text(const tensor_info *t, char *out, size_t size);
+
+/* verify_read.c: the small tensors of a complete linear, and one streamed pass over its weight.
+ */
+tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *out);
+void verify_numbers_free(tare_context *ctx, vnumbers *n);
+
+/* fused.c: does `module` belong to a group that engines fuse? The group's key ("<layer>|qkv") in
+ * `key`. */
+bool fused_group_of(const architecture *arch, const char *module, buffer *key);
+
+/* The rules (docs/verify.md). */
+tare_status rule_containers(vfolder *f);      /* 1 */
+tare_status rule_shards(vfolder *f);          /* 2 */
+tare_status rule_description(vfolder *f);     /* 3 */
+tare_status rule_keys(vfolder *f);            /* 4 */
+tare_status rule_types(vfolder *f);           /* 5 */
+tare_status rule_linear_tensors(vfolder *f);  /* 6; settles which linears are complete */
+tare_status rule_deq_dtype(vfolder *f);       /* 7 */
+tare_status rule_fused(vfolder *f);           /* 13 */
+tare_status rule_base_tensors(vfolder *f);    /* 14 */
+tare_status rule_norms_ascend(vfolder *f);    /* 16 */
+tare_status rule_norms_module(vfolder *f);    /* 17 */
+tare_status rule_kv_or_fa(vfolder *f);        /* 20 */
+tare_status rule_config_ascend(vfolder *f);   /* 21 */
+tare_status rule_config_quantize(vfolder *f); /* 22 */
+tare_status rule_base_files(vfolder *f);      /* 25 */
+tare_status rule_npy_keys(vfolder *f);        /* 26 */
+tare_status rule_layouts_agree(vfolder *f);   /* 27 */
+
+/* Rules on one complete linear. */
+tare_status rule_deq_bits(vfolder *f, const vlinear *l, const vnumbers *n);       /* 7 */
+tare_status rule_scales(vfolder *f, const vlinear *l, const vnumbers *n);         /* 8 */
+tare_status rule_offsets(vfolder *f, const vlinear *l, const vnumbers *n);        /* 9 */
+tare_status rule_deq_product(vfolder *f, const vlinear *l, const vnumbers *n);    /* 10 */
+tare_status rule_quant_bias(vfolder *f, const vlinear *l, const vnumbers *n);     /* 11 */
+tare_status rule_integer_range(vfolder *f, const vlinear *l, const vnumbers *n);  /* 12 */
+tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n);  /* 15 */
+
+#endif

@@ -1,0 +1,215 @@
+/* Access to the tensors of an opened layout, whatever file they are in; the numbers of one linear.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "output/verify_internal.h"
+#include "tensor/convert.h"
+
+enum { SCAN_PIECE = 4 << 20 };
+
+const vtensor *verify_find(const vfolder *f, const char *name)
+{
+    uint32_t index;
+    return strmap_get(&f->by_name, name, strlen(name), &index) ? &f->tensors[index] : NULL;
+}
+
+const vlinear *verify_find_linear(const vfolder *f, const char *module, size_t length)
+{
+    uint32_t index;
+    return strmap_get(&f->by_module, module, length, &index) ? &f->linears[index] : NULL;
+}
+
+tare_status verify_read(const vfolder *f, const vtensor *t, uint64_t offset, void *data,
+                        size_t size)
+{
+    if (t->entry)
+        return npy_read(f->npy[t->source], t->entry, offset, data, size);
+    return safetensors_read(f->files[t->source], &t->info, offset, data, size);
+}
+
+static float element_value(tare_dtype dtype, const char *raw)
+{
+    uint16_t half;
+    uint64_t wide;
+    uint32_t word;
+    float x;
+    if (dtype == TARE_F32) {
+        memcpy(&x, raw, sizeof x);
+    } else if (dtype == TARE_I64) { /* a deq_scale */
+        memcpy(&wide, raw, sizeof wide);
+        word = (uint32_t)wide;
+        memcpy(&x, &word, sizeof x);
+    } else {
+        memcpy(&half, raw, sizeof half);
+        x = dtype == TARE_BF16 ? bf16_to_float(half) : fp16_to_float(half);
+    }
+    return x;
+}
+
+tare_status verify_read_elements(const vfolder *f, const vtensor *t, size_t first, size_t count,
+                                 float *out)
+{
+    size_t width = dtype_size(t->info.dtype);
+    char piece[4096];
+    size_t fit = sizeof piece / width;
+    tare_status status = TARE_OK;
+    while (count > 0) {
+        size_t n = count < fit ? count : fit;
+        TRY(verify_read(f, t, (uint64_t)first * width, piece, n * width));
+        for (size_t i = 0; i < n; i++)
+            out[i] = element_value(t->info.dtype, piece + i * width);
+        out += n;
+        first += n;
+        count -= n;
+    }
+done:
+    return status;
+}
+
+tare_status verify_read_floats(const vfolder *f, const vtensor *t, float **out)
+{
+    tare_context *ctx = f->v->ctx;
+    size_t count = tensor_elements(&t->info);
+    float *values = mem_alloc_array(ctx, count, sizeof *values);
+    tare_status status = values ? verify_read_elements(f, t, 0, count, values) : TARE_E_MEMORY;
+    if (status != TARE_OK) {
+        mem_free(ctx, values);
+        values = NULL;
+    }
+    *out = values;
+    return status;
+}
+
+void verify_shape_text(const tensor_info *t, char *out, size_t size)
+{
+    size_t used = (size_t)snprintf(out, size, "%s [", dtype_name(t->dtype));
+    for (int i = 0; i < t->rank && used < size; i++)
+        used += (size_t)snprintf(out + used, size - used, "%s%zu", i ? "," : "", t->shape[i]);
+    if (used < size)
+        snprintf(out + used, size - used, "]");
+}
+
+/* ---- one linear ---- */
+
+static tare_status load_deq(const vfolder *f, const vtensor *t, vnumbers *n)
+{
+    tare_context *ctx = f->v->ctx;
+    tare_status status = TARE_OK;
+    n->num_deq = tensor_elements(&t->info);
+    if (t->info.dtype == TARE_F32)
+        return verify_read_floats(f, t, &n->deq_scale);
+    n->deq_bits = mem_alloc_array(ctx, n->num_deq, sizeof *n->deq_bits);
+    n->deq_scale = mem_alloc_array(ctx, n->num_deq, sizeof *n->deq_scale);
+    TRY(n->deq_bits && n->deq_scale ? TARE_OK : TARE_E_MEMORY);
+    TRY(verify_read(f, t, 0, n->deq_bits, n->num_deq * sizeof *n->deq_bits));
+    for (size_t i = 0; i < n->num_deq; i++) {
+        uint32_t bits = (uint32_t)n->deq_bits[i];
+        memcpy(&n->deq_scale[i], &bits, sizeof bits);
+    }
+done:
+    return status;
+}
+
+/* `count` integers of one row into its running sum and extremes. */
+static void scan_segment(const int8_t *q, size_t count, int64_t *sum, int8_t *min, int8_t *max)
+{
+    int8_t lo = *min, hi = *max;
+    while (count > 0) {
+        /* short enough for an int32 */
+        size_t part = count < 65536 ? count : 65536;
+        int32_t s = 0;
+        for (size_t i = 0; i < part; i++) {
+            s += q[i];
+            lo = q[i] < lo ? q[i] : lo;
+            hi = q[i] > hi ? q[i] : hi;
+        }
+        *sum += s;
+        q += part;
+        count -= part;
+    }
+    *min = lo;
+    *max = hi;
+}
+
+/* Streams the weight once, in pieces that need not end with a row. */
+static tare_status scan_weight(const vfolder *f, const vtensor *t, vnumbers *n)
+{
+    tare_context *ctx = f->v->ctx;
+    uint64_t done_bytes = 0, total = t->info.bytes;
+    tare_status status = TARE_OK;
+    int8_t *piece = mem_alloc(ctx, total < SCAN_PIECE ? (size_t)total : SCAN_PIECE);
+
+    n->row_sums = mem_calloc(ctx, n->n, sizeof *n->row_sums);
+    n->row_min = mem_alloc(ctx, n->n);
+    n->row_max = mem_alloc(ctx, n->n);
+    TRY(piece && n->row_sums && n->row_min && n->row_max ? TARE_OK : TARE_E_MEMORY);
+    memset(n->row_min, INT8_MAX, n->n);
+    memset(n->row_max, (unsigned char)INT8_MIN, n->n);
+    while (done_bytes < total) {
+        size_t size = total - done_bytes < SCAN_PIECE ? (size_t)(total - done_bytes) : SCAN_PIECE;
+        TRY(context_check_cancelled(ctx));
+        TRY(verify_read(f, t, done_bytes, piece, size));
+        for (size_t at = 0; at < size;) {
+            size_t row = (size_t)((done_bytes + at) / n->k);
+            size_t left = n->k - (size_t)((done_bytes + at) % n->k);
+            size_t count = left < size - at ? left : size - at;
+            scan_segment(piece + at, count, &n->row_sums[row], &n->row_min[row], &n->row_max[row]);
+            at += count;
+        }
+        done_bytes += size;
+    }
+done:
+    mem_free(ctx, piece);
+    return status;
+}
+
+static tare_status load_scalar(const vfolder *f, const vtensor *t, float *out)
+{
+    float *value;
+    tare_status status = verify_read_floats(f, t, &value);
+    if (status != TARE_OK)
+        return status;
+    *out = value[0];
+    mem_free(f->v->ctx, value);
+    return TARE_OK;
+}
+
+tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *out)
+{
+    const vtensor *const *parts = l->parts;
+    tare_status status = TARE_OK;
+
+    *out = (vnumbers){.n = l->shape.n, .k = l->shape.k};
+    out->num_scales = tensor_elements(&parts[TENSOR_WEIGHT_SCALE]->info);
+    TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_SCALE], &out->weight_scale));
+    TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_OFFSET], &out->weight_offset));
+    TRY(load_scalar(f, parts[TENSOR_INPUT_SCALE], &out->input_scale));
+    TRY(load_scalar(f, parts[TENSOR_INPUT_OFFSET], &out->input_offset));
+    if (parts[TENSOR_BIAS])
+        TRY(verify_read_floats(f, parts[TENSOR_BIAS], &out->bias));
+    out->quant_bias = mem_alloc_array(f->v->ctx, out->n, sizeof *out->quant_bias);
+    TRY(out->quant_bias ? TARE_OK : TARE_E_MEMORY);
+    TRY(verify_read(f, parts[TENSOR_QUANT_BIAS], 0, out->quant_bias,
+                    out->n * sizeof *out->quant_bias));
+    TRY(load_deq(f, parts[TENSOR_DEQ_SCALE], out));
+    TRY(scan_weight(f, parts[TENSOR_WEIGHT], out));
+done:
+    if (status != TARE_OK)
+        verify_numbers_free(f->v->ctx, out);
+    return status;
+}
+
+void verify_numbers_free(tare_context *ctx, vnumbers *n)
+{
+    mem_free(ctx, n->weight_scale);
+    mem_free(ctx, n->weight_offset);
+    mem_free(ctx, n->bias);
+    mem_free(ctx, n->quant_bias);
+    mem_free(ctx, n->deq_scale);
+    mem_free(ctx, n->deq_bits);
+    mem_free(ctx, n->row_sums);
+    mem_free(ctx, n->row_min);
+    mem_free(ctx, n->row_max);
+    memset(n, 0, sizeof *n);
+}

@@ -1,0 +1,190 @@
+/* Observers: dispatch by kind, and the mean of extremes. */
+#include "quantize/observer.h"
+
+#include <math.h>
+
+#include "base/context.h"
+#include "base/parallel.h"
+#include "quantize/histogram.h"
+#include "quantize/round.h"
+#include "tensor/kernels.h"
+
+enum { PIECE = 1u << 18 }; /* elements of one piece of parallel work */
+
+typedef struct extremes {
+    double min_sum, max_sum;
+    /* compat: the single values, whose mean depends on the order of additions. */
+    float *mins, *maxs;
+    size_t min_capacity, max_capacity;
+} extremes;
+
+struct observer {
+    observer_kind kind;
+    numerics num;
+    size_t calls;
+    union {
+        extremes mean;
+        histogram exact;
+        histogram_compat compat;
+    } u;
+};
+
+tare_status observer_create(tare_context *ctx, observer_kind kind, const numerics *num,
+                            observer **out)
+{
+    *out = mem_calloc(ctx, 1, sizeof **out);
+    if (!*out)
+        return TARE_E_MEMORY;
+    (*out)->kind = kind;
+    (*out)->num = *num;
+    return TARE_OK;
+}
+
+void observer_free(tare_context *ctx, observer *o)
+{
+    if (!o)
+        return;
+    if (o->kind == OBSERVER_MEAN_EXTREMES) {
+        mem_free(ctx, o->u.mean.mins);
+        mem_free(ctx, o->u.mean.maxs);
+    }
+    mem_free(ctx, o);
+}
+
+typedef struct part_extremes {
+    float min, max;
+    bool seen, finite;
+} part_extremes;
+
+typedef struct extremes_job {
+    const kernels *kern;
+    const float *x;
+    size_t count;
+    part_extremes *parts; /* [threads] */
+} extremes_job;
+
+static void extremes_piece(void *user, size_t index, int thread)
+{
+    const extremes_job *job = user;
+    part_extremes *p = &job->parts[thread];
+    size_t begin = index * PIECE, left = job->count - begin;
+    float min, max;
+    job->kern->min_max(job->x + begin, left < PIECE ? left : PIECE, &min, &max, &p->finite);
+    p->min = p->seen ? fminf(p->min, min) : min;
+    p->max = p->seen ? fmaxf(p->max, max) : max;
+    p->seen = true;
+}
+
+static tare_status fail_not_finite(tare_context *ctx, const float *x, size_t count)
+{
+    size_t i = 0;
+    while (i + 1 < count && isfinite(x[i]))
+        i++;
+    return TARE_FAIL(ctx, TARE_E_NUMERIC, "the activation at element %zu is %s", i,
+                     isnan(x[i]) ? "NaN" : "infinite");
+}
+
+static tare_status find_extremes(tare_context *ctx, const float *x, size_t count, float *min,
+                                 float *max)
+{
+    size_t pieces = count / PIECE + (count % PIECE != 0), threads = (size_t)parallel_threads(ctx);
+    part_extremes own = {.finite = true};
+    extremes_job job = {kernels_get(ctx), x, count, &own};
+    if (pieces > 1 && threads > 1) {
+        job.parts = mem_alloc_array(ctx, threads, sizeof *job.parts);
+        if (!job.parts)
+            return TARE_E_MEMORY;
+        for (size_t t = 0; t < threads; t++)
+            job.parts[t] = own;
+        parallel_for(ctx, pieces, extremes_piece, &job);
+        for (size_t t = 0; t < threads; t++) {
+            const part_extremes *p = &job.parts[t];
+            if (!p->seen)
+                continue;
+            own.min = own.seen ? fminf(own.min, p->min) : p->min;
+            own.max = own.seen ? fmaxf(own.max, p->max) : p->max;
+            own.finite = own.finite && p->finite;
+            own.seen = true;
+        }
+        mem_free(ctx, job.parts);
+    } else {
+        for (size_t i = 0; i < pieces; i++)
+            extremes_piece(&job, i, 0);
+    }
+    *min = own.min;
+    *max = own.max;
+    return own.finite ? TARE_OK : fail_not_finite(ctx, x, count);
+}
+
+static tare_status extremes_update(tare_context *ctx, observer *o, float min, float max)
+{
+    tare_status status = TARE_OK;
+    extremes *e = &o->u.mean;
+    size_t size = sizeof(float);
+    if (o->num.compat) {
+        TRY(mem_grow(ctx, (void **)&e->mins, &e->min_capacity, o->calls + 1, size));
+        TRY(mem_grow(ctx, (void **)&e->maxs, &e->max_capacity, o->calls + 1, size));
+        e->mins[o->calls] = min;
+        e->maxs[o->calls] = max;
+    }
+    e->min_sum += min;
+    e->max_sum += max;
+done:
+    return status;
+}
+
+tare_status observer_update(tare_context *ctx, observer *o, const float *x, size_t count)
+{
+    tare_status status = TARE_OK;
+    float min, max;
+    if (count == 0)
+        return TARE_OK;
+    TRY(find_extremes(ctx, x, count, &min, &max));
+    if (o->kind == OBSERVER_MEAN_EXTREMES)
+        TRY(extremes_update(ctx, o, min, max));
+    else if (o->num.compat)
+        TRY(histogram_compat_update(ctx, &o->u.compat, x, count, min, max));
+    else
+        TRY(histogram_update(ctx, &o->u.exact, x, count, min, max));
+    o->calls++;
+done:
+    return status;
+}
+
+static double mean_compat(const float *x, size_t n, tare_dtype dtype)
+{
+    return round_native(torch_sum(x, n) / (float)n, dtype);
+}
+
+tare_status observer_range(tare_context *ctx, observer *o, double *lo, double *hi)
+{
+    if (o->calls == 0)
+        return TARE_FAIL(ctx, TARE_E_NUMERIC, "no activation was observed");
+    if (o->kind == OBSERVER_HISTOGRAM && o->num.compat) {
+        histogram_compat_range(&o->u.compat, lo, hi);
+    } else if (o->kind == OBSERVER_HISTOGRAM) {
+        histogram_range(&o->u.exact, lo, hi);
+    } else if (o->num.compat) {
+        *lo = mean_compat(o->u.mean.mins, o->calls, o->num.dtype);
+        *hi = mean_compat(o->u.mean.maxs, o->calls, o->num.dtype);
+    } else {
+        *lo = o->u.mean.min_sum / (double)o->calls;
+        *hi = o->u.mean.max_sum / (double)o->calls;
+    }
+    return TARE_OK;
+}
+
+tare_status observer_params(tare_context *ctx, observer *o, act_params *out)
+{
+    tare_status status = TARE_OK;
+    double lo, hi;
+    TRY(observer_range(ctx, o, &lo, &hi));
+    TRY(act_params_from_range(ctx, &o->num, lo, hi, o->kind == OBSERVER_HISTOGRAM, out));
+done:
+    return status;
+}
+
+bool observer_reached(const observer *o)
+{
+    return o->calls > 0;
+}

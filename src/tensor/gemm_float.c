@@ -1,0 +1,278 @@
+/* y = x W^T in floating point. The weight is packed once into panels of GEMM_PANEL columns,
+ * [K][GEMM_PANEL] each, in its own element size; a 16-bit panel is widened piece by piece while it
+ * is used. kernels.gemm_tile sums every element in the same order whatever tile it falls into, so
+ * tiles may follow the number of threads. */
+#include <string.h>
+
+#include "base/parallel.h"
+#include "tensor/convert.h"
+#include "tensor/gemm.h"
+#include "tensor/gemm_bf16.h"
+#include "tensor/kernels.h"
+
+/* A block of x stays in the L2 cache while the panels of one block of columns pass. */
+enum { ROWS = 96, PANELS = 8 };
+
+struct gemm_weight {
+    gemm_compute compute;
+    tare_dtype dtype; /* of the panels */
+    size_t n, k;
+    void *panels;        /* NULL when oneDNN computes */
+    bf16_weight *onednn; /* NULL when the panels are used */
+};
+
+typedef struct thread_scratch {
+    _Alignas(64) float x[(ROWS + GEMM_TILE_ROWS_MAX) * GEMM_DEPTH];
+    float panel[GEMM_DEPTH * GEMM_PANEL];
+    float tile[GEMM_TILE_ROWS_MAX * GEMM_PANEL];
+    uint16_t rounded[GEMM_DEPTH];
+} thread_scratch;
+
+static size_t divide_up(size_t a, size_t b)
+{
+    return a / b + (a % b != 0);
+}
+
+static size_t min_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* ---- weights ---- */
+
+typedef struct pack_job {
+    const kernels *kernels;
+    tare_dtype from, to;
+    const char *w;
+    size_t n, k;
+    char *panels;
+} pack_job;
+
+/* `count` elements of one row to the panels' dtype: as they are, or rounded to BF16. */
+static void pack_convert(const pack_job *job, const char *from, size_t count, void *to)
+{
+    float wide[GEMM_DEPTH];
+    if (job->from == job->to) {
+        memcpy(to, from, count * dtype_size(job->to));
+    } else if (job->from == TARE_F16) {
+        job->kernels->fp16_to_float((const uint16_t *)(const void *)from, count, wide);
+        job->kernels->float_to_bf16(wide, count, to);
+    } else {
+        job->kernels->float_to_bf16((const float *)(const void *)from, count, to);
+    }
+}
+
+static void pack_panel(void *user, size_t panel, int thread)
+{
+    (void)thread;
+    const pack_job *job = user;
+    size_t from_size = dtype_size(job->from), size = dtype_size(job->to);
+    size_t columns = min_size(job->n - panel * GEMM_PANEL, GEMM_PANEL);
+    char *out = job->panels + panel * GEMM_PANEL * job->k * size;
+    if (columns < GEMM_PANEL)
+        memset(out, 0, GEMM_PANEL * job->k * size);
+    for (size_t k0 = 0; k0 < job->k; k0 += GEMM_DEPTH) {
+        size_t depth = min_size(job->k - k0, GEMM_DEPTH);
+        for (size_t j = 0; j < columns; j++) {
+            _Alignas(64) uint32_t row[GEMM_DEPTH];
+            const char *from = job->w + ((panel * GEMM_PANEL + j) * job->k + k0) * from_size;
+            pack_convert(job, from, depth, row);
+            if (size == 4) {
+                uint32_t *to = (uint32_t *)(void *)out + k0 * GEMM_PANEL + j;
+                for (size_t i = 0; i < depth; i++)
+                    to[i * GEMM_PANEL] = row[i];
+            } else {
+                uint16_t half, *to = (uint16_t *)(void *)out + k0 * GEMM_PANEL + j;
+                for (size_t i = 0; i < depth; i++) {
+                    memcpy(&half, (const char *)row + 2 * i, sizeof half);
+                    to[i * GEMM_PANEL] = half;
+                }
+            }
+        }
+    }
+}
+
+static tare_status pack_weight(tare_context *ctx, tare_dtype dtype, const void *w,
+                               gemm_weight *weight)
+{
+    size_t size, panels = divide_up(weight->n, GEMM_PANEL);
+    weight->dtype = weight->compute == GEMM_BF16 ? TARE_BF16 : dtype;
+    if (!size_mul(panels * GEMM_PANEL, weight->k, &size))
+        size = SIZE_MAX;
+    weight->panels = mem_alloc_array(ctx, size, dtype_size(weight->dtype));
+    if (!weight->panels)
+        return TARE_E_MEMORY;
+    pack_job job = {kernels_get(ctx), dtype,     weight->dtype, w,
+                    weight->n,        weight->k, weight->panels};
+    parallel_for(ctx, panels, pack_panel, &job);
+    return TARE_OK;
+}
+
+tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
+                               const void *w, size_t n, size_t k, gemm_weight **out)
+{
+    tare_status status = TARE_OK;
+    *out = NULL;
+    gemm_weight *weight = mem_calloc(ctx, 1, sizeof *weight);
+    if (!weight)
+        return TARE_E_MEMORY;
+    weight->compute = compute;
+    weight->n = n;
+    weight->k = k;
+    if (compute == GEMM_BF16 && cpu_of(ctx) >= TARE_CPU_AVX512)
+        TRY(bf16_weight_create(ctx, dtype, w, n, k, &weight->onednn));
+    else
+        TRY(pack_weight(ctx, dtype, w, weight));
+    *out = weight;
+    weight = NULL;
+done:
+    gemm_weight_free(ctx, weight);
+    return status;
+}
+
+void gemm_weight_free(tare_context *ctx, gemm_weight *w)
+{
+    if (!w)
+        return;
+    bf16_weight_free(ctx, w->onednn);
+    mem_free(ctx, w->panels);
+    mem_free(ctx, w);
+}
+
+size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_t k)
+{
+    size_t columns = divide_up(n, GEMM_PANEL) * GEMM_PANEL;
+    if (compute == GEMM_BF16)
+        return bf16_weight_bytes(n, k);
+    return columns * k * dtype_size(dtype) + 2 * sizeof(gemm_weight);
+}
+
+size_t gemm_scratch_bytes(gemm_compute compute, size_t k)
+{
+    size_t bf16 = compute == GEMM_BF16 ? bf16_scratch_bytes(k) : 0;
+    return bf16 > sizeof(thread_scratch) ? bf16 : sizeof(thread_scratch);
+}
+
+/* ---- products ---- */
+
+typedef struct float_job {
+    const kernels *kernels;
+    const gemm_weight *w;
+    const float *x, *bias;
+    float *y;
+    size_t m, rows, row_blocks, columns;
+    thread_scratch *scratch; /* one a thread */
+} float_job;
+
+/* Copies x[rows, k0 .. k0+depth) to the left operand's place. What the last tile reads beyond
+ * `rows` is set to zero only to be defined. */
+static void load_rows(const float_job *job, size_t row, size_t rows, size_t k0, size_t depth,
+                      thread_scratch *scratch)
+{
+    const gemm_weight *w = job->w;
+    for (size_t r = 0; r < rows; r++) {
+        const float *from = job->x + (row + r) * w->k + k0;
+        float *to = scratch->x + r * GEMM_DEPTH;
+        if (w->compute == GEMM_BF16) {
+            job->kernels->float_to_bf16(from, depth, scratch->rounded);
+            job->kernels->bf16_to_float(scratch->rounded, depth, to);
+        } else {
+            memcpy(to, from, depth * sizeof *to);
+        }
+    }
+    size_t padded = divide_up(rows, job->kernels->tile_rows) * job->kernels->tile_rows;
+    memset(scratch->x + rows * GEMM_DEPTH, 0, (padded - rows) * GEMM_DEPTH * sizeof(float));
+}
+
+static const float *load_panel(const float_job *job, size_t panel, size_t k0, size_t depth,
+                               thread_scratch *scratch)
+{
+    const gemm_weight *w = job->w;
+    size_t start = (panel * w->k + k0) * GEMM_PANEL;
+    if (w->dtype == TARE_F32)
+        return (const float *)w->panels + start;
+    const uint16_t *half = (const uint16_t *)w->panels + start;
+    if (w->dtype == TARE_BF16)
+        job->kernels->bf16_to_float(half, depth * GEMM_PANEL, scratch->panel);
+    else
+        job->kernels->fp16_to_float(half, depth * GEMM_PANEL, scratch->panel);
+    return scratch->panel;
+}
+
+/* y += x b for one panel of columns and one stretch of K. */
+static void multiply_panel(const float_job *job, size_t row, size_t rows, size_t panel,
+                           const float *b, size_t depth, thread_scratch *scratch)
+{
+    size_t tile_rows = job->kernels->tile_rows, n = job->w->n, column = panel * GEMM_PANEL;
+    size_t columns = min_size(n - column, GEMM_PANEL);
+    for (size_t r = 0; r < rows; r += tile_rows) {
+        const float *a = scratch->x + r * GEMM_DEPTH;
+        float *y = job->y + (row + r) * n + column;
+        size_t count = min_size(rows - r, tile_rows);
+        if (columns == GEMM_PANEL) {
+            job->kernels->gemm_tile(a, b, depth, count, y, n);
+            continue;
+        }
+        memset(scratch->tile, 0, sizeof scratch->tile);
+        job->kernels->gemm_tile(a, b, depth, count, scratch->tile, GEMM_PANEL);
+        for (size_t i = 0; i < count; i++)
+            job->kernels->add(y + i * n, scratch->tile + i * GEMM_PANEL, columns);
+    }
+}
+
+static void float_block(void *user, size_t index, int thread)
+{
+    const float_job *job = user;
+    const gemm_weight *w = job->w;
+    thread_scratch *scratch = &job->scratch[thread];
+    size_t row = index % job->row_blocks * job->rows;
+    size_t column = index / job->row_blocks * job->columns;
+    size_t rows = min_size(job->m - row, job->rows);
+    size_t columns = min_size(w->n - column, job->columns);
+    for (size_t r = row; r < row + rows; r++) {
+        if (job->bias)
+            memcpy(job->y + r * w->n + column, job->bias + column, columns * sizeof(float));
+        else
+            memset(job->y + r * w->n + column, 0, columns * sizeof(float));
+    }
+    for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
+        size_t depth = min_size(w->k - k0, GEMM_DEPTH);
+        load_rows(job, row, rows, k0, depth, scratch);
+        for (size_t c = column; c < column + columns; c += GEMM_PANEL) {
+            const float *b = load_panel(job, c / GEMM_PANEL, k0, depth, scratch);
+            multiply_panel(job, row, rows, c / GEMM_PANEL, b, depth, scratch);
+        }
+    }
+}
+
+static tare_status panels_gemm(tare_context *ctx, const gemm_weight *w, const float *x, size_t m,
+                               const float *bias, float *y)
+{
+    float_job job = {.kernels = kernels_get(ctx), .w = w, .x = x, .bias = bias, .y = y, .m = m};
+    size_t tile_rows = job.kernels->tile_rows, threads = (size_t)parallel_threads(ctx);
+    size_t blocks = divide_up(m, ROWS);
+    job.rows = divide_up(divide_up(m, blocks), tile_rows) * tile_rows;
+    job.row_blocks = divide_up(m, job.rows);
+    job.columns = PANELS * GEMM_PANEL;
+    while (job.columns > GEMM_PANEL && job.row_blocks * divide_up(w->n, job.columns) < 4 * threads)
+        job.columns /= 2;
+    job.scratch = mem_alloc_array(ctx, threads, sizeof *job.scratch);
+    if (!job.scratch)
+        return TARE_E_MEMORY;
+    parallel_for(ctx, job.row_blocks * divide_up(w->n, job.columns), float_block, &job);
+    mem_free(ctx, job.scratch);
+    return TARE_OK;
+}
+
+tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, const size_t *rows,
+                       size_t segments, const float *bias, float *y)
+{
+    size_t m = 0;
+    for (size_t i = 0; i < segments; i++)
+        m += rows[i];
+    if (m == 0)
+        return TARE_OK;
+    if (w->onednn)
+        return bf16_gemm(ctx, w->onednn, x, rows, segments, bias, y);
+    return panels_gemm(ctx, w, x, m, bias, y);
+}

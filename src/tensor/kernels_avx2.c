@@ -1,0 +1,1 @@
+#include "tensor/kernels_tables.h"

@@ -1,0 +1,287 @@
+/* The tokenizer as a whole: opening, encoding, decoding. */
+#include "tokenizer/tokenizer.h"
+
+#include <string.h>
+
+#include "file/io.h"
+#include "file/json.h"
+#include "tokenizer/added_tokens.h"
+#include "tokenizer/bpe.h"
+#include "tokenizer/decoder.h"
+#include "tokenizer/normalizer.h"
+#include "tokenizer/postprocess.h"
+#include "tokenizer/pretokenizer.h"
+
+enum { MAX_FILE = 256 << 20, MAX_TEXT = 1 << 30 };
+
+struct tare_tokenizer {
+    tare_context *ctx;
+    added_tokens added;
+    normalizer normalizer;
+    pretokenizer pretokenizer;
+    bpe model;
+    postprocessor postprocessor;
+    decoder decoder;
+    uint32_t last_id; /* of model and added tokens */
+};
+
+/* ---- opening ---- */
+
+static void find_last_id(tare_tokenizer *t)
+{
+    const vocabulary *v = &t->model.vocabulary;
+    t->last_id = v->count ? v->by_id[v->count - 1]->id : 0;
+    for (size_t i = 0; i < t->added.count; i++) {
+        if (t->added.tokens[i].id > t->last_id)
+            t->last_id = t->added.tokens[i].id;
+    }
+}
+
+static tare_status read_root(tare_tokenizer *t, const stage_reader *r, const value *root)
+{
+    tare_status status = TARE_OK;
+    const value *truncation = value_get(root, "truncation"), *padding = value_get(root, "padding");
+    const char *version = "1.0";
+    if (root->type != VALUE_MAP)
+        return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: is not a map", r->what);
+    TRY(value_get_string(r->ctx, root, r->what, "version", &version));
+    if (strcmp(version, "1.0") != 0)
+        return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: version \"%s\" is not supported", r->what,
+                         version);
+    if ((truncation && truncation->type != VALUE_NULL) || (padding && padding->type != VALUE_NULL))
+        TARE_WARN(r->ctx, "%s: its truncation and padding are not applied", r->what);
+    TRY(normalizer_read(&t->normalizer, r, value_get(root, "normalizer")));
+    TRY(pretokenizer_read(&t->pretokenizer, r, value_get(root, "pre_tokenizer")));
+    TRY(postprocessor_read(&t->postprocessor, r, value_get(root, "post_processor")));
+    TRY(decoder_read(&t->decoder, r, value_get(root, "decoder")));
+    TRY(bpe_read(&t->model, r, value_get(root, "model")));
+    TRY(added_tokens_read(&t->added, r, value_get(root, "added_tokens"), &t->model.vocabulary,
+                          &t->normalizer));
+    find_last_id(t);
+done:
+    return status;
+}
+
+tare_status tokenizer_parse(tare_context *ctx, const char *json, size_t length, const char *what,
+                            tare_tokenizer **out)
+{
+    tare_status status = TARE_OK;
+    stage_reader r = {ctx, what};
+    const value *root;
+    arena tree;
+    *out = NULL;
+    tare_tokenizer *t = mem_calloc(ctx, 1, sizeof *t);
+    if (!t)
+        return TARE_E_MEMORY;
+    t->ctx = ctx;
+    added_tokens_init(&t->added, ctx);
+    normalizer_init(&t->normalizer, ctx);
+    pretokenizer_init(&t->pretokenizer, ctx);
+    bpe_init(&t->model, ctx);
+    postprocessor_init(&t->postprocessor, ctx);
+    decoder_init(&t->decoder, ctx);
+    arena_init(&tree, ctx);
+    TRY(json_parse(ctx, &tree, json, length, what, JSON_STRICT, &root));
+    TRY(read_root(t, &r, root));
+    *out = t;
+    t = NULL;
+done:
+    arena_free(&tree);
+    tare_tokenizer_free(t);
+    return status;
+}
+
+tare_status tare_tokenizer_open(tare_context *ctx, const char *path, tare_tokenizer **out)
+{
+    char *inside = NULL, *data = NULL;
+    size_t length;
+    tare_status status = TARE_OK;
+    *out = NULL;
+    if (path_is_folder(path)) {
+        inside = path_join(ctx, path, "tokenizer.json");
+        if (!inside)
+            return TARE_E_MEMORY;
+        path = inside;
+    }
+    TRY(file_read_all(ctx, path, MAX_FILE, &data, &length));
+    TRY(tokenizer_parse(ctx, data, length, path, out));
+done:
+    mem_free(ctx, data);
+    mem_free(ctx, inside);
+    return status;
+}
+
+void tare_tokenizer_free(tare_tokenizer *t)
+{
+    if (!t)
+        return;
+    added_tokens_free(&t->added);
+    normalizer_free(&t->normalizer);
+    pretokenizer_free(&t->pretokenizer);
+    bpe_free(&t->model);
+    postprocessor_free(&t->postprocessor);
+    decoder_free(&t->decoder);
+    mem_free(t->ctx, t);
+}
+
+/* ---- encoding ---- */
+
+/* What one call of encode needs. */
+typedef struct encoding {
+    tare_tokenizer *t;
+    text_parts raw, normalized;
+    normalizer_scratch normalizer;
+    pieces words;
+    pretokenizer_scratch pretokenizer;
+    id_list ids;
+} encoding;
+
+static void encoding_init(encoding *e, tare_tokenizer *t)
+{
+    *e = (encoding){.t = t, .ids = {.ctx = t->ctx}};
+    text_parts_init(&e->raw, t->ctx);
+    text_parts_init(&e->normalized, t->ctx);
+    normalizer_scratch_init(&e->normalizer, t->ctx);
+    pieces_init(&e->words, t->ctx);
+    pretokenizer_scratch_init(&e->pretokenizer, t->ctx);
+}
+
+static void encoding_free(encoding *e)
+{
+    text_parts_free(&e->raw);
+    text_parts_free(&e->normalized);
+    normalizer_scratch_free(&e->normalizer);
+    pieces_free(&e->words);
+    pretokenizer_scratch_free(&e->pretokenizer);
+    id_list_free(&e->ids);
+}
+
+/* Text between added tokens, normalized. */
+static tare_status encode_words(encoding *e, const char *text, size_t length)
+{
+    enum { CANCEL_EVERY = 4096 };
+    tare_status status = TARE_OK;
+    TRY(pieces_set(&e->words, text, length));
+    TRY(pretokenizer_run(&e->t->pretokenizer, &e->words, &e->pretokenizer));
+    for (size_t i = 0; i < e->words.count; i++) {
+        if (i % CANCEL_EVERY == 0)
+            TRY(context_check_cancelled(e->t->ctx));
+        span word = e->words.spans[i];
+        TRY(bpe_encode(&e->t->model, e->words.text + word.start, word.length, &e->ids));
+    }
+done:
+    return status;
+}
+
+/* Text between the added tokens that are searched for in raw text. */
+static tare_status encode_between(encoding *e, const char *text, size_t length)
+{
+    tare_status status = TARE_OK;
+    TRY(normalizer_run(&e->t->normalizer, text, length, &e->normalizer, &text, &length));
+    if (length > UINT32_MAX)
+        return TARE_FAIL(e->t->ctx, TARE_E_DATA, "a text of %zu bytes once normalized", length);
+    TRY(added_tokens_split(&e->t->added, true, text, length, &e->normalized));
+    for (size_t i = 0; i < e->normalized.count; i++) {
+        const text_part *part = &e->normalized.items[i];
+        if (part->is_token)
+            TRY(id_list_add(&e->ids, part->id));
+        else
+            TRY(encode_words(e, text + part->start, part->end - part->start));
+    }
+done:
+    return status;
+}
+
+tare_status tare_tokenizer_encode(tare_tokenizer *t, const char *text, size_t length,
+                                  bool add_special_tokens, uint32_t **ids, size_t *count)
+{
+    tare_status status = TARE_OK;
+    encoding e;
+    *ids = NULL;
+    *count = 0;
+    if (length > MAX_TEXT)
+        return TARE_FAIL(t->ctx, TARE_E_DATA, "a text of %zu bytes; at most %d", length, MAX_TEXT);
+    if (!utf8_valid(text, length))
+        return TARE_FAIL(t->ctx, TARE_E_DATA, "a text is not valid UTF-8");
+    encoding_init(&e, t);
+    TRY(added_tokens_split(&t->added, false, text, length, &e.raw));
+    for (size_t i = 0; i < e.raw.count; i++) {
+        const text_part *part = &e.raw.items[i];
+        if (part->is_token)
+            TRY(id_list_add(&e.ids, part->id));
+        else
+            TRY(encode_between(&e, text + part->start, part->end - part->start));
+    }
+    TRY(postprocessor_run(&t->postprocessor, add_special_tokens, &e.ids));
+    TRY(id_list_append(&e.ids, NULL, 0)); /* no ids at all: a pointer that can be freed */
+    if (!e.ids.items)
+        TRY(mem_grow(t->ctx, (void **)&e.ids.items, &e.ids.capacity, 1, sizeof *e.ids.items));
+    *ids = e.ids.items;
+    *count = e.ids.count;
+    e.ids.items = NULL;
+done:
+    encoding_free(&e);
+    return status;
+}
+
+/* ---- decoding ---- */
+
+/* Appends the text of one token to the pieces; an id in a gap has none. */
+static tare_status add_token_text(const tare_tokenizer *t, uint32_t id, bool skip_special,
+                                  pieces *out)
+{
+    const added_token *added = added_tokens_get(&t->added, id);
+    const token *model = added ? NULL : vocabulary_token(&t->model.vocabulary, id);
+    size_t start = out->own.length;
+    if (id > t->last_id)
+        return TARE_FAIL(t->ctx, TARE_E_DATA, "token id %u is out of range: the last one is %u", id,
+                         t->last_id);
+    if (!added && !model)
+        return TARE_OK;
+    const char *text = added ? added->content : model->text;
+    size_t length = added ? added->length : model->length;
+    if (skip_special && added_tokens_is_special(&t->added, text, length))
+        return TARE_OK;
+    buffer_append(&out->own, text, length);
+    if (out->own.status != TARE_OK)
+        return out->own.status;
+    return pieces_add(out, start, length);
+}
+
+tare_status tare_tokenizer_decode(tare_tokenizer *t, const uint32_t *ids, size_t count,
+                                  bool skip_special_tokens, char **text, size_t *length)
+{
+    tare_status status = TARE_OK;
+    pieces tokens, spare;
+    buffer out;
+    *text = NULL;
+    *length = 0;
+    pieces_init(&tokens, t->ctx);
+    pieces_init(&spare, t->ctx);
+    buffer_init(&out, t->ctx);
+    for (size_t i = 0; i < count; i++)
+        TRY(add_token_text(t, ids[i], skip_special_tokens, &spare));
+    TRY(pieces_finish_rewrite(&tokens, &spare));
+    TRY(decoder_run(&t->decoder, &tokens, &spare, &out));
+    buffer_append(&out, "", 0); /* an empty text: still zero-terminated */
+    TRY(out.status);
+    *text = out.data;
+    *length = out.length;
+    out.data = NULL;
+done:
+    pieces_free(&tokens);
+    pieces_free(&spare);
+    buffer_free(&out);
+    return status;
+}
+
+size_t tare_tokenizer_vocab_size(const tare_tokenizer *t)
+{
+    const vocabulary *v = &t->model.vocabulary;
+    size_t size = v->count;
+    for (size_t i = 0; i < t->added.count; i++) {
+        const added_token *a = &t->added.tokens[i];
+        size += !vocabulary_id(v, a->content, a->length, NULL);
+    }
+    return size;
+}

@@ -1,0 +1,46 @@
+"""What every test shares: where the command, the library and the data are.
+
+TARE_BIN and TARE_LIBRARY name the build under test (the Makefile sets them; the default is the
+release build). TARE_SMOLLM2 names the SmolLM2 folder that `make test-all` makes. Larger reference
+data may lie in `shared/` beside the checkout; tests that use it are not collected without it.
+"""
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests"
+DATA = TESTS / "data"
+GOLDEN = DATA / "golden"
+SHARED = ROOT.parent / "shared"
+EXAMPLES = ROOT / "examples"
+
+sys.path.insert(0, str(TESTS))
+
+
+def from_environment(name, default):
+    return pathlib.Path(os.environ.get(name, ROOT / default)).resolve()
+
+
+TARE_BIN = from_environment("TARE_BIN", "build/release/tare")
+TARE_LIBRARY = from_environment("TARE_LIBRARY", "build/release/libtare.so")
+
+
+def run_tare(*args, timeout=120, **kwargs):
+    """Runs the command; returns the finished process with text in .stdout and .stderr."""
+    return subprocess.run([str(TARE_BIN), *map(str, args)], capture_output=True, text=True,
+                          errors="replace", timeout=timeout, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def tare():
+    return run_tare
+
+
+@pytest.fixture(scope="session")
+def library():
+    from libtare import Library
+    return Library(TARE_LIBRARY)

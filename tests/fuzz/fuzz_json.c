@@ -1,0 +1,64 @@
+/* JSON: whatever the bytes, the parser ends with a tree or a message. What it accepts is written
+ * and parsed again: the second text must equal the first. The first byte chooses the dialect. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "file/json.h"
+
+static void check(bool ok)
+{
+    if (!ok)
+        abort();
+}
+
+/* Pulls all tokens, skipping a value here and there. */
+static void pull(tare_context *ctx, const char *text, size_t length, json_dialect dialect,
+                 bool accepted)
+{
+    json_reader *reader;
+    json_token token;
+    tare_status status = json_reader_create(ctx, text, length, "fuzz", dialect, &reader);
+    while (status == TARE_OK && (status = json_next(reader, &token)) == TARE_OK) {
+        if (token.text)
+            check(token.text[token.length] == 0 && utf8_valid(token.text, token.length));
+        if (token.kind == JSON_END)
+            break;
+        if (token.kind == JSON_KEY && token.length % 2)
+            status = json_skip(reader);
+    }
+    check(!accepted || status == TARE_OK);
+    json_reader_free(reader);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    if (!size)
+        return 0;
+    json_dialect dialect = data[0] & 1 ? JSON_PYTHON : JSON_STRICT;
+    const char *text = (const char *)data + 1;
+    tare_context *ctx;
+    check(tare_context_create(&ctx, NULL) == TARE_OK);
+    arena a;
+    arena_init(&a, ctx);
+    buffer first, second;
+    buffer_init(&first, ctx);
+    buffer_init(&second, ctx);
+    const value *root, *again;
+    tare_status status = json_parse(ctx, &a, text, size - 1, "fuzz", dialect, &root);
+    check(status == TARE_OK || (status == TARE_E_FORMAT && !root && tare_last_error(ctx)[0]));
+    pull(ctx, text, size - 1, dialect, status == TARE_OK);
+    if (status == TARE_OK) {
+        json_write_value(&first, root, data[0] >> 1 & 3, 0);
+        check(json_parse(ctx, &a, first.data, first.length, "fuzz", dialect, &again) == TARE_OK);
+        json_write_value(&second, again, data[0] >> 1 & 3, 0);
+        check(first.length == second.length && !memcmp(first.data, second.data, first.length));
+    }
+    buffer_free(&first);
+    buffer_free(&second);
+    arena_free(&a);
+    check(tare_memory_used(ctx) == 0);
+    tare_context_free(ctx);
+    return 0;
+}

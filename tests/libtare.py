@@ -1,0 +1,95 @@
+"""The part of libtare's C API that tests need, through ctypes (see include/tare/tare.h)."""
+import ctypes
+from ctypes import POINTER, byref, c_bool, c_char_p, c_float, c_size_t, c_uint32, c_void_p
+
+import numpy as np
+
+
+class TareError(Exception):
+    def __init__(self, status, message):
+        super().__init__(message)
+        self.status = status
+
+
+class Library:
+    """One context; `Model` and `Tokenizer` handles come from it and are closed with it."""
+
+    def __init__(self, path):
+        self.lib = lib = ctypes.CDLL(str(path))
+        for name in ("tare_last_error", "tare_cpu_name", "tare_version"):
+            getattr(lib, name).restype = c_char_p
+        lib.tare_last_error.argtypes = lib.tare_cpu_name.argtypes = [c_void_p]
+        lib.tare_context_create.argtypes = [POINTER(c_void_p), c_void_p]
+        lib.tare_model_open.argtypes = [c_void_p, c_char_p, POINTER(c_void_p)]
+        lib.tare_model_free.argtypes = [c_void_p]
+        lib.tare_model_vocab_size.argtypes = [c_void_p]
+        lib.tare_model_vocab_size.restype = c_size_t
+        lib.tare_model_logits.argtypes = [c_void_p, POINTER(c_uint32), c_size_t, POINTER(c_float)]
+        lib.tare_tokenizer_open.argtypes = [c_void_p, c_char_p, POINTER(c_void_p)]
+        lib.tare_tokenizer_free.argtypes = [c_void_p]
+        lib.tare_tokenizer_encode.argtypes = [c_void_p, c_char_p, c_size_t, c_bool,
+                                              POINTER(POINTER(c_uint32)), POINTER(c_size_t)]
+        lib.tare_free.argtypes = [c_void_p, c_void_p]
+        self.context = c_void_p()
+        self.check(lib.tare_context_create(byref(self.context), None))
+
+    def check(self, status):
+        if status:
+            raise TareError(status, self.lib.tare_last_error(self.context).decode())
+
+    def model(self, folder):
+        return Model(self, folder)
+
+    def tokenizer(self, path):
+        return Tokenizer(self, path)
+
+
+class Model:
+    def __init__(self, library, folder):
+        self.library, self.handle = library, c_void_p()
+        library.check(library.lib.tare_model_open(library.context, str(folder).encode(),
+                                                  byref(self.handle)))
+        self.vocab_size = library.lib.tare_model_vocab_size(self.handle)
+
+    def logits(self, ids):
+        """FP32 [len(ids), vocab_size]."""
+        out = np.empty((len(ids), self.vocab_size), np.float32)
+        self.library.check(self.library.lib.tare_model_logits(
+            self.handle, (c_uint32 * len(ids))(*ids), len(ids),
+            out.ctypes.data_as(POINTER(c_float))))
+        return out
+
+    def close(self):
+        self.library.lib.tare_model_free(self.handle)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class Tokenizer:
+    def __init__(self, library, path):
+        self.library, self.handle = library, c_void_p()
+        library.check(library.lib.tare_tokenizer_open(library.context, str(path).encode(),
+                                                      byref(self.handle)))
+
+    def encode(self, text, add_special_tokens=False):
+        raw = text.encode()
+        ids, count = POINTER(c_uint32)(), c_size_t()
+        self.library.check(self.library.lib.tare_tokenizer_encode(
+            self.handle, raw, len(raw), add_special_tokens, byref(ids), byref(count)))
+        try:
+            return ids[:count.value]
+        finally:
+            self.library.lib.tare_free(self.library.context, ctypes.cast(ids, c_void_p))
+
+    def close(self):
+        self.library.lib.tare_tokenizer_free(self.handle)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

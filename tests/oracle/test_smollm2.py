@@ -1,0 +1,73 @@
+"""SmolLM2-135M-Instruct, a real model: float logits and quantized accuracy against PyTorch.
+
+TARE_SMOLLM2 names its folder (`make test-all` sets it). The accuracy of the quantized model is
+judged by `shared/oracle/evaluate.py`, which runs an output the way an inference engine would.
+"""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import EXAMPLES, ROOT, SHARED, run_tare
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+MODEL = pathlib.Path(os.environ.get("TARE_SMOLLM2",
+                                    ROOT / "build/demo/SmolLM2-135M-Instruct")).resolve()
+BOOLQ = SHARED / "data" / "boolq.jsonl"
+PROMPTS = BOOLQ if BOOLQ.exists() else EXAMPLES / "prompts.jsonl"
+ORACLE = SHARED / "oracle" / "evaluate.py"
+
+
+def prompts():
+    for line in PROMPTS.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        yield row.get("inputs_pretokenized") or row["prompt"]
+
+
+def test_float_logits(library):
+    """Mean KL(transformers || tare) over all prompts, both in FP32 on the BF16 weights."""
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    reference = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32,
+                                                     attn_implementation="eager").eval()
+    total = tokens = 0
+    with library.model(MODEL) as model, library.tokenizer(MODEL) as ours:
+        for text in prompts():
+            ids = tokenizer(text).input_ids
+            assert ours.encode(text, True) == ids
+            with torch.no_grad():
+                p = torch.log_softmax(reference(torch.tensor([ids])).logits[0].double(), -1)
+            q = torch.log_softmax(torch.from_numpy(model.logits(ids)).double(), -1)
+            total += (p.exp() * (p - q)).sum().item()
+            tokens += len(ids)
+    assert total / tokens <= 1e-6
+
+
+def evaluate(tmp_path, *flags):
+    """Quantizes with every prompt, judges on the last 20."""
+    out, text, report = tmp_path / "out", tmp_path / "text.jsonl", tmp_path / "report.json"
+    done = run_tare("quantize", MODEL, "--out", out, "--calib", BOOLQ, "--act-method", 1, *flags,
+                    timeout=600)
+    assert done.returncode == 0, done.stderr
+    text.write_text("\n".join(BOOLQ.read_text(encoding="utf-8").splitlines()[-20:]),
+                    encoding="utf-8")
+    subprocess.run([sys.executable, ORACLE, "--base", MODEL, "--quant", out, "--text", text,
+                    "--tokens", "4096", "--json", report], check=True, capture_output=True)
+    return json.loads(report.read_text())
+
+
+if ORACLE.exists() and BOOLQ.exists():
+    # The bounds are those of the issue; msModelSlim itself reaches 0.554 and 0.074.
+    @pytest.mark.parametrize("flags,bound", [
+        ([], 0.60),
+        (["--disable-names", "*.mlp.down_proj"], 0.10),
+    ], ids=["every-linear", "down-proj-float"])
+    def test_accuracy(flags, bound, tmp_path, capsys):
+        result = evaluate(tmp_path, *flags)
+        with capsys.disabled():
+            print(f"\n{' '.join(flags) or 'every linear'}: KL {result['kl']:.4f}, "
+                  f"top-1 {result['top1_agreement']:.3f}, perplexity {result['ppl_quant']:.2f} "
+                  f"(float {result['ppl_float']:.2f}) on {result['tokens']} tokens")
+        assert result["kl"] <= bound
