@@ -59,7 +59,7 @@ struct output {
     arena arena;
     output_options options;
     char *dir, *stage, *model_dir; /* real paths */
-    bool made_dir, begun, head_quantized, numpy_widened;
+    bool made_dir, staged, begun, head_quantized, numpy_widened;
     size_t num_linears;
     const char *quant_type; /* "FLOAT" if nothing is quantized */
 
