@@ -376,8 +376,8 @@ tare_status tare_recipe_load(tare_recipe *r, const char *path)
         TRY(TARE_WRAP(r->ctx, load_section(r, root->keys[i].text, &root->items[i]), "%s", path));
 done:
     arena_free(&a);
-    /* A recipe that does not parse is a wrong recipe, as a wrong setting in it is. */
-    return status == TARE_E_FORMAT ? TARE_E_USAGE : status;
+    /* A recipe that is absent or does not parse is a wrong recipe, as a wrong setting in it is. */
+    return status == TARE_E_FORMAT || status == TARE_E_IO ? TARE_E_USAGE : status;
 }
 
 /* ---- checks and writing ---- */
