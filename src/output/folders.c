@@ -60,7 +60,7 @@ static tare_status resolve(output *o, const char *path, char **out)
     char *real = NULL;
     tare_status status = path_real(o->ctx, path, &real);
     if (status != TARE_OK)
-        return status;
+        return status == TARE_E_IO ? TARE_E_FOLDER : status;
     *out = arena_strndup(&o->arena, real, strlen(real));
     mem_free(o->ctx, real);
     return *out ? TARE_OK : TARE_E_MEMORY;
