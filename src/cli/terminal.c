@@ -158,6 +158,11 @@ tare_context *cli_open(const common *options, int *exit_code)
         *exit_code = 1;
         return NULL;
     }
+    if (o.cpu != TARE_CPU_AUTO && strcmp(tare_cpu_name(ctx), options->cpu) != 0) {
+        fprintf(stderr, "tare: --cpu: this machine has no %s kernels\n", options->cpu);
+        tare_context_free(ctx);
+        return NULL;
+    }
     running = ctx;
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_RESETHAND};
     sigaction(SIGINT, &action, NULL);

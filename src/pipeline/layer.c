@@ -16,8 +16,8 @@ typedef struct calibrated_layer {
     act_params params[GROUP_COUNT];   /* after the last sample so far */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
+    uint32_t *sample_of_row;   /* [rows] */
     uint8_t *quantized;        /* [rows, k] */
-    int32_t *accumulators;     /* [rows, n] */
     float *mixed;              /* [rows, k] fake-quantized input where float arithmetic is needed */
 } calibrated_layer;
 
@@ -100,36 +100,31 @@ typedef struct output_work {
     const calibrated_layer *c;
     const kernels *kernels;
     const live_linear *l;
-    const batch *b;
-    float *y;
+    float *y; /* [rows, n] */
 } output_work;
 
-static void dequantize_sample(void *user, size_t i, int thread)
+/* Each row by the scale of its own sample. */
+static void dequantize_tile(void *user, size_t row, size_t rows, size_t column, size_t columns,
+                            const int32_t *acc, size_t stride)
 {
     const output_work *w = user;
     const quantized_weight *q = &w->l->q;
-    size_t row = 0;
-    (void)thread;
-    for (size_t s = 0; s < i; s++)
-        row += w->b->lengths[s];
-    const act_params *p = &w->c->sample_params[i];
-    for (size_t t = 0; t < w->b->lengths[i]; t++, row++)
-        w->kernels->dequantize_row(w->c->accumulators + row * q->n, q->n, 128 + (int64_t)p->offset,
-                                   q->row_sums, p->scale, q->scales, q->num_scales, w->l->bias,
-                                   w->y + row * q->n);
+    bool per_row = q->num_scales > 1;
+    for (size_t i = 0; i < rows; i++) {
+        const act_params *p = &w->c->sample_params[w->c->sample_of_row[row + i]];
+        w->kernels->dequantize_row(
+            acc + i * stride, columns, 128 + (int64_t)p->offset, q->row_sums + column, p->scale,
+            q->scales + (per_row ? column : 0), per_row ? columns : 1,
+            w->l->bias ? w->l->bias + column : NULL, w->y + (row + i) * q->n + column);
+    }
 }
 
 static tare_status integer_linear(calibrated_layer *c, const live_linear *l, const batch *b,
                                   float *y)
 {
-    run *r = c->run;
-    tare_status status = gemm_u8s8(r->ctx, c->quantized, l->q.q, b->rows, l->q.n, l->q.k,
-                                   c->accumulators);
-    if (status != TARE_OK)
-        return status;
-    output_work w = {.c = c, .kernels = kernels_get(r->ctx), .l = l, .b = b, .y = y};
-    parallel_for(r->ctx, b->samples, dequantize_sample, &w);
-    return TARE_OK;
+    output_work w = {.c = c, .kernels = kernels_get(c->run->ctx), .l = l, .y = y};
+    return gemm_u8s8_tiles(c->run->ctx, c->quantized, l->q.q, b->rows, l->q.n, l->q.k,
+                           dequantize_tile, &w);
 }
 
 static tare_status float_linear_run(calibrated_layer *c, const live_linear *l, const batch *b,
@@ -188,7 +183,7 @@ static void unload(calibrated_layer *c)
         observer_free(ctx, c->observers[g]);
     mem_free(ctx, c->sample_params);
     mem_free(ctx, c->quantized);
-    mem_free(ctx, c->accumulators);
+    mem_free(ctx, c->sample_of_row);
     mem_free(ctx, c->mixed);
 }
 
@@ -211,30 +206,29 @@ done:
     return status;
 }
 
-/* Buffers for the widest of the layer's linears. */
+/* Buffers for the widest input of the layer's quantized linears. */
 static tare_status alloc_buffers(calibrated_layer *c)
 {
     tare_context *ctx = c->run->ctx;
-    size_t n = 0, k = 0, rows = c->run->workspace.rows, cells;
+    size_t k = 0, rows = c->run->workspace.rows, cells;
     bool any_float = false, any_integer = false;
     for (int role = 0; role < ROLE_COUNT; role++) {
         const live_linear *l = &c->linears[role];
         if (!l->quantize)
             continue;
-        n = l->q.n > n ? l->q.n : n;
         k = l->q.k > k ? l->q.k : k;
         any_float |= l->weight != NULL;
         any_integer |= l->weight == NULL;
     }
-    if (!size_mul(rows, n > k ? n : k, &cells))
-        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows of %zu", rows, n > k ? n : k);
-    if (!(c->sample_params = mem_alloc_array(ctx, c->run->samples.count, sizeof *c->sample_params)))
+    if (!size_mul(rows, k, &cells))
+        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows of %zu", rows, k);
+    c->sample_params = mem_alloc_array(ctx, c->run->samples.count, sizeof *c->sample_params);
+    c->sample_of_row = mem_alloc_array(ctx, rows, sizeof *c->sample_of_row);
+    if (!c->sample_params || !c->sample_of_row)
         return TARE_E_MEMORY;
-    if (any_integer &&
-        (!(c->quantized = mem_alloc(ctx, rows * k)) ||
-         !(c->accumulators = mem_alloc_array(ctx, rows * n, sizeof *c->accumulators))))
+    if (any_integer && !(c->quantized = mem_alloc(ctx, cells)))
         return TARE_E_MEMORY;
-    if (any_float && !(c->mixed = mem_alloc_array(ctx, rows * k, sizeof *c->mixed)))
+    if (any_float && !(c->mixed = mem_alloc_array(ctx, cells, sizeof *c->mixed)))
         return TARE_E_MEMORY;
     return TARE_OK;
 }
@@ -258,6 +252,10 @@ static tare_status calibrate(calibrated_layer *c)
     for (size_t first = 0; first < r->samples.count;) {
         batch b = batch_next(r->samples.lengths, first, r->samples.count, r->batch_rows);
         TRY(context_check_cancelled(r->ctx));
+        for (size_t i = 0, at = 0; i < b.samples; i++) {
+            for (size_t end = at + b.lengths[i]; at < end; at++)
+                c->sample_of_row[at] = (uint32_t)i;
+        }
         TRY(decoder_layer_forward(r->model, c->layer, &norms, &ops, &b, &r->workspace,
                                   r->hidden + row * h));
         TRY(check_finite(r, r->hidden + row * h, b.rows * h));

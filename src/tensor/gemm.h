@@ -22,6 +22,13 @@ typedef enum gemm_compute { GEMM_FP32, GEMM_BF16 } gemm_compute;
 tare_status gemm_u8s8(tare_context *ctx, const uint8_t *x, const int8_t *w, size_t m, size_t n,
                       size_t k, int32_t *acc);
 
+/* The same product handed over tile by tile instead of being stored: acc holds rows [row, row+rows)
+ * and columns [column, column+columns), `stride` apart. Called from any thread. */
+typedef void (*gemm_tile_fn)(void *user, size_t row, size_t rows, size_t column, size_t columns,
+                             const int32_t *acc, size_t stride);
+tare_status gemm_u8s8_tiles(tare_context *ctx, const uint8_t *x, const int8_t *w, size_t m,
+                            size_t n, size_t k, gemm_tile_fn tile, void *user);
+
 /* A float weight made ready for gemm_float: packed once, used for all samples. It keeps the
  * element size of `dtype` (BF16: 2 bytes), so that an FP32 product of a BF16 weight costs no FP32
  * copy. */
