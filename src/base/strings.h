@@ -5,7 +5,7 @@
 #include "base/memory.h"
 
 /* A growing, always zero-terminated byte buffer. Errors stick: after one, every call does nothing,
- * and buffer_status tells. */
+ * and `status` tells. */
 typedef struct buffer {
     tare_context *ctx;
     char *data;

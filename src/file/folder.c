@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "file/io_internal.h"
-#include "file/sort.h"
+#include "base/sort.h"
 
 enum { REMOVE_MAX_DEPTH = 32 };
 

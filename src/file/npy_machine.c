@@ -4,6 +4,7 @@
 
 enum {
     MAX_MEMO = 1 << 22,
+    MAX_ITEMS = 1 << 24, /* of all tuples */
     MAX_STRING = 64 * 1024,
     MAX_TUPLE = 8 /* the state of a dtype; also the highest rank */
 };
@@ -173,7 +174,7 @@ tare_status machine_make_tuple(machine *m, size_t count)
 {
     if (count > MAX_TUPLE || count > m->depth)
         return machine_reject(m, "a tuple is too long");
-    if (m->item_count > UINT32_MAX - count)
+    if (m->item_count > MAX_ITEMS - count)
         return machine_reject(m, "too many tuples");
     tare_status status = mem_grow(m->ctx, &m->items, &m->item_room, m->item_count + count,
                                   sizeof(pvalue));

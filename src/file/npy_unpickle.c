@@ -89,7 +89,10 @@ static tare_status new_dtype(machine *m, const pvalue *args)
     if (i == codes)
         return FAIL_AT(m, "arrays of dtype '%.20s' are not supported (i1 i4 i8 f2 f4 are)",
                        m->table->text.data + machine_item(m, args, 0)->at);
-    object.dtype = dtype_codes[i].dtype;
+    if (!object.is_object)
+        object.dtype = dtype_codes[i].dtype;
+    if (m->dtype_count >= NPY_MAX_STACK)
+        return machine_reject(m, "too many dtypes");
     tare_status status = mem_grow(m->ctx, &m->dtypes, &m->dtype_room, m->dtype_count + 1,
                                   sizeof object);
     if (status != TARE_OK)
@@ -108,6 +111,8 @@ static tare_status new_array(machine *m, const pvalue *args)
         shape->size != 1 || !is_int(machine_item(m, shape, 0), 0) ||
         machine_item(m, args, 2)->kind != V_BYTES || machine_item(m, args, 2)->size != 1)
         return machine_reject(m, "an array has wrong arguments");
+    if (m->array_count >= NPY_MAX_STACK)
+        return machine_reject(m, "too many arrays");
     tare_status status = mem_grow(m->ctx, &m->arrays, &m->array_room, m->array_count + 1,
                                   sizeof(array_object));
     if (status != TARE_OK)

@@ -3,7 +3,7 @@
 
 #include "file/json.h"
 #include "file/safetensors.h"
-#include "file/sort.h"
+#include "base/sort.h"
 
 enum { MAX_HEADER = 100 * 1000 * 1000 };
 

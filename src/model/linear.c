@@ -1,9 +1,9 @@
 /* Loading float linears, running them, and gathering embeddings. */
 #include "model/linear.h"
 
-#include <stdlib.h>
 #include <string.h>
 
+#include "base/sort.h"
 #include "tensor/convert.h"
 #include "tensor/kernels.h"
 
@@ -120,7 +120,7 @@ typedef struct token_place {
 
 typedef struct gather {
     tare_model *model;
-    const token_place *places; /* sorted by id */
+    token_place *const *places; /* sorted by id */
     size_t count, next;
     model_rows_fn also;
     void *user;
@@ -140,8 +140,8 @@ static tare_status gather_rows(void *user, size_t first, size_t count, const voi
     gather *g = user;
     const tensor_info *t = g->model->embedding;
     size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype);
-    for (; g->next < g->count && g->places[g->next].id < first + count; g->next++) {
-        const token_place *p = &g->places[g->next];
+    for (; g->next < g->count && g->places[g->next]->id < first + count; g->next++) {
+        const token_place *p = g->places[g->next];
         model_widen(g->model, t->dtype, (const char *)rows + (p->id - first) * row_bytes, h,
                     g->x + p->row * h);
     }
@@ -153,8 +153,11 @@ tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, m
 {
     tare_status status = TARE_OK;
     token_place *places = mem_alloc_array(model->ctx, count, sizeof *places);
-    if (!places)
-        return TARE_E_MEMORY;
+    token_place **order = mem_alloc_array(model->ctx, count, sizeof *order);
+    if (!places || !order) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
     for (size_t i = 0; i < count; i++) {
         if (ids[i] >= model->config.vocab_size) {
             status = TARE_FAIL(model->ctx, TARE_E_DATA,
@@ -163,12 +166,14 @@ tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, m
             goto done;
         }
         places[i] = (token_place){ids[i], i};
+        order[i] = &places[i];
     }
-    qsort(places, count, sizeof *places, compare_places);
+    sort_pointers((void **)order, count, compare_places);
     gather g = {
-        .model = model, .places = places, .count = count, .also = also, .user = user, .x = x};
+        .model = model, .places = order, .count = count, .also = also, .user = user, .x = x};
     TRY(model_stream_rows(model, model->embedding, gather_rows, &g));
 done:
+    mem_free(model->ctx, order);
     mem_free(model->ctx, places);
     return status;
 }

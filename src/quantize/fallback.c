@@ -2,8 +2,9 @@
 #include "quantize/fallback.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
+
+#include "base/sort.h"
 
 static tare_status refuse_name(const tare_recipe *r, const char *entry,
                                const fallback_linear *linears, size_t count,
@@ -111,22 +112,30 @@ tare_status fallback_by_level(const tare_recipe *r, fallback_linear *linears, si
     if (wanted == 0)
         return TARE_OK;
     ranked *units = mem_alloc_array(r->ctx, count, sizeof *units);
-    if (!units)
-        return TARE_E_MEMORY;
-    for (size_t first = 0, end; first < count; first = end) {
+    void **order = mem_alloc_array(r->ctx, count, sizeof *order);
+    for (size_t first = 0, end; units && order && first < count; first = end) {
         end = r->compat ? first + 1 : unit_end(linears, count, first);
-        if (!linears[first].is_float && linears[first].has_score && !isnan(linears[first].score))
-            units[n++] = (ranked){linears[first].score, first, end};
+        if (linears[first].is_float || !linears[first].has_score || isnan(linears[first].score))
+            continue;
+        units[n] = (ranked){linears[first].score, first, end};
+        order[n] = &units[n];
+        n++;
     }
-    qsort(units, n, sizeof *units, by_falling_score);
+    if (units && order)
+        sort_pointers(order, n, by_falling_score);
     for (size_t u = 0; u < n && taken < wanted; u++) {
-        for (size_t i = units[u].first; i < units[u].end; i++, taken++) {
+        const ranked *unit = order[u];
+        for (size_t i = unit->first; i < unit->end; i++, taken++) {
             linears[i].is_float = true;
             TARE_INFO(r->ctx, "disable_level: %s stays float (score %.4g)", linears[i].name,
-                      units[u].score);
+                      unit->score);
         }
     }
+    tare_status status = units && order ? TARE_OK : TARE_E_MEMORY;
     mem_free(r->ctx, units);
+    mem_free(r->ctx, order);
+    if (status != TARE_OK)
+        return status;
     TARE_INFO(r->ctx, "disable_level L%zu: %zu linears fell back to float", wanted, taken);
     if (taken < wanted)
         TARE_WARN(r->ctx, "disable_level L%zu exceeds the model: nothing is left to quantize",

@@ -77,11 +77,11 @@ const kernels *kernels_of(tare_cpu cpu)
     case TARE_CPU_SCALAR:
         return &kernels_scalar;
     case TARE_CPU_AVX2:
-        return f & HAS_AVX2 ? &kernels_scalar : NULL;
+        return f & HAS_AVX2 ? &kernels_avx2 : NULL;
     case TARE_CPU_AVX512:
-        return f & HAS_AVX512 ? &kernels_scalar : NULL;
+        return f & HAS_AVX512 ? &kernels_avx512 : NULL;
     case TARE_CPU_AMX:
-        return f & HAS_AMX ? &kernels_scalar : NULL;
+        return f & HAS_AMX ? &kernels_avx512 : NULL;
     }
     return NULL;
 }

@@ -342,7 +342,7 @@ tare_status bpe_encode(bpe *b, const char *word, size_t length, id_list *out)
     if (ids)
         return id_list_append(out, ids, count);
     tare_status status = encode_anew(b, word, length, out);
-    if (status == TARE_OK)
+    if (status == TARE_OK && out->count > first)
         word_cache_put(&b->cache, hash, word, length, out->items + first, out->count - first);
     return status;
 }

@@ -213,8 +213,7 @@ tare_status tare_tokenizer_encode(tare_tokenizer *t, const char *text, size_t le
             TRY(encode_between(&e, text + part->start, part->end - part->start));
     }
     TRY(postprocessor_run(&t->postprocessor, add_special_tokens, &e.ids));
-    TRY(id_list_append(&e.ids, NULL, 0)); /* no ids at all: a pointer that can be freed */
-    if (!e.ids.items)
+    if (!e.ids.items) /* no ids at all: a pointer that can be freed all the same */
         TRY(mem_grow(t->ctx, (void **)&e.ids.items, &e.ids.capacity, 1, sizeof *e.ids.items));
     *ids = e.ids.items;
     *count = e.ids.count;

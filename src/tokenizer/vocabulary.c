@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "file/sort.h"
+#include "base/sort.h"
 
 void vocabulary_init(vocabulary *v, tare_context *ctx)
 {

@@ -30,7 +30,7 @@ ssize_t pread(int fd, void *data, size_t size, off_t offset)
         errno = direct ? fault.direct_error : fault.read_error;
         return -1;
     }
-    fault.direct_reads += direct;
+    __atomic_fetch_add(&fault.direct_reads, direct, __ATOMIC_RELAXED);
     if (fault.most && size > fault.most)
         size = fault.most;
     return syscall(SYS_pread64, fd, data, size, offset);
@@ -87,7 +87,7 @@ static void put_large(fixture *f)
  * its two neighbours. */
 static void check_range(fixture *f, file *in, size_t offset, size_t size, size_t shift)
 {
-    void *block;
+    void *block = NULL;
     assert_int_equal(posix_memalign(&block, 4096, size + shift + 2), 0);
     unsigned char *data = (unsigned char *)block + shift;
     data[size] = 0xaa;

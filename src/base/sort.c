@@ -1,4 +1,4 @@
-#include "file/sort.h"
+#include "base/sort.h"
 
 static void sift_down(void **items, size_t root, size_t count,
                       int (*compare)(const void *, const void *))

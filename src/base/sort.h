@@ -1,7 +1,7 @@
 /* In-place heap sort of pointers: n log n in the worst case and no hidden allocation (the qsort of
  * some C libraries takes memory of its own, which the budget would not see). Not stable. */
-#ifndef TARE_FILE_SORT_H
-#define TARE_FILE_SORT_H
+#ifndef TARE_BASE_SORT_H
+#define TARE_BASE_SORT_H
 
 #include <stddef.h>
 

@@ -1,0 +1,531 @@
+/* The vector kernels, written once. Included by one file per instruction set (kernels_avx2.c,
+ * kernels_avx512.c), which first defines the few things that GCC's vector extensions cannot say:
+ *
+ *     V_LANES              floats in a vector
+ *     V_TILE_ROWS          rows of the float GEMM tile: 2 * V_TILE_ROWS sums fill the registers
+ *     V_DOT_ROWS           rows of the 8-bit tile
+ *     v_fma(a, b, c)       a * b + c, rounded once
+ *     v_max(a, b)          a > b ? a : b, and v_min alike: b if either is NaN
+ *     v_from_half(p)       V_LANES FP16 at p; v_to_half(p, v) stores them, half to even
+ *     v_store_bytes(p, i)  the low bytes of integer lanes
+ *     vd_from_i64(p)       V_LANES / 2 int64 below 2^51 at p as doubles
+ *     vs_from_u8(p)        2 * V_LANES u8 at p as int16 lanes, and vs_from_s8
+ *     vs_madd(a, b)        sums of neighbouring int16 products as int32 lanes
+ *
+ * Everything here is static: code built for a newer CPU must not be what the linker picks for the
+ * rest. Rows that end inside a vector go through a padded copy in the same arithmetic, so an
+ * element's result does not depend on where it stands. */
+#include <stdint.h>
+#include <string.h>
+
+#include "tensor/convert.h"
+#include "tensor/kernels_tables.h"
+
+typedef float v_float __attribute__((vector_size(4 * V_LANES)));
+typedef int32_t v_int __attribute__((vector_size(4 * V_LANES)));
+typedef uint32_t v_uint __attribute__((vector_size(4 * V_LANES)));
+typedef uint16_t v_half __attribute__((vector_size(2 * V_LANES)));
+typedef float v_half_float __attribute__((vector_size(2 * V_LANES)));
+typedef int32_t v_half_int __attribute__((vector_size(2 * V_LANES)));
+typedef double v_double __attribute__((vector_size(4 * V_LANES)));
+
+enum { V_HALF = V_LANES / 2 };
+
+static inline v_float v_load(const float *p)
+{
+    v_float v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline void v_store(float *p, v_float v)
+{
+    memcpy(p, &v, sizeof v);
+}
+
+static inline v_float v_set1(float x)
+{
+    return x - (v_float){0}; /* not +: -0 stays -0 */
+}
+
+/* n < V_LANES elements, then `fill`. */
+static inline v_float v_load_part(const float *p, size_t n, float fill)
+{
+    float padded[V_LANES];
+    for (size_t i = 0; i < V_LANES; i++)
+        padded[i] = fill;
+    memcpy(padded, p, n * sizeof *p);
+    return v_load(padded);
+}
+
+static inline void v_store_part(float *p, size_t n, v_float v)
+{
+    memcpy(p, &v, n * sizeof *p);
+}
+
+static inline v_double vd_load(const float *p)
+{
+    v_half_float v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, v_double);
+}
+
+static inline v_double vd_set1(double x)
+{
+    return x - (v_double){0};
+}
+
+/* Sums of lanes in a fixed order. */
+static inline float v_sum(v_float v)
+{
+    float lanes[V_LANES];
+    v_store(lanes, v);
+    for (size_t width = V_LANES / 2; width > 0; width /= 2) {
+        for (size_t i = 0; i < width; i++)
+            lanes[i] += lanes[i + width];
+    }
+    return lanes[0];
+}
+
+static inline double vd_sum(v_double v)
+{
+    double sum = 0;
+    for (size_t i = 0; i < V_HALF; i++)
+        sum += v[i];
+    return sum;
+}
+
+/* ---- conversions ---- */
+
+static void v_bf16_to_float(const uint16_t *x, size_t n, float *y)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES) {
+        v_half h;
+        memcpy(&h, x + i, sizeof h);
+        v_uint u = __builtin_convertvector(h, v_uint) << 16;
+        memcpy(y + i, &u, sizeof u);
+    }
+    for (; i < n; i++)
+        y[i] = bf16_to_float(x[i]);
+}
+
+static void v_float_to_bf16(const float *x, size_t n, uint16_t *y)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES) {
+        v_uint u;
+        memcpy(&u, x + i, sizeof u);
+        v_uint rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16, quiet = (u >> 16) | 0x40u;
+        v_uint nan = (v_uint)((v_int)(u & 0x7fffffffu) > 0x7f800000);
+        v_half h = __builtin_convertvector((nan & quiet) | (~nan & rounded), v_half);
+        memcpy(y + i, &h, sizeof h);
+    }
+    for (; i < n; i++)
+        y[i] = float_to_bf16(x[i]);
+}
+
+static void v_fp16_to_float(const uint16_t *x, size_t n, float *y)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store(y + i, v_from_half(x + i));
+    for (; i < n; i++)
+        y[i] = fp16_to_float(x[i]);
+}
+
+static void v_float_to_fp16(const float *x, size_t n, uint16_t *y)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_to_half(y + i, v_load(x + i));
+    for (; i < n; i++)
+        y[i] = float_to_fp16(x[i]);
+}
+
+/* ---- extremes ---- */
+
+static inline v_int v_abs_bits(v_float v)
+{
+    return (v_int)v & 0x7fffffff;
+}
+
+static inline v_int vi_max(v_int a, v_int b)
+{
+    v_int greater = a > b;
+    return (greater & a) | (~greater & b);
+}
+
+/* The largest bit pattern of |x|: ordered as the floats are, infinity and NaN above all. */
+static inline float v_abs_max_lane(v_int bits, bool *finite)
+{
+    int32_t max = 0;
+    for (size_t i = 0; i < V_LANES; i++)
+        max = bits[i] > max ? bits[i] : max;
+    if (max >= 0x7f800000)
+        *finite = false;
+    float f;
+    memcpy(&f, &max, sizeof f);
+    return f;
+}
+
+static void v_min_max(const float *x, size_t n, float *min, float *max, bool *finite)
+{
+    v_float low[2] = {v_set1(x[0]), v_set1(x[0])}, high[2] = {low[0], low[0]};
+    v_int bits[2] = {v_abs_bits(low[0]), v_abs_bits(low[0])};
+    size_t i = 0;
+    for (; i + 2 * V_LANES <= n; i += 2 * V_LANES) {
+        for (size_t j = 0; j < 2; j++) {
+            v_float v = v_load(x + i + j * V_LANES);
+            low[j] = v_min(low[j], v);
+            high[j] = v_max(high[j], v);
+            bits[j] = vi_max(bits[j], v_abs_bits(v));
+        }
+    }
+    for (; i < n; i += V_LANES) {
+        v_float v = n - i < V_LANES ? v_load_part(x + i, n - i, x[0]) : v_load(x + i);
+        low[0] = v_min(low[0], v);
+        high[0] = v_max(high[0], v);
+        bits[0] = vi_max(bits[0], v_abs_bits(v));
+    }
+    v_abs_max_lane(vi_max(bits[0], bits[1]), finite);
+    v_float lows = v_min(low[0], low[1]), highs = v_max(high[0], high[1]);
+    float lo = lows[0], hi = highs[0];
+    for (size_t j = 1; j < V_LANES; j++) {
+        lo = lows[j] < lo ? lows[j] : lo;
+        hi = highs[j] > hi ? highs[j] : hi;
+    }
+    *min = lo + 0.0f;
+    *max = hi + 0.0f;
+}
+
+static void v_abs_max(const float *x, size_t n, float *max, bool *finite)
+{
+    v_int bits[2] = {{0}, {0}};
+    size_t i = 0;
+    for (; i + 2 * V_LANES <= n; i += 2 * V_LANES) {
+        bits[0] = vi_max(bits[0], v_abs_bits(v_load(x + i)));
+        bits[1] = vi_max(bits[1], v_abs_bits(v_load(x + i + V_LANES)));
+    }
+    for (; i < n; i += V_LANES) {
+        v_float v = n - i < V_LANES ? v_load_part(x + i, n - i, 0) : v_load(x + i);
+        bits[0] = vi_max(bits[0], v_abs_bits(v));
+    }
+    *max = v_abs_max_lane(vi_max(bits[0], bits[1]), finite);
+}
+
+/* ---- quantization ---- */
+
+/* Clamps, then rounds half to even: after adding 1.5 * 2^23 the unit is the last bit. */
+static inline v_int v_clamp_round(v_float v, float lo, float hi)
+{
+    const float magic = 12582912.0f;
+    v = v_min(v_max(v, v_set1(lo)), v_set1(hi));
+    return __builtin_convertvector((v + magic) - magic, v_int);
+}
+
+static int64_t v_quantize_symmetric(const float *x, size_t n, float scale, int limit, int8_t *q)
+{
+    enum { STRETCH = 1 << 20 }; /* a lane's sum stays far below 2^31 */
+    v_float s = v_set1(scale);
+    int64_t total = 0;
+    for (size_t start = 0; start < n; start += STRETCH) {
+        size_t end = n - start < STRETCH ? n : start + STRETCH, i = start;
+        v_int sum = {0};
+        for (; i + V_LANES <= end; i += V_LANES) {
+            v_int v = v_clamp_round(v_load(x + i) / s, (float)-limit, (float)limit);
+            sum += v;
+            v_store_bytes(q + i, v);
+        }
+        if (i < end) {
+            int8_t bytes[V_LANES];
+            v_int v = v_clamp_round(v_load_part(x + i, end - i, 0) / s, (float)-limit,
+                                    (float)limit);
+            v_store_bytes(bytes, v);
+            memcpy(q + i, bytes, end - i);
+            for (size_t j = 0; j < end - i; j++)
+                total += bytes[j];
+        }
+        for (size_t j = 0; j < V_LANES; j++)
+            total += sum[j];
+    }
+    return total;
+}
+
+static void v_quantize_asymmetric(const float *x, size_t n, float scale, float offset, uint8_t *q)
+{
+    v_float s = v_set1(scale), o = v_set1(offset);
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store_bytes(q + i, v_clamp_round(v_load(x + i) / s + o, -128, 127) + 128);
+    if (i < n) {
+        uint8_t bytes[V_LANES];
+        v_store_bytes(bytes, v_clamp_round(v_load_part(x + i, n - i, 0) / s + o, -128, 127) + 128);
+        memcpy(q + i, bytes, n - i);
+    }
+}
+
+/* One vector of doubles of dequantize_row. */
+static inline v_half_float v_dequantize(const int32_t *acc, v_double zero, const int64_t *row_sums,
+                                        v_double scale, v_double bias)
+{
+    v_half_int a;
+    memcpy(&a, acc, sizeof a);
+    v_double difference = __builtin_convertvector(a, v_double) - zero * vd_from_i64(row_sums);
+    return __builtin_convertvector(difference * scale + bias, v_half_float);
+}
+
+static void v_dequantize_row(const int32_t *acc, size_t n, int64_t zero, const int64_t *row_sums,
+                             float scale, const float *w_scales, size_t scales, const float *bias,
+                             float *y)
+{
+    v_double z = vd_set1((double)zero), s = vd_set1(scale), w = vd_set1(w_scales[0]), b = {0};
+    size_t i = 0;
+    for (; i + V_HALF <= n; i += V_HALF) {
+        if (scales > 1)
+            w = vd_load(w_scales + i);
+        if (bias)
+            b = vd_load(bias + i);
+        v_half_float v = v_dequantize(acc + i, z, row_sums + i, s * w, b);
+        memcpy(y + i, &v, sizeof v);
+    }
+    for (; i < n; i++) {
+        double difference = (double)acc[i] - (double)zero * (double)row_sums[i];
+        double product = difference * ((double)scale * w_scales[scales > 1 ? i : 0]);
+        y[i] = (float)(product + (bias ? bias[i] : 0));
+    }
+}
+
+/* ---- the decoder layer ---- */
+
+static void v_rms_norm(const float *x, const float *w, size_t n, float eps, float *y)
+{
+    v_double sums[4] = {{0}, {0}, {0}, {0}};
+    size_t i = 0;
+    for (; i + 4 * V_HALF <= n; i += 4 * V_HALF) {
+        for (size_t j = 0; j < 4; j++) {
+            v_double v = vd_load(x + i + j * V_HALF);
+            sums[j] += v * v;
+        }
+    }
+    double sum = vd_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i < n; i++)
+        sum += (double)x[i] * x[i];
+    float inverse = (float)(1 / __builtin_sqrt(sum / (double)n + eps));
+    for (i = 0; i + V_LANES <= n; i += V_LANES)
+        v_store(y + i, v_load(w + i) * (v_load(x + i) * inverse));
+    for (; i < n; i++)
+        y[i] = w[i] * (x[i] * inverse);
+}
+
+static void v_rope(float *x, const float *cos, const float *sin, size_t d)
+{
+    size_t half = d / 2, j = 0;
+    for (; j + V_LANES <= half; j += V_LANES) {
+        v_float a = v_load(x + j), b = v_load(x + j + half), c = v_load(cos + j),
+                s = v_load(sin + j);
+        v_store(x + j, a * c - b * s);
+        v_store(x + j + half, b * c + a * s);
+    }
+    for (; j < half; j++) {
+        float a = x[j], b = x[j + half];
+        x[j] = a * cos[j] - b * sin[j];
+        x[j + half] = b * cos[j] + a * sin[j];
+    }
+}
+
+/* exp to 1 ulp or so; 0 below -104, infinity above 89, NaN stays. x = n ln 2 + r; the Taylor series
+ * of exp(r) to r^7 leaves 5e-9 for |r| <= ln(2)/2. The power of two is applied in two halves, so
+ * that denormal results are rounded and not flushed. */
+static inline v_float v_exp(v_float x)
+{
+    const float magic = 12582912.0f;
+    x = v_min(v_set1(89), v_max(v_set1(-104), x)); /* in this order NaN passes */
+    v_float n = (x * 1.44269504f + magic) - magic;
+    v_float r = v_fma(n, v_set1(-0x1.62e4p-1f), x);
+    r = v_fma(n, v_set1(-0x1.7f7d1cp-20f), r);
+    v_float p = v_set1(1.0f / 5040);
+    p = v_fma(p, r, v_set1(1.0f / 720));
+    p = v_fma(p, r, v_set1(1.0f / 120));
+    p = v_fma(p, r, v_set1(1.0f / 24));
+    p = v_fma(p, r, v_set1(1.0f / 6));
+    p = v_fma(p, r, v_set1(0.5f));
+    p = v_fma(p, r, v_set1(1));
+    p = v_fma(p, r, v_set1(1));
+    v_int power = __builtin_convertvector(n, v_int), first = power >> 1;
+    v_uint low = (v_uint)(first + 127) << 23, high = (v_uint)(power - first + 127) << 23;
+    return p * (v_float)low * (v_float)high;
+}
+
+static inline v_float v_silu(v_float g)
+{
+    return g / (v_exp(-g) + 1);
+}
+
+static void v_silu_mul(float *gate, const float *up, size_t n)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store(gate + i, v_silu(v_load(gate + i)) * v_load(up + i));
+    if (i < n) {
+        v_float g = v_load_part(gate + i, n - i, 0), u = v_load_part(up + i, n - i, 0);
+        v_store_part(gate + i, n - i, v_silu(g) * u);
+    }
+}
+
+static void v_add(float *y, const float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store(y + i, v_load(y + i) + v_load(x + i));
+    for (; i < n; i++)
+        y[i] += x[i];
+}
+
+static float v_dot(const float *x, const float *y, size_t n)
+{
+    v_float sums[4] = {{0}, {0}, {0}, {0}};
+    size_t i = 0;
+    for (; i + 4 * V_LANES <= n; i += 4 * V_LANES) {
+        for (size_t j = 0; j < 4; j++)
+            sums[j] = v_fma(v_load(x + i + j * V_LANES), v_load(y + i + j * V_LANES), sums[j]);
+    }
+    for (; i + V_LANES <= n; i += V_LANES)
+        sums[0] = v_fma(v_load(x + i), v_load(y + i), sums[0]);
+    if (i < n)
+        sums[1] = v_fma(v_load_part(x + i, n - i, 0), v_load_part(y + i, n - i, 0), sums[1]);
+    return v_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+static void v_axpy(float a, const float *x, size_t n, float *y)
+{
+    v_float factor = v_set1(a);
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store(y + i, v_fma(factor, v_load(x + i), v_load(y + i)));
+    if (i < n) {
+        v_float sum = v_fma(factor, v_load_part(x + i, n - i, 0), v_load_part(y + i, n - i, 0));
+        v_store_part(y + i, n - i, sum);
+    }
+}
+
+/* x <- exp(x - max); returns the sum, in double. */
+static inline double v_exp_row(float *x, size_t n, float max)
+{
+    v_double sums[2] = {{0}, {0}};
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES) {
+        v_store(x + i, v_exp(v_load(x + i) - max));
+        sums[0] += vd_load(x + i);
+        sums[1] += vd_load(x + i + V_HALF);
+    }
+    double sum = vd_sum(sums[0] + sums[1]);
+    if (i < n) {
+        v_store_part(x + i, n - i, v_exp(v_load_part(x + i, n - i, max) - max));
+        for (; i < n; i++)
+            sum += x[i];
+    }
+    return sum;
+}
+
+static void v_softmax(float *x, size_t n)
+{
+    v_float high = v_set1(x[0]);
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        high = v_max(v_load(x + i), high);
+    if (i < n)
+        high = v_max(v_load_part(x + i, n - i, x[0]), high);
+    float max = high[0];
+    for (size_t j = 1; j < V_LANES; j++)
+        max = high[j] > max ? high[j] : max;
+    float inverse = (float)(1 / v_exp_row(x, n, max));
+    for (i = 0; i + V_LANES <= n; i += V_LANES)
+        v_store(x + i, v_load(x + i) * inverse);
+    for (; i < n; i++)
+        x[i] *= inverse;
+}
+
+/* ---- GEMM tiles ---- */
+
+static void v_gemm_tile(const float *a, const float *b, size_t k, size_t rows, float *c, size_t ldc)
+{
+    for (size_t column = 0; column < GEMM_PANEL; column += 2 * V_LANES) {
+        v_float acc[V_TILE_ROWS][2];
+        for (size_t r = 0; r < V_TILE_ROWS; r++)
+            acc[r][0] = acc[r][1] = (v_float){0};
+        const float *bp = b + column;
+        for (size_t i = 0; i < k; i++, bp += GEMM_PANEL) {
+            v_float b0 = v_load(bp), b1 = v_load(bp + V_LANES);
+            for (size_t r = 0; r < V_TILE_ROWS; r++) {
+                v_float x = v_set1(a[r * GEMM_DEPTH + i]);
+                acc[r][0] = v_fma(x, b0, acc[r][0]);
+                acc[r][1] = v_fma(x, b1, acc[r][1]);
+            }
+        }
+        for (size_t r = 0; r < V_TILE_ROWS; r++) {
+            if (r >= rows)
+                break;
+            float *y = c + r * ldc + column;
+            v_store(y, v_load(y) + acc[r][0]);
+            v_store(y + V_LANES, v_load(y + V_LANES) + acc[r][1]);
+        }
+    }
+}
+
+/* acc[r][j] = x_r . w_j for V_DOT_ROWS rows and 4 columns; `rows` and `columns` of them exist, the
+ * others repeat the last one. */
+static void v_dot_tile(const uint8_t *x, size_t rows, const int8_t *w, size_t columns, size_t k,
+                       int32_t *acc, size_t ldacc)
+{
+    enum { STEP = 2 * V_LANES };
+    const uint8_t *xs[V_DOT_ROWS];
+    const int8_t *ws[4];
+    v_int sums[V_DOT_ROWS][4];
+    for (size_t r = 0; r < V_DOT_ROWS; r++) {
+        xs[r] = x + (r < rows ? r : rows - 1) * k;
+        for (size_t j = 0; j < 4; j++)
+            sums[r][j] = (v_int){0};
+    }
+    for (size_t j = 0; j < 4; j++)
+        ws[j] = w + (j < columns ? j : columns - 1) * k;
+    size_t i = 0;
+    for (; i + STEP <= k; i += STEP) {
+        for (size_t r = 0; r < V_DOT_ROWS; r++) {
+            for (size_t j = 0; j < 4; j++)
+                sums[r][j] += vs_madd(vs_from_u8(xs[r] + i), vs_from_s8(ws[j] + i));
+        }
+    }
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t j = 0; j < columns; j++) {
+            int32_t sum = 0;
+            for (size_t lane = 0; lane < V_LANES; lane++)
+                sum += sums[r][j][lane];
+            for (size_t t = i; t < k; t++)
+                sum += xs[r][t] * ws[j][t];
+            acc[r * ldacc + j] = sum;
+        }
+    }
+}
+
+static void v_gemm_u8s8(const uint8_t *x, size_t m, const int8_t *w, size_t n, size_t k,
+                        int32_t *acc, size_t ldacc)
+{
+    for (size_t r = 0; r < m; r += V_DOT_ROWS) {
+        for (size_t j = 0; j < n; j += 4) {
+            size_t rows = m - r < V_DOT_ROWS ? m - r : V_DOT_ROWS, columns = n - j < 4 ? n - j : 4;
+            v_dot_tile(x + r * k, rows, w + j * k, columns, k, acc + r * ldacc + j, ldacc);
+        }
+    }
+}
+
+#define V_TABLE(set)                                                                               \
+    {                                                                                              \
+        .name = (set), .bf16_to_float = v_bf16_to_float, .fp16_to_float = v_fp16_to_float,         \
+        .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16, .min_max = v_min_max,  \
+        .abs_max = v_abs_max, .quantize_symmetric = v_quantize_symmetric,                          \
+        .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,      \
+        .silu_mul = v_silu_mul, .add = v_add, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax,  \
+        .dequantize_row = v_dequantize_row, .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile,    \
+        .gemm_u8s8 = v_gemm_u8s8,                                                                  \
+    }
