@@ -1,10 +1,8 @@
 /* Which attention modules go without FA quantization: the score of a tensor, and the choice. */
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "base/parallel.h"
-#include "base/strings.h"
+#include "base/sort.h"
 #include "quantize/fa3.h"
 #include "quantize/round.h"
 
@@ -125,17 +123,19 @@ done:
 
 /* ---- the choice ---- */
 
-typedef struct ranked {
-    float score; /* the worst of the module's tensors */
-    size_t index;
-} ranked;
-
-static int compare_ranked(const void *a, const void *b)
+/* A module counts with the worst of its tensors. */
+static float worst_score(const fa_module *m)
 {
-    const ranked *x = a, *y = b;
-    if (x->score != y->score)
-        return x->score > y->score ? -1 : 1;
-    return x->index < y->index ? -1 : 1;
+    return fmaxf(m->scores[FA_Q], fmaxf(m->scores[FA_K], m->scores[FA_V]));
+}
+
+/* Both point into one array, so that the address is the module's place. */
+static int compare_modules(const void *a, const void *b)
+{
+    float x = worst_score(a), y = worst_score(b);
+    if (x != y)
+        return x > y ? -1 : 1;
+    return (uintptr_t)a < (uintptr_t)b ? -1 : (uintptr_t)a > (uintptr_t)b;
 }
 
 static void log_choice(tare_context *ctx, const fa_module *modules, size_t count)
@@ -155,17 +155,16 @@ tare_status fa_fall_back(tare_context *ctx, fa_module *modules, size_t count, si
                        "the total attention layers will skip quantization");
         fa_amp = count;
     }
-    ranked *order = mem_alloc_array(ctx, count, sizeof *order);
+    void **order = mem_alloc_array(ctx, count, sizeof *order);
     if (!order)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < count; i++) {
-        const float *s = modules[i].scores;
-        order[i] = (ranked){fmaxf(s[FA_Q], fmaxf(s[FA_K], s[FA_V])), i};
+        order[i] = &modules[i];
         modules[i].fallback = false;
     }
-    qsort(order, count, sizeof *order, compare_ranked);
+    sort_pointers(order, count, compare_modules);
     for (size_t i = 0; i < fa_amp; i++)
-        modules[order[i].index].fallback = true;
+        ((fa_module *)order[i])->fallback = true;
     log_choice(ctx, modules, count);
     mem_free(ctx, order);
     return TARE_OK;
