@@ -36,12 +36,19 @@ tare_status tare_context_create(tare_context **out, const tare_context_options *
     atomic_init(&ctx->memory_peak, 0);
     atomic_init(&ctx->cancelled, 0);
     atomic_flag_clear(&ctx->error_lock);
-    *out = ctx;
-    return TARE_OK;
+    tare_status status = parallel_create(ctx);
+    if (status == TARE_OK)
+        *out = ctx;
+    else
+        free(ctx);
+    return status;
 }
 
 void tare_context_free(tare_context *ctx)
 {
+    if (!ctx)
+        return;
+    parallel_free(ctx);
     free(ctx);
 }
 

@@ -14,6 +14,7 @@ struct tare_context {
     atomic_size_t memory_used, memory_peak;
     atomic_int cancelled;
     atomic_flag error_lock;
+    struct thread_pool *pool; /* base/parallel.c; NULL: one thread */
     char error[2048];
 };
 

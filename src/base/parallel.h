@@ -6,6 +6,10 @@
 
 #include "base/context.h"
 
+/* The context's threads; called by tare_context_create and _free alone. */
+tare_status parallel_create(tare_context *ctx);
+void parallel_free(tare_context *ctx);
+
 /* Calls body(user, i, thread) for i in [0,count), in any order, on the context's threads; 0 <=
  * thread < threads. */
 void parallel_for(const tare_context *ctx, size_t count,

@@ -39,6 +39,7 @@ static const verify_rule RULES[] = {
     {25, A | S, NEEDS_BASE, rule_base_files, NULL},
     {26, N, NEEDS_TENSORS, rule_npy_keys, NULL},
     {27, A | S | N, NEEDS_TENSORS, rule_layouts_agree, NULL},
+    {29, A, NEEDS_TENSORS, rule_prefixes, NULL},
 };
 enum { NUM_RULES = sizeof RULES / sizeof *RULES };
 
@@ -89,8 +90,8 @@ static unsigned recognise(char *const *names, size_t count)
         safe |= str_starts_with(name, "quant_model_description_");
         ascend_weights |= str_starts_with(name, "quant_model_weights");
         safe_weights |= str_starts_with(name, "quant_model_weight_");
-        for (int file = 0; file < NPY_FILES; file++)
-            if (strcmp(name, npy_file_name((npy_file)file)) == 0)
+        for (int k = 0; k < NPY_FILES; k++)
+            if (strcmp(name, npy_file_name((npy_file)k)) == 0)
                 found |= N;
     }
     if (ascend || (!safe && ascend_weights))
@@ -119,8 +120,7 @@ done:
     return status;
 }
 
-/* The folder's own layouts, or those of the sub-folders that several save types make. */
-static tare_status open_folders(verify *v, arena *a, unsigned *found)
+tare_status verify_open_folders(verify *v, arena *a, unsigned *found)
 {
     static const char *const SUB_FOLDERS[] = {"ascendv1", "safe_tensor"};
     tare_status status = TARE_OK;
@@ -141,16 +141,11 @@ done:
     return status;
 }
 
-static const char *layouts_text(unsigned found)
+const char *verify_layouts_text(unsigned found)
 {
-    static const char *const TEXTS[8] = {"unknown",
-                                         "ascendv1",
-                                         "safe_tensor",
-                                         "ascendv1, safe_tensor",
-                                         "numpy",
-                                         "ascendv1, numpy",
-                                         "safe_tensor, numpy",
-                                         "ascendv1, safe_tensor, numpy"};
+    static const char *const TEXTS[8] = {
+        "unknown", "ascendv1",        "safe_tensor",        "ascendv1, safe_tensor",
+        "numpy",   "ascendv1, numpy", "safe_tensor, numpy", "ascendv1, safe_tensor, numpy"};
     return TEXTS[found & 7];
 }
 
@@ -226,7 +221,8 @@ static tare_status check_options(verify *v)
 static tare_status conclude(verify *v)
 {
     if (v->error_count > 0)
-        TARE_INFO(v->ctx, "W8A8: error of the weights against the base, in scales: max %.3f, mean %.4f",
+        TARE_INFO(v->ctx,
+                  "W8A8: error of the weights against the base, in scales: max %.3f, mean %.4f",
                   v->error_max, v->error_sum / (double)v->error_count);
     if (v->result->failures == 0)
         return TARE_OK;
@@ -249,15 +245,15 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
     verify v = {.ctx = ctx, .options = options, .result = result ? result : &unused};
 
     memset(v.result, 0, sizeof *v.result);
-    v.result->layout = layouts_text(0);
+    v.result->layout = verify_layouts_text(0);
     arena_init(&a, ctx);
     TRY(check_options(&v));
     if (options->base) {
         v.base_dir = options->base;
         TRY(checkpoint_open(ctx, options->base, &v.base));
     }
-    TRY(open_folders(&v, &a, &found));
-    v.result->layout = layouts_text(found);
+    TRY(verify_open_folders(&v, &a, &found));
+    v.result->layout = verify_layouts_text(found);
     if (!found)
         verify_fail(&v, 0, options->dir, "files of the layouts ascendv1, safe_tensor or numpy",
                     "none of them");

@@ -17,16 +17,20 @@ static bool is_fault_of_file(tare_status status)
 
 /* ---- JSON files ---- */
 
-static tare_status open_json(vfolder *f, const char *name, int rule, const value **out)
+static tare_status open_json(vfolder *f, const char *name, int rule, json_dialect dialect,
+                             const value **out)
 {
     tare_context *ctx = f->v->ctx;
     tare_status status = TARE_OK;
-    char *path = path_join(ctx, f->dir, name);
+    char *path = path_join(ctx, f->dir, name), *data = NULL;
+    size_t length;
     *out = NULL;
     TRY(path ? TARE_OK : TARE_E_MEMORY);
     if (!path_exists(path))
         goto done;
-    status = json_parse_file(ctx, &f->arena, path, JSON_MAX_BYTES, out);
+    status = file_read_all(ctx, path, JSON_MAX_BYTES, &data, &length);
+    if (status == TARE_OK)
+        status = json_parse(ctx, &f->arena, data, length, name, dialect, out);
     if (is_fault_of_file(status)) {
         verify_fail(f->v, rule, name, "a JSON object", "%s", tare_last_error(ctx));
         *out = NULL;
@@ -36,6 +40,7 @@ static tare_status open_json(vfolder *f, const char *name, int rule, const value
         *out = NULL;
     }
 done:
+    mem_free(ctx, data);
     mem_free(ctx, path);
     return status;
 }
@@ -58,8 +63,8 @@ static bool dtype_from_torch(const value *v, tare_dtype *out)
 
 static tare_status open_config(vfolder *f)
 {
-    tare_status status = open_json(f, "config.json", f->layout == LAYOUT_ASCENDV1 ? 21 : 22,
-                                   &f->config);
+    int rule = f->layout == LAYOUT_ASCENDV1 ? 21 : 22;
+    tare_status status = open_json(f, "config.json", rule, JSON_PYTHON, &f->config);
     const value *nested = value_get(f->config, "text_config");
     const value *type = value_get(f->config, "model_type");
     f->dtype_known = dtype_from_torch(value_get(f->config, "torch_dtype"), &f->num.dtype) ||
@@ -84,7 +89,7 @@ static tare_status open_description(vfolder *f)
     }
     if (!f->description_name)
         return TARE_OK;
-    TRY(open_json(f, f->description_name, 3, &f->description));
+    TRY(open_json(f, f->description_name, 3, JSON_STRICT, &f->description));
     if (!f->description)
         goto done;
     const value *type = value_get(f->description, "model_quant_type");
@@ -217,9 +222,9 @@ done:
 static char *name_of_entry(vfolder *f, npy_file where, const char *key)
 {
     static const tensor_role ROLES[NPY_FILES] = {
-        [NPY_QUANT_WEIGHT] = TENSOR_WEIGHT,       [NPY_QUANT_BIAS] = TENSOR_QUANT_BIAS,
-        [NPY_DEQ_SCALE] = TENSOR_DEQ_SCALE,       [NPY_INPUT_SCALE] = TENSOR_INPUT_SCALE,
-        [NPY_INPUT_OFFSET] = TENSOR_INPUT_OFFSET, [NPY_WEIGHT_SCALE] = TENSOR_WEIGHT_SCALE,
+        [NPY_QUANT_WEIGHT] = TENSOR_WEIGHT,         [NPY_QUANT_BIAS] = TENSOR_QUANT_BIAS,
+        [NPY_DEQ_SCALE] = TENSOR_DEQ_SCALE,         [NPY_INPUT_SCALE] = TENSOR_INPUT_SCALE,
+        [NPY_INPUT_OFFSET] = TENSOR_INPUT_OFFSET,   [NPY_WEIGHT_SCALE] = TENSOR_WEIGHT_SCALE,
         [NPY_WEIGHT_OFFSET] = TENSOR_WEIGHT_OFFSET, [NPY_ANTI_FP_NORM] = TENSOR_FLOAT};
     bool named = where == NPY_QUANT_WEIGHT && str_ends_with(key, ".bias");
     return arena_printf(&f->arena, "%s%s", key, named ? "" : role_suffix(ROLES[where]));

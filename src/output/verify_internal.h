@@ -1,7 +1,7 @@
-/* `tare verify` inside: one opened layout (vfolder) and the linears found in it, the rules that look
- * at them, and how a rule reports. A rule is a row in the table of verify.c. Rules read; whatever
- * the files hold, they report findings, and return a status other than TARE_OK only when they
- * cannot go on (memory, I/O, cancellation). */
+/* `tare verify` inside: one opened layout (vfolder) and the linears found in it, the rules that
+ * look at them, and how a rule reports. A rule is a row in the table of verify.c. Rules read;
+ * whatever the files hold, they report findings, and return a status other than TARE_OK only when
+ * they cannot go on (memory, I/O, cancellation). */
 #ifndef TARE_OUTPUT_VERIFY_INTERNAL_H
 #define TARE_OUTPUT_VERIFY_INTERNAL_H
 
@@ -97,6 +97,11 @@ void verify_fail(verify *v, int rule, const char *tensor, const char *expected, 
 void verify_warn(verify *v, int rule, const char *tensor, const char *expected, const char *found,
                  ...) __attribute__((format(printf, 5, 6)));
 
+/* verify.c: opens options->dir's own layouts, or those of the sub-folders that several save types
+ * make. *found: a set of 1 << layout; "ascendv1, numpy" is its text. */
+tare_status verify_open_folders(verify *v, arena *a, unsigned *found);
+const char *verify_layouts_text(unsigned found);
+
 /* verify_folder.c: opening. Faults of containers and JSON files are findings of rules 1 and 3. */
 tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder *out);
 void verify_folder_close(vfolder *f);
@@ -117,6 +122,9 @@ void verify_shape_text(const tensor_info *t, char *out, size_t size);
  */
 tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *out);
 void verify_numbers_free(tare_context *ctx, vnumbers *n);
+
+/* verify_files.c: is this description key about the model, not about a tensor? */
+bool verify_is_global_key(const char *key);
 
 /* fused.c: does `module` belong to a group that engines fuse? The group's key ("<layer>|qkv") in
  * `key`. */
@@ -140,14 +148,15 @@ tare_status rule_config_quantize(vfolder *f); /* 22 */
 tare_status rule_base_files(vfolder *f);      /* 25 */
 tare_status rule_npy_keys(vfolder *f);        /* 26 */
 tare_status rule_layouts_agree(vfolder *f);   /* 27 */
+tare_status rule_prefixes(vfolder *f);        /* 29 */
 
 /* Rules on one complete linear. */
-tare_status rule_deq_bits(vfolder *f, const vlinear *l, const vnumbers *n);       /* 7 */
-tare_status rule_scales(vfolder *f, const vlinear *l, const vnumbers *n);         /* 8 */
-tare_status rule_offsets(vfolder *f, const vlinear *l, const vnumbers *n);        /* 9 */
-tare_status rule_deq_product(vfolder *f, const vlinear *l, const vnumbers *n);    /* 10 */
-tare_status rule_quant_bias(vfolder *f, const vlinear *l, const vnumbers *n);     /* 11 */
-tare_status rule_integer_range(vfolder *f, const vlinear *l, const vnumbers *n);  /* 12 */
-tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n);  /* 15 */
+tare_status rule_deq_bits(vfolder *f, const vlinear *l, const vnumbers *n);      /* 7 */
+tare_status rule_scales(vfolder *f, const vlinear *l, const vnumbers *n);        /* 8 */
+tare_status rule_offsets(vfolder *f, const vlinear *l, const vnumbers *n);       /* 9 */
+tare_status rule_deq_product(vfolder *f, const vlinear *l, const vnumbers *n);   /* 10 */
+tare_status rule_quant_bias(vfolder *f, const vlinear *l, const vnumbers *n);    /* 11 */
+tare_status rule_integer_range(vfolder *f, const vlinear *l, const vnumbers *n); /* 12 */
+tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n); /* 15 */
 
 #endif

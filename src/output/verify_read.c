@@ -51,7 +51,7 @@ tare_status verify_read_elements(const vfolder *f, const vtensor *t, size_t firs
                                  float *out)
 {
     size_t width = dtype_size(t->info.dtype);
-    char piece[4096];
+    char piece[16384];
     size_t fit = sizeof piece / width;
     tare_status status = TARE_OK;
     while (count > 0) {
@@ -164,17 +164,6 @@ done:
     return status;
 }
 
-static tare_status load_scalar(const vfolder *f, const vtensor *t, float *out)
-{
-    float *value;
-    tare_status status = verify_read_floats(f, t, &value);
-    if (status != TARE_OK)
-        return status;
-    *out = value[0];
-    mem_free(f->v->ctx, value);
-    return TARE_OK;
-}
-
 tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *out)
 {
     const vtensor *const *parts = l->parts;
@@ -184,8 +173,8 @@ tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *ou
     out->num_scales = tensor_elements(&parts[TENSOR_WEIGHT_SCALE]->info);
     TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_SCALE], &out->weight_scale));
     TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_OFFSET], &out->weight_offset));
-    TRY(load_scalar(f, parts[TENSOR_INPUT_SCALE], &out->input_scale));
-    TRY(load_scalar(f, parts[TENSOR_INPUT_OFFSET], &out->input_offset));
+    TRY(verify_read_elements(f, parts[TENSOR_INPUT_SCALE], 0, 1, &out->input_scale));
+    TRY(verify_read_elements(f, parts[TENSOR_INPUT_OFFSET], 0, 1, &out->input_offset));
     if (parts[TENSOR_BIAS])
         TRY(verify_read_floats(f, parts[TENSOR_BIAS], &out->bias));
     out->quant_bias = mem_alloc_array(f->v->ctx, out->n, sizeof *out->quant_bias);

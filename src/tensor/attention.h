@@ -11,12 +11,15 @@ typedef struct attention_shape {
 
 /* q [tokens, num_heads*head_dim], k and v [tokens, num_kv_heads*head_dim], rotated already; row
  * strides in elements. out [tokens, num_heads*head_dim] = softmax(q k^T / sqrt(head_dim) + causal
- * mask) v. FP32; never tokens x tokens in memory: works on blocks of rows. `scratch`:
- * attention_scratch_size() floats for each of parallel_threads(ctx) threads. Parallel over heads
- * and row blocks. */
+ * mask) v. FP32; never tokens x tokens in memory: works on blocks of about 96 rows. `scratch`:
+ * attention_scratch_size() floats for each of parallel_threads(ctx) threads, 64-byte aligned.
+ * Parallel over key/value heads and row blocks; threads change nothing. tokens, head_dim > 0;
+ * num_heads a multiple of num_kv_heads. */
 void attention_forward(const tare_context *ctx, const attention_shape *shape, const float *q,
                        size_t q_stride, const float *k, size_t k_stride, const float *v,
                        size_t v_stride, float *out, size_t out_stride, float *scratch);
+/* Whatever the window: layers may differ in it. Grows with tokens: the longest sample's serves all.
+ */
 size_t attention_scratch_size(const attention_shape *shape);
 
 #endif

@@ -72,8 +72,9 @@ static tare_status read_token(reading *g, const value *v, added_token *t)
     TRY(stage_bool(r, v, "normalized", &t->normalized));
     if (!id || id->type != VALUE_NUMBER || !id->is_integer || id->integer < 0 ||
         id->integer > INT32_MAX)
-        return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: \"id\" must be an integer from 0 to 2^31-1",
-                         r->what);
+        return TARE_FAIL(r->ctx, TARE_E_MODEL,
+                         "%s: line %d: \"id\" must be an integer from 0 to 2^31-1", r->what,
+                         v->line);
     t->id = (uint32_t)id->integer;
     t->length = (uint32_t)content->length;
     t->content = arena_strndup(&g->to->arena, content->text, content->length);
@@ -148,10 +149,8 @@ static tare_status read_entry(reading *g, const value *v, uint32_t index)
     added_token *t = &g->entries[index];
     g->group_of[index] = NONE;
     tare_status status = read_token(g, v, t);
-    if (status != TARE_OK)
-        return TARE_WRAP(g->r->ctx, status, "added_tokens, item %u", index);
-    if (t->length == 0)
-        return TARE_OK;
+    if (status != TARE_OK || t->length == 0)
+        return status;
     uint32_t group_index;
     if ((status = find_group(g, t, &group_index)) != TARE_OK)
         return status;

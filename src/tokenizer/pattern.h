@@ -39,8 +39,8 @@ typedef struct regex regex;
  * no allocator. */
 tare_status regex_create(tare_context *ctx, const char *expression, size_t length, regex **out);
 void regex_free(regex *r);
-/* Appends the matches in `text` and what lies between them. TARE_E_MODEL if a match takes more than
- * a fixed number of steps back. */
+/* Appends the matches in `text` and what lies between them. TARE_E_MODEL if the matcher steps
+ * back more often than honest expressions do. Not for two threads at once. */
 tare_status regex_find(const regex *r, const char *text, size_t length, match_list *out);
 
 /* ---- patterns */

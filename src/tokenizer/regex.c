@@ -10,9 +10,13 @@ enum {
     MAX_PARSE_DEPTH = 200,
     MAX_STACK = 4 * 1024 * 1024 /* entries of the matcher's own stack, 40 bytes each */
 };
-/* Steps back in one match and in one search (which tries a match at each position). A long run of
- * white space makes `\s+(?!\S)` step back once a character, so this bounds no honest text. */
-enum { MAX_RETRIES_IN_MATCH = 20000000, MAX_RETRIES_IN_SEARCH = 50000000 };
+
+/* Steps back ("retries"). Oniguruma counts them within one search but does not tell how many there
+ * were. So a search begins with a low limit; one that meets it is charged to the budget of the
+ * whole text and tried again with a higher one. An honest expression takes a few steps a character.
+ */
+enum { FIRST_LIMIT = 1024, LIMIT_GROWTH = 4, BUDGET = 4000000, BUDGET_PER_BYTE = 16 };
+enum { CANCEL_EVERY = 256 }; /* searches */
 
 struct regex {
     tare_context *ctx;
@@ -66,8 +70,6 @@ tare_status regex_create(tare_context *ctx, const char *expression, size_t lengt
     }
     onig_initialize_match_param(r->limits);
     onig_set_match_stack_limit_size_of_match_param(r->limits, MAX_STACK);
-    onig_set_retry_limit_in_match_of_match_param(r->limits, MAX_RETRIES_IN_MATCH);
-    onig_set_retry_limit_in_search_of_match_param(r->limits, MAX_RETRIES_IN_SEARCH);
     *out = r;
     return TARE_OK;
 }
@@ -83,18 +85,42 @@ void regex_free(regex *r)
     mem_free(r->ctx, r);
 }
 
+/* Searches [from,end) of a text; what it takes too much of is taken from *budget. */
+static int search(const regex *r, const OnigUChar *begin, const OnigUChar *from,
+                  const OnigUChar *end, OnigRegion *region, unsigned long *budget)
+{
+    unsigned long limit = FIRST_LIMIT;
+    for (;;) {
+        onig_set_retry_limit_in_match_of_match_param(r->limits, limit);
+        onig_set_retry_limit_in_search_of_match_param(r->limits, limit);
+        int found = onig_search_with_param(r->compiled, begin, end, from, end, region,
+                                           ONIG_OPTION_NONE, r->limits);
+        if (found != ONIGERR_RETRY_LIMIT_IN_MATCH_OVER &&
+            found != ONIGERR_RETRY_LIMIT_IN_SEARCH_OVER)
+            return found;
+        if (*budget < limit)
+            return found;
+        *budget -= limit;
+        limit *= LIMIT_GROWTH;
+        if (limit > *budget + 1)
+            limit = *budget + 1; /* 0 would mean no limit */
+    }
+}
+
 tare_status regex_find(const regex *r, const char *text, size_t length, match_list *out)
 {
     const OnigUChar *begin = (const OnigUChar *)text, *end = begin + length;
     tare_status status = TARE_OK;
     size_t from = 0, previous = 0;
     bool matched = false;
+    unsigned long budget = BUDGET + BUDGET_PER_BYTE * (unsigned long)length;
     OnigRegion *region = onig_region_new();
     if (!region)
         return fail(r->ctx, ONIGERR_MEMORY, NULL, "");
-    while (from <= length) {
-        int found = onig_search_with_param(r->compiled, begin, end, begin + from, end, region,
-                                           ONIG_OPTION_NONE, r->limits);
+    for (unsigned n = 0; from <= length; n++) {
+        if (n % CANCEL_EVERY == 0)
+            TRY(context_check_cancelled(r->ctx));
+        int found = search(r, begin, begin + from, end, region, &budget);
         if (found == ONIG_MISMATCH)
             break;
         if (found < 0) {
@@ -102,6 +128,11 @@ tare_status regex_find(const regex *r, const char *text, size_t length, match_li
             goto done;
         }
         size_t match_start = (size_t)region->beg[0], match_end = (size_t)region->end[0];
+        /* \K in a look-around moves the start anywhere. */
+        if (match_start > match_end)
+            match_start = match_end;
+        if (match_start < previous)
+            match_start = previous;
         /* As the onig crate: an empty match right behind the last match is none; try further on. */
         if (match_start == match_end && matched && previous == match_end) {
             from += from < length ? utf8_length(begin[from]) : 1;

@@ -79,7 +79,8 @@ tare_status stage_bool(const stage_reader *r, const value *stage, const char *ke
 {
     const value *v = value_get(stage, key);
     if (!v || v->type != VALUE_BOOL)
-        return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: \"%s\" must be true or false", r->what, key);
+        return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: line %d: \"%s\" must be true or false", r->what,
+                         stage->line, key);
     *out = v->boolean;
     return TARE_OK;
 }
@@ -89,6 +90,7 @@ tare_status stage_string(const stage_reader *r, const value *stage, const char *
 {
     *out = value_get(stage, key);
     if (!*out || (*out)->type != VALUE_STRING)
-        return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: \"%s\" must be a string", r->what, key);
+        return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: line %d: \"%s\" must be a string", r->what,
+                         stage->line, key);
     return TARE_OK;
 }

@@ -201,6 +201,8 @@ tare_status tare_tokenizer_encode(tare_tokenizer *t, const char *text, size_t le
     *count = 0;
     if (length > MAX_TEXT)
         return TARE_FAIL(t->ctx, TARE_E_DATA, "a text of %zu bytes; at most %d", length, MAX_TEXT);
+    if (length == 0)
+        text = ""; /* it may be NULL */
     if (!utf8_valid(text, length))
         return TARE_FAIL(t->ctx, TARE_E_DATA, "a text is not valid UTF-8");
     encoding_init(&e, t);

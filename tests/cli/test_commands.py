@@ -192,7 +192,7 @@ def test_help_names_every_flag():
     text = run_tare("help", "quantize").stdout
     for flag in ("--out", "--calib", "--recipe", "--samples", "--max-length", "--dtype",
                  "--act-method", "--mm-tensor", "--pr", "--seed", "--disable-names",
-                 "--disable-level", "--disable-last-linear", "--save", "--part-file-size",
+                 "--disable-level", "--no-disable-last-linear", "--save", "--part-file-size",
                  "--compute", "--compat", "--threads", "--overwrite", "--no-verify", "--json"):
         assert flag in text, flag
     assert "--cpu" not in text  # for tests

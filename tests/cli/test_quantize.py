@@ -110,8 +110,8 @@ def test_first_input_scale_by_hand(model, tmp_path):
         lows.append(x.min())
         highs.append(x.max())
     low, high = min(np.mean(lows), 0), max(np.mean(highs), 0)
-    scale = tensor_file.round_to((high - low) / 255, "BF16")
-    offset = np.clip(np.rint(-low / float(scale)) - 128, -128, 127)
+    scale = tensor_file.round_to([(high - low) / 255], "BF16")[0]
+    offset = np.clip(np.rint(-low / scale) - 128, -128, 127)
     tensors = tensor_file.read_folder(tmp_path / "out")
     for name in ("q", "k", "v"):
         prefix = f"model.layers.0.self_attn.{name}_proj."

@@ -4,10 +4,12 @@
     pip install tokenizers unicodedata2
     python tests/python/make_unicode_ranges.py > src/tokenizer/unicode_ranges.c
 
-`tokenizers` mixes three Unicode versions: that of its Oniguruma (\\p{L}, \\p{N}), that of Rust's standard
-library (the Digits pre-tokenizer) and regex crate (\\w beside an added token), and that of its normalization
-tables (9.0: younger code points are left alone). So the library itself is asked, one code point at a time.
+`tokenizers` mixes three Unicode versions: that of its Oniguruma (\\p{L}, \\p{N}), that of Rust's
+standard library (the Digits pre-tokenizer) and regex crate (\\w beside an added token), and that of
+its normalization tables (9.0: younger code points are left alone). So the library itself is asked,
+one code point at a time.
 """
+
 import unicodedata2
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -41,7 +43,7 @@ def word():
 
 
 def inert():
-    """Code points that current Unicode decomposes, reorders or composes and the library does not."""
+    """Code points that Unicode decomposes, reorders or composes and the library does not."""
     nfd, nfkd, found = normalizers.NFD(), normalizers.NFKD(), set()
     for c in ALL:
         text = chr(c)
@@ -54,18 +56,19 @@ def inert():
                     parts = [int(p, 16) for p in decomposition.split()]
                     found.update(p for p in parts if p >= 0x10000)
         elif unicodedata2.combining(text):
-            # Between a mark of class 230 and one of class 1, each of which has another class than this one.
+            # Beside a mark of another class: one of class 1, or 230 if it is of class 1 itself.
             low, high = ("a" + text + "\u0334", "a\u0301" + text)
-            moved = nfd.normalize_str(low) != low if unicodedata2.combining(text) > 1 else \
-                nfd.normalize_str(high) != high
+            moved = (nfd.normalize_str(low) != low
+                     if unicodedata2.combining(text) > 1 else nfd.normalize_str(high) != high)
             if not moved:
                 found.add(c)
     return found
 
 
 def main():
-    sets = [("LETTER", matched_by(r"\p{L}")), ("NUMBER", matched_by(r"\p{N}")), ("SPACE", matched_by(r"\s")),
-            ("NUMERIC", numeric()), ("WORD", word()), ("INERT", inert())]
+    sets = [("LETTER", matched_by(r"\p{L}")), ("NUMBER", matched_by(r"\p{N}")),
+            ("SPACE", matched_by(r"\s")), ("NUMERIC", numeric()), ("WORD", word()),
+            ("INERT", inert()), ]
     ranges = []
     for c in ALL:
         flags = sum(1 << i for i, (_, members) in enumerate(sets) if c in members)
@@ -75,13 +78,18 @@ def main():
             ranges[-1][1] = c
         else:
             ranges.append([c, c, flags])
-    print("/* Made by tests/python/make_unicode_ranges.py; not to be edited. Flags as in unicode.h: "
-          + ", ".join(f"{1 << i} {name}" for i, (name, _) in enumerate(sets)) + ". */")
+    print(
+        "/* Made by tests/python/make_unicode_ranges.py; not to be edited. Flags as in unicode.h: "
+        + ", ".join(f"{1 << i} {name}" for i, (name, _) in enumerate(sets)) + ". */")
     print('#include "tokenizer/unicode.h"\n\nconst unicode_range unicode_ranges[] = {')
     for first, last, flags in ranges:
         print(f"{{0x{first:04x}, 0x{last:04x}, {flags}}},")
-    print("};\nconst size_t unicode_range_count = sizeof unicode_ranges / sizeof unicode_ranges[0];\n")
-    ascii_flags = [sum(1 << i for i, (_, members) in enumerate(sets) if c in members) for c in range(128)]
+    print(
+        "};\nconst size_t unicode_range_count = sizeof unicode_ranges / sizeof unicode_ranges[0];\n"
+    )
+    ascii_flags = [
+        sum(1 << i for i, (_, members) in enumerate(sets) if c in members) for c in range(128)
+    ]
     print("const uint8_t unicode_ascii[128] = {" + ", ".join(map(str, ascii_flags)) + "};")
 
 

@@ -1,8 +1,9 @@
 """The tokenizer against the `tokenizers` library: ids and decoded text must be equal.
 
-The pipelines of SmolLM2, GPT-2, Llama-3 and Qwen2 get small vocabularies that are trained here; SmolLM2's real one
-is tested too where TARE_SMOLLM2 names its folder.
+The pipelines of SmolLM2, GPT-2, Llama-3 and Qwen2 get small vocabularies that are trained here;
+SmolLM2's real one is tested too where TARE_SMOLLM2 names its folder.
 """
+
 import itertools
 import json
 import os
@@ -12,20 +13,15 @@ from ctypes import POINTER, byref, c_bool, c_size_t, c_uint32, c_void_p, string_
 
 import libtare
 import pytest
-from conftest import DATA, ROOT
 from libtare import TareError
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-          r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-
+from tokenizer_texts import GPT2, LLAMA3, QWEN2, SCRIPTS, assigned, make_texts, source_lines
+from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers,
+                        processors, trainers)
 
 E_MODEL, E_FORMAT, E_DATA = 4, 5, 6  # tare_status
 
-
 # ---- libtare
+
 
 class Tare(libtare.Tokenizer):
     """tare's tokenizer, with all that its API has."""
@@ -41,16 +37,18 @@ class Tare(libtare.Tokenizer):
     def encode(self, text, special=True):
         data = text if isinstance(text, bytes) else text.encode()
         ids, count = POINTER(c_uint32)(), c_size_t()
-        self.library.check(self.library.lib.tare_tokenizer_encode(
-            self.handle, data, len(data), special, byref(ids), byref(count)))
+        self.library.check(
+            self.library.lib.tare_tokenizer_encode(self.handle, data, len(data), special,
+                                                   byref(ids), byref(count)))
         result = ids[:count.value]
         self.library.lib.tare_free(self.library.context, ids)
         return result
 
     def decode(self, ids, skip=False):
         text, length = c_void_p(), c_size_t()
-        self.library.check(self.library.lib.tare_tokenizer_decode(
-            self.handle, (c_uint32 * len(ids))(*ids), len(ids), skip, byref(text), byref(length)))
+        self.library.check(
+            self.library.lib.tare_tokenizer_decode(self.handle, (c_uint32 * len(ids))(*ids),
+                                                   len(ids), skip, byref(text), byref(length)))
         result = string_at(text, length.value)
         assert string_at(text.value + length.value, 1) == b"\0"
         self.library.lib.tare_free(self.library.context, text)
@@ -63,8 +61,12 @@ class Tare(libtare.Tokenizer):
 @pytest.fixture(scope="module", autouse=True)
 def tare_library(library):
     lib = library.lib
-    lib.tare_tokenizer_decode.argtypes = [c_void_p, POINTER(c_uint32), c_size_t, c_bool, POINTER(c_void_p),
-                                          POINTER(c_size_t)]
+    lib.tare_tokenizer_decode.argtypes = [
+        c_void_p,
+        POINTER(c_uint32), c_size_t, c_bool,
+        POINTER(c_void_p),
+        POINTER(c_size_t),
+    ]
     lib.tare_tokenizer_vocab_size.argtypes = lib.tare_memory_used.argtypes = [c_void_p]
     lib.tare_tokenizer_vocab_size.restype = lib.tare_memory_used.restype = c_size_t
     Tare.library = library
@@ -72,81 +74,27 @@ def tare_library(library):
     Tare.library = None
 
 
-# ---- texts
-
-SCRIPTS = {
-    "latin": "The quick brown fox déjà vu naïve Straße łódź œuvre don't WE'LL it's I'M they'Re could'VE ſ'ſ",
-    "cyrillic": "Съешь же ещё этих мягких французских булок да выпей чаю Ґанок Ђорђе",
-    "greek": "Ξεσκεπάζω την ψυχοφθόρα βδελυγμία ἀρχὴ ᾧ ὕδωρ",
-    "hebrew": "דג סקרן שט בים מאוכזב ולפתע מצא חברה שָׁלוֹם",
-    "arabic": "نص حكيم له سر قاطع وذو شأن عظيم مَرْحَبًا ۱۲۳ ٤٥٦",
-    "devanagari": "ऋषियों को सताने वाले दुष्ट राक्षसों १२३ हिन्दी क़ख़",
-    "thai": "เป็นมนุษย์สุดประเสริฐเลิศคุณค่า ๑๒๓ น้ำ",
-    "chinese": "天地玄黃宇宙洪荒 我能吞下玻璃而不伤身体 一二三 𠀋𪚥",
-    "japanese": "いろはにほへと ちりぬるを カタカナ ガギグ 漢字仮名交じり文 ①②③ ﾊﾟ",
-    "korean": "키스의 고유조건은 입술끼리 만나야 하고 각 가",
-    "tamil": "யாமறிந்த மொழிகளிலே தமிழ்மொழி போல் இனிதாவது ௧௨௩ கொ",
-    "vietnamese": "Tiếng Việt có thanh điệu ngã hỏi nặng ế ử ợ",
-}
-EMOJI = ["😀", "👩‍👩‍👧‍👦", "👍🏽", "🇩🇪", "❤️", "🏳️‍🌈", "1️⃣", "🫠", "©", "™", "½", "²", "Ⅻ", "㊿", "ﬁ", "Å", "Å", "Ω", "ΰ"]
-SPACES = [" ", "  ", "   ", "\n", "\n\n", "\r\n", "\t", "\t\t", "\u00a0", "\u3000", "\u2028", "\u200b", "\u0085", "\v", " \n ", "\u180e"]
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>", "<repo_name>", "<|im_", "<|"]
-
-
-def assigned():
-    """Code points assigned in Unicode 13, without those for private use, which would crowd out the others."""
-    lines = (DATA / "unicode13_assigned.txt").read_text().splitlines()
-    ranges = [[int(x, 16) for x in line.split()] for line in lines if not line.startswith("#")]
-    return [c for first, last in ranges for c in range(first, last + 1) if unicodedata.category(chr(c)) != "Co"]
-
-
-def source_lines():
-    files = sorted((ROOT / "src").rglob("*.[ch]")) + sorted((ROOT / "tests").rglob("*.py"))
-    return [line for f in files for line in f.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def make_texts(count, seed):
-    """`count` texts: words of one script or several, code, emoji, white space, special tokens, any code points."""
-    rng = random.Random(seed)
-    codes = assigned()
-    words = {name: text.split() for name, text in SCRIPTS.items()}
-    every = [w for ws in words.values() for w in ws]
-    lines = source_lines()
-    marks = [c for c in codes if unicodedata.combining(chr(c))]
-    makers = [
-        lambda: rng.choice(SPACES[:6]).join(rng.choices(words[rng.choice(list(words))], k=rng.randint(1, 12))),
-        lambda: "".join(w + rng.choice(SPACES + [""]) for w in rng.choices(every, k=rng.randint(1, 8))),
-        lambda: unicodedata.normalize(rng.choice(["NFD", "NFKD", "NFC"]), " ".join(rng.choices(every, k=6))),
-        lambda: "\n".join(lines[i:i + 3]) if (i := rng.randrange(len(lines))) >= 0 else "",
-        lambda: "".join(rng.choices(EMOJI + SPACES + ["a", "Z", "7"], k=rng.randint(1, 10))),
-        lambda: "".join(map(chr, rng.choices(codes, k=rng.randint(1, 20)))),
-        lambda: "".join(rng.choice("ab é") + "".join(map(chr, rng.choices(marks, k=rng.randint(0, 4))))
-                        for _ in range(rng.randint(1, 6))),
-        lambda: "".join(rng.choices(SPACES, k=rng.randint(1, 12))) + rng.choice(["", "x", "1", "."]),
-        lambda: "".join(rng.choices(SPECIALS + every + SPACES, k=rng.randint(2, 9))),
-        lambda: rng.choice(["", " ", "-", "x"]).join(str(rng.randrange(10 ** rng.randint(1, 12))) for _ in range(5)),
-        lambda: "".join(rng.choices("'’sSſtTreRvVeEmMlLdD kK\u212a 1.\n", k=rng.randint(1, 16))),
-        lambda: rng.choice("aAé 1.=-\n漢") * rng.randint(1, 400),
-    ]
-    return [makers[i % len(makers)]() for i in range(count)]
-
-
 # ---- pipelines
 
+
 def byte_level_model(pattern, normalizer, add_prefix_space=False, digits=False):
-    """A small BPE tokenizer trained on the sources and the words of all scripts, without special tokens."""
+    """A small BPE tokenizer trained on the sources and the words of all scripts."""
     t = Tokenizer(models.BPE())
     t.normalizer = normalizer
     steps = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
     if pattern:
-        steps += [pre_tokenizers.Split(Regex(pattern), "isolated"),
-                  pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False)]
+        steps += [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=False),
+        ]
     else:
         steps += [pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=True)]
     t.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
     t.decoder = decoders.ByteLevel()
     t.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(vocab_size=3000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=3000,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)
     t.train_from_iterator(source_lines() + list(SCRIPTS.values()) * 20, trainer)
     return t
 
@@ -159,19 +107,26 @@ def llama3():
     for word in ("Ġquick", "булок"):
         j["model"]["vocab"].setdefault(word, max(j["model"]["vocab"].values()) + 1)
     t = Tokenizer.from_str(json.dumps(j))
-    t.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in ("<|begin_of_text|>", "<|eot_id|>")])
+    t.add_special_tokens([
+        AddedToken(s, special=True, normalized=False) for s in ("<|begin_of_text|>", "<|eot_id|>")
+    ])
     begin = t.token_to_id("<|begin_of_text|>")
     t.post_processor = processors.Sequence([
         processors.ByteLevel(trim_offsets=False),
-        processors.TemplateProcessing(single="<|begin_of_text|> $A", pair="<|begin_of_text|> $A <|begin_of_text|> $B",
-                                      special_tokens=[("<|begin_of_text|>", begin)])])
+        processors.TemplateProcessing(single="<|begin_of_text|> $A",
+                                      pair="<|begin_of_text|> $A <|begin_of_text|> $B",
+                                      special_tokens=[("<|begin_of_text|>", begin)],
+                                      ),
+    ])
     return t
 
 
 def qwen2():
     t = byte_level_model(QWEN2, normalizers.NFC())
-    t.add_special_tokens([AddedToken(s, special=True, normalized=False)
-                          for s in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")])
+    t.add_special_tokens([
+        AddedToken(s, special=True, normalized=False)
+        for s in ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    ])
     t.add_tokens([AddedToken("<tool_call>", normalized=False)])
     return t
 
@@ -184,8 +139,10 @@ def gpt2():
 
 def smollm2():
     t = byte_level_model(None, None, digits=True)
-    t.add_special_tokens([AddedToken(s, special=True, normalized=False)
-                          for s in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>")])
+    t.add_special_tokens([
+        AddedToken(s, special=True, normalized=False)
+        for s in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>")
+    ])
     return t
 
 
@@ -220,11 +177,13 @@ def both(request, folder):
 
 @pytest.fixture(scope="module")
 def small(folder):
-    """Parts of a tokenizer whose merges cross all boundaries of words, so that every cut shows in the ids."""
+    """A tokenizer whose merges cross boundaries of words, so that every cut shows in the ids."""
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     t.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=1500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=1500,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                                  show_progress=False)
     t.train_from_iterator(make_texts(600, 5) + ["a1b22 c333  d\n"] * 50, trainer)
     return json.loads(t.to_str())
 
@@ -235,6 +194,7 @@ def assert_same(hf, tare, texts, special=True):
 
 
 # ---- tests
+
 
 def test_ids_and_text(both):
     hf, tare = both
@@ -252,7 +212,10 @@ def test_ids_and_text(both):
 
 def test_every_code_point(both):
     hf, tare = both
-    texts = [f"x{chr(c)}y {chr(c)}{chr(c)}3{chr(c)}'{chr(c)}\n{chr(c)} '{chr(c)}e 'l{chr(c)}" for c in assigned() + [0xE000, 0xF8FF, 0xF0000, 0x10FFFD]]
+    texts = [
+        f"x{chr(c)}y {chr(c)}{chr(c)}3{chr(c)}'{chr(c)}\n{chr(c)} '{chr(c)}e 'l{chr(c)}"
+        for c in assigned() + [0xE000, 0xF8FF, 0xF0000, 0x10FFFD]
+    ]
     for i in range(0, len(texts), 10000):
         assert_same(hf, tare, texts[i:i + 10000])
 
@@ -276,19 +239,40 @@ def test_random_ids_decode(both):
 def test_long_words(both):
     hf, tare = both
     rng = random.Random(4)
-    texts = ["a" * 100000, "ab" * 50000, "".join(rng.choices("abc", k=50000)), "é" * 30000, " " * 50000 + "x",
-             "\n" * 50000 + " " * 50000 + "x", "=" * 65537, "漢字" * 20000, "e\u0301\u0323" * 10000, "a" + "\u0301\u0323" * 5000]
+    texts = [
+        "a" * 100000, "ab" * 50000, "".join(rng.choices("abc", k=50000)), "é" * 30000,
+        " " * 50000 + "x", "\n" * 50000 + " " * 50000 + "x", "=" * 65537, "漢字" * 20000,
+        "e\u0301\u0323" * 10000, "a" + "\u0301\u0323" * 5000,
+    ]
     assert_same(hf, tare, texts)
 
 
 @pytest.mark.parametrize("pattern", [GPT2, LLAMA3, QWEN2])
 def test_oniguruma_agrees_with_scanners(folder, small, pattern):
     """In parentheses an expression is none of the known ones."""
+
     def with_pattern(p):
-        j = dict(small, pre_tokenizer={"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": p}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}]})
+        j = dict(small,
+                 pre_tokenizer={
+                     "type":
+                     "Sequence",
+                     "pretokenizers": [{
+                         "type": "Split",
+                         "pattern": {
+                             "Regex": p
+                         },
+                         "behavior": "Isolated",
+                         "invert": False,
+                     }, {
+                         "type": "ByteLevel",
+                         "add_prefix_space": False,
+                         "trim_offsets": False,
+                         "use_regex": False,
+                     }, ],
+                 },
+                 )
         return open_both(j, folder / "pattern.json")
+
     hf, scanner = with_pattern(pattern)
     _, oniguruma = with_pattern(f"(?:{pattern})")
     texts = make_texts(6000, 6)
@@ -296,61 +280,149 @@ def test_oniguruma_agrees_with_scanners(folder, small, pattern):
     assert_same(hf, oniguruma, texts)
 
 
-@pytest.mark.parametrize("behavior", ["Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"])
+@pytest.mark.parametrize(
+    "behavior", ["Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"])
 @pytest.mark.parametrize("invert", [False, True])
 def test_split_behaviors(folder, small, behavior, invert):
-    texts = make_texts(600, 7) + ["", "a", "11", "1a1", "a1", "a  b", "  ", "aa.bb..c", "xax", "ax", "xa"]
-    patterns = [{"Regex": r"\d"}, {"Regex": r"\s+"}, {"Regex": LLAMA3}, {"Regex": ""}, {"Regex": "x*"}, {"Regex": r"(?=[A-Z])"},
-                {"String": " "}, {"String": "a"}, {"String": ".."}, {"String": ""}, {"String": "a.b*"}, {"Regex": r"[^a]\b"}]
+    texts = make_texts(
+        600, 7) + ["", "a", "11", "1a1", "a1", "a  b", "  ", "aa.bb..c", "xax", "ax", "xa", ]
+    patterns = [{
+        "Regex": r"\d"
+    }, {
+        "Regex": r"\s+"
+    }, {
+        "Regex": LLAMA3
+    }, {
+        "Regex": ""
+    }, {
+        "Regex": "x*"
+    }, {
+        "Regex": r"(?=[A-Z])"
+    }, {
+        "String": " "
+    }, {
+        "String": "a"
+    }, {
+        "String": ".."
+    }, {
+        "String": ""
+    }, {
+        "String": "a.b*"
+    }, {
+        "Regex": r"[^a]\b"
+    }, ]
     for i, pattern in enumerate(patterns):
-        j = dict(small, pre_tokenizer={"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}]})
+        j = dict(small,
+                 pre_tokenizer={
+                     "type":
+                     "Sequence",
+                     "pretokenizers": [{
+                         "type": "Split",
+                         "pattern": pattern,
+                         "behavior": behavior,
+                         "invert": invert
+                     }, {
+                         "type": "ByteLevel",
+                         "add_prefix_space": False,
+                         "trim_offsets": False,
+                         "use_regex": False,
+                     }, ],
+                 },
+                 )
         hf, tare = open_both(j, folder / f"split{i}.json")
         assert_same(hf, tare, texts)
 
 
 def byte_level(space, regex):
-    return {"type": "ByteLevel", "add_prefix_space": space, "trim_offsets": True, "use_regex": regex}
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": space,
+        "trim_offsets": True,
+        "use_regex": regex,
+    }
 
 
 @pytest.mark.parametrize("pre_tokenizer", [
-    None, byte_level(True, True), byte_level(True, False), byte_level(False, True),
-    {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
-    {"type": "Sequence", "pretokenizers": []},
-    {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": False}, byte_level(True, True)]},
-    {"type": "Sequence", "pretokenizers": [byte_level(False, False), {"type": "Digits", "individual_digits": True}]},
-    {"type": "Sequence", "pretokenizers": [byte_level(True, True), byte_level(True, True)]},
-    {"type": "Sequence", "pretokenizers": [{"type": "Sequence", "pretokenizers": [
-        {"type": "Digits", "individual_digits": True}]}, byte_level(False, True)]},
-], ids=str)
+    None,
+    byte_level(True, True),
+    byte_level(True, False),
+    byte_level(False, True), {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True
+    }, {
+        "type": "Sequence",
+        "pretokenizers": []
+    }, {
+        "type": "Sequence",
+        "pretokenizers": [{
+            "type": "Digits",
+            "individual_digits": False
+        }, byte_level(True, True), ],
+    }, {
+        "type": "Sequence",
+        "pretokenizers":
+        [byte_level(False, False), {
+            "type": "Digits",
+            "individual_digits": True
+        }, ],
+    }, {
+        "type": "Sequence",
+        "pretokenizers": [byte_level(True, True), byte_level(True, True)]
+    }, {
+        "type":
+        "Sequence",
+        "pretokenizers": [{
+            "type": "Sequence",
+            "pretokenizers": [{
+                "type": "Digits",
+                "individual_digits": True
+            }],
+        },
+                          byte_level(False, True), ],
+    },
+],
+                         ids=str,
+                         )
 def test_pre_tokenizers(folder, small, pre_tokenizer):
     hf, tare = open_both(dict(small, pre_tokenizer=pre_tokenizer), folder / "pre.json")
     assert_same(hf, tare, make_texts(3000, 8))
 
 
-@pytest.mark.parametrize("names", [["NFC"], ["NFD"], ["NFKC"], ["NFKD"], ["NFD", "NFC"], ["NFKD", "NFC", "NFD"], []])
+@pytest.mark.parametrize(
+    "names", [["NFC"], ["NFD"], ["NFKC"], ["NFKD"], ["NFD", "NFC"], ["NFKD", "NFC", "NFD"], []])
 def test_normalizers(folder, small, names):
     stages = [{"type": n} for n in names]
     normalizer = stages[0] if len(stages) == 1 else {"type": "Sequence", "normalizers": stages}
     hf, tare = open_both(dict(small, normalizer=normalizer), folder / "norm.json")
     assert_same(hf, tare, make_texts(6000, 9))
     base = "a\u0301{}\u0323\u0301{}"
-    assert_same(hf, tare, [base.format(chr(c), unicodedata.normalize("NFKD", chr(c))) for c in assigned()])
+    assert_same(hf, tare,
+                [base.format(chr(c), unicodedata.normalize("NFKD", chr(c))) for c in assigned()])
 
 
 def test_added_tokens(folder, small):
     rng = random.Random(10)
-    contents = ["<a>", "<a><b>", "ab", "abc", "bc", " ", "\n", "  x", "é", "e\u0301", "ÅB", "A\u030aB", "aaaa", "aaaab", "a",
-                "_", "漢", "<|x|>", "Ġ", "\u00a0y", "'s", "12"]
-    pieces = contents + ["x", "b", "aa", " ", "  ", "\n", "e", "\u0301", ".", "9", "ⓐ", "\u200d", "\u3000", "<", "漢字"]
+    contents = [
+        "<a>", "<a><b>", "ab", "abc", "bc", " ", "\n", "  x", "é", "e\u0301", "ÅB", "A\u030aB",
+        "aaaa", "aaaab", "a", "_", "漢", "<|x|>", "Ġ", "\u00a0y", "'s", "12",
+    ]
+    pieces = contents + [
+        "x", "b", "aa", " ", "  ", "\n", "e", "\u0301", ".", "9", "ⓐ", "\u200d", "\u3000", "<",
+        "漢字",
+    ]
     flags = ["single_word", "lstrip", "rstrip", "normalized", "special"]
     for round_ in range(60):
         added = []
         for content in rng.choices(contents, k=rng.randint(1, 8)):
-            added.append({"id": rng.randrange(5000), "content": content, **{f: rng.random() < 0.4 for f in flags}})
+            added.append({
+                "id": rng.randrange(5000),
+                "content": content,
+                **{f: rng.random() < 0.4 for f in flags},
+            })
         normalizer = rng.choice([None, {"type": "NFC"}, {"type": "NFD"}])
-        hf, tare = open_both(dict(small, added_tokens=added, normalizer=normalizer), folder / "added.json")
+        hf, tare = open_both(dict(small, added_tokens=added, normalizer=normalizer),
+                             folder / "added.json")
         texts = ["".join(rng.choices(pieces, k=rng.randint(1, 14))) for _ in range(200)]
         for text in texts:
             try:
@@ -365,7 +437,7 @@ def test_added_tokens(folder, small):
 
 
 def test_model_forms(folder, small):
-    """Merges as strings, options of old files, gaps between ids, no type, unknown tokens, repeated merges."""
+    """Merges as strings, old options, gaps between ids, no type, unknown tokens, repetitions."""
     texts = make_texts(600, 11)
     j = json.loads(json.dumps(small))
     j["model"]["merges"] = ["#version: 0.2"] + [" ".join(m) for m in j["model"]["merges"]]
@@ -385,7 +457,10 @@ def test_model_forms(folder, small):
     for unk, fuse in itertools.product([None, "a", "Ġ"], [False, True]):
         j = json.loads(json.dumps(small))
         lost = [c for c in j["model"]["vocab"] if len(c) == 1 and c not in "aĠ"][::3]
-        j["model"]["vocab"] = {k: v for k, v in j["model"]["vocab"].items() if not set(k) & set(lost)}
+        j["model"]["vocab"] = {
+            k: v
+            for k, v in j["model"]["vocab"].items() if not set(k) & set(lost)
+        }
         j["model"]["merges"] = [m for m in j["model"]["merges"] if not set("".join(m)) & set(lost)]
         j["model"].update(unk_token=unk, fuse_unk=fuse)
         hf, tare = open_both(j, folder / "unknown.json")
@@ -393,8 +468,14 @@ def test_model_forms(folder, small):
 
 
 def test_decoders(folder, small):
-    for decoder in (None, {"type": "Sequence", "decoders": []},
-                    {"type": "Sequence", "decoders": [byte_level(True, True), byte_level(True, True)]}):
+    for decoder in (None, {
+            "type": "Sequence",
+            "decoders": []
+    }, {
+            "type": "Sequence",
+            "decoders": [byte_level(True, True), byte_level(True, True)]
+    },
+                    ):
         hf, tare = open_both(dict(small, decoder=decoder), folder / "decoder.json")
         for text in make_texts(300, 12):
             ids = hf.encode(text).ids
@@ -402,41 +483,65 @@ def test_decoders(folder, small):
 
 
 def change(path, value):
+
     def apply(j):
         for key in path[:-1]:
             j = j[key]
         j[path[-1]] = value
+
     return apply
 
 
-@pytest.mark.parametrize("path,value,status,message", [
-    (["normalizer"], {"type": "Lowercase"}, E_MODEL, "Lowercase"),
-    (["normalizer"], {}, E_MODEL, "normalizer"),
-    (["pre_tokenizer"], {"type": "Metaspace"}, E_MODEL, "Metaspace"),
-    (["pre_tokenizer"], {"type": "Split", "pattern": {"Regex": "("}, "behavior": "Isolated", "invert": False}, E_MODEL, "regular expression"),
-    (["pre_tokenizer"], {"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Torn", "invert": False}, E_MODEL, "Torn"),
-    (["decoder"], {"type": "WordPiece"}, E_MODEL, "WordPiece"),
-    (["post_processor"], {"type": "BertProcessing"}, E_MODEL, "BertProcessing"),
-    (["model", "type"], "Unigram", E_MODEL, "Unigram"),
-    (["model", "byte_fallback"], True, E_MODEL, "byte_fallback"),
-    (["model", "dropout"], 0.1, E_MODEL, "dropout"),
-    (["model", "continuing_subword_prefix"], "##", E_MODEL, "continuing_subword_prefix"),
-    (["model", "end_of_word_suffix"], "</w>", E_MODEL, "end_of_word_suffix"),
-    (["model", "merges"], [["a", "nowhere"]], E_MODEL, "nowhere"),
-    (["model", "merges"], [["a"]], E_MODEL, "merge"),
-    (["model", "merges"], ["a b c"], E_MODEL, "merge"),
-    (["model", "merges"], [["a", "b"], "a b"], E_MODEL, "merge"),
-    (["model", "merges"], None, E_MODEL, "merges"),
-    (["model", "vocab", "a"], "1", E_MODEL, '"a"'),
-    (["model", "vocab", "a"], 1.5, E_MODEL, '"a"'),
-    (["model", "vocab", "a"], -1, E_MODEL, '"a"'),
-    (["model", "vocab", "a"], 2 ** 31, E_MODEL, '"a"'),
-    (["model", "vocab", "a"], 3, E_MODEL, "same id"),
-    (["model"], None, E_MODEL, "model"),
-    (["version"], "2.0", E_MODEL, "2.0"),
-    (["added_tokens"], {}, E_MODEL, "added_tokens"),
-    (["added_tokens"], [{"id": 1, "content": "x"}], E_MODEL, "special"),
-], ids=str)
+@pytest.mark.parametrize(
+    "path,value,status,message",
+    [(["normalizer"], {
+        "type": "Lowercase"
+    }, E_MODEL, "Lowercase"), (["normalizer"], {}, E_MODEL, "normalizer"),
+     (["pre_tokenizer"], {
+         "type": "Metaspace"
+     }, E_MODEL, "Metaspace"),
+     (["pre_tokenizer"], {
+         "type": "Split",
+         "pattern": {
+             "Regex": "("
+         },
+         "behavior": "Isolated",
+         "invert": False
+     }, E_MODEL, "regular expression",
+      ),
+     (["pre_tokenizer"], {
+         "type": "Split",
+         "pattern": {
+             "Regex": "a"
+         },
+         "behavior": "Torn",
+         "invert": False
+     }, E_MODEL, "Torn",
+      ), (["decoder"], {
+          "type": "WordPiece"
+      }, E_MODEL, "WordPiece"),
+     (["post_processor"], {
+         "type": "BertProcessing"
+     }, E_MODEL, "BertProcessing"), (["model", "type"], "Unigram", E_MODEL, "Unigram"),
+     (["model", "byte_fallback"], True, E_MODEL, "byte_fallback"),
+     (["model", "dropout"], 0.1, E_MODEL, "dropout"),
+     (["model", "continuing_subword_prefix"], "##", E_MODEL, "continuing_subword_prefix"),
+     (["model", "end_of_word_suffix"], "</w>", E_MODEL, "end_of_word_suffix"),
+     (["model", "merges"], [["a", "nowhere"]], E_MODEL, "nowhere"),
+     (["model", "merges"], [["a"]], E_MODEL, "merge"),
+     (["model", "merges"], ["a b c"], E_MODEL, "merge"),
+     (["model", "merges"], [["a", "b"], "a b"], E_MODEL, "merge"),
+     (["model", "merges"], None, E_MODEL, "merges"), (["model", "vocab", "a"], "1", E_MODEL, '"a"'),
+     (["model", "vocab", "a"], 1.5, E_MODEL, '"a"'), (["model", "vocab", "a"], -1, E_MODEL, '"a"'),
+     (["model", "vocab", "a"], 2**31, E_MODEL, '"a"'),
+     (["model", "vocab", "a"], 3, E_MODEL, "same id"), (["model"], None, E_MODEL, "model"),
+     (["version"], "2.0", E_MODEL, "2.0"), (["added_tokens"], {}, E_MODEL, "added_tokens"),
+     (["added_tokens"], [{
+         "id": 1,
+         "content": "x"
+     }], E_MODEL, "special"), ],
+    ids=str,
+)
 def test_refused(folder, small, path, value, status, message):
     j = json.loads(json.dumps(small))
     change(path, value)(j)
@@ -450,7 +555,9 @@ def test_refused(folder, small, path, value, status, message):
 def test_malformed_file(folder, small):
     file = folder / "malformed.json"
     text = json.dumps(small)
-    for broken in ("", "{", text[:-1], text + "x", text[:len(text) // 2], '{"a":1,"a":2}', '{"x":"\\ud800"}'):
+    for broken in ("", "{", text[:-1], text + "x", text[:len(text) // 2], '{"a":1,"a":2}',
+                   '{"x":"\\ud800"}',
+                   ):
         file.write_text(broken)
         with pytest.raises(TareError) as e:
             Tare(file)
@@ -458,7 +565,16 @@ def test_malformed_file(folder, small):
 
 
 def test_retries_are_limited(folder, small):
-    j = dict(small, pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False})
+    j = dict(small,
+             pre_tokenizer={
+                 "type": "Split",
+                 "pattern": {
+                     "Regex": "(a+)+$"
+                 },
+                 "behavior": "Isolated",
+                 "invert": False,
+             },
+             )
     file = folder / "retries.json"
     file.write_text(json.dumps(j))
     with pytest.raises(TareError, match="retry-limit") as e:
@@ -475,7 +591,7 @@ def test_bad_text_and_ids(folder, small):
             tare.encode(bad)
         assert e.value.status == E_DATA
     with pytest.raises(TareError, match="out of range") as e:
-        tare.decode([1, 10 ** 6])
+        tare.decode([1, 10**6])
     assert e.value.status == E_DATA
     assert tare.encode("") == [] and tare.decode([]) == ""
     assert tare.decode(tare.encode("a\0b")) == "a\0b"

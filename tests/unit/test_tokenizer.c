@@ -336,6 +336,12 @@ static void test_regex_limits(void **state)
     assert_int_equal(pattern_from_regex(f->ctx, "(a+)+$", 6, false, &p), TARE_OK);
     assert_int_equal(pattern_find(&p, text, sizeof text, &list), TARE_E_MODEL);
     pattern_free(f->ctx, &p);
+    /* A match whose start lies before the end of the last one must not hold the search up. */
+    list.count = 0;
+    assert_int_equal(pattern_from_regex(f->ctx, "(?<=\\Ka)", 8, false, &p), TARE_OK);
+    assert_int_equal(pattern_find(&p, "aab", 3, &list), TARE_OK);
+    assert_true(list.count <= 4);
+    pattern_free(f->ctx, &p);
     mem_free(f->ctx, list.items);
     memset(text, '(', sizeof text);
     assert_int_equal(pattern_from_regex(f->ctx, text, sizeof text, false, &p), TARE_E_MODEL);

@@ -245,7 +245,7 @@ static size_t golden_linears;
 
 static bool uses_plain_weights(tare_context *ctx, const char *folder)
 {
-    char path[2048], *text;
+    char path[4096], *text;
     size_t length;
     snprintf(path, sizeof path, "%s/case.json", folder);
     assert_ok(ctx, file_read_all(ctx, path, 1 << 20, &text, &length));

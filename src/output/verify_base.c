@@ -1,0 +1,238 @@
+/* Rules that compare with the source checkpoint (--base): 14 tensors, 15 distance of the weights,
+ * 25 files. */
+#include <math.h>
+#include <string.h>
+
+#include "output/copy_files.h"
+#include "output/verify_internal.h"
+#include "tensor/convert.h"
+
+enum { PIECE_BYTES = 1 << 20, PIECE_ELEMENTS = 1 << 18 };
+
+/* The base's own faults end the verification; a NaN in it is its fault, not the output's. */
+static tare_status read_base(vfolder *f, const tensor_info *t, uint64_t offset, void *data,
+                             size_t size)
+{
+    return checkpoint_read(f->v->base, t, offset, data, size);
+}
+
+static bool same_shape(const tensor_info *a, const tensor_info *b)
+{
+    bool same = a->rank == b->rank;
+    for (int i = 0; same && i < a->rank; i++)
+        same = a->shape[i] == b->shape[i];
+    return same;
+}
+
+static float float_at(tare_dtype dtype, const char *raw, size_t index)
+{
+    uint16_t half;
+    float x;
+    if (dtype == TARE_F32) {
+        memcpy(&x, raw + index * sizeof x, sizeof x);
+        return x;
+    }
+    memcpy(&half, raw + index * sizeof half, sizeof half);
+    return dtype == TARE_BF16 ? bf16_to_float(half) : fp16_to_float(half);
+}
+
+/* ---- rule 14 ---- */
+
+/* Stored bytes against the source's; if the dtypes differ (compat), against its rounded values. */
+static bool pieces_equal(const tensor_info *stored, const char *a, const tensor_info *source,
+                         const char *b, size_t count)
+{
+    if (stored->dtype == source->dtype)
+        return memcmp(a, b, count * dtype_size(stored->dtype)) == 0;
+    for (size_t i = 0; i < count; i++) {
+        float x = float_at(stored->dtype, a, i);
+        if (x != round_to_dtype((double)float_at(source->dtype, b, i), stored->dtype))
+            return false;
+    }
+    return true;
+}
+
+static tare_status check_float(vfolder *f, const vtensor *t, const tensor_info *source)
+{
+    tare_context *ctx = f->v->ctx;
+    size_t count = tensor_elements(source), widest = sizeof(double);
+    size_t here = dtype_size(t->info.dtype), there = dtype_size(source->dtype);
+    bool comparable = t->info.dtype == source->dtype ||
+                      (f->num.compat && dtype_is_float(t->info.dtype) &&
+                       dtype_is_float(source->dtype));
+    char *a = mem_alloc(ctx, PIECE_ELEMENTS * widest), *b = mem_alloc(ctx, PIECE_ELEMENTS * widest);
+    tare_status status = TARE_OK;
+
+    TRY(a && b ? TARE_OK : TARE_E_MEMORY);
+    if (!comparable) {
+        verify_fail(f->v, 14, t->info.name, dtype_name(source->dtype), "%s",
+                    dtype_name(t->info.dtype));
+        goto done;
+    }
+    for (size_t at = 0; at < count; at += PIECE_ELEMENTS) {
+        size_t n = count - at < PIECE_ELEMENTS ? count - at : PIECE_ELEMENTS;
+        TRY(verify_read(f, t, (uint64_t)at * here, a, n * here));
+        TRY(read_base(f, source, (uint64_t)at * there, b, n * there));
+        if (!pieces_equal(&t->info, a, source, b, n)) {
+            verify_fail(f->v, 14, t->info.name, "the values of the base", "others");
+            break;
+        }
+    }
+done:
+    mem_free(ctx, a);
+    mem_free(ctx, b);
+    return status;
+}
+
+tare_status rule_base_tensors(vfolder *f)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < checkpoint_count(f->v->base); i++) {
+        const tensor_info *source = checkpoint_at(f->v->base, i);
+        const vtensor *t = verify_find(f, source->name);
+        TRY(context_check_cancelled(f->v->ctx));
+        if (!t) {
+            if (str_ends_with(source->name, ".weight"))
+                verify_fail(f->v, 14, source->name, "every weight of the base", "no such tensor");
+        } else if (!same_shape(&t->info, source)) {
+            char want[96], have[96];
+            verify_shape_text(source, want, sizeof want);
+            verify_shape_text(&t->info, have, sizeof have);
+            verify_fail(f->v, 14, source->name, want, "%s", have);
+        } else if (!t->type || strcmp(t->type, "FLOAT") == 0) {
+            TRY(check_float(f, t, source));
+        }
+    }
+done:
+    return status;
+}
+
+/* ---- rule 15 ---- */
+
+typedef struct distance {
+    double max, sum; /* in scales */
+    size_t count, bad, first_bad;
+} distance;
+
+/* Half a step, and what lies beyond 127. The division is FP32 (compat: in the model dtype, where a
+ * quotient near 127 has lost bits). */
+static void add_distance(distance *d, size_t row, int8_t q, double w, double scale, double slack)
+{
+    double error = fabs((double)q * scale - w) / scale;
+    double clipped = fmax(fabs(w) / scale - 127.0, 0.0);
+    if (error > d->max)
+        d->max = error;
+    d->sum += error;
+    d->count++;
+    if (!(error <= 0.5 + slack + clipped) && d->bad++ == 0)
+        d->first_bad = row;
+}
+
+static double quotient_slack(const vfolder *f)
+{
+    double half_ulp = 0x1p-24;
+    if (f->num.compat && f->num.dtype != TARE_F32)
+        half_ulp = f->num.dtype == TARE_BF16 ? 0x1p-8 : 0x1p-11;
+    return 128.0 * half_ulp + 1e-5;
+}
+
+static tare_status measure(vfolder *f, const vlinear *l, const vnumbers *n,
+                           const tensor_info *source, distance *d)
+{
+    tare_context *ctx = f->v->ctx;
+    size_t width = dtype_size(source->dtype), total = n->n * n->k;
+    double slack = quotient_slack(f);
+    int8_t *q = mem_alloc(ctx, PIECE_BYTES);
+    char *w = mem_alloc(ctx, PIECE_BYTES * sizeof(float));
+    tare_status status = TARE_OK;
+
+    TRY(q && w ? TARE_OK : TARE_E_MEMORY);
+    for (size_t at = 0; at < total; at += PIECE_BYTES) {
+        size_t count = total - at < PIECE_BYTES ? total - at : PIECE_BYTES;
+        TRY(context_check_cancelled(ctx));
+        TRY(verify_read(f, l->parts[TENSOR_WEIGHT], at, q, count));
+        TRY(read_base(f, source, (uint64_t)at * width, w, count * width));
+        for (size_t i = 0; i < count; i++) {
+            size_t row = (at + i) / n->k;
+            float x = float_at(source->dtype, w, i);
+            if (f->num.compat) /* the reference loads the model in this dtype */
+                x = round_to_dtype((double)x, f->num.dtype);
+            add_distance(d, row, q[i], (double)x,
+                         (double)n->weight_scale[n->num_scales == 1 ? 0 : row], slack);
+        }
+    }
+done:
+    mem_free(ctx, q);
+    mem_free(ctx, w);
+    return status;
+}
+
+tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n)
+{
+    const char *name = l->parts[TENSOR_WEIGHT]->info.name;
+    const tensor_info *source = checkpoint_find(f->v->base, name);
+    distance d = {0};
+    verify *v = f->v;
+    if (!source || !same_shape(&l->parts[TENSOR_WEIGHT]->info, source) ||
+        !dtype_is_float(source->dtype))
+        return TARE_OK; /* rule 14 */
+    tare_status status = measure(f, l, n, source, &d);
+    if (status != TARE_OK)
+        return status;
+    if (d.bad > 0)
+        verify_fail(v, 15, name, "within half a scale of the base",
+                    "row %zu is further away (%zu values, up to %.3g scales)", d.first_bad, d.bad,
+                    d.max);
+    v->error_max = d.max > v->error_max ? d.max : v->error_max;
+    v->error_sum += d.sum;
+    v->error_count += d.count;
+    return TARE_OK;
+}
+
+/* ---- rule 25 ---- */
+
+static bool is_listed(const vfolder *f, const char *name)
+{
+    for (size_t i = 0; i < f->num_names; i++)
+        if (strcmp(f->names[i], name) == 0)
+            return true;
+    return false;
+}
+
+static tare_status check_copied(vfolder *f, const char *real_base, const char *name,
+                                bool *tokenizer)
+{
+    char *path = NULL;
+    const char *why;
+    if (!copy_wanted(name, false))
+        return TARE_OK;
+    tare_status status = copy_resolve(f->v->ctx, real_base, name, &path, &why);
+    if (path && !is_listed(f, name))
+        verify_fail(f->v, 25, name, "the file of the base", "no such file");
+    *tokenizer |= path && (str_starts_with(name, "tokenizer") || str_starts_with(name, "vocab") ||
+                           str_ends_with(name, ".tiktoken"));
+    mem_free(f->v->ctx, path);
+    return status;
+}
+
+tare_status rule_base_files(vfolder *f)
+{
+    tare_context *ctx = f->v->ctx;
+    char **names = NULL, *real = NULL;
+    size_t count = 0;
+    bool tokenizer = false;
+    tare_status status = TARE_OK;
+
+    TRY(path_real(ctx, f->v->base_dir, &real));
+    TRY(folder_list(ctx, real, &names, &count));
+    for (size_t i = 0; i < count; i++)
+        TRY(check_copied(f, real, names[i], &tokenizer));
+    if (!is_listed(f, "config.json"))
+        verify_fail(f->v, 25, "config.json", "the model's configuration", "no such file");
+    if (!tokenizer)
+        verify_warn(f->v, 25, f->v->base_dir, "a tokenizer beside the weights", "none");
+done:
+    folder_list_free(ctx, names, count);
+    mem_free(ctx, real);
+    return status;
+}

@@ -1,0 +1,129 @@
+/* Rule 26, the key sets of the npy files, and rule 27, the agreement of several layouts of one run.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "output/verify_internal.h"
+
+enum { COMPARE_ELEMENTS = 4096 };
+
+tare_status rule_npy_keys(vfolder *f)
+{
+    static const npy_file NEEDED[] = {NPY_QUANT_WEIGHT, NPY_WEIGHT_SCALE, NPY_WEIGHT_OFFSET,
+                                      NPY_INPUT_OFFSET, NPY_DEQ_SCALE,    NPY_QUANT_BIAS};
+    const npy_dict *scales = f->npy[NPY_INPUT_SCALE];
+    if (!f->npy[NPY_QUANT_WEIGHT])
+        verify_fail(f->v, 26, npy_file_name(NPY_QUANT_WEIGHT), "the weights", "no such file");
+    for (size_t i = 0; scales && i < npy_count(scales); i++) {
+        const char *key = npy_at(scales, i)->key;
+        for (size_t j = 0; j < sizeof NEEDED / sizeof *NEEDED; j++)
+            if (!f->npy[NEEDED[j]] || !npy_find(f->npy[NEEDED[j]], key))
+                verify_fail(f->v, 26, key, "a key of every file of a linear", "none in %s",
+                            npy_file_name(NEEDED[j]));
+    }
+    return TARE_OK;
+}
+
+/* ---- rule 27 ---- */
+
+/* The tensor of another layout; the numpy layout adds ".weight" to names that are no weights. */
+static const vtensor *counterpart(const vfolder *f, const char *name)
+{
+    char longer[1024];
+    const vtensor *t = verify_find(f, name);
+    if (t || f->layout != LAYOUT_NUMPY)
+        return t;
+    snprintf(longer, sizeof longer, "%s%s", name, role_suffix(TENSOR_WEIGHT));
+    return verify_find(f, longer);
+}
+
+/* Copies and zero biases of norms are stored in some layouts only (section 4.2). */
+static bool may_be_absent(const char *name)
+{
+    return strstr(name, ".module.") || str_ends_with(name, "norm.bias");
+}
+
+static bool is_decodable(tare_dtype dtype)
+{
+    return dtype_is_float(dtype) || dtype == TARE_I64;
+}
+
+static tare_status equal_bytes(vfolder *f, const vtensor *a, vfolder *g, const vtensor *b,
+                               bool *equal)
+{
+    char left[COMPARE_ELEMENTS * 4], right[COMPARE_ELEMENTS * 4];
+    tare_status status = TARE_OK;
+    *equal = a->info.bytes == b->info.bytes;
+    for (uint64_t at = 0; *equal && at < a->info.bytes; at += sizeof left) {
+        uint64_t rest = a->info.bytes - at;
+        size_t size = rest < sizeof left ? (size_t)rest : sizeof left;
+        TRY(verify_read(f, a, at, left, size));
+        TRY(verify_read(g, b, at, right, size));
+        *equal = memcmp(left, right, size) == 0;
+    }
+done:
+    return status;
+}
+
+/* Values after decoding; a single scale equals its repetition. */
+static tare_status equal_values(vfolder *f, const vtensor *a, vfolder *g, const vtensor *b,
+                                bool *equal)
+{
+    float left[COMPARE_ELEMENTS], right[COMPARE_ELEMENTS];
+    size_t na = tensor_elements(&a->info), nb = tensor_elements(&b->info);
+    size_t count = na > nb ? na : nb;
+    tare_status status = TARE_OK;
+    *equal = na == nb || na == 1 || nb == 1;
+    for (size_t at = 0; *equal && at < count; at += COMPARE_ELEMENTS) {
+        size_t n = count - at < COMPARE_ELEMENTS ? count - at : COMPARE_ELEMENTS;
+        TRY(verify_read_elements(f, a, na == 1 ? 0 : at, na == 1 ? 1 : n, left));
+        TRY(verify_read_elements(g, b, nb == 1 ? 0 : at, nb == 1 ? 1 : n, right));
+        for (size_t i = 0; i < n && *equal; i++)
+            *equal = memcmp(&left[na == 1 ? 0 : i], &right[nb == 1 ? 0 : i], sizeof *left) == 0;
+    }
+done:
+    return status;
+}
+
+static tare_status compare(vfolder *f, const vtensor *a, vfolder *g, const vtensor *b)
+{
+    tare_status status = TARE_OK;
+    bool equal = false;
+    if (is_decodable(a->info.dtype) && is_decodable(b->info.dtype))
+        TRY(equal_values(f, a, g, b, &equal));
+    else if (a->info.dtype == b->info.dtype)
+        TRY(equal_bytes(f, a, g, b, &equal));
+    if (!equal)
+        verify_fail(f->v, 27, a->info.name, "the values of the other layout", "others in %s",
+                    f->dir);
+done:
+    return status;
+}
+
+/* Every layout against the first one. */
+tare_status rule_layouts_agree(vfolder *f)
+{
+    vfolder *first = &f->v->folders[0];
+    size_t found = 0, expected = 0;
+    tare_status status = TARE_OK;
+    if (f == first || first->broken)
+        return TARE_OK;
+    for (size_t i = 0; i < first->num_tensors; i++) {
+        const vtensor *b = &first->tensors[i], *a = counterpart(f, b->info.name);
+        TRY(context_check_cancelled(f->v->ctx));
+        if (a) {
+            found += !may_be_absent(a->info.name);
+            TRY(compare(f, a, first, b));
+        } else if (!may_be_absent(b->info.name)) {
+            verify_fail(f->v, 27, b->info.name, "the tensors of the other layout", "none in %s",
+                        f->dir);
+        }
+    }
+    for (size_t i = 0; i < f->num_tensors; i++)
+        expected += !may_be_absent(f->tensors[i].info.name);
+    if (expected > found)
+        verify_fail(f->v, 27, f->dir, "the tensors of the other layout", "%zu more",
+                    expected - found);
+done:
+    return status;
+}

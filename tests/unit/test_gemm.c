@@ -1,0 +1,239 @@
+/* Matrix products: 8-bit ones are exact, with extreme values and the largest K; float ones stay
+ * within the bound of FP32 sums against double arithmetic. The bytes are the same for any number of
+ * threads and any grouping of samples. Failing allocations leave nothing behind. */
+#include "tensor/convert.h"
+#include "tensor/gemm.h"
+#include "tensor_fixture.h"
+
+static void check_int8(tare_context *ctx, size_t m, size_t n, size_t k, int extreme)
+{
+    random_state r = {m * 31 + n * 7 + k};
+    uint8_t *x = malloc(m * k);
+    int8_t *w = malloc(n * k);
+    int32_t *acc = malloc(m * n * sizeof *acc);
+    for (size_t i = 0; i < m * k; i++)
+        x[i] = extreme ? 255 : (uint8_t)random_bits(&r);
+    for (size_t i = 0; i < n * k; i++)
+        w[i] = extreme == 1   ? -128
+               : extreme == 2 ? 127
+               : extreme == 3 ? (i & 1 ? 127 : -128)
+                              : (int8_t)random_bits(&r);
+    assert_ok(ctx, gemm_u8s8(ctx, x, w, m, n, k, acc));
+    for (size_t i = 0; i < m; i++) {
+        for (size_t j = 0; j < n; j++) {
+            int64_t sum = 0;
+            for (size_t t = 0; t < k; t++)
+                sum += x[i * k + t] * w[j * k + t];
+            assert_int_equal(acc[i * n + j], sum);
+        }
+    }
+    free(x), free(w), free(acc);
+}
+
+static void test_int8_exact(void **state)
+{
+    (void)state;
+    const size_t shapes[][3] = {{1, 1, 1},   {3, 5, 7},    {17, 33, 65}, {5, 67, 127},
+                                {64, 9, 31}, {257, 3, 40}, {2, 513, 33}, {33, 20, 576}};
+    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+        tare_context *ctx = new_context_on(every_cpu[c], 2);
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+            for (int extreme = 0; extreme < 4; extreme++)
+                check_int8(ctx, shapes[i][0], shapes[i][1], shapes[i][2], extreme);
+        }
+        for (int extreme = 0; extreme < 4; extreme++)
+            check_int8(ctx, 5, 6, GEMM_MAX_K, extreme);
+        int32_t acc;
+        assert_fails(ctx, gemm_u8s8(ctx, NULL, NULL, 1, 1, GEMM_MAX_K + 1, &acc), TARE_E_MODEL,
+                     "65537");
+        assert_ok(ctx, gemm_u8s8(ctx, NULL, NULL, 0, 4, 4, &acc));
+        free_context(ctx);
+    }
+}
+
+typedef struct float_case {
+    size_t m, n, k;
+    float *x, *w, *bias, *y;
+    void *stored; /* w in its dtype */
+} float_case;
+
+static float_case float_case_new(tare_context *ctx, size_t m, size_t n, size_t k, tare_dtype dtype)
+{
+    random_state r = {m + n * 1000 + k * 7};
+    float_case c = {m,
+                    n,
+                    k,
+                    malloc(m * k * 4),
+                    malloc(n * k * 4),
+                    malloc(n * 4),
+                    malloc(m * n * 4),
+                    malloc(n * k * 4)};
+    random_fill(&r, c.x, m * k, -1, 1);
+    random_fill(&r, c.w, n * k, -1, 1);
+    random_fill(&r, c.bias, n, -1, 1);
+    narrow_from_float(ctx, dtype, c.w, n * k, c.stored);
+    widen_to_float(ctx, dtype, c.stored, n * k, c.w);
+    return c;
+}
+
+static void float_case_free(float_case *c)
+{
+    free(c->x), free(c->w), free(c->bias), free(c->y), free(c->stored);
+}
+
+/* Products in a sum of k FP32 terms: the error stays below k * 2^-24 * sum |x w|; random signs make
+ * it far smaller, so sqrt(k) + 8 is the bound here. */
+static void check_float(const float_case *c, gemm_compute compute, bool bias)
+{
+    for (size_t i = 0; i < c->m; i++) {
+        for (size_t j = 0; j < c->n; j++) {
+            double sum = bias ? c->bias[j] : 0, size = fabs(sum);
+            for (size_t t = 0; t < c->k; t++) {
+                double x = c->x[i * c->k + t], w = c->w[j * c->k + t];
+                if (compute == GEMM_BF16) {
+                    x = round_to_dtype(x, TARE_BF16);
+                    w = round_to_dtype(w, TARE_BF16);
+                }
+                sum += x * w;
+                size += fabs(x * w);
+            }
+            double bound = (sqrt((double)c->k) + 8) * 0x1p-24 * size;
+            if (!(fabs(c->y[i * c->n + j] - sum) <= bound))
+                fail_msg("[%zu,%zu] of %zux%zux%zu: %g, not %g", i, j, c->m, c->n, c->k,
+                         (double)c->y[i * c->n + j], sum);
+        }
+    }
+}
+
+static void test_float_against_double(void **state)
+{
+    (void)state;
+    const size_t shapes[][3] = {{1, 1, 1},    {1, 32, 256},  {13, 31, 257}, {12, 33, 5},
+                                {97, 64, 64}, {65, 513, 40}, {7, 100, 1030}};
+    const tare_dtype dtypes[] = {TARE_F32, TARE_F16, TARE_BF16};
+    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+        tare_context *ctx = new_context_on(every_cpu[c], 2);
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes * 6; i++) {
+            const size_t *s = shapes[i / 6];
+            gemm_compute compute = i % 2 ? GEMM_BF16 : GEMM_FP32;
+            tare_dtype dtype = dtypes[i / 2 % 3];
+            float_case f = float_case_new(ctx, s[0], s[1], s[2], dtype);
+            gemm_weight *w;
+            assert_ok(ctx, gemm_weight_create(ctx, compute, dtype, f.stored, s[1], s[2], &w));
+            assert_true(tare_memory_used(ctx) <= gemm_weight_bytes(compute, dtype, s[1], s[2]));
+            assert_ok(ctx, gemm_float(ctx, w, f.x, &s[0], 1, f.bias, f.y));
+            check_float(&f, compute, true);
+            assert_ok(ctx, gemm_float(ctx, w, f.x, &s[0], 1, NULL, f.y));
+            check_float(&f, compute, false);
+            gemm_weight_free(ctx, w);
+            float_case_free(&f);
+        }
+        free_context(ctx);
+    }
+}
+
+/* Samples of these lengths, in one call or in several, on one thread or more. */
+static void test_float_same_bytes(void **state)
+{
+    (void)state;
+    enum { SAMPLES = 5, N = 1060, K = 300, ROWS = 1 + 130 + 64 + 13 + 77 };
+    const size_t rows[SAMPLES] = {1, 130, 64, 13, 77},
+                 groups[][SAMPLES] = {{5}, {1, 1, 1, 1, 1}, {2, 3}, {4, 1}};
+    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+        for (int compute = GEMM_FP32; compute <= GEMM_BF16; compute++) {
+            tare_context *first = new_context_on(every_cpu[c], 1);
+            float_case f = float_case_new(first, ROWS, N, K, TARE_BF16);
+            float *expected = malloc(ROWS * N * sizeof *expected);
+            for (int threads = 1; threads <= 3; threads++) {
+                tare_context *ctx = new_context_on(every_cpu[c], threads);
+                gemm_weight *w;
+                assert_ok(ctx, gemm_weight_create(ctx, (gemm_compute)compute, TARE_BF16, f.stored,
+                                                  N, K, &w));
+                for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+                    size_t row = 0, sample = 0;
+                    memset(f.y, 0, ROWS * N * sizeof *f.y);
+                    for (size_t i = 0; sample < SAMPLES; i++) {
+                        assert_ok(ctx, gemm_float(ctx, w, f.x + row * K, rows + sample,
+                                                  groups[g][i], f.bias, f.y + row * N));
+                        for (size_t end = sample + groups[g][i]; sample < end; sample++)
+                            row += rows[sample];
+                    }
+                    if (threads == 1 && g == 0)
+                        memcpy(expected, f.y, ROWS * N * sizeof *expected);
+                    assert_memory_equal(f.y, expected, ROWS * N * sizeof *expected);
+                }
+                gemm_weight_free(ctx, w);
+                free_context(ctx);
+            }
+            free(expected);
+            float_case_free(&f);
+            free_context(first);
+        }
+    }
+}
+
+/* AVX2 and AVX-512 sum in the same order with the same fused steps: FP32 gives the same bytes. */
+static void test_vector_sets_agree(void **state)
+{
+    (void)state;
+    enum { M = 37, N = 70, K = 530 };
+    tare_context *contexts[] = {new_context_on(TARE_CPU_AVX2, 1),
+                                new_context_on(TARE_CPU_AVX512, 1)};
+    float_case f = float_case_new(contexts[0], M, N, K, TARE_F32);
+    float *other = malloc(M * N * sizeof *other), *results[] = {f.y, other};
+    size_t rows = M;
+    for (int i = 0; i < 2; i++) {
+        gemm_weight *w;
+        assert_ok(contexts[i],
+                  gemm_weight_create(contexts[i], GEMM_FP32, TARE_F32, f.stored, N, K, &w));
+        assert_ok(contexts[i], gemm_float(contexts[i], w, f.x, &rows, 1, NULL, results[i]));
+        gemm_weight_free(contexts[i], w);
+    }
+    assert_memory_equal(f.y, other, M * N * sizeof *other);
+    free(other);
+    float_case_free(&f);
+    free_context(contexts[0]);
+    free_context(contexts[1]);
+}
+
+static void test_failing_allocations(void **state)
+{
+    (void)state;
+    for (int compute = GEMM_FP32; compute <= GEMM_BF16; compute++) {
+        for (long allowed = 0;; allowed++) {
+            fault f = {-1, false};
+            tare_context_options options;
+            tare_context_options_init(&options);
+            options.threads = 2;
+            options.allow_allocation = fault_allow;
+            options.user = &f;
+            tare_context *ctx;
+            assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
+            float x[2 * 9] = {0}, w[600 * 9] = {0}, y[2 * 600];
+            size_t rows = 2;
+            gemm_weight *weight;
+            f.left = allowed;
+            tare_status status = gemm_weight_create(ctx, (gemm_compute)compute, TARE_F32, w, 600, 9,
+                                                    &weight);
+            if (status == TARE_OK)
+                status = gemm_float(ctx, weight, x, &rows, 1, NULL, y);
+            else
+                assert_null(weight);
+            assert_int_equal(status, f.hit ? TARE_E_MEMORY : TARE_OK);
+            gemm_weight_free(ctx, weight);
+            free_context(ctx);
+            if (!f.hit)
+                break;
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_int8_exact),          cmocka_unit_test(test_float_against_double),
+        cmocka_unit_test(test_float_same_bytes),    cmocka_unit_test(test_vector_sets_agree),
+        cmocka_unit_test(test_failing_allocations),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
