@@ -102,7 +102,7 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
                                value *out)
 {
     value dtype = string_value(torch_name(o->options.num.dtype)), no = {.type = VALUE_BOOL};
-    value text_config, type = {0};
+    value text_config, type = {0}, fa_key, fa_type, quantization = {.type = VALUE_MAP};
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
     const value *tied = value_get(config, "tie_word_embeddings");
@@ -127,6 +127,14 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     m = n;
     for (size_t i = 0; i < m; i++)
         inner[i].only_if_present = true;
+    if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files && o->fa_kept > 0) {
+        fa_key = string_value("fa_quant_type");
+        fa_type = string_value("FAQuant");
+        quantization.keys = &fa_key;
+        quantization.items = &fa_type;
+        quantization.count = 1;
+        edits[0].to = &quantization;
+    }
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files)
         edits[n++] = (edit){.key = "quantize", .to = &type};
     if (auto_map && !keep_auto_map(o, auto_map)) {

@@ -33,6 +33,7 @@ static const verify_rule RULES[] = {
     {15, A | S, NEEDS_TENSORS | NEEDS_BASE, NULL, rule_base_distance},
     {16, A, NEEDS_TENSORS, rule_norms_ascend, NULL},
     {17, S, NEEDS_TENSORS, rule_norms_module, NULL},
+    {19, A | S, NEEDS_TENSORS, rule_fa, NULL},
     {20, A | S, 0, rule_kv_or_fa, NULL},
     {21, A, 0, rule_config_ascend, NULL},
     {22, S, 0, rule_config_quantize, NULL},

@@ -142,6 +142,7 @@ tare_status rule_fused(vfolder *f);           /* 13 */
 tare_status rule_base_tensors(vfolder *f);    /* 14 */
 tare_status rule_norms_ascend(vfolder *f);    /* 16 */
 tare_status rule_norms_module(vfolder *f);    /* 17 */
+tare_status rule_fa(vfolder *f);              /* 19 */
 tare_status rule_kv_or_fa(vfolder *f);        /* 20 */
 tare_status rule_config_ascend(vfolder *f);   /* 21 */
 tare_status rule_config_quantize(vfolder *f); /* 22 */
