@@ -126,6 +126,9 @@ void verify_numbers_free(tare_context *ctx, vnumbers *n);
 /* verify_files.c: is this description key about the model, not about a tensor? */
 bool verify_is_global_key(const char *key);
 
+/* verify_types.c: is this a type string that engines know? */
+bool verify_is_known_type(const char *type);
+
 /* fused.c: does `module` belong to a group that engines fuse? The group's key ("<layer>|qkv") in
  * `key`. */
 bool fused_group_of(const architecture *arch, const char *module, buffer *key);

@@ -5,7 +5,7 @@
 
 #include "output/verify_internal.h"
 
-enum { COMPARE_PIECE = 1 << 16 };
+enum { COMPARE_PIECE = 1 << 16, PREFIX_MAX = 256 };
 
 /* ---- rules 4 and 5 ---- */
 
@@ -27,7 +27,7 @@ tare_status rule_keys(vfolder *f)
     return TARE_OK;
 }
 
-static bool is_known_type(const char *type)
+bool verify_is_known_type(const char *type)
 {
     static const char *const KNOWN[] = {"FLOAT", "W8A8",  "W8A8_DYNAMIC", "W8A8_MIX",
                                         "W8A16", "W4A16", "W8A8S",        "W4A8_DYNAMIC",
@@ -83,7 +83,7 @@ tare_status rule_types(vfolder *f)
         return TARE_OK;
     for (size_t i = 0; i < f->num_tensors; i++) {
         const vtensor *t = &f->tensors[i];
-        if (t->type && !is_known_type(t->type))
+        if (t->type && !verify_is_known_type(t->type))
             verify_fail(f->v, 5, t->info.name, "a known type", "%s", t->type);
     }
     for (size_t i = 0; i < f->num_linears; i++)
@@ -151,7 +151,7 @@ static void check_linear(vfolder *f, vlinear *l)
         verify_fail(f->v, 6, l->module, "a FLOAT weight alone", "tensors of a quantized linear");
         return;
     }
-    if (w && w->type && is_known_type(w->type) && strcmp(w->type, "W8A8") != 0) {
+    if (w && w->type && verify_is_known_type(w->type) && strcmp(w->type, "W8A8") != 0) {
         verify_warn(f->v, 6, l->module, "W8A8", "%s, whose tensors this version does not check",
                     w->type);
         return;
@@ -351,6 +351,8 @@ static const vlinear *quantized_prefix(const vfolder *f, const char *module, siz
     size_t parent = length;
     while (parent > 0 && module[parent - 1] != '.')
         parent--;
+    if (length - parent > PREFIX_MAX) /* no engine's name; and the search is quadratic */
+        return NULL;
     for (size_t n = parent + 1; n < length; n++) {
         const vlinear *l = verify_find_linear(f, module, n);
         if (l)
