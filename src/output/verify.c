@@ -41,6 +41,7 @@ static const verify_rule RULES[] = {
     {25, A | S, NEEDS_BASE, rule_base_files, NULL},
     {26, N, NEEDS_TENSORS, rule_npy_keys, NULL},
     {27, A | S | N, NEEDS_TENSORS, rule_layouts_agree, NULL},
+    {28, A, NEEDS_TENSORS, rule_new_biases, NULL},
     {29, A, NEEDS_TENSORS, rule_prefixes, NULL},
 };
 enum { NUM_RULES = sizeof RULES / sizeof *RULES };

@@ -152,6 +152,7 @@ tare_status rule_config_quantize(vfolder *f); /* 22 */
 tare_status rule_base_files(vfolder *f);      /* 25 */
 tare_status rule_npy_keys(vfolder *f);        /* 26 */
 tare_status rule_layouts_agree(vfolder *f);   /* 27 */
+tare_status rule_new_biases(vfolder *f);      /* 28 */
 tare_status rule_prefixes(vfolder *f);        /* 29 */
 
 /* Rules on one complete linear. */
