@@ -75,7 +75,8 @@ typedef enum tare_cpu {
 
 typedef struct tare_progress {
     const char *stage;  /* "score", "calibrate", "verify", … */
-    size_t done, total; /* units (decoder layers) */
+    const char *unit;   /* what is counted: "layer", "linear", … */
+    size_t done, total; /* units */
     size_t sample, samples;
     double eta_seconds; /* < 0: unknown */
 } tare_progress;

@@ -67,8 +67,8 @@ static void draw_bar(terminal *t, const tare_progress *p)
         bar[i] = i < filled ? '#' : '.';
     bar[WIDTH] = 0;
     format_eta(p->eta_seconds, eta, sizeof eta);
-    size_t layer = p->done < p->total ? p->done + 1 : p->total;
-    fprintf(stderr, "\r\033[K%-10s [%s] layer %zu of %zu", p->stage, bar, layer, p->total);
+    size_t current = p->done < p->total ? p->done + 1 : p->total;
+    fprintf(stderr, "\r\033[K%-10s [%s] %s %zu of %zu", p->stage, bar, p->unit, current, p->total);
     if (p->samples)
         fprintf(stderr, "  sample %zu of %zu", p->sample, p->samples);
     fprintf(stderr, "  ETA %s", eta);
@@ -83,14 +83,14 @@ static void print_line(terminal *t, const tare_progress *p)
 {
     char eta[32];
     bool fresh = strcmp(t->stage, p->stage) != 0;
-    if (p->samples && p->sample < p->samples)
+    if (p->samples)
         return;
     if (!fresh && p->done < p->total && !t->verbose && now() - t->last < 5)
         return;
     t->last = now();
     snprintf(t->stage, sizeof t->stage, "%s", p->stage);
     format_eta(p->eta_seconds, eta, sizeof eta);
-    fprintf(stderr, "%s: layer %zu of %zu done, ETA %s\n", p->stage, p->done, p->total, eta);
+    fprintf(stderr, "%s: %s %zu of %zu done, ETA %s\n", p->stage, p->unit, p->done, p->total, eta);
 }
 
 static void show_progress(void *user, const tare_progress *p)

@@ -60,7 +60,7 @@ static tare_status resolve(output *o, const char *path, char **out)
     char *real = NULL;
     tare_status status = path_real(o->ctx, path, &real);
     if (status != TARE_OK)
-        return status;
+        return status == TARE_E_IO ? TARE_E_FOLDER : status;
     *out = arena_strndup(&o->arena, real, strlen(real));
     mem_free(o->ctx, real);
     return *out ? TARE_OK : TARE_E_MEMORY;
@@ -95,6 +95,7 @@ static tare_status make_stage(output *o)
 {
     tare_status status = TARE_OK;
     o->made_dir = !path_exists(o->dir);
+    o->staged = true;
     TRY(folder_remove(o->ctx, o->stage));
     for (size_t i = 0; i < o->num_folders; i++) {
         TRY(folder_create(o->ctx, o->folders[i].stage));
@@ -123,24 +124,29 @@ tare_status output_prepare_folders(output *o)
         TRY(check_contents(o, o->dir));
     for (size_t i = 0; i < o->num_folders && o->num_folders > 1; i++)
         TRY(check_contents(o, o->folders[i].dir));
-    status = make_stage(o);
-    if (status != TARE_OK)
-        output_remove_stage(o);
+    TRY(make_stage(o));
 done:
     return status;
 }
 
+/* Runs after failures: the message that stands is the one that says what went wrong. */
 void output_remove_stage(output *o)
 {
-    char *end;
-    if (!o->stage)
+    char message[sizeof o->ctx->error];
+    if (!o->staged)
         return;
-    folder_remove(o->ctx, o->stage);
+    memcpy(message, tare_last_error(o->ctx), sizeof message);
+    tare_status status = folder_remove(o->ctx, o->stage);
+    if (status != TARE_OK) {
+        TARE_WARN(o->ctx, "a temporary folder stays behind: %s", tare_last_error(o->ctx));
+        TARE_FAIL(o->ctx, status, "%s", message);
+    }
     /* <dir>/.tare and a folder that this run made go only if nothing else is in them. */
-    end = strrchr(o->stage, '/');
+    char *end = strrchr(o->stage, '/');
     *end = '\0';
     rmdir(o->stage);
     *end = '/';
     if (o->made_dir)
         rmdir(o->dir);
+    o->staged = false;
 }

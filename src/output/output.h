@@ -1,15 +1,19 @@
 /* Writing an output: the save types ascendv1, safe_tensor and numpy from one stream of tensors
  * (specification: spec/output_formats.md). The life of an output:
  *
- *     output_open      checks the folder (TARE_E_FOLDER), makes <dir>/.tare/stage
- *     output_declare_* once for every tensor that will be written, in model order: shards are
- * planned from this output_begin     plans the shards, reserves the files output_write_*   the
- * data, in any order (a thread at a time) output_finish    index, copied files, config.json,
- * tare_run.json; verifies the stage; renames, description last output_free      in any case;
- * without a successful finish it removes what was staged
+ *   output_open       checks the folder (TARE_E_FOLDER), makes <dir>/.tare/stage
+ *   output_declare_*  once for every tensor that will be written, in model order: the shards are
+ *                     planned from this
+ *   output_begin      plans the shards, checks the free space, reserves the files
+ *   output_write_*    the data, a thread at a time, linears and FLOAT tensors in any order; with
+ *                     SAVE_NUMPY a FLOAT tensor is written to its end before the next one begins
+ *   output_finish     index, copied files, config.json, tare_run.json, description; verifies the
+ *                     stage (TARE_E_VERIFY); renames, the description last
+ *   output_free       in any case; without a successful finish nothing stays in the folder
  *
  * One folder needed (any of: ascendv1; safe_tensor and/or numpy): it is `dir`; more: dir/ascendv1
- * and dir/safe_tensor. */
+ * and dir/safe_tensor. With `overwrite`, an earlier output's files go at the end of
+ * output_finish, its description first. */
 #ifndef TARE_OUTPUT_OUTPUT_H
 #define TARE_OUTPUT_OUTPUT_H
 

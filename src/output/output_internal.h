@@ -74,7 +74,7 @@ struct output {
     arena arena;
     output_options options;
     char *dir, *stage, *model_dir; /* real paths */
-    bool made_dir, begun, head_quantized, numpy_widened;
+    bool made_dir, staged, begun, head_quantized, numpy_widened;
     size_t num_linears;
     size_t num_fa, fa_kept, fa_written; /* modules declared, that will have tensors, written */
     buffer new_biases;                  /* names of the linears, for a refusal */

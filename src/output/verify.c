@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/progress.h"
 #include "output/verify_internal.h"
 
 enum { A = 1 << LAYOUT_ASCENDV1, S = 1 << LAYOUT_SAFE_TENSOR, N = 1 << LAYOUT_NUMPY };
@@ -40,6 +41,7 @@ static const verify_rule RULES[] = {
     {25, A | S, NEEDS_BASE, rule_base_files, NULL},
     {26, N, NEEDS_TENSORS, rule_npy_keys, NULL},
     {27, A | S | N, NEEDS_TENSORS, rule_layouts_agree, NULL},
+    {28, A, NEEDS_TENSORS, rule_new_biases, NULL},
     {29, A, NEEDS_TENSORS, rule_prefixes, NULL},
 };
 enum { NUM_RULES = sizeof RULES / sizeof *RULES };
@@ -178,24 +180,18 @@ done:
     return status;
 }
 
-static void tell_progress(verify *v, size_t done, size_t total)
-{
-    tare_progress p = {.stage = "verify", .done = done, .total = total, .eta_seconds = -1};
-    if (v->ctx->options.progress)
-        v->ctx->options.progress(v->ctx->options.user, &p);
-}
-
 static tare_status run_rules(verify *v, vfolder *f)
 {
     tare_status status = TARE_OK;
     for (int i = 0; i < NUM_RULES; i++)
         if (RULES[i].folder && applies(&RULES[i], f))
             TRY(RULES[i].folder(f));
+    progress p;
+    progress_begin(&p, v->ctx, "verify", "linear", f->num_linears);
     for (size_t i = 0; i < f->num_linears && !f->broken; i++) {
-        tell_progress(v, i, f->num_linears);
         TRY(run_linear_rules(f, &f->linears[i]));
+        progress_unit_done(&p);
     }
-    tell_progress(v, f->num_linears, f->num_linears);
 done:
     return status;
 }

@@ -277,7 +277,9 @@ static bool marks_quantized(const vtensor *t, tensor_role role)
         return false;
     if (role != TENSOR_WEIGHT)
         return true;
-    return t->info.dtype == TARE_I8 || (t->type && strcmp(t->type, "FLOAT") != 0);
+    if (t->info.dtype == TARE_I8)
+        return true;
+    return t->type && strcmp(t->type, "FLOAT") != 0 && verify_is_known_type(t->type);
 }
 
 static tare_status add_linear(vfolder *f, const char *name, size_t length)

@@ -126,6 +126,9 @@ void verify_numbers_free(tare_context *ctx, vnumbers *n);
 /* verify_files.c: is this description key about the model, not about a tensor? */
 bool verify_is_global_key(const char *key);
 
+/* verify_types.c: is this a type string that engines know? */
+bool verify_is_known_type(const char *type);
+
 /* fused.c: does `module` belong to a group that engines fuse? The group's key ("<layer>|qkv") in
  * `key`. */
 bool fused_group_of(const architecture *arch, const char *module, buffer *key);
@@ -149,6 +152,7 @@ tare_status rule_config_quantize(vfolder *f); /* 22 */
 tare_status rule_base_files(vfolder *f);      /* 25 */
 tare_status rule_npy_keys(vfolder *f);        /* 26 */
 tare_status rule_layouts_agree(vfolder *f);   /* 27 */
+tare_status rule_new_biases(vfolder *f);      /* 28 */
 tare_status rule_prefixes(vfolder *f);        /* 29 */
 
 /* Rules on one complete linear. */

@@ -3,9 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/config.h"
 #include "output/verify_internal.h"
 
-enum { COMPARE_PIECE = 1 << 16 };
+enum { COMPARE_PIECE = 1 << 16, PREFIX_MAX = 256 };
 
 /* ---- rules 4 and 5 ---- */
 
@@ -27,7 +28,7 @@ tare_status rule_keys(vfolder *f)
     return TARE_OK;
 }
 
-static bool is_known_type(const char *type)
+bool verify_is_known_type(const char *type)
 {
     static const char *const KNOWN[] = {"FLOAT", "W8A8",  "W8A8_DYNAMIC", "W8A8_MIX",
                                         "W8A16", "W4A16", "W8A8S",        "W4A8_DYNAMIC",
@@ -83,7 +84,7 @@ tare_status rule_types(vfolder *f)
         return TARE_OK;
     for (size_t i = 0; i < f->num_tensors; i++) {
         const vtensor *t = &f->tensors[i];
-        if (t->type && !is_known_type(t->type))
+        if (t->type && !verify_is_known_type(t->type))
             verify_fail(f->v, 5, t->info.name, "a known type", "%s", t->type);
     }
     for (size_t i = 0; i < f->num_linears; i++)
@@ -151,7 +152,7 @@ static void check_linear(vfolder *f, vlinear *l)
         verify_fail(f->v, 6, l->module, "a FLOAT weight alone", "tensors of a quantized linear");
         return;
     }
-    if (w && w->type && is_known_type(w->type) && strcmp(w->type, "W8A8") != 0) {
+    if (w && w->type && verify_is_known_type(w->type) && strcmp(w->type, "W8A8") != 0) {
         verify_warn(f->v, 6, l->module, "W8A8", "%s, whose tensors this version does not check",
                     w->type);
         return;
@@ -343,6 +344,45 @@ done:
     return status;
 }
 
+/* ---- rule 28 ---- */
+
+static bool config_flag(const vfolder *f, const char *key)
+{
+    const value *v = value_get(f->config, key);
+    return v && v->type == VALUE_BOOL && v->boolean;
+}
+
+/* The architecture's row for a module; NULL: none. */
+static const linear_spec *spec_of(const architecture *arch, const char *module, size_t length)
+{
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        size_t tail = strlen(arch->linears[i].name);
+        if (length > tail && module[length - tail - 1] == '.' &&
+            memcmp(module + length - tail, arch->linears[i].name, tail) == 0)
+            return &arch->linears[i];
+    }
+    return NULL;
+}
+
+tare_status rule_new_biases(vfolder *f)
+{
+    const value *type = value_get(f->config, "model_type");
+    const architecture *arch = type && type->type == VALUE_STRING ? architecture_find(type->text)
+                                                                  : NULL;
+    model_config config = {.attention_bias = config_flag(f, "attention_bias"),
+                           .mlp_bias = config_flag(f, "mlp_bias")};
+    size_t length;
+    for (size_t i = 0; i < f->num_tensors && arch; i++) {
+        const char *name = f->tensors[i].info.name;
+        if (role_of_name(name, &length) != TENSOR_BIAS || verify_find_linear(f, name, length))
+            continue;
+        const linear_spec *spec = spec_of(arch, name, length);
+        if (spec && !model_config_has_bias(&config, spec->bias))
+            verify_fail(f->v, 28, name, "no bias: this architecture has none here", "one");
+    }
+    return TARE_OK;
+}
+
 /* ---- rule 29 ---- */
 
 /* Is a quantized module's name the beginning of this FLOAT module's last component? */
@@ -351,6 +391,8 @@ static const vlinear *quantized_prefix(const vfolder *f, const char *module, siz
     size_t parent = length;
     while (parent > 0 && module[parent - 1] != '.')
         parent--;
+    if (length - parent > PREFIX_MAX) /* no engine's name; and the search is quadratic */
+        return NULL;
     for (size_t n = parent + 1; n < length; n++) {
         const vlinear *l = verify_find_linear(f, module, n);
         if (l)

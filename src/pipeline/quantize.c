@@ -147,7 +147,7 @@ static tare_status run_layers(run *r)
 {
     tare_status status = TARE_OK;
     size_t layers = r->model->config.num_layers, h = r->model->config.hidden_size;
-    progress_begin(&r->progress, r->ctx, "calibrate", layers);
+    progress_begin(&r->progress, r->ctx, "calibrate", "layer", layers);
     TRY(embed_tokens(r->model, r->samples.ids, r->samples.tokens, copy_embedding, r, r->hidden));
     if (r->score_hidden) /* the float stream starts from the same embeddings */
         memcpy(r->score_hidden, r->hidden, r->score_tokens * h * sizeof *r->hidden);
@@ -169,9 +169,7 @@ static tare_status finish(run *r, tare_quantize_result *result)
     buffer record;
     buffer_init(&record, r->ctx);
     TRY(run_record(r, &record));
-    progress_begin(&r->progress, r->ctx, "write", 1);
     TRY(output_finish(r->out, record.data, &result->bytes_out));
-    progress_unit_done(&r->progress);
     result->linears = r->num_linears;
     result->linears_quantized = r->num_quantized;
     result->samples = r->samples.count;

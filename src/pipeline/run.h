@@ -7,7 +7,7 @@
 #include "calibration/samples.h"
 #include "model/linear.h"
 #include "output/output.h"
-#include "pipeline/progress.h"
+#include "base/progress.h"
 #include "quantize/fa3.h"
 #include "quantize/fallback.h"
 #include "quantize/observer.h"

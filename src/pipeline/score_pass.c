@@ -118,7 +118,7 @@ tare_status score_pass(run *r)
     float *x = mem_alloc_array(r->ctx, r->score_tokens * r->model->config.hidden_size, sizeof *x);
     if (!x)
         return TARE_E_MEMORY;
-    progress_begin(&r->progress, r->ctx, "score", layers);
+    progress_begin(&r->progress, r->ctx, "score", "layer", layers);
     TRY(embed_tokens(r->model, r->samples.ids, r->score_tokens, NULL, NULL, x));
     for (size_t i = 0; i < layers; i++) {
         TRY(score_layer(r, i, x));

@@ -465,15 +465,15 @@ tare_status tare_recipe_load(tare_recipe *r, const char *path)
     const value *root;
     arena a;
     arena_init(&a, r->ctx);
-    if (path_exists(path))
+    if (path_exists(path) && !path_is_folder(path))
         TRY(yaml_parse_file(r->ctx, &a, path, RECIPE_LIMIT, &root));
     else
         TRY(parse_shipped(r, &a, path, &root));
     TRY(load_sections(r, path, root));
 done:
     arena_free(&a);
-    /* A recipe that does not parse is a wrong recipe, as a wrong setting in it is. */
-    return status == TARE_E_FORMAT ? TARE_E_USAGE : status;
+    /* A recipe that is absent or does not parse is a wrong recipe, as a wrong setting in it is. */
+    return status == TARE_E_FORMAT || status == TARE_E_IO ? TARE_E_USAGE : status;
 }
 
 /* ---- writing ---- */

@@ -150,68 +150,73 @@ static inline v_int v_abs_bits(v_float v)
     return (v_int)v & 0x7fffffff;
 }
 
-static inline v_int vi_max(v_int a, v_int b)
+/* Bit 31 is set where x is infinite or NaN: their exponent is the one that overflows. */
+static inline v_int v_not_finite(v_float v)
 {
-    v_int greater = a > b;
-    return (greater & a) | (~greater & b);
+    return (v_int)((v_uint)v_abs_bits(v) + 0x00800000u);
 }
 
-/* The largest bit pattern of |x|: ordered as the floats are, infinity and NaN above all. */
-static inline float v_abs_max_lane(v_int bits, bool *finite)
+static inline bool v_any_negative(v_int bits)
 {
-    int32_t max = 0;
+    int32_t any = 0;
     for (size_t i = 0; i < V_LANES; i++)
-        max = bits[i] > max ? bits[i] : max;
-    if (max >= 0x7f800000)
-        *finite = false;
-    float f;
-    memcpy(&f, &max, sizeof f);
-    return f;
+        any |= bits[i];
+    return any < 0;
+}
+
+static inline float v_largest(v_float v)
+{
+    float max = v[0];
+    for (size_t i = 1; i < V_LANES; i++)
+        max = v[i] > max ? v[i] : max;
+    return max;
 }
 
 static void v_min_max(const float *x, size_t n, float *min, float *max, bool *finite)
 {
     v_float low[2] = {v_set1(x[0]), v_set1(x[0])}, high[2] = {low[0], low[0]};
-    v_int bits[2] = {v_abs_bits(low[0]), v_abs_bits(low[0])};
+    v_int bad[2] = {{0}, {0}};
     size_t i = 0;
     for (; i + 2 * V_LANES <= n; i += 2 * V_LANES) {
         for (size_t j = 0; j < 2; j++) {
             v_float v = v_load(x + i + j * V_LANES);
             low[j] = v_min(low[j], v);
             high[j] = v_max(high[j], v);
-            bits[j] = vi_max(bits[j], v_abs_bits(v));
+            bad[j] |= v_not_finite(v);
         }
     }
     for (; i < n; i += V_LANES) {
         v_float v = n - i < V_LANES ? v_load_part(x + i, n - i, x[0]) : v_load(x + i);
         low[0] = v_min(low[0], v);
         high[0] = v_max(high[0], v);
-        bits[0] = vi_max(bits[0], v_abs_bits(v));
+        bad[0] |= v_not_finite(v);
     }
-    v_abs_max_lane(vi_max(bits[0], bits[1]), finite);
-    v_float lows = v_min(low[0], low[1]), highs = v_max(high[0], high[1]);
-    float lo = lows[0], hi = highs[0];
-    for (size_t j = 1; j < V_LANES; j++) {
-        lo = lows[j] < lo ? lows[j] : lo;
-        hi = highs[j] > hi ? highs[j] : hi;
-    }
-    *min = lo + 0.0f;
-    *max = hi + 0.0f;
+    if (v_any_negative(bad[0] | bad[1]))
+        *finite = false;
+    *min = 0.0f - v_largest(-v_min(low[0], low[1])); /* -0 becomes 0 */
+    *max = v_largest(v_max(high[0], high[1])) + 0.0f;
 }
 
 static void v_abs_max(const float *x, size_t n, float *max, bool *finite)
 {
-    v_int bits[2] = {{0}, {0}};
+    v_float high[2] = {{0}, {0}};
+    v_int bad[2] = {{0}, {0}};
     size_t i = 0;
     for (; i + 2 * V_LANES <= n; i += 2 * V_LANES) {
-        bits[0] = vi_max(bits[0], v_abs_bits(v_load(x + i)));
-        bits[1] = vi_max(bits[1], v_abs_bits(v_load(x + i + V_LANES)));
+        for (size_t j = 0; j < 2; j++) {
+            v_float v = v_load(x + i + j * V_LANES);
+            high[j] = v_max(high[j], (v_float)v_abs_bits(v));
+            bad[j] |= v_not_finite(v);
+        }
     }
     for (; i < n; i += V_LANES) {
         v_float v = n - i < V_LANES ? v_load_part(x + i, n - i, 0) : v_load(x + i);
-        bits[0] = vi_max(bits[0], v_abs_bits(v));
+        high[0] = v_max(high[0], (v_float)v_abs_bits(v));
+        bad[0] |= v_not_finite(v);
     }
-    *max = v_abs_max_lane(vi_max(bits[0], bits[1]), finite);
+    if (v_any_negative(bad[0] | bad[1]))
+        *finite = false;
+    *max = v_largest(v_max(high[0], high[1]));
 }
 
 /* ---- quantization ---- */
@@ -436,9 +441,7 @@ static void v_softmax(float *x, size_t n)
         high = v_max(v_load(x + i), high);
     if (i < n)
         high = v_max(v_load_part(x + i, n - i, x[0]), high);
-    float max = high[0];
-    for (size_t j = 1; j < V_LANES; j++)
-        max = high[j] > max ? high[j] : max;
+    float max = v_largest(high);
     float inverse = (float)(1 / v_exp_row(x, n, max));
     for (i = 0; i + V_LANES <= n; i += V_LANES)
         v_store(x + i, v_load(x + i) * inverse);

@@ -3,7 +3,6 @@
 The pipelines of SmolLM2, GPT-2, Llama-3 and Qwen2 get small vocabularies that are trained here;
 SmolLM2's real one is tested too where TARE_SMOLLM2 names its folder.
 """
-
 import itertools
 import json
 import os
@@ -19,6 +18,7 @@ from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normaliz
                         processors, trainers)
 
 E_MODEL, E_FORMAT, E_DATA = 4, 5, 6  # tare_status
+
 
 # ---- libtare
 
@@ -482,16 +482,6 @@ def test_decoders(folder, small):
             assert tare.decode(ids) == hf.decode(ids)
 
 
-def change(path, value):
-
-    def apply(j):
-        for key in path[:-1]:
-            j = j[key]
-        j[path[-1]] = value
-
-    return apply
-
-
 @pytest.mark.parametrize(
     "path,value,status,message",
     [(["normalizer"], {
@@ -544,7 +534,10 @@ def change(path, value):
 )
 def test_refused(folder, small, path, value, status, message):
     j = json.loads(json.dumps(small))
-    change(path, value)(j)
+    target = j
+    for key in path[:-1]:
+        target = target[key]
+    target[path[-1]] = value
     file = folder / "refused.json"
     file.write_text(json.dumps(j))
     with pytest.raises(TareError, match=message) as e:

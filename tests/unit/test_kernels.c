@@ -257,7 +257,7 @@ static void test_rope(void **state)
 static void check_silu(const kernels *k, size_t n, random_state *r)
 {
     const float special[] = {0, -0.0f, 1e-40f, 88, -88, -87, 104, -104, -1e30f, 1e30f, 0.5f};
-    float *gate = malloc(n * 4), *up = malloc(n * 4), *y = malloc(n * 4);
+    float *gate = malloc(n * 4), *up = calloc(n, 4), *y = malloc(n * 4);
     for (size_t i = 0; i < n; i++) {
         gate[i] = i % 5 ? random_float(r, -30, 30) : special[random_bits(r) % 11];
         up[i] = 1;

@@ -405,6 +405,33 @@ static void test_rule_19(void **state)
     end_case(&c.base);
 }
 
+/* A bias that slipped through as an ordinary FLOAT tensor. */
+static void test_rule_28(void **state)
+{
+    output *o = NULL;
+    fa_case c;
+    (void)state;
+    init_fa(&c);
+    tare_context *ctx = new_context(1);
+    output_options options = {.dir = c.base.out,
+                              .model_dir = c.base.model,
+                              .save = SAVE_ASCENDV1,
+                              .part_file_size = -1,
+                              .num = c.base.num,
+                              .quant_type = "W8A8",
+                              .verify = true};
+    tensor_info bias = bf16_tensor("model.layers.0.mlp.up_proj.bias", 3, 0);
+    assert_ok(ctx, output_open(ctx, &options, &o));
+    assert_ok(ctx, output_declare_float(o, &bias));
+    assert_ok(ctx, output_begin(o));
+    assert_ok(ctx, output_write_float(o, bias.name, 0, NORM_BF16, sizeof NORM_BF16));
+    assert_fails(ctx, output_finish(o, "{}\n", NULL), TARE_E_VERIFY,
+                 "rule 28: model.layers.0.mlp.up_proj.bias");
+    output_free(o);
+    free_context(ctx);
+    end_case(&c.base);
+}
+
 /* ---- late names in a safetensors file ---- */
 
 static void test_rename(void **state)
@@ -464,11 +491,16 @@ static void test_allocation_failures(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_all_layouts),  cmocka_unit_test(test_late_choice),
-        cmocka_unit_test(test_none_left),    cmocka_unit_test(test_norms),
-        cmocka_unit_test(test_norms_in_npy), cmocka_unit_test(test_new_bias),
-        cmocka_unit_test(test_misuse),       cmocka_unit_test(test_rule_19),
-        cmocka_unit_test(test_rename),       cmocka_unit_test(test_allocation_failures)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_all_layouts),
+                                       cmocka_unit_test(test_late_choice),
+                                       cmocka_unit_test(test_none_left),
+                                       cmocka_unit_test(test_norms),
+                                       cmocka_unit_test(test_norms_in_npy),
+                                       cmocka_unit_test(test_new_bias),
+                                       cmocka_unit_test(test_misuse),
+                                       cmocka_unit_test(test_rule_19),
+                                       cmocka_unit_test(test_rule_28),
+                                       cmocka_unit_test(test_rename),
+                                       cmocka_unit_test(test_allocation_failures)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

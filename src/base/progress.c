@@ -1,5 +1,5 @@
 /* The estimate assumes that units cost alike; within the first unit there is none. */
-#include "pipeline/progress.h"
+#include "base/progress.h"
 
 #include <time.h>
 
@@ -17,6 +17,7 @@ static void report(const progress *p, size_t sample, size_t samples)
     double done = (double)p->done + (samples ? (double)sample / (double)samples : 0);
     double elapsed = clock_seconds() - p->started;
     tare_progress t = {.stage = p->stage,
+                       .unit = p->unit,
                        .done = p->done,
                        .total = p->total,
                        .sample = sample,
@@ -26,9 +27,11 @@ static void report(const progress *p, size_t sample, size_t samples)
     p->ctx->options.progress(p->ctx->options.user, &t);
 }
 
-void progress_begin(progress *p, tare_context *ctx, const char *stage, size_t total)
+void progress_begin(progress *p, tare_context *ctx, const char *stage, const char *unit,
+                    size_t total)
 {
-    *p = (progress){.ctx = ctx, .stage = stage, .total = total, .started = clock_seconds()};
+    *p = (progress){
+        .ctx = ctx, .stage = stage, .unit = unit, .total = total, .started = clock_seconds()};
     report(p, 0, 0);
 }
 

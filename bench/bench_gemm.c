@@ -1,0 +1,141 @@
+/* Rates of the matrix products, as CSV: kind,cpu,threads,m,n,k,gops (10^9 multiplications and
+ * additions a second, the best of several runs). oneDNN's dnnl_sgemm is the yardstick in the same
+ * run. The last two lines are the machine's rates: the best of the FP32 and of the 8-bit lines. */
+#include <dnnl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/parallel.h"
+#include "tensor/gemm.h"
+#include "tensor/kernels.h"
+
+enum { RUNS = 7, SAMPLE = 165 };
+
+typedef struct product {
+    tare_context *ctx;
+    size_t m, n, k;
+    float *x, *w, *y;
+    uint8_t *x8;
+    int8_t *w8;
+    int32_t *acc;
+    gemm_weight *weight;
+} product;
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void require(const tare_context *ctx, tare_status status)
+{
+    if (status == TARE_OK)
+        return;
+    fprintf(stderr, "bench_gemm: %s\n", tare_last_error(ctx));
+    exit(1);
+}
+
+static void *allocate(tare_context *ctx, size_t count, size_t size)
+{
+    void *p = mem_calloc(ctx, count, size);
+    require(ctx, p ? TARE_OK : TARE_E_MEMORY);
+    return p;
+}
+
+static void run_float(product *p)
+{
+    size_t rows[1024], samples = 0;
+    for (size_t left = p->m; left > 0; left -= rows[samples++])
+        rows[samples] = left < SAMPLE ? left : SAMPLE;
+    require(p->ctx, gemm_float(p->ctx, p->weight, p->x, rows, samples, NULL, p->y));
+}
+
+static void run_int8(product *p)
+{
+    require(p->ctx, gemm_u8s8(p->ctx, p->x8, p->w8, p->m, p->n, p->k, p->acc));
+}
+
+static void run_sgemm(product *p)
+{
+    dnnl_dim_t m = (dnnl_dim_t)p->m, n = (dnnl_dim_t)p->n, k = (dnnl_dim_t)p->k;
+    if (dnnl_sgemm('N', 'T', m, n, k, 1.0f, p->x, k, p->w, k, 0.0f, p->y, n) != dnnl_success)
+        exit(1);
+}
+
+static double measure(const char *kind, product *p, void (*run)(product *))
+{
+    double best = 0, operations = 2.0 * (double)p->m * (double)p->n * (double)p->k;
+    run(p);
+    for (int i = 0; i < RUNS; i++) {
+        size_t calls = 0;
+        double begin = seconds(), time;
+        do {
+            run(p);
+            calls++;
+        } while ((time = seconds() - begin) < 0.02);
+        double rate = operations * (double)calls / time * 1e-9;
+        best = rate > best ? rate : best;
+    }
+    printf("%s,%s,%d,%zu,%zu,%zu,%.1f\n", kind, tare_cpu_name(p->ctx), parallel_threads(p->ctx),
+           p->m, p->n, p->k, best);
+    return best;
+}
+
+static void measure_shape(tare_context *ctx, const size_t *shape, double *best_float,
+                          double *best_int8)
+{
+    product p = {.ctx = ctx, .m = shape[0], .n = shape[1], .k = shape[2]};
+    p.x = allocate(ctx, p.m * p.k, sizeof *p.x);
+    p.w = allocate(ctx, p.n * p.k, sizeof *p.w);
+    p.y = allocate(ctx, p.m * p.n, sizeof *p.y);
+    p.x8 = allocate(ctx, p.m, p.k);
+    p.w8 = allocate(ctx, p.n, p.k);
+    p.acc = allocate(ctx, p.m * p.n, sizeof *p.acc);
+    for (size_t i = 0; i < p.m * p.k; i++)
+        p.x[i] = (float)(p.x8[i] = (uint8_t)(i * 2654435761u >> 24)) / 128 - 1;
+    for (size_t i = 0; i < p.n * p.k; i++)
+        p.w[i] = (float)(p.w8[i] = (int8_t)(i * 2246822519u >> 24)) / 128;
+    const char *kinds[] = {"fp32", "bf16"};
+    for (int compute = GEMM_FP32; compute <= GEMM_BF16; compute++) {
+        require(ctx,
+                gemm_weight_create(ctx, (gemm_compute)compute, TARE_F32, p.w, p.n, p.k, &p.weight));
+        double rate = measure(kinds[compute], &p, run_float);
+        if (compute == GEMM_FP32 && rate > *best_float)
+            *best_float = rate;
+        gemm_weight_free(ctx, p.weight);
+    }
+    double rate = measure("int8", &p, run_int8);
+    *best_int8 = rate > *best_int8 ? rate : *best_int8;
+    if (parallel_threads(ctx) == parallel_default_threads())
+        measure("dnnl_sgemm", &p, run_sgemm);
+    void *blocks[] = {p.x, p.w, p.y, p.x8, p.w8, p.acc};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
+        mem_free(ctx, blocks[i]);
+}
+
+int main(void)
+{
+    /* A sample through SmolLM2's MLP, ten samples, a slice of a 70B layer. */
+    const size_t shapes[][3] = {
+        {165, 1536, 576}, {1650, 1536, 576}, {1650, 576, 1536}, {1024, 2048, 8192}};
+    double best_float = 0, best_int8 = 0;
+    printf("kind,cpu,threads,m,n,k,gops\n");
+    for (int cpu = TARE_CPU_AVX2; cpu <= TARE_CPU_AMX; cpu++) {
+        tare_context_options options;
+        tare_context *ctx;
+        tare_context_options_init(&options);
+        options.cpu = (tare_cpu)cpu;
+        if (!kernels_of(options.cpu))
+            continue;
+        if (tare_context_create(&ctx, &options) != TARE_OK)
+            return 1;
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            measure_shape(ctx, shapes[i], &best_float, &best_int8);
+        tare_context_free(ctx);
+    }
+    printf("machine_float,,%d,,,,%.1f\n", parallel_default_threads(), best_float);
+    printf("machine_int8,,%d,,,,%.1f\n", parallel_default_threads(), best_int8);
+    return 0;
+}
