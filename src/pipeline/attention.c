@@ -91,8 +91,11 @@ tare_status write_late_attentions(run *r)
     TRY(fa_fall_back(r->ctx, modules, n, (size_t)r->recipe->fa_amp));
     n = 0;
     for (size_t i = 0; i < layers; i++) {
-        const run_attention *a = &r->attentions[i];
-        if (a->quantize && !modules[n++].fallback)
+        run_attention *a = &r->attentions[i];
+        if (!a->quantize)
+            continue;
+        a->fallback = modules[n++].fallback;
+        if (!a->fallback)
             TRY(output_write_fa(r->out, a->name, (const float *const *)a->scales));
     }
 done:

@@ -4,10 +4,10 @@
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
+#include "base/progress.h"
 #include "calibration/samples.h"
 #include "model/linear.h"
 #include "output/output.h"
-#include "base/progress.h"
 #include "quantize/fa3.h"
 #include "quantize/fallback.h"
 #include "quantize/observer.h"
@@ -17,7 +17,7 @@
 /* FA quantization of one layer's attention. */
 typedef struct run_attention {
     const char *name;
-    bool quantize;
+    bool quantize, fallback; /* observed; and then chosen by fa_amp to go without */
     float *scales[FA_KINDS]; /* once its layer is done */
     float scores[FA_KINDS];
 } run_attention;
