@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "quantize/fa3.h"
 #include "quantize/observer.h"
 #include "quantize/score.h"
 #include "tensor/convert.h"
@@ -65,6 +66,34 @@ static void bench_others(tare_context *ctx, const numerics *num, const char *mod
     rate("score_update", mode, COUNT, seconds() - begin);
 }
 
+/* One attention: 9 heads of q, 3 of k and of v, 64 channels each, as in SmolLM2-135M. */
+static void bench_fa(tare_context *ctx, const float *x)
+{
+    enum {
+        DIM = 64,
+        Q = 9,
+        KV = 3,
+        ROW = (Q + 2 * KV) * DIM,
+        TOKENS = COUNT / ROW,
+        SAMPLES_FA = 50
+    };
+    size_t lengths[SAMPLES_FA], heads[FA_KINDS] = {Q, KV, KV};
+    float score;
+    fa_observer *o;
+    fa_input in[FA_KINDS] = {
+        {x, ROW, DIM}, {x + Q * DIM, ROW, DIM}, {x + (Q + KV) * DIM, ROW, DIM}};
+    for (size_t i = 0; i < SAMPLES_FA; i++)
+        lengths[i] = TOKENS / SAMPLES_FA;
+    require(ctx, fa_observer_create(ctx, "attention", heads, &o));
+    double begin = seconds();
+    require(ctx, fa_observe(o, 0, lengths, SAMPLES_FA, in));
+    rate("fa_observe", "50 samples", TOKENS / SAMPLES_FA * SAMPLES_FA * ROW, seconds() - begin);
+    fa_observer_free(o);
+    begin = seconds();
+    require(ctx, fa_score(ctx, &in[FA_Q], Q, TOKENS, &score));
+    rate("fa_score", "q", (double)TOKENS * Q * DIM, seconds() - begin);
+}
+
 int main(void)
 {
     static const struct {
@@ -92,6 +121,7 @@ int main(void)
         bench_observer(ctx, &modes[m].num, modes[m].mode, x);
         bench_others(ctx, &modes[m].num, modes[m].mode, x);
     }
+    bench_fa(ctx, x);
     free(x);
     tare_context_free(ctx);
     return 0;

@@ -14,7 +14,9 @@ static const char usage[] =
     "text; a JSON list of\n"
     "                             strings, of {\"prompt\": ...} or of lists of token ids; a .txt "
     "with a prompt a line\n"
-    "  --recipe FILE.yaml         settings from a file; the options below win over it\n"
+    "  --recipe FILE.yaml|NAME    settings from a file, or a recipe that ships with tare (default, "
+    "llama3.1-70b,\n"
+    "                             qwen2.5-72b); the options below win over it\n"
     "  --samples N                use the first N prompts\n"
     "  --max-length N             cut prompts to N tokens (longer than the model's maximum is an "
     "error otherwise)\n"
@@ -25,6 +27,14 @@ static const char usage[] =
     "  --act-method 1|2|3         range of activations: mean of extremes, histogram, chosen per "
     "layer (default 1)\n"
     "  --mm-tensor                one weight scale per matrix instead of one per output channel\n"
+    "  --anti-method m1..m6       smooth outliers of activations into the weights first (default: "
+    "none)\n"
+    "  --disable-anti-names NAMES linears whose group is not smoothed; comma-separated; "
+    "repeatable\n"
+    "  --alpha F --beta F         strengths of m6 (default: searched)\n"
+    "  --fa-quant                 INT8 scales for attention's q, k and v (FA3)\n"
+    "  --fa-amp N                 the N attentions that are hardest to quantize go without them "
+    "(default 0)\n"
     "  --disable-names NAMES      linears that stay float: names or * ? [] patterns, "
     "comma-separated; repeatable\n"
     "  --disable-level Ln         the n hardest linears stay float, by a score on the first 5 "
@@ -105,6 +115,12 @@ static int run(int argc, char **argv)
         {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},
         {"--pr", FLAG_SETTING, NULL, "quant.pr"},
         {"--seed", FLAG_SETTING, NULL, "quant.seed"},
+        {"--anti-method", FLAG_SETTING, NULL, "anti_outlier.anti_method"},
+        {"--disable-anti-names", FLAG_SETTING, NULL, "anti_outlier.disable_anti_names"},
+        {"--alpha", FLAG_SETTING, NULL, "anti_outlier.alpha"},
+        {"--beta", FLAG_SETTING, NULL, "anti_outlier.beta"},
+        {"--fa-quant", FLAG_ON_SETTING, NULL, "fa_quant"},
+        {"--fa-amp", FLAG_SETTING, NULL, "fa_quant.fa_amp"},
         {"--disable-names", FLAG_SETTING, NULL, "fallback.disable_names"},
         {"--disable-level", FLAG_SETTING, NULL, "fallback.disable_level"},
         {"--disable-last-linear", FLAG_ON_SETTING, NULL, "fallback.disable_last_linear"},

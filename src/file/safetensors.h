@@ -56,6 +56,10 @@ tare_status safetensors_create(tare_context *ctx, const char *path, const tensor
  * for disjoint ranges. */
 tare_status safetensors_write(safetensors_writer *w, size_t index, uint64_t offset,
                               const void *data, size_t size);
+/* Gives tensors other names: `tensors` as given to create, in that order, but for names. All names
+ * together must be no longer than before, as the header keeps its size (padded with spaces);
+ * TARE_E_FORMAT (a bug) otherwise. The data stays where the first names put it. */
+tare_status safetensors_rename(safetensors_writer *w, const tensor_info *tensors);
 /* Fails (a bug) unless as many bytes were written to each tensor as it has. Syncs, closes; frees
  * `w` in any case. */
 tare_status safetensors_finish(safetensors_writer *w);

@@ -1,11 +1,12 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "base/sort.h"
 #include "file/json.h"
 #include "file/safetensors.h"
-#include "base/sort.h"
 
 enum { MAX_HEADER = 100 * 1000 * 1000 };
+#define HEADER_START "{\"__metadata__\":{\"format\":\"pt\"}"
 
 /* One tensor of the file to be written. */
 typedef struct slot {
@@ -114,7 +115,7 @@ static tare_status plan_make(tare_context *ctx, const tensor_info *tensors, size
     }
     sort_pointers(order, count, compare_slots);
     buffer_append(&p->header, "\0\0\0\0\0\0\0\0", 8);
-    buffer_puts(&p->header, "{\"__metadata__\":{\"format\":\"pt\"}");
+    buffer_puts(&p->header, HEADER_START);
     uint64_t at = 0;
     for (size_t i = 0; i < count; i++) {
         slot *s = order[i];
@@ -190,6 +191,48 @@ tare_status safetensors_write(safetensors_writer *w, size_t index, uint64_t offs
     if (status == TARE_OK)
         atomic_fetch_add_explicit(&s->written, size, memory_order_relaxed);
     return TARE_WRAP(w->ctx, status, "tensor '%.300s'", s->name);
+}
+
+static int compare_offsets(const void *a, const void *b)
+{
+    const slot *x = a, *y = b;
+    if (x->offset != y->offset)
+        return x->offset < y->offset ? -1 : 1;
+    return x->bytes < y->bytes ? -1 : x->bytes > y->bytes; /* empty tensors share an offset */
+}
+
+tare_status safetensors_rename(safetensors_writer *w, const tensor_info *tensors)
+{
+    tare_status status = TARE_OK;
+    plan *p = &w->plan;
+    uint64_t start = p->size;
+    void **order = mem_alloc_array(w->ctx, p->count, sizeof *order);
+    buffer_init(&p->header, w->ctx);
+    TRY(order ? TARE_OK : TARE_E_MEMORY);
+    for (size_t i = 0; i < p->count; i++) {
+        p->slots[i].info = &tensors[i];
+        p->slots[i].name = tensors[i].name;
+        order[i] = &p->slots[i];
+        start = p->slots[i].offset < start ? p->slots[i].offset : start;
+    }
+    sort_pointers(order, p->count, compare_offsets);
+    buffer_puts(&p->header, HEADER_START);
+    for (size_t i = 0; i < p->count; i++) {
+        const slot *s = order[i];
+        write_entry(&p->header, s, s->offset - start);
+    }
+    buffer_putc(&p->header, '}');
+    while (p->header.status == TARE_OK && p->header.length < start - 8)
+        buffer_putc(&p->header, ' ');
+    TRY(p->header.status);
+    if (p->header.length != start - 8)
+        TRY(TARE_FAIL(w->ctx, TARE_E_FORMAT, "%s: a bug: the new names do not fit", w->path));
+    TRY(file_write_at(w->file, 8, p->header.data, p->header.length));
+done:
+    buffer_free(&p->header);
+    buffer_init(&p->header, w->ctx);
+    mem_free(w->ctx, order);
+    return status;
 }
 
 static void writer_free(safetensors_writer *w)

@@ -205,8 +205,8 @@ static void rotate_sample(void *user, size_t index, int thread)
     }
 }
 
-static void attend(tare_model *model, size_t layer, const layer_norms *norms, const batch *b,
-                   decoder_workspace *w)
+static tare_status attend(tare_model *model, size_t layer, const layer_norms *norms,
+                          const layer_ops *ops, const batch *b, decoder_workspace *w)
 {
     const model_config *c = &model->config;
     float *q = w->outputs[ROLE_Q], *k = w->outputs[ROLE_K], *v = w->outputs[ROLE_V];
@@ -222,6 +222,9 @@ static void attend(tare_model *model, size_t layer, const layer_norms *norms, co
         .q = q,
         .k = k};
     parallel_for(w->ctx, b->samples, rotate_sample, &work);
+    tare_status status = ops->attention ? ops->attention(ops->user, b, q, k, v) : TARE_OK;
+    if (status != TARE_OK)
+        return status;
     size_t query = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim, row = 0;
     for (size_t s = 0; s < b->samples; s++) {
         attention_shape shape = layer_attention_shape(c, layer, b->lengths[s]);
@@ -231,6 +234,7 @@ static void attend(tare_model *model, size_t layer, const layer_norms *norms, co
     }
     row_work rounding = {.round = w->round};
     round_values(&rounding, w->input, b->rows * query);
+    return TARE_OK;
 }
 
 tare_status decoder_layer_forward(tare_model *model, size_t layer, const layer_norms *norms,
@@ -244,7 +248,7 @@ tare_status decoder_layer_forward(tare_model *model, size_t layer, const layer_n
               w->round, w->input);
     TRY(ops->linears(ops->user, GROUP_QKV, b, w->input,
                      (float *[]){out[ROLE_Q], out[ROLE_K], out[ROLE_V]}));
-    attend(model, layer, norms, b, w);
+    TRY(attend(model, layer, norms, ops, b, w));
     TRY(ops->linears(ops->user, GROUP_O, b, w->input, (float *[]){out[ROLE_O]}));
     add_rows(w, x, out[ROLE_O], b->rows, c->hidden_size);
 

@@ -21,6 +21,10 @@ typedef struct layer_ops {
      */
     tare_status (*linears)(void *user, linear_group group, const batch *b, const float *x,
                            float *const *y);
+    /* Sees q, k and v of a batch as attention takes them: after bias, q/k norm and rotation, before
+     * KV heads are repeated; rows dense [rows, heads*head_dim]. NULL: nobody looks. */
+    tare_status (*attention)(void *user, const batch *b, const float *q, const float *k,
+                             const float *v);
 } layer_ops;
 
 /* Norm weights of one layer in FP32, by role; NULL: none. */

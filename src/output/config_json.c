@@ -98,11 +98,23 @@ static bool keep_auto_map(output *o, const value *auto_map)
     return true;
 }
 
+/* {"fa_quant_type": "FAQuant"} */
+static tare_status fa_quantization(arena *a, value *out)
+{
+    value *pair = arena_alloc_array(a, 2, sizeof *pair);
+    if (!pair)
+        return TARE_E_MEMORY;
+    pair[0] = string_value("fa_quant_type");
+    pair[1] = string_value("FAQuant");
+    *out = (value){.type = VALUE_MAP, .keys = &pair[0], .items = &pair[1], .count = 1};
+    return TARE_OK;
+}
+
 static tare_status edit_config(output *o, output_folder *f, arena *a, const value *config,
                                value *out)
 {
     value dtype = string_value(torch_name(o->options.num.dtype)), no = {.type = VALUE_BOOL};
-    value text_config, type = {0};
+    value text_config, type = {0}, quantization;
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
     const value *tied = value_get(config, "tie_word_embeddings");
@@ -127,6 +139,10 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     m = n;
     for (size_t i = 0; i < m; i++)
         inner[i].only_if_present = true;
+    if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files && o->fa_kept > 0) {
+        TRY(fa_quantization(a, &quantization));
+        edits[0].to = &quantization;
+    }
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files)
         edits[n++] = (edit){.key = "quantize", .to = &type};
     if (auto_map && !keep_auto_map(o, auto_map)) {

@@ -28,7 +28,9 @@ tare_status output_stage_index(output *o, output_folder *f)
                   output_planned_bytes(f));
     buffer_puts(&b, "  \"weight_map\": {");
     for (size_t i = 0; i < f->num_tensors; i++)
-        put_member(&b, "    ", f->tensors[i].info.name, f->files[f->tensors[i].file].name, &first);
+        if (!f->tensors[i].absent)
+            put_member(&b, "    ", f->tensors[i].info.name, f->files[f->tensors[i].file].name,
+                       &first);
     buffer_puts(&b, "\n  }\n}\n");
     tare_status status = b.status;
     char *name = arena_printf(&o->arena, "%s.safetensors.index.json", f->prefix);
@@ -47,6 +49,8 @@ static void put_globals(output *o, output_folder *f, buffer *b, bool *first)
     if (ascend)
         put_member(b, "  ", "version", "1.0.0", first);
     put_member(b, "  ", "model_quant_type", o->quant_type, first);
+    if (output_fa_quant_type(o, f))
+        put_member(b, "  ", "fa_quant_type", output_fa_quant_type(o, f), first);
     if (ascend && !o->options.num.compat)
         buffer_puts(b, ",\n  \"group_size\": 0,\n  \"metadata\": {},\n  \"optional\": {}");
 }
@@ -61,7 +65,8 @@ tare_status output_stage_description(output *o, output_folder *f)
     buffer_putc(&b, '{');
     put_globals(o, f, &b, &first);
     for (size_t i = 0; i < f->num_tensors; i++)
-        put_member(&b, "  ", f->tensors[i].info.name, f->tensors[i].type, &first);
+        if (!f->tensors[i].absent)
+            put_member(&b, "  ", f->tensors[i].info.name, f->tensors[i].type, &first);
     buffer_puts(&b, "\n}\n");
     tare_status status = b.status;
     char *name = layout_description_name(&o->arena, f->layout, o->quant_type);

@@ -15,15 +15,15 @@ static const char *const SUFFIXES[TENSOR_COUNT] = {
 };
 
 static const char *const NPY_NAMES[NPY_FILES] = {
-    [NPY_QUANT_WEIGHT] = "quant_weight.npy",   [NPY_QUANT_BIAS] = "quant_bias.npy",
-    [NPY_DEQ_SCALE] = "deq_scale.npy",         [NPY_INPUT_SCALE] = "input_scale.npy",
-    [NPY_INPUT_OFFSET] = "input_offset.npy",   [NPY_WEIGHT_SCALE] = "weight_scale.npy",
-    [NPY_WEIGHT_OFFSET] = "weight_offset.npy", [NPY_ANTI_FP_NORM] = "anti_fp_norm.npy",
+    [NPY_QUANT_WEIGHT] = "quant_weight.npy",     [NPY_QUANT_BIAS] = "quant_bias.npy",
+    [NPY_DEQ_SCALE] = "deq_scale.npy",           [NPY_INPUT_SCALE] = "input_scale.npy",
+    [NPY_INPUT_OFFSET] = "input_offset.npy",     [NPY_WEIGHT_SCALE] = "weight_scale.npy",
+    [NPY_WEIGHT_OFFSET] = "weight_offset.npy",   [NPY_ANTI_FP_NORM] = "anti_fp_norm.npy",
+    [NPY_FA_QUANT_SCALE] = "fa_quant_scale.npy", [NPY_FA_QUANT_OFFSET] = "fa_quant_offset.npy",
 };
 
 /* Written by other tools of this layout family: replaced with the rest, never left behind. */
-static const char *const NPY_FOREIGN_NAMES[] = {"fa_quant_scale.npy", "fa_quant_offset.npy",
-                                                "kv_cache_scale.npy", "kv_cache_offset.npy"};
+static const char *const NPY_FOREIGN_NAMES[] = {"kv_cache_scale.npy", "kv_cache_offset.npy"};
 
 const char *role_suffix(tensor_role role)
 {
@@ -64,7 +64,7 @@ static void set_shape(tensor_info *t, tare_dtype dtype, int rank, size_t rows, s
 
 /* ascendv1 keeps scales in FP32: their values are representable in S, so the engine's cast is
  * exact. */
-static tare_dtype scale_dtype(layout which, const numerics *num)
+tare_dtype layout_scale_dtype(layout which, const numerics *num)
 {
     return which == LAYOUT_ASCENDV1 && !num->compat ? TARE_F32 : num->dtype;
 }
@@ -72,7 +72,7 @@ static tare_dtype scale_dtype(layout which, const numerics *num)
 bool w8a8_tensor(layout which, const numerics *num, const w8a8_linear *linear, tensor_role role,
                  tensor_info *out)
 {
-    tare_dtype scale = scale_dtype(which, num);
+    tare_dtype scale = layout_scale_dtype(which, num);
     tare_dtype act = num->compat ? linear->act_dtype : scale;
     /* Engines assert [N,1] and [N], so ascendv1 repeats a single scale. */
     bool single = linear->per_tensor && which != LAYOUT_ASCENDV1;
@@ -106,6 +106,34 @@ bool w8a8_tensor(layout which, const numerics *num, const w8a8_linear *linear, t
     if (which == LAYOUT_NUMPY)
         out->dtype = numpy_dtype(out->dtype);
     return true;
+}
+
+static const char *const FA_SUFFIXES[FA_TENSORS] = {".fa_q.scale",  ".fa_k.scale",  ".fa_v.scale",
+                                                    ".fa_q.offset", ".fa_k.offset", ".fa_v.offset"};
+
+const char *fa_suffix(int which)
+{
+    return FA_SUFFIXES[which];
+}
+
+int fa_tensor_of_name(const char *name, size_t *module_length)
+{
+    size_t length = strlen(name);
+    for (int i = 0; i < FA_TENSORS; i++) {
+        size_t suffix = strlen(FA_SUFFIXES[i]);
+        if (length > suffix && strcmp(name + length - suffix, FA_SUFFIXES[i]) == 0) {
+            *module_length = length - suffix;
+            return i;
+        }
+    }
+    return -1;
+}
+
+void fa_tensor(layout l, const numerics *num, int which, size_t heads, tensor_info *out)
+{
+    set_shape(out, which < FA_TENSORS / 2 ? layout_scale_dtype(l, num) : TARE_I8, 2, heads, 1);
+    if (l == LAYOUT_NUMPY)
+        out->dtype = numpy_dtype(out->dtype);
 }
 
 static char *lower_case(arena *a, const char *text)
@@ -177,6 +205,9 @@ npy_file npy_place(const char *name, tensor_role role, size_t *key_length)
             *key_length = module;
         return FILES[role];
     }
+    int fa = fa_tensor_of_name(name, &module);
+    if (fa >= 0)
+        return fa < FA_TENSORS / 2 ? NPY_FA_QUANT_SCALE : NPY_FA_QUANT_OFFSET;
     if (str_ends_with(name, "norm.weight") || str_ends_with(name, "norm.bias"))
         return NPY_ANTI_FP_NORM;
     if (by_name == TENSOR_WEIGHT)

@@ -42,6 +42,20 @@ typedef struct w8a8_linear {
  * are. False: this linear has no such tensor. */
 bool w8a8_tensor(layout which, const numerics *num, const w8a8_linear *linear, tensor_role role,
                  tensor_info *out);
+/* dtype of scales: that of S; in ascendv1 FP32 (but for compat). */
+tare_dtype layout_scale_dtype(layout which, const numerics *num);
+
+/* The six FA tensors of an attention module, in the order of the description: the scales of q, k
+ * and v, then their offsets (spec/fa3.md 1.7). */
+enum { FA_TENSORS = 6 };
+/* ".fa_q.scale", … */
+const char *fa_suffix(int which);
+/* Which of the six the end of a tensor's name says, and the length of the module before it; -1:
+ * none. */
+int fa_tensor_of_name(const char *name, size_t *module_length);
+/* dtype and shape [heads,1]; name, offset and bytes stay as they are. */
+void fa_tensor(layout l, const numerics *num, int which, size_t heads, tensor_info *out);
+
 /* Section 5.1: F32 if the serving dtype is BF16, else I64. */
 tare_dtype deq_scale_dtype(tare_dtype serving);
 /* numpy has no bfloat16. */
@@ -67,6 +81,8 @@ typedef enum npy_file {
     NPY_WEIGHT_SCALE,
     NPY_WEIGHT_OFFSET,
     NPY_ANTI_FP_NORM,
+    NPY_FA_QUANT_SCALE,
+    NPY_FA_QUANT_OFFSET,
     NPY_FILES
 } npy_file;
 

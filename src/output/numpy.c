@@ -41,7 +41,7 @@ static tare_status write_empty(output *o, output_folder *f)
     tare_status status = TARE_OK;
     npy_file where;
     for (size_t i = 0; i < o->num_units; i++)
-        if (!o->units[i].is_linear && o->units[i].tensor.bytes == 0)
+        if (o->units[i].kind == UNIT_FLOAT && o->units[i].tensor.bytes == 0)
             TRY(begin_entry(o, f, &o->units[i].tensor, TENSOR_FLOAT, &where));
 done:
     return status;
@@ -54,8 +54,11 @@ tare_status output_numpy_open(output *o, output_folder *f)
     char *path = NULL;
     size_t length;
 
-    for (size_t i = 0; i < f->num_tensors; i++)
-        used[npy_place(f->tensors[i].info.name, f->tensors[i].role, &length)] = true;
+    for (size_t i = 0; i < f->num_tensors; i++) {
+        const planned_tensor *t = &f->tensors[i];
+        if (!t->not_numpy && (!t->absent || o->fa_kept > 0))
+            used[npy_place(t->info.name, t->role, &length)] = true;
+    }
     for (int i = 0; i < NPY_FILES; i++) {
         if (!used[i])
             continue;

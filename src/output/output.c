@@ -65,6 +65,7 @@ tare_status output_open(tare_context *ctx, const output_options *options, output
     arena_init(&o->arena, ctx);
     strmap_init(&o->floats, ctx);
     strmap_init(&o->linears, ctx);
+    buffer_init(&o->new_biases, ctx);
     if (!(options->save & (SAVE_ASCENDV1 | SAVE_SAFE_TENSOR | SAVE_NUMPY)))
         TRY(TARE_FAIL(ctx, TARE_E_USAGE, "no save type was given"));
     o->quant_type = arena_strndup(&o->arena, options->quant_type, strlen(options->quant_type));
@@ -77,8 +78,8 @@ done:
     return status;
 }
 
-/* The next unit, with `name` copied and mapped. */
-static tare_status add_unit(output *o, strmap *map, const char *name, output_unit **out)
+tare_status output_add_unit(output *o, strmap *map, const char *name, unit_kind kind,
+                            output_unit **out)
 {
     bool existed;
     char *copy = arena_strndup(&o->arena, name, strlen(name));
@@ -95,6 +96,7 @@ static tare_status add_unit(output *o, strmap *map, const char *name, output_uni
     *out = &o->units[o->num_units++];
     memset(*out, 0, sizeof **out);
     (*out)->name = copy;
+    (*out)->kind = kind;
 done:
     return status;
 }
@@ -105,7 +107,7 @@ tare_status output_declare_float(output *o, const tensor_info *tensor)
     tare_status status = TARE_OK;
     if (o->options.save & SAVE_NUMPY)
         TRY(output_numpy_check(o, tensor));
-    TRY(add_unit(o, &o->floats, tensor->name, &u));
+    TRY(output_add_unit(o, &o->floats, tensor->name, UNIT_FLOAT, &u));
     u->tensor = *tensor;
     u->tensor.name = u->name;
     u->tensor.bytes = (uint64_t)tensor_elements(tensor) * dtype_size(tensor->dtype);
@@ -124,8 +126,7 @@ tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t 
         TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s: no valid shape [%zu,%zu]", module, n, k));
     if (bias && (o->options.save & SAVE_NUMPY))
         TRY(output_numpy_check(o, bias));
-    TRY(add_unit(o, &o->linears, module, &u));
-    u->is_linear = true;
+    TRY(output_add_unit(o, &o->linears, module, UNIT_LINEAR, &u));
     u->linear = (w8a8_linear){.n = n,
                               .k = k,
                               .per_tensor = per_tensor,
@@ -138,12 +139,36 @@ done:
     return status;
 }
 
+tare_status output_declare_new_bias(output *o, const tensor_info *bias)
+{
+    size_t length = strlen(bias->name);
+    if (o->options.save & SAVE_ASCENDV1)
+        buffer_printf(&o->new_biases, "%s%.*s", o->new_biases.length ? ", " : "",
+                      (int)(length > 5 ? length - 5 : length), bias->name);
+    tare_status status = o->new_biases.status;
+    return status == TARE_OK ? output_declare_float(o, bias) : status;
+}
+
+static tare_status refuse_new_biases(const output *o)
+{
+    if (o->new_biases.length == 0)
+        return TARE_OK;
+    return TARE_FAIL(
+        o->ctx, TARE_E_USAGE,
+        "ascendv1 cannot hold the bias that anti_outlier's shift gives to float linears "
+        "(engines drop it): %.1500s; choose another anti_method, quantize them, or save "
+        "as safe_tensor",
+        o->new_biases.data);
+}
+
 /* Size of the npy files, whose float tensors are as wide as float32. */
 static uint64_t numpy_bytes(const output_folder *f)
 {
     uint64_t bytes = 0;
     for (size_t i = 0; i < f->num_tensors; i++)
-        bytes += f->tensors[i].info.bytes * (f->tensors[i].info.dtype == TARE_BF16 ? 2 : 1);
+        bytes += f->tensors[i].not_numpy
+                     ? 0
+                     : f->tensors[i].info.bytes * (f->tensors[i].info.dtype == TARE_BF16 ? 2 : 1);
     return bytes;
 }
 
@@ -183,6 +208,8 @@ tare_status output_begin(output *o)
     /* Engines go by this name; the reference tags the model with the scheme all the same. */
     if (o->num_linears == 0 && !o->options.num.compat)
         o->quant_type = "FLOAT";
+    TRY(refuse_new_biases(o));
+    TRY(output_settle_fa(o));
     for (size_t i = 0; i < o->num_folders; i++) {
         uint64_t limit;
         bool sharded;
@@ -200,8 +227,12 @@ static tare_status check_complete(output *o)
 {
     if (!o->begun)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "the output has not begun");
+    if (o->fa_written != o->fa_kept)
+        return TARE_FAIL(o->ctx, TARE_E_USAGE,
+                         "FA tensors of %zu attention modules were written, not %zu", o->fa_written,
+                         o->fa_kept);
     for (size_t i = 0; i < o->num_units; i++)
-        if (!o->units[i].complete)
+        if (!o->units[i].complete && o->units[i].kind != UNIT_FA)
             return TARE_FAIL(o->ctx, TARE_E_USAGE, "%s was declared but not written",
                              o->units[i].name);
     return TARE_OK;
@@ -278,6 +309,7 @@ void output_free(output *o)
     mem_free(o->ctx, o->units);
     strmap_free(&o->floats);
     strmap_free(&o->linears);
+    buffer_free(&o->new_biases);
     arena_free(&o->arena);
     mem_free(o->ctx, o);
 }

@@ -18,6 +18,7 @@
 #define TARE_OUTPUT_OUTPUT_H
 
 #include "file/safetensors.h"
+#include "quantize/fa3.h"
 #include "quantize/scheme.h"
 
 enum { SAVE_ASCENDV1 = 1, SAVE_SAFE_TENSOR = 2, SAVE_NUMPY = 4 };
@@ -30,6 +31,10 @@ typedef struct output_options {
     numerics num;
     bool dtype_given; /* the recipe names a dtype: config.json's torch_dtype is set to num.dtype */
     const char *quant_type; /* "W8A8" */
+    /* So many of the declared attention modules will have no FA tensors; which ones is known only
+     * at the end. */
+    size_t fa_amp;
+    bool fa_latent; /* latent attention (MLA), which engines know by another name */
     bool overwrite, copy_code, verify;
 } output_options;
 
@@ -47,6 +52,24 @@ tare_status output_declare_float(output *o, const tensor_info *tensor);
  * embeddings makes config.json's tie_word_embeddings false. */
 tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t k, bool per_tensor,
                                 tare_dtype act_dtype, const tensor_info *bias, bool is_head);
+
+/* What outlier suppression does to norms (section 4.2). Ascend's layout has a bias only with
+ * NORM_SHIFTED (compat: with both), and then for every norm, as engines give every norm a slot. */
+typedef enum norm_kind {
+    NORM_PLAIN,   /* none, or m6: the weight alone */
+    NORM_WRAPPED, /* m1 to m5 without shift: biases are zero */
+    NORM_SHIFTED  /* m4 with shift */
+} norm_kind;
+
+/* A norm by its weight, which is named "<norm>.weight" and stored as in the source. */
+tare_status output_declare_norm(output *o, const tensor_info *weight, norm_kind kind);
+/* The bias that a shift creates on a FLOAT linear whose architecture has none. With ascendv1
+ * output_begin then fails with TARE_E_USAGE and names these linears: engines drop such a bias. (On
+ * a W8A8 linear it is an ordinary bias.) */
+tare_status output_declare_new_bias(output *o, const tensor_info *bias);
+/* The FA tensors of an attention module, directly before its first linear; heads of q, k and v.
+ * With fa_amp > 0 all modules must have the same heads. */
+tare_status output_declare_fa(output *o, const char *module, const size_t heads[FA_KINDS]);
 tare_status output_begin(output *o);
 /* Bytes [offset, offset+size) of a declared FLOAT tensor, in its own dtype. Ranges come in
  * increasing order. */
@@ -57,6 +80,12 @@ tare_status output_write_float(output *o, const char *name, uint64_t offset, con
 tare_status output_write_w8a8(output *o, const char *module, const quantized_weight *w,
                               const act_params *act, const float *deq_scale,
                               const int32_t *quant_bias, const void *bias);
+/* All tensors of a declared norm: `weight` as it is stored, `bias` [n] FP32 (NULL: zeros). */
+tare_status output_write_norm(output *o, const char *weight_name, const void *weight,
+                              const float *bias);
+/* The FA tensors of a declared module; scales of q, k and v, [heads] each, rounded to num.dtype.
+ * With fa_amp > 0 only for the modules that keep them, in the order of declaration. */
+tare_status output_write_fa(output *o, const char *module, const float *const scales[FA_KINDS]);
 /* `run_json` is the text of tare_run.json. *bytes (may be NULL): size of the weight files of one
  * layout. */
 tare_status output_finish(output *o, const char *run_json, uint64_t *bytes);

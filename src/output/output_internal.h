@@ -9,12 +9,16 @@
 #include "output/layout.h"
 #include "output/output.h"
 
-/* A FLOAT tensor or a quantized linear, in the order of declaration. */
+typedef enum unit_kind { UNIT_FLOAT, UNIT_LINEAR, UNIT_NORM, UNIT_FA } unit_kind;
+
+/* What is declared at a time, in the order of declaration. */
 typedef struct output_unit {
-    const char *name; /* tensor, or module of a linear */
-    bool is_linear;
-    tensor_info tensor; /* FLOAT: as in the source, `bytes` set */
+    const char *name; /* tensor (of a norm its weight), or module of a linear or an attention */
+    unit_kind kind;
+    tensor_info tensor; /* FLOAT, norm weight: as in the source, `bytes` set */
     w8a8_linear linear;
+    norm_kind norm;
+    size_t heads[FA_KINDS];
     uint64_t written; /* FLOAT: bytes so far */
     bool complete;
     size_t first[2]; /* its first planned tensor in each folder */
@@ -25,13 +29,22 @@ typedef struct planned_tensor {
     const char *type; /* of the description */
     tensor_role role;
     size_t file, index; /* weight file, and place in it */
+    bool not_numpy;     /* copies of norms */
+    bool absent;        /* FA with fa_amp > 0, until it is written: has no place yet */
 } planned_tensor;
+
+/* A place for an FA tensor whose module is not known before the end. */
+typedef struct fa_slot {
+    tensor_info info; /* with a name that only reserves room */
+    size_t file, index;
+} fa_slot;
 
 typedef struct weight_file {
     char *name;
     tensor_info *tensors;
     size_t count;
     uint64_t bytes, bytes_left;
+    bool has_slots;             /* names change before it is finished */
     safetensors_writer *writer; /* NULL before begin and once complete */
 } weight_file;
 
@@ -44,6 +57,8 @@ typedef struct output_folder {
 
     planned_tensor *tensors;
     size_t num_tensors;
+    fa_slot *slots; /* [fa_kept*FA_TENSORS] with fa_amp > 0 */
+    size_t num_slots;
     weight_file *files;
     size_t num_files;
     bool sharded;
@@ -61,7 +76,9 @@ struct output {
     char *dir, *stage, *model_dir; /* real paths */
     bool made_dir, staged, begun, head_quantized, numpy_widened;
     size_t num_linears;
-    const char *quant_type; /* "FLOAT" if nothing is quantized */
+    size_t num_fa, fa_kept, fa_written; /* modules declared, that will have tensors, written */
+    buffer new_biases;                  /* names of the linears, for a refusal */
+    const char *quant_type;             /* "FLOAT" if nothing is quantized */
 
     output_unit *units; /* mem_free */
     size_t num_units, units_capacity;
@@ -78,6 +95,12 @@ tare_status output_note_staged(output *o, output_folder *f, const char *name);
 tare_status output_stage_text(output *o, output_folder *f, const char *name, const char *text,
                               size_t length);
 
+/* The next unit, of `kind`, with `name` copied and mapped; `map` is one of the output's. */
+tare_status output_add_unit(output *o, strmap *map, const char *name, unit_kind kind,
+                            output_unit **out);
+/* A unit that was declared; NULL if not, or if the output has not begun. */
+output_unit *output_find_unit(output *o, const strmap *map, const char *name, unit_kind kind);
+
 /* folders.c: which folders, whether they may be written, and the stage. */
 tare_status output_prepare_folders(output *o);
 void output_remove_stage(output *o);
@@ -90,7 +113,23 @@ uint64_t output_planned_bytes(const output_folder *f);
  * number of files. */
 size_t output_plan_shards(const uint64_t *sizes, size_t count, uint64_t limit, size_t *file_of);
 
+/* norms.c, fa.c: tensors of one unit of that kind, appended behind tensors[0]; returns how many.
+ * `tensors` NULL: only counts. Names and bytes are left to the caller. */
+size_t output_expand_norm(const output *o, const output_folder *f, const output_unit *u,
+                          planned_tensor *tensors);
+size_t output_expand_fa(const output *o, const output_folder *f, const output_unit *u,
+                        planned_tensor *tensors);
+/* fa.c: how many modules keep their tensors, and what to say about that. */
+tare_status output_settle_fa(output *o);
+/* The places of tensors that are known late; names reserve room for the longest module. */
+tare_status output_make_slots(output *o, output_folder *f);
+/* "FAQuant", …: the global key's value; NULL: no such key. */
+const char *output_fa_quant_type(const output *o, const output_folder *f);
+
 /* write.c */
+/* Data of one tensor into the folder's safetensors and npy files. */
+tare_status output_write_tensor(output *o, output_folder *f, const planned_tensor *t,
+                                uint64_t offset, const void *data, size_t size);
 tare_status output_open_files(output *o);
 tare_status output_close_files(output *o, output_folder *f);
 void output_abandon_files(output_folder *f);

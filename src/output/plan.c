@@ -8,27 +8,52 @@ static uint64_t element_bytes(const tensor_info *t)
     return (uint64_t)tensor_elements(t) * dtype_size(t->dtype);
 }
 
-/* Tensors of one unit, appended behind tensors[at]; returns how many. `tensors` NULL: only counts.
- */
-static size_t expand_unit(output *o, output_folder *f, output_unit *u, planned_tensor *tensors)
+static size_t expand_linear(const output *o, const output_folder *f, const output_unit *u,
+                            planned_tensor *tensors)
 {
     size_t count = 0;
-    if (!u->is_linear) {
-        if (tensors)
-            tensors[0] = (planned_tensor){.info = u->tensor, .type = "FLOAT", .role = TENSOR_FLOAT};
-        return 1;
-    }
     for (int role = 0; role < TENSOR_COUNT; role++) {
         planned_tensor t = {.type = role == TENSOR_BIAS ? "FLOAT" : o->quant_type,
                             .role = (tensor_role)role};
         if (!w8a8_tensor(f->layout, &o->options.num, &u->linear, t.role, &t.info))
             continue;
-        if (tensors) {
-            t.info.name = arena_printf(&o->arena, "%s%s", u->name, role_suffix(t.role));
-            t.info.bytes = element_bytes(&t.info);
+        if (tensors)
             tensors[count] = t;
-        }
         count++;
+    }
+    return count;
+}
+
+/* The end of the name of a unit's tensor, behind the unit's module. */
+static const char *suffix_of(const output_unit *u, const planned_tensor *t, size_t index)
+{
+    static const char *const NORM_SUFFIXES[] = {".weight", ".bias", ".module.weight",
+                                                ".module.bias"};
+    return u->kind == UNIT_FA     ? fa_suffix((int)index)
+           : u->kind == UNIT_NORM ? NORM_SUFFIXES[index]
+                                  : role_suffix(t->role);
+}
+
+/* Tensors of one unit, appended behind tensors[0]; returns how many. `tensors` NULL: only counts.
+ */
+static size_t expand_unit(output *o, output_folder *f, output_unit *u, planned_tensor *tensors)
+{
+    size_t count = 1, length = strlen(u->name);
+    if (u->kind == UNIT_FLOAT) {
+        if (tensors)
+            tensors[0] = (planned_tensor){.info = u->tensor, .type = "FLOAT", .role = TENSOR_FLOAT};
+        return count;
+    }
+    count = u->kind == UNIT_LINEAR ? expand_linear(o, f, u, tensors)
+            : u->kind == UNIT_NORM ? output_expand_norm(o, f, u, tensors)
+                                   : output_expand_fa(o, f, u, tensors);
+    if (u->kind == UNIT_NORM)
+        length -= strlen(".weight");
+    for (size_t i = 0; tensors && i < count; i++) {
+        tensor_info *t = &tensors[i].info;
+        t->name = arena_printf(&o->arena, "%.*s%s", (int)length, u->name,
+                               suffix_of(u, &tensors[i], i));
+        t->bytes = element_bytes(t);
     }
     return count;
 }
@@ -79,11 +104,21 @@ size_t output_plan_shards(const uint64_t *sizes, size_t count, uint64_t limit, s
     return files;
 }
 
+static void place(weight_file *files, const tensor_info *t, size_t which, size_t *index)
+{
+    weight_file *w = &files[which];
+    *index = w->count;
+    w->tensors[w->count++] = *t;
+    w->bytes += t->bytes;
+}
+
 /* Tensors of each file side by side, as the safetensors writer wants them. */
 static tare_status fill_files(output *o, output_folder *f)
 {
     for (size_t i = 0; i < f->num_tensors; i++)
-        f->files[f->tensors[i].file].count++;
+        f->files[f->tensors[i].file].count += !f->tensors[i].absent;
+    for (size_t i = 0; i < f->num_slots; i++)
+        f->files[f->slots[i].file].count++;
     for (size_t i = 0; i < f->num_files; i++) {
         weight_file *w = &f->files[i];
         w->tensors = arena_alloc_array(&o->arena, w->count, sizeof *w->tensors);
@@ -92,41 +127,57 @@ static tare_status fill_files(output *o, output_folder *f)
             return TARE_E_MEMORY;
         w->count = 0;
     }
-    for (size_t i = 0; i < f->num_tensors; i++) {
-        planned_tensor *t = &f->tensors[i];
-        weight_file *w = &f->files[t->file];
-        t->index = w->count;
-        w->tensors[w->count++] = t->info;
-        w->bytes += t->info.bytes;
+    for (size_t i = 0; i < f->num_tensors; i++)
+        if (!f->tensors[i].absent)
+            place(f->files, &f->tensors[i].info, f->tensors[i].file, &f->tensors[i].index);
+    for (size_t i = 0; i < f->num_slots; i++) {
+        place(f->files, &f->slots[i].info, f->slots[i].file, &f->slots[i].index);
+        f->files[f->slots[i].file].has_slots = true;
     }
     for (size_t i = 0; i < f->num_files; i++)
         f->files[i].bytes_left = f->files[i].bytes;
     return TARE_OK;
 }
 
+/* In model order; what is known late comes last. */
+static tare_status assign_files(output *o, output_folder *f, uint64_t limit)
+{
+    tare_status status = TARE_OK;
+    size_t count = 0;
+    uint64_t *sizes = mem_alloc_array(o->ctx, f->num_tensors + f->num_slots, sizeof *sizes);
+    size_t *file_of = mem_alloc_array(o->ctx, f->num_tensors + f->num_slots, sizeof *file_of);
+    TRY(sizes && file_of ? TARE_OK : TARE_E_MEMORY);
+    for (size_t i = 0; i < f->num_tensors; i++)
+        if (!f->tensors[i].absent)
+            sizes[count++] = f->tensors[i].info.bytes;
+    for (size_t i = 0; i < f->num_slots; i++)
+        sizes[count++] = f->slots[i].info.bytes;
+    f->num_files = output_plan_shards(sizes, count, limit, file_of);
+    count = 0;
+    for (size_t i = 0; i < f->num_tensors; i++)
+        if (!f->tensors[i].absent)
+            f->tensors[i].file = file_of[count++];
+    for (size_t i = 0; i < f->num_slots; i++)
+        f->slots[i].file = file_of[count++];
+done:
+    mem_free(o->ctx, sizes);
+    mem_free(o->ctx, file_of);
+    return status;
+}
+
 tare_status output_plan_folder(output *o, output_folder *f, uint64_t limit, bool sharded)
 {
     tare_status status = TARE_OK;
-    uint64_t *sizes = NULL;
-    size_t *file_of = NULL;
-
     TRY(expand(o, f));
+    TRY(output_make_slots(o, f));
     f->sharded = sharded;
     f->prefix = layout_weight_prefix(&o->arena, f->layout, o->options.num.compat, o->quant_type);
-    sizes = mem_alloc_array(o->ctx, f->num_tensors, sizeof *sizes);
-    file_of = mem_alloc_array(o->ctx, f->num_tensors, sizeof *file_of);
-    TRY(f->prefix && sizes && file_of ? TARE_OK : TARE_E_MEMORY);
-    for (size_t i = 0; i < f->num_tensors; i++)
-        sizes[i] = f->tensors[i].info.bytes;
-    f->num_files = output_plan_shards(sizes, f->num_tensors, limit, file_of);
-    for (size_t i = 0; i < f->num_tensors; i++)
-        f->tensors[i].file = file_of[i];
+    TRY(f->prefix ? TARE_OK : TARE_E_MEMORY);
+    TRY(assign_files(o, f, limit));
     f->files = arena_calloc(&o->arena, f->num_files, sizeof *f->files);
     TRY(f->files ? TARE_OK : TARE_E_MEMORY);
     TRY(fill_files(o, f));
 done:
-    mem_free(o->ctx, sizes);
-    mem_free(o->ctx, file_of);
     return status;
 }
 

@@ -34,12 +34,14 @@ static const verify_rule RULES[] = {
     {15, A | S, NEEDS_TENSORS | NEEDS_BASE, NULL, rule_base_distance},
     {16, A, NEEDS_TENSORS, rule_norms_ascend, NULL},
     {17, S, NEEDS_TENSORS, rule_norms_module, NULL},
+    {19, A | S, NEEDS_TENSORS, rule_fa, NULL},
     {20, A | S, 0, rule_kv_or_fa, NULL},
     {21, A, 0, rule_config_ascend, NULL},
     {22, S, 0, rule_config_quantize, NULL},
     {25, A | S, NEEDS_BASE, rule_base_files, NULL},
     {26, N, NEEDS_TENSORS, rule_npy_keys, NULL},
     {27, A | S | N, NEEDS_TENSORS, rule_layouts_agree, NULL},
+    {28, A, NEEDS_TENSORS, rule_new_biases, NULL},
     {29, A, NEEDS_TENSORS, rule_prefixes, NULL},
 };
 enum { NUM_RULES = sizeof RULES / sizeof *RULES };

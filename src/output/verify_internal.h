@@ -145,12 +145,14 @@ tare_status rule_fused(vfolder *f);           /* 13 */
 tare_status rule_base_tensors(vfolder *f);    /* 14 */
 tare_status rule_norms_ascend(vfolder *f);    /* 16 */
 tare_status rule_norms_module(vfolder *f);    /* 17 */
+tare_status rule_fa(vfolder *f);              /* 19 */
 tare_status rule_kv_or_fa(vfolder *f);        /* 20 */
 tare_status rule_config_ascend(vfolder *f);   /* 21 */
 tare_status rule_config_quantize(vfolder *f); /* 22 */
 tare_status rule_base_files(vfolder *f);      /* 25 */
 tare_status rule_npy_keys(vfolder *f);        /* 26 */
 tare_status rule_layouts_agree(vfolder *f);   /* 27 */
+tare_status rule_new_biases(vfolder *f);      /* 28 */
 tare_status rule_prefixes(vfolder *f);        /* 29 */
 
 /* Rules on one complete linear. */

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/config.h"
 #include "output/verify_internal.h"
 
 enum { COMPARE_PIECE = 1 << 16, PREFIX_MAX = 256 };
@@ -341,6 +342,45 @@ tare_status rule_norms_module(vfolder *f)
     }
 done:
     return status;
+}
+
+/* ---- rule 28 ---- */
+
+static bool config_flag(const vfolder *f, const char *key)
+{
+    const value *v = value_get(f->config, key);
+    return v && v->type == VALUE_BOOL && v->boolean;
+}
+
+/* The architecture's row for a module; NULL: none. */
+static const linear_spec *spec_of(const architecture *arch, const char *module, size_t length)
+{
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        size_t tail = strlen(arch->linears[i].name);
+        if (length > tail && module[length - tail - 1] == '.' &&
+            memcmp(module + length - tail, arch->linears[i].name, tail) == 0)
+            return &arch->linears[i];
+    }
+    return NULL;
+}
+
+tare_status rule_new_biases(vfolder *f)
+{
+    const value *type = value_get(f->config, "model_type");
+    const architecture *arch = type && type->type == VALUE_STRING ? architecture_find(type->text)
+                                                                  : NULL;
+    model_config config = {.attention_bias = config_flag(f, "attention_bias"),
+                           .mlp_bias = config_flag(f, "mlp_bias")};
+    size_t length;
+    for (size_t i = 0; i < f->num_tensors && arch; i++) {
+        const char *name = f->tensors[i].info.name;
+        if (role_of_name(name, &length) != TENSOR_BIAS || verify_find_linear(f, name, length))
+            continue;
+        const linear_spec *spec = spec_of(arch, name, length);
+        if (spec && !model_config_has_bias(&config, spec->bias))
+            verify_fail(f->v, 28, name, "no bias: this architecture has none here", "one");
+    }
+    return TARE_OK;
 }
 
 /* ---- rule 29 ---- */

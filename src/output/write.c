@@ -13,6 +13,8 @@ static tare_status write_planned(output_folder *f, const planned_tensor *t, uint
     w->bytes_left -= size;
     if (w->bytes_left == 0) { /* complete: give its descriptor back */
         safetensors_writer *writer = w->writer;
+        if (w->has_slots)
+            TRY(safetensors_rename(writer, w->tensors));
         w->writer = NULL;
         TRY(safetensors_finish(writer));
     }
@@ -20,10 +22,22 @@ done:
     return status;
 }
 
-static output_unit *find_unit(output *o, const strmap *map, const char *name)
+tare_status output_write_tensor(output *o, output_folder *f, const planned_tensor *t,
+                                uint64_t offset, const void *data, size_t size)
+{
+    tare_status status = TARE_OK;
+    if (f->has_files)
+        TRY(write_planned(f, t, offset, data, size));
+    if (f->has_numpy && !t->not_numpy)
+        TRY(output_numpy_write(o, f, &t->info, t->role, offset, data, size));
+done:
+    return status;
+}
+
+output_unit *output_find_unit(output *o, const strmap *map, const char *name, unit_kind kind)
 {
     uint32_t index;
-    if (!o->begun || !strmap_get(map, name, strlen(name), &index))
+    if (!o->begun || !strmap_get(map, name, strlen(name), &index) || o->units[index].kind != kind)
         return NULL;
     return &o->units[index];
 }
@@ -31,7 +45,7 @@ static output_unit *find_unit(output *o, const strmap *map, const char *name)
 tare_status output_write_float(output *o, const char *name, uint64_t offset, const void *data,
                                size_t size)
 {
-    output_unit *u = find_unit(o, &o->floats, name);
+    output_unit *u = output_find_unit(o, &o->floats, name, UNIT_FLOAT);
     tare_status status = TARE_OK;
 
     if (!u)
@@ -41,10 +55,7 @@ tare_status output_write_float(output *o, const char *name, uint64_t offset, con
                          name);
     for (size_t i = 0; i < o->num_folders && size > 0; i++) {
         output_folder *f = &o->folders[i];
-        if (f->has_files)
-            TRY(write_planned(f, &f->tensors[u->first[i]], offset, data, size));
-        if (f->has_numpy)
-            TRY(output_numpy_write(o, f, &u->tensor, TENSOR_FLOAT, offset, data, size));
+        TRY(output_write_tensor(o, f, &f->tensors[u->first[i]], offset, data, size));
     }
     u->written += size;
     u->complete = u->written == u->tensor.bytes;
@@ -127,10 +138,7 @@ static tare_status write_linear(output *o, const output_unit *u, const quantized
                 continue;
             const void *data = linear_data(&t->info, t->role, w, act, deq_scale, quant_bias, bias,
                                            scratch);
-            if (f->has_files)
-                TRY(write_planned(f, t, 0, data, t->info.bytes));
-            if (f->has_numpy)
-                TRY(output_numpy_write(o, f, &t->info, t->role, 0, data, t->info.bytes));
+            TRY(output_write_tensor(o, f, t, 0, data, t->info.bytes));
             t++;
         }
     }
@@ -142,7 +150,7 @@ tare_status output_write_w8a8(output *o, const char *module, const quantized_wei
                               const act_params *act, const float *deq_scale,
                               const int32_t *quant_bias, const void *bias)
 {
-    output_unit *u = find_unit(o, &o->linears, module);
+    output_unit *u = output_find_unit(o, &o->linears, module, UNIT_LINEAR);
     tare_status status = TARE_OK;
     void *scratch = NULL;
 

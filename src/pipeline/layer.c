@@ -14,6 +14,7 @@ typedef struct calibrated_layer {
     live_linear linears[ROLE_COUNT];
     observer *observers[GROUP_COUNT]; /* NULL: no member is quantized */
     act_params params[GROUP_COUNT];   /* after the last sample so far */
+    fa_observer *fa;                  /* NULL: this attention goes without */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
     uint32_t *sample_of_row;   /* [rows] */
@@ -174,6 +175,13 @@ done:
 
 /* ---- the layer ---- */
 
+static tare_status calibrated_attention(void *user, const batch *b, const float *q, const float *k,
+                                        const float *v)
+{
+    calibrated_layer *c = user;
+    return attention_observe(c->run, c->fa, b, q, k, v);
+}
+
 static void unload(calibrated_layer *c)
 {
     tare_context *ctx = c->run->ctx;
@@ -181,6 +189,7 @@ static void unload(calibrated_layer *c)
         live_linear_free(c->run, &c->linears[role]);
     for (int g = 0; g < GROUP_COUNT; g++)
         observer_free(ctx, c->observers[g]);
+    fa_observer_free(c->fa);
     mem_free(ctx, c->sample_params);
     mem_free(ctx, c->quantized);
     mem_free(ctx, c->sample_of_row);
@@ -248,6 +257,7 @@ static tare_status calibrate(calibrated_layer *c)
     size_t h = r->model->config.hidden_size, row = 0;
     layer_norms norms = {0};
     layer_ops ops = {.user = c, .linears = calibrated_linears};
+    ops.attention = c->fa ? calibrated_attention : NULL;
     TRY(layer_norms_load(r->model, c->layer, &norms));
     for (size_t first = 0; first < r->samples.count;) {
         batch b = batch_next(r->samples.lengths, first, r->samples.count, r->batch_rows);
@@ -294,7 +304,10 @@ tare_status quantize_layer(run *r, size_t layer)
         TRY(score_layer(r, layer, r->score_hidden));
     TRY(load_linears(&c));
     TRY(alloc_buffers(&c));
+    TRY(attention_observer_create(r, layer, &c.fa));
     TRY(calibrate(&c));
+    if (c.fa)
+        TRY(attention_finish(r, layer, c.fa));
     TRY(write_layer(&c));
 done:
     unload(&c);

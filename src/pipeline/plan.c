@@ -55,6 +55,7 @@ tare_status plan_linears(run *r)
     list_linears(r);
     TRY(attention_names(r, &attentions));
     TRY(fallback_by_name(r->recipe, r->linears, r->num_linears, attentions, c->num_layers));
+    TRY(plan_attentions(r));
 done:
     return status;
 }
@@ -95,6 +96,7 @@ static tare_status declare_layer(run *r, size_t layer)
     tare_status status = TARE_OK;
     const architecture *arch = r->model->config.arch;
     const model_layer *m = &r->model->layers[layer];
+    TRY(declare_attention(r, layer));
     for (size_t i = 0; i < arch->num_linears; i++)
         TRY(declare_linear(r, &m->linears[arch->linears[i].role],
                            &r->linears[layer * r->linears_per_layer + i]));

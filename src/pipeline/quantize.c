@@ -73,6 +73,7 @@ static tare_status open_output(run *r)
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
                         .quant_type = "W8A8",
+                        .fa_amp = (size_t)r->recipe->fa_amp,
                         .overwrite = r->options->overwrite,
                         .copy_code = r->options->copy_code,
                         .verify = r->options->verify};
@@ -157,6 +158,7 @@ static tare_status run_layers(run *r)
     TRY(run_head(r));
     for (size_t i = 0; i < r->model->num_extra; i++)
         TRY(copy_tensor(r, r->model->extra[i]));
+    TRY(write_late_attentions(r));
 done:
     return status;
 }

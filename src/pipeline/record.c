@@ -70,6 +70,39 @@ static void write_linears(run *r, buffer *out)
     buffer_puts(out, first ? "}\n" : "\n  }\n");
 }
 
+/* Scores of q, k and v of each attention that was observed, and which of them go without. */
+static void write_attentions(const run *r, buffer *out)
+{
+    bool first = true;
+    if (r->num_fa == 0)
+        return;
+    buffer_puts(out, "  \"fa_scores\": {");
+    for (size_t i = 0; i < r->model->config.num_layers; i++) {
+        const run_attention *a = &r->attentions[i];
+        if (!a->quantize)
+            continue;
+        buffer_printf(out, "%s\n    ", first ? "" : ",");
+        json_write_string(out, a->name, strlen(a->name));
+        for (int kind = 0; kind < FA_KINDS; kind++) {
+            buffer_puts(out, kind ? ", " : ": [");
+            json_write_double(out, (double)a->scores[kind]);
+        }
+        buffer_putc(out, ']');
+        first = false;
+    }
+    buffer_puts(out, "\n  },\n  \"fa_fallback\": [");
+    first = true;
+    for (size_t i = 0; i < r->model->config.num_layers; i++) {
+        const run_attention *a = &r->attentions[i];
+        if (!a->fallback)
+            continue;
+        buffer_puts(out, first ? "" : ", ");
+        json_write_string(out, a->name, strlen(a->name));
+        first = false;
+    }
+    buffer_puts(out, "],\n");
+}
+
 tare_status run_record(run *r, buffer *out)
 {
     buffer_printf(out,
@@ -89,6 +122,7 @@ tare_status run_record(run *r, buffer *out)
                   r->samples.count, r->samples.tokens, r->samples.truncated);
     write_digest(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
     buffer_printf(out, "},\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
+    write_attentions(r, out);
     write_linears(r, out);
     buffer_puts(out, "}\n");
     return status == TARE_OK ? out->status : status;

@@ -4,14 +4,23 @@
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
+#include "base/progress.h"
 #include "calibration/samples.h"
 #include "model/linear.h"
 #include "output/output.h"
-#include "base/progress.h"
+#include "quantize/fa3.h"
 #include "quantize/fallback.h"
 #include "quantize/observer.h"
 #include "quantize/recipe.h"
 #include "quantize/score.h"
+
+/* FA quantization of one layer's attention. */
+typedef struct run_attention {
+    const char *name;
+    bool quantize, fallback; /* observed; and then chosen by fa_amp to go without */
+    float *scales[FA_KINDS]; /* once its layer is done */
+    float scores[FA_KINDS];
+} run_attention;
 
 typedef struct run {
     tare_context *ctx;
@@ -28,6 +37,8 @@ typedef struct run {
     size_t linears_per_layer, num_linears;
     fallback_linear *linears; /* [num_linears] */
     size_t num_quantized;
+    run_attention *attentions; /* [layers] */
+    size_t num_fa;             /* that are observed */
     size_t score_samples, score_tokens,
         score_longest; /* the first samples, which the score looks at */
 
@@ -82,6 +93,20 @@ void live_linear_free(run *r, live_linear *l);
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
 observer_kind observer_kind_of(const run *r, const fallback_linear *f);
+
+/* ---- attention.c ---- */
+
+/* Which attentions are FA-quantized. */
+tare_status plan_attentions(run *r);
+tare_status declare_attention(run *r, size_t layer);
+/* *out stays NULL for an attention that goes without. */
+tare_status attention_observer_create(run *r, size_t layer, fa_observer **out);
+tare_status attention_observe(run *r, fa_observer *o, const batch *b, const float *q,
+                              const float *k, const float *v);
+/* Derives, and with fa_amp 0 writes, the tensors of a layer that is calibrated. */
+tare_status attention_finish(run *r, size_t layer, const fa_observer *o);
+/* With fa_amp: chooses who goes without, and writes the others. */
+tare_status write_late_attentions(run *r);
 
 /* ---- copy.c ---- */
 

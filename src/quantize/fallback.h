@@ -21,6 +21,10 @@ typedef struct fallback_linear {
 tare_status fallback_by_name(const tare_recipe *recipe, fallback_linear *linears, size_t count,
                              const char *const *extra, size_t num_extra);
 
+/* Does an entry of disable_names name `module`, exactly or (but for compat) by a pattern? For
+ * modules that are no linears: an attention's FA quantization. */
+bool fallback_names(const tare_recipe *recipe, const char *module);
+
 /* Applies disable_level: whole groups by falling score until at least n linears were taken (compat:
  * single linears, exactly n). Ties keep module order. Logs what was taken and the scores. */
 tare_status fallback_by_level(const tare_recipe *recipe, fallback_linear *linears, size_t count);

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "file/io.h"
 #include "file/json.h"
 #include "file/yaml.h"
 
@@ -15,7 +16,9 @@ typedef enum setting_type {
     SETTING_BOOL,
     SETTING_CHOICE, /* one of names[]; stored as its number */
     SETTING_LEVEL,  /* "L0", "L1", … */
-    SETTING_LIST
+    SETTING_LIST,
+    SETTING_AMP,    /* fa_amp, whose refusals have the reference's words */
+    SETTING_SECTION /* bool, with the key "": the section is there, as a map or as true */
 } setting_type;
 
 typedef struct choice {
@@ -36,6 +39,8 @@ static const choice dtype_choices[] = {
 static const choice compute_choices[] = {
     {"auto", COMPUTE_AUTO}, {"fp32", COMPUTE_FP32}, {"bf16", COMPUTE_BF16}, {NULL, 0}};
 static const choice compat_choices[] = {{"none", 0}, {"msmodelslim", 1}, {NULL, 0}};
+static const choice anti_choices[] = {{"none", 0}, {"m1", 1}, {"m2", 2}, {"m3", 3},
+                                      {"m4", 4},   {"m5", 5}, {"m6", 6}, {NULL, 0}};
 static const choice npy_choices[] = {{"numpy", 0}, {NULL, 0}};
 static const choice save_choices[] = {
     {"ascendv1", 0}, {"ascendV1", 0}, {"safe_tensor", 0}, {"numpy", 0}, {NULL, 0}};
@@ -51,6 +56,15 @@ static const setting settings[] = {
     {"quant", "w_sym", SETTING_BOOL, AT(w_sym), 0, 0, NULL},
     {"quant", "pr", SETTING_FLOAT, AT(pr), 0, 1, NULL},
     {"quant", "seed", SETTING_INT, AT(seed), 0, INT64_LIMIT, NULL},
+    {"anti_outlier", "anti_method", SETTING_CHOICE, AT(anti_method), 0, 0, anti_choices},
+    {"anti_outlier", "w_bit", SETTING_INT, AT(anti_w_bit), 4, 8, NULL},
+    {"anti_outlier", "a_bit", SETTING_INT, AT(anti_a_bit), 8, 16, NULL},
+    {"anti_outlier", "w_sym", SETTING_BOOL, AT(anti_w_sym), 0, 0, NULL},
+    {"anti_outlier", "disable_anti_names", SETTING_LIST, AT(disable_anti_names), 0, 0, NULL},
+    {"anti_outlier", "alpha", SETTING_FLOAT, AT(anti_alpha), -1e6, 1e6, NULL},
+    {"anti_outlier", "beta", SETTING_FLOAT, AT(anti_beta), -1e6, 1e6, NULL},
+    {"fa_quant", "", SETTING_SECTION, AT(fa_quant), 0, 0, NULL},
+    {"fa_quant", "fa_amp", SETTING_AMP, AT(fa_amp), 0, INT64_LIMIT, NULL},
     {"fallback", "disable_level", SETTING_LEVEL, AT(disable_level), 0, 1e9, NULL},
     {"fallback", "disable_last_linear", SETTING_BOOL, AT(disable_last_linear), 0, 0, NULL},
     {"fallback", "disable_names", SETTING_LIST, AT(disable_names), 0, 0, NULL},
@@ -118,6 +132,11 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
                        .act_method = 1,
                        .w_sym = true,
                        .pr = 1.0,
+                       .anti_w_bit = 8,
+                       .anti_a_bit = 8,
+                       .anti_w_sym = true,
+                       .anti_alpha = NAN,
+                       .anti_beta = NAN,
                        .disable_last_linear = true,
                        .part_file_size = -1,
                        .dtype = -1};
@@ -133,6 +152,7 @@ void tare_recipe_free(tare_recipe *r)
 {
     if (!r)
         return;
+    list_clear(r->ctx, &r->disable_anti_names);
     list_clear(r->ctx, &r->disable_names);
     list_clear(r->ctx, &r->save_types);
     mem_free(r->ctx, r);
@@ -141,8 +161,8 @@ void tare_recipe_free(tare_recipe *r)
 /* ---- setting from text ---- */
 
 #define REFUSE(r, s, ...)                                                                          \
-    TARE_WRAP((r)->ctx, TARE_FAIL((r)->ctx, TARE_E_USAGE, __VA_ARGS__), "%s.%s", (s)->section,     \
-              (s)->key)
+    TARE_WRAP((r)->ctx, TARE_FAIL((r)->ctx, TARE_E_USAGE, __VA_ARGS__), "%s%s%s", (s)->section,    \
+              *(s)->key ? "." : "", (s)->key)
 
 static tare_status refuse_choice(tare_recipe *r, const setting *s, const char *text)
 {
@@ -199,6 +219,37 @@ static tare_status set_choice(tare_recipe *r, const setting *s, const char *text
     return refuse_choice(r, s, text);
 }
 
+/* A YAML scalar, or what stands on the command line, by the names of Python's types. */
+static const char *type_of_text(const char *text)
+{
+    char *end;
+    strtod(text, &end);
+    if (strcmp(text, "true") == 0 || strcmp(text, "false") == 0)
+        return "bool";
+    return end != text && !*end ? "float" : "str";
+}
+
+static tare_status set_amp(tare_recipe *r, const setting *s, const char *text)
+{
+    size_t digits = strspn(text + (text[0] == '-'), "0123456789");
+    if (digits == 0 || text[digits + (text[0] == '-')])
+        return REFUSE(r, s, "%s must be int, not %s.", s->key, type_of_text(text));
+    if (text[0] == '-')
+        return REFUSE(r, s, "%s = %.80s is smaller than 0.", s->key, text);
+    r->fa_amp_given = true;
+    return set_int(r, s, text);
+}
+
+static tare_status set_section(tare_recipe *r, const setting *s, const char *text)
+{
+    tare_status status = set_bool(r, s, text);
+    if (status == TARE_OK && !r->fa_quant) {
+        r->fa_amp = 0;
+        r->fa_amp_given = false;
+    }
+    return status;
+}
+
 /* L<n>, no leading zero. */
 static tare_status set_level(tare_recipe *r, const setting *s, const char *text)
 {
@@ -253,6 +304,10 @@ static tare_status set_text(tare_recipe *r, const setting *s, const char *text)
         return set_choice(r, s, text);
     case SETTING_LEVEL:
         return set_level(r, s, text);
+    case SETTING_AMP:
+        return set_amp(r, s, text);
+    case SETTING_SECTION:
+        return set_section(r, s, text);
     case SETTING_LIST:
         break;
     }
@@ -260,12 +315,18 @@ static tare_status set_text(tare_recipe *r, const setting *s, const char *text)
     return append_items(r, s, text);
 }
 
-/* Finds "section.key", or fails with the nearest names. */
+static char *setting_name(arena *a, const setting *s)
+{
+    return arena_printf(a, "%s%s%s", s->section, *s->key ? "." : "", s->key);
+}
+
+/* Finds "section.key", or "section" where that is a setting, or fails with the nearest names. */
 static tare_status require_setting(tare_recipe *r, const char *name, const setting **out)
 {
     tare_status status = TARE_OK;
     const char *dot = strchr(name, '.'), *names[NUM_SETTINGS];
-    *out = dot ? find_setting(name, (size_t)(dot - name), dot + 1) : NULL;
+    *out = dot ? find_setting(name, (size_t)(dot - name), dot + 1)
+               : find_setting(name, strlen(name), "");
     if (*out)
         return TARE_OK;
     arena a;
@@ -273,7 +334,7 @@ static tare_status require_setting(tare_recipe *r, const char *name, const setti
     arena_init(&a, r->ctx);
     buffer_init(&near, r->ctx);
     for (size_t i = 0; i < NUM_SETTINGS; i++) {
-        if (!(names[i] = arena_printf(&a, "%s.%s", settings[i].section, settings[i].key))) {
+        if (!(names[i] = setting_name(&a, &settings[i]))) {
             status = TARE_E_MEMORY;
             goto done;
         }
@@ -341,10 +402,16 @@ static tare_status load_setting(tare_recipe *r, const setting *s, const value *v
 static tare_status load_section(tare_recipe *r, const char *section, const value *map)
 {
     tare_status status = TARE_OK;
+    const setting *whole = find_setting(section, strlen(section), "");
     buffer name;
     buffer_init(&name, r->ctx);
     if (map->type == VALUE_NULL)
         return TARE_OK;
+    if (whole) {
+        if (map->type != VALUE_MAP)
+            return TARE_WRAP(r->ctx, load_setting(r, whole, map), "line %d", map->line);
+        TRY(set_text(r, whole, "true"));
+    }
     if (map->type != VALUE_MAP)
         return TARE_FAIL(r->ctx, TARE_E_USAGE, "line %d: section \"%.80s\" must be a map",
                          map->line, section);
@@ -361,41 +428,55 @@ done:
     return status;
 }
 
+static tare_status load_sections(tare_recipe *r, const char *what, const value *root)
+{
+    tare_status status = TARE_OK;
+    if (root->type != VALUE_MAP && root->type != VALUE_NULL)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "%s: a recipe is a map of sections", what);
+    for (size_t i = 0; i < root->count; i++)
+        TRY(TARE_WRAP(r->ctx, load_section(r, root->keys[i].text, &root->items[i]), "%s", what));
+done:
+    return status;
+}
+
+static tare_status parse_shipped(tare_recipe *r, arena *a, const char *name, const value **root)
+{
+    buffer names;
+    for (size_t i = 0; i < num_shipped_recipes; i++) {
+        const shipped_recipe *s = &shipped_recipes[i];
+        if (strcmp(s->name, name) == 0)
+            return yaml_parse(r->ctx, a, (const char *)s->text, s->length, name, root);
+    }
+    buffer_init(&names, r->ctx);
+    for (size_t i = 0; i < num_shipped_recipes; i++)
+        buffer_printf(&names, "%s%s", i ? ", " : "", shipped_recipes[i].name);
+    tare_status status = names.status;
+    if (status == TARE_OK)
+        status = TARE_FAIL(r->ctx, TARE_E_USAGE,
+                           "%s: neither a file nor one of the recipes that ship with tare: %s",
+                           name, names.data);
+    buffer_free(&names);
+    return status;
+}
+
 tare_status tare_recipe_load(tare_recipe *r, const char *path)
 {
     tare_status status = TARE_OK;
     const value *root;
     arena a;
     arena_init(&a, r->ctx);
-    TRY(yaml_parse_file(r->ctx, &a, path, RECIPE_LIMIT, &root));
-    if (root->type != VALUE_MAP && root->type != VALUE_NULL) {
-        status = TARE_FAIL(r->ctx, TARE_E_USAGE, "%s: a recipe is a map of sections", path);
-        goto done;
-    }
-    for (size_t i = 0; i < root->count; i++)
-        TRY(TARE_WRAP(r->ctx, load_section(r, root->keys[i].text, &root->items[i]), "%s", path));
+    if (path_exists(path) && !path_is_folder(path))
+        TRY(yaml_parse_file(r->ctx, &a, path, RECIPE_LIMIT, &root));
+    else
+        TRY(parse_shipped(r, &a, path, &root));
+    TRY(load_sections(r, path, root));
 done:
     arena_free(&a);
     /* A recipe that is absent or does not parse is a wrong recipe, as a wrong setting in it is. */
     return status == TARE_E_FORMAT || status == TARE_E_IO ? TARE_E_USAGE : status;
 }
 
-/* ---- checks and writing ---- */
-
-tare_status recipe_check(const tare_recipe *r)
-{
-    if (r->w_bit != 8 || r->a_bit != 8)
-        return TARE_FAIL(
-            r->ctx, TARE_E_USAGE,
-            "quant.w_bit %lld with quant.a_bit %lld is not supported; supported: 8 with 8 (W8A8)",
-            (long long)r->w_bit, (long long)r->a_bit);
-    if (!r->w_sym)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "quant.w_sym: 8-bit activations need symmetric weights (true)");
-    if (r->save_types.count == 0)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE, "save.types: at least one save type is needed");
-    return TARE_OK;
-}
+/* ---- writing ---- */
 
 static void write_list(buffer *out, const string_list *l)
 {
@@ -413,12 +494,17 @@ static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
     const char *name = NULL;
     switch (s->type) {
     case SETTING_INT:
+    case SETTING_AMP:
         buffer_printf(out, "%lld", (long long)*(const int64_t *)at);
         break;
     case SETTING_FLOAT:
-        json_write_double(out, *(const double *)at);
+        if (isnan(*(const double *)at))
+            buffer_puts(out, "null");
+        else
+            json_write_double(out, *(const double *)at);
         break;
     case SETTING_BOOL:
+    case SETTING_SECTION:
         buffer_puts(out, *(const bool *)at ? "true" : "false");
         break;
     case SETTING_LEVEL:
@@ -435,19 +521,37 @@ static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
     }
 }
 
+static bool same_section(size_t a, size_t b)
+{
+    return a < NUM_SETTINGS && b < NUM_SETTINGS &&
+           strcmp(settings[a].section, settings[b].section) == 0;
+}
+
+/* {"key": value, …}, or false for a section that is switched off. */
+static void write_section(const tare_recipe *r, size_t first, buffer *out)
+{
+    size_t i = first;
+    if (settings[i].type == SETTING_SECTION && !*(const bool *)member(r, &settings[i])) {
+        buffer_puts(out, "false");
+        return;
+    }
+    i += settings[i].type == SETTING_SECTION;
+    buffer_putc(out, '{');
+    for (const char *comma = ""; same_section(first, i); i++, comma = ", ") {
+        buffer_printf(out, "%s\"%s\": ", comma, settings[i].key);
+        write_setting(r, &settings[i], out);
+    }
+    buffer_putc(out, '}');
+}
+
 void recipe_write(const tare_recipe *r, buffer *out, int level)
 {
-    buffer_puts(out, "{");
+    buffer_putc(out, '{');
     for (size_t i = 0; i < NUM_SETTINGS; i++) {
-        const setting *s = &settings[i];
-        bool first = i == 0 || strcmp(settings[i - 1].section, s->section) != 0;
-        bool last = i + 1 == NUM_SETTINGS || strcmp(settings[i + 1].section, s->section) != 0;
-        if (first)
-            buffer_printf(out, "%s\n%*s\"%s\": {", i ? "," : "", 2 * level + 2, "", s->section);
-        buffer_printf(out, "%s\"%s\": ", first ? "" : ", ", s->key);
-        write_setting(r, s, out);
-        if (last)
-            buffer_putc(out, '}');
+        if (i > 0 && same_section(i - 1, i))
+            continue;
+        buffer_printf(out, "%s\n%*s\"%s\": ", i ? "," : "", 2 * level + 2, "", settings[i].section);
+        write_section(r, i, out);
     }
     buffer_printf(out, "\n%*s}", 2 * level, "");
 }

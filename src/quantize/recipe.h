@@ -21,6 +21,16 @@ struct tare_recipe {
     int64_t w_bit, a_bit, act_method, seed;
     bool mm_tensor, w_sym;
     double pr;
+    /* anti_outlier */
+    int64_t anti_method;            /* 1 to 6: m1 to m6; 0: none */
+    int64_t anti_w_bit, anti_a_bit; /* seen by m3 alone */
+    bool anti_w_sym;                /* the same */
+    string_list disable_anti_names;
+    double anti_alpha, anti_beta; /* of m6; NaN: searched */
+    /* fa_quant */
+    bool fa_quant;     /* the section itself: `fa_quant: {}` or true */
+    bool fa_amp_given; /* somebody named it */
+    int64_t fa_amp;
     /* fallback */
     int64_t disable_level; /* n of "Ln" */
     bool disable_last_linear;
@@ -37,9 +47,21 @@ struct tare_recipe {
     int64_t compat;  /* 0: none, 1: msmodelslim */
 };
 
-/* Checks what no single setting shows: the pair of widths. TARE_E_USAGE. */
+/* Checks what no single setting shows: widths that go together, settings without the one that they
+ * belong to. TARE_E_USAGE; warns of what is odd but allowed. */
 tare_status recipe_check(const tare_recipe *recipe);
 /* Appends the effective settings as a JSON map, indented by two spaces from `level` on. */
 void recipe_write(const tare_recipe *recipe, buffer *out, int level);
+
+/* The recipes that ship with the library (recipes/, compiled in): their YAML text and name, ordered
+ * by name. */
+typedef struct shipped_recipe {
+    const char *name; /* "default" */
+    const unsigned char *text;
+    size_t length;
+} shipped_recipe;
+
+extern const shipped_recipe shipped_recipes[];
+extern const size_t num_shipped_recipes;
 
 #endif

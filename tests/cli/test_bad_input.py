@@ -270,6 +270,13 @@ SETTINGS = {
     "max-length": (["--max-length", "x"], ["max_length"]),
     "part size": (["--part-file-size", "-2"], ["part_file_size"]),
     "threads": (["--threads", "-1"], ["threads"]),
+    "anti-method": (["--anti-method", "m7"], ["anti_method", "m7", "m1", "m6"]),
+    "strength without a method": (["--recipe", "llama3.1-70b", "--anti-method", "none", "--alpha", "1"],
+                   ["anti_method", "m1"]),
+    "fa-amp alone": (["--fa-amp", "1"], ["fa_amp", "--fa-quant"]),
+    "fa-amp negative": (["--fa-quant", "--fa-amp", "-1"], ["fa_amp = -1 is smaller than 0."]),
+    "fa-amp float": (["--fa-quant", "--fa-amp", "1.5"], ["fa_amp must be int, not float."]),
+    "shipped recipe": (["--recipe", "llama"], ["default, llama3.1-70b, qwen2.5-72b"]),
     "unknown flag": (["--turbo"], ["--turbo"]),
     "flag without value": (["--act-method"], ["--act-method"]),
 }

@@ -42,14 +42,16 @@ class Case:
         self.calib = folder.parent.parent / self.settings["calib"]
 
     def is_ours(self):
-        """W8A8 without outlier suppression or FA quantization, and the reference did not fail."""
-        return (self.settings["anti_method"] is None and self.settings["fa_amp"] is None
+        """W8A8 without outlier suppression, and the reference did not fail."""
+        return (self.settings["anti_method"] is None
                 and "error" not in self.settings and set(self.quant) <= set(FLAGS))
 
     def flags(self):
         flags = ["--dtype", self.dtype, "--disable-level", self.settings["disable_level"]]
         if self.settings["disable_names"]:
             flags += ["--disable-names", ",".join(self.settings["disable_names"])]
+        if self.settings["fa_amp"] is not None:
+            flags += ["--fa-quant", "--fa-amp", self.settings["fa_amp"]]
         for name, value in self.quant.items():
             flags += FLAGS[name](value)
         return flags
@@ -233,6 +235,26 @@ def test_histogram_of_the_first_layer(case, outputs):
                                       activations(case.tensors(), BLOCK_QKV))
     assert scale <= SCALE_TOLERANCE
     assert offset.max() == 0
+
+
+@cases_where(lambda case: case.settings["fa_amp"] is not None)
+def test_fa_scales(case, outputs):
+    """Section 4 of the FA3 specification: which modules have them is exact (test_description, and
+    test_weights_are_equal for shapes and dtypes); a flipped rounding may move the end of a window
+    in deeper layers."""
+    ours, golden = outputs(case).tensors, case.tensors()
+    errors = {}
+    for name, want in golden.items():
+        if name.endswith((".fa_q.offset", ".fa_k.offset", ".fa_v.offset")):
+            np.testing.assert_array_equal(ours[name].data, want.data, name)
+        elif name.endswith((".fa_q.scale", ".fa_k.scale", ".fa_v.scale")):
+            errors[name] = np.abs(ours[name].data / want.data - 1).ravel()
+    first = [e for name, e in errors.items() if name.startswith("model.layers.0.")]
+    deeper = [e for name, e in errors.items() if not name.startswith("model.layers.0.")]
+    if case.tag == "F32":
+        assert not first or np.concatenate(first).max() <= 1e-5
+        assert not deeper or np.median(np.concatenate(deeper)) <= 1e-3
+    assert all(e.max() <= 0.25 for e in errors.values())
 
 
 @cases_where(lambda case: "pr" not in case.quant)

@@ -116,6 +116,165 @@ static void test_yaml(void **state)
     free_context(ctx);
 }
 
+static void expect_written(tare_context *ctx, const tare_recipe *r, const char *part)
+{
+    buffer out;
+    buffer_init(&out, ctx);
+    recipe_write(r, &out, 0);
+    assert_ok(ctx, out.status);
+    if (!strstr(out.data, part))
+        fail_msg("%s: not in %s", part, out.data);
+    buffer_free(&out);
+}
+
+static void test_fa_quant(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *yaml;
+        bool on;
+        int64_t amp;
+        const char *written;
+    } cases[] = {{"quant: {w_bit: 8}", false, 0, "\"fa_quant\": false"},
+                 {"fa_quant: {fa_amp: 3}", true, 3, "\"fa_quant\": {\"fa_amp\": 3}"},
+                 {"fa_quant: {}", true, 0, "\"fa_quant\": {\"fa_amp\": 0}"},
+                 {"fa_quant: true", true, 0, "\"fa_quant\": {\"fa_amp\": 0}"},
+                 {"fa_quant: {fa_amp: null}", true, 0, "\"fa_quant\": {\"fa_amp\": 0}"},
+                 {"fa_quant: false", false, 0, "\"fa_quant\": false"},
+                 {"fa_quant:", false, 0, "\"fa_quant\": false"}};
+    static const char *const refused[][2] = {
+        {"fa_quant: {fa_amp: 1.5}", "fa_amp must be int, not float."},
+        {"fa_quant: {fa_amp: true}", "fa_amp must be int, not bool."},
+        {"fa_quant: {fa_amp: many}", "fa_amp must be int, not str."},
+        {"fa_quant: {fa_amp: -1}", "fa_amp = -1 is smaller than 0."},
+        {"fa_quant: 3", "line 1: fa_quant: \"3\" is neither true nor false"},
+        {"fa_quant: [1]", "line 1: fa_quant: needs a single value"},
+        {"fa_quant: {fa_apm: 1}", "near: fa_quant.fa_amp"}};
+    tare_context *ctx = new_context(1);
+    const char *d = temporary_folder();
+    char path[128];
+    snprintf(path, sizeof path, "%s/r.yaml", d);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tare_recipe *r = new_recipe(ctx);
+        write_text(d, "r.yaml", cases[i].yaml);
+        assert_ok(ctx, tare_recipe_load(r, path));
+        assert_ok(ctx, recipe_check(r));
+        assert_true(r->fa_quant == cases[i].on && r->fa_amp == cases[i].amp);
+        expect_written(ctx, r, cases[i].written);
+        tare_recipe_free(r);
+    }
+    tare_recipe *r = new_recipe(ctx);
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        write_text(d, "r.yaml", refused[i][0]);
+        assert_fails(ctx, tare_recipe_load(r, path), TARE_E_USAGE, refused[i][1]);
+    }
+    tare_recipe_free(r);
+    r = new_recipe(ctx);
+    assert_ok(ctx, tare_recipe_set(r, "fa_quant.fa_amp", "0"));
+    assert_fails(ctx, recipe_check(r), TARE_E_USAGE, "fa_amp is given, but fa_quant is not");
+    assert_ok(ctx, tare_recipe_set(r, "fa_quant", "true"));
+    assert_ok(ctx, recipe_check(r));
+    assert_ok(ctx, tare_recipe_set(r, "fa_quant", "false"));
+    assert_ok(ctx, recipe_check(r));
+    tare_recipe_free(r);
+    assert_ok(ctx, folder_remove(ctx, d));
+    free_context(ctx);
+}
+
+static void test_anti_outlier(void **state)
+{
+    (void)state;
+    enum { MAX_SET = 3 };
+    static const struct {
+        const char *set[MAX_SET][2], *refusal; /* NULL: accepted */
+    } cases[] = {
+        {{{"anti_method", "m1"}}, NULL},
+        {{{"anti_method", "m6"}, {"alpha", "0.5"}, {"beta", "0.5"}}, NULL},
+        {{{"anti_method", "m6"}, {"alpha", "-1.5"}}, NULL}, /* odd: two warnings */
+        {{{"anti_method", "m3"}, {"w_bit", "4"}, {"a_bit", "16"}}, NULL},
+        {{{"anti_method", "m3"}, {"w_sym", "false"}}, NULL},
+        {{{"anti_method", "m2"}, {"disable_anti_names", "a,b"}}, NULL},
+        {{{"anti_method", "m1"}, {"w_bit", "6"}},
+         "anti_outlier.w_bit 6 is not known; possible: 4, 8"},
+        {{{"anti_method", "m4"}, {"a_bit", "16"}},
+         "anti_outlier.a_bit 16 is not known; possible: 8, and 16 with m3"},
+        {{{"anti_method", "m3"}, {"a_bit", "12"}}, "possible: 8, and 16 with m3"},
+        {{{"anti_method", "m5"}, {"w_sym", "false"}}, "anti_outlier.w_sym: false is possible with"},
+        {{{"alpha", "0.5"}}, "possible: m1, m2, m3, m4, m5, m6"},
+        {{{"disable_anti_names", "a"}}, "without an anti_method"},
+        {{{"anti_method", "none"}}, NULL}};
+    tare_context *ctx = new_context(1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tare_recipe *r = new_recipe(ctx);
+        for (size_t j = 0; j < MAX_SET && cases[i].set[j][0]; j++) {
+            char name[64];
+            snprintf(name, sizeof name, "anti_outlier.%s", cases[i].set[j][0]);
+            assert_ok(ctx, tare_recipe_set(r, name, cases[i].set[j][1]));
+        }
+        if (cases[i].refusal)
+            assert_fails(ctx, recipe_check(r), TARE_E_USAGE, cases[i].refusal);
+        else
+            assert_ok(ctx, recipe_check(r));
+        tare_recipe_free(r);
+    }
+    tare_recipe *r = new_recipe(ctx);
+    assert_fails(ctx, tare_recipe_set(r, "anti_outlier.anti_method", "m7"), TARE_E_USAGE,
+                 "anti_outlier.anti_method: \"m7\" is not known; possible: none, m1, m2, m3, m4, "
+                 "m5, m6");
+    assert_fails(ctx, tare_recipe_set(r, "anti_outlier.w_bit", "2"), TARE_E_USAGE, "from 4 to 8");
+    assert_fails(ctx, tare_recipe_set(r, "anti_outlier.alpha", "inf"), TARE_E_USAGE,
+                 "is not a number");
+    expect_written(ctx, r, "\"anti_outlier\": {\"anti_method\": \"none\", \"w_bit\": 8, ");
+    expect_written(ctx, r, "\"alpha\": null");
+    tare_recipe_free(r);
+    free_context(ctx);
+}
+
+/* The files themselves and the names give the same; default.yaml says what a new recipe is. */
+static void test_shipped_recipes(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    assert_int_equal(num_shipped_recipes, 3);
+    for (size_t i = 0; i < num_shipped_recipes; i++) {
+        char path[1024];
+        buffer texts[2];
+        for (int by_path = 0; by_path < 2; by_path++) {
+            tare_recipe *r = new_recipe(ctx);
+            snprintf(path, sizeof path, "%s/%s.yaml", TARE_RECIPES, shipped_recipes[i].name);
+            assert_ok(ctx, tare_recipe_load(r, by_path ? path : shipped_recipes[i].name));
+            assert_ok(ctx, recipe_check(r));
+            buffer_init(&texts[by_path], ctx);
+            recipe_write(r, &texts[by_path], 0);
+            assert_ok(ctx, texts[by_path].status);
+            tare_recipe_free(r);
+        }
+        assert_string_equal(texts[0].data, texts[1].data);
+        if (strcmp(shipped_recipes[i].name, "default") == 0) {
+            tare_recipe *r = new_recipe(ctx);
+            expect_written(ctx, r, texts[0].data);
+            tare_recipe_free(r);
+        }
+        buffer_free(&texts[0]);
+        buffer_free(&texts[1]);
+    }
+    tare_recipe *r = new_recipe(ctx);
+    assert_ok(ctx, tare_recipe_load(r, "llama3.1-70b"));
+    assert_true(r->anti_method == 3 && r->act_method == 3 && r->disable_level == 5 && r->fa_quant &&
+                r->fa_amp == 0 && r->disable_last_linear && r->samples == 50);
+    assert_string_equal(r->disable_names.items[0], "model.layers.*.mlp.down_proj");
+    tare_recipe_free(r);
+    r = new_recipe(ctx);
+    assert_ok(ctx, tare_recipe_load(r, "qwen2.5-72b"));
+    assert_true(r->anti_method == 0 && r->act_method == 1 && r->disable_level == 0 && r->fa_quant &&
+                r->fa_amp == 0 && r->disable_names.count == 1);
+    assert_fails(ctx, tare_recipe_load(r, "llama"), TARE_E_USAGE,
+                 "llama: neither a file nor one of the recipes that ship with tare: default, "
+                 "llama3.1-70b, qwen2.5-72b");
+    tare_recipe_free(r);
+    free_context(ctx);
+}
+
 /* ---- fallback ---- */
 
 enum { LINEARS = 5 };
@@ -169,6 +328,10 @@ static void test_fallback_by_name(void **state)
     expect_floats(l, "01000");
     assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "0.donw"));
     assert_fails(ctx, fallback_by_name(r, l, LINEARS, extra, 1), TARE_E_USAGE, "near: 0.down");
+    assert_true(fallback_names(r, "0.donw") && !fallback_names(r, "0.don*"));
+    r->compat = 0;
+    assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "*.attn"));
+    assert_true(fallback_names(r, "0.attn") && !fallback_names(r, "0.attn.q"));
     tare_recipe_free(r);
     free_context(ctx);
 }
@@ -225,6 +388,7 @@ static void test_every_allocation_may_fail(void **state)
     snprintf(path, sizeof path, "%s/r.yaml", d);
     write_text(d, "r.yaml", "fallback: {disable_names: [a, b]}\nquant: {act_method: 2}\n");
     each_allocation_fails(load_recipe, path);
+    each_allocation_fails(load_recipe, (void *)(uintptr_t) "llama3.1-70b");
     assert_ok(ctx, folder_remove(ctx, d));
     free_context(ctx);
 }
@@ -234,6 +398,9 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults),
                                        cmocka_unit_test(test_set_and_refuse),
                                        cmocka_unit_test(test_yaml),
+                                       cmocka_unit_test(test_fa_quant),
+                                       cmocka_unit_test(test_anti_outlier),
+                                       cmocka_unit_test(test_shipped_recipes),
                                        cmocka_unit_test(test_fallback_by_name),
                                        cmocka_unit_test(test_fallback_by_level),
                                        cmocka_unit_test(test_every_allocation_may_fail)};

@@ -1,0 +1,104 @@
+/* FA quantization of attention in a run: observed with the calibrating forward's q, k and v, layer
+ * by layer; written with its layer, or at the end if fa_amp must first know all scores. */
+#include <string.h>
+
+#include "pipeline/run.h"
+
+tare_status plan_attentions(run *r)
+{
+    const model_config *c = &r->model->config;
+    r->attentions = arena_calloc(&r->arena, c->num_layers, sizeof *r->attentions);
+    if (!r->attentions)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < c->num_layers; i++) {
+        run_attention *a = &r->attentions[i];
+        if (!(a->name = arena_printf(&r->arena, "model.layers.%zu.self_attn", i)))
+            return TARE_E_MEMORY;
+        a->quantize = r->recipe->fa_quant && !fallback_names(r->recipe, a->name);
+        r->num_fa += a->quantize;
+    }
+    return TARE_OK;
+}
+
+static void attention_heads(const run *r, size_t heads[FA_KINDS])
+{
+    const model_config *c = &r->model->config;
+    heads[FA_Q] = c->num_heads;
+    heads[FA_K] = heads[FA_V] = c->num_kv_heads;
+}
+
+tare_status declare_attention(run *r, size_t layer)
+{
+    size_t heads[FA_KINDS];
+    attention_heads(r, heads);
+    const run_attention *a = &r->attentions[layer];
+    return a->quantize ? output_declare_fa(r->out, a->name, heads) : TARE_OK;
+}
+
+tare_status attention_observer_create(run *r, size_t layer, fa_observer **out)
+{
+    size_t heads[FA_KINDS];
+    attention_heads(r, heads);
+    *out = NULL;
+    if (!r->attentions[layer].quantize)
+        return TARE_OK;
+    return fa_observer_create(r->ctx, r->attentions[layer].name, heads, out);
+}
+
+tare_status attention_observe(run *r, fa_observer *o, const batch *b, const float *q,
+                              const float *k, const float *v)
+{
+    const model_config *c = &r->model->config;
+    size_t dim = c->head_dim, query = c->num_heads * dim, kv = c->num_kv_heads * dim;
+    fa_input in[FA_KINDS] = {{q, query, dim}, {k, kv, dim}, {v, kv, dim}};
+    return fa_observe(o, b->first, b->lengths, b->samples, in);
+}
+
+/* Scales of a layer, in the run's arena: a few hundred floats. */
+tare_status attention_finish(run *r, size_t layer, const fa_observer *o)
+{
+    tare_status status = TARE_OK;
+    run_attention *a = &r->attentions[layer];
+    size_t heads[FA_KINDS];
+    attention_heads(r, heads);
+    for (int kind = 0; kind < FA_KINDS; kind++) {
+        a->scales[kind] = arena_alloc_array(&r->arena, heads[kind], sizeof(float));
+        TRY(a->scales[kind] ? TARE_OK : TARE_E_MEMORY);
+        TRY(fa_observer_scales(o, &r->num, (fa_kind)kind, a->scales[kind]));
+    }
+    memcpy(a->scores, fa_observer_scores(o), sizeof a->scores);
+    if (r->recipe->fa_amp == 0)
+        TRY(output_write_fa(r->out, a->name, (const float *const *)a->scales));
+done:
+    return status;
+}
+
+tare_status write_late_attentions(run *r)
+{
+    tare_status status = TARE_OK;
+    size_t layers = r->model->config.num_layers, n = 0;
+    if (r->recipe->fa_amp == 0 || r->num_fa == 0)
+        return TARE_OK;
+    fa_module *modules = mem_alloc_array(r->ctx, r->num_fa, sizeof *modules);
+    TRY(modules ? TARE_OK : TARE_E_MEMORY);
+    for (size_t i = 0; i < layers; i++) {
+        const run_attention *a = &r->attentions[i];
+        if (!a->quantize)
+            continue;
+        modules[n] = (fa_module){.name = a->name};
+        memcpy(modules[n++].scores, a->scores, sizeof a->scores);
+    }
+    TRY(fa_fall_back(r->ctx, modules, n, (size_t)r->recipe->fa_amp));
+    n = 0;
+    for (size_t i = 0; i < layers; i++) {
+        run_attention *a = &r->attentions[i];
+        if (!a->quantize)
+            continue;
+        a->fallback = modules[n++].fallback;
+        if (!a->fallback)
+            TRY(output_write_fa(r->out, a->name, (const float *const *)a->scales));
+    }
+done:
+    mem_free(r->ctx, modules);
+    return status;
+}

@@ -1,0 +1,329 @@
+#include "quantize/fa3.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/parallel.h"
+#include "quantize/round.h"
+
+static const double RATIOS[FA_KINDS] = {[FA_Q] = 0.9999, [FA_K] = 0.9999, [FA_V] = 1.0};
+
+const char *fa_kind_name(fa_kind kind)
+{
+    static const char *const NAMES[FA_KINDS] = {"fa_q", "fa_k", "fa_v"};
+    return NAMES[kind];
+}
+
+/* ---- window ---- */
+
+size_t fa_window_keep(double rho, size_t count)
+{
+    size_t m = (size_t)(rho * (double)count);
+    m = m == 0 ? 1 : m > count ? count : m;
+    return count - m + 1;
+}
+
+void fa_window_init(fa_window *w, size_t keep, float *storage)
+{
+    *w = (fa_window){.keep = keep, .low = storage, .high = storage + keep, .finite = true};
+}
+
+/* h[0,size) is a max-heap but for its root. */
+static void sift_down(float *h, size_t size)
+{
+    size_t i = 0, child;
+    float x = h[0];
+    while ((child = 2 * i + 1) < size) {
+        if (child + 1 < size && h[child + 1] > h[child])
+            child++;
+        if (!(h[child] > x))
+            break;
+        h[i] = h[child];
+        i = child;
+    }
+    h[i] = x;
+}
+
+/* h[0,size) is a max-heap but for its last element. */
+static void sift_up(float *h, size_t size)
+{
+    size_t i = size - 1;
+    float x = h[i];
+    for (; i > 0 && x > h[(i - 1) / 2]; i = (i - 1) / 2)
+        h[i] = h[(i - 1) / 2];
+    h[i] = x;
+}
+
+static void offer(float *h, size_t size, float x)
+{
+    if (x < h[0]) {
+        h[0] = x;
+        sift_down(h, size);
+    }
+}
+
+void fa_window_add(fa_window *w, const kernels *k, const float *x, size_t n)
+{
+    float min, max;
+    if (n == 0)
+        return;
+    k->min_max(x, n, &min, &max, &w->finite);
+    if (!w->finite)
+        return;
+    size_t i = 0;
+    for (; i < n && w->count < w->keep; i++) {
+        w->low[w->count] = x[i];
+        w->high[w->count++] = -x[i];
+        sift_up(w->low, w->count);
+        sift_up(w->high, w->count);
+    }
+    /* Nearly every piece of a long row ends here. */
+    if (i == n || (min >= w->low[0] && max <= -w->high[0]))
+        return;
+    for (; i < n; i++) {
+        offer(w->low, w->keep, x[i]);
+        offer(w->high, w->keep, -x[i]);
+    }
+}
+
+static void heap_sort(float *h, size_t size)
+{
+    while (size > 1) {
+        float last = h[0];
+        h[0] = h[--size];
+        h[size] = last;
+        sift_down(h, size);
+    }
+}
+
+bool fa_window_end(fa_window *w, float *low, float *high)
+{
+    size_t best = 0;
+    double best_width = 0;
+    if (!w->finite)
+        return false;
+    heap_sort(w->low, w->keep);
+    heap_sort(w->high, w->keep);
+    for (size_t i = 0; i < w->keep; i++) {
+        double width = (double)-w->high[w->keep - 1 - i] - (double)w->low[i];
+        if (i == 0 || width < best_width) {
+            best_width = width;
+            best = i;
+        }
+    }
+    *low = w->low[best];
+    *high = -w->high[w->keep - 1 - best];
+    return true;
+}
+
+/* ---- module ---- */
+
+struct fa_observer {
+    tare_context *ctx;
+    char *module;
+    size_t heads[FA_KINDS], total_heads;
+    float *low, *high; /* [total_heads]: q's, k's, v's */
+    size_t samples;
+    float scores[FA_KINDS];
+};
+
+tare_status fa_observer_create(tare_context *ctx, const char *module, const size_t heads[FA_KINDS],
+                               fa_observer **out)
+{
+    *out = NULL;
+    fa_observer *o = mem_calloc(ctx, 1, sizeof *o);
+    if (!o)
+        return TARE_E_MEMORY;
+    o->ctx = ctx;
+    for (int kind = 0; kind < FA_KINDS; kind++) {
+        o->heads[kind] = heads[kind];
+        o->total_heads += heads[kind];
+    }
+    o->module = mem_strdup(ctx, module);
+    o->low = mem_calloc(ctx, o->total_heads, sizeof *o->low);
+    o->high = mem_calloc(ctx, o->total_heads, sizeof *o->high);
+    if (!o->module || !o->low || !o->high) {
+        fa_observer_free(o);
+        return TARE_E_MEMORY;
+    }
+    *out = o;
+    return TARE_OK;
+}
+
+void fa_observer_free(fa_observer *o)
+{
+    if (!o)
+        return;
+    mem_free(o->ctx, o->module);
+    mem_free(o->ctx, o->low);
+    mem_free(o->ctx, o->high);
+    mem_free(o->ctx, o);
+}
+
+/* A head of a sample, whatever the tensor. */
+typedef struct head_row {
+    fa_kind kind;
+    size_t head, tokens;
+    const float *x; /* of its first token */
+    size_t row_stride, head_dim;
+} head_row;
+
+/* The rows of one call of fa_observe: sample by sample, in each the heads of q, k and v. */
+typedef struct row_job {
+    const fa_observer *o;
+    const kernels *k;
+    const fa_input *in;
+    const size_t *lengths;
+    const size_t *starts; /* [samples] first token of each */
+    size_t most_kept;     /* of any row */
+    float *storage;       /* [threads, 2*most_kept] */
+    float *low, *high;    /* [samples, total_heads] */
+    bool *finite;
+} row_job;
+
+static head_row row_of(const row_job *job, size_t index)
+{
+    size_t sample = index / job->o->total_heads, head = index % job->o->total_heads;
+    int kind = 0;
+    while (head >= job->o->heads[kind])
+        head -= job->o->heads[kind++];
+    const fa_input *in = &job->in[kind];
+    return (head_row){.kind = (fa_kind)kind,
+                      .head = head,
+                      .tokens = job->lengths[sample],
+                      .x = in->x + job->starts[sample] * in->row_stride + head * in->head_dim,
+                      .row_stride = in->row_stride,
+                      .head_dim = in->head_dim};
+}
+
+static void observe_row(void *user, size_t index, int thread)
+{
+    const row_job *job = user;
+    head_row r = row_of(job, index);
+    fa_window w;
+    fa_window_init(&w, fa_window_keep(RATIOS[r.kind], r.tokens * r.head_dim),
+                   job->storage + (size_t)thread * 2 * job->most_kept);
+    for (size_t t = 0; t < r.tokens && w.finite; t++)
+        fa_window_add(&w, job->k, r.x + t * r.row_stride, r.head_dim);
+    job->finite[index] = fa_window_end(&w, &job->low[index], &job->high[index]);
+}
+
+static tare_status fail_not_finite(const row_job *job, size_t index, size_t sample)
+{
+    head_row r = row_of(job, index);
+    float found = 0;
+    for (size_t t = 0; t < r.tokens && isfinite(found); t++)
+        for (size_t d = 0; d < r.head_dim && isfinite(found); d++)
+            found = r.x[t * r.row_stride + d];
+    return TARE_FAIL(job->o->ctx, TARE_E_NUMERIC, "%s: head %zu of %s is %s in sample %zu",
+                     job->o->module, r.head, fa_kind_name(r.kind),
+                     isnan(found) ? "NaN" : "infinite", sample);
+}
+
+static void merge_rows(fa_observer *o, const row_job *job, size_t samples)
+{
+    for (size_t s = 0; s < samples; s++) {
+        const float *low = job->low + s * o->total_heads, *high = job->high + s * o->total_heads;
+        for (size_t h = 0; h < o->total_heads; h++) {
+            o->low[h] = o->samples ? fminf(o->low[h], low[h]) : low[h];
+            o->high[h] = o->samples ? fmaxf(o->high[h], high[h]) : high[h];
+        }
+        o->samples++;
+    }
+}
+
+/* Where each sample begins, and how much of a row the heaps must hold. */
+static tare_status measure(const fa_observer *o, size_t first, const size_t *lengths,
+                           size_t samples, const fa_input in[FA_KINDS], size_t *starts,
+                           size_t *most_kept)
+{
+    size_t token = 0, row;
+    *most_kept = 1;
+    for (size_t s = 0; s < samples; s++) {
+        starts[s] = token;
+        token += lengths[s];
+        for (int kind = 0; kind < FA_KINDS; kind++) {
+            if (!size_mul(lengths[s], in[kind].head_dim, &row) || row == 0)
+                return TARE_FAIL(o->ctx, TARE_E_DATA, "%s: sample %zu has no values for %s",
+                                 o->module, first + s, fa_kind_name((fa_kind)kind));
+            size_t keep = fa_window_keep(RATIOS[kind], row);
+            *most_kept = keep > *most_kept ? keep : *most_kept;
+        }
+    }
+    return TARE_OK;
+}
+
+static tare_status observe_rows(fa_observer *o, size_t first, size_t samples, row_job *job)
+{
+    tare_status status = TARE_OK;
+    float scores[FA_KINDS];
+    size_t rows = samples * o->total_heads;
+    parallel_for(o->ctx, rows, observe_row, job);
+    for (size_t i = 0; i < rows; i++)
+        if (!job->finite[i])
+            return fail_not_finite(job, i, first + i / o->total_heads);
+    for (int kind = 0; kind < FA_KINDS && o->samples == 0; kind++)
+        TRY(fa_score(o->ctx, &job->in[kind], o->heads[kind], job->lengths[0], &scores[kind]));
+    if (o->samples == 0)
+        memcpy(o->scores, scores, sizeof scores);
+    merge_rows(o, job, samples);
+done:
+    return status;
+}
+
+tare_status fa_observe(fa_observer *o, size_t first, const size_t *lengths, size_t samples,
+                       const fa_input in[FA_KINDS])
+{
+    tare_status status = TARE_OK;
+    tare_context *ctx = o->ctx;
+    size_t rows, *starts = mem_alloc_array(ctx, samples, sizeof *starts);
+    row_job job = {.o = o, .k = kernels_get(ctx), .in = in, .lengths = lengths, .starts = starts};
+    if (samples == 0 || !starts)
+        goto done;
+    TRY(measure(o, first, lengths, samples, in, starts, &job.most_kept));
+    if (!size_mul(samples, o->total_heads, &rows))
+        goto done;
+    job.low = mem_alloc_array(ctx, rows, sizeof *job.low);
+    job.high = mem_alloc_array(ctx, rows, sizeof *job.high);
+    job.finite = mem_alloc_array(ctx, rows, sizeof *job.finite);
+    job.storage = mem_alloc_array(ctx, (size_t)parallel_threads(ctx) * 2,
+                                  job.most_kept * sizeof *job.storage);
+    if (!job.low || !job.high || !job.finite || !job.storage) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
+    TRY(observe_rows(o, first, samples, &job));
+done:
+    mem_free(ctx, job.low);
+    mem_free(ctx, job.high);
+    mem_free(ctx, job.finite);
+    mem_free(ctx, job.storage);
+    mem_free(ctx, starts);
+    return starts ? status : TARE_E_MEMORY;
+}
+
+tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kind kind,
+                               float *scales)
+{
+    size_t first = 0;
+    for (int i = 0; i < (int)kind; i++)
+        first += o->heads[i];
+    if (o->samples == 0)
+        return TARE_FAIL(o->ctx, TARE_E_NUMERIC, "%s: %s was never observed", o->module,
+                         fa_kind_name(kind));
+    for (size_t h = 0; h < o->heads[kind]; h++) {
+        float reach = fmaxf(fmaxf(0.0f, -o->low[first + h]), fmaxf(0.0f, o->high[first + h]));
+        scales[h] = round_native(fmaxf(reach / 127.0f, ROUND_EPS), num->dtype);
+        if (!isfinite(scales[h]))
+            return TARE_FAIL(o->ctx, TARE_E_NUMERIC,
+                             "%s: head %zu of %s reaches %g, whose scale does not fit %s",
+                             o->module, h, fa_kind_name(kind), (double)reach,
+                             dtype_name(num->dtype));
+    }
+    return TARE_OK;
+}
+
+const float *fa_observer_scores(const fa_observer *o)
+{
+    return o->samples ? o->scores : NULL;
+}

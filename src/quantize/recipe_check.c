@@ -1,0 +1,62 @@
+/* Settings that no single one of them shows to be wrong. */
+#include <math.h>
+
+#include "quantize/recipe.h"
+
+static void warn_of_strength(const tare_recipe *r, const char *key, double x)
+{
+    if (x < 0 || x > 1)
+        TARE_WARN(r->ctx, "anti_outlier.%s is %g; values from 0 to 1 make sense", key, x);
+    if (!isnan(x) && r->anti_method != 6)
+        TARE_WARN(r->ctx, "anti_outlier.%s is for m6 and has no effect on m%lld", key,
+                  (long long)r->anti_method);
+}
+
+/* spec/anti_outlier.md 1.9 */
+static tare_status check_anti_outlier(const tare_recipe *r)
+{
+    tare_context *ctx = r->ctx;
+    bool m3 = r->anti_method == 3;
+    if (r->anti_method == 0 &&
+        (r->disable_anti_names.count > 0 || !isnan(r->anti_alpha) || !isnan(r->anti_beta)))
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "anti_outlier: settings without an anti_method; possible: m1, m2, m3, m4, "
+                         "m5, m6");
+    if (r->anti_method == 0)
+        return TARE_OK;
+    if (r->anti_w_bit != 4 && r->anti_w_bit != 8)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "anti_outlier.w_bit %lld is not known; possible: 4, 8",
+                         (long long)r->anti_w_bit);
+    if (r->anti_a_bit != 8 && !(r->anti_a_bit == 16 && m3))
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "anti_outlier.a_bit %lld is not known; possible: 8, and 16 with m3",
+                         (long long)r->anti_a_bit);
+    if (!r->anti_w_sym && !m3)
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "anti_outlier.w_sym: false is possible with m3 only; possible: true");
+    if (r->anti_w_sym != r->w_sym)
+        TARE_WARN(ctx, "anti_outlier.w_sym and quant.w_sym differ; they should be the same");
+    warn_of_strength(r, "alpha", r->anti_alpha);
+    warn_of_strength(r, "beta", r->anti_beta);
+    if (r->anti_method == 6 && isnan(r->anti_alpha) != isnan(r->anti_beta))
+        TARE_WARN(ctx, "anti_outlier: of alpha and beta only one is given, so both are searched");
+    return TARE_OK;
+}
+
+tare_status recipe_check(const tare_recipe *r)
+{
+    if (r->fa_amp_given && !r->fa_quant)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "fa_quant.fa_amp is given, but fa_quant is not (--fa-quant)");
+    if (r->w_bit != 8 || r->a_bit != 8)
+        return TARE_FAIL(
+            r->ctx, TARE_E_USAGE,
+            "quant.w_bit %lld with quant.a_bit %lld is not supported; supported: 8 with 8 (W8A8)",
+            (long long)r->w_bit, (long long)r->a_bit);
+    if (!r->w_sym)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.w_sym: 8-bit activations need symmetric weights (true)");
+    if (r->save_types.count == 0)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "save.types: at least one save type is needed");
+    return check_anti_outlier(r);
+}
