@@ -33,17 +33,30 @@ static const norm_spec dense_norms[] = {DENSE_NORMS};
 static const norm_spec qwen3_norms[] = {
     {NORM_Q, "self_attn.q_norm", DIM_HEAD}, {NORM_K, "self_attn.k_norm", DIM_HEAD}, DENSE_NORMS};
 
+#define NORMS_FIRST                                                                                \
+    {                                                                                              \
+        PAIR_INPUT, PAIR_POST_ATTENTION, PAIR_VALUE_OUTPUT, PAIR_UP_DOWN                           \
+    }
+#define VALUES_FIRST                                                                               \
+    {                                                                                              \
+        PAIR_VALUE_OUTPUT, PAIR_INPUT, PAIR_UP_DOWN, PAIR_POST_ATTENTION                           \
+    }
+
 static const architecture architectures[] = {
     {.model_type = "llama",
      .linears = llama_linears,
      .num_linears = COUNT(llama_linears),
      .norms = dense_norms,
-     .num_norms = COUNT(dense_norms)},
+     .num_norms = COUNT(dense_norms),
+     .pairs = NORMS_FIRST,
+     .smooth_alpha = 0.9},
     {.model_type = "qwen2",
      .linears = qwen2_linears,
      .num_linears = COUNT(qwen2_linears),
      .norms = dense_norms,
      .num_norms = COUNT(dense_norms),
+     .pairs = NORMS_FIRST,
+     .smooth_alpha = 0.9,
      .default_kv_heads = 32,
      .window_by_layer = true},
     {.model_type = "qwen3",
@@ -51,6 +64,9 @@ static const architecture architectures[] = {
      .num_linears = COUNT(qwen3_linears),
      .norms = qwen3_norms,
      .num_norms = COUNT(qwen3_norms),
+     .pairs = VALUES_FIRST,
+     .smooth_alpha = 0.5,
+     .smooth_shift = true,
      .default_kv_heads = 32,
      .default_head_dim = 128,
      .window_by_layer = true},
@@ -77,6 +93,15 @@ const linear_spec *architecture_linear(const architecture *arch, linear_role rol
             return &arch->linears[i];
     }
     return NULL;
+}
+
+linear_group smooth_pair_targets(smooth_pair pair)
+{
+    static const linear_group targets[] = {[PAIR_INPUT] = GROUP_QKV,
+                                           [PAIR_POST_ATTENTION] = GROUP_GATE_UP,
+                                           [PAIR_VALUE_OUTPUT] = GROUP_O,
+                                           [PAIR_UP_DOWN] = GROUP_DOWN};
+    return targets[pair];
 }
 
 const char *linear_group_name(linear_group group)

@@ -49,6 +49,16 @@ typedef enum bias_rule {
     BIAS_MLP        /* if config.json's mlp_bias */
 } bias_rule;
 
+/* A pair of neighbours between which outlier suppression may move scales: the source's output is
+ * read by the targets alone (spec/anti_outlier.md 1.2). */
+typedef enum smooth_pair {
+    PAIR_INPUT,          /* input_layernorm -> q, k, v */
+    PAIR_POST_ATTENTION, /* post_attention_layernorm -> gate, up */
+    PAIR_VALUE_OUTPUT,   /* v -> o, by KV head */
+    PAIR_UP_DOWN,        /* up -> down */
+    PAIR_COUNT
+} smooth_pair;
+
 typedef struct linear_spec {
     linear_role role;
     linear_group group;
@@ -71,7 +81,12 @@ typedef struct architecture {
     size_t num_norms;
     size_t default_kv_heads; /* if config.json has none; 0: as many as heads */
     size_t default_head_dim; /* if config.json has none; 0: hidden_size / heads */
-    bool window_by_layer;    /* use_sliding_window, max_window_layers and layer_types apply */
+    /* All pairs, in the order in which m4 and m6 treat them; other methods take the norms' alone.
+     */
+    smooth_pair pairs[PAIR_COUNT];
+    double smooth_alpha;  /* m4's exponent */
+    bool smooth_shift;    /* m4 moves the centre of norm outputs too, which creates biases */
+    bool window_by_layer; /* use_sliding_window, max_window_layers and layer_types apply */
 } architecture;
 
 /* NULL if unknown. */
@@ -80,6 +95,8 @@ const architecture *architecture_find(const char *model_type);
 const char *architecture_name(size_t index);
 /* The spec of a role; NULL if the architecture has no such linear. */
 const linear_spec *architecture_linear(const architecture *arch, linear_role role);
+/* The linears that read a pair's source. */
+linear_group smooth_pair_targets(smooth_pair pair);
 /* "qkv", "o", "gate_up", "down", "head". */
 const char *linear_group_name(linear_group group);
 

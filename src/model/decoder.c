@@ -28,6 +28,8 @@ void layer_norms_free(tare_context *ctx, layer_norms *norms)
 {
     for (int role = 0; role < NORM_COUNT; role++)
         mem_free(ctx, norms->weights[role]);
+    for (int role = 0; role < NORM_COUNT; role++)
+        mem_free(ctx, norms->biases[role]);
     *norms = (layer_norms){0};
 }
 
@@ -87,7 +89,7 @@ typedef struct row_work {
     const kernels *k;
     tare_context *ctx;
     size_t rows, cols;
-    const float *x, *weight;
+    const float *x, *weight, *bias;
     float *y;
     float eps;
     tare_dtype round;
@@ -113,12 +115,14 @@ static void norm_block(void *user, size_t index, int thread)
     (void)thread;
     for (size_t r = index * ROW_BLOCK; r < w->rows && r < (index + 1) * ROW_BLOCK; r++) {
         w->k->rms_norm(w->x + r * w->cols, w->weight, w->cols, w->eps, w->y + r * w->cols);
+        if (w->bias)
+            w->k->add(w->y + r * w->cols, w->bias, w->cols);
         round_values(w, w->y + r * w->cols, w->cols);
     }
 }
 
-void norm_rows(tare_context *ctx, const float *x, const float *weight, size_t rows, size_t cols,
-               float eps, tare_dtype round, float *y)
+void norm_rows(tare_context *ctx, const float *x, const float *weight, const float *bias,
+               size_t rows, size_t cols, float eps, tare_dtype round, float *y)
 {
     row_work w = {.k = kernels_get(ctx),
                   .ctx = ctx,
@@ -126,6 +130,7 @@ void norm_rows(tare_context *ctx, const float *x, const float *weight, size_t ro
                   .cols = cols,
                   .x = x,
                   .weight = weight,
+                  .bias = bias,
                   .y = y,
                   .eps = eps,
                   .round = round};
@@ -244,16 +249,16 @@ tare_status decoder_layer_forward(tare_model *model, size_t layer, const layer_n
     tare_status status = TARE_OK;
     const model_config *c = &model->config;
     float **out = w->outputs;
-    norm_rows(w->ctx, x, norms->weights[NORM_INPUT], b->rows, c->hidden_size, c->rms_norm_eps,
-              w->round, w->input);
+    norm_rows(w->ctx, x, norms->weights[NORM_INPUT], norms->biases[NORM_INPUT], b->rows,
+              c->hidden_size, c->rms_norm_eps, w->round, w->input);
     TRY(ops->linears(ops->user, GROUP_QKV, b, w->input,
                      (float *[]){out[ROLE_Q], out[ROLE_K], out[ROLE_V]}));
     TRY(attend(model, layer, norms, ops, b, w));
     TRY(ops->linears(ops->user, GROUP_O, b, w->input, (float *[]){out[ROLE_O]}));
     add_rows(w, x, out[ROLE_O], b->rows, c->hidden_size);
 
-    norm_rows(w->ctx, x, norms->weights[NORM_POST_ATTENTION], b->rows, c->hidden_size,
-              c->rms_norm_eps, w->round, w->input);
+    norm_rows(w->ctx, x, norms->weights[NORM_POST_ATTENTION], norms->biases[NORM_POST_ATTENTION],
+              b->rows, c->hidden_size, c->rms_norm_eps, w->round, w->input);
     TRY(ops->linears(ops->user, GROUP_GATE_UP, b, w->input,
                      (float *[]){out[ROLE_GATE], out[ROLE_UP]}));
     row_work silu = {.k = kernels_get(w->ctx),

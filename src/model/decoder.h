@@ -30,6 +30,7 @@ typedef struct layer_ops {
 /* Norm weights of one layer in FP32, by role; NULL: none. */
 typedef struct layer_norms {
     float *weights[NORM_COUNT];
+    float *biases[NORM_COUNT]; /* NULL: none; what a shift of the norm's output made */
 } layer_norms;
 
 tare_status layer_norms_load(tare_model *model, size_t layer, layer_norms *out);
@@ -56,9 +57,9 @@ tare_status decoder_layer_forward(tare_model *model, size_t layer, const layer_n
                                   const layer_ops *ops, const batch *b, decoder_workspace *w,
                                   float *x);
 
-/* y [rows, cols] = RMSNorm(x) * weight, row by row, rounded to `round`. */
-void norm_rows(tare_context *ctx, const float *x, const float *weight, size_t rows, size_t cols,
-               float eps, tare_dtype round, float *y);
+/* y [rows, cols] = RMSNorm(x) * weight + bias (NULL: none), row by row, rounded to `round`. */
+void norm_rows(tare_context *ctx, const float *x, const float *weight, const float *bias,
+               size_t rows, size_t cols, float eps, tare_dtype round, float *y);
 
 /* Cuts samples [first, count) into the next batch: whole samples, at most `max_rows` rows (at least
  * one sample). */

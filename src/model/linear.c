@@ -46,21 +46,29 @@ done:
     return status;
 }
 
-tare_status float_linear_load(tare_model *model, const model_linear *linear, gemm_compute compute,
-                              float_linear *out)
+tare_status float_linear_create(tare_model *model, const model_linear *linear, gemm_compute compute,
+                                const raw_weight *raw, float_linear *out)
 {
     tare_status status = TARE_OK;
-    raw_weight raw = {0};
     *out = (float_linear){0};
-    TRY(linear_read(model, linear, &raw));
-    TRY(gemm_weight_create(model->ctx, compute, raw.dtype, raw.data, linear->n, linear->k,
+    TRY(gemm_weight_create(model->ctx, compute, raw->dtype, raw->data, linear->n, linear->k,
                            &out->weight));
     if (linear->bias)
         TRY(model_read_vector(model, linear->bias, &out->bias));
 done:
-    mem_free(model->ctx, raw.data);
     if (status != TARE_OK)
         float_linear_free(model->ctx, out);
+    return status;
+}
+
+tare_status float_linear_load(tare_model *model, const model_linear *linear, gemm_compute compute,
+                              float_linear *out)
+{
+    raw_weight raw = {0};
+    tare_status status = linear_read(model, linear, &raw);
+    if (status == TARE_OK)
+        status = float_linear_create(model, linear, compute, &raw, out);
+    mem_free(model->ctx, raw.data);
     return status;
 }
 
@@ -71,21 +79,35 @@ void float_linear_free(tare_context *ctx, float_linear *l)
     *l = (float_linear){0};
 }
 
-tare_status float_layer_load(tare_model *model, size_t layer, gemm_compute compute,
-                             float_layer *out)
+static tare_status fill_layer(tare_model *model, size_t layer, gemm_compute compute,
+                              const raw_weight *raw, float_layer *out)
 {
     *out = (float_layer){.model = model};
     const architecture *arch = model->config.arch;
     for (size_t i = 0; i < arch->num_linears; i++) {
         linear_role role = arch->linears[i].role;
-        tare_status status = float_linear_load(model, &model->layers[layer].linears[role], compute,
-                                               &out->linears[role]);
+        const model_linear *l = &model->layers[layer].linears[role];
+        tare_status status = raw ? float_linear_create(model, l, compute, &raw[role],
+                                                       &out->linears[role])
+                                 : float_linear_load(model, l, compute, &out->linears[role]);
         if (status != TARE_OK) {
             float_layer_free(out);
             return status;
         }
     }
     return TARE_OK;
+}
+
+tare_status float_layer_load(tare_model *model, size_t layer, gemm_compute compute,
+                             float_layer *out)
+{
+    return fill_layer(model, layer, compute, NULL, out);
+}
+
+tare_status float_layer_create(tare_model *model, size_t layer, gemm_compute compute,
+                               const raw_weight raw[ROLE_COUNT], float_layer *out)
+{
+    return fill_layer(model, layer, compute, raw, out);
 }
 
 void float_layer_free(float_layer *l)

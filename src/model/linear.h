@@ -19,6 +19,9 @@ typedef struct float_linear {
     float *bias; /* [n]; NULL: none */
 } float_linear;
 
+/* From a weight in memory, or by way of linear_read. */
+tare_status float_linear_create(tare_model *model, const model_linear *linear, gemm_compute compute,
+                                const raw_weight *raw, float_linear *out);
 tare_status float_linear_load(tare_model *model, const model_linear *linear, gemm_compute compute,
                               float_linear *out);
 void float_linear_free(tare_context *ctx, float_linear *l);
@@ -31,6 +34,9 @@ typedef struct float_layer {
 
 tare_status float_layer_load(tare_model *model, size_t layer, gemm_compute compute,
                              float_layer *out);
+/* From weights in memory, by role. */
+tare_status float_layer_create(tare_model *model, size_t layer, gemm_compute compute,
+                               const raw_weight raw[ROLE_COUNT], float_layer *out);
 void float_layer_free(float_layer *l);
 /* layer_ops.linears with `user` = float_layer. */
 tare_status float_layer_linears(void *user, linear_group group, const batch *b, const float *x,

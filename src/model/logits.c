@@ -74,7 +74,7 @@ tare_status tare_model_logits(tare_model *model, const uint32_t *ids, size_t cou
     for (size_t i = 0; i < model->config.num_layers; i++)
         TRY(TARE_WRAP(ctx, run_layer(model, i, &b, &w, x), "layer %zu", i));
     TRY(model_read_vector(model, model->final_norm, &norm));
-    norm_rows(ctx, x, norm, count, h, model->config.rms_norm_eps, TARE_F32, x);
+    norm_rows(ctx, x, norm, NULL, count, h, model->config.rms_norm_eps, TARE_F32, x);
     head_panel p = {.model = model, .x = x, .count = count, .y = panel, .logits = logits};
     TRY(model_stream_rows(model, model->head.weight, head_rows, &p));
 done:

@@ -52,3 +52,15 @@ tare_status copy_tensor(run *r, const tensor_info *source)
     copy_work w = {r, source};
     return model_stream_rows(r->model, source, copy_rows, &w);
 }
+
+tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias)
+{
+    tensor_info t = output_tensor(r, source);
+    void *stored = mem_alloc(r->ctx, t.bytes);
+    if (!stored)
+        return TARE_E_MEMORY;
+    narrow_from_float(r->ctx, t.dtype, weight, tensor_elements(source), stored);
+    tare_status status = output_write_norm(r->out, t.name, stored, bias);
+    mem_free(r->ctx, stored);
+    return status;
+}

@@ -1,7 +1,7 @@
-/* One decoder layer: load, (score,) calibrate, quantize, write. For each sample in order every
- * linear first updates its observer, then takes its input with the scale that knows this sample and
- * those before it (spec/w8a8.md, section 5.4). Because an exact integer product needs nothing but
- * the row's own scale, samples may be processed in groups of any size. */
+/* One decoder layer: load, (smooth, score,) calibrate, quantize, write. For each sample in order
+ * every linear first updates its observer, then takes its input with the scale that knows this
+ * sample and those before it (spec/w8a8.md, section 5.4). Because an exact integer product needs
+ * nothing but the row's own scale, samples may be processed in groups of any size. */
 #include <string.h>
 
 #include "base/parallel.h"
@@ -12,6 +12,8 @@ typedef struct calibrated_layer {
     run *run;
     size_t layer;
     live_linear linears[ROLE_COUNT];
+    layer_source source; /* weights that the float pass has read already */
+    layer_norms norms;
     observer *observers[GROUP_COUNT]; /* NULL: no member is quantized */
     act_params params[GROUP_COUNT];   /* after the last sample so far */
     fa_observer *fa;                  /* NULL: this attention goes without */
@@ -182,9 +184,34 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
     return attention_observe(c->run, c->fa, b, q, k, v);
 }
 
+tare_status layer_source_load(run *r, size_t layer, layer_source *source)
+{
+    const architecture *arch = r->model->config.arch;
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        linear_role role = arch->linears[i].role;
+        tare_status status = source->raw[role].data
+                                 ? TARE_OK
+                                 : linear_read(r->model, &r->model->layers[layer].linears[role],
+                                               &source->raw[role]);
+        if (status != TARE_OK)
+            return status;
+    }
+    return TARE_OK;
+}
+
+void layer_source_free(run *r, layer_source *source)
+{
+    for (int role = 0; role < ROLE_COUNT; role++)
+        mem_free(r->ctx, source->raw[role].data);
+    *source = (layer_source){0};
+}
+
 static void unload(calibrated_layer *c)
 {
     tare_context *ctx = c->run->ctx;
+    layer_source_free(c->run, &c->source);
+    layer_norms_free(ctx, &c->norms);
+    smoothing_free_layer(c->run, c->layer);
     for (int role = 0; role < ROLE_COUNT; role++)
         live_linear_free(c->run, &c->linears[role]);
     for (int g = 0; g < GROUP_COUNT; g++)
@@ -206,7 +233,7 @@ static tare_status load_linears(calibrated_layer *c)
         const fallback_linear *f = &r->linears[c->layer * r->linears_per_layer + i];
         TRY(context_check_cancelled(r->ctx));
         TRY(live_linear_load(r, &r->model->layers[c->layer].linears[spec->role], !f->is_float,
-                             &c->linears[spec->role]));
+                             &c->source.raw[spec->role], &c->linears[spec->role]));
         if (!f->is_float && !c->observers[spec->group])
             TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num,
                                 &c->observers[spec->group]));
@@ -255,10 +282,10 @@ static tare_status calibrate(calibrated_layer *c)
     tare_status status = TARE_OK;
     run *r = c->run;
     size_t h = r->model->config.hidden_size, row = 0;
-    layer_norms norms = {0};
     layer_ops ops = {.user = c, .linears = calibrated_linears};
     ops.attention = c->fa ? calibrated_attention : NULL;
-    TRY(layer_norms_load(r->model, c->layer, &norms));
+    TRY(layer_norms_load(r->model, c->layer, &c->norms));
+    TRY(smoothing_norms(r, c->layer, &c->norms));
     for (size_t first = 0; first < r->samples.count;) {
         batch b = batch_next(r->samples.lengths, first, r->samples.count, r->batch_rows);
         TRY(context_check_cancelled(r->ctx));
@@ -266,7 +293,7 @@ static tare_status calibrate(calibrated_layer *c)
             for (size_t end = at + b.lengths[i]; at < end; at++)
                 c->sample_of_row[at] = (uint32_t)i;
         }
-        TRY(decoder_layer_forward(r->model, c->layer, &norms, &ops, &b, &r->workspace,
+        TRY(decoder_layer_forward(r->model, c->layer, &c->norms, &ops, &b, &r->workspace,
                                   r->hidden + row * h));
         TRY(check_finite(r, r->hidden + row * h, b.rows * h));
         first += b.samples;
@@ -274,7 +301,6 @@ static tare_status calibrate(calibrated_layer *c)
         progress_sample(&r->progress, first, r->samples.count);
     }
 done:
-    layer_norms_free(r->ctx, &norms);
     return status;
 }
 
@@ -290,7 +316,7 @@ static tare_status write_layer(calibrated_layer *c)
     for (int role = 0; role < NORM_COUNT; role++) {
         const tensor_info *norm = r->model->layers[c->layer].norms[role];
         if (norm)
-            TRY(copy_tensor(r, norm));
+            TRY(write_norm(r, norm, c->norms.weights[role], c->norms.biases[role]));
     }
 done:
     return status;
@@ -300,8 +326,8 @@ tare_status quantize_layer(run *r, size_t layer)
 {
     tare_status status = TARE_OK;
     calibrated_layer c = {.run = r, .layer = layer};
-    if (r->score_hidden)
-        TRY(score_layer(r, layer, r->score_hidden));
+    if (r->float_hidden)
+        TRY(float_layer_pass(r, layer, &c.source, r->float_hidden));
     TRY(load_linears(&c));
     TRY(alloc_buffers(&c));
     TRY(attention_observer_create(r, layer, &c.fa));
@@ -325,15 +351,16 @@ tare_status quantize_head(run *r)
     observer *o = NULL;
     act_params params;
     float *norm = NULL;
+    raw_weight raw = {0};
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num, &o));
-    norm_rows(r->ctx, r->hidden, norm, r->samples.tokens, c->hidden_size, c->rms_norm_eps,
+    norm_rows(r->ctx, r->hidden, norm, NULL, r->samples.tokens, c->hidden_size, c->rms_norm_eps,
               r->workspace.round, r->hidden);
     for (size_t i = 0, row = 0; i < r->samples.count; row += r->samples.lengths[i++])
         TRY(observer_update(r->ctx, o, r->hidden + row * c->hidden_size,
                             r->samples.lengths[i] * c->hidden_size));
     TRY(observer_params(r->ctx, o, &params));
-    TRY(live_linear_load(r, &r->model->head, true, &l));
+    TRY(live_linear_load(r, &r->model->head, true, &raw, &l));
     TRY(live_linear_write(r, &l, &params));
 done:
     live_linear_free(r, &l);

@@ -10,9 +10,9 @@
  * and one rounding more or less in the sum flips roundings in later layers (on tiny models the
  * difference to the reference's input scales was 2e-3 with integers, 2e-7 with its own arithmetic).
  */
-static bool needs_float(const run *r, bool quantize)
+static bool needs_float(const run *r)
 {
-    return !quantize || r->recipe->pr < 1 || r->num.compat;
+    return r->recipe->pr < 1 || r->num.compat;
 }
 
 static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_weight **out)
@@ -27,43 +27,66 @@ static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_we
     return status;
 }
 
+/* The bias, smoothed if its layer is, rounded as it is stored: what an engine will add. */
 static tare_status load_bias(run *r, const model_linear *linear, live_linear *l)
 {
     tare_status status = TARE_OK;
-    const tensor_info *t = linear->bias;
-    if (!t)
+    const smooth_weight *smooth = r->smoothing && linear->spec
+                                      ? &r->smoothing[linear->layer].weights[linear->spec->role]
+                                      : NULL;
+    tare_dtype dtype = output_tensor(r, linear->bias ? linear->bias : linear->weight).dtype;
+    size_t bytes = linear->n * dtype_size(dtype);
+    if (!linear->bias && !smoothing_creates_bias(r, linear))
         return TARE_OK;
-    tensor_info written = output_tensor(r, t);
-    TRY(model_read_vector(r->model, t, &l->bias));
-    if (!(l->bias_raw = mem_alloc(r->ctx, written.bytes)))
+    if (linear->bias)
+        TRY(model_read_vector(r->model, linear->bias, &l->bias));
+    else if (!(l->bias = mem_alloc_array(r->ctx, linear->n, sizeof *l->bias)))
         return TARE_E_MEMORY;
-    narrow_from_float(r->ctx, written.dtype, l->bias, linear->n, l->bias_raw);
-    if (!l->quantize)
-        TRY(output_write_float(r->out, t->name, 0, l->bias_raw, written.bytes));
+    if (smooth)
+        memcpy(l->bias, smooth->bias, linear->n * sizeof *l->bias);
+    if (!(l->bias_raw = mem_alloc(r->ctx, bytes)))
+        return TARE_E_MEMORY;
+    narrow_from_float(r->ctx, dtype, l->bias, linear->n, l->bias_raw);
+    widen_to_float(r->ctx, dtype, l->bias_raw, linear->n, l->bias);
+    if (!l->quantize) {
+        char *name = arena_printf(&r->arena, "%s.bias", linear->name);
+        TRY(name ? output_write_float(r->out, name, 0, l->bias_raw, bytes) : TARE_E_MEMORY);
+    }
 done:
     return status;
 }
 
-tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, live_linear *l)
+static tare_status write_weight(run *r, const model_linear *linear, const raw_weight *raw)
+{
+    return output_write_float(r->out, linear->weight->name, 0, raw->data,
+                              linear->n * linear->k * dtype_size(raw->dtype));
+}
+
+tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, raw_weight *raw,
+                             live_linear *l)
 {
     tare_status status = TARE_OK;
-    raw_weight raw = {0};
+    size_t n = linear->n, k = linear->k;
     *l = (live_linear){.linear = linear, .quantize = quantize};
-    TRY(linear_read(r->model, linear, &raw));
-    if (quantize)
-        TRY(weight_quantize(r->ctx, &r->num, raw.dtype, raw.data, linear->n, linear->k,
-                            r->recipe->mm_tensor, &l->q));
-    else
-        TRY(output_write_float(r->out, linear->weight->name, 0, raw.data,
-                               linear->n * linear->k * dtype_size(raw.dtype)));
-    if (!quantize)
-        TRY(gemm_weight_create(r->ctx, r->compute, raw.dtype, raw.data, linear->n, linear->k,
-                               &l->weight));
-    else if (needs_float(r, quantize))
+    if (!raw->data)
+        TRY(linear_read(r->model, linear, raw));
+    if (r->smoothing && linear->spec)
+        TRY(smoothing_weight(r, linear, quantize, raw));
+    if (quantize) {
+        TRY(weight_quantize(r->ctx, &r->num, raw->dtype, raw->data, n, k, r->recipe->mm_tensor,
+                            &l->q));
+    } else {
+        TRY(write_weight(r, linear, raw));
+        TRY(gemm_weight_create(r->ctx, r->compute, raw->dtype, raw->data, n, k, &l->weight));
+    }
+    mem_free(r->ctx, raw->data);
+    raw->data = NULL;
+    if (quantize && linear->spec && needs_float(r))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
 done:
-    mem_free(r->ctx, raw.data);
+    mem_free(r->ctx, raw->data);
+    raw->data = NULL;
     if (status != TARE_OK)
         live_linear_free(r, l);
     return TARE_WRAP(r->ctx, status, "%s", linear->name);

@@ -56,6 +56,7 @@ tare_status plan_linears(run *r)
     TRY(attention_names(r, &attentions));
     TRY(fallback_by_name(r->recipe, r->linears, r->num_linears, attentions, c->num_layers));
     TRY(plan_attentions(r));
+    TRY(smoothing_plan(r));
 done:
     return status;
 }
@@ -66,29 +67,54 @@ static tare_status declare_float(run *r, const tensor_info *source)
     return output_declare_float(r->out, &t);
 }
 
+/* A bias of the source, or one that a shift creates; name NULL: none. */
+static tare_status linear_bias(run *r, const model_linear *l, tensor_info *out)
+{
+    *out = (tensor_info){0};
+    if (l->bias) {
+        *out = output_tensor(r, l->bias);
+    } else if (smoothing_creates_bias(r, l)) {
+        tare_dtype dtype = output_tensor(r, l->weight).dtype;
+        *out = (tensor_info){.name = arena_printf(&r->arena, "%s.bias", l->name),
+                             .dtype = dtype,
+                             .rank = 1,
+                             .shape = {l->n},
+                             .bytes = l->n * dtype_size(dtype)};
+        return out->name ? TARE_OK : TARE_E_MEMORY;
+    }
+    return TARE_OK;
+}
+
 static tare_status declare_linear(run *r, const model_linear *l, const fallback_linear *f)
 {
     tare_status status = TARE_OK;
+    tensor_info bias;
+    if (f->is_float && f->is_head && r->model->head_is_tied)
+        return TARE_OK;
+    TRY(linear_bias(r, l, &bias));
     if (f->is_float) {
-        if (f->is_head && r->model->head_is_tied)
-            return TARE_OK;
         TRY(declare_float(r, l->weight));
         if (l->bias)
             TRY(declare_float(r, l->bias));
+        else if (bias.name)
+            TRY(output_declare_new_bias(r->out, &bias));
         return TARE_OK;
     }
     /* compat: the histogram's range is FP32 there, and FP16 models keep its scale in FP32
      * (spec/w8a8.md 9.1). */
     bool wide = r->num.compat && r->num.dtype == TARE_F16 &&
                 observer_kind_of(r, f) == OBSERVER_HISTOGRAM;
-    tensor_info bias;
-    if (l->bias)
-        bias = output_tensor(r, l->bias);
     r->num_quantized++;
     TRY(output_declare_w8a8(r->out, l->name, l->n, l->k, r->recipe->mm_tensor,
-                            wide ? TARE_F32 : r->num.dtype, l->bias ? &bias : NULL, f->is_head));
+                            wide ? TARE_F32 : r->num.dtype, bias.name ? &bias : NULL, f->is_head));
 done:
     return status;
+}
+
+static tare_status declare_norm(run *r, const tensor_info *source)
+{
+    tensor_info t = output_tensor(r, source);
+    return output_declare_norm(r->out, &t, smoothing_norm_kind(r));
 }
 
 static tare_status declare_layer(run *r, size_t layer)
@@ -101,7 +127,7 @@ static tare_status declare_layer(run *r, size_t layer)
         TRY(declare_linear(r, &m->linears[arch->linears[i].role],
                            &r->linears[layer * r->linears_per_layer + i]));
     for (size_t i = 0; i < arch->num_norms; i++)
-        TRY(declare_float(r, m->norms[arch->norms[i].role]));
+        TRY(declare_norm(r, m->norms[arch->norms[i].role]));
 done:
     return status;
 }
@@ -113,7 +139,7 @@ tare_status plan_output(run *r)
     TRY(declare_float(r, m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++)
         TRY(declare_layer(r, i));
-    TRY(declare_float(r, m->final_norm));
+    TRY(declare_norm(r, m->final_norm));
     TRY(declare_linear(r, &m->head, &r->linears[r->num_linears - 1]));
     for (size_t i = 0; i < m->num_extra; i++)
         TRY(declare_float(r, m->extra[i]));

@@ -40,6 +40,28 @@ done:
     return status;
 }
 
+static size_t tokens_of(const run *r, size_t samples)
+{
+    size_t tokens = 0;
+    for (size_t i = 0; i < samples; i++)
+        tokens += r->samples.lengths[i];
+    return tokens;
+}
+
+/* m3 looks at the first sample, the other methods at all of them, the score at a few. */
+static void plan_float_stream(run *r)
+{
+    size_t all = r->samples.count;
+    r->wants_scores = r->recipe->disable_level > 0 || r->recipe->act_method == 3;
+    r->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
+    if (r->smoothing)
+        r->float_samples = r->smooth.method == SMOOTH_M3 ? 1 : all;
+    if (r->wants_scores && r->float_samples < r->score_samples)
+        r->float_samples = r->score_samples;
+    r->score_tokens = tokens_of(r, r->score_samples);
+    r->float_tokens = tokens_of(r, r->float_samples);
+}
+
 static tare_status load_samples(run *r)
 {
     const model_config *c = &r->model->config;
@@ -54,9 +76,7 @@ static tare_status load_samples(run *r)
     tare_status status = sample_set_load(r->ctx, &o, &r->samples);
     if (status != TARE_OK)
         return status;
-    r->score_samples = r->samples.count < SCORE_SAMPLES ? r->samples.count : SCORE_SAMPLES;
-    for (size_t i = 0; i < r->score_samples; i++)
-        r->score_tokens += r->samples.lengths[i];
+    plan_float_stream(r);
     if (r->samples.truncated)
         TARE_INFO(r->ctx, "%zu samples were cut to %lld tokens", r->samples.truncated,
                   (long long)r->recipe->max_length);
@@ -101,20 +121,20 @@ static tare_status alloc_states(run *r)
                                     r->num.compat ? r->num.dtype : TARE_F32, &r->workspace);
 }
 
-/* Scores are needed by disable_level, which ranks all layers (a pass of its own), and by act_method
- * 3, for which a float stream beside the quantized one is enough - except where compat's FP16
- * output depends on the observers' kind, which is declared beforehand. */
+/* disable_level ranks all layers before the first is quantized: a float pass of its own, which also
+ * finds the smoothing. Without it the float stream, if there is one, runs beside the quantized one,
+ * layer by layer - except where compat's FP16 output depends on the observers' kind, which is
+ * declared beforehand. */
 static tare_status choose_fallback(run *r)
 {
     tare_status status = TARE_OK;
-    bool rank = r->recipe->disable_level > 0, by_score = r->recipe->act_method == 3;
-    if (rank || (by_score && r->num.compat)) {
-        TRY(score_pass(r));
+    size_t h = r->model->config.hidden_size;
+    if (r->recipe->disable_level > 0 || (r->recipe->act_method == 3 && r->num.compat)) {
+        TRY(float_pass(r));
         TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
-    } else if (by_score) {
-        r->score_hidden = mem_alloc_array(r->ctx, r->score_tokens * r->model->config.hidden_size,
-                                          sizeof *r->score_hidden);
-        if (!r->score_hidden)
+    } else if (r->float_samples > 0) {
+        if (!(r->float_hidden = mem_alloc_array(r->ctx, r->float_tokens * h,
+                                                sizeof *r->float_hidden)))
             return TARE_E_MEMORY;
     }
 done:
@@ -131,14 +151,17 @@ static tare_status run_head(run *r)
 {
     tare_status status = TARE_OK;
     bool is_float = r->linears[r->num_linears - 1].is_float;
-    TRY(copy_tensor(r, r->model->final_norm));
+    float *norm = NULL;
+    TRY(model_read_vector(r->model, r->model->final_norm, &norm));
+    TRY(write_norm(r, r->model->final_norm, norm, NULL));
     if (is_float && !r->model->head_is_tied)
         TRY(copy_tensor(r, r->model->head.weight));
-    if (!is_float && r->score_hidden)
-        TRY(score_head(r, r->score_hidden));
+    if (!is_float && r->float_hidden && r->wants_scores)
+        TRY(score_head(r, r->float_hidden));
     if (!is_float)
         TRY(quantize_head(r));
 done:
+    mem_free(r->ctx, norm);
     return status;
 }
 
@@ -149,8 +172,8 @@ static tare_status run_layers(run *r)
     size_t layers = r->model->config.num_layers, h = r->model->config.hidden_size;
     progress_begin(&r->progress, r->ctx, "calibrate", "layer", layers);
     TRY(embed_tokens(r->model, r->samples.ids, r->samples.tokens, copy_embedding, r, r->hidden));
-    if (r->score_hidden) /* the float stream starts from the same embeddings */
-        memcpy(r->score_hidden, r->hidden, r->score_tokens * h * sizeof *r->hidden);
+    if (r->float_hidden) /* the float stream starts from the same embeddings */
+        memcpy(r->float_hidden, r->hidden, r->float_tokens * h * sizeof *r->hidden);
     for (size_t i = 0; i < layers; i++) {
         TRY(quantize_layer(r, i));
         progress_unit_done(&r->progress);
@@ -186,7 +209,9 @@ static void run_free(run *r)
     output_free(r->out);
     decoder_workspace_free(&r->workspace);
     mem_free(r->ctx, r->hidden);
-    mem_free(r->ctx, r->score_hidden);
+    mem_free(r->ctx, r->float_hidden);
+    for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
+        smoothing_free_layer(r, i);
     sample_set_free(r->ctx, &r->samples);
     tare_model_free(r->model);
     arena_free(&r->arena);

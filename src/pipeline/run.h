@@ -1,6 +1,6 @@
 /* One quantization run: what its stages share. quantize.c holds the run as a whole, plan.c decides
- * and declares, score_pass.c ranks, layer.c calibrates and quantizes one decoder layer and the
- * head. */
+ * and declares, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer
+ * and the head. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
@@ -13,6 +13,7 @@
 #include "quantize/observer.h"
 #include "quantize/recipe.h"
 #include "quantize/score.h"
+#include "quantize/smooth.h"
 
 /* FA quantization of one layer's attention. */
 typedef struct run_attention {
@@ -21,6 +22,19 @@ typedef struct run_attention {
     float *scales[FA_KINDS]; /* once its layer is done */
     float scores[FA_KINDS];
 } run_attention;
+
+/* The weights of the layer in work as they are stored; data NULL: not read yet. */
+typedef struct layer_source {
+    raw_weight raw[ROLE_COUNT];
+} layer_source;
+
+/* What smoothing leaves for a layer: vectors for its linears and norms. */
+typedef struct layer_smoothing {
+    smooth_weight weights[ROLE_COUNT];
+    smooth_norm norms[NORM_COUNT];
+    float *input_scale[GROUP_COUNT],
+        *input_shift[GROUP_COUNT]; /* of the groups' inputs; NULL: none */
+} layer_smoothing;
 
 typedef struct run {
     tare_context *ctx;
@@ -39,12 +53,16 @@ typedef struct run {
     size_t num_quantized;
     run_attention *attentions; /* [layers] */
     size_t num_fa;             /* that are observed */
-    size_t score_samples, score_tokens,
-        score_longest; /* the first samples, which the score looks at */
+    bool wants_scores;
+    size_t score_samples, score_tokens; /* the first samples, which the score looks at */
+    size_t float_samples, float_tokens; /* the first samples, which the float stream carries */
+    smooth_config smooth;
+    layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
 
-    size_t batch_rows;   /* most rows of one batch: memory, never a result, depends on it */
-    float *hidden;       /* [samples.tokens, hidden_size] at the layer boundary */
-    float *score_hidden; /* [score_tokens, hidden_size] of the float model; act_method 3 only */
+    size_t batch_rows; /* most rows of one batch: memory, never a result, depends on it */
+    float *hidden;     /* [samples.tokens, hidden_size] at the layer boundary */
+    float
+        *float_hidden; /* [float_tokens, hidden_size] of the float stream; NULL: none runs beside */
     decoder_workspace workspace;
     size_t saturated_rows;
     arena arena;
@@ -59,19 +77,50 @@ tare_status plan_linears(run *r);
 /* Declares every tensor of the output, in model order. */
 tare_status plan_output(run *r);
 
-/* ---- score_pass.c ---- */
+/* ---- float_pass.c ---- */
 
-/* Scores every linear with the float model on the first samples, streamed layer by layer. */
-tare_status score_pass(run *r);
-
-/* Runs the float model's layer over the scored samples x, and stores the scores of its linears. */
-tare_status score_layer(run *r, size_t layer, float *x);
-/* The head, whose input is the final norm's output; overwrites x. */
+/* Runs the float model's layer over the first float_samples of x [float_tokens, hidden_size], in
+ * place: solves its smoothing and scores its linears, as the run asks. Loads `source` if it is
+ * empty. */
+tare_status float_layer_pass(run *r, size_t layer, layer_source *source, float *x);
+/* Scores the head, whose input is the final norm's output; overwrites x. */
 tare_status score_head(run *r, float *x);
+/* All layers: the first of two passes. */
+tare_status float_pass(run *r);
+
+/* ---- smoothing.c ---- */
+
+/* What is watched of a pair while the float layer runs. */
+typedef struct pair_watch {
+    smooth_stats *stats; /* NULL: the pair is not smoothed */
+    size_t channels, rows, seen;
+    float *inputs; /* [rows, channels], the first of the pair's inputs; NULL: none are needed */
+} pair_watch;
+
+/* The configuration; run.smoothing if there is any. Checks disable_anti_names. */
+tare_status smoothing_plan(run *r);
+bool smoothing_shifts(const run *r);
+norm_kind smoothing_norm_kind(const run *r);
+/* Does a shift give `l` a bias that its architecture lacks? */
+bool smoothing_creates_bias(const run *r, const model_linear *l);
+tare_status smoothing_watch(run *r, size_t layer, pair_watch watch[PAIR_COUNT]);
+void smoothing_unwatch(run *r, pair_watch watch[PAIR_COUNT]);
+tare_status pair_watch_inputs(run *r, pair_watch *w, const batch *b, const float *x, size_t k);
+/* Scales of all watched pairs, applied in the architecture's order to vectors that stay until
+ * smoothing_free_layer. */
+tare_status smoothing_solve(run *r, size_t layer, const layer_source *source,
+                            pair_watch watch[PAIR_COUNT]);
+/* Replaces the norms' weights by the smoothed ones, as stored, and gives them their biases. */
+tare_status smoothing_norms(run *r, size_t layer, layer_norms *norms);
+/* Replaces a weight by the smoothed one: FP32 if it will be quantized, else as it is written. */
+tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw);
+void smoothing_free_layer(run *r, size_t layer);
 
 /* ---- layer.c, live_linear.c ---- */
 
-/* Load weights, (score,) calibrate, quantize, write: one decoder layer over all samples. */
+tare_status layer_source_load(run *r, size_t layer, layer_source *source);
+void layer_source_free(run *r, layer_source *source);
+/* Load weights, (smooth, score,) calibrate, quantize, write: one decoder layer over all samples. */
 tare_status quantize_layer(run *r, size_t layer);
 /* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
 tare_status quantize_head(run *r);
@@ -86,8 +135,10 @@ typedef struct live_linear {
     void *bias_raw;      /* as it is written */
 } live_linear;
 
-/* Reads the weight; quantizes it, or writes it as FLOAT and makes it ready. */
-tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, live_linear *out);
+/* Takes the weight from `raw` (its data is freed; NULL data: reads it) and smooths it; quantizes
+ * it, or writes it as FLOAT and makes it ready. */
+tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, raw_weight *raw,
+                             live_linear *out);
 void live_linear_free(run *r, live_linear *l);
 /* Derives and writes the tensors of a quantized linear. */
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
@@ -115,6 +166,8 @@ tensor_info output_tensor(const run *r, const tensor_info *source);
 /* Writes rows [first, first+count) of a declared float tensor from its stored form. */
 tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
                              const void *rows);
+/* A norm's weight and bias as they are in use; the final norm and q and k norms have no bias. */
+tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias);
 /* Streams a whole tensor through. */
 tare_status copy_tensor(run *r, const tensor_info *source);
 

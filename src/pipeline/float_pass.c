@@ -1,0 +1,234 @@
+/* The float model beside the quantized one: what outlier suppression and the scores look at. One
+ * layer at a time: its linears run on the first float_samples, their inputs are observed, smoothing
+ * is solved from that, and the score sees the smoothed inputs. The float stream never sees a scale:
+ * smoothing keeps the layer's function, so its output is the smoothed layer's too
+ * (spec/anti_outlier.md 1.6). */
+#include <string.h>
+
+#include "pipeline/run.h"
+
+/* layer_ops.linears with this as `user`. */
+typedef struct float_work {
+    run *run;
+    size_t layer;
+    float_layer linears;
+    pair_watch watch[PAIR_COUNT]; /* stats NULL: nobody asks */
+    bool scoring;
+    score_state scores[GROUP_COUNT];
+    float *scratch;  /* for score_update: 2 * the widest input */
+    float *smoothed; /* one sample's input divided by its scales */
+} float_work;
+
+static const model_linear *group_first(const run *r, size_t layer, linear_group group)
+{
+    const architecture *arch = r->model->config.arch;
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        if (arch->linears[i].group == group)
+            return &r->model->layers[layer].linears[arch->linears[i].role];
+    }
+    return NULL;
+}
+
+/* What the smoothed layer's linears would read: (x - shift) / s. */
+static const float *smoothed_input(const float_work *w, linear_group group, const float *x,
+                                   size_t rows, size_t k)
+{
+    const layer_smoothing *s = w->run->smoothing ? &w->run->smoothing[w->layer] : NULL;
+    const float *scale = s ? s->input_scale[group] : NULL,
+                *shift = s ? s->input_shift[group] : NULL;
+    if (!scale)
+        return x;
+    for (size_t i = 0; i < rows; i++) {
+        for (size_t j = 0; j < k; j++)
+            w->smoothed[i * k + j] = (x[i * k + j] - (shift ? shift[j] : 0)) / scale[j];
+    }
+    return w->smoothed;
+}
+
+static tare_status score_samples(float_work *w, linear_group group, const batch *b, const float *x,
+                                 size_t k)
+{
+    run *r = w->run;
+    for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
+        const float *input = smoothed_input(w, group, x + row * k, b->lengths[i], k);
+        tare_status status = score_update(r->ctx, &r->num, &w->scores[group], input, b->lengths[i],
+                                          k, w->scratch);
+        if (status != TARE_OK)
+            return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
+                             linear_group_name(group), b->first + i);
+    }
+    return TARE_OK;
+}
+
+static tare_status observed_linears(void *user, linear_group group, const batch *b, const float *x,
+                                    float *const *y)
+{
+    tare_status status = TARE_OK;
+    float_work *w = user;
+    size_t k = group_first(w->run, w->layer, group)->k;
+    for (int pair = 0; pair < PAIR_COUNT; pair++) {
+        if (w->watch[pair].stats && smooth_pair_targets((smooth_pair)pair) == group)
+            TRY(pair_watch_inputs(w->run, &w->watch[pair], b, x, k));
+    }
+    if (w->scoring)
+        TRY(score_samples(w, group, b, x, k));
+    TRY(float_layer_linears(&w->linears, group, b, x, y));
+done:
+    return status;
+}
+
+static tare_status forward(float_work *w, const layer_norms *norms, size_t samples, float *x)
+{
+    tare_status status = TARE_OK;
+    run *r = w->run;
+    size_t h = r->model->config.hidden_size;
+    layer_ops ops = {.user = w, .linears = observed_linears};
+    for (size_t first = 0, row = 0; first < samples;) {
+        batch b = batch_next(r->samples.lengths, first, samples, r->batch_rows);
+        TRY(context_check_cancelled(r->ctx));
+        TRY(decoder_layer_forward(r->model, w->layer, norms, &ops, &b, &r->workspace, x + row * h));
+        first += b.samples;
+        row += b.rows;
+        progress_sample(&r->progress, first, samples);
+    }
+done:
+    return status;
+}
+
+static void store_scores(float_work *w)
+{
+    run *r = w->run;
+    const architecture *arch = r->model->config.arch;
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        fallback_linear *f = &r->linears[w->layer * r->linears_per_layer + i];
+        f->has_score = true;
+        f->score = score_value(&r->num, &w->scores[arch->linears[i].group]);
+    }
+}
+
+static size_t widest_input(const run *r)
+{
+    size_t widest = r->model->config.hidden_size;
+    for (int group = 0; group < GROUP_COUNT; group++) {
+        const model_linear *l = group_first(r, 0, (linear_group)group);
+        widest = l && l->k > widest ? l->k : widest;
+    }
+    return widest;
+}
+
+static tare_status alloc_scoring(float_work *w)
+{
+    run *r = w->run;
+    size_t widest = widest_input(r), cells;
+    for (int g = 0; g < GROUP_COUNT; g++)
+        score_init(&w->scores[g]);
+    if (!(w->scratch = mem_alloc_array(r->ctx, 2 * widest, sizeof *w->scratch)))
+        return TARE_E_MEMORY;
+    if (!r->smoothing)
+        return TARE_OK;
+    if (!size_mul(r->samples.longest, widest, &cells))
+        return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: a sample of %zu tokens",
+                         r->samples.longest);
+    w->smoothed = mem_alloc_array(r->ctx, cells, sizeof *w->smoothed);
+    return w->smoothed ? TARE_OK : TARE_E_MEMORY;
+}
+
+/* Scores are taken of smoothed inputs, which are known only after the layer ran once: it runs again
+ * on the scored samples. */
+static tare_status smooth_then_score(float_work *w, const layer_norms *norms, layer_source *source,
+                                     float *x)
+{
+    tare_status status = TARE_OK;
+    run *r = w->run;
+    size_t cells = r->score_tokens * r->model->config.hidden_size;
+    float *again = NULL;
+    if (r->wants_scores) {
+        if (!(again = mem_alloc_array(r->ctx, cells, sizeof *again)))
+            return TARE_E_MEMORY;
+        memcpy(again, x, cells * sizeof *again);
+    }
+    TRY(smoothing_watch(r, w->layer, w->watch));
+    TRY(forward(w, norms, r->float_samples, x));
+    TRY(smoothing_solve(r, w->layer, source, w->watch));
+    smoothing_unwatch(r, w->watch);
+    if (again) {
+        w->scoring = true;
+        TRY(forward(w, norms, r->score_samples, again));
+    }
+done:
+    smoothing_unwatch(r, w->watch);
+    mem_free(r->ctx, again);
+    return status;
+}
+
+tare_status float_layer_pass(run *r, size_t layer, layer_source *source, float *x)
+{
+    tare_status status = TARE_OK;
+    layer_norms norms = {0};
+    float_work w = {.run = r, .layer = layer, .linears = {.model = r->model}};
+    TRY(layer_source_load(r, layer, source));
+    TRY(alloc_scoring(&w));
+    TRY(layer_norms_load(r->model, layer, &norms));
+    TRY(float_layer_create(r->model, layer, r->compute, source->raw, &w.linears));
+    if (r->smoothing) {
+        TRY(smooth_then_score(&w, &norms, source, x));
+    } else {
+        w.scoring = r->wants_scores;
+        TRY(forward(&w, &norms, r->float_samples, x));
+    }
+    if (r->wants_scores)
+        store_scores(&w);
+done:
+    float_layer_free(&w.linears);
+    layer_norms_free(r->ctx, &norms);
+    mem_free(r->ctx, w.scratch);
+    mem_free(r->ctx, w.smoothed);
+    return TARE_WRAP(r->ctx, status, "model.layers.%zu", layer);
+}
+
+tare_status score_head(run *r, float *x)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &r->model->config;
+    fallback_linear *f = &r->linears[r->num_linears - 1];
+    score_state state;
+    float *norm = NULL, *scratch = mem_alloc_array(r->ctx, 2 * c->hidden_size, sizeof *scratch);
+    score_init(&state);
+    if (!scratch)
+        return TARE_E_MEMORY;
+    TRY(model_read_vector(r->model, r->model->final_norm, &norm));
+    norm_rows(r->ctx, x, norm, NULL, r->score_tokens, c->hidden_size, c->rms_norm_eps,
+              r->workspace.round, x);
+    for (size_t i = 0, row = 0; i < r->score_samples; row += r->samples.lengths[i++])
+        TRY(score_update(r->ctx, &r->num, &state, x + row * c->hidden_size, r->samples.lengths[i],
+                         c->hidden_size, scratch));
+    f->has_score = true;
+    f->score = score_value(&r->num, &state);
+done:
+    mem_free(r->ctx, norm);
+    mem_free(r->ctx, scratch);
+    return TARE_WRAP(r->ctx, status, "lm_head");
+}
+
+tare_status float_pass(run *r)
+{
+    tare_status status = TARE_OK;
+    size_t layers = r->model->config.num_layers;
+    float *x = mem_alloc_array(r->ctx, r->float_tokens * r->model->config.hidden_size, sizeof *x);
+    if (!x)
+        return TARE_E_MEMORY;
+    progress_begin(&r->progress, r->ctx, "score", "layer", layers);
+    TRY(embed_tokens(r->model, r->samples.ids, r->float_tokens, NULL, NULL, x));
+    for (size_t i = 0; i < layers; i++) {
+        layer_source source = {0};
+        status = float_layer_pass(r, i, &source, x);
+        layer_source_free(r, &source);
+        TRY(status);
+        progress_unit_done(&r->progress);
+    }
+    if (!r->linears[r->num_linears - 1].is_float)
+        TRY(score_head(r, x));
+done:
+    mem_free(r->ctx, x);
+    return status;
+}

@@ -1,0 +1,81 @@
+/* What the files of outlier suppression share. */
+#ifndef TARE_QUANTIZE_SMOOTH_INTERNAL_H
+#define TARE_QUANTIZE_SMOOTH_INTERNAL_H
+
+#include <math.h>
+
+#include "quantize/round.h"
+#include "quantize/smooth.h"
+
+enum { SMOOTH_BLOCK = 256 }; /* rows of weights or inputs in work at a time */
+#define SMOOTH_FLOOR 1e-5f   /* of column maxima and of s */
+
+struct smooth_stats {
+    smooth_method method;
+    size_t channels;
+    float *max, *min; /* [C] M and m */
+    float *theta;     /* [C] m2 */
+    float sigma;      /* m2 */
+    size_t first_rows, rows, samples;
+    size_t bad_sample; /* 1 + index of the first with NaN or infinity; 0: none */
+};
+
+/* Maxima of |W| over the rows of all targets. */
+typedef struct smooth_scan {
+    float *columns; /* [C], not clamped */
+    float *stored;  /* [C] over those that stay FLOAT in fewer bits than FP32; NULL: none */
+    tare_dtype stored_dtype;
+    size_t zero_columns, zero_rows;
+} smooth_scan;
+
+/* One search or formula: everything that it may look at, and where it puts s [C]. */
+typedef struct smooth_task {
+    tare_context *ctx;
+    const smooth_config *cfg;
+    const smooth_group *g;
+    const smooth_stats *stats;
+    const smooth_inputs *inputs;
+    const smooth_scan *scan;
+    tare_dtype native; /* F16, BF16: operations are rounded to it; F32: not */
+    smooth_scales *out;
+} smooth_task;
+
+/* F32 unless the native-dtype switch is on. */
+tare_dtype smooth_native(const smooth_config *cfg);
+/* TARE_E_NUMERIC (or `status`) with source, first target and C in front. */
+tare_status smooth_fail(tare_context *ctx, tare_status status, const smooth_group *g,
+                        const char *what);
+/* NaN or infinity in a target: TARE_E_NUMERIC. */
+tare_status smooth_scan_targets(tare_context *ctx, const smooth_group *g, smooth_scan *out);
+void smooth_scan_free(tare_context *ctx, smooth_scan *scan);
+/* y [count,k] <- rows [first, first+count) of w as they stand. Parallel. */
+void smooth_weight_rows(const tare_context *ctx, const smooth_weight *w, size_t first, size_t count,
+                        float *y);
+
+static inline float smooth_largest(const smooth_stats *stats, size_t c)
+{
+    return fmaxf(stats->max[c], -stats->min[c]);
+}
+
+/* b of section 1.3, as it stands. */
+static inline float smooth_centre(const smooth_stats *stats, size_t c, tare_dtype native)
+{
+    return round_native(round_native(stats->max[c] + stats->min[c], native) / 2, native);
+}
+
+float smooth_power(float x, double exponent);
+/* max(1e-5, a^alpha / w^beta), the clamp of w included. */
+float smooth_ratio(float a, float w, double alpha, double beta, tare_dtype native);
+
+/* The first sample, [stats->first_rows,C]; mem_free. */
+tare_status smooth_first_sample(const smooth_task *t, float **out);
+
+/* The methods: s into out->s. m4 and m6 fill out->r of linear sources too. */
+tare_status smooth_solve_ratio(const smooth_task *t, double alpha, double beta);
+tare_status smooth_solve_m2(const smooth_task *t);
+tare_status smooth_solve_m3(const smooth_task *t);
+tare_status smooth_solve_m5(const smooth_task *t);
+/* Sets out->alpha and out->beta, for smooth_solve_ratio. */
+tare_status smooth_search_m6(const smooth_task *t);
+
+#endif
