@@ -40,6 +40,9 @@ def main():
     ap.add_argument("--samples", type=int, default=50)
     ap.add_argument("--runs", type=int, default=3)
     args = ap.parse_args()
+    for name in ("model", "calib", "tare", "peer"):
+        path = getattr(args, name)
+        setattr(args, name, path and path.resolve())
 
     commands = {"tare": tare_command}
     if args.peer:
@@ -48,8 +51,9 @@ def main():
     for _ in range(args.runs):
         for name, command in commands.items():
             with tempfile.TemporaryDirectory() as folder:
-                # msModelSlim refuses to work where others may write.
-                costs[name].append(measure.run(command(args, f"{folder}/out"), umask=0o027)[:2])
+                # msModelSlim refuses to work where others may write, and leaves a file where it runs.
+                costs[name].append(
+                    measure.run(command(args, f"{folder}/out"), umask=0o027, cwd=folder)[:2])
 
     seconds = {name: statistics.median(s for s, _ in c) for name, c in costs.items()}
     peak = {name: max(p for _, p in c) for name, c in costs.items()}

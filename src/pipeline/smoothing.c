@@ -385,22 +385,21 @@ tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_w
 {
     smooth_weight *w = &r->smoothing[l->layer].weights[l->spec->role];
     tare_dtype to = quantize ? TARE_F32 : output_tensor(r, l->weight).dtype;
-    size_t width = dtype_size(to);
-    char *fresh = mem_alloc_array(r->ctx, l->n * l->k, width);
-    float *row = mem_alloc_array(r->ctx, l->k, sizeof *row);
+    float *wide = mem_alloc_array(r->ctx, l->n * l->k, sizeof *wide);
+    if (!wide)
+        return TARE_E_MEMORY;
     w->raw = raw->data;
     w->dtype = raw->dtype;
-    for (size_t i = 0; fresh && row && i < l->n; i++) {
-        smooth_weight_row(r->ctx, w, i, row);
-        narrow_from_float(r->ctx, to, row, l->k, fresh + i * l->k * width);
-    }
-    tare_status status = fresh && row ? TARE_OK : TARE_E_MEMORY;
-    mem_free(r->ctx, row);
-    if (status != TARE_OK) {
-        mem_free(r->ctx, fresh);
-        return status;
-    }
+    smooth_weight_rows(r->ctx, w, 0, l->n, wide);
     mem_free(r->ctx, raw->data);
-    *raw = (raw_weight){fresh, to};
+    *raw = (raw_weight){wide, TARE_F32};
+    if (to == TARE_F32)
+        return TARE_OK;
+    void *stored = mem_alloc_array(r->ctx, l->n * l->k, dtype_size(to));
+    if (!stored)
+        return TARE_E_MEMORY;
+    narrow_from_float(r->ctx, to, wide, l->n * l->k, stored);
+    mem_free(r->ctx, wide);
+    *raw = (raw_weight){stored, to};
     return TARE_OK;
 }

@@ -58,6 +58,10 @@ typedef struct smooth_weight {
 /* out[k] <- one row as it stands. */
 void smooth_weight_row(const tare_context *ctx, const smooth_weight *w, size_t row, float *out);
 
+/* y [count,k] <- rows [first, first+count). Parallel. */
+void smooth_weight_rows(const tare_context *ctx, const smooth_weight *w, size_t first, size_t count,
+                        float *y);
+
 typedef struct smooth_norm {
     float *weight; /* [C] */
     float *bias;   /* [C]; NULL: none, and no room for one */

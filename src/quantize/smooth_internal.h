@@ -48,9 +48,6 @@ tare_status smooth_fail(tare_context *ctx, tare_status status, const smooth_grou
 /* NaN or infinity in a target: TARE_E_NUMERIC. */
 tare_status smooth_scan_targets(tare_context *ctx, const smooth_group *g, smooth_scan *out);
 void smooth_scan_free(tare_context *ctx, smooth_scan *scan);
-/* y [count,k] <- rows [first, first+count) of w as they stand. Parallel. */
-void smooth_weight_rows(const tare_context *ctx, const smooth_weight *w, size_t first, size_t count,
-                        float *y);
 
 static inline float smooth_largest(const smooth_stats *stats, size_t c)
 {
