@@ -3,43 +3,13 @@
 #ifndef TARE_TESTS_GOLDEN_FIXTURE_H
 #define TARE_TESTS_GOLDEN_FIXTURE_H
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
-
 #include "file/safetensors.h"
+#include "fixture.h"
 #include "tensor/convert.h"
 
 static const char *const golden_roots[] = {TARE_TEST_DATA "/golden",
                                            TARE_TEST_DATA "/../../../shared/golden"};
 enum { GOLDEN_ROOTS = sizeof golden_roots / sizeof *golden_roots };
-
-static inline tare_context *new_context(int threads)
-{
-    tare_context *ctx;
-    tare_context_options options;
-    tare_context_options_init(&options);
-    options.threads = threads;
-    assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
-    return ctx;
-}
-
-/* Every block must be back. */
-static inline void free_context(tare_context *ctx)
-{
-    assert_int_equal(tare_memory_used(ctx), 0);
-    tare_context_free(ctx);
-}
-
-static inline void assert_ok(const tare_context *ctx, tare_status status)
-{
-    if (status != TARE_OK)
-        fail_msg("status %d: %s", (int)status, tare_last_error(ctx));
-}
 
 static inline safetensors *open_tensors(tare_context *ctx, const char *path)
 {
