@@ -12,7 +12,6 @@ import numpy as np
 from tensor_file import round_to
 
 DEFAULT_THETA = 10000.0
-FLOOR = np.float32(2.0**-23)  # of every scale
 
 
 def silu(x):
@@ -57,7 +56,8 @@ class Model:
 
     def rms_norm(self, x, name):
         y = self.r(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps))
-        return self.r(self.get(name + ".weight") * y)
+        y = self.r(self.get(name + ".weight") * y)
+        return self.r(y + self.get(name + ".bias")) if name + ".bias" in self.tensors else y
 
     def linear(self, name, x):
         r, weight = self.r, self.get(name + ".weight")
@@ -117,49 +117,6 @@ class Model:
 def logits(config, tensors, ids, dtype=None):
     """[len(ids), vocab_size] in float64."""
     return Model(config, tensors, dtype).logits(ids)
-
-
-class Calibration(Model):
-    """act_method 1 while samples run through in order: float64 matrix products, FP32 scales.
-
-    Each quantized linear observes its input, takes the means of the extremes of all calls so far,
-    and computes with the fake-quantized input and weight (sections 3 to 5 of the specification).
-    """
-
-    def __init__(self, config, tensors, quantized):
-        super().__init__(config, tensors)
-        self.extremes = {name: [] for name in quantized}
-        self.weights = {name: self.fake_weight(name) for name in quantized}
-
-    def fake_weight(self, name):
-        w = self.tensors[name + ".weight"].astype(np.float32)
-        scale = np.maximum(np.abs(w).max(axis=1, keepdims=True) / np.float32(127), FLOOR)
-        return (np.rint(w / scale) * scale).astype(np.float64)
-
-    def activation(self, name):
-        """(scale, offset) from the calls so far."""
-        low, high = np.mean(self.extremes[name], axis=0, dtype=np.float64).astype(np.float32)
-        low, high = min(low, np.float32(0)), max(high, np.float32(0))
-        scale = max((high - low) / np.float32(255), FLOOR)
-        return scale, np.rint(-low / scale) - np.float32(128)
-
-    def linear(self, name, x):
-        if name not in self.extremes:
-            return super().linear(name, x)
-        x = x.astype(np.float32)
-        self.extremes[name].append((x.min(), x.max()))
-        scale, offset = self.activation(name)
-        q = np.clip(np.rint(x / scale + offset), -128, 127)
-        y = ((q - offset) * scale).astype(np.float64) @ self.weights[name].T
-        return y + self.get(name + ".bias") if name + ".bias" in self.tensors else y
-
-
-def calibrate(config, tensors, quantized, samples):
-    """{module: (input_scale, input_offset)} after all samples."""
-    model = Calibration(config, tensors, quantized)
-    for ids in samples:
-        model.logits(ids)
-    return {name: model.activation(name) for name in quantized}
 
 
 def log_softmax(x):

@@ -23,9 +23,6 @@ FLAGS = {  # argument of the reference's QuantConfig: flags of tare
 MODELS = ("llama", "qwen2", "qwen3")
 LEFT_OUT = {"model.embed_tokens.weight", "lm_head.weight"}  # not in the goldens where float
 SCALE_TOLERANCE = 1e-3
-# Cases with a value so near a rounding tie that one FP32 rounding of a sum decides: PyTorch's sum and
-# exact products take it to different sides, 1.9e-3 of scale apart. Either result is right.
-ON_A_TIE = {"qwen2/level-L7"}
 BLOCK_QKV = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
 
 
@@ -42,14 +39,20 @@ class Case:
         self.calib = folder.parent.parent / self.settings["calib"]
 
     def is_ours(self):
-        """W8A8 without outlier suppression, and the reference did not fail."""
-        return (self.settings["anti_method"] is None
-                and "error" not in self.settings and set(self.quant) <= set(FLAGS))
+        """W8A8, and the reference did not fail; outlier suppression in FP32 alone, since its searches
+        hang on every rounding of a half-precision stream."""
+        return ("error" not in self.settings and set(self.quant) <= set(FLAGS)
+                and (self.tag == "F32" or not self.is_smoothed()))
+
+    def is_smoothed(self):
+        return self.settings["anti_method"] is not None
 
     def flags(self):
         flags = ["--dtype", self.dtype, "--disable-level", self.settings["disable_level"]]
         if self.settings["disable_names"]:
             flags += ["--disable-names", ",".join(self.settings["disable_names"])]
+        if self.is_smoothed():
+            flags += ["--anti-method", self.settings["anti_method"]]
         if self.settings["fa_amp"] is not None:
             flags += ["--fa-quant", "--fa-amp", self.settings["fa_amp"]]
         for name, value in self.quant.items():
@@ -172,6 +175,18 @@ def test_description(case, outputs):
     assert (out.folder / "quant_model_weight_w8a8.safetensors").is_file()
 
 
+def assert_smoothed_equal(name, got, want):
+    """Section 4 of the anti-outlier specification, for FP32: norm weights and scales 1e-5 relative,
+    biases 1e-5 of the largest, codes off by one in at most 0.01 % (one, in these tiny matrices)."""
+    difference = np.abs(got.astype(np.float64) - want)
+    if want.dtype == np.int8:
+        assert difference.max() <= 1 and (difference > 0).sum() <= max(1, 1e-4 * want.size), name
+    elif name.endswith((".weight", ".weight_scale")):
+        assert (difference <= 1e-5 * np.abs(want)).all(), name
+    elif name.endswith(".bias"):
+        assert difference.max() <= 1e-5 * max(np.abs(want).max(), 1e-30), name
+
+
 @EVERY_CASE
 def test_weights_are_equal(case, outputs):
     ours, golden, source = outputs(case).tensors, case.tensors(), case.source()
@@ -179,7 +194,9 @@ def test_weights_are_equal(case, outputs):
     for name, want in golden.items():
         got = ours[name]
         assert (got.tag, got.data.shape) == (want.tag, want.data.shape), name
-        if name.endswith((".weight", ".weight_scale", ".weight_offset", ".bias")):
+        if case.is_smoothed():
+            assert_smoothed_equal(name, got.data, want.data)
+        elif name.endswith((".weight", ".weight_scale", ".weight_offset", ".bias")):
             np.testing.assert_array_equal(got.data, want.data, name)
     for name in LEFT_OUT - set(golden):
         assert ours[name].tag == case.tag
@@ -208,13 +225,8 @@ def activation_errors(ours, wanted):
 
 
 def is_fp32_extremes(case):
-    return case.tag == "F32" and case.quant.get("act_method", 1) == 1 and "pr" not in case.quant
-
-
-def float64_activations(case, names):
-    """The calibration with exact matrix products, in numpy."""
-    config = json.loads((case.model / "config.json").read_text())
-    return reference_model.calibrate(config, case.source(), names, case.ids())
+    return (case.tag == "F32" and case.quant.get("act_method", 1) == 1 and "pr" not in case.quant
+            and not case.is_smoothed())
 
 
 @cases_where(is_fp32_extremes)
@@ -223,16 +235,20 @@ def test_mean_of_extremes_in_fp32(case, outputs):
     wanted = activations(golden, modules(golden))
     ours = activations(outputs(case).tensors, wanted)
     scale, offset = activation_errors(ours, wanted)
-    if scale > SCALE_TOLERANCE and case.name in ON_A_TIE:
-        scale, offset = activation_errors(ours, float64_activations(case, wanted))
     assert scale <= SCALE_TOLERANCE
     assert offset.max() <= 1 and (offset != 0).mean() <= 0.01
 
 
-@cases_where(lambda case: case.tag == "F32" and case.quant.get("act_method", 1) != 1)
-def test_histogram_of_the_first_layer(case, outputs):
-    scale, offset = activation_errors(activations(outputs(case).tensors, BLOCK_QKV),
-                                      activations(case.tensors(), BLOCK_QKV))
+@cases_where(lambda case: case.tag == "F32" and not is_fp32_extremes(case)
+             and "pr" not in case.quant)
+def test_input_scale_of_the_first_layer(case, outputs):
+    """Of a histogram, and behind a smoothed norm; deeper layers are judged by their logits."""
+    golden = case.tensors()
+    first = [name for name in BLOCK_QKV if name + ".input_scale" in golden]
+    if not first:
+        return  # all three fell back: test_description has seen it
+    scale, offset = activation_errors(activations(outputs(case).tensors, first),
+                                      activations(golden, first))
     assert scale <= SCALE_TOLERANCE
     assert offset.max() == 0
 
@@ -292,6 +308,6 @@ def test_npy_files(case, outputs):
             assert got[name].dtype == tensor.data.dtype, (file, name)
             stored = out.tensors.get(f"{name}.{suffix}", out.tensors.get(name))
             np.testing.assert_array_equal(got[name], stored.data, f"{file} {name}")
-            if file in ("quant_weight.npy", "weight_scale.npy", "weight_offset.npy",
-                        "anti_fp_norm.npy"):
+            if not case.is_smoothed() and file in ("quant_weight.npy", "weight_scale.npy",
+                                                   "weight_offset.npy", "anti_fp_norm.npy"):
                 np.testing.assert_array_equal(got[name], tensor.data, f"{file} {name}")
