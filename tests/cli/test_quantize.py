@@ -440,3 +440,12 @@ def test_signals_stop_cleanly(number, status, model, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == status
     assert not out.exists() or list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("method", ["m1", "m2", "m3", "m4", "m5", "m6"])
+def test_smoothed_output_verifies_against_its_base(model, calib, tmp_path, method):
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", calib, "--fa-quant",
+                    "--anti-method", method)
+    assert done.returncode == 0, done.stderr
+    done = run_tare("verify", tmp_path / "out", "--base", model)
+    assert done.returncode == 0, done.stdout
