@@ -48,8 +48,7 @@ def test_float_logits(library):
 def evaluate(tmp_path, *flags):
     """Quantizes with every prompt, judges on the last 20."""
     out, text, report = tmp_path / "out", tmp_path / "text.jsonl", tmp_path / "report.json"
-    done = run_tare("quantize", MODEL, "--out", out, "--calib", BOOLQ, "--act-method", 1, *flags,
-                    timeout=600)
+    done = run_tare("quantize", MODEL, "--out", out, "--calib", BOOLQ, *flags, timeout=600)
     assert done.returncode == 0, done.stderr
     text.write_text("\n".join(BOOLQ.read_text(encoding="utf-8").splitlines()[-20:]),
                     encoding="utf-8")
@@ -63,7 +62,9 @@ if ORACLE.exists() and BOOLQ.exists():
     @pytest.mark.parametrize("flags,bound", [
         ([], 0.60),
         (["--disable-names", "*.mlp.down_proj"], 0.10),
-    ], ids=["every-linear", "down-proj-float"])
+        (["--recipe", "llama3.1-70b"], 0.0200),
+        (["--recipe", "qwen2.5-72b"], 0.0775),
+    ], ids=["every-linear", "down-proj-float", "llama-recipe", "qwen-recipe"])
     def test_accuracy(flags, bound, tmp_path, capsys):
         result = evaluate(tmp_path, *flags)
         with capsys.disabled():
