@@ -74,6 +74,8 @@ static size_t check_character(const uint8_t *p, const uint8_t *end, size_t *skip
 /* As Rust's String::from_utf8_lossy. */
 static void append_lossy(const char *data, size_t length, buffer *out)
 {
+    if (length == 0) /* of no tokens: data may be NULL */
+        return;
     const uint8_t *p = (const uint8_t *)data, *end = p + length, *good = p;
     while (p < end) {
         size_t skip, size = check_character(p, end, &skip);
