@@ -84,7 +84,7 @@ static tare_status forward(float_work *w, const layer_norms *norms, size_t sampl
     size_t h = r->model->config.hidden_size;
     layer_ops ops = {.user = w, .linears = observed_linears};
     for (size_t first = 0, row = 0; first < samples;) {
-        batch b = batch_next(r->samples.lengths, first, samples, r->batch_rows);
+        batch b = batch_next(r->samples.lengths, first, samples, r->layout.batch_rows);
         TRY(context_check_cancelled(r->ctx));
         TRY(decoder_layer_forward(r->model, w->layer, norms, &ops, &b, &r->workspace, x + row * h));
         first += b.samples;

@@ -287,7 +287,7 @@ static tare_status calibrate(calibrated_layer *c)
     TRY(layer_norms_load(r->model, c->layer, &c->norms));
     TRY(smoothing_norms(r, c->layer, &c->norms));
     for (size_t first = 0; first < r->samples.count;) {
-        batch b = batch_next(r->samples.lengths, first, r->samples.count, r->batch_rows);
+        batch b = batch_next(r->samples.lengths, first, r->samples.count, r->layout.batch_rows);
         TRY(context_check_cancelled(r->ctx));
         for (size_t i = 0, at = 0; i < b.samples; i++) {
             for (size_t end = at + b.lengths[i]; at < end; at++)

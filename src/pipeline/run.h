@@ -36,6 +36,14 @@ typedef struct layer_smoothing {
         *input_shift[GROUP_COUNT]; /* of the groups' inputs; NULL: none */
 } layer_smoothing;
 
+/* How a run is laid out in memory. Chosen by the plan; the output never depends on it. */
+typedef struct run_layout {
+    size_t batch_rows; /* most rows (tokens) of one batch */
+    bool whole_layer;  /* float copies of all linears of a layer at once; else one at a time */
+    bool spill;        /* hidden states lie in scratch files */
+    bool overlap;      /* the next layer is read while this one is computed */
+} run_layout;
+
 typedef struct run {
     tare_context *ctx;
     const tare_quantize_options *options;
@@ -59,7 +67,7 @@ typedef struct run {
     smooth_config smooth;
     layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
 
-    size_t batch_rows; /* most rows of one batch: memory, never a result, depends on it */
+    run_layout layout;
     float *hidden;     /* [samples.tokens, hidden_size] at the layer boundary */
     float
         *float_hidden; /* [float_tokens, hidden_size] of the float stream; NULL: none runs beside */
