@@ -48,6 +48,11 @@ static const char usage[] =
     "  --save TYPES               ascendv1 (default), safe_tensor, numpy; comma-separated\n"
     "  --part-file-size GIB       size of a shard; 0: one file\n"
     "  --overwrite                replace an earlier output in DIR\n"
+    "  --resume                   go on with a run that was interrupted or killed\n"
+    "  --checkpoint-every K       make a checkpoint after K layers (default: after 20 seconds)\n"
+    "  --no-resume                make no checkpoints\n"
+    "  --scratch-dir DIR          where hidden states go that do not fit in memory (default: inside "
+    "the output folder)\n"
     "  --no-verify                leave out the check of the result\n"
     "  --copy-code                also copy the checkpoint's *.py files (they are never run)\n"
     "\n"
@@ -99,7 +104,7 @@ static int run(int argc, char **argv)
 {
     tare_quantize_options o;
     tare_quantize_options_init(&o);
-    const char *recipe_file = NULL;
+    const char *recipe_file = NULL, *every = NULL;
     const flag flags[] = {
         {"--out", FLAG_TEXT, &o.out, NULL},
         {"--calib", FLAG_TEXT, &o.calib, NULL},
@@ -131,6 +136,10 @@ static int run(int argc, char **argv)
         {"--compute", FLAG_SETTING, NULL, "run.compute"},
         {"--compat", FLAG_SETTING, NULL, "run.compat"},
         {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
+        {"--resume", FLAG_SWITCH, &o.resume, NULL},
+        {"--no-resume", FLAG_SWITCH, &o.no_resume, NULL},
+        {"--checkpoint-every", FLAG_TEXT, &every, NULL},
+        {"--scratch-dir", FLAG_TEXT, &o.scratch_dir, NULL},
         {"--no-verify", FLAG_OFF, &o.verify, NULL},
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
         {NULL, FLAG_SWITCH, NULL, NULL}};
@@ -140,6 +149,10 @@ static int run(int argc, char **argv)
         return code < 0 ? 0 : code;
     if (!o.out) {
         fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
+        return EXIT_USAGE;
+    }
+    if (every && !cli_count(every, &o.checkpoint_every)) {
+        fprintf(stderr, "tare quantize: --checkpoint-every: \"%s\" is no number of layers\n", every);
         return EXIT_USAGE;
     }
     tare_context *ctx = cli_open(&options, &code);
