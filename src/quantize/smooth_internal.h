@@ -4,8 +4,8 @@
 
 #include <math.h>
 
-#include "quantize/round.h"
 #include "quantize/smooth.h"
+#include "tensor/round.h"
 
 enum { SMOOTH_BLOCK = 256 }; /* rows of weights or inputs in work at a time */
 #define SMOOTH_FLOOR 1e-5f   /* of column maxima and of s */
