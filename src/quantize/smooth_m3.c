@@ -152,7 +152,7 @@ static void candidate_scales(const m3_search *m, const float *mu, int i)
     tare_dtype native = m->t->native;
     float max = 0, min = INFINITY, *s = m->scales;
     for (size_t c = 0; c < m->t->g->channels; c++) {
-        s[c] = round_native(smooth_power(mu[c], i / (double)CANDIDATES), native);
+        s[c] = smooth_power(mu[c], i / (double)CANDIDATES, native);
         s[c] = round_native(fmaxf(s[c], 1e-4f), native);
         max = fmaxf(max, s[c]);
         min = fminf(min, s[c]);
