@@ -155,6 +155,7 @@ typedef struct tare_quantize_result {
     uint64_t bytes_in, bytes_out;      /* weight files read, weight files written */
     double seconds;
     size_t peak_memory; /* accounted bytes */
+    bool was_finished;  /* `resume` found a finished output: nothing was done */
 } tare_quantize_result;
 
 TARE_API void tare_quantize_options_init(tare_quantize_options *options);

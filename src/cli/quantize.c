@@ -74,6 +74,8 @@ static void print_summary(const tare_quantize_options *o, const tare_quantize_re
     char in[32], out[32], peak[32];
     printf("model       %s\n", o->model);
     printf("output      %s\n", o->out);
+    if (r->was_finished)
+        return;
     printf("quantized   %zu of %zu linear layers\n", r->linears_quantized, r->linears);
     printf("calibration %zu samples, %zu tokens\n", r->samples, r->tokens);
     printf("weights     %s -> %s (%.1f %%)\n", cli_size((double)r->bytes_in, in, sizeof in),
@@ -94,10 +96,10 @@ static void print_json(const tare_quantize_options *o, const tare_quantize_resul
     printf(", \"linears\": %zu, \"linears_quantized\": %zu, \"samples\": %zu, \"tokens\": %zu, "
            "\"saturated_rows\": %zu, "
            "\"bytes_in\": %llu, \"bytes_out\": %llu, \"seconds\": %.3f, \"peak_resident_bytes\": "
-           "%zu}\n",
+           "%zu, \"was_finished\": %s}\n",
            r->linears, r->linears_quantized, r->samples, r->tokens, r->saturated_rows,
            (unsigned long long)r->bytes_in, (unsigned long long)r->bytes_out, r->seconds,
-           peak_resident_bytes());
+           peak_resident_bytes(), r->was_finished ? "true" : "false");
 }
 
 static int run(int argc, char **argv)

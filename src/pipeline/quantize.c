@@ -260,7 +260,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     result->tokens = r->samples.tokens;
     result->bytes_in = checkpoint_bytes(r->model->checkpoint);
     TRY(resume_open(r));
-    if (r->resume.finished)
+    if ((result->was_finished = r->resume.finished))
         goto done;
     TRY(plan_memory(r));
     TRY(resume_restore(r));

@@ -237,6 +237,8 @@ tare_status smoothing_archive(run *r, size_t layer, archive *a)
     for (size_t i = 0; i < arch->num_linears; i++) {
         const model_linear *l = &m->linears[arch->linears[i].role];
         TRY(archive_weight(a, l, &s->weights[arch->linears[i].role]));
+        if (i > 0 && arch->linears[i - 1].group == l->group)
+            continue; /* members of a group stand next to each other and share their input */
         TRY(archive_floats(a, &s->input_scale[l->group], l->k));
         TRY(archive_floats(a, &s->input_shift[l->group], l->k));
     }
