@@ -85,6 +85,8 @@ void folder_list_free(tare_context *ctx, char **names, size_t count);
 tare_status file_rename(tare_context *ctx, const char *from, const char *to);
 /* Removes a folder and what is in it (no symlink is followed); an absent one is no error. */
 tare_status folder_remove(tare_context *ctx, const char *path);
+/* Removes a file, or a folder with what is in it; an absent one is no error. */
+tare_status path_remove(tare_context *ctx, const char *path);
 /* Free bytes on the file system of `path`. */
 tare_status folder_free_space(tare_context *ctx, const char *path, uint64_t *bytes);
 

@@ -69,16 +69,19 @@ done:
     return status;
 }
 
-/* A failed run leaves nothing under a final name; errors here would only hide the first one. */
+/* A failed run leaves nothing under a final name: back to the stage with it, where --resume or the
+ * end of the run finds it. Errors here would only hide the first one. */
 static void take_back(output *o)
 {
     for (size_t i = 0; i < o->num_folders; i++) {
         output_folder *f = &o->folders[i];
         while (f->published > 0) {
-            char path[4096];
-            int n = snprintf(path, sizeof path, "%s/%s", f->dir, f->staged[--f->published]);
-            if (n > 0 && (size_t)n < sizeof path)
-                unlink(path);
+            const char *name = f->staged[--f->published];
+            char *from = path_join(o->ctx, f->dir, name), *to = path_join(o->ctx, f->stage, name);
+            if (from && to)
+                (void)rename(from, to);
+            mem_free(o->ctx, from);
+            mem_free(o->ctx, to);
         }
         if (o->num_folders > 1)
             rmdir(f->dir);

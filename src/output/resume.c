@@ -244,7 +244,7 @@ static tare_status remove_other_files(output *o, output_folder *f)
             continue;
         char *path = path_join(o->ctx, f->stage, names[i]);
         TRY(path ? TARE_OK : TARE_E_MEMORY);
-        status = folder_remove(o->ctx, path);
+        status = path_remove(o->ctx, path);
         mem_free(o->ctx, path);
         TRY(status);
     }

@@ -172,10 +172,7 @@ static tare_status remove_content(journal *j)
             continue;
         char *path = path_join(j->ctx, j->folder, names[i]);
         TRY(path ? TARE_OK : TARE_E_MEMORY);
-        if (path_is_folder(path))
-            status = folder_remove(j->ctx, path);
-        else if (unlink(path) != 0)
-            status = TARE_FAIL(j->ctx, TARE_E_IO, "remove '%s': %s", path, strerror(errno));
+        status = path_remove(j->ctx, path);
         mem_free(j->ctx, path);
         TRY(status);
     }

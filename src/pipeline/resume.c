@@ -167,8 +167,7 @@ static tare_status write_state(run *r, const char *path, uint64_t *digest)
 {
     tare_status status = TARE_OK;
     archive *a = NULL;
-    if (path_exists(path) && unlink(path) != 0)
-        return TARE_FAIL(r->ctx, TARE_E_IO, "cannot remove '%s'", path);
+    TRY(path_remove(r->ctx, path));
     TRY(archive_create(r->ctx, path, &a));
     TRY(output_save(r->out, a));
     TRY(archive_run(r, a));
