@@ -110,8 +110,9 @@ static tare_status alloc_states(run *r)
 {
     const model_config *c = &r->model->config;
     size_t count;
-    r->batch_rows = r->samples.longest > BATCH_ROWS ? r->samples.longest : BATCH_ROWS;
-    size_t rows = r->samples.tokens < r->batch_rows ? r->samples.tokens : r->batch_rows;
+    r->batch_rows = r->options->batch_rows ? r->options->batch_rows : BATCH_ROWS;
+    size_t rows = r->samples.longest > r->batch_rows ? r->samples.longest : r->batch_rows;
+    rows = r->samples.tokens < rows ? r->samples.tokens : rows;
     if (!size_mul(r->samples.tokens, c->hidden_size, &count))
         return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: hidden states of %zu tokens",
                          r->samples.tokens);

@@ -59,7 +59,8 @@ typedef struct run {
     smooth_config smooth;
     layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
 
-    size_t batch_rows; /* most rows of one batch: memory, never a result, depends on it */
+    size_t batch_rows; /* most rows of one batch, but for a longer sample, which goes alone: memory,
+                          never a result, depends on it */
     float *hidden;     /* [samples.tokens, hidden_size] at the layer boundary */
     float
         *float_hidden; /* [float_tokens, hidden_size] of the float stream; NULL: none runs beside */
