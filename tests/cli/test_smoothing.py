@@ -158,6 +158,21 @@ def test_disabled_group(method, target, model, calib, tmp_path):
     assert (every & gone == gone) if method in ("m4", "m6") or not norms_alone else not every & gone
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_compat_disables_as_the_reference(method, model, calib, tmp_path):
+    """Its m1, m2 and m5 ignore the names (specification, section 2)."""
+    tensors = tiny.make_tensors()
+    tensors[INPUT_NORM.format(1)][1][4] = 30
+    write_weights(model, tensors)
+    flags = ["--anti-method", method, "--compat", "msmodelslim", "--disable-level", "L99",
+             "--save", "safe_tensor"]
+    quantized(model, calib, tmp_path / "all", *flags)
+    quantized(model, calib, tmp_path / "some", *flags, "--disable-anti-names",
+              "model.layers.1.self_attn.q_proj")
+    same = changed(model, tmp_path / "some") == changed(model, tmp_path / "all")
+    assert same == (method in ("m1", "m2", "m5"))
+
+
 # ---- Settings
 
 RECIPES = {

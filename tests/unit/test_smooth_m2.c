@@ -155,7 +155,7 @@ static void test_search(void **state)
     static const struct {
         size_t outputs[4], targets;
     } cases[] = {{{31}, 1},         {{30, 30}, 2},     {{32, 16, 8}, 3},
-                 {{16, 16, 16}, 3}, {{20, 16, 16}, 3}, {{17, 5, 5, 9}, 4}};
+                 {{16, 16, 16}, 3}, {{20, 16, 16}, 3}, {{20, 5, 5, 9}, 4}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         for (int bias = 0; bias < 2; bias++) {
             problem p;
@@ -198,7 +198,14 @@ static void test_strongly_negative_channels(void **state)
     }
 }
 
-/* 3*sigma >= tau: m1's formula, from all samples. */
+/* Widens one channel until tau reaches `ratio` times sigma. */
+static void raise_tau(problem *p, double ratio)
+{
+    for (naive_stats n = naive(p); n.tau < ratio * n.sigma; n = naive(p))
+        scale_channel(p, 0, 1.005f);
+}
+
+/* Up to tau = 3*sigma: m1's formula, from all samples; beyond it the search. */
 static void test_without_outliers(void **state)
 {
     (void)state;
@@ -210,6 +217,7 @@ static void test_without_outliers(void **state)
     add_target(&p, 12, false);
     add_sample(&p, 24, -1, 1);
     add_sample(&p, 9, -1.5, 1);
+    raise_tau(&p, 2.9);
     naive_stats n = naive(&p);
     assert_true(3 * n.sigma >= n.tau);
     for (size_t c = 0; c < 40; c++)
@@ -217,6 +225,27 @@ static void test_without_outliers(void **state)
     solve(&p);
     assert_int_equal(p.found.candidate, -1);
     assert_scales(p.found.s, want, 40);
+    raise_tau(&p, 3.02);
+    check(&p);
+    end_problem(&p);
+}
+
+/* Zero weights lose nothing, whatever is scaled: the first set wins. */
+static void test_first_of_equals(void **state)
+{
+    (void)state;
+    problem p;
+    static const size_t outputs[] = {31};
+    start(&p, outputs, 1, true);
+    memset(raw_floats(p.targets[0]), 0, 31 * 40 * sizeof(float));
+    solve(&p);
+    naive_stats n = naive(&p);
+    float s[MAX_CHANNELS];
+    candidate(&p, &n, 0, s);
+    assert_int_equal(p.found.candidate, 0);
+    assert_true(p.found.loss == 0 && p.found.evaluated > 1);
+    for (size_t c = 0; c < 40; c++)
+        assert_near(p.found.s[c], s[c], SCALE_TOLERANCE);
     end_problem(&p);
 }
 
@@ -227,6 +256,7 @@ int main(void)
         cmocka_unit_test(test_scales_below_one),
         cmocka_unit_test(test_strongly_negative_channels),
         cmocka_unit_test(test_without_outliers),
+        cmocka_unit_test(test_first_of_equals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -118,7 +118,8 @@ static void test_search(void **state)
     }
 }
 
-/* Rows that are all zero or all positive: ranges hold 0. */
+/* Rows that are all zero or all positive, whose ranges hold 0; a dead channel, whose u is the
+ * floor. */
 static void test_special_rows(void **state)
 {
     (void)state;
@@ -131,8 +132,10 @@ static void test_special_rows(void **state)
         memset(w + 3 * 36, 0, 36 * sizeof *w);
         for (size_t i = 5 * 36; i < 6 * 36; i++)
             w[i] = 0.5f + fabsf(w[i]);
-        check(&p);
+        scale_channel(&p, 1, 0);
+        assert_true(check(&p) > 0);
         assert_int_equal(p.found.zero_rows, 1);
+        assert_int_equal(p.found.dead, 1);
         end_problem(&p);
     }
 }
