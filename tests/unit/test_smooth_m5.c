@@ -62,21 +62,24 @@ static void test_one(void **state)
 /* Four or fewer of 21 channels differ from 1, or -1: both quantiles are 1. */
 enum { WIDE = 21 };
 
-/* Other channels at `rest`; want: (outlier / bound)^0.7 beyond the bound. */
-static void check_outliers(const float *outliers, size_t count, float bound)
+/* The same outliers above, mirrored below, and both. Scaled: (outlier / bound)^0.7 beyond the bound
+ * of its side. */
+static void check_outliers(const float *outliers, size_t count, float above, float below)
 {
     float extremes[WIDE], mirrored[WIDE], rest[WIDE], mirrored_rest[WIDE];
-    double want[WIDE];
+    double up[WIDE], down[WIDE], both[WIDE];
     for (size_t i = 0; i < WIDE; i++) {
         extremes[i] = i % 5 == 1 && i / 5 < count ? outliers[i / 5] : 1;
         mirrored[i] = -extremes[i];
         rest[i] = 1;
         mirrored_rest[i] = -1;
-        want[i] = extremes[i] > bound ? pow(extremes[i] / bound, 0.7) : 1;
+        up[i] = extremes[i] > above ? pow(extremes[i] / above, 0.7) : 1;
+        down[i] = extremes[i] > below ? pow(extremes[i] / below, 0.7) : 1;
+        both[i] = fmax(up[i], down[i]);
     }
-    check(extremes, mirrored_rest, want, WIDE);
-    check(rest, mirrored, want, WIDE);
-    check(extremes, mirrored, want, WIDE);
+    check(extremes, mirrored_rest, up, WIDE);
+    check(rest, mirrored, down, WIDE);
+    check(extremes, mirrored, both, WIDE);
 }
 
 /* 20 19 | 9 8.5: gaps 1, 10, 0.5; variances of the lower parts: of 19 9 8.5 (mean 12 1/6, squares
@@ -85,19 +88,20 @@ static void check_outliers(const float *outliers, size_t count, float bound)
 static void test_several(void **state)
 {
     (void)state;
-    check_outliers((const float[]){8.5f, 20, 9, 19}, 4, 9);
-    check_outliers((const float[]){20, 9, 19}, 3, 9);
+    check_outliers((const float[]){8.5f, 20, 9, 19}, 4, 9, 9);
+    check_outliers((const float[]){20, 9, 19}, 3, 9, 9);
 }
 
 /* 8 6 6 4: gaps 2, 0, 2; variances of the lower parts 4/3, 2, 0: the cut is 4. 5 5 5: all scores
- * are 0, the first wins, the cut is 5, and nothing is beyond. 7 5 3: gaps 2 and 2, variances 2 and
- * 0: 3. */
+ * are 0, the first wins, the cut is 5, and nothing is beyond. 9 5 3: gaps 4 and 2, variances 2 and
+ * 0: both scores are 2, the first wins, the cut is 5; mirrored, -3 -5 -9 has gaps 2 and 4,
+ * variances 0 and 2, again a tie, and -3 is the cut. */
 static void test_ties(void **state)
 {
     (void)state;
-    check_outliers((const float[]){6, 8, 4, 6}, 4, 4);
-    check_outliers((const float[]){5, 5, 5}, 3, 5);
-    check_outliers((const float[]){5, 7, 3}, 3, 3);
+    check_outliers((const float[]){6, 8, 4, 6}, 4, 4, 4);
+    check_outliers((const float[]){5, 5, 5}, 3, 5, 5);
+    check_outliers((const float[]){5, 9, 3}, 3, 5, 3);
 }
 
 /* Bounds of 0 or of the other sign say nothing about a ratio: that side is left alone. */
