@@ -1,5 +1,6 @@
-"""Outlier suppression and FA seen from outside: odd weights, odd settings, who is smoothed, and that
-the bytes depend on neither threads nor batches. (Numbers: tests/unit/test_smooth*.c, tests/golden.)"""
+"""Outlier suppression and FA seen from outside: odd weights, odd settings, who is smoothed, and
+that the bytes depend on neither threads nor batches. (Numbers: tests/unit/test_smooth*.c and
+tests/golden/.)"""
 import numpy as np
 import pytest
 import tensor_file

@@ -1,8 +1,8 @@
-"""m4 of outlier suppression in numpy, from the formulas of the specification (anti_outlier.md 1.2 to
-1.5) alone, on the float64 model of reference_model.py.
+"""m4 of outlier suppression in numpy, from the formulas of the specification (anti_outlier.md 1.2
+to 1.5) alone, on the float64 model of reference_model.py.
 
-`m4(config, tensors, samples, order)` gives the smoothed tensors; norm biases and created linear biases
-are added under `<name>.bias`.
+`m4(config, tensors, samples, order)` gives the smoothed tensors; norm biases and created linear
+biases are added under `<name>.bias`.
 """
 import numpy as np
 import reference_model
@@ -33,7 +33,7 @@ class Watched(reference_model.Model):
 
 
 class Layer:
-    """The tensors of one layer while they are changed; statistics are those of the unchanged one."""
+    """The tensors of one layer while they change; statistics are those of the unchanged one."""
 
     def __init__(self, model, index):
         self.model, self.prefix = model, f"model.layers.{index}."

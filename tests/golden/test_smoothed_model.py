@@ -8,7 +8,7 @@ import pytest
 import reference_model
 import reference_smoothing
 import tensor_file
-from conftest import GOLDEN, SHARED, run_tare
+from conftest import GOLDEN, run_tare
 
 MODELS = ("llama", "qwen2", "qwen3")
 METHODS = ("m1", "m2", "m3", "m4", "m5", "m6")
@@ -81,15 +81,6 @@ def order_with(model, a, b):
     return order
 
 
-def golden_norms(model):
-    """Of the reference's m4; None: its outputs are not here."""
-    for root in (GOLDEN, SHARED / "golden"):
-        path = root / model / "anti-m4" / "tensors.safetensors"
-        if path.exists():
-            return norms(tensor_file.read(path))
-    return None
-
-
 @pytest.mark.parametrize("model", MODELS)
 def test_m4_against_numpy(model, smoothed):
     ours = smoothed(model, "m4")
@@ -106,13 +97,12 @@ def test_m4_against_numpy(model, smoothed):
 def test_order_matters(model, swap, smoothed):
     """In another order some norm differs by per cents from what tare, and the reference, give."""
     order = order_with(model, *SWAPS[swap])
+    right = reference_smoothing.m4(config_of(model), source_of(model), SAMPLES)
     other = reference_smoothing.m4(config_of(model), source_of(model), SAMPLES, order)
-    assert differences(norms(smoothed(model, "m4")), other) > 0.01
-    golden = golden_norms(model)
-    if golden:
-        right = reference_smoothing.m4(config_of(model), source_of(model), SAMPLES)
-        assert differences(golden, right) <= NORM_TOLERANCE
-        assert differences(golden, other) > 0.01
+    golden = norms(tensor_file.read(GOLDEN / model / "anti-m4" / "tensors.safetensors"))
+    assert differences(golden, right) <= NORM_TOLERANCE
+    for got in golden, norms(smoothed(model, "m4")):
+        assert differences(got, other) > 0.01
 
 
 # ---- One sample or all
