@@ -144,6 +144,9 @@ typedef struct tare_quantize_options {
     bool verify;               /* check the staged output before it appears; on by default */
     bool copy_code;            /* also copy the checkpoint's *.py files (never run) */
     const char *report;        /* reserved, NULL */
+    /* For tests: most tokens of the samples that go through a layer together; 0: chosen. The output
+     * does not depend on it. */
+    size_t batch_rows;
 } tare_quantize_options;
 
 /* What came out, for a summary. Counts are of tensors and bytes in the model's own part of the

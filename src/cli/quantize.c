@@ -144,6 +144,7 @@ static int run(int argc, char **argv)
         {"--scratch-dir", FLAG_TEXT, &o.scratch_dir, NULL},
         {"--no-verify", FLAG_OFF, &o.verify, NULL},
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
+        {"--batch-rows", FLAG_COUNT, &o.batch_rows, NULL}, /* hidden: for tests */
         {NULL, FLAG_SWITCH, NULL, NULL}};
     common options;
     int code = cli_parse(&command_quantize, argc, argv, flags, 1, &options);

@@ -214,7 +214,7 @@ done:
     layer_norms_free(r->ctx, &norms);
     mem_free(r->ctx, w.scratch);
     mem_free(r->ctx, w.smoothed);
-    return TARE_WRAP(r->ctx, status, "model.layers.%zu", layer);
+    return status;
 }
 
 tare_status score_head(run *r)
@@ -265,7 +265,7 @@ tare_status float_pass(run *r)
         layer_source source = {0};
         status = float_layer_pass(r, i, &source);
         layer_source_free(r, &source);
-        TRY(status);
+        TRY(TARE_WRAP(r->ctx, status, "model.layers.%zu", i));
         progress_unit_done(&r->progress);
         TRY(resume_layer_done(r, i + 1));
     }

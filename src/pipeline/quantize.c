@@ -106,13 +106,20 @@ tare_status open_output(run *r)
     return output_open(r->ctx, &o, &r->out);
 }
 
+/* Of one batch: a sample that is longer than a batch goes alone. */
+static size_t most_rows(const run *r)
+{
+    return r->samples.longest > r->layout.batch_rows ? r->samples.longest : r->layout.batch_rows;
+}
+
 /* What lives through all layers. */
 static tare_status plan_memory(run *r)
 {
-    r->layout = (run_layout){.whole_layer = true};
-    r->layout.batch_rows = r->samples.longest > BATCH_ROWS ? r->samples.longest : BATCH_ROWS;
-    size_t rows = r->samples.tokens < r->layout.batch_rows ? r->samples.tokens
-                                                           : r->layout.batch_rows;
+    r->layout = (run_layout){.whole_layer = true,
+                             .batch_rows = r->options->batch_rows ? r->options->batch_rows
+                                                                  : BATCH_ROWS};
+    size_t rows = most_rows(r);
+    rows = r->samples.tokens < rows ? r->samples.tokens : rows;
     return decoder_workspace_create(r->model, rows, r->samples.longest,
                                     r->num.compat ? r->num.dtype : TARE_F32, &r->workspace);
 }
@@ -124,7 +131,7 @@ tare_status create_states(run *r, bool of_floats)
         folder = r->options->scratch_dir ? r->options->scratch_dir
                                          : journal_folder(r->resume.journal);
     return stream_create(r->ctx, of_floats ? r->float_tokens : r->samples.tokens,
-                         r->model->config.hidden_size, r->layout.batch_rows, folder,
+                         r->model->config.hidden_size, most_rows(r), folder,
                          of_floats ? &r->float_states : &r->states);
 }
 

@@ -40,7 +40,7 @@ typedef struct layer_smoothing {
 
 /* How a run is laid out in memory. Chosen by the plan; the output never depends on it. */
 typedef struct run_layout {
-    size_t batch_rows; /* most rows (tokens) of one batch */
+    size_t batch_rows; /* most rows (tokens) of one batch, but for a longer sample, which goes alone */
     bool whole_layer;  /* float copies of all linears of a layer at once; else one at a time */
     bool spill;        /* hidden states lie in scratch files */
     bool overlap;      /* the next layer is read while this one is computed */
