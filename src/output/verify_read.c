@@ -164,6 +164,20 @@ done:
     return status;
 }
 
+static tare_status load_activations(const vfolder *f, const vtensor *const *parts, vnumbers *out)
+{
+    tare_status status = TARE_OK;
+    TRY(verify_read_elements(f, parts[TENSOR_INPUT_SCALE], 0, 1, &out->input_scale));
+    TRY(verify_read_elements(f, parts[TENSOR_INPUT_OFFSET], 0, 1, &out->input_offset));
+    out->quant_bias = mem_alloc_array(f->v->ctx, out->n, sizeof *out->quant_bias);
+    TRY(out->quant_bias ? TARE_OK : TARE_E_MEMORY);
+    TRY(verify_read(f, parts[TENSOR_QUANT_BIAS], 0, out->quant_bias,
+                    out->n * sizeof *out->quant_bias));
+    TRY(load_deq(f, parts[TENSOR_DEQ_SCALE], out));
+done:
+    return status;
+}
+
 tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *out)
 {
     const vtensor *const *parts = l->parts;
@@ -173,15 +187,10 @@ tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *ou
     out->num_scales = tensor_elements(&parts[TENSOR_WEIGHT_SCALE]->info);
     TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_SCALE], &out->weight_scale));
     TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_OFFSET], &out->weight_offset));
-    TRY(verify_read_elements(f, parts[TENSOR_INPUT_SCALE], 0, 1, &out->input_scale));
-    TRY(verify_read_elements(f, parts[TENSOR_INPUT_OFFSET], 0, 1, &out->input_offset));
     if (parts[TENSOR_BIAS])
         TRY(verify_read_floats(f, parts[TENSOR_BIAS], &out->bias));
-    out->quant_bias = mem_alloc_array(f->v->ctx, out->n, sizeof *out->quant_bias);
-    TRY(out->quant_bias ? TARE_OK : TARE_E_MEMORY);
-    TRY(verify_read(f, parts[TENSOR_QUANT_BIAS], 0, out->quant_bias,
-                    out->n * sizeof *out->quant_bias));
-    TRY(load_deq(f, parts[TENSOR_DEQ_SCALE], out));
+    if (l->shape.scheme == LINEAR_W8A8)
+        TRY(load_activations(f, parts, out));
     TRY(scan_weight(f, parts[TENSOR_WEIGHT], out));
 done:
     if (status != TARE_OK)
