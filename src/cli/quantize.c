@@ -70,7 +70,8 @@ static void print_summary(const tare_quantize_options *o, const tare_quantize_re
     printf("model       %s\n", o->model);
     printf("output      %s\n", o->out);
     printf("quantized   %zu of %zu linear layers\n", r->linears_quantized, r->linears);
-    printf("calibration %zu samples, %zu tokens\n", r->samples, r->tokens);
+    if (r->samples > 0)
+        printf("calibration %zu samples, %zu tokens\n", r->samples, r->tokens);
     printf("weights     %s -> %s (%.1f %%)\n", cli_size((double)r->bytes_in, in, sizeof in),
            cli_size((double)r->bytes_out, out, sizeof out),
            r->bytes_in ? 100.0 * (double)r->bytes_out / (double)r->bytes_in : 0.0);

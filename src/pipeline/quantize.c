@@ -1,6 +1,7 @@
 /* The run as a whole: check, plan, (score,) then layer by layer load - calibrate - quantize -
- * write, then finish. Everything that can be refused is refused before the first weight is read.
- * Passes over the checkpoint: one, or two with disable_level. */
+ * write, then finish; of weights alone (W8A16) tensor by tensor read - quantize - write. Everything
+ * that can be refused is refused before the first weight is read. Passes over the checkpoint: one,
+ * or two with disable_level. */
 #include <string.h>
 
 #include "pipeline/run.h"
@@ -52,7 +53,8 @@ static size_t tokens_of(const run *r, size_t samples)
 static void plan_float_stream(run *r)
 {
     size_t all = r->samples.count;
-    r->wants_scores = r->recipe->disable_level > 0 || r->recipe->act_method == 3;
+    r->wants_scores = r->recipe->disable_level > 0 ||
+                      (r->recipe->act_method == 3 && r->scheme == LINEAR_W8A8);
     r->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
     if (r->smoothing)
         r->float_samples = r->smooth.method == SMOOTH_M3 ? 1 : all;
@@ -92,7 +94,7 @@ static tare_status open_output(run *r)
                         .part_file_size = (int)r->recipe->part_file_size,
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
-                        .quant_type = "W8A8",
+                        .quant_type = linear_scheme_name(r->scheme),
                         .fa_amp = (size_t)r->recipe->fa_amp,
                         .overwrite = r->options->overwrite,
                         .copy_code = r->options->copy_code,
@@ -103,6 +105,21 @@ static tare_status open_output(run *r)
         o.save |= bit;
     }
     return output_open(r->ctx, &o, &r->out);
+}
+
+/* Weights alone need prompts for nothing but a ranking. */
+static bool needs_samples(const run *r)
+{
+    bool given = r->options->calib != NULL;
+    if (r->scheme == LINEAR_W8A8)
+        return true;
+    if (r->recipe->disable_level > 0 && !given)
+        TARE_WARN(r->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
+                  (long long)r->recipe->disable_level);
+    if (r->recipe->disable_level == 0 && given)
+        TARE_INFO(r->ctx,
+                  "--calib is not read: W8A16 without disable_level looks at weights alone");
+    return r->recipe->disable_level > 0 && given;
 }
 
 /* Buffers that live through all layers. */
@@ -129,7 +146,7 @@ static tare_status choose_fallback(run *r)
 {
     tare_status status = TARE_OK;
     size_t h = r->model->config.hidden_size;
-    if (r->recipe->disable_level > 0 || (r->recipe->act_method == 3 && r->num.compat)) {
+    if (r->recipe->disable_level > 0 || (r->wants_scores && r->num.compat)) {
         TRY(float_pass(r));
         TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
     } else if (r->float_samples > 0) {
@@ -204,12 +221,19 @@ done:
     return status;
 }
 
+static void free_states(run *r)
+{
+    decoder_workspace_free(&r->workspace);
+    r->workspace = (decoder_workspace){0};
+    mem_free(r->ctx, r->hidden);
+    mem_free(r->ctx, r->float_hidden);
+    r->hidden = r->float_hidden = NULL;
+}
+
 static void run_free(run *r)
 {
     output_free(r->out);
-    decoder_workspace_free(&r->workspace);
-    mem_free(r->ctx, r->hidden);
-    mem_free(r->ctx, r->float_hidden);
+    free_states(r);
     for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
         smoothing_free_layer(r, i);
     sample_set_free(r->ctx, &r->samples);
@@ -221,14 +245,22 @@ static tare_status run_all(run *r, tare_quantize_result *result)
 {
     tare_status status = TARE_OK;
     TRY(recipe_check(r->recipe));
+    r->scheme = r->recipe->a_bit == 16 ? LINEAR_W8A16 : LINEAR_W8A8;
     TRY(open_model(r));
     TRY(plan_linears(r));
     TRY(open_output(r));
-    TRY(load_samples(r));
-    TRY(alloc_states(r));
-    TRY(choose_fallback(r));
+    if (needs_samples(r)) {
+        TRY(load_samples(r));
+        TRY(alloc_states(r));
+        TRY(choose_fallback(r));
+    }
     TRY(plan_output(r));
-    TRY(run_layers(r));
+    if (r->scheme == LINEAR_W8A8) {
+        TRY(run_layers(r));
+    } else {
+        free_states(r);
+        TRY(quantize_weights(r));
+    }
     TRY(finish(r, result));
 done:
     return status;

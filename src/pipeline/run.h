@@ -1,12 +1,13 @@
 /* One quantization run: what its stages share. quantize.c holds the run as a whole, plan.c decides
  * and declares, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer
- * and the head. */
+ * and the head; weight_pass.c is all that a run of weights alone needs. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
 #include "base/progress.h"
 #include "calibration/samples.h"
 #include "model/linear.h"
+#include "output/layout.h"
 #include "output/output.h"
 #include "quantize/fa3.h"
 #include "quantize/fallback.h"
@@ -40,6 +41,7 @@ typedef struct run {
     tare_context *ctx;
     const tare_quantize_options *options;
     const tare_recipe *recipe;
+    linear_scheme scheme;
     tare_model *model;
     sample_set samples;
     numerics num;
@@ -159,10 +161,19 @@ tare_status attention_finish(run *r, size_t layer, const fa_observer *o);
 /* With fa_amp: chooses who goes without, and writes the others. */
 tare_status write_late_attentions(run *r);
 
+/* ---- weight_pass.c ---- */
+
+/* W8A16, from the first tensor to the last: read, quantize, write. */
+tare_status quantize_weights(run *r);
+
 /* ---- copy.c ---- */
 
 /* What a FLOAT tensor is written as: the source's dtype; in compat the serving dtype. */
 tensor_info output_tensor(const run *r, const tensor_info *source);
+/* `count` values of a source tensor as they are written: *fresh stays NULL if that is as they are
+ * stored, else it is the caller's to free. */
+tare_status output_values(run *r, const tensor_info *source, const void *stored, size_t count,
+                          void **fresh);
 /* Writes rows [first, first+count) of a declared float tensor from its stored form. */
 tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
                              const void *rows);
