@@ -32,7 +32,7 @@ typedef struct weight_piece {
     size_t first, count;
     bool last; /* of its step: the bias of a quantized linear goes with it */
     char *room, *bias_room;
-    const void *rows; /* as stored, in `room` */
+    void *rows; /* as stored, in `room` */
     int8_t *q;
     float *scales, *offsets;
     uint64_t read, written; /* tickets */
@@ -132,7 +132,7 @@ static tare_status alloc_pieces(weight_pass *w)
     for (size_t i = 0; i < PIECES; i++) {
         weight_piece *p = &w->pieces[i];
         *p = (weight_piece){.pass = w,
-                            .room = mem_alloc(ctx, stored),
+                            .room = mem_alloc(ctx, file_read_room(stored)),
                             .bias_room = mem_alloc(ctx, bias),
                             .q = mem_alloc(ctx, quantized),
                             .scales = mem_alloc_array(ctx, scales, sizeof *p->scales),
@@ -164,9 +164,8 @@ static tare_status read_piece(void *user)
     const weight_step *s = p->step;
     checkpoint *c = p->pass->run->model->checkpoint;
     size_t row_bytes = s->source->bytes / rows_of(s);
-    TRY(checkpoint_read(c, s->source, (uint64_t)p->first * row_bytes, p->room,
-                        p->count * row_bytes));
-    p->rows = p->room;
+    TRY(checkpoint_read_in(c, s->source, (uint64_t)p->first * row_bytes, p->count * row_bytes,
+                           p->room, &p->rows));
     if (p->last && s->kind == STEP_QUANTIZE && s->linear->bias)
         TRY(checkpoint_read(c, s->linear->bias, 0, p->bias_room, s->linear->bias->bytes));
 done:
@@ -200,8 +199,12 @@ static tare_status make_piece(weight_pass *w, weight_piece *p)
     run *r = w->run;
     tare_status status = TARE_OK;
     bool one_scale = r->recipe->mm_tensor;
-    if (!s->linear)
-        return TARE_OK;
+    if (!s->linear) {
+        size_t row_bytes = s->source->bytes / rows_of(s);
+        return checkpoint_check_finite(r->model->checkpoint, s->source,
+                                       (uint64_t)p->first * row_bytes, p->rows,
+                                       p->count * row_bytes);
+    }
     weight_rows rows = {.dtype = s->source->dtype,
                         .data = p->rows,
                         .first = p->first,
