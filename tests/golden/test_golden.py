@@ -15,6 +15,7 @@ from conftest import GOLDEN, SHARED, run_tare
 
 DTYPE = {"fp32": ("float32", "F32"), "fp16": ("float16", "F16"), "bf16": ("bfloat16", "BF16")}
 FLAGS = {  # argument of the reference's QuantConfig: flags of tare
+    "a_bit": lambda v: ["--a-bit", v],
     "act_method": lambda v: ["--act-method", v],
     "mm_tensor": lambda v: ["--mm-tensor"] if v else [],
     "pr": lambda v: ["--pr", v],
@@ -39,10 +40,13 @@ class Case:
         self.calib = folder.parent.parent / self.settings["calib"]
 
     def is_ours(self):
-        """W8A8, and the reference did not fail; outlier suppression in FP32 alone, since its searches
+        """W8A8 or W8A16, and the reference did not fail; outlier suppression in FP32 alone, since its searches
         hang on every rounding of a half-precision stream."""
         return ("error" not in self.settings and set(self.quant) <= set(FLAGS)
                 and (self.tag == "F32" or not self.is_smoothed()))
+
+    def is_w8a16(self):
+        return self.quant.get("a_bit") == 16
 
     def is_smoothed(self):
         return self.settings["anti_method"] is not None
@@ -104,7 +108,8 @@ class Output:
     """What tare wrote for a case."""
 
     def __init__(self, case, folder):
-        done = run_tare("quantize", case.model, "--out", folder, "--calib", case.calib,
+        calib = [] if case.is_w8a16() else ["--calib", case.calib]
+        done = run_tare("quantize", case.model, "--out", folder, *calib,
                         "--compat", "msmodelslim", "--save", "safe_tensor,numpy", *case.flags())
         assert done.returncode == 0, done.stderr
         self.folder = folder
@@ -170,9 +175,10 @@ def test_formulas_reproduce_the_reference(case):
 @EVERY_CASE
 def test_description(case, outputs):
     out = outputs(case)
-    assert out.description_name == "quant_model_description_w8a8.json"
+    scheme = "w8a16" if case.is_w8a16() else "w8a8"
+    assert out.description_name == f"quant_model_description_{scheme}.json"
     assert out.description == case.description()
-    assert (out.folder / "quant_model_weight_w8a8.safetensors").is_file()
+    assert (out.folder / f"quant_model_weight_{scheme}.safetensors").is_file()
 
 
 def assert_smoothed_equal(name, got, want):
@@ -226,7 +232,7 @@ def activation_errors(ours, wanted):
 
 def is_fp32_extremes(case):
     return (case.tag == "F32" and case.quant.get("act_method", 1) == 1 and "pr" not in case.quant
-            and not case.is_smoothed())
+            and not case.is_smoothed() and not case.is_w8a16())
 
 
 @cases_where(is_fp32_extremes)
@@ -240,7 +246,7 @@ def test_mean_of_extremes_in_fp32(case, outputs):
 
 
 @cases_where(lambda case: case.tag == "F32" and not is_fp32_extremes(case)
-             and "pr" not in case.quant)
+             and "pr" not in case.quant and not case.is_w8a16())
 def test_input_scale_of_the_first_layer(case, outputs):
     """Of a histogram, and behind a smoothed norm; deeper layers are judged by their logits."""
     golden = case.tensors()

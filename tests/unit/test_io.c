@@ -45,10 +45,8 @@ ssize_t pwrite(int fd, const void *data, size_t size, off_t offset)
     }
     bool direct = fcntl(fd, F_GETFL) & O_DIRECT;
     int error = direct ? fault.direct_write_error : fault.write_error;
-    if (error) {
-        errno = error;
+    if ((errno = error))
         return -1;
-    }
     fault.direct_writes += direct;
     return syscall(SYS_pwrite64, fd, data, fault.most && size > fault.most ? fault.most : size,
                    offset);
