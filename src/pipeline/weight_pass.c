@@ -7,6 +7,7 @@
 enum {
     PIECE_BYTES = 8 << 20, /* of stored rows; a longer row is a piece of its own */
     AHEAD = 3,             /* pieces that are read while one is computed */
+    READERS = 2,           /* threads: a disk is faster with more than one request at a time */
     BEHIND = 2,            /* pieces that are written meanwhile */
     PIECES = AHEAD + 1 + BEHIND
 };
@@ -44,7 +45,7 @@ typedef struct weight_pass {
     size_t num_steps;
     size_t step, row;   /* what is read next */
     weight_range range; /* of the matrix in work */
-    background *reader, *writer;
+    background *readers[READERS], *writer;
     weight_piece pieces[PIECES];
 } weight_pass;
 
@@ -172,6 +173,11 @@ done:
     return status;
 }
 
+static background *reader_of(const weight_pass *w, const weight_piece *p)
+{
+    return w->readers[(size_t)(p - w->pieces) % READERS];
+}
+
 /* The next rows into `p`, once what it held is written. */
 static tare_status read_ahead(weight_pass *w, weight_piece *p)
 {
@@ -188,7 +194,7 @@ static tare_status read_ahead(weight_pass *w, weight_piece *p)
     p->last = p->first + p->count == rows;
     w->row = p->last ? 0 : w->row + p->count;
     w->step += p->last;
-    return background_submit(w->reader, read_piece, p, &p->read);
+    return background_submit(reader_of(w, p), read_piece, p, &p->read);
 }
 
 /* ---- computing ---- */
@@ -268,7 +274,7 @@ static tare_status stream_pieces(weight_pass *w)
         weight_piece *p = &w->pieces[i % PIECES];
         TRY(context_check_cancelled(r->ctx));
         TRY(read_ahead(w, &w->pieces[(i + AHEAD) % PIECES]));
-        TRY(background_wait(w->reader, p->read));
+        TRY(background_wait(reader_of(w, p), p->read));
         TRY(make_piece(w, p));
         TRY(write_behind(w, p));
         if (p->last)
@@ -286,12 +292,14 @@ tare_status quantize_weights(run *r)
     weight_pass w = {.run = r};
     TRY(list_steps(&w));
     TRY(alloc_pieces(&w));
-    TRY(background_create(r->ctx, PIECES, &w.reader));
+    for (size_t i = 0; i < READERS; i++)
+        TRY(background_create(r->ctx, PIECES, &w.readers[i]));
     TRY(background_create(r->ctx, PIECES, &w.writer));
     progress_begin(&r->progress, r->ctx, "quantize", "tensor", w.num_steps);
     TRY(stream_pieces(&w));
 done:
-    background_free(w.reader);
+    for (size_t i = 0; i < READERS; i++)
+        background_free(w.readers[i]);
     background_free(w.writer);
     free_pieces(&w);
     return status;
