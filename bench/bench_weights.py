@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""The weight path (W8A16) against the machine: bytes a second, peak memory, share of the disk's rate.
+"""The weight path (W8A16) against the machine: bytes a second, peak memory, share of its rate.
 
 Makes a checkpoint of a few layers of the real shape with random weights, quantizes it without
 prompts, and prints CSV. Needs 1.7 GB of disk a layer, and half as much for the output.
 
     bench/bench_weights.py [--shape llama-3.1-70b] [--layers 3] [--runs 3] [--model FOLDER]
 
-The machine's own rates are measured in the same sitting, between the runs: large direct reads of the
-checkpoint's files; direct writes; both at once, in the proportion of the run; and copying in memory
+The machine's own rates are measured in the same sitting, between the runs: large direct reads of
+the checkpoint's files; direct writes; both at once, in the proportion of the run; and copying in memory
 on all cores. The bound that `share` compares with is the time of reading all input and writing
 all output at once (`both_seconds`), as no order of work can be faster; `share_apart` compares with
 the longer of reading all and writing all, as if neither slowed the other. Verification, which reads
@@ -127,7 +127,8 @@ def main():
     measure.print_csv([measure.stamp() | {
         "bench": model.name, "gb_in": f"{result['bytes_in'] / 1e9:.2f}",
         "gb_out": f"{result['bytes_out'] / 1e9:.2f}", "seconds": f"{seconds:.2f}",
-        "verified_seconds": f"{verified['seconds']:.2f}", "in_gbs": f"{result['bytes_in'] / seconds / 1e9:.2f}",
+        "verified_seconds": f"{verified['seconds']:.2f}",
+        "in_gbs": f"{result['bytes_in'] / seconds / 1e9:.2f}",
         "peak_mib": f"{peak / 2**20:.1f}",
         "disk_read_gbs": f"{result['bytes_in'] / read / 1e9:.2f}",
         "disk_write_gbs": f"{result['bytes_out'] / write / 1e9:.2f}",

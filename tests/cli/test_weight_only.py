@@ -65,9 +65,9 @@ def numpy_flags():
         for mm_tensor in (True, False):
             for source, dtype, tag in (("BF16", "bfloat16", "BF16"), ("F16", "float16", "F16"),
                                        ("F32", "bfloat16", "BF16"), ("F32", "float16", "F16")):
+                name = f"{'' if w_sym else 'a'}sym-{'matrix' if mm_tensor else 'row'}"
                 yield pytest.param(w_sym, mm_tensor, source, dtype, tag,
-                                   id=f"{'sym' if w_sym else 'asym'}-{'matrix' if mm_tensor else 'row'}"
-                                      f"-{source}-{dtype}")
+                                   id=f"{name}-{source}-{dtype}")
 
 
 @pytest.mark.parametrize("w_sym,mm_tensor,source,dtype,tag", numpy_flags())
@@ -278,9 +278,11 @@ def test_not_finite(name, word, value, tmp_path):
     tensors = {n: ("F32", x.copy()) for n, (_, x) in TENSORS.items()}
     tensors[name][1].flat[5] = value
     model = tiny.write_checkpoint(tmp_path / "model", tensors)
-    done = run(model, tmp_path / "out")
-    assert done.returncode == 1 and word in done.stderr and name.removesuffix(".weight") in done.stderr
-    assert not list((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else True
+    out = tmp_path / "out"
+    done = run(model, out)
+    assert done.returncode == 1 and word in done.stderr
+    assert name.removesuffix(".weight") in done.stderr
+    assert not out.exists() or not list(out.iterdir())
 
 
 def test_truncated_checkpoint(tmp_path):

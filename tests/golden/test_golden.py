@@ -209,6 +209,22 @@ def test_weights_are_equal(case, outputs):
         np.testing.assert_array_equal(ours[name].data, source[name].data, name)
 
 
+@cases_where(lambda case: not case.is_smoothed() and not case.is_w8a16()
+             and case.settings["disable_level"] == "L0" and case.settings["fa_amp"] is None)
+def test_weights_alone_are_the_same(case, tmp_path):
+    """W8A16 has W8A8's weights (section 8.1), in every dtype: those of the reference's W8A8 cases."""
+    done = run_tare("quantize", case.model, "--out", tmp_path / "out", "--a-bit", 16,
+                    "--compat", "msmodelslim", "--save", "safe_tensor", *case.flags())
+    assert done.returncode == 0, done.stderr
+    ours = tensor_file.read_folder(tmp_path / "out")
+    activations = (".input_scale", ".input_offset", ".quant_bias", ".deq_scale")
+    golden = {n: t for n, t in case.tensors().items() if not n.endswith(activations)}
+    assert set(ours) == set(golden) | LEFT_OUT
+    for name, want in golden.items():
+        assert (ours[name].tag, ours[name].data.shape) == (want.tag, want.data.shape), name
+        np.testing.assert_array_equal(ours[name].data, want.data, name)
+
+
 @EVERY_CASE
 def test_derived_tensors(case, outputs):
     tensors = outputs(case).tensors

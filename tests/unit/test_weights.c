@@ -242,8 +242,8 @@ static void test_asymmetric(void **state)
     free_context(ctx);
 }
 
-/* One scale over -510..155, measured in two parts: 665 / 255 = 2.6078 is 167 / 64 in BF16; zero point
- * rne(510 / 2.609375 = 195.449) - 128 = 67. */
+/* One scale over -510..155, measured in two parts: 665 / 255 = 2.6078 is 167 / 64 in BF16; zero
+ * point rne(510 / 2.609375 = 195.449) - 128 = 67. */
 static void test_asymmetric_per_tensor(void **state)
 {
     (void)state;
