@@ -147,6 +147,8 @@ test-long: test
 
 bench: deps release $(VENV)/demo.stamp
 	@for program in $(RELEASE)/bench/bench_*; do echo "# $$(basename $$program)"; $$program || exit 1; done
+	@echo "# bench_weights.py"
+	@$(PYTHON) bench/bench_weights.py --tare $(RELEASE)/tare
 	@echo "# bench_70b.py"
 	@$(PYTHON) bench/bench_70b.py --tare $(RELEASE)/tare --gemm $(RELEASE)/bench/bench_gemm
 

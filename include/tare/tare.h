@@ -74,7 +74,7 @@ typedef enum tare_cpu {
 } tare_cpu;
 
 typedef struct tare_progress {
-    const char *stage;  /* "score", "calibrate", "verify", … */
+    const char *stage;  /* "score", "calibrate", "quantize", "verify", … */
     const char *unit;   /* what is counted: "layer", "linear", … */
     size_t done, total; /* units */
     size_t sample, samples;

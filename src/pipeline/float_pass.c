@@ -267,7 +267,8 @@ tare_status float_pass(run *r)
         layer_source_free(r, &source);
         TRY(TARE_WRAP(r->ctx, status, "model.layers.%zu", i));
         progress_unit_done(&r->progress);
-        TRY(resume_layer_done(r, i + 1));
+        if (resume_due(r))
+            TRY(resume_save(r, i + 1));
     }
     if (!r->linears[r->num_linears - 1].is_float)
         TRY(score_head(r));

@@ -142,7 +142,7 @@ static tare_status archive_run(run *r, archive *a)
     TRY(archive_attentions(r, a));
     TRY(archive_smoothing(r, a));
     TRY(archive_bytes(a, &beside, sizeof beside));
-    if (r->resume.pass == PASS_QUANTIZE) {
+    if (r->resume.pass == PASS_QUANTIZE && r->scheme == LINEAR_W8A8) {
         if (archive_reads(a))
             TRY(create_states(r, false));
         TRY(stream_archive(r->states, a));
@@ -179,7 +179,7 @@ done:
     return status;
 }
 
-static tare_status save(run *r, size_t next_layer)
+tare_status resume_save(run *r, size_t next_layer)
 {
     tare_status status = TARE_OK;
     uint64_t digest = 0;
@@ -199,15 +199,11 @@ done:
     return TARE_WRAP(r->ctx, status, "checkpoint");
 }
 
-tare_status resume_layer_done(run *r, size_t next_layer)
+bool resume_due(run *r)
 {
-    const tare_quantize_options *o = r->options;
-    if (!r->resume.records)
-        return TARE_OK;
-    r->resume.layers_since++;
-    bool due = o->checkpoint_every ? r->resume.layers_since >= o->checkpoint_every
-                                   : clock_seconds() - r->resume.last >= CHECKPOINT_SECONDS;
-    return due ? save(r, next_layer) : TARE_OK;
+    size_t every = r->options->checkpoint_every, since = ++r->resume.layers_since;
+    return r->resume.records &&
+           (every ? since >= every : clock_seconds() - r->resume.last >= CHECKPOINT_SECONDS);
 }
 
 /* ---- finding it again ---- */

@@ -1,12 +1,13 @@
 /* One quantization run: what its stages share. quantize.c holds the run as a whole, plan.c decides
  * and declares, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer
- * and the head. */
+ * and the head; weight_pass.c is all that a run of weights alone needs. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
 #include "base/progress.h"
 #include "calibration/samples.h"
 #include "model/linear.h"
+#include "output/layout.h"
 #include "output/output.h"
 #include "pipeline/journal.h"
 #include "pipeline/streams.h"
@@ -46,7 +47,7 @@ typedef struct run_layout {
     bool overlap;      /* the next layer is read while this one is computed */
 } run_layout;
 
-typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE } run_pass;
+typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE /* or weights alone */ } run_pass;
 
 /* Where the run stands in its journal (resume.c). */
 typedef struct run_resume {
@@ -55,7 +56,7 @@ typedef struct run_resume {
     bool finished;    /* there was nothing left to do */
     bool restores;    /* the run goes on from a state: */
     run_pass pass;    /* the pass in work */
-    size_t layer;     /* its first layer to do */
+    size_t layer;     /* its first layer (weights alone: step) to do */
     unsigned generation; /* of that state; afterwards of the next one to write */
     uint64_t digest;
     bool worth_keeping; /* there is a checkpoint */
@@ -67,6 +68,7 @@ typedef struct run {
     tare_context *ctx;
     const tare_quantize_options *options;
     const tare_recipe *recipe;
+    linear_scheme scheme;
     tare_model *model;
     sample_set samples;
     numerics num;
@@ -112,8 +114,10 @@ tare_status fingerprint_write(run *r, buffer *out);
 tare_status resume_open(run *r);
 /* Restores the state that resume_open found, if it did. */
 tare_status resume_restore(run *r);
-/* A layer of the pass is done: makes a checkpoint if one is due. */
-tare_status resume_layer_done(run *r, size_t next_layer);
+/* A layer of the pass is done: is a checkpoint due? */
+bool resume_due(run *r);
+/* Makes one: the run goes on from layer `next` of the pass (weights alone: from its step). */
+tare_status resume_save(run *r, size_t next);
 /* output_options.before_publish */
 tare_status resume_before_publish(void *user);
 /* Ends output and journal: what resume needs stays if the run failed in a way that can be mended.
@@ -212,10 +216,19 @@ tare_status attention_finish(run *r, size_t layer, const fa_observer *o);
 /* With fa_amp: chooses who goes without, and writes the others. */
 tare_status write_late_attentions(run *r);
 
+/* ---- weight_pass.c ---- */
+
+/* W8A16, from the first tensor to the last: read, quantize, write. */
+tare_status quantize_weights(run *r);
+
 /* ---- copy.c ---- */
 
 /* What a FLOAT tensor is written as: the source's dtype; in compat the serving dtype. */
 tensor_info output_tensor(const run *r, const tensor_info *source);
+/* `count` values of a source tensor as they are written: *fresh stays NULL if that is as they are
+ * stored, else it is the caller's to free. */
+tare_status output_values(run *r, const tensor_info *source, const void *stored, size_t count,
+                          void **fresh);
 /* Writes rows [first, first+count) of a declared float tensor from its stored form. */
 tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
                              const void *rows);
