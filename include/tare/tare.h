@@ -85,6 +85,7 @@ typedef struct tare_context_options {
     int threads;         /* 0: one a core */
     size_t memory_limit; /* bytes; 0: no limit */
     tare_cpu cpu;        /* for tests; AUTO otherwise */
+    /* Log and progress may come from any thread of the library, but one call at a time. */
     void (*log)(void *user, tare_log_level level, const char *message); /* NULL: silent */
     void (*progress)(void *user, const tare_progress *progress);        /* NULL: none */
     /* NULL: no question. Asked before each allocation of `bytes`; false makes that allocation fail

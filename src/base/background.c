@@ -3,6 +3,7 @@
 #include <pthread.h>
 
 #include "base/memory.h"
+#include "base/parallel.h"
 
 typedef struct queued_job {
     background_job job;
@@ -24,6 +25,7 @@ struct background {
 static void *work(void *argument)
 {
     background *b = argument;
+    parallel_alone();
     pthread_mutex_lock(&b->lock);
     for (;;) {
         while (b->done == b->submitted && !b->stop)

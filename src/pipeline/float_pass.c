@@ -260,10 +260,13 @@ tare_status float_pass(run *r)
         TRY(embed_tokens(r->model, r->samples.ids, r->float_tokens, put_float_row, NULL, r));
         stream_flip(r->float_states);
     }
+    TRY(overlap_start(r));
     progress_skip(&r->progress, r->resume.layer);
     for (size_t i = r->resume.layer; i < layers; i++) {
         layer_source source = {0};
-        status = float_layer_pass(r, i, &source);
+        status = overlap_read(r, i, &source);
+        if (status == TARE_OK)
+            status = float_layer_pass(r, i, &source);
         layer_source_free(r, &source);
         TRY(TARE_WRAP(r->ctx, status, "model.layers.%zu", i));
         progress_unit_done(&r->progress);

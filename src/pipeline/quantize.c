@@ -133,6 +133,7 @@ static size_t most_rows(const run *r)
 static tare_status plan_memory(run *r)
 {
     r->layout = (run_layout){.whole_layer = true,
+                             .overlap = true,
                              .batch_rows = r->options->batch_rows ? r->options->batch_rows
                                                                   : BATCH_ROWS};
     size_t rows = most_rows(r);
@@ -233,13 +234,18 @@ static tare_status run_layers(run *r)
     progress_begin(&r->progress, r->ctx, "calibrate", "layer", layers);
     if (!r->resume.restores)
         TRY(embed(r));
+    TRY(overlap_start(r));
     progress_skip(&r->progress, r->resume.layer);
     for (size_t i = r->resume.layer; i < layers; i++) {
         TRY(quantize_layer(r, i));
         progress_unit_done(&r->progress);
-        if (resume_due(r))
+        if (resume_due(r)) {
+            TRY(overlap_wait(r));
             TRY(resume_save(r, i + 1));
+        }
     }
+    TRY(overlap_wait(r));
+    overlap_stop(r);
     TRY(run_head(r));
     for (size_t i = 0; i < r->model->num_extra; i++)
         TRY(copy_tensor(r, r->model->extra[i]));
@@ -265,6 +271,7 @@ done:
 
 static void free_states(run *r)
 {
+    overlap_stop(r);
     decoder_workspace_free(&r->workspace);
     r->workspace = (decoder_workspace){0};
     stream_free(r->states);
@@ -331,7 +338,9 @@ tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *option
     run r = {
         .ctx = ctx, .options = options, .recipe = options->recipe ? options->recipe : defaults};
     arena_init(&r.arena, ctx);
-    tare_status status = resume_close(&r, run_all(&r, result));
+    tare_status status = run_all(&r, result);
+    overlap_stop(&r); /* nobody writes any more */
+    resume_close(&r, status);
     run_free(&r);
     tare_recipe_free(defaults);
     result->seconds = clock_seconds() - started;

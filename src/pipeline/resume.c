@@ -415,7 +415,7 @@ static bool may_go_on(tare_status status)
            status == TARE_E_BUDGET || status == TARE_E_FOLDER || status == TARE_E_USAGE;
 }
 
-tare_status resume_close(run *r, tare_status status)
+void resume_close(run *r, tare_status status)
 {
     run_resume *s = &r->resume;
     bool keep = status != TARE_OK && s->worth_keeping && may_go_on(status);
@@ -431,15 +431,13 @@ tare_status resume_close(run *r, tare_status status)
     } else if (s->journal && (status == TARE_OK || s->records || !journal_count(s->journal))) {
         char message[sizeof r->ctx->error];
         memcpy(message, tare_last_error(r->ctx), sizeof message);
-        tare_status removed = journal_remove(s->journal);
+        if (journal_remove(s->journal) != TARE_OK)
+            TARE_WARN(r->ctx, "a temporary folder stays behind: %s", tare_last_error(r->ctx));
         if (status != TARE_OK)
             TARE_FAIL(r->ctx, status, "%s", message);
-        else
-            status = removed;
     }
     journal_close(s->journal);
     s->journal = NULL;
     if (status != TARE_OK && r->made_out)
         rmdir(r->options->out); /* if it is empty */
-    return status;
 }

@@ -47,6 +47,8 @@ typedef struct run_layout {
     bool overlap;      /* the next layer is read while this one is computed */
 } run_layout;
 
+typedef struct run_overlap run_overlap;
+
 typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE /* or weights alone */ } run_pass;
 
 /* Where the run stands in its journal (resume.c). */
@@ -92,6 +94,7 @@ typedef struct run {
     state_stream *states;       /* [samples.tokens, hidden_size] */
     state_stream *float_states; /* [float_tokens, hidden_size]; NULL: no float stream runs beside */
     decoder_workspace workspace;
+    run_overlap *overlap; /* overlap.c; NULL: reading, computing, writing in turn */
     run_resume resume;
     bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
     size_t saturated_rows;
@@ -120,9 +123,8 @@ bool resume_due(run *r);
 tare_status resume_save(run *r, size_t next);
 /* output_options.before_publish */
 tare_status resume_before_publish(void *user);
-/* Ends output and journal: what resume needs stays if the run failed in a way that can be mended.
- * Returns `status`, or what went wrong here. */
-tare_status resume_close(run *r, tare_status status);
+/* Ends output and journal: what resume needs stays if the run failed in a way that can be mended. */
+void resume_close(run *r, tare_status status);
 
 /* ---- plan.c ---- */
 
@@ -190,15 +192,44 @@ typedef struct live_linear {
     gemm_weight *weight; /* float linears, and fake-quantized ones that need float arithmetic */
     float *bias;         /* [n] FP32; NULL: none */
     void *bias_raw;      /* as it is written */
+    raw_weight raw;      /* of a float linear: as it is written, until it is */
 } live_linear;
 
 /* Takes the weight from `raw` (its data is freed; NULL data: reads it) and smooths it; quantizes
- * it, or writes it as FLOAT and makes it ready. */
+ * it, or makes it ready as a float. Without overlap a float one is written at once, so that it need
+ * not be kept. */
 tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, raw_weight *raw,
                              live_linear *out);
 void live_linear_free(run *r, live_linear *l);
 /* Derives and writes the tensors of a quantized linear. */
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
+/* Writes a float linear, if that has not been done. */
+tare_status live_linear_write_float(run *r, live_linear *l);
+
+/* A layer that is calibrated: all that its tensors are made from. */
+typedef struct layer_output {
+    size_t layer;
+    live_linear linears[ROLE_COUNT];
+    act_params params[GROUP_COUNT]; /* after the last sample */
+    layer_norms norms;
+} layer_output;
+
+tare_status layer_output_write(run *r, layer_output *o);
+void layer_output_free(run *r, layer_output *o);
+
+/* ---- overlap.c ---- */
+
+/* The threads, if layout.overlap says so; overlap_stop frees what they hold, in any case. */
+tare_status overlap_start(run *r);
+void overlap_stop(run *r);
+/* The weights of a layer, and begins to read the next one's. Without overlap *out stays empty:
+ * weights are read one by one as they are needed. */
+tare_status overlap_read(run *r, size_t layer, layer_source *out);
+/* Writes a layer now, or hands it over (*layer is then empty). */
+tare_status overlap_write(run *r, layer_output *layer);
+/* Until everything is written: before anybody else writes. */
+tare_status overlap_wait(run *r);
+
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
 observer_kind observer_kind_of(const run *r, const fallback_linear *f);
 
@@ -211,8 +242,9 @@ tare_status declare_attention(run *r, size_t layer);
 tare_status attention_observer_create(run *r, size_t layer, fa_observer **out);
 tare_status attention_observe(run *r, fa_observer *o, const batch *b, const float *q,
                               const float *k, const float *v);
-/* Derives, and with fa_amp 0 writes, the tensors of a layer that is calibrated. */
+/* Derives the tensors of a layer that is calibrated; with fa_amp 0 attention_write writes them. */
 tare_status attention_finish(run *r, size_t layer, const fa_observer *o);
+tare_status attention_write(run *r, size_t layer);
 /* With fa_amp: chooses who goes without, and writes the others. */
 tare_status write_late_attentions(run *r);
 
