@@ -52,6 +52,11 @@ static const char usage[] =
     "  --copy-code                also copy the checkpoint's *.py files (they are never run)\n"
     "\n"
     "  --compute auto|fp32|bf16   arithmetic of float matrix products\n"
+    "  --max-memory cpu=SIZE      most memory that the process may hold, for example cpu=8GiB; a "
+    "budget that is too\n"
+    "                             small is refused before any work (default: 80 % of what is free). "
+    "Give what you can\n"
+    "                             spare: less only takes more time\n"
     "  --threads N                threads (default: one a core); the output does not depend on "
     "them\n"
     "  --json                     print the summary as JSON\n"
@@ -130,6 +135,7 @@ static int run(int argc, char **argv)
         {"--npy-values", FLAG_SETTING, NULL, "save.npy_values"},
         {"--compute", FLAG_SETTING, NULL, "run.compute"},
         {"--compat", FLAG_SETTING, NULL, "run.compat"},
+        {"--max-memory", FLAG_SETTING, NULL, "run.max_memory"},
         {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
         {"--no-verify", FLAG_OFF, &o.verify, NULL},
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
