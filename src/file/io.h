@@ -20,6 +20,9 @@ const char *file_path(const file *f);
  * ("truncated"). Thread-safe. */
 tare_status file_read_at(file *f, uint64_t offset, void *data, size_t size);
 
+/* Accounted bytes that a read of `size` bytes needs beside its target, at most. */
+size_t file_read_bytes(size_t size);
+
 /* The whole of a regular file, zero-terminated, at most `limit` bytes; *data is freed with
  * mem_free. */
 tare_status file_read_all(tare_context *ctx, const char *path, size_t limit, char **data,

@@ -234,6 +234,14 @@ done:
     return status;
 }
 
+/* The bounce buffer of read_direct; a lead and a tail may stand in blocks of their own. */
+size_t file_read_bytes(size_t size)
+{
+    if (size < SMALL_READ)
+        return 0;
+    return mem_block_bytes((size < PIECE - 2 * BLOCK ? size + 2 * BLOCK : PIECE) + BLOCK);
+}
+
 tare_status file_read_at(file *f, uint64_t offset, void *data, size_t size)
 {
     size_t done = 0;

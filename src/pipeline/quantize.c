@@ -3,12 +3,8 @@
  * Passes over the checkpoint: one, or two with disable_level. */
 #include <string.h>
 
-#include "pipeline/run.h"
+#include "pipeline/memory_plan.h"
 #include "tensor/kernels.h"
-
-/* Rows of a batch: enough for the matrix products to be efficient, few enough for a 70B model's
- * intermediates to stay small. */
-enum { BATCH_ROWS = 2048 };
 
 void tare_quantize_options_init(tare_quantize_options *options)
 {
@@ -32,6 +28,11 @@ static tare_status open_model(run *r)
             r->ctx,
             "the serving dtype is float32, which engines serve as float16: give --dtype float16 or "
             "bfloat16 so that the scales are rounded for it");
+    for (size_t i = 0; i < recipe->save_types.count; i++) {
+        unsigned bit = 0;
+        output_save_type(recipe->save_types.items[i], &bit);
+        r->save |= bit;
+    }
     r->compute = recipe->compute == COMPUTE_FP32   ? GEMM_FP32
                  : recipe->compute == COMPUTE_BF16 ? GEMM_BF16
                  : r->num.compat                   ? GEMM_FP32
@@ -48,7 +49,12 @@ static size_t tokens_of(const run *r, size_t samples)
     return tokens;
 }
 
-/* m3 looks at the first sample, the other methods at all of them, the score at a few. */
+/* m3 looks at the first sample, the other methods at all of them, the score at a few.
+ *
+ * disable_level ranks all layers before the first is quantized: a float pass of its own, which also
+ * finds the smoothing. Without it the float stream, if there is one, runs beside the quantized one,
+ * layer by layer - except where compat's FP16 output depends on the observers' kind, which is
+ * declared beforehand. */
 static void plan_float_stream(run *r)
 {
     size_t all = r->samples.count;
@@ -60,6 +66,9 @@ static void plan_float_stream(run *r)
         r->float_samples = r->score_samples;
     r->score_tokens = tokens_of(r, r->score_samples);
     r->float_tokens = tokens_of(r, r->float_samples);
+    r->two_passes = r->recipe->disable_level > 0 ||
+                    (r->recipe->act_method == 3 && r->num.compat);
+    r->float_beside = !r->two_passes && r->float_samples > 0;
 }
 
 static tare_status load_samples(run *r)
@@ -89,6 +98,7 @@ static tare_status open_output(run *r)
 {
     output_options o = {.dir = r->options->out,
                         .model_dir = r->options->model,
+                        .save = r->save,
                         .part_file_size = (int)r->recipe->part_file_size,
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
@@ -97,47 +107,57 @@ static tare_status open_output(run *r)
                         .overwrite = r->options->overwrite,
                         .copy_code = r->options->copy_code,
                         .verify = r->options->verify};
-    for (size_t i = 0; i < r->recipe->save_types.count; i++) {
-        unsigned bit = 0;
-        output_save_type(r->recipe->save_types.items[i], &bit);
-        o.save |= bit;
-    }
     return output_open(r->ctx, &o, &r->out);
 }
 
-/* Buffers that live through all layers. */
-static tare_status alloc_states(run *r)
+/* From here on accounted memory stays within the budget. */
+static tare_status plan_memory(run *r)
 {
-    const model_config *c = &r->model->config;
-    size_t count;
-    r->layout = (run_layout){.whole_layer = true};
-    r->layout.batch_rows = r->samples.longest > BATCH_ROWS ? r->samples.longest : BATCH_ROWS;
-    size_t rows = r->samples.tokens < r->layout.batch_rows ? r->samples.tokens : r->layout.batch_rows;
-    if (!size_mul(r->samples.tokens, c->hidden_size, &count))
-        return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: hidden states of %zu tokens",
-                         r->samples.tokens);
-    if (!(r->hidden = mem_alloc_array(r->ctx, count, sizeof *r->hidden)))
-        return TARE_E_MEMORY;
+    memory_plan plan;
+    tare_status status = memory_plan_make(r, &plan);
+    if (status != TARE_OK)
+        return status;
+    r->layout = plan.layout;
+    r->ctx->options.memory_limit = plan.budget - plan.reserve < SIZE_MAX
+                                       ? (size_t)plan.budget - plan.reserve
+                                       : 0;
+    return TARE_OK;
+}
+
+static tare_status alloc_workspace(run *r)
+{
+    size_t rows = r->samples.tokens < r->layout.batch_rows ? r->samples.tokens
+                                                           : r->layout.batch_rows;
     return decoder_workspace_create(r->model, rows, r->samples.longest,
                                     r->num.compat ? r->num.dtype : TARE_F32, &r->workspace);
 }
 
-/* disable_level ranks all layers before the first is quantized: a float pass of its own, which also
- * finds the smoothing. Without it the float stream, if there is one, runs beside the quantized one,
- * layer by layer - except where compat's FP16 output depends on the observers' kind, which is
- * declared beforehand. */
+/* Hidden states of `tokens` tokens. */
+static tare_status alloc_states(run *r, size_t tokens, float **out)
+{
+    size_t count;
+    if (!size_mul(tokens, r->model->config.hidden_size, &count))
+        return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: hidden states of %zu tokens",
+                         tokens);
+    *out = mem_alloc_array(r->ctx, count, sizeof **out);
+    return *out ? TARE_OK : TARE_E_MEMORY;
+}
+
+static void free_states(run *r)
+{
+    decoder_workspace_free(&r->workspace);
+    mem_free(r->ctx, r->hidden);
+    mem_free(r->ctx, r->float_hidden);
+    r->hidden = r->float_hidden = NULL;
+}
+
 static tare_status choose_fallback(run *r)
 {
     tare_status status = TARE_OK;
-    size_t h = r->model->config.hidden_size;
-    if (r->recipe->disable_level > 0 || (r->recipe->act_method == 3 && r->num.compat)) {
-        TRY(float_pass(r));
-        TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
-    } else if (r->float_samples > 0) {
-        if (!(r->float_hidden = mem_alloc_array(r->ctx, r->float_tokens * h,
-                                                sizeof *r->float_hidden)))
-            return TARE_E_MEMORY;
-    }
+    if (!r->two_passes)
+        return TARE_OK;
+    TRY(float_pass(r));
+    TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
 done:
     return status;
 }
@@ -171,6 +191,9 @@ static tare_status run_layers(run *r)
 {
     tare_status status = TARE_OK;
     size_t layers = r->model->config.num_layers, h = r->model->config.hidden_size;
+    TRY(alloc_states(r, r->samples.tokens, &r->hidden));
+    if (r->float_beside)
+        TRY(alloc_states(r, r->float_tokens, &r->float_hidden));
     progress_begin(&r->progress, r->ctx, "calibrate", "layer", layers);
     TRY(embed_tokens(r->model, r->samples.ids, r->samples.tokens, copy_embedding, r, r->hidden));
     if (r->float_hidden) /* the float stream starts from the same embeddings */
@@ -192,6 +215,7 @@ static tare_status finish(run *r, tare_quantize_result *result)
     tare_status status = TARE_OK;
     buffer record;
     buffer_init(&record, r->ctx);
+    free_states(r);
     TRY(run_record(r, &record));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
     result->linears = r->num_linears;
@@ -208,9 +232,7 @@ done:
 static void run_free(run *r)
 {
     output_free(r->out);
-    decoder_workspace_free(&r->workspace);
-    mem_free(r->ctx, r->hidden);
-    mem_free(r->ctx, r->float_hidden);
+    free_states(r);
     for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
         smoothing_free_layer(r, i);
     sample_set_free(r->ctx, &r->samples);
@@ -224,9 +246,10 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     TRY(recipe_check(r->recipe));
     TRY(open_model(r));
     TRY(plan_linears(r));
-    TRY(open_output(r));
     TRY(load_samples(r));
-    TRY(alloc_states(r));
+    TRY(plan_memory(r));
+    TRY(open_output(r));
+    TRY(alloc_workspace(r));
     TRY(choose_fallback(r));
     TRY(plan_output(r));
     TRY(run_layers(r));
@@ -252,9 +275,11 @@ tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *option
     }
     run r = {
         .ctx = ctx, .options = options, .recipe = options->recipe ? options->recipe : defaults};
+    size_t owners_limit = ctx->options.memory_limit;
     arena_init(&r.arena, ctx);
     tare_status status = run_all(&r, result);
     run_free(&r);
+    ctx->options.memory_limit = owners_limit;
     tare_recipe_free(defaults);
     result->seconds = clock_seconds() - started;
     result->peak_memory = tare_memory_peak(ctx);

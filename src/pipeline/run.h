@@ -36,6 +36,9 @@ typedef struct layer_smoothing {
         *input_shift[GROUP_COUNT]; /* of the groups' inputs; NULL: none */
 } layer_smoothing;
 
+/* Rungs of the plan that the run can do already. */
+enum { LAYOUT_CAN_SPILL = 0, LAYOUT_CAN_OVERLAP = 0 };
+
 /* How a run is laid out in memory. Chosen by the plan; the output never depends on it. */
 typedef struct run_layout {
     size_t batch_rows; /* most rows (tokens) of one batch */
@@ -62,6 +65,9 @@ typedef struct run {
     run_attention *attentions; /* [layers] */
     size_t num_fa;             /* that are observed */
     bool wants_scores;
+    bool two_passes;   /* all layers pass as floats before the first is quantized */
+    bool float_beside; /* or the float stream runs beside, layer by layer */
+    unsigned save;     /* SAVE_* bits */
     size_t score_samples, score_tokens; /* the first samples, which the score looks at */
     size_t float_samples, float_tokens; /* the first samples, which the float stream carries */
     smooth_config smooth;
@@ -84,6 +90,8 @@ size_t run_linear_index(const run *r, size_t layer, linear_role role);
 tare_status plan_linears(run *r);
 /* Declares every tensor of the output, in model order. */
 tare_status plan_output(run *r);
+/* Tensors of one folder of the output, at most. */
+size_t run_tensors(const run *r);
 
 /* ---- float_pass.c ---- */
 
@@ -91,6 +99,8 @@ tare_status plan_output(run *r);
  * place: solves its smoothing and scores its linears, as the run asks. Loads `source` if it is
  * empty. */
 tare_status float_layer_pass(run *r, size_t layer, layer_source *source, float *x);
+/* Accounted bytes, at most, of the buffers for scores. */
+size_t float_scoring_bytes(const run *r);
 /* Scores the head, whose input is the final norm's output; overwrites x. */
 tare_status score_head(run *r, float *x);
 /* All layers: the first of two passes. */
@@ -123,6 +133,12 @@ tare_status smoothing_norms(run *r, size_t layer, layer_norms *norms);
 /* Replaces a weight by the smoothed one: FP32 if it will be quantized, else as it is written. */
 tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw);
 void smoothing_free_layer(run *r, size_t layer);
+/* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
+ * smoothing_solve beside that; of smoothing_weight with both its weights. */
+size_t smoothing_layer_bytes(const run *r, size_t layer);
+size_t smoothing_watch_bytes(const run *r, size_t layer);
+size_t smoothing_solve_bytes(const run *r, size_t layer);
+size_t smoothing_weight_bytes(const run *r, const model_linear *l, bool quantize);
 
 /* ---- layer.c, live_linear.c ---- */
 
@@ -132,6 +148,8 @@ void layer_source_free(run *r, layer_source *source);
 tare_status quantize_layer(run *r, size_t layer);
 /* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
 tare_status quantize_head(run *r);
+/* Accounted bytes, at most, of the buffers and observers of quantize_layer, for batches of `rows`. */
+size_t calibrated_layer_bytes(const run *r, size_t layer, size_t rows);
 
 /* One linear while its layer is loaded. */
 typedef struct live_linear {
@@ -148,8 +166,18 @@ typedef struct live_linear {
 tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, raw_weight *raw,
                              live_linear *out);
 void live_linear_free(run *r, live_linear *l);
+/* Are fake-quantized linears computed in floats? */
+bool live_linears_need_float(const run *r);
 /* Derives and writes the tensors of a quantized linear. */
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
+/* Accounted bytes of a live linear, at most. */
+typedef struct live_linear_size {
+    size_t weights, packed; /* that it keeps: 8-bit, and in compute format */
+    size_t loading;         /* while it is loaded, the source and the result included */
+} live_linear_size;
+void live_linear_bytes(const run *r, const model_linear *linear, bool quantize,
+                       live_linear_size *out);
+size_t live_linear_write_bytes(size_t n);
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
 observer_kind observer_kind_of(const run *r, const fallback_linear *f);
 
@@ -174,6 +202,8 @@ tensor_info output_tensor(const run *r, const tensor_info *source);
 /* Writes rows [first, first+count) of a declared float tensor from its stored form. */
 tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
                              const void *rows);
+/* Accounted bytes, at most, for pieces as model_stream_rows makes them. */
+size_t write_float_rows_bytes(const run *r, const tensor_info *source);
 /* A norm's weight and bias as they are in use; the final norm and q and k norms have no bias. */
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias);
 /* Streams a whole tensor through. */

@@ -229,6 +229,18 @@ done:
     return status;
 }
 
+size_t weight_quantized_bytes(size_t n, size_t k)
+{
+    return mem_array_bytes(n, k) + mem_array_bytes(n, sizeof(float)) +
+           mem_array_bytes(n, sizeof(int64_t)) + mem_array_bytes(n, sizeof(bool));
+}
+
+size_t weight_quantize_bytes(const tare_context *ctx, size_t n, size_t k)
+{
+    return mem_array_bytes((size_t)parallel_threads(ctx) * k, sizeof(float)) +
+           mem_array_bytes(n, sizeof(float));
+}
+
 void weight_quantized_free(tare_context *ctx, quantized_weight *w)
 {
     mem_free(ctx, w->q);
