@@ -57,6 +57,10 @@ static const char usage[] =
     "                             small is refused before any work (default: 80 % of what is free). "
     "Give what you can\n"
     "                             spare: less only takes more time\n"
+    "  --dry-run                  only say what the run will take: memory, disk, operations, time; "
+    "reads no weights\n"
+    "                             and writes nothing (--out is not needed)\n"
+    "  --no-probe                 with --dry-run: do not measure this machine, so without a time\n"
     "  --threads N                threads (default: one a core); the output does not depend on "
     "them\n"
     "  --json                     print the summary as JSON\n"
@@ -100,11 +104,30 @@ static void print_json(const tare_quantize_options *o, const tare_quantize_resul
            peak_resident_bytes());
 }
 
+static tare_status quantize(tare_context *ctx, const tare_quantize_options *o, bool json)
+{
+    tare_quantize_result result;
+    tare_status status = tare_quantize(ctx, o, &result);
+    if (status == TARE_OK)
+        (json ? print_json : print_summary)(o, &result);
+    return status;
+}
+
+static tare_status plan(tare_context *ctx, const tare_quantize_options *o, bool json)
+{
+    tare_plan result;
+    tare_status status = tare_quantize_plan(ctx, o, &result);
+    if (status == TARE_OK)
+        cli_print_plan(o, &result, json);
+    return status;
+}
+
 static int run(int argc, char **argv)
 {
     tare_quantize_options o;
     tare_quantize_options_init(&o);
     const char *recipe_file = NULL;
+    bool dry_run = false;
     const flag flags[] = {
         {"--out", FLAG_TEXT, &o.out, NULL},
         {"--calib", FLAG_TEXT, &o.calib, NULL},
@@ -136,6 +159,8 @@ static int run(int argc, char **argv)
         {"--compute", FLAG_SETTING, NULL, "run.compute"},
         {"--compat", FLAG_SETTING, NULL, "run.compat"},
         {"--max-memory", FLAG_SETTING, NULL, "run.max_memory"},
+        {"--dry-run", FLAG_SWITCH, &dry_run, NULL},
+        {"--no-probe", FLAG_OFF, &o.probe, NULL},
         {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
         {"--no-verify", FLAG_OFF, &o.verify, NULL},
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
@@ -144,7 +169,7 @@ static int run(int argc, char **argv)
     int code = cli_parse(&command_quantize, argc, argv, flags, 1, &options);
     if (code)
         return code < 0 ? 0 : code;
-    if (!o.out) {
+    if (!o.out && !dry_run) {
         fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
         return EXIT_USAGE;
     }
@@ -153,13 +178,10 @@ static int run(int argc, char **argv)
         return code;
     o.model = options.positional[0];
     tare_recipe *recipe = NULL;
-    tare_quantize_result result;
     tare_status status = cli_recipe(ctx, &options, recipe_file, &recipe);
     o.recipe = recipe;
     if (status == TARE_OK)
-        status = tare_quantize(ctx, &o, &result);
-    if (status == TARE_OK)
-        (options.json ? print_json : print_summary)(&o, &result);
+        status = (dry_run ? plan : quantize)(ctx, &o, options.json);
     tare_recipe_free(recipe);
     return cli_close(ctx, status);
 }

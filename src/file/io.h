@@ -20,6 +20,8 @@ const char *file_path(const file *f);
  * ("truncated"). Thread-safe. */
 tare_status file_read_at(file *f, uint64_t offset, void *data, size_t size);
 
+/* Does the range lie on disk, or is part of it a hole of a sparse file? */
+bool file_has_data(file *f, uint64_t offset, size_t size);
 /* Accounted bytes that a read of `size` bytes needs beside its target, at most. */
 size_t file_read_bytes(size_t size);
 

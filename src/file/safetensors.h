@@ -34,6 +34,9 @@ const tensor_info *safetensors_find(const safetensors *s, const char *name);
 /* Reads bytes [offset, offset+size) of the tensor's data. */
 tare_status safetensors_read(safetensors *s, const tensor_info *tensor, uint64_t offset, void *data,
                              size_t size);
+/* Does this range of the tensor's data lie on disk (no hole of a sparse file)? */
+bool safetensors_has_data(const safetensors *s, const tensor_info *tensor, uint64_t offset,
+                          size_t size);
 /* Number of elements. */
 size_t tensor_elements(const tensor_info *tensor);
 

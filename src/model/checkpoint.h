@@ -22,6 +22,9 @@ const tensor_info *checkpoint_find(const checkpoint *c, const char *name);
 tare_status checkpoint_read(checkpoint *c, const tensor_info *tensor, uint64_t offset, void *data,
                             size_t size);
 
+/* Do these bytes of the tensor lie on disk? */
+bool checkpoint_has_data(const checkpoint *c, const tensor_info *tensor, uint64_t offset,
+                         size_t size);
 size_t checkpoint_file_count(const checkpoint *c);
 const safetensors *checkpoint_file(const checkpoint *c, size_t index);
 /* Sum of the sizes of the weight files. */

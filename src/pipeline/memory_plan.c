@@ -67,7 +67,7 @@ static void describe_terms(const memory_peak *p, buffer *out)
     static const char *const NAMES[TERM_COUNT] = {
         [TERM_WEIGHTS] = "weights",         [TERM_PACKED] = "blocked copy",
         [TERM_ACTIVATIONS] = "activations", [TERM_WORKSPACE] = "workspace",
-        [TERM_SCRATCH] = "scratch",         [TERM_OUTPUT] = "output",
+        [TERM_SMOOTHING] = "smoothing",     [TERM_SCRATCH] = "scratch",         [TERM_OUTPUT] = "output",
         [TERM_FIXED] = "fixed"};
     buffer_printf(out, "%s:", p->unit);
     for (int i = 0; i < TERM_COUNT; i++) {
@@ -94,8 +94,8 @@ static void describe_remedies(const run *r, const memory_plan *plan, buffer *out
                       r->samples.count, r->samples.tokens);
         lead = " or ";
     }
-    if (r->smoothing && p->terms[TERM_SCRATCH] > half) {
-        buffer_printf(out, "%swithout anti_method", lead);
+    if (p->terms[TERM_SMOOTHING] > half) {
+        buffer_printf(out, "%sanother anti_method, or none", lead);
         lead = " or ";
     }
     if (parallel_threads(r->ctx) > 4 && p->terms[TERM_FIXED] > p->total / 4)

@@ -16,6 +16,7 @@ typedef enum memory_term {
     TERM_PACKED,      /* weights in compute format */
     TERM_ACTIVATIONS, /* hidden states at a layer boundary, inputs kept for a search */
     TERM_WORKSPACE,   /* activations of the batch in work */
+    TERM_SMOOTHING,   /* vectors and searches of outlier suppression */
     TERM_SCRATCH,     /* what lives for one operation */
     TERM_OUTPUT,      /* the files being written */
     TERM_FIXED,       /* program, stacks, libraries' heaps, the model's index */

@@ -111,10 +111,13 @@ static void float_step(planner *p, size_t layer)
         size_t watched = smoothing_watch_bytes(r, layer);
         p->now[TERM_ACTIVATIONS] += watched;
         moment(p, layer_name(r, layer), forward_bytes(p, layer));
-        moment(p, layer_name(r, layer), smooth + smoothing_solve_bytes(r, layer));
+        size_t solving = smooth + smoothing_solve_bytes(r, layer);
+        p->now[TERM_SMOOTHING] += solving;
+        moment(p, layer_name(r, layer), 0);
+        p->now[TERM_SMOOTHING] -= solving;
         p->now[TERM_ACTIVATIONS] -= watched;
     }
-    p->now[TERM_SCRATCH] += smooth;
+    p->now[TERM_SMOOTHING] += smooth;
     moment(p, layer_name(r, layer), forward_bytes(p, layer));
     memcpy(p->now, before, sizeof before);
 }
@@ -187,7 +190,7 @@ static void quantized_layer(planner *p, size_t layer)
     memcpy(before, p->now, sizeof before);
     if (r->float_beside) {
         float_step(p, layer);
-        p->now[TERM_SCRATCH] += r->smoothing ? smoothing_layer_bytes(r, layer) : 0;
+        p->now[TERM_SMOOTHING] += r->smoothing ? smoothing_layer_bytes(r, layer) : 0;
     }
     load_layer(p, layer);
     p->now[TERM_WORKSPACE] += calibrated_layer_bytes(r, layer, p->rows);
@@ -302,7 +305,7 @@ void memory_plan_peak(const run *r, const run_layout *layout, size_t fixed, memo
     p.now[TERM_FIXED] = fixed;
     p.now[TERM_WORKSPACE] = decoder_workspace_bytes(r->model, p.rows, r->samples.longest);
     if (r->two_passes) {
-        p.now[TERM_SCRATCH] = waiting_vectors(r);
+        p.now[TERM_SMOOTHING] = waiting_vectors(r);
         first_pass(&p);
     }
     p.now[TERM_OUTPUT] = output_state_bytes(run_tensors(r), r->save);

@@ -3,12 +3,12 @@
  * Passes over the checkpoint: one, or two with disable_level. */
 #include <string.h>
 
-#include "pipeline/memory_plan.h"
+#include "pipeline/work_plan.h"
 #include "tensor/kernels.h"
 
 void tare_quantize_options_init(tare_quantize_options *options)
 {
-    *options = (tare_quantize_options){.verify = true};
+    *options = (tare_quantize_options){.verify = true, .probe = true};
 }
 
 static tare_status open_model(run *r)
@@ -110,14 +110,31 @@ static tare_status open_output(run *r)
     return output_open(r->ctx, &o, &r->out);
 }
 
+/* What can be known, and refused, before any weight is read. */
+static tare_status plan_run(run *r, memory_plan *plan)
+{
+    tare_status status = TARE_OK;
+    TRY(recipe_check(r->recipe));
+    TRY(open_model(r));
+    TRY(plan_linears(r));
+    TRY(load_samples(r));
+    TRY(memory_plan_make(r, plan));
+    r->layout = plan->layout;
+done:
+    return status;
+}
+
 /* From here on accounted memory stays within the budget. */
 static tare_status plan_memory(run *r)
 {
     memory_plan plan;
-    tare_status status = memory_plan_make(r, &plan);
+    tare_status status = plan_run(r, &plan);
     if (status != TARE_OK)
         return status;
-    r->layout = plan.layout;
+    TARE_INFO(r->ctx, "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s",
+              (plan.peak.total >> 20) + 1, plan.peak.unit, r->two_passes ? 2 : 1,
+              r->two_passes ? "passes" : "pass", plan.layout.batch_rows,
+              plan.layout.whole_layer ? "" : ", one linear at a time");
     r->ctx->options.memory_limit = plan.budget - plan.reserve < SIZE_MAX
                                        ? (size_t)plan.budget - plan.reserve
                                        : 0;
@@ -243,10 +260,6 @@ static void run_free(run *r)
 static tare_status run_all(run *r, tare_quantize_result *result)
 {
     tare_status status = TARE_OK;
-    TRY(recipe_check(r->recipe));
-    TRY(open_model(r));
-    TRY(plan_linears(r));
-    TRY(load_samples(r));
     TRY(plan_memory(r));
     TRY(open_output(r));
     TRY(alloc_workspace(r));
@@ -258,30 +271,92 @@ done:
     return status;
 }
 
+/* A run with the recipe of `options`, or the default one, which *owned then holds. */
+static tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
+                            tare_recipe **owned)
+{
+    *owned = NULL;
+    *r = (run){.ctx = ctx, .options = options, .recipe = options->recipe};
+    arena_init(&r->arena, ctx);
+    /* The plan looks at the peak of this call alone. */
+    r->earlier_peak = atomic_exchange(&ctx->memory_peak, atomic_load(&ctx->memory_used));
+    if (options->recipe)
+        return TARE_OK;
+    tare_status status = tare_recipe_create(ctx, owned);
+    r->recipe = *owned;
+    return status;
+}
+
+/* The end of a call; gives its own peak. */
+static size_t run_end(run *r, tare_recipe *owned)
+{
+    tare_context *ctx = r->ctx;
+    size_t own = tare_memory_peak(ctx);
+    run_free(r);
+    tare_recipe_free(owned);
+    if (r->earlier_peak > own)
+        atomic_store(&ctx->memory_peak, r->earlier_peak);
+    return own;
+}
+
+static void note_memory(const memory_plan *m, tare_plan *out)
+{
+    const memory_peak *p = m->peak.total ? &m->peak : &m->smallest;
+    out->budget = m->budget;
+    out->smallest = m->smallest.total;
+    out->peak = p->total;
+    out->weights = p->terms[TERM_WEIGHTS];
+    out->packed = p->terms[TERM_PACKED];
+    out->activations = p->terms[TERM_ACTIVATIONS];
+    out->workspace = p->terms[TERM_WORKSPACE];
+    out->smoothing = p->terms[TERM_SMOOTHING];
+    out->scratch = p->terms[TERM_SCRATCH];
+    out->output = p->terms[TERM_OUTPUT];
+    out->fixed = p->terms[TERM_FIXED];
+    memcpy(out->peak_unit, p->unit, sizeof out->peak_unit);
+    out->batch_tokens = m->layout.batch_rows;
+    out->whole_layer = m->layout.whole_layer;
+    out->spill = m->layout.spill;
+    out->overlap = m->layout.overlap;
+}
+
+tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
+                               tare_plan *plan)
+{
+    tare_status status = TARE_OK;
+    tare_recipe *defaults;
+    memory_plan memory = {0};
+    run r;
+    *plan = (tare_plan){.seconds = -1};
+    if (!options->model)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "a model folder is needed");
+    TRY(run_init(&r, ctx, options, &defaults));
+    status = plan_run(&r, &memory);
+    note_memory(&memory, plan);
+    TRY(status);
+    TRY(work_plan_make(&r, options->probe, plan));
+done:
+    run_end(&r, defaults);
+    return status;
+}
+
 tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
                           tare_quantize_result *result)
 {
     double started = clock_seconds();
-    tare_recipe *defaults = NULL;
+    tare_recipe *defaults;
     tare_quantize_result ignored;
+    run r;
     result = result ? result : &ignored;
     *result = (tare_quantize_result){0};
     if (!options->model || !options->out)
         return TARE_FAIL(ctx, TARE_E_USAGE, "a model folder and an output folder are needed");
-    if (!options->recipe) {
-        tare_status status = tare_recipe_create(ctx, &defaults);
-        if (status != TARE_OK)
-            return status;
-    }
-    run r = {
-        .ctx = ctx, .options = options, .recipe = options->recipe ? options->recipe : defaults};
     size_t owners_limit = ctx->options.memory_limit;
-    arena_init(&r.arena, ctx);
-    tare_status status = run_all(&r, result);
-    run_free(&r);
+    tare_status status = run_init(&r, ctx, options, &defaults);
+    if (status == TARE_OK)
+        status = run_all(&r, result);
     ctx->options.memory_limit = owners_limit;
-    tare_recipe_free(defaults);
+    result->peak_memory = run_end(&r, defaults);
     result->seconds = clock_seconds() - started;
-    result->peak_memory = tare_memory_peak(ctx);
     return status;
 }

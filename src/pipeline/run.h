@@ -57,6 +57,7 @@ typedef struct run {
     gemm_compute compute;
     output *out;
     progress progress;
+    size_t earlier_peak; /* of the context, before this call */
 
     /* All linears in module order, layer by layer; the head is the last. */
     size_t linears_per_layer, num_linears;
@@ -133,6 +134,8 @@ tare_status smoothing_norms(run *r, size_t layer, layer_norms *norms);
 /* Replaces a weight by the smoothed one: FP32 if it will be quantized, else as it is written. */
 tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw);
 void smoothing_free_layer(run *r, size_t layer);
+/* Is `l` a target of a pair that is smoothed? */
+bool smoothing_targets(const run *r, const model_linear *l);
 /* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
  * smoothing_solve beside that; of smoothing_weight with both its weights. */
 size_t smoothing_layer_bytes(const run *r, size_t layer);

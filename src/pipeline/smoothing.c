@@ -407,6 +407,15 @@ size_t smoothing_layer_bytes(const run *r, size_t layer)
     return bytes + 4 * hidden;
 }
 
+bool smoothing_targets(const run *r, const model_linear *l)
+{
+    for (int p = 0; r->smoothing && p < PAIR_COUNT; p++) {
+        if (smooth_pair_targets((smooth_pair)p) == l->group)
+            return pair_is_active(r, l->layer, (smooth_pair)p);
+    }
+    return false;
+}
+
 size_t smoothing_watch_bytes(const run *r, size_t layer)
 {
     size_t bytes = 0;
