@@ -41,7 +41,11 @@ static void print_work(const tare_plan *p)
         printf("time        not estimated (no probe)\n");
         return;
     }
-    printf("time        about %s\n", duration(p->seconds, text, sizeof text));
+    bool complete = true;
+    for (size_t i = 0; i < p->num_work; i++)
+        complete &= p->work[i].amount <= 0 || p->work[i].rate > 0;
+    printf("time        %s %s\n", complete ? "about" : "more than",
+           duration(p->seconds, text, sizeof text));
     for (size_t i = 0; i < p->num_work; i++) {
         const tare_work *w = &p->work[i];
         if (w->amount <= 0)
@@ -113,12 +117,12 @@ static void print_json(const tare_quantize_options *o, const tare_plan *p)
     printf(", \"disk\": {\"read\": %.0f", (double)p->bytes_read);
     print_number("written", (double)p->bytes_written);
     print_number("scratch", (double)p->bytes_scratch);
-    printf("}, \"operations\": {\"int8\": %.6g, \"float\": %.6g}", p->int8_operations,
+    printf("}, \"operations\": {\"int8\": %.0f, \"float\": %.0f}", p->int8_operations,
            p->float_operations);
     printf(", \"work\": [");
     for (size_t i = 0; i < p->num_work; i++) {
         const tare_work *w = &p->work[i];
-        printf("%s{\"name\": \"%s\", \"unit\": \"%s\", \"amount\": %.6g, \"rate\": ", i ? ", " : "",
+        printf("%s{\"name\": \"%s\", \"unit\": \"%s\", \"amount\": %.0f, \"rate\": ", i ? ", " : "",
                w->name, w->unit, w->amount);
         printf(w->rate > 0 ? "%.6g}" : "null}", w->rate);
     }

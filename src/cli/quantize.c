@@ -1,6 +1,4 @@
 /* tare quantize */
-#include <sys/resource.h>
-
 #include "cli/cli.h"
 
 static const char usage[] =
@@ -66,11 +64,18 @@ static const char usage[] =
     "  --json                     print the summary as JSON\n"
     "  --quiet, --verbose         less, more on stderr\n";
 
+/* VmHWM. (getrusage's ru_maxrss also counts what the process was before it became tare: a shell, or a
+ * large Python program that forked.) */
 static size_t peak_resident_bytes(void)
 {
-    struct rusage usage_now;
-    getrusage(RUSAGE_SELF, &usage_now);
-    return (size_t)usage_now.ru_maxrss * 1024;
+    char line[256];
+    unsigned long long kib = 0;
+    FILE *f = fopen("/proc/self/status", "re");
+    while (f && kib == 0 && fgets(line, sizeof line, f))
+        sscanf(line, "VmHWM: %llu", &kib);
+    if (f)
+        fclose(f);
+    return (size_t)kib * 1024;
 }
 
 static void print_summary(const tare_quantize_options *o, const tare_quantize_result *r)

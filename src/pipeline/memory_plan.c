@@ -19,7 +19,7 @@ enum { BATCH_ROWS = 2048 };
  * fragments, small vectors; and for each thread its stack and oneDNN's packing buffers. Constants,
  * so that the smallest budget does not waver from run to run; a program that holds more by itself
  * (Python) is measured. */
-static const size_t PROGRAM_RESERVE = (size_t)40 << 20, THREAD_RESERVE = (size_t)8 << 20;
+static const size_t PROGRAM_RESERVE = (size_t)24 << 20, THREAD_RESERVE = (size_t)6 << 20;
 static const size_t MEASURE_STEP = (size_t)16 << 20;
 
 static size_t reserve_bytes(const run *r)

@@ -44,9 +44,11 @@ static const fallback_linear *fallback_at(const run *r, size_t layer, size_t i)
     return &r->linears[layer * r->linears_per_layer + i];
 }
 
-static const char *layer_name(const run *r, size_t layer)
+static void layer_moment(planner *p, size_t layer, size_t scratch)
 {
-    return r->attentions[layer].name; /* "model.layers.N.self_attn": shortened where it is shown */
+    char name[64];
+    snprintf(name, sizeof name, "model.layers.%zu", layer);
+    moment(p, name, scratch);
 }
 
 /* ---- the float layer ---- */
@@ -78,7 +80,7 @@ static void pack_layer(planner *p, size_t layer)
         p->now[TERM_PACKED] += float_linear_bytes(r->model, l, r->compute, dtype);
         making = larger(making, float_linear_making_bytes(r->model, l, r->compute, dtype));
     }
-    moment(p, layer_name(r, layer), making);
+    layer_moment(p, layer, making);
 }
 
 /* All weights of the layer as they are stored. */
@@ -92,9 +94,10 @@ static void load_source(planner *p, size_t layer)
         p->now[TERM_WEIGHTS] += kept;
         reading = larger(reading, most > kept ? most - kept : 0);
     }
-    moment(p, layer_name(r, layer), reading);
+    layer_moment(p, layer, reading);
 }
 
+/* Leaves the weights as they are stored behind, for the quantized layer. */
 static void float_step(planner *p, size_t layer)
 {
     const run *r = p->r;
@@ -110,15 +113,15 @@ static void float_step(planner *p, size_t layer)
                 r->score_tokens * r->model->config.hidden_size, sizeof(float));
         size_t watched = smoothing_watch_bytes(r, layer);
         p->now[TERM_ACTIVATIONS] += watched;
-        moment(p, layer_name(r, layer), forward_bytes(p, layer));
+        layer_moment(p, layer, forward_bytes(p, layer));
         size_t solving = smooth + smoothing_solve_bytes(r, layer);
         p->now[TERM_SMOOTHING] += solving;
-        moment(p, layer_name(r, layer), 0);
+        layer_moment(p, layer, 0);
         p->now[TERM_SMOOTHING] -= solving;
         p->now[TERM_ACTIVATIONS] -= watched;
     }
     p->now[TERM_SMOOTHING] += smooth;
-    moment(p, layer_name(r, layer), forward_bytes(p, layer));
+    layer_moment(p, layer, forward_bytes(p, layer));
     memcpy(p->now, before, sizeof before);
 }
 
@@ -195,8 +198,8 @@ static void quantized_layer(planner *p, size_t layer)
     load_layer(p, layer);
     p->now[TERM_WORKSPACE] += calibrated_layer_bytes(r, layer, p->rows);
     p->now[TERM_SCRATCH] += layer_norms_bytes(r->model, layer);
-    moment(p, layer_name(r, layer), calibrate_bytes(p, layer));
-    moment(p, layer_name(r, layer), write_bytes(r, layer));
+    layer_moment(p, layer, calibrate_bytes(p, layer));
+    layer_moment(p, layer, write_bytes(r, layer));
     memcpy(p->now, before, sizeof before);
 }
 
@@ -263,8 +266,11 @@ static void first_pass(planner *p)
     memcpy(before, p->now, sizeof before);
     p->now[TERM_ACTIVATIONS] += states_bytes(p, r->float_tokens);
     moment(p, "model.embed_tokens", embed_tokens_bytes(r->model, r->float_tokens));
-    for (size_t i = 0; i < r->model->config.num_layers; i++)
+    for (size_t i = 0; i < r->model->config.num_layers; i++) {
+        size_t held = p->now[TERM_WEIGHTS];
         float_step(p, i);
+        p->now[TERM_WEIGHTS] = held;
+    }
     moment(p, r->model->head.name, model_read_vector_bytes(r->model->final_norm) +
                                        score_update_bytes(r->model->config.hidden_size));
     memcpy(p->now, before, sizeof before);

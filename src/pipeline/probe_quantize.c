@@ -4,7 +4,7 @@
 #include "pipeline/probe.h"
 #include "tensor/kernels.h"
 
-enum { SLICE_ROWS = 256, READ_PIECE = 16 << 20, READ_MOST = 256 << 20 };
+enum { SLICE_ROWS = 256, MORE_TOKENS = 64, READ_PIECE = 16 << 20, READ_MOST = 256 << 20 };
 #define READ_SECONDS 0.3
 
 static size_t least(size_t a, size_t b)
@@ -76,8 +76,8 @@ static size_t searched_tokens(const run *r, size_t channels)
 static tare_status measure_search(smoothing_probe *p, double *rate)
 {
     tare_status status = TARE_OK;
-    size_t tokens = searched_tokens(p->r, p->target.k), few = least(tokens ? tokens : 16, 32),
-           more = least(tokens, 96);
+    size_t tokens = searched_tokens(p->r, p->target.k), few = least(tokens ? tokens : 16, 16),
+           more = least(tokens, MORE_TOKENS);
     double a = 0, b = 0, cells = (double)p->target.n * (double)p->target.k;
     TRY(time_tokens(p, few, &a));
     if (more > few) {
@@ -100,7 +100,7 @@ tare_status probe_smoothing(run *r, double *rate)
                                .dtype = linear_raw_dtype(r->model, l)};
     void *raw = probe_weights(ctx, p.target.dtype, p.target.n * p.target.k);
     p.target.raw = raw;
-    p.x = probe_floats(ctx, 96 * l->k);
+    p.x = probe_floats(ctx, MORE_TOKENS * l->k);
     p.norm = (smooth_norm){.weight = mem_alloc_array(ctx, l->k, sizeof(float)), .stored = TARE_F32};
     p.target.col_scale = mem_alloc_array(ctx, l->k, sizeof(float));
     if (raw && p.x && p.norm.weight && p.target.col_scale) {
