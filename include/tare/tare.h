@@ -101,7 +101,8 @@ TARE_API void tare_context_free(tare_context *ctx);
 TARE_API const char *tare_last_error(const tare_context *ctx);
 /* Makes the running call return TARE_E_CANCELLED soon. Safe in a signal handler. */
 TARE_API void tare_cancel(tare_context *ctx);
-/* Bytes that the accounted allocator holds now, and the most it ever held. */
+/* Bytes that the accounted allocator holds now, and the most it ever held (while a call of
+ * tare_quantize or tare_quantize_plan runs: since the call began). */
 TARE_API size_t tare_memory_used(const tare_context *ctx);
 TARE_API size_t tare_memory_peak(const tare_context *ctx);
 /* "scalar", "avx2", "avx512" or "amx": the kernels in use. */
@@ -168,20 +169,21 @@ typedef struct tare_work {
 
 enum { TARE_PLAN_WORK = 16 };
 
-/* What a run will take, known before it begins: from headers, shapes and the lengths of the prompts.
- * Bytes. */
+/* What a run will take, known before it begins: from headers, shapes and the lengths of the
+ * prompts. Bytes. */
 typedef struct tare_plan {
     /* Memory: resident bytes of the process, which stay below `peak` <= `budget`. */
-    uint64_t budget;   /* in force; UINT64_MAX: none */
-    uint64_t smallest; /* the smallest budget that works */
-    uint64_t peak;     /* the sum of what is held at `peak_unit`: */
-    uint64_t weights;  /* as they are stored, and the 8-bit results */
-    uint64_t packed;   /* weights in compute format */
+    uint64_t budget;                 /* in force; UINT64_MAX: none */
+    uint64_t smallest;               /* the smallest budget that works */
+    uint64_t peak;                   /* the sum of what is held at `peak_unit`: */
+    uint64_t weights;                /* as they are stored, and the 8-bit results */
+    uint64_t packed;                 /* weights in compute format */
     uint64_t activations, workspace; /* at the layer boundary; of the batch in work */
     uint64_t smoothing, scratch, output, fixed;
     char peak_unit[128];
-    size_t batch_tokens;                 /* most tokens of a batch */
-    bool whole_layer, spill, overlap;    /* see docs/memory.md */
+    size_t batch_tokens; /* most tokens of a batch */
+    bool whole_layer;    /* float copies of a layer at once; else of one linear */
+    bool spill, overlap; /* hidden states on disk; the next layer read ahead */
     /* The run */
     size_t layers, samples, tokens, passes; /* passes: over the weights of the layers */
     uint64_t bytes_read;                    /* of the checkpoint */

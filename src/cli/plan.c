@@ -14,18 +14,23 @@ enum { TERMS = 8 };
 
 static void list_terms(const tare_plan *p, named_bytes out[TERMS])
 {
-    const named_bytes terms[TERMS] = {
-        {"weights", "weights", p->weights},       {"blocked copy", "packed", p->packed},
-        {"activations", "activations", p->activations}, {"workspace", "workspace", p->workspace},
-        {"smoothing", "smoothing", p->smoothing}, {"scratch", "scratch", p->scratch},
-        {"output", "output", p->output},          {"fixed", "fixed", p->fixed}};
+    const named_bytes terms[TERMS] = {{"weights", "weights", p->weights},
+                                      {"blocked copy", "packed", p->packed},
+                                      {"activations", "activations", p->activations},
+                                      {"workspace", "workspace", p->workspace},
+                                      {"smoothing", "smoothing", p->smoothing},
+                                      {"scratch", "scratch", p->scratch},
+                                      {"output", "output", p->output},
+                                      {"fixed", "fixed", p->fixed}};
     for (int i = 0; i < TERMS; i++)
         out[i] = terms[i];
 }
 
 static const char *duration(double seconds, char *text, size_t length)
 {
-    if (seconds < 90)
+    if (seconds < 10)
+        snprintf(text, length, "%.1f s", seconds);
+    else if (seconds < 90)
         snprintf(text, length, "%.0f s", ceil(seconds));
     else if (seconds < 5400)
         snprintf(text, length, "%.0f min", ceil(seconds / 60));

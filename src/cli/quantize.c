@@ -52,7 +52,8 @@ static const char usage[] =
     "  --compute auto|fp32|bf16   arithmetic of float matrix products\n"
     "  --max-memory cpu=SIZE      most memory that the process may hold, for example cpu=8GiB; a "
     "budget that is too\n"
-    "                             small is refused before any work (default: 80 % of what is free). "
+    "                             small is refused before any work (default: 80 % of what is "
+    "free). "
     "Give what you can\n"
     "                             spare: less only takes more time\n"
     "  --dry-run                  only say what the run will take: memory, disk, operations, time; "
@@ -64,8 +65,8 @@ static const char usage[] =
     "  --json                     print the summary as JSON\n"
     "  --quiet, --verbose         less, more on stderr\n";
 
-/* VmHWM. (getrusage's ru_maxrss also counts what the process was before it became tare: a shell, or a
- * large Python program that forked.) */
+/* VmHWM. (getrusage's ru_maxrss also counts what the process was before it became tare: a shell, or
+ * a large Python program that forked.) */
 static size_t peak_resident_bytes(void)
 {
     char line[256];
@@ -127,6 +128,22 @@ static tare_status plan(tare_context *ctx, const tare_quantize_options *o, bool 
     return status;
 }
 
+static int execute(const common *options, tare_quantize_options *o, const char *recipe_file,
+                   bool dry_run)
+{
+    int code;
+    tare_recipe *recipe = NULL;
+    tare_context *ctx = cli_open(options, &code);
+    if (!ctx)
+        return code;
+    tare_status status = cli_recipe(ctx, options, recipe_file, &recipe);
+    o->recipe = recipe;
+    if (status == TARE_OK)
+        status = (dry_run ? plan : quantize)(ctx, o, options->json);
+    tare_recipe_free(recipe);
+    return cli_close(ctx, status);
+}
+
 static int run(int argc, char **argv)
 {
     tare_quantize_options o;
@@ -178,17 +195,8 @@ static int run(int argc, char **argv)
         fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
         return EXIT_USAGE;
     }
-    tare_context *ctx = cli_open(&options, &code);
-    if (!ctx)
-        return code;
     o.model = options.positional[0];
-    tare_recipe *recipe = NULL;
-    tare_status status = cli_recipe(ctx, &options, recipe_file, &recipe);
-    o.recipe = recipe;
-    if (status == TARE_OK)
-        status = (dry_run ? plan : quantize)(ctx, &o, options.json);
-    tare_recipe_free(recipe);
-    return cli_close(ctx, status);
+    return execute(&options, &o, recipe_file, dry_run);
 }
 
 const command command_quantize = {"quantize", "quantize a checkpoint", usage, run};

@@ -79,8 +79,8 @@ size_t decoder_workspace_bytes(const tare_model *model, size_t rows, size_t long
     bytes += mem_array_bytes(rows * width, 4);
     for (size_t i = 0; i < c->arch->num_linears; i++)
         bytes += mem_array_bytes(rows * model_config_dim(c, c->arch->linears[i].out), 4);
-    return bytes +
-           mem_array_bytes(attention_scratch_size(&shape), 4 * (size_t)parallel_threads(model->ctx));
+    return bytes + mem_array_bytes(attention_scratch_size(&shape),
+                                   4 * (size_t)parallel_threads(model->ctx));
 }
 
 size_t layer_norms_bytes(const tare_model *model, size_t layer)

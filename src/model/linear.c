@@ -168,9 +168,9 @@ tare_status float_layer_linears(void *user, linear_group group, const batch *b, 
         linear_role role = arch->linears[i].role;
         float_linear made = {0};
         const float_linear *f = l->raw ? &made : &l->linears[role];
-        tare_status status = l->raw ? float_linear_create(
-                                          l->model, &l->model->layers[l->layer].linears[role],
-                                          l->compute, &l->raw[role], &made)
+        tare_status status = l->raw ? float_linear_create(l->model,
+                                                          &l->model->layers[l->layer].linears[role],
+                                                          l->compute, &l->raw[role], &made)
                                     : TARE_OK;
         if (status == TARE_OK)
             status = gemm_float(l->model->ctx, f->weight, x, b->lengths, b->samples, f->bias,

@@ -30,7 +30,8 @@ tare_status float_linear_create(tare_model *model, const model_linear *linear, g
                                 const raw_weight *raw, float_linear *out);
 tare_status float_linear_load(tare_model *model, const model_linear *linear, gemm_compute compute,
                               float_linear *out);
-/* Accounted bytes at most of the result for a weight in `dtype`, and what making it needs beside. */
+/* Accounted bytes at most of the result for a weight in `dtype`, and what making it needs beside.
+ */
 size_t float_linear_bytes(const tare_model *model, const model_linear *linear, gemm_compute compute,
                           tare_dtype dtype);
 size_t float_linear_making_bytes(const tare_model *model, const model_linear *linear,
@@ -42,7 +43,8 @@ typedef struct float_layer {
     tare_model *model;
     size_t layer;
     gemm_compute compute;
-    const raw_weight *raw; /* by role; not NULL: a linear is made when its group runs, and goes then */
+    const raw_weight
+        *raw; /* by role; not NULL: a linear is made when its group runs, and goes then */
     float_linear linears[ROLE_COUNT];
 } float_layer;
 
@@ -51,8 +53,8 @@ tare_status float_layer_load(tare_model *model, size_t layer, gemm_compute compu
 /* From weights in memory, by role. */
 tare_status float_layer_create(tare_model *model, size_t layer, gemm_compute compute,
                                const raw_weight raw[ROLE_COUNT], float_layer *out);
-/* The same without float copies that stay: `raw` is borrowed, and a batch makes one linear after the
- * other from it. Less memory, the same numbers, more time. */
+/* The same without float copies that stay: `raw` is borrowed, and a batch makes one linear after
+ * the other from it. Less memory, the same numbers, more time. */
 void float_layer_borrow(tare_model *model, size_t layer, gemm_compute compute,
                         const raw_weight raw[ROLE_COUNT], float_layer *out);
 void float_layer_free(float_layer *l);

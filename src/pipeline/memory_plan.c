@@ -67,8 +67,8 @@ static void describe_terms(const memory_peak *p, buffer *out)
     static const char *const NAMES[TERM_COUNT] = {
         [TERM_WEIGHTS] = "weights",         [TERM_PACKED] = "blocked copy",
         [TERM_ACTIVATIONS] = "activations", [TERM_WORKSPACE] = "workspace",
-        [TERM_SMOOTHING] = "smoothing",     [TERM_SCRATCH] = "scratch",         [TERM_OUTPUT] = "output",
-        [TERM_FIXED] = "fixed"};
+        [TERM_SMOOTHING] = "smoothing",     [TERM_SCRATCH] = "scratch",
+        [TERM_OUTPUT] = "output",           [TERM_FIXED] = "fixed"};
     buffer_printf(out, "%s:", p->unit);
     for (int i = 0; i < TERM_COUNT; i++) {
         if (p->terms[i] >= MIB || i == TERM_FIXED)
@@ -111,8 +111,7 @@ static tare_status refuse(const run *r, const memory_plan *plan, bool given)
     buffer_puts(&text, ")");
     describe_remedies(r, plan, &text);
     tare_status status = text.status;
-    unsigned long long have = plan->budget / MIB,
-                       need = (plan->smallest.total + MIB - 1) / MIB;
+    unsigned long long have = plan->budget / MIB, need = (plan->smallest.total + MIB - 1) / MIB;
     if (status == TARE_OK && given)
         status = TARE_FAIL(r->ctx, TARE_E_BUDGET,
                            "max_memory cpu=%lluMiB is too small: the smallest budget that works "
@@ -150,7 +149,7 @@ static uint64_t limit_by_owner(const run *r, uint64_t budget, size_t reserve)
 {
     uint64_t limit = r->ctx->options.memory_limit;
     return limit && limit < UINT64_MAX - reserve && limit + reserve < budget ? limit + reserve
-                                                                            : budget;
+                                                                             : budget;
 }
 
 tare_status memory_plan_make(const run *r, memory_plan *out)

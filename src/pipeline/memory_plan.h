@@ -37,8 +37,8 @@ typedef struct memory_plan {
     memory_peak smallest; /* of the layout that takes least */
 } memory_plan;
 
-/* Chooses a layout for the budget of run.max_memory or the default one. TARE_E_BUDGET: none fits; the
- * message names the smallest budget that works, where it goes, and what would lower it. *out is
+/* Chooses a layout for the budget of run.max_memory or the default one. TARE_E_BUDGET: none fits;
+ * the message names the smallest budget that works, where it goes, and what would lower it. *out is
  * filled in then too. To be called after sample_set_load, before anything of the output exists. */
 tare_status memory_plan_make(const run *r, memory_plan *out);
 /* The peak of one layout; accounted bytes and `fixed`. */

@@ -1,5 +1,5 @@
-/* The steps of a run, and what each of them holds. The order is that of quantize.c, float_pass.c and
- * layer.c: who changes when something is made or freed there changes it here. */
+/* The steps of a run, and what each of them holds. The order is that of quantize.c, float_pass.c
+ * and layer.c: who changes when something is made or freed there changes it here. */
 #include <stdio.h>
 #include <string.h>
 
@@ -139,13 +139,12 @@ static size_t calibrate_bytes(const planner *p, size_t layer)
     const model_config *c = &r->model->config;
     size_t most = larger(gemm_u8s8_tiles_bytes(r->ctx), observer_update_bytes(r->ctx));
     for (size_t i = 0; i < r->linears_per_layer; i++)
-        most = larger(most, gemm_float_bytes(r->ctx, r->compute, linear_at(r, layer, i)->k,
-                                             p->rows, p->samples));
+        most = larger(most, gemm_float_bytes(r->ctx, r->compute, linear_at(r, layer, i)->k, p->rows,
+                                             p->samples));
     if (r->attentions[layer].quantize)
-        most = larger(most,
-                      fa_observe_bytes(r->ctx, (size_t[]){c->num_heads, c->num_kv_heads,
-                                                          c->num_kv_heads},
-                                       c->head_dim, p->samples, r->samples.longest));
+        most = larger(most, fa_observe_bytes(
+                                r->ctx, (size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads},
+                                c->head_dim, p->samples, r->samples.longest));
     return most;
 }
 
@@ -271,8 +270,9 @@ static void first_pass(planner *p)
         float_step(p, i);
         p->now[TERM_WEIGHTS] = held;
     }
-    moment(p, r->model->head.name, model_read_vector_bytes(r->model->final_norm) +
-                                       score_update_bytes(r->model->config.hidden_size));
+    moment(p, r->model->head.name,
+           model_read_vector_bytes(r->model->final_norm) +
+               score_update_bytes(r->model->config.hidden_size));
     memcpy(p->now, before, sizeof before);
 }
 
@@ -292,8 +292,8 @@ static void second_pass(planner *p)
     p->now[TERM_ACTIVATIONS] += states_bytes(p, r->samples.tokens);
     if (r->float_beside)
         p->now[TERM_ACTIVATIONS] += states_bytes(p, r->float_tokens);
-    moment(p, "model.embed_tokens", embed_tokens_bytes(m, r->samples.tokens) +
-                                        write_float_rows_bytes(r, m->embedding));
+    moment(p, "model.embed_tokens",
+           embed_tokens_bytes(m, r->samples.tokens) + write_float_rows_bytes(r, m->embedding));
     if (p->layout.overlap)
         for (size_t i = 0; i < r->linears_per_layer; i++)
             p->now[TERM_WEIGHTS] += linear_raw_bytes(m, linear_at(r, 0, i));

@@ -1,8 +1,9 @@
 /* Measures the kernels that a run will use, with its own shapes, on a slice of its work. Each kind
- * has one function here that does a piece and says how many units that was; nothing is assumed about
- * how a kernel works inside. */
+ * has one function here that does a piece and says how many units that was; nothing is assumed
+ * about how a kernel works inside. */
 #include <string.h>
 
+#include "base/parallel.h"
 #include "pipeline/probe.h"
 #include "quantize/smooth.h"
 #include "tensor/attention.h"
@@ -23,7 +24,8 @@ float *probe_floats(tare_context *ctx, size_t count)
     float *x = mem_alloc_array(ctx, count, sizeof *x);
     uint32_t state = 1;
     for (size_t i = 0; x && i < count; i++)
-        x[i] = ((float)(next_random(&state) >> 16) + (float)(next_random(&state) >> 16) - 65536.0f) /
+        x[i] = ((float)(next_random(&state) >> 16) + (float)(next_random(&state) >> 16) -
+                65536.0f) /
                32768.0f;
     return x;
 }
@@ -166,7 +168,9 @@ static tare_status probe_float_gemm(run *r, bool packing, double *rate)
     tare_status status = TARE_E_MEMORY;
     tare_context *ctx = r->ctx;
     const model_linear *l = probe_linear(r);
-    float_probe p = {.r = r, .k = l->k, .m = least(r->samples.tokens, 192),
+    float_probe p = {.r = r,
+                     .k = l->k,
+                     .m = least(r->samples.tokens, 192),
                      .dtype = linear_raw_dtype(r->model, l)};
     p.n = least(l->n, 512 * (size_t)least((size_t)ctx->options.threads, 16));
     p.w = probe_weights(ctx, p.dtype, p.n * p.k);
@@ -248,10 +252,19 @@ typedef struct rows_probe {
     float *x, *y;
 } rows_probe;
 
+static void gate_row(void *user, size_t row, int thread)
+{
+    const rows_probe *p = user;
+    (void)thread;
+    kernels_get(p->r->ctx)->silu_mul(p->y + row * p->cols, p->x + row * p->cols, p->cols);
+}
+
+/* Half of the values pass a norm, half a gate. */
 static tare_status rows_piece(void *user)
 {
     rows_probe *p = user;
     norm_rows(p->r->ctx, p->x, p->x, NULL, p->rows, p->cols, 1e-5f, TARE_F32, p->y);
+    parallel_for(p->r->ctx, p->rows, gate_row, p);
     return TARE_OK;
 }
 
@@ -263,7 +276,7 @@ tare_status probe_rows(run *r, double *rate)
     p.x = probe_floats(r->ctx, p.rows * p.cols);
     p.y = mem_alloc_array(r->ctx, p.rows * p.cols, sizeof(float));
     if (p.x && p.y)
-        status = probe_repeat(rows_piece, &p, (double)p.rows * (double)p.cols, rate);
+        status = probe_repeat(rows_piece, &p, 2.0 * (double)p.rows * (double)p.cols, rate);
     mem_free(r->ctx, p.x);
     mem_free(r->ctx, p.y);
     return status;
@@ -277,10 +290,10 @@ static const struct {
     work_kind kind;
     tare_status (*probe)(run *r, double *rate);
 } probes[] = {
-    {WORK_READ, probe_read},         {WORK_INT8, probe_int8},         {WORK_FLOAT, probe_float},
-    {WORK_SMOOTHING, probe_smoothing}, {WORK_QUANTIZE, probe_quantize}, {WORK_PACK, probe_pack},
-    {WORK_OBSERVE, probe_observe},   {WORK_ATTENTION, probe_attention}, {WORK_FA, probe_fa},
-    {WORK_ROWS, probe_rows},         {WORK_SCORE, probe_score},
+    {WORK_READ, probe_read},           {WORK_INT8, probe_int8},           {WORK_FLOAT, probe_float},
+    {WORK_SMOOTHING, probe_smoothing}, {WORK_QUANTIZE, probe_quantize},   {WORK_PACK, probe_pack},
+    {WORK_OBSERVE, probe_observe},     {WORK_ATTENTION, probe_attention}, {WORK_FA, probe_fa},
+    {WORK_ROWS, probe_rows},           {WORK_SCORE, probe_score},
 };
 
 tare_status probe_rates(run *r, double seconds, tare_work work[WORK_COUNT])

@@ -1,5 +1,5 @@
-/* The probe's pieces: each measures one kind of work with the kernels and shapes of the run, in units
- * of its tare_work a second. Private to probe.c and probe_quantize.c. */
+/* The probe's pieces: each measures one kind of work with the kernels and shapes of the run, in
+ * units of its tare_work a second. Private to probe.c and probe_quantize.c. */
 #ifndef TARE_PIPELINE_PROBE_H
 #define TARE_PIPELINE_PROBE_H
 

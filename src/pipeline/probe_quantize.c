@@ -34,8 +34,12 @@ static tare_status solve(smoothing_probe *p)
     tare_status status = TARE_OK;
     tare_context *ctx = p->r->ctx;
     smooth_weight *targets[] = {&p->target};
-    smooth_group g = {.name = "probe", .norm = &p->norm, .targets = targets, .num_targets = 1,
-                      .channels = p->target.k, .alpha = 0.5};
+    smooth_group g = {.name = "probe",
+                      .norm = &p->norm,
+                      .targets = targets,
+                      .num_targets = 1,
+                      .channels = p->target.k,
+                      .alpha = 0.5};
     smooth_inputs inputs = {.user = p, .read = read_rows};
     smooth_stats *stats = NULL;
     smooth_scales scales = {0};
@@ -96,7 +100,10 @@ tare_status probe_smoothing(run *r, double *rate)
     tare_context *ctx = r->ctx;
     const model_linear *l = &r->model->layers[0].linears[ROLE_Q];
     smoothing_probe p = {.r = r};
-    p.target = (smooth_weight){.name = "probe", .n = SLICE_ROWS, .k = l->k, .stored = TARE_F32,
+    p.target = (smooth_weight){.name = "probe",
+                               .n = SLICE_ROWS,
+                               .k = l->k,
+                               .stored = TARE_F32,
                                .dtype = linear_raw_dtype(r->model, l)};
     void *raw = probe_weights(ctx, p.target.dtype, p.target.n * p.target.k);
     p.target.raw = raw;
@@ -147,8 +154,11 @@ tare_status probe_quantize(run *r, double *rate)
     tare_status status = TARE_E_MEMORY;
     const model_linear *l = probe_linear(r);
     quantize_probe p = {.r = r};
-    p.w = (smooth_weight){.n = least(l->n, 512), .k = l->k, .cols_scaled = true,
-                          .dtype = linear_raw_dtype(r->model, l), .round = TARE_F32};
+    p.w = (smooth_weight){.n = least(l->n, 512),
+                          .k = l->k,
+                          .cols_scaled = true,
+                          .dtype = linear_raw_dtype(r->model, l),
+                          .round = TARE_F32};
     void *raw = probe_weights(r->ctx, p.w.dtype, p.w.n * p.w.k);
     p.w.raw = raw;
     p.w.col_scale = probe_floats(r->ctx, l->k);

@@ -66,8 +66,7 @@ static void plan_float_stream(run *r)
         r->float_samples = r->score_samples;
     r->score_tokens = tokens_of(r, r->score_samples);
     r->float_tokens = tokens_of(r, r->float_samples);
-    r->two_passes = r->recipe->disable_level > 0 ||
-                    (r->recipe->act_method == 3 && r->num.compat);
+    r->two_passes = r->recipe->disable_level > 0 || (r->recipe->act_method == 3 && r->num.compat);
     r->float_beside = !r->two_passes && r->float_samples > 0;
 }
 
@@ -131,7 +130,8 @@ static tare_status plan_memory(run *r)
     tare_status status = plan_run(r, &plan);
     if (status != TARE_OK)
         return status;
-    TARE_INFO(r->ctx, "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s",
+    TARE_INFO(r->ctx,
+              "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s",
               (plan.peak.total >> 20) + 1, plan.peak.unit, r->two_passes ? 2 : 1,
               r->two_passes ? "passes" : "pass", plan.layout.batch_rows,
               plan.layout.whole_layer ? "" : ", one linear at a time");

@@ -75,7 +75,7 @@ typedef struct run {
     layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
 
     run_layout layout;
-    float *hidden;     /* [samples.tokens, hidden_size] at the layer boundary */
+    float *hidden; /* [samples.tokens, hidden_size] at the layer boundary */
     float
         *float_hidden; /* [float_tokens, hidden_size] of the float stream; NULL: none runs beside */
     decoder_workspace workspace;
@@ -151,7 +151,8 @@ void layer_source_free(run *r, layer_source *source);
 tare_status quantize_layer(run *r, size_t layer);
 /* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
 tare_status quantize_head(run *r);
-/* Accounted bytes, at most, of the buffers and observers of quantize_layer, for batches of `rows`. */
+/* Accounted bytes, at most, of the buffers and observers of quantize_layer, for batches of `rows`.
+ */
 size_t calibrated_layer_bytes(const run *r, size_t layer, size_t rows);
 
 /* One linear while its layer is loaded. */

@@ -181,8 +181,7 @@ static void plan_amounts(const run *r, tare_plan *out)
         [WORK_ROWS] = {"norms and gates", "values", sum_linears(r, row_values)},
         [WORK_READ] = {"reading", "bytes", (double)out->bytes_read},
         [WORK_WRITE] = {"writing", "bytes", (double)out->bytes_written},
-        [WORK_VERIFY] = {"verifying", "bytes",
-                         r->options->verify ? (double)out->bytes_written : 0},
+        [WORK_VERIFY] = {"verifying", "bytes", r->options->verify ? (double)out->bytes_written : 0},
     };
     for (int i = 0; i < WORK_COUNT; i++)
         out->work[i] = (tare_work){
@@ -199,8 +198,9 @@ static double estimate(const run *r, const tare_plan *plan)
     for (size_t i = 0; i < plan->num_work; i++) {
         const tare_work *w = &plan->work[i];
         double seconds = w->rate > 0 ? w->amount / w->rate : 0;
-        *(i == WORK_VERIFY ? &after : i == WORK_READ || i == WORK_WRITE ? &disk : &compute) +=
-            seconds;
+        *(i == WORK_VERIFY                    ? &after
+          : i == WORK_READ || i == WORK_WRITE ? &disk
+                                              : &compute) += seconds;
     }
     if (r->layout.overlap)
         return (compute > disk ? compute : disk) + after;

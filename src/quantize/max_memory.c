@@ -12,8 +12,8 @@ typedef struct size_unit {
     double bytes;
 } size_unit;
 
-static const size_unit units[] = {{"kib", 1024.0},      {"mib", 1048576.0}, {"gib", 1073741824.0},
-                                  {"kb", 1e3},          {"mb", 1e6},        {"gb", 1e9}};
+static const size_unit units[] = {{"kib", 1024.0}, {"mib", 1048576.0}, {"gib", 1073741824.0},
+                                  {"kb", 1e3},     {"mb", 1e6},        {"gb", 1e9}};
 
 /* "25gb" and "25Gb" may mean gigabits: an accelerator library takes them for that. */
 static bool is_ambiguous(const char *unit)
@@ -51,8 +51,8 @@ tare_status memory_size_parse(tare_context *ctx, const char *text, uint64_t *byt
     if (factor == 0)
         return TARE_FAIL(ctx, TARE_E_USAGE, "\"%.80s\" has no unit; %s", text, EXAMPLE);
     if (is_ambiguous(unit))
-        return TARE_FAIL(ctx, TARE_E_USAGE,
-                         "\"%.80s\" is ambiguous, as a small b means bits; %s", text, EXAMPLE);
+        return TARE_FAIL(ctx, TARE_E_USAGE, "\"%.80s\" is ambiguous, as a small b means bits; %s",
+                         text, EXAMPLE);
     double value = strtod(text, NULL) * factor;
     if (!(value >= 1))
         return TARE_FAIL(ctx, TARE_E_USAGE, "\"%.80s\" is less than a byte; %s", text, EXAMPLE);

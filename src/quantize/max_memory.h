@@ -1,5 +1,5 @@
-/* The setting run.max_memory: how many bytes each device may hold (spec/low_memory.md 1.1). A device
- * is "cpu", the host, or a whole number, a compute device. */
+/* The setting run.max_memory: how many bytes each device may hold (spec/low_memory.md 1.1). A
+ * device is "cpu", the host, or a whole number, a compute device. */
 #ifndef TARE_QUANTIZE_MAX_MEMORY_H
 #define TARE_QUANTIZE_MAX_MEMORY_H
 

@@ -404,8 +404,10 @@ static tare_status load_memory(tare_recipe *r, const setting *s, const value *ma
         else if (v->type == VALUE_STRING || v->type == VALUE_NUMBER)
             status = max_memory_add(r->ctx, member(r, s), device, v->text);
         else
-            status = TARE_FAIL(r->ctx, TARE_E_USAGE, "the size of '%.80s' is neither a string nor "
-                               "an integer; 25GiB is an example", device);
+            status = TARE_FAIL(r->ctx, TARE_E_USAGE,
+                               "the size of '%.80s' is neither a string nor "
+                               "an integer; 25GiB is an example",
+                               device);
     }
     return TARE_WRAP(r->ctx, status, "%s.%s", s->section, s->key);
 }

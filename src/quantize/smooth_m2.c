@@ -303,12 +303,12 @@ static size_t attention_bytes(const tare_context *ctx, const smooth_group *g, si
 size_t smooth_m2_bytes(const tare_context *ctx, const smooth_group *g, size_t first_rows)
 {
     size_t n = g->channels, rows = first_rows > SMOOTH_BLOCK ? first_rows : SMOOTH_BLOCK;
-    return 2 * mem_array_bytes(first_rows * n, sizeof(float)) +         /* x, trial */
-           3 * mem_array_bytes(n, sizeof(float)) +                      /* full, s, b */
-           mem_array_bytes(2 * first_rows, sizeof(float)) +             /* ranges */
-           mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) +           /* w */
-           mem_array_bytes(SMOOTH_BLOCK * first_rows, sizeof(float)) +  /* y */
-           mem_array_bytes(rows, sizeof(double)) +                      /* sums */
+    return 2 * mem_array_bytes(first_rows * n, sizeof(float)) +        /* x, trial */
+           3 * mem_array_bytes(n, sizeof(float)) +                     /* full, s, b */
+           mem_array_bytes(2 * first_rows, sizeof(float)) +            /* ranges */
+           mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) +          /* w */
+           mem_array_bytes(SMOOTH_BLOCK * first_rows, sizeof(float)) + /* y */
+           mem_array_bytes(rows, sizeof(double)) +                     /* sums */
            mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, first_rows, n)) +
            gemm_float_bytes(ctx, GEMM_FP32, n, SMOOTH_BLOCK, 1) +
            attention_bytes(ctx, g, first_rows);

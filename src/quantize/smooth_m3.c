@@ -222,8 +222,8 @@ size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const 
     if (gram) /* transposed, packed, H */
         packing = x + mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, n, first_rows)) +
                   mem_array_bytes(n * n, sizeof(float));
-    return 2 * mem_array_bytes(n, sizeof(float)) + x +                /* mu, scales */
-           2 * mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) +     /* w, e */
+    return 2 * mem_array_bytes(n, sizeof(float)) + x +            /* mu, scales */
+           2 * mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) + /* w, e */
            (native ? 2 : 1) * y + mem_array_bytes(SMOOTH_BLOCK, sizeof(double)) +
            mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, outputs, n)) + packing +
            gemm_float_bytes(ctx, GEMM_FP32, gram && first_rows > n ? first_rows : n,

@@ -304,7 +304,8 @@ size_t smooth_m6_bytes(const tare_context *ctx, const smooth_config *cfg, const 
     size_t native = mem_array_bytes(SMOOTH_BLOCK * SMOOTH_BLOCK, sizeof(float));
     return mem_array_bytes(panels, sizeof(m6_panel)) +
            mem_array_bytes((M6_STEPS + 1) * panels, sizeof(double)) +
-           mem_array_bytes(n, sizeof(float)) + 2 * mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) +
+           mem_array_bytes(n, sizeof(float)) +
+           2 * mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) +
            mem_array_bytes(tile_rows * rows, sizeof(float)) +
            mem_array_bytes(tile * M6_CELLS, sizeof(double)) +
            mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, SMOOTH_BLOCK, n)) +

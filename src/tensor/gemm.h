@@ -48,7 +48,8 @@ size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_
 size_t gemm_scratch_bytes(gemm_compute compute, size_t k);
 /* What gemm_weight_create needs beside its result, and a gemm_float of at most `segments` samples
  * of `m` rows together on all threads. */
-size_t gemm_packing_bytes(const tare_context *ctx, gemm_compute compute, tare_dtype dtype, size_t k);
+size_t gemm_packing_bytes(const tare_context *ctx, gemm_compute compute, tare_dtype dtype,
+                          size_t k);
 size_t gemm_float_bytes(const tare_context *ctx, gemm_compute compute, size_t k, size_t m,
                         size_t segments);
 

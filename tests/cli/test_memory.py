@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import run_tare
+from conftest import EXAMPLES, from_environment, run_tare
 
 MIB = 1 << 20
+SMOLLM2 = from_environment("TARE_SMOLLM2", "build/demo/SmolLM2-135M-Instruct")
 RECIPES = [
     [], ["--act-method", "3", "--anti-method", "m3"], ["--recipe", "llama3.1-70b"],
     ["--anti-method", "m6", "--threads", "1"], ["--anti-method", "m2", "--act-method", "2"],
@@ -103,6 +104,11 @@ def test_smallest_budget(flags, model, calib, tmp_path):
 @pytest.mark.parametrize("flags", RECIPES[:3], ids=" ".join)
 def test_smallest_budget_of_a_wide_layer(flags, wide, tmp_path):
     check_smallest(*wide, tmp_path, flags)
+
+
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="no SmolLM2 (make demo, or TARE_SMOLLM2)")
+def test_smallest_budget_of_a_real_model(tmp_path):
+    check_smallest(SMOLLM2, EXAMPLES / "prompts.jsonl", tmp_path, ["--samples", "4"])
 
 
 @pytest.mark.parametrize("flags", [[], ["--act-method", "3", "--anti-method", "m1"]], ids=" ".join)

@@ -1,5 +1,5 @@
-/* quantize/max_memory, base/machine: sizes and devices as spec/low_memory.md 1.1 and 4 say, and what
- * /proc and /sys of a made-up machine leave. */
+/* quantize/max_memory, base/machine: sizes and devices as spec/low_memory.md 1.1 and 4 say, and
+ * what /proc and /sys of a made-up machine leave. */
 #include "fixture.h"
 
 #include "base/machine.h"
@@ -233,8 +233,8 @@ static void test_machine(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sizes),        cmocka_unit_test(test_devices),
-        cmocka_unit_test(test_yaml),         cmocka_unit_test(test_not_recorded),
+        cmocka_unit_test(test_sizes),   cmocka_unit_test(test_devices),
+        cmocka_unit_test(test_yaml),    cmocka_unit_test(test_not_recorded),
         cmocka_unit_test(test_machine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
