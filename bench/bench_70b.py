@@ -5,6 +5,7 @@ Makes a checkpoint of a few layers of the real shape with random weights and a s
 quantizes it, and prints CSV. Needs about 6 GB of disk a three-layer checkpoint and its output.
 
     bench/bench_70b.py [--shape llama-3.1-70b|qwen2.5-72b] [--layers 3] [--tokens 2048]
+                       [--recipe NAME] [--max-memory cpu=8GiB]
 
 The GEMM rate is measured in the same sitting by the bench program that --gemm names: the largest
 value in the column of its CSV whose name ends in `gops` (10^9 operations a second).
@@ -48,6 +49,8 @@ def main():
     ap.add_argument("--tare", type=pathlib.Path, default=RELEASE / "tare")
     ap.add_argument("--gemm", type=pathlib.Path, default=RELEASE / "bench/bench_gemm")
     ap.add_argument("--work", type=pathlib.Path, default=measure.ROOT / "build/bench")
+    ap.add_argument("--recipe", default="default")
+    ap.add_argument("--max-memory", default="", help="the budget, for example cpu=4GiB")
     ap.add_argument("--keep", action="store_true", help="leave checkpoint and output behind")
     args = ap.parse_args()
 
@@ -58,12 +61,15 @@ def main():
                  "--length", SAMPLE])
     config = json.loads((model / "config.json").read_text())
     rate = gemm_rate(args.gemm)
+    budget = ["--max-memory", args.max_memory] if args.max_memory else []
     seconds, peak, _ = measure.run([args.tare, "quantize", model, "--out", out, "--calib",
-                                    model / "calib_ids.json", "--overwrite", "--quiet"])
+                                    model / "calib_ids.json", "--overwrite", "--quiet",
+                                    "--recipe", args.recipe, *budget])
     tokens = samples * SAMPLE
     done = layer_operations(config, tokens) * args.layers / seconds
     measure.print_csv([measure.stamp() | {
-        "bench": f"{args.shape}-{args.layers}", "tokens": tokens, "seconds": f"{seconds:.1f}",
+        "bench": f"{args.shape}-{args.layers}", "tokens": tokens, "recipe": args.recipe,
+        "budget": args.max_memory, "seconds": f"{seconds:.1f}",
         "seconds_a_layer": f"{seconds / args.layers:.2f}", "peak_gib": f"{peak / 2**30:.2f}",
         "gops": f"{done / 1e9:.0f}", "machine_gops": f"{rate / 1e9:.0f}",
         "gemm_share": f"{done / rate:.3f}"}])

@@ -102,7 +102,8 @@ TARE_API void tare_context_free(tare_context *ctx);
 TARE_API const char *tare_last_error(const tare_context *ctx);
 /* Makes the running call return TARE_E_CANCELLED soon. Safe in a signal handler. */
 TARE_API void tare_cancel(tare_context *ctx);
-/* Bytes that the accounted allocator holds now, and the most it ever held. */
+/* Bytes that the accounted allocator holds now, and the most it ever held (while a call of
+ * tare_quantize or tare_quantize_plan runs: since the call began). */
 TARE_API size_t tare_memory_used(const tare_context *ctx);
 TARE_API size_t tare_memory_peak(const tare_context *ctx);
 /* "scalar", "avx2", "avx512" or "amx": the kernels in use. */
@@ -143,6 +144,7 @@ typedef struct tare_quantize_options {
     size_t checkpoint_every;   /* layers between two checkpoints; 0: 20 seconds */
     const char *scratch_dir;   /* for hidden states that do not fit; NULL: inside `out` */
     bool verify;               /* check the staged output before it appears; on by default */
+    bool probe;                /* tare_quantize_plan measures this machine; on by default */
     bool copy_code;            /* also copy the checkpoint's *.py files (never run) */
     const char *report;        /* reserved, NULL */
     /* For tests: most tokens of the samples that go through a layer together; 0: chosen. The output
@@ -166,6 +168,46 @@ TARE_API void tare_quantize_options_init(tare_quantize_options *options);
 /* Quantizes; `result` may be NULL. On failure nothing stands under a final name in `out`. */
 TARE_API tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
                                    tare_quantize_result *result);
+
+/* A kind of work: how much of it a run has, and how fast this machine does it. */
+typedef struct tare_work {
+    const char *name, *unit; /* "INT8 products", "operations"; static strings */
+    double amount;           /* units */
+    double rate;             /* units a second; 0: not known */
+} tare_work;
+
+enum { TARE_PLAN_WORK = 16 };
+
+/* What a run will take, known before it begins: from headers, shapes and the lengths of the
+ * prompts. Bytes. */
+typedef struct tare_plan {
+    /* Memory: resident bytes of the process, which stay below `peak` <= `budget`. */
+    uint64_t budget;                 /* in force; UINT64_MAX: none */
+    uint64_t smallest;               /* the smallest budget that works */
+    uint64_t peak;                   /* the sum of what is held at `peak_unit`: */
+    uint64_t weights;                /* as they are stored, and the 8-bit results */
+    uint64_t packed;                 /* weights in compute format */
+    uint64_t activations, workspace; /* at the layer boundary; of the batch in work */
+    uint64_t smoothing, scratch, output, fixed;
+    char peak_unit[128];
+    size_t batch_tokens; /* most tokens of a batch */
+    bool whole_layer;    /* float copies of a layer at once; else of one linear */
+    bool spill, overlap; /* hidden states on disk; the next layer read ahead */
+    /* The run */
+    size_t layers, samples, tokens, passes; /* passes: over the weights of the layers */
+    uint64_t bytes_read;                    /* of the checkpoint */
+    uint64_t bytes_written, bytes_scratch;  /* on disk; written: about */
+    double int8_operations, float_operations;
+    size_t num_work;
+    tare_work work[TARE_PLAN_WORK];
+    double seconds; /* estimate from the rates that are known; < 0: no probe */
+} tare_plan;
+
+/* Plans a run and stops: reads no tensor data (but for the probe of the disk) and touches no output
+ * folder; `options->out` may be NULL. The probe takes about two seconds. TARE_E_BUDGET when no plan
+ * fits; the memory part of *plan is filled in then too. tare_quantize plans in the same way. */
+TARE_API tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
+                                        tare_plan *plan);
 
 /* ---- verify, inspect
  * -------------------------------------------------------------------------------------------- */

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { ALIGNMENT = 64, MAP_THRESHOLD = 256 * 1024 };
+enum { ALIGNMENT = 64, MAP_THRESHOLD = 256 * 1024, PAGE = 4096 };
 
 typedef struct block_head {
     size_t total; /* bytes with the head, as accounted */
@@ -65,6 +65,21 @@ void *mem_alloc(tare_context *ctx, size_t size)
     head->total = total;
     head->size = size;
     return head + 1;
+}
+
+size_t mem_block_bytes(size_t size)
+{
+    size_t total;
+    if (!size_add(size, sizeof(block_head) + ALIGNMENT - 1, &total) || total > MEM_ABSURD - PAGE)
+        return MEM_ABSURD;
+    total &= ~(size_t)(ALIGNMENT - 1);
+    return total < MAP_THRESHOLD ? total : (total + PAGE - 1) & ~(size_t)(PAGE - 1);
+}
+
+size_t mem_array_bytes(size_t count, size_t size)
+{
+    size_t bytes;
+    return size_mul(count, size, &bytes) ? mem_block_bytes(bytes) : MEM_ABSURD;
 }
 
 void *mem_alloc_array(tare_context *ctx, size_t count, size_t size)

@@ -20,6 +20,12 @@ void *mem_realloc(tare_context *ctx, void *pointer, size_t size);
 void mem_free(tare_context *ctx, void *pointer);
 char *mem_strdup(tare_context *ctx, const char *text);
 char *mem_strndup(tare_context *ctx, const char *text, size_t length);
+/* The bytes that an allocation of `size` takes, at most: its head, and whole pages where it is
+ * mapped. mem_array_bytes: of `count` * `size` bytes. Never more than MEM_ABSURD, so that dozens of
+ * such numbers can be added without overflow. */
+#define MEM_ABSURD (SIZE_MAX / 4096)
+size_t mem_block_bytes(size_t size);
+size_t mem_array_bytes(size_t count, size_t size);
 /* True if a*b fits size_t; the product in *out. */
 static inline bool size_mul(size_t a, size_t b, size_t *out)
 {

@@ -64,6 +64,8 @@ tare_status cli_recipe(tare_context *ctx, const common *options, const char *fil
 bool cli_count(const char *text, size_t *out);
 /* A JSON string on stdout. */
 void cli_print_json(const char *text);
+/* The result of a dry run, on stdout. */
+void cli_print_plan(const tare_quantize_options *o, const tare_plan *p, bool json);
 /* "1.2 GiB" */
 const char *cli_size(double bytes, char *text, size_t length);
 

@@ -1,6 +1,4 @@
 /* tare quantize */
-#include <sys/resource.h>
-
 #include "cli/cli.h"
 
 static const char usage[] =
@@ -65,16 +63,33 @@ static const char usage[] =
     "  --copy-code                also copy the checkpoint's *.py files (they are never run)\n"
     "\n"
     "  --compute auto|fp32|bf16   arithmetic of float matrix products\n"
+    "  --max-memory cpu=SIZE      most memory that the process may hold, for example cpu=8GiB; a "
+    "budget that is too\n"
+    "                             small is refused before any work (default: 80 % of what is "
+    "free). "
+    "Give what you can\n"
+    "                             spare: less only takes more time\n"
+    "  --dry-run                  only say what the run will take: memory, disk, operations, time; "
+    "reads no weights\n"
+    "                             and writes nothing (--out is not needed)\n"
+    "  --no-probe                 with --dry-run: do not measure this machine, so without a time\n"
     "  --threads N                threads (default: one a core); the output does not depend on "
     "them\n"
     "  --json                     print the summary as JSON\n"
     "  --quiet, --verbose         less, more on stderr\n";
 
+/* VmHWM. (getrusage's ru_maxrss also counts what the process was before it became tare: a shell, or
+ * a large Python program that forked.) */
 static size_t peak_resident_bytes(void)
 {
-    struct rusage usage_now;
-    getrusage(RUSAGE_SELF, &usage_now);
-    return (size_t)usage_now.ru_maxrss * 1024;
+    char line[256];
+    unsigned long long kib = 0;
+    FILE *f = fopen("/proc/self/status", "re");
+    while (f && kib == 0 && fgets(line, sizeof line, f))
+        sscanf(line, "VmHWM: %llu", &kib);
+    if (f)
+        fclose(f);
+    return (size_t)kib * 1024;
 }
 
 static void print_summary(const tare_quantize_options *o, const tare_quantize_result *r)
@@ -111,11 +126,46 @@ static void print_json(const tare_quantize_options *o, const tare_quantize_resul
            peak_resident_bytes(), r->was_finished ? "true" : "false");
 }
 
+static tare_status quantize(tare_context *ctx, const tare_quantize_options *o, bool json)
+{
+    tare_quantize_result result;
+    tare_status status = tare_quantize(ctx, o, &result);
+    if (status == TARE_OK)
+        (json ? print_json : print_summary)(o, &result);
+    return status;
+}
+
+static tare_status plan(tare_context *ctx, const tare_quantize_options *o, bool json)
+{
+    tare_plan result;
+    tare_status status = tare_quantize_plan(ctx, o, &result);
+    if (status == TARE_OK)
+        cli_print_plan(o, &result, json);
+    return status;
+}
+
+static int execute(const common *options, tare_quantize_options *o, const char *recipe_file,
+                   bool dry_run)
+{
+    int code;
+    tare_recipe *recipe = NULL;
+    tare_context *ctx = cli_open(options, &code);
+    if (!ctx)
+        return code;
+    tare_status status = cli_recipe(ctx, options, recipe_file, &recipe);
+    o->recipe = recipe;
+    if (status == TARE_OK)
+        status = (dry_run ? plan : quantize)(ctx, o, options->json);
+    tare_recipe_free(recipe);
+    return cli_close(ctx, status);
+}
+
 static int run(int argc, char **argv)
 {
     tare_quantize_options o;
     tare_quantize_options_init(&o);
     const char *recipe_file = NULL, *every = NULL;
+    bool dry_run = false;
     const flag flags[] = {
         {"--out", FLAG_TEXT, &o.out, NULL},
         {"--calib", FLAG_TEXT, &o.calib, NULL},
@@ -146,6 +196,9 @@ static int run(int argc, char **argv)
         {"--npy-values", FLAG_SETTING, NULL, "save.npy_values"},
         {"--compute", FLAG_SETTING, NULL, "run.compute"},
         {"--compat", FLAG_SETTING, NULL, "run.compat"},
+        {"--max-memory", FLAG_SETTING, NULL, "run.max_memory"},
+        {"--dry-run", FLAG_SWITCH, &dry_run, NULL},
+        {"--no-probe", FLAG_OFF, &o.probe, NULL},
         {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
         {"--resume", FLAG_SWITCH, &o.resume, NULL},
         {"--no-resume", FLAG_SWITCH, &o.no_resume, NULL},
@@ -159,7 +212,7 @@ static int run(int argc, char **argv)
     int code = cli_parse(&command_quantize, argc, argv, flags, 1, &options);
     if (code)
         return code < 0 ? 0 : code;
-    if (!o.out) {
+    if (!o.out && !dry_run) {
         fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
         return EXIT_USAGE;
     }
@@ -167,20 +220,8 @@ static int run(int argc, char **argv)
         fprintf(stderr, "tare quantize: --checkpoint-every: \"%s\" is no number of layers\n", every);
         return EXIT_USAGE;
     }
-    tare_context *ctx = cli_open(&options, &code);
-    if (!ctx)
-        return code;
     o.model = options.positional[0];
-    tare_recipe *recipe = NULL;
-    tare_quantize_result result;
-    tare_status status = cli_recipe(ctx, &options, recipe_file, &recipe);
-    o.recipe = recipe;
-    if (status == TARE_OK)
-        status = tare_quantize(ctx, &o, &result);
-    if (status == TARE_OK)
-        (options.json ? print_json : print_summary)(&o, &result);
-    tare_recipe_free(recipe);
-    return cli_close(ctx, status);
+    return execute(&options, &o, recipe_file, dry_run);
 }
 
 const command command_quantize = {"quantize", "quantize a checkpoint", usage, run};

@@ -30,6 +30,11 @@ tare_status file_read_at(file *f, uint64_t offset, void *data, size_t size);
 tare_status file_read_in(file *f, uint64_t offset, size_t size, void *room, void **data);
 size_t file_read_room(size_t size);
 
+/* Does the range lie on disk, or is part of it a hole of a sparse file? */
+bool file_has_data(file *f, uint64_t offset, size_t size);
+/* Accounted bytes that a read of `size` bytes needs beside its target, at most. */
+size_t file_read_bytes(size_t size);
+
 /* The whole of a regular file, zero-terminated, at most `limit` bytes; *data is freed with
  * mem_free. */
 tare_status file_read_all(tare_context *ctx, const char *path, size_t limit, char **data,

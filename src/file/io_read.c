@@ -246,6 +246,20 @@ done:
     return status;
 }
 
+bool file_has_data(file *f, uint64_t offset, size_t size)
+{
+    off_t data = lseek(f->fd, (off_t)offset, SEEK_DATA);
+    return data == (off_t)offset && lseek(f->fd, data, SEEK_HOLE) >= (off_t)(offset + size);
+}
+
+/* The bounce buffer of read_direct; a lead and a tail may stand in blocks of their own. */
+size_t file_read_bytes(size_t size)
+{
+    if (size < SMALL_PART)
+        return 0;
+    return mem_block_bytes((size < PIECE - 2 * BLOCK ? size + 2 * BLOCK : PIECE) + BLOCK);
+}
+
 tare_status file_read_at(file *f, uint64_t offset, void *data, size_t size)
 {
     size_t done = 0;

@@ -41,6 +41,9 @@ tare_status safetensors_read(safetensors *s, const tensor_info *tensor, uint64_t
 /* The same by file_read_in: `room` has file_read_room(size) bytes. */
 tare_status safetensors_read_in(safetensors *s, const tensor_info *tensor, uint64_t offset,
                                 size_t size, void *room, void **data);
+/* Does this range of the tensor's data lie on disk (no hole of a sparse file)? */
+bool safetensors_has_data(const safetensors *s, const tensor_info *tensor, uint64_t offset,
+                          size_t size);
 /* Number of elements. */
 size_t tensor_elements(const tensor_info *tensor);
 

@@ -425,6 +425,12 @@ const tensor_info *safetensors_find(const safetensors *s, const char *name)
     return strmap_get(&s->by_name, name, strlen(name), &index) ? &s->tensors[index] : NULL;
 }
 
+bool safetensors_has_data(const safetensors *s, const tensor_info *tensor, uint64_t offset,
+                          size_t size)
+{
+    return file_has_data(s->file, tensor->offset + offset, size);
+}
+
 static tare_status check_range(safetensors *s, const tensor_info *tensor, uint64_t offset,
                                size_t size)
 {

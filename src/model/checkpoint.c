@@ -288,6 +288,14 @@ tare_status checkpoint_read_in(checkpoint *c, const tensor_info *tensor, uint64_
     return safetensors_read_in(file_of(c, tensor), tensor, offset, size, room, data);
 }
 
+bool checkpoint_has_data(const checkpoint *c, const tensor_info *tensor, uint64_t offset,
+                         size_t size)
+{
+    uint32_t place = 0;
+    strmap_get(&c->by_name, tensor->name, strlen(tensor->name), &place);
+    return safetensors_has_data(c->files[c->places[place].file], tensor, offset, size);
+}
+
 size_t checkpoint_file_count(const checkpoint *c)
 {
     return c->num_files;

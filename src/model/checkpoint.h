@@ -29,6 +29,9 @@ tare_status checkpoint_read_in(checkpoint *c, const tensor_info *tensor, uint64_
 tare_status checkpoint_check_finite(checkpoint *c, const tensor_info *tensor, uint64_t offset,
                                     const void *data, size_t size);
 
+/* Do these bytes of the tensor lie on disk? */
+bool checkpoint_has_data(const checkpoint *c, const tensor_info *tensor, uint64_t offset,
+                         size_t size);
 size_t checkpoint_file_count(const checkpoint *c);
 const safetensors *checkpoint_file(const checkpoint *c, size_t index);
 /* TARE_E_DATA if a weight file was written to since the checkpoint was opened. */

@@ -69,6 +69,33 @@ tare_status decoder_workspace_create(tare_model *model, size_t rows, size_t long
     return TARE_E_MEMORY;
 }
 
+size_t decoder_workspace_bytes(const tare_model *model, size_t rows, size_t longest)
+{
+    const model_config *c = &model->config;
+    attention_shape shape = layer_attention_shape(c, 0, longest);
+    size_t query = c->num_heads * c->head_dim,
+           width = query > c->hidden_size ? query : c->hidden_size, half = c->head_dim / 2;
+    size_t bytes = mem_array_bytes(half, 4) + 2 * mem_array_bytes(longest * half, 4); /* rope */
+    bytes += mem_array_bytes(rows * width, 4);
+    for (size_t i = 0; i < c->arch->num_linears; i++)
+        bytes += mem_array_bytes(rows * model_config_dim(c, c->arch->linears[i].out), 4);
+    return bytes + mem_array_bytes(attention_scratch_size(&shape),
+                                   4 * (size_t)parallel_threads(model->ctx));
+}
+
+size_t layer_norms_bytes(const tare_model *model, size_t layer)
+{
+    size_t bytes = 0, loading = 0;
+    for (int role = 0; role < NORM_COUNT; role++) {
+        const tensor_info *t = model->layers[layer].norms[role];
+        if (!t)
+            continue;
+        bytes += 2 * model_vector_bytes(t); /* a shift gives it a bias */
+        loading = model_read_vector_bytes(t) > loading ? model_read_vector_bytes(t) : loading;
+    }
+    return bytes + loading;
+}
+
 void decoder_workspace_free(decoder_workspace *w)
 {
     if (!w->ctx)

@@ -51,6 +51,10 @@ typedef struct decoder_workspace {
 tare_status decoder_workspace_create(tare_model *model, size_t rows, size_t longest,
                                      tare_dtype round, decoder_workspace *out);
 void decoder_workspace_free(decoder_workspace *w);
+/* Accounted bytes, at most. */
+size_t decoder_workspace_bytes(const tare_model *model, size_t rows, size_t longest);
+/* The same of one layer's norms, loading included. */
+size_t layer_norms_bytes(const tare_model *model, size_t layer);
 
 /* x [rows, hidden] <- x + attention(norm(x)), then x + mlp(norm(x)). */
 tare_status decoder_layer_forward(tare_model *model, size_t layer, const layer_norms *norms,

@@ -46,6 +46,25 @@ done:
     return status;
 }
 
+tare_dtype linear_raw_dtype(const tare_model *model, const model_linear *linear)
+{
+    return model->load_dtype != TARE_DTYPE_COUNT ? model->load_dtype : linear->weight->dtype;
+}
+
+size_t linear_raw_bytes(const tare_model *model, const model_linear *linear)
+{
+    return mem_array_bytes(linear->n * linear->k, dtype_size(linear_raw_dtype(model, linear)));
+}
+
+size_t linear_read_bytes(const tare_model *model, const model_linear *linear)
+{
+    size_t stored = mem_block_bytes(linear->weight->bytes);
+    size_t reading = file_read_bytes(linear->weight->bytes), casting = 0;
+    if (linear_raw_dtype(model, linear) != linear->weight->dtype)
+        casting = linear_raw_bytes(model, linear) + mem_array_bytes(linear->k, sizeof(float));
+    return stored + (reading > casting ? reading : casting);
+}
+
 tare_status float_linear_create(tare_model *model, const model_linear *linear, gemm_compute compute,
                                 const raw_weight *raw, float_linear *out)
 {
@@ -70,6 +89,22 @@ tare_status float_linear_load(tare_model *model, const model_linear *linear, gem
         status = float_linear_create(model, linear, compute, &raw, out);
     mem_free(model->ctx, raw.data);
     return status;
+}
+
+size_t float_linear_bytes(const tare_model *model, const model_linear *linear, gemm_compute compute,
+                          tare_dtype dtype)
+{
+    (void)model;
+    return mem_block_bytes(gemm_weight_bytes(compute, dtype, linear->n, linear->k)) +
+           (linear->bias ? model_vector_bytes(linear->bias) : 0);
+}
+
+size_t float_linear_making_bytes(const tare_model *model, const model_linear *linear,
+                                 gemm_compute compute, tare_dtype dtype)
+{
+    size_t packing = gemm_packing_bytes(model->ctx, compute, dtype, linear->k);
+    size_t bias = linear->bias ? model_read_vector_bytes(linear->bias) : 0;
+    return packing > bias ? packing : bias;
 }
 
 void float_linear_free(tare_context *ctx, float_linear *l)
@@ -110,6 +145,12 @@ tare_status float_layer_create(tare_model *model, size_t layer, gemm_compute com
     return fill_layer(model, layer, compute, raw, out);
 }
 
+void float_layer_borrow(tare_model *model, size_t layer, gemm_compute compute,
+                        const raw_weight raw[ROLE_COUNT], float_layer *out)
+{
+    *out = (float_layer){.model = model, .layer = layer, .compute = compute, .raw = raw};
+}
+
 void float_layer_free(float_layer *l)
 {
     for (int role = 0; role < ROLE_COUNT; role++)
@@ -124,9 +165,17 @@ tare_status float_layer_linears(void *user, linear_group group, const batch *b, 
     for (size_t i = 0, member = 0; i < arch->num_linears; i++) {
         if (arch->linears[i].group != group)
             continue;
-        const float_linear *f = &l->linears[arch->linears[i].role];
-        tare_status status = gemm_float(l->model->ctx, f->weight, x, b->lengths, b->samples,
-                                        f->bias, y[member++]);
+        linear_role role = arch->linears[i].role;
+        float_linear made = {0};
+        const float_linear *f = l->raw ? &made : &l->linears[role];
+        tare_status status = l->raw ? float_linear_create(l->model,
+                                                          &l->model->layers[l->layer].linears[role],
+                                                          l->compute, &l->raw[role], &made)
+                                    : TARE_OK;
+        if (status == TARE_OK)
+            status = gemm_float(l->model->ctx, f->weight, x, b->lengths, b->samples, f->bias,
+                                y[member++]);
+        float_linear_free(l->model->ctx, &made);
         if (status != TARE_OK)
             return status;
     }
@@ -171,6 +220,14 @@ static tare_status gather_rows(void *user, size_t first, size_t count, const voi
             return status;
     }
     return g->also ? g->also(g->user, first, count, rows) : TARE_OK;
+}
+
+size_t embed_tokens_bytes(const tare_model *model, size_t count)
+{
+    return mem_array_bytes(count, sizeof(token_place)) +
+           mem_array_bytes(count, sizeof(token_place *)) +
+           mem_array_bytes(model->config.hidden_size, sizeof(float)) +
+           model_stream_bytes(model->embedding);
 }
 
 tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, embed_row_fn row,

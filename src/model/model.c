@@ -223,6 +223,36 @@ done:
     return status;
 }
 
+size_t model_vector_bytes(const tensor_info *tensor)
+{
+    return mem_array_bytes(tensor_elements(tensor), sizeof(float));
+}
+
+size_t model_read_vector_bytes(const tensor_info *tensor)
+{
+    return mem_block_bytes(tensor->bytes) + model_vector_bytes(tensor) +
+           file_read_bytes(tensor->bytes);
+}
+
+size_t model_stream_step(const tensor_info *tensor)
+{
+    size_t rows = tensor->rank > 0 ? tensor->shape[0] : 1;
+    if (tensor->bytes == 0)
+        return 0;
+    size_t row_bytes = tensor->bytes / rows;
+    size_t step = PIECE_BYTES / row_bytes ? PIECE_BYTES / row_bytes : 1;
+    return step < rows ? step : rows;
+}
+
+size_t model_stream_bytes(const tensor_info *tensor)
+{
+    size_t step = model_stream_step(tensor);
+    if (step == 0)
+        return 0;
+    size_t piece = step * (tensor->bytes / (tensor->rank > 0 ? tensor->shape[0] : 1));
+    return mem_block_bytes(piece) + file_read_bytes(piece);
+}
+
 tare_status model_stream_rows(tare_model *m, const tensor_info *tensor, model_rows_fn piece,
                               void *user)
 {
@@ -230,9 +260,7 @@ tare_status model_stream_rows(tare_model *m, const tensor_info *tensor, model_ro
     size_t rows = tensor->rank > 0 ? tensor->shape[0] : 1;
     if (tensor->bytes == 0)
         return TARE_OK;
-    size_t row_bytes = tensor->bytes / rows;
-    size_t step = PIECE_BYTES / row_bytes ? PIECE_BYTES / row_bytes : 1;
-    step = step < rows ? step : rows;
+    size_t row_bytes = tensor->bytes / rows, step = model_stream_step(tensor);
     void *data = mem_alloc_array(m->ctx, step, row_bytes);
     if (!data)
         return TARE_E_MEMORY;

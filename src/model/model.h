@@ -48,10 +48,17 @@ void model_widen(const tare_model *model, tare_dtype dtype, const void *from, si
  */
 tare_status model_read_vector(tare_model *model, const tensor_info *tensor, float **out);
 
+/* Accounted bytes, at most: of the result of model_read_vector, and while it is read. */
+size_t model_vector_bytes(const tensor_info *tensor);
+size_t model_read_vector_bytes(const tensor_info *tensor);
+
 /* Called with each piece of a tensor, in order: rows [first, first+count) as stored. */
 typedef tare_status (*model_rows_fn)(void *user, size_t first, size_t count, const void *rows);
 /* Streams a matrix in pieces of at most 16 MiB (at least one row). */
 tare_status model_stream_rows(tare_model *model, const tensor_info *tensor, model_rows_fn piece,
                               void *user);
+/* Rows of one piece, and accounted bytes of the stream at most, without what `piece` needs. */
+size_t model_stream_step(const tensor_info *tensor);
+size_t model_stream_bytes(const tensor_info *tensor);
 
 #endif

@@ -336,3 +336,37 @@ void output_free(output *o)
     arena_free(&o->arena);
     mem_free(o->ctx, o);
 }
+
+/* ---- memory ---- */
+
+enum {
+    NAME_BYTES = 192,      /* a tensor's name with the arena's rounding */
+    HEADER_ENTRY = 512,    /* of a file's header, in a buffer that doubles */
+    VERIFY_ENTRY = 4096,   /* a tensor in description, index and header as trees, maps and tables */
+    SMALL_THINGS = 1 << 20 /* paths, writers, config.json */
+};
+
+static size_t folder_count(unsigned save)
+{
+    return (save & SAVE_ASCENDV1 ? 1u : 0u) + (save & (SAVE_SAFE_TENSOR | SAVE_NUMPY) ? 1u : 0u);
+}
+
+/* Tables that grow by doubling hold up to three times what they need while they grow. */
+size_t output_state_bytes(size_t tensors, unsigned save)
+{
+    size_t unit = 3 * sizeof(output_unit) + NAME_BYTES + 6 * 32;
+    size_t planned = sizeof(planned_tensor) + sizeof(tensor_info) + 64 + 2 * NAME_BYTES +
+                     HEADER_ENTRY + 6 * 32;
+    return SMALL_THINGS + tensors * (unit + folder_count(save) * planned);
+}
+
+/* append_widened's piece and the pickle text of npy files; what linear_data makes. */
+size_t output_write_bytes(size_t n)
+{
+    return mem_array_bytes(n, sizeof(int64_t)) + mem_array_bytes(32768, sizeof(float));
+}
+
+size_t output_finish_bytes(size_t tensors, size_t n)
+{
+    return 2 * SMALL_THINGS + 2 * tensors * VERIFY_ENTRY + verify_numbers_bytes(n);
+}

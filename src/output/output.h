@@ -124,5 +124,11 @@ tare_status output_publish_rest(tare_context *ctx, const char *stage, const char
  * layout. */
 tare_status output_finish(output *o, const char *run_json, uint64_t *bytes);
 void output_free(output *o);
+/* Accounted bytes, at most, for a run with `tensors` tensors in each folder: of the output while it
+ * is written; of writing a linear of `n` rows (0: a piece of a FLOAT tensor); of output_finish, the
+ * verification of linears of up to `n` rows included. */
+size_t output_state_bytes(size_t tensors, unsigned save);
+size_t output_write_bytes(size_t n);
+size_t output_finish_bytes(size_t tensors, size_t n);
 
 #endif

@@ -175,6 +175,8 @@ tare_status output_stage_config(output *o, output_folder *f);
 /* copy_files.c: everything that is copied; one warning lists what is left out. */
 tare_status output_copy_files(output *o, output_folder *f);
 
+/* verify_read.c: accounted bytes, at most, of the numbers of a linear with `n` rows. */
+size_t verify_numbers_bytes(size_t n);
 /* resume.c */
 /* Notes a written piece of a safetensors file. */
 tare_status output_note_range(output *o, output_folder *f, const planned_tensor *t,

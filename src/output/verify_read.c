@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/background.h"
+#include "output/output_internal.h"
 #include "output/verify_internal.h"
 #include "tensor/convert.h"
 
@@ -243,6 +244,13 @@ done:
     if (status != TARE_OK)
         verify_numbers_free(f->v->ctx, out);
     return status;
+}
+
+size_t verify_numbers_bytes(size_t n)
+{
+    return 4 * mem_array_bytes(n, sizeof(float)) + 2 * mem_array_bytes(n, sizeof(int32_t)) +
+           2 * mem_array_bytes(n, sizeof(int64_t)) + 2 * mem_block_bytes(n) +
+           mem_block_bytes(SCAN_PIECE) + file_read_bytes(SCAN_PIECE);
 }
 
 void verify_numbers_free(tare_context *ctx, vnumbers *n)

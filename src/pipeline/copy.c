@@ -49,6 +49,17 @@ tare_status write_float_rows(run *r, const tensor_info *source, size_t first, si
     return status;
 }
 
+size_t write_float_rows_bytes(const run *r, const tensor_info *source)
+{
+    size_t rows = source->rank ? source->shape[0] : 1;
+    size_t width = rows ? tensor_elements(source) / rows : 0, bytes = output_write_bytes(0);
+    tare_dtype to = output_tensor(r, source).dtype;
+    if (to == source->dtype)
+        return bytes;
+    size_t n = model_stream_step(source) * width;
+    return bytes + mem_array_bytes(n, sizeof(float)) + mem_array_bytes(n, dtype_size(to));
+}
+
 typedef struct copy_work {
     run *r;
     const tensor_info *source;

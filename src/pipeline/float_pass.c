@@ -125,6 +125,8 @@ static tare_status alloc_scoring(float_work *w)
     size_t widest = widest_input(r), cells;
     for (int g = 0; g < GROUP_COUNT; g++)
         score_init(&w->scores[g]);
+    if (!r->wants_scores)
+        return TARE_OK;
     if (!(w->scratch = mem_alloc_array(r->ctx, 2 * widest, sizeof *w->scratch)))
         return TARE_E_MEMORY;
     if (!r->smoothing)
@@ -134,6 +136,15 @@ static tare_status alloc_scoring(float_work *w)
                          r->samples.longest);
     w->smoothed = mem_alloc_array(r->ctx, cells, sizeof *w->smoothed);
     return w->smoothed ? TARE_OK : TARE_E_MEMORY;
+}
+
+size_t float_scoring_bytes(const run *r)
+{
+    size_t widest = widest_input(r);
+    if (!r->wants_scores)
+        return 0;
+    return mem_array_bytes(2 * widest, sizeof(float)) +
+           (r->smoothing ? mem_array_bytes(r->samples.longest * widest, sizeof(float)) : 0);
 }
 
 /* The scored samples' part of the float stream, sample by sample; the caller frees it. */
@@ -200,7 +211,10 @@ tare_status float_layer_pass(run *r, size_t layer, layer_source *source)
     TRY(layer_source_load(r, layer, source));
     TRY(alloc_scoring(&w));
     TRY(layer_norms_load(r->model, layer, &norms));
-    TRY(float_layer_create(r->model, layer, r->compute, source->raw, &w.linears));
+    if (r->layout.whole_layer)
+        TRY(float_layer_create(r->model, layer, r->compute, source->raw, &w.linears));
+    else
+        float_layer_borrow(r->model, layer, r->compute, source->raw, &w.linears);
     if (r->smoothing) {
         TRY(smooth_then_score(&w, &norms, source));
     } else {

@@ -236,6 +236,22 @@ done:
     return status;
 }
 
+size_t calibrated_layer_bytes(const run *r, size_t layer, size_t rows)
+{
+    const model_config *c = &r->model->config;
+    size_t k = 0, samples = r->samples.count;
+    for (size_t i = 0; i < r->linears_per_layer; i++) {
+        const model_linear *l = &r->model->layers[layer].linears[c->arch->linears[i].role];
+        if (!r->linears[layer * r->linears_per_layer + i].is_float)
+            k = l->k > k ? l->k : k;
+    }
+    size_t bytes = mem_array_bytes(samples, sizeof(act_params)) +
+                   mem_array_bytes(rows, sizeof(uint32_t)) + GROUP_COUNT * observer_bytes(samples);
+    if (r->attentions[layer].quantize)
+        bytes += fa_observer_bytes((size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads});
+    return bytes + mem_array_bytes(rows * k, live_linears_need_float(r) ? sizeof(float) : 1);
+}
+
 /* Buffers for the widest input of the layer's quantized linears. */
 static tare_status alloc_buffers(calibrated_layer *c)
 {

@@ -10,7 +10,7 @@
  * and one rounding more or less in the sum flips roundings in later layers (on tiny models the
  * difference to the reference's input scales was 2e-3 with integers, 2e-7 with its own arithmetic).
  */
-static bool needs_float(const run *r)
+bool live_linears_need_float(const run *r)
 {
     return r->recipe->pr < 1 || r->num.compat;
 }
@@ -95,7 +95,7 @@ tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, 
     }
     mem_free(r->ctx, raw->data);
     raw->data = NULL;
-    if (quantize && linear->spec && needs_float(r))
+    if (quantize && linear->spec && live_linears_need_float(r))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
     if (!r->overlap)
@@ -142,6 +142,49 @@ done:
     mem_free(r->ctx, deq_scale);
     mem_free(r->ctx, quant_bias);
     return TARE_WRAP(r->ctx, status, "%s", l->linear->name);
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Each step of live_linear_load with all that it holds. */
+void live_linear_bytes(const run *r, const model_linear *l, bool quantize, live_linear_size *out)
+{
+    bool smooth = r->smoothing && l->spec, wide = quantize && l->spec && live_linears_need_float(r);
+    size_t n = l->n, k = l->k;
+    tare_dtype dtype = linear_raw_dtype(r->model, l), kept = output_tensor(r, l->weight).dtype;
+    size_t source = linear_raw_bytes(r->model, l);
+    size_t bias = l->bias ? model_read_vector_bytes(l->bias) : mem_array_bytes(n, sizeof(float));
+    *out = (live_linear_size){.loading = linear_read_bytes(r->model, l)};
+    if (smooth) {
+        out->loading = larger(out->loading, smoothing_weight_bytes(r, l, quantize));
+        dtype = quantize ? TARE_F32 : kept;
+        source = mem_array_bytes(n * k, dtype_size(dtype));
+    }
+    if (quantize) {
+        out->weights = weight_quantized_bytes(n, k);
+        out->loading = larger(out->loading,
+                              source + out->weights + weight_quantize_bytes(r->ctx, n, k));
+    }
+    if (wide) {
+        dtype = TARE_F32;
+        source = out->weights + mem_array_bytes(n * k, sizeof(float));
+    }
+    if (wide || !quantize) {
+        out->packed = mem_block_bytes(gemm_weight_bytes(r->compute, dtype, n, k));
+        out->loading = larger(out->loading, source + out->packed + output_write_bytes(n) +
+                                                gemm_packing_bytes(r->ctx, r->compute, dtype, k));
+    }
+    out->loading = larger(out->loading, out->weights + out->packed + 2 * bias);
+    out->weights += 2 * mem_array_bytes(n, sizeof(float)); /* the bias in both its forms */
+}
+
+size_t live_linear_write_bytes(size_t n)
+{
+    return mem_array_bytes(n, sizeof(float)) + mem_array_bytes(n, sizeof(int32_t)) +
+           output_write_bytes(n);
 }
 
 observer_kind observer_kind_of(const run *r, const fallback_linear *f)

@@ -152,3 +152,11 @@ tare_status plan_output(run *r)
 done:
     return status;
 }
+
+/* A W8A8 linear has eight tensors, a norm up to four, an attention six. */
+size_t run_tensors(const run *r)
+{
+    const model_config *c = &r->model->config;
+    size_t a_layer = 8 * c->arch->num_linears + 4 * c->arch->num_norms + FA_KINDS * 2;
+    return c->num_layers * a_layer + r->model->num_extra + 16;
+}

@@ -2,16 +2,14 @@
  * write, then finish; of weights alone (W8A16) tensor by tensor read - quantize - write. Everything
  * that can be refused is refused before the first weight is read. Passes over the checkpoint: one,
  * or two with disable_level. */
-#include "pipeline/run.h"
-#include "tensor/kernels.h"
+#include <string.h>
 
-/* Rows of a batch: enough for the matrix products to be efficient, few enough for a 70B model's
- * intermediates to stay small. */
-enum { BATCH_ROWS = 2048 };
+#include "pipeline/work_plan.h"
+#include "tensor/kernels.h"
 
 void tare_quantize_options_init(tare_quantize_options *options)
 {
-    *options = (tare_quantize_options){.verify = true};
+    *options = (tare_quantize_options){.verify = true, .probe = true};
 }
 
 static tare_status open_model(run *r)
@@ -31,6 +29,11 @@ static tare_status open_model(run *r)
             r->ctx,
             "the serving dtype is float32, which engines serve as float16: give --dtype float16 or "
             "bfloat16 so that the scales are rounded for it");
+    for (size_t i = 0; i < recipe->save_types.count; i++) {
+        unsigned bit = 0;
+        output_save_type(recipe->save_types.items[i], &bit);
+        r->save |= bit;
+    }
     r->compute = recipe->compute == COMPUTE_FP32   ? GEMM_FP32
                  : recipe->compute == COMPUTE_BF16 ? GEMM_BF16
                  : r->num.compat                   ? GEMM_FP32
@@ -47,7 +50,12 @@ static size_t tokens_of(const run *r, size_t samples)
     return tokens;
 }
 
-/* m3 looks at the first sample, the other methods at all of them, the score at a few. */
+/* m3 looks at the first sample, the other methods at all of them, the score at a few.
+ *
+ * disable_level ranks all layers before the first is quantized: a float pass of its own, which also
+ * finds the smoothing. Without it the float stream, if there is one, runs beside the quantized one,
+ * layer by layer - except where compat's FP16 output depends on the observers' kind, which is
+ * declared beforehand. */
 static void plan_float_stream(run *r)
 {
     size_t all = r->samples.count;
@@ -60,6 +68,8 @@ static void plan_float_stream(run *r)
         r->float_samples = r->score_samples;
     r->score_tokens = tokens_of(r, r->score_samples);
     r->float_tokens = tokens_of(r, r->float_samples);
+    r->two_passes = r->wants_scores && (r->recipe->disable_level > 0 || r->num.compat);
+    r->float_beside = !r->two_passes && r->float_samples > 0;
 }
 
 static tare_status load_samples(run *r)
@@ -89,6 +99,7 @@ tare_status open_output(run *r)
 {
     output_options o = {.dir = r->options->out,
                         .model_dir = r->options->model,
+                        .save = r->save,
                         .part_file_size = (int)r->recipe->part_file_size,
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
@@ -100,11 +111,6 @@ tare_status open_output(run *r)
                         .journal = !r->options->no_resume,
                         .before_publish = resume_before_publish,
                         .user = r};
-    for (size_t i = 0; i < r->recipe->save_types.count; i++) {
-        unsigned bit = 0;
-        output_save_type(r->recipe->save_types.items[i], &bit);
-        o.save |= bit;
-    }
     return output_open(r->ctx, &o, &r->out);
 }
 
@@ -129,13 +135,45 @@ static size_t most_rows(const run *r)
     return r->samples.longest > r->layout.batch_rows ? r->samples.longest : r->layout.batch_rows;
 }
 
-/* What lives through all layers. */
+/* What can be known, and refused, before any weight is read. */
+static tare_status plan_run(run *r, memory_plan *plan)
+{
+    tare_status status = TARE_OK;
+    TRY(recipe_check(r->recipe));
+    r->scheme = r->recipe->a_bit == 16 ? LINEAR_W8A16 : LINEAR_W8A8;
+    TRY(open_model(r));
+    TRY(plan_linears(r));
+    if (needs_samples(r))
+        TRY(load_samples(r));
+    TRY(memory_plan_make(r, plan));
+    r->layout = plan->layout;
+done:
+    return status;
+}
+
+/* From here on accounted memory stays within the budget. */
 static tare_status plan_memory(run *r)
 {
-    r->layout = (run_layout){.whole_layer = true,
-                             .overlap = true,
-                             .batch_rows = r->options->batch_rows ? r->options->batch_rows
-                                                                  : BATCH_ROWS};
+    memory_plan plan;
+    tare_status status = plan_run(r, &plan);
+    if (status != TARE_OK)
+        return status;
+    TARE_INFO(r->ctx,
+              "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s",
+              (plan.peak.total >> 20) + 1, plan.peak.unit, r->two_passes ? 2 : 1,
+              r->two_passes ? "passes" : "pass", plan.layout.batch_rows,
+              plan.layout.overlap ? ", layers read ahead" : "",
+              plan.layout.spill ? ", hidden states in scratch files" : "",
+              plan.layout.whole_layer ? "" : ", one linear at a time");
+    r->ctx->options.memory_limit = plan.budget - plan.reserve < SIZE_MAX
+                                       ? (size_t)plan.budget - plan.reserve
+                                       : 0;
+    return TARE_OK;
+}
+
+/* What lives through all layers. */
+static tare_status alloc_workspace(run *r)
+{
     size_t rows = most_rows(r);
     rows = r->samples.tokens < rows ? r->samples.tokens : rows;
     if (rows == 0) /* weights alone */
@@ -155,22 +193,23 @@ tare_status create_states(run *r, bool of_floats)
                          of_floats ? &r->float_states : &r->states);
 }
 
-/* disable_level ranks all layers before the first is quantized: a float pass of its own, which also
- * finds the smoothing. Without it the float stream, if there is one, runs beside the quantized one,
- * layer by layer - except where compat's FP16 output depends on the observers' kind, which is
- * declared beforehand. */
-static bool has_float_pass(const run *r)
+static void free_states(run *r)
 {
-    return r->wants_scores && (r->recipe->disable_level > 0 || r->num.compat);
+    overlap_stop(r);
+    decoder_workspace_free(&r->workspace);
+    r->workspace = (decoder_workspace){0};
+    stream_free(r->states);
+    stream_free(r->float_states);
+    r->states = r->float_states = NULL;
 }
 
 static tare_status choose_fallback(run *r)
 {
     tare_status status = TARE_OK;
-    if (has_float_pass(r) && r->resume.pass == PASS_FLOAT)
+    if (r->two_passes && r->resume.pass == PASS_FLOAT)
         TRY(float_pass(r));
     r->resume.pass = PASS_QUANTIZE;
-    if (!has_float_pass(r))
+    if (!r->two_passes)
         return TARE_OK;
     TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
 done:
@@ -196,7 +235,7 @@ static tare_status put_row(void *user, size_t index, const float *x)
 static tare_status embed(run *r)
 {
     tare_status status = TARE_OK;
-    bool beside = r->float_samples > 0 && !has_float_pass(r);
+    bool beside = r->float_beside;
     TRY(create_states(r, false));
     if (beside)
         TRY(create_states(r, true));
@@ -260,6 +299,7 @@ static tare_status finish(run *r, tare_quantize_result *result)
     buffer record;
     buffer_init(&record, r->ctx);
     TRY(checkpoint_check_unchanged(r->model->checkpoint));
+    free_states(r);
     TRY(run_record(r, &record));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
     result->linears_quantized = r->num_quantized;
@@ -267,16 +307,6 @@ static tare_status finish(run *r, tare_quantize_result *result)
 done:
     buffer_free(&record);
     return status;
-}
-
-static void free_states(run *r)
-{
-    overlap_stop(r);
-    decoder_workspace_free(&r->workspace);
-    r->workspace = (decoder_workspace){0};
-    stream_free(r->states);
-    stream_free(r->float_states);
-    r->states = r->float_states = NULL;
 }
 
 static void run_free(run *r)
@@ -292,12 +322,7 @@ static void run_free(run *r)
 static tare_status run_all(run *r, tare_quantize_result *result)
 {
     tare_status status = TARE_OK;
-    TRY(recipe_check(r->recipe));
-    r->scheme = r->recipe->a_bit == 16 ? LINEAR_W8A16 : LINEAR_W8A8;
-    TRY(open_model(r));
-    TRY(plan_linears(r));
-    if (needs_samples(r))
-        TRY(load_samples(r));
+    TRY(plan_memory(r));
     result->linears = r->num_linears;
     result->samples = r->samples.count;
     result->tokens = r->samples.tokens;
@@ -305,7 +330,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     TRY(resume_open(r));
     if ((result->was_finished = r->resume.finished))
         goto done;
-    TRY(plan_memory(r));
+    TRY(alloc_workspace(r));
     TRY(resume_restore(r));
     TRY(choose_fallback(r));
     TRY(plan_output(r));
@@ -320,30 +345,94 @@ done:
     return status;
 }
 
+/* A run with the recipe of `options`, or the default one, which *owned then holds. */
+static tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
+                            tare_recipe **owned)
+{
+    *owned = NULL;
+    *r = (run){.ctx = ctx, .options = options, .recipe = options->recipe};
+    arena_init(&r->arena, ctx);
+    /* The plan looks at the peak of this call alone. */
+    r->earlier_peak = atomic_exchange(&ctx->memory_peak, atomic_load(&ctx->memory_used));
+    if (options->recipe)
+        return TARE_OK;
+    tare_status status = tare_recipe_create(ctx, owned);
+    r->recipe = *owned;
+    return status;
+}
+
+/* The end of a call; gives its own peak. */
+static size_t run_end(run *r, tare_recipe *owned)
+{
+    tare_context *ctx = r->ctx;
+    size_t own = tare_memory_peak(ctx);
+    run_free(r);
+    tare_recipe_free(owned);
+    if (r->earlier_peak > own)
+        atomic_store(&ctx->memory_peak, r->earlier_peak);
+    return own;
+}
+
+static void note_memory(const memory_plan *m, tare_plan *out)
+{
+    const memory_peak *p = m->peak.total ? &m->peak : &m->smallest;
+    out->budget = m->budget;
+    out->smallest = m->smallest.total;
+    out->peak = p->total;
+    out->weights = p->terms[TERM_WEIGHTS];
+    out->packed = p->terms[TERM_PACKED];
+    out->activations = p->terms[TERM_ACTIVATIONS];
+    out->workspace = p->terms[TERM_WORKSPACE];
+    out->smoothing = p->terms[TERM_SMOOTHING];
+    out->scratch = p->terms[TERM_SCRATCH];
+    out->output = p->terms[TERM_OUTPUT];
+    out->fixed = p->terms[TERM_FIXED];
+    memcpy(out->peak_unit, p->unit, sizeof out->peak_unit);
+    out->batch_tokens = m->layout.batch_rows;
+    out->whole_layer = m->layout.whole_layer;
+    out->spill = m->layout.spill;
+    out->overlap = m->layout.overlap;
+}
+
+tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
+                               tare_plan *plan)
+{
+    tare_status status = TARE_OK;
+    tare_recipe *defaults;
+    memory_plan memory = {0};
+    run r;
+    *plan = (tare_plan){.seconds = -1};
+    if (!options->model)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "a model folder is needed");
+    TRY(run_init(&r, ctx, options, &defaults));
+    status = plan_run(&r, &memory);
+    note_memory(&memory, plan);
+    TRY(status);
+    TRY(work_plan_make(&r, options->probe, plan));
+done:
+    run_end(&r, defaults);
+    return status;
+}
+
 tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
                           tare_quantize_result *result)
 {
     double started = clock_seconds();
-    tare_recipe *defaults = NULL;
+    tare_recipe *defaults;
     tare_quantize_result ignored;
+    run r;
     result = result ? result : &ignored;
     *result = (tare_quantize_result){0};
     if (!options->model || !options->out)
         return TARE_FAIL(ctx, TARE_E_USAGE, "a model folder and an output folder are needed");
-    if (!options->recipe) {
-        tare_status status = tare_recipe_create(ctx, &defaults);
-        if (status != TARE_OK)
-            return status;
-    }
-    run r = {
-        .ctx = ctx, .options = options, .recipe = options->recipe ? options->recipe : defaults};
-    arena_init(&r.arena, ctx);
-    tare_status status = run_all(&r, result);
+    size_t owners_limit = ctx->options.memory_limit;
+    tare_status status = run_init(&r, ctx, options, &defaults);
+    if (status == TARE_OK)
+        status = run_all(&r, result);
     overlap_stop(&r); /* nobody writes any more */
     resume_close(&r, status);
-    run_free(&r);
-    tare_recipe_free(defaults);
+    ctx->options.memory_limit = owners_limit;
+    result->peak_memory = run_end(&r, defaults);
     result->seconds = clock_seconds() - started;
-    result->peak_memory = tare_memory_peak(ctx);
     return status;
 }

@@ -77,6 +77,7 @@ typedef struct run {
     gemm_compute compute;
     output *out;
     progress progress;
+    size_t earlier_peak; /* of the context, before this call */
 
     /* All linears in module order, layer by layer; the head is the last. */
     size_t linears_per_layer, num_linears;
@@ -85,6 +86,9 @@ typedef struct run {
     run_attention *attentions; /* [layers] */
     size_t num_fa;             /* that are observed */
     bool wants_scores;
+    bool two_passes;   /* all layers pass as floats before the first is quantized */
+    bool float_beside; /* or the float stream runs beside, layer by layer */
+    unsigned save;     /* SAVE_* bits */
     size_t score_samples, score_tokens; /* the first samples, which the score looks at */
     size_t float_samples, float_tokens; /* the first samples, which the float stream carries */
     smooth_config smooth;
@@ -134,12 +138,16 @@ size_t run_linear_index(const run *r, size_t layer, linear_role role);
 tare_status plan_linears(run *r);
 /* Declares every tensor of the output, in model order. */
 tare_status plan_output(run *r);
+/* Tensors of one folder of the output, at most. */
+size_t run_tensors(const run *r);
 
 /* ---- float_pass.c ---- */
 
 /* Runs the float model's layer over the float stream, in place: solves its smoothing and scores its linears, as the run asks. Loads `source` if it is
  * empty. */
 tare_status float_layer_pass(run *r, size_t layer, layer_source *source);
+/* Accounted bytes, at most, of the buffers for scores. */
+size_t float_scoring_bytes(const run *r);
 /* Scores the head, whose input is the final norm's output. */
 tare_status score_head(run *r);
 /* All layers: the first of two passes. */
@@ -174,6 +182,14 @@ tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_w
 void smoothing_free_layer(run *r, size_t layer);
 /* The vectors of a layer (none: nothing is there), written to or read from an archive. */
 tare_status smoothing_archive(run *r, size_t layer, archive *a);
+/* Is `l` a target of a pair that is smoothed? */
+bool smoothing_targets(const run *r, const model_linear *l);
+/* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
+ * smoothing_solve beside that; of smoothing_weight with both its weights. */
+size_t smoothing_layer_bytes(const run *r, size_t layer);
+size_t smoothing_watch_bytes(const run *r, size_t layer);
+size_t smoothing_solve_bytes(const run *r, size_t layer);
+size_t smoothing_weight_bytes(const run *r, const model_linear *l, bool quantize);
 
 /* ---- layer.c, live_linear.c ---- */
 
@@ -183,6 +199,9 @@ void layer_source_free(run *r, layer_source *source);
 tare_status quantize_layer(run *r, size_t layer);
 /* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
 tare_status quantize_head(run *r);
+/* Accounted bytes, at most, of the buffers and observers of quantize_layer, for batches of `rows`.
+ */
+size_t calibrated_layer_bytes(const run *r, size_t layer, size_t rows);
 
 /* One linear while its layer is loaded. */
 typedef struct live_linear {
@@ -201,10 +220,21 @@ typedef struct live_linear {
 tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, raw_weight *raw,
                              live_linear *out);
 void live_linear_free(run *r, live_linear *l);
+/* Are fake-quantized linears computed in floats? */
+bool live_linears_need_float(const run *r);
 /* Derives and writes the tensors of a quantized linear. */
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
 /* Writes a float linear, if that has not been done. */
 tare_status live_linear_write_float(run *r, live_linear *l);
+
+/* Accounted bytes of a live linear, at most. */
+typedef struct live_linear_size {
+    size_t weights, packed; /* that it keeps: 8-bit, and in compute format */
+    size_t loading;         /* while it is loaded, the source and the result included */
+} live_linear_size;
+void live_linear_bytes(const run *r, const model_linear *linear, bool quantize,
+                       live_linear_size *out);
+size_t live_linear_write_bytes(size_t n);
 
 /* A layer that is calibrated: all that its tensors are made from. */
 typedef struct layer_output {
@@ -252,6 +282,8 @@ tare_status write_late_attentions(run *r);
 
 /* W8A16, from the first tensor to the last: read, quantize, write. */
 tare_status quantize_weights(run *r);
+/* Accounted bytes, at most, of quantize_weights. */
+size_t weight_pass_bytes(run *r);
 
 /* ---- copy.c ---- */
 
@@ -264,6 +296,8 @@ tare_status output_values(run *r, const tensor_info *source, const void *stored,
 /* Writes rows [first, first+count) of a declared float tensor from its stored form. */
 tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
                              const void *rows);
+/* Accounted bytes, at most, for pieces as model_stream_rows makes them. */
+size_t write_float_rows_bytes(const run *r, const tensor_info *source);
 /* A norm's weight and bias as they are in use; the final norm and q and k norms have no bias. */
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias);
 /* Streams a whole tensor through. */

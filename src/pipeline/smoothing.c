@@ -297,11 +297,19 @@ static void describe_pair(run *r, size_t layer, smooth_pair pair, pair_group *ou
     }
 }
 
+/* Rows of a pair's inputs that its method reads again. */
+static size_t watched_rows(const run *r)
+{
+    smooth_need need = smooth_needs(&r->smooth);
+    return need == SMOOTH_ALL_SAMPLES    ? r->float_tokens
+           : need == SMOOTH_FIRST_SAMPLE ? r->samples.lengths[0]
+                                         : 0;
+}
+
 /* Names and sizes are enough for statistics; the vectors come with smoothing_solve. */
 tare_status smoothing_watch(run *r, size_t layer, pair_watch watch[PAIR_COUNT])
 {
     tare_status status = TARE_OK;
-    smooth_need need = smooth_needs(&r->smooth);
     for (int p = 0; p < PAIR_COUNT; p++) {
         const model_layer *m = &r->model->layers[layer];
         linear_role role = p == PAIR_INPUT            ? ROLE_Q
@@ -319,9 +327,7 @@ tare_status smoothing_watch(run *r, size_t layer, pair_watch watch[PAIR_COUNT])
             continue;
         TRY(smooth_stats_create(r->ctx, &r->smooth, &g, &watch[p].stats));
         watch[p].channels = target.k;
-        watch[p].rows = need == SMOOTH_ALL_SAMPLES    ? r->float_tokens
-                        : need == SMOOTH_FIRST_SAMPLE ? r->samples.lengths[0]
-                                                      : 0;
+        watch[p].rows = watched_rows(r);
         size_t cells;
         if (!size_mul(watch[p].rows, target.k, &cells))
             return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: inputs of %zu tokens",
@@ -443,6 +449,97 @@ tare_status smoothing_solve(run *r, size_t layer, const layer_source *source,
 done:
     buffer_free(&notes);
     return status;
+}
+
+/* ---- memory ---- */
+
+/* A pair by its sizes alone. */
+typedef struct pair_size {
+    smooth_group group;
+    smooth_weight targets[3], source;
+    smooth_weight *list[3];
+} pair_size;
+
+static void measure_pair(const run *r, size_t layer, smooth_pair pair, pair_size *out)
+{
+    const architecture *arch = r->model->config.arch;
+    const model_layer *m = &r->model->layers[layer];
+    *out = (pair_size){0};
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        const model_linear *l = &m->linears[arch->linears[i].role];
+        size_t n = out->group.num_targets;
+        if (l->group != smooth_pair_targets(pair))
+            continue;
+        out->targets[n] = (smooth_weight){.name = l->name, .n = l->n, .k = l->k};
+        out->list[n] = &out->targets[n];
+        out->group.num_targets++;
+        out->group.channels = l->k;
+    }
+    out->group.targets = out->list;
+    if (!is_norm_pair(pair)) {
+        out->source.k = m->linears[pair == PAIR_VALUE_OUTPUT ? ROLE_V : ROLE_UP].k;
+        out->group.source = &out->source;
+    }
+}
+
+size_t smoothing_layer_bytes(const run *r, size_t layer)
+{
+    const architecture *arch = r->model->config.arch;
+    size_t bytes = 0, hidden = mem_array_bytes(r->model->config.hidden_size, sizeof(float));
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        const model_linear *l = &r->model->layers[layer].linears[arch->linears[i].role];
+        bytes += 2 * mem_array_bytes(l->n, sizeof(float)) +
+                 3 * mem_array_bytes(l->k, sizeof(float)); /* scales, bias; the input's own */
+    }
+    return bytes + 4 * hidden;
+}
+
+bool smoothing_targets(const run *r, const model_linear *l)
+{
+    for (int p = 0; r->smoothing && p < PAIR_COUNT; p++) {
+        if (smooth_pair_targets((smooth_pair)p) == l->group)
+            return pair_is_active(r, l->layer, (smooth_pair)p);
+    }
+    return false;
+}
+
+size_t smoothing_watch_bytes(const run *r, size_t layer)
+{
+    size_t bytes = 0;
+    pair_size p;
+    for (int i = 0; i < PAIR_COUNT; i++) {
+        if (!pair_is_active(r, layer, (smooth_pair)i))
+            continue;
+        measure_pair(r, layer, (smooth_pair)i, &p);
+        bytes += smooth_stats_bytes(&r->smooth, p.group.channels);
+        if (watched_rows(r))
+            bytes += mem_array_bytes(watched_rows(r) * p.group.channels, sizeof(float));
+    }
+    return bytes;
+}
+
+size_t smoothing_solve_bytes(const run *r, size_t layer)
+{
+    size_t most = 0;
+    pair_size p;
+    for (int i = 0; i < PAIR_COUNT; i++) {
+        if (!pair_is_active(r, layer, (smooth_pair)i))
+            continue;
+        measure_pair(r, layer, (smooth_pair)i, &p);
+        size_t bytes = smooth_solve_bytes(r->ctx, &r->smooth, &p.group, r->samples.lengths[0],
+                                          r->float_tokens);
+        most = bytes > most ? bytes : most;
+    }
+    return most;
+}
+
+/* Row by row to FP32; what stays float is narrowed again. */
+size_t smoothing_weight_bytes(const run *r, const model_linear *l, bool quantize)
+{
+    size_t wide = mem_array_bytes(l->n * l->k, sizeof(float)), raw = linear_raw_bytes(r->model, l);
+    tare_dtype to = quantize ? TARE_F32 : output_tensor(r, l->weight).dtype;
+    size_t stored = to == TARE_F32 ? 0 : mem_array_bytes(l->n * l->k, dtype_size(to));
+    return wide + (raw > stored ? raw : stored);
 }
 
 /* ---- what the layer is made of afterwards ---- */

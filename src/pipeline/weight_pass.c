@@ -2,6 +2,7 @@
  * model order; while one piece is computed the next are read and the last ones written, so memory
  * is a few pieces whatever the model, and time is the disk's. */
 #include "base/background.h"
+#include "base/parallel.h"
 #include "pipeline/run.h"
 
 enum {
@@ -43,6 +44,9 @@ typedef struct weight_pass {
     run *run;
     weight_step *steps;
     size_t num_steps;
+    struct { /* bytes and rows of the largest piece */
+        size_t stored, quantized, scales, bias;
+    } most;
     size_t step, row;   /* what is read next */
     weight_range range; /* of the matrix in work */
     background *readers[READERS], *writer;
@@ -50,52 +54,6 @@ typedef struct weight_pass {
 } weight_pass;
 
 /* ---- the steps ---- */
-
-static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
-                     const model_linear *linear)
-{
-    if (source->bytes > 0)
-        w->steps[w->num_steps++] = (weight_step){kind, source, linear};
-}
-
-static void add_linear(weight_pass *w, const model_linear *l, const fallback_linear *f)
-{
-    if (!f->is_float && w->run->recipe->mm_tensor)
-        add_step(w, STEP_MEASURE, l->weight, l);
-    if (!f->is_float)
-        add_step(w, STEP_QUANTIZE, l->weight, l);
-    else if (!f->is_head || !w->run->model->head_is_tied)
-        add_step(w, STEP_FLOAT, l->weight, NULL);
-    if (f->is_float && l->bias)
-        add_step(w, STEP_FLOAT, l->bias, NULL);
-}
-
-/* In the order of plan_output. */
-static tare_status list_steps(weight_pass *w)
-{
-    run *r = w->run;
-    const tare_model *m = r->model;
-    const architecture *arch = m->config.arch;
-    size_t most = 2 + 2 * r->num_linears + m->config.num_layers * arch->num_norms + m->num_extra;
-    w->steps = arena_alloc_array(&r->arena, most, sizeof *w->steps);
-    if (!w->steps)
-        return TARE_E_MEMORY;
-    add_step(w, STEP_FLOAT, m->embedding, NULL);
-    for (size_t layer = 0; layer < m->config.num_layers; layer++) {
-        for (size_t i = 0; i < arch->num_linears; i++)
-            add_linear(w, &m->layers[layer].linears[arch->linears[i].role],
-                       &r->linears[layer * r->linears_per_layer + i]);
-        for (size_t i = 0; i < arch->num_norms; i++)
-            add_step(w, STEP_NORM, m->layers[layer].norms[arch->norms[i].role], NULL);
-    }
-    add_step(w, STEP_NORM, m->final_norm, NULL);
-    add_linear(w, &m->head, &r->linears[r->num_linears - 1]);
-    for (size_t i = 0; i < m->num_extra; i++)
-        add_step(w, STEP_FLOAT, m->extra[i], NULL);
-    return TARE_OK;
-}
-
-/* ---- the pieces ---- */
 
 static size_t rows_of(const weight_step *s)
 {
@@ -115,29 +73,96 @@ static size_t larger(size_t a, size_t b)
     return a > b ? a : b;
 }
 
+/* Without room for steps only the largest piece is found. */
+static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
+                     const model_linear *linear)
+{
+    weight_step s = {kind, source, linear};
+    if (source->bytes == 0)
+        return;
+    if (w->steps)
+        w->steps[w->num_steps] = s;
+    w->num_steps++;
+    size_t rows = rows_of_piece(&s);
+    w->most.stored = larger(w->most.stored, rows * (source->bytes / rows_of(&s)));
+    if (!linear)
+        return;
+    w->most.quantized = larger(w->most.quantized, rows * linear->k);
+    w->most.scales = larger(w->most.scales, rows);
+    w->most.bias = larger(w->most.bias, linear->bias ? linear->bias->bytes : 0);
+}
+
+static void add_linear(weight_pass *w, const model_linear *l, const fallback_linear *f)
+{
+    if (!f->is_float && w->run->recipe->mm_tensor)
+        add_step(w, STEP_MEASURE, l->weight, l);
+    if (!f->is_float)
+        add_step(w, STEP_QUANTIZE, l->weight, l);
+    else if (!f->is_head || !w->run->model->head_is_tied)
+        add_step(w, STEP_FLOAT, l->weight, NULL);
+    if (f->is_float && l->bias)
+        add_step(w, STEP_FLOAT, l->bias, NULL);
+}
+
+/* In the order of plan_output. */
+static void add_steps(weight_pass *w)
+{
+    const run *r = w->run;
+    const tare_model *m = r->model;
+    const architecture *arch = m->config.arch;
+    w->num_steps = 0;
+    add_step(w, STEP_FLOAT, m->embedding, NULL);
+    for (size_t layer = 0; layer < m->config.num_layers; layer++) {
+        for (size_t i = 0; i < arch->num_linears; i++)
+            add_linear(w, &m->layers[layer].linears[arch->linears[i].role],
+                       &r->linears[layer * r->linears_per_layer + i]);
+        for (size_t i = 0; i < arch->num_norms; i++)
+            add_step(w, STEP_NORM, m->layers[layer].norms[arch->norms[i].role], NULL);
+    }
+    add_step(w, STEP_NORM, m->final_norm, NULL);
+    add_linear(w, &m->head, &r->linears[r->num_linears - 1]);
+    for (size_t i = 0; i < m->num_extra; i++)
+        add_step(w, STEP_FLOAT, m->extra[i], NULL);
+}
+
+static tare_status list_steps(weight_pass *w)
+{
+    add_steps(w);
+    w->steps = arena_alloc_array(&w->run->arena, w->num_steps, sizeof *w->steps);
+    if (!w->steps)
+        return TARE_E_MEMORY;
+    add_steps(w);
+    return TARE_OK;
+}
+
+size_t weight_pass_bytes(run *r)
+{
+    weight_pass w = {.run = r};
+    add_steps(&w);
+    size_t piece = mem_array_bytes(file_read_room(w.most.stored), 1) +
+                   mem_array_bytes(w.most.bias, 1) + mem_array_bytes(w.most.quantized, 1) +
+                   2 * mem_array_bytes(w.most.scales, sizeof(float));
+    /* what is converted on its way out; a row's scratch a thread; the list of steps */
+    return PIECES * piece + 3 * mem_array_bytes(2 * w.most.stored, 1) +
+           mem_array_bytes(w.num_steps, sizeof(weight_step)) +
+           (size_t)parallel_threads(r->ctx) *
+               mem_array_bytes(larger(w.most.stored, w.most.quantized), sizeof(float));
+}
+
+/* ---- the pieces ---- */
+
 /* Buffers that hold the largest piece of any step. */
 static tare_status alloc_pieces(weight_pass *w)
 {
     tare_context *ctx = w->run->ctx;
-    size_t stored = 0, quantized = 0, scales = 0, bias = 0;
-    for (size_t i = 0; i < w->num_steps; i++) {
-        const weight_step *s = &w->steps[i];
-        size_t rows = rows_of_piece(s), row_bytes = s->source->bytes / rows_of(s);
-        stored = larger(stored, rows * row_bytes);
-        if (!s->linear)
-            continue;
-        quantized = larger(quantized, rows * s->linear->k);
-        scales = larger(scales, rows);
-        bias = larger(bias, s->linear->bias ? s->linear->bias->bytes : 0);
-    }
     for (size_t i = 0; i < PIECES; i++) {
         weight_piece *p = &w->pieces[i];
         *p = (weight_piece){.pass = w,
-                            .room = mem_alloc(ctx, file_read_room(stored)),
-                            .bias_room = mem_alloc(ctx, bias),
-                            .q = mem_alloc(ctx, quantized),
-                            .scales = mem_alloc_array(ctx, scales, sizeof *p->scales),
-                            .offsets = mem_alloc_array(ctx, scales, sizeof *p->offsets)};
+                            .room = mem_alloc(ctx, file_read_room(w->most.stored)),
+                            .bias_room = mem_alloc(ctx, w->most.bias),
+                            .q = mem_alloc(ctx, w->most.quantized),
+                            .scales = mem_alloc_array(ctx, w->most.scales, sizeof *p->scales),
+                            .offsets = mem_alloc_array(ctx, w->most.scales, sizeof *p->offsets)};
         if (!p->room || !p->bias_room || !p->q || !p->scales || !p->offsets)
             return TARE_E_MEMORY;
     }

@@ -53,6 +53,11 @@ void fa_observer_free(fa_observer *o);
  * TARE_E_DATA. Nothing changes on failure. */
 tare_status fa_observe(fa_observer *o, size_t first, const size_t *lengths, size_t samples,
                        const fa_input in[FA_KINDS]);
+/* Accounted bytes, at most, of an observer, and of fa_observe with up to `samples` samples, the
+ * longest of which has `longest` tokens. */
+size_t fa_observer_bytes(const size_t heads[FA_KINDS]);
+size_t fa_observe_bytes(const tare_context *ctx, const size_t heads[FA_KINDS], size_t head_dim,
+                        size_t samples, size_t longest);
 /* scales [heads] of one tensor, rounded to num->dtype; offsets are all 0. TARE_E_NUMERIC without a
  * sample, or if a scale does not fit the dtype. */
 tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kind kind,
@@ -65,6 +70,9 @@ const float *fa_observer_scores(const fa_observer *o);
 /* The score of 1.6 of one tensor, all of whose values are finite; high = hard to quantize. */
 tare_status fa_score(tare_context *ctx, const fa_input *in, size_t heads, size_t tokens,
                      float *score);
+
+/* Accounted bytes, at most. */
+size_t fa_score_bytes(const tare_context *ctx, size_t heads);
 
 typedef struct fa_module {
     const char *name;

@@ -121,6 +121,12 @@ done:
     return status;
 }
 
+size_t fa_score_bytes(const tare_context *ctx, size_t heads)
+{
+    return 2 * mem_array_bytes(heads, sizeof(uint32_t)) +
+           mem_array_bytes((size_t)parallel_threads(ctx) * BINS, sizeof(uint64_t));
+}
+
 /* ---- the choice ---- */
 
 /* A module counts with the worst of its tensors. */

@@ -302,6 +302,35 @@ done:
     return starts ? status : TARE_E_MEMORY;
 }
 
+enum { MODULE_NAME = 256 };
+
+static size_t sum_of_heads(const size_t heads[FA_KINDS])
+{
+    return heads[FA_Q] + heads[FA_K] + heads[FA_V];
+}
+
+size_t fa_observer_bytes(const size_t heads[FA_KINDS])
+{
+    return mem_block_bytes(sizeof(fa_observer)) + mem_block_bytes(MODULE_NAME) +
+           2 * mem_array_bytes(sum_of_heads(heads), sizeof(float));
+}
+
+size_t fa_observe_bytes(const tare_context *ctx, const size_t heads[FA_KINDS], size_t head_dim,
+                        size_t samples, size_t longest)
+{
+    size_t total = sum_of_heads(heads), keep = 1;
+    for (int kind = 0; kind < FA_KINDS; kind++) {
+        size_t of_kind = fa_window_keep(RATIOS[kind], longest * head_dim);
+        keep = of_kind > keep ? of_kind : keep;
+    }
+    size_t most = heads[FA_Q] > heads[FA_K] ? heads[FA_Q] : heads[FA_K];
+    return mem_array_bytes(samples, sizeof(size_t)) +
+           2 * mem_array_bytes(samples * total, sizeof(float)) +
+           mem_array_bytes(samples * total, sizeof(bool)) +
+           mem_array_bytes((size_t)parallel_threads(ctx) * 2, (keep + 1) * sizeof(float)) +
+           fa_score_bytes(ctx, most);
+}
+
 tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kind kind,
                                float *scales)
 {

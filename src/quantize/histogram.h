@@ -42,6 +42,9 @@ typedef void bin_function(double low, double high, const float *x, size_t n, int
 tare_status histogram_count(tare_context *ctx, bin_function *bins_of, double low, double high,
                             const float *x, size_t count, uint64_t *counts);
 
+/* Accounted bytes, at most. */
+size_t histogram_count_bytes(const tare_context *ctx);
+
 /* The greedy search of 4.4 narrows [0, HISTOGRAM_BINS-1] to [*first,*last]. error() is asked for
  * ranges each of which lies inside the one before. `cumulative` [HISTOGRAM_BINS]. */
 typedef struct range_search {

@@ -184,6 +184,18 @@ done:
     return status;
 }
 
+/* The lists of compat double, and the old one is there while the new one is filled. */
+size_t observer_bytes(size_t samples)
+{
+    return mem_block_bytes(sizeof(observer)) + 6 * mem_array_bytes(samples + 16, sizeof(float));
+}
+
+size_t observer_update_bytes(const tare_context *ctx)
+{
+    size_t threads = (size_t)parallel_threads(ctx);
+    return mem_array_bytes(threads, sizeof(part_extremes)) + histogram_count_bytes(ctx);
+}
+
 bool observer_reached(const observer *o)
 {
     return o->calls > 0;

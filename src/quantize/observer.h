@@ -23,6 +23,9 @@ tare_status observer_update(tare_context *ctx, observer *o, const float *x, size
 tare_status observer_range(tare_context *ctx, observer *o, double *lo, double *hi);
 /* observer_range, then act_params_from_range. */
 tare_status observer_params(tare_context *ctx, observer *o, act_params *out);
+/* Accounted bytes, at most, of one that sees `samples` samples; and what an update needs beside. */
+size_t observer_bytes(size_t samples);
+size_t observer_update_bytes(const tare_context *ctx);
 bool observer_reached(const observer *o);
 
 /* FP32 sum of n contiguous values in PyTorch's CPU order (9.2). */

@@ -74,6 +74,11 @@ tare_status histogram_count(tare_context *ctx, bin_function *bins_of, double low
     return TARE_OK;
 }
 
+size_t histogram_count_bytes(const tare_context *ctx)
+{
+    return mem_array_bytes((size_t)parallel_threads(ctx), SLOTS * sizeof(uint64_t));
+}
+
 static double share_of(const range_search *s, double share)
 {
     double mass = share * s->total;

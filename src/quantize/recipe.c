@@ -18,6 +18,7 @@ typedef enum setting_type {
     SETTING_LEVEL,  /* "L0", "L1", … */
     SETTING_LIST,
     SETTING_AMP,    /* fa_amp, whose refusals have the reference's words */
+    SETTING_MEMORY, /* device = size pairs; not written, as no output depends on them */
     SETTING_SECTION /* bool, with the key "": the section is there, as a map or as true */
 } setting_type;
 
@@ -76,6 +77,7 @@ static const setting settings[] = {
     {"run", "dtype", SETTING_CHOICE, AT(dtype), 0, 0, dtype_choices},
     {"run", "compute", SETTING_CHOICE, AT(compute), 0, 0, compute_choices},
     {"run", "compat", SETTING_CHOICE, AT(compat), 0, 0, compat_choices},
+    {"run", "max_memory", SETTING_MEMORY, AT(max_memory), 0, 0, NULL},
 };
 
 enum { NUM_SETTINGS = sizeof settings / sizeof *settings };
@@ -155,6 +157,7 @@ void tare_recipe_free(tare_recipe *r)
     list_clear(r->ctx, &r->disable_anti_names);
     list_clear(r->ctx, &r->disable_names);
     list_clear(r->ctx, &r->save_types);
+    max_memory_clear(r->ctx, &r->max_memory);
     mem_free(r->ctx, r);
 }
 
@@ -250,6 +253,12 @@ static tare_status set_section(tare_recipe *r, const setting *s, const char *tex
     return status;
 }
 
+static tare_status add_memory(tare_recipe *r, const setting *s, const char *text)
+{
+    return TARE_WRAP(r->ctx, max_memory_add_text(r->ctx, member(r, s), text), "%s.%s", s->section,
+                     s->key);
+}
+
 /* L<n>, no leading zero. */
 static tare_status set_level(tare_recipe *r, const setting *s, const char *text)
 {
@@ -308,6 +317,9 @@ static tare_status set_text(tare_recipe *r, const setting *s, const char *text)
         return set_amp(r, s, text);
     case SETTING_SECTION:
         return set_section(r, s, text);
+    case SETTING_MEMORY:
+        max_memory_clear(r->ctx, member(r, s));
+        return add_memory(r, s, text);
     case SETTING_LIST:
         break;
     }
@@ -363,7 +375,9 @@ tare_status tare_recipe_append(tare_recipe *r, const char *name, const char *tex
     tare_status status = require_setting(r, name, &s);
     if (status != TARE_OK)
         return status;
-    return s->type == SETTING_LIST ? append_items(r, s, text) : set_text(r, s, text);
+    return s->type == SETTING_LIST     ? append_items(r, s, text)
+           : s->type == SETTING_MEMORY ? add_memory(r, s, text)
+                                       : set_text(r, s, text);
 }
 
 /* ---- YAML ---- */
@@ -377,8 +391,31 @@ static const char *scalar_text(const value *v)
     return v->type == VALUE_STRING || v->type == VALUE_NUMBER ? v->text : NULL;
 }
 
+/* {cpu: 8GiB, 0: 25GiB}; a plain integer is a number of bytes. */
+static tare_status load_memory(tare_recipe *r, const setting *s, const value *map)
+{
+    tare_status status = TARE_OK;
+    max_memory_clear(r->ctx, member(r, s));
+    for (size_t i = 0; status == TARE_OK && i < map->count; i++) {
+        const char *device = map->keys[i].text;
+        const value *v = &map->items[i];
+        if (v->type == VALUE_NUMBER && v->is_integer)
+            status = max_memory_add_bytes(r->ctx, member(r, s), device, v->integer);
+        else if (v->type == VALUE_STRING || v->type == VALUE_NUMBER)
+            status = max_memory_add(r->ctx, member(r, s), device, v->text);
+        else
+            status = TARE_FAIL(r->ctx, TARE_E_USAGE,
+                               "the size of '%.80s' is neither a string nor "
+                               "an integer; 25GiB is an example",
+                               device);
+    }
+    return TARE_WRAP(r->ctx, status, "%s.%s", s->section, s->key);
+}
+
 static tare_status load_setting(tare_recipe *r, const setting *s, const value *v)
 {
+    if (s->type == SETTING_MEMORY && v->type == VALUE_MAP)
+        return load_memory(r, s, v);
     if (v->type == VALUE_NULL) /* "as if it were not there" */
         return TARE_OK;
     if (v->type == VALUE_LIST && s->type == SETTING_LIST) {
@@ -507,6 +544,8 @@ static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
     case SETTING_SECTION:
         buffer_puts(out, *(const bool *)at ? "true" : "false");
         break;
+    case SETTING_MEMORY:
+        break;
     case SETTING_LEVEL:
         buffer_printf(out, "\"L%lld\"", (long long)*(const int64_t *)at);
         break;
@@ -538,6 +577,8 @@ static void write_section(const tare_recipe *r, size_t first, buffer *out)
     i += settings[i].type == SETTING_SECTION;
     buffer_putc(out, '{');
     for (const char *comma = ""; same_section(first, i); i++, comma = ", ") {
+        if (settings[i].type == SETTING_MEMORY)
+            continue;
         buffer_printf(out, "%s\"%s\": ", comma, settings[i].key);
         write_setting(r, &settings[i], out);
     }

@@ -6,6 +6,7 @@
 
 #include "base/dtype.h"
 #include "base/strings.h"
+#include "quantize/max_memory.h"
 
 /* A list of strings that the recipe owns. */
 typedef struct string_list {
@@ -45,6 +46,7 @@ struct tare_recipe {
     int64_t dtype;   /* DTYPE_SETTING_*: tare_dtype, or -1: as config.json says */
     int64_t compute; /* compute_setting */
     int64_t compat;  /* 0: none, 1: msmodelslim */
+    max_memory max_memory;
 };
 
 /* Checks what no single setting shows: widths that go together, settings without the one that they

@@ -79,6 +79,9 @@ typedef struct quantized_weight {
  * is preliminary until weight_settle_zero_rows. */
 tare_status weight_quantize(tare_context *ctx, const numerics *num, tare_dtype dtype, const void *w,
                             size_t n, size_t k, bool per_tensor, quantized_weight *out);
+/* Accounted bytes, at most: of the result, and what making it needs beside. */
+size_t weight_quantized_bytes(size_t n, size_t k);
+size_t weight_quantize_bytes(const tare_context *ctx, size_t n, size_t k);
 void weight_quantized_free(tare_context *ctx, quantized_weight *w);
 /* Zero rows with a bias take the scale of section 3's last rule, once input_scale is known. `bias`
  * [n] FP32 or NULL. */

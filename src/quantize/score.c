@@ -163,6 +163,11 @@ done:
     return status;
 }
 
+size_t score_update_bytes(size_t cols)
+{
+    return mem_array_bytes(cols / PIECE_COLS + 1, sizeof(score_part));
+}
+
 double score_value(const numerics *num, const score_state *s)
 {
     double largest = fmax(fabs(s->min), fabs(s->max));

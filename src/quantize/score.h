@@ -18,6 +18,8 @@ void score_init(score_state *s);
 /* One call: x [rows, cols]. `scratch` [2*cols] floats. */
 tare_status score_update(tare_context *ctx, const numerics *num, score_state *s, const float *x,
                          size_t rows, size_t cols, float *scratch);
+/* Accounted bytes of score_update, at most. */
+size_t score_update_bytes(size_t cols);
 double score_value(const numerics *num, const score_state *s);
 
 #endif

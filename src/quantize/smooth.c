@@ -264,6 +264,33 @@ static tare_status solve_method(const smooth_task *t)
                      (int)t->cfg->method);
 }
 
+static size_t method_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
+                           size_t first_rows, size_t rows)
+{
+    switch (cfg->method) {
+    case SMOOTH_M2:
+        return smooth_m2_bytes(ctx, g, first_rows);
+    case SMOOTH_M3:
+        return smooth_m3_bytes(ctx, cfg, g, first_rows);
+    case SMOOTH_M6:
+        return searches(cfg) ? smooth_m6_bytes(ctx, cfg, g, rows) : 0;
+    default:
+        return mem_array_bytes(g->channels, sizeof(float)); /* m5 sorts */
+    }
+}
+
+size_t smooth_solve_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
+                          size_t first_rows, size_t rows)
+{
+    size_t vector = mem_array_bytes(g->channels, sizeof(float)), outputs = 0;
+    for (size_t i = 0; i < g->num_targets; i++)
+        outputs += g->targets[i]->n;
+    return 3 * vector + smooth_scan_bytes(ctx, g->channels) +
+           (g->source ? mem_array_bytes(g->source->k, sizeof(float)) : 0) +
+           (cfg->method == SMOOTH_M4 ? mem_array_bytes(outputs, sizeof(float)) : 0) +
+           method_bytes(ctx, cfg, g, first_rows, rows);
+}
+
 tare_status smooth_solve(tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
                          const smooth_stats *stats, const smooth_inputs *inputs, smooth_scales *out)
 {

@@ -143,6 +143,13 @@ tare_status smooth_solve(tare_context *ctx, const smooth_config *cfg, const smoo
                          smooth_scales *out);
 void smooth_scales_free(tare_context *ctx, smooth_scales *scales);
 
+/* Accounted bytes, at most: of statistics, their update included; of smooth_solve and smooth_apply
+ * together, without what `inputs` holds. Of `g` sizes alone are used; the first sample has
+ * `first_rows` rows, all samples have `rows`. */
+size_t smooth_stats_bytes(const smooth_config *cfg, size_t channels);
+size_t smooth_solve_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
+                          size_t first_rows, size_t rows);
+
 /* Section 1.4. Fails (TARE_E_MEMORY) before anything is changed. */
 tare_status smooth_apply(tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
                          const smooth_scales *scales);

@@ -74,6 +74,13 @@ tare_status smooth_solve_ratio(const smooth_task *t, double alpha, double beta);
 tare_status smooth_solve_m2(const smooth_task *t);
 tare_status smooth_solve_m3(const smooth_task *t);
 tare_status smooth_solve_m5(const smooth_task *t);
+/* Accounted bytes of a method, at most. */
+size_t smooth_m2_bytes(const tare_context *ctx, const smooth_group *g, size_t first_rows);
+size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
+                       size_t first_rows);
+size_t smooth_m6_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
+                       size_t rows);
+size_t smooth_scan_bytes(const tare_context *ctx, size_t channels);
 /* Sets out->alpha and out->beta, for smooth_solve_ratio. */
 tare_status smooth_search_m6(const smooth_task *t);
 

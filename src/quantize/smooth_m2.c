@@ -289,6 +289,31 @@ static tare_status prepare(m2_search *m)
     return m->attention ? alloc_attention(m) : TARE_OK;
 }
 
+static size_t attention_bytes(const tare_context *ctx, const smooth_group *g, size_t tokens)
+{
+    smooth_weight *const *w = g->targets;
+    size_t bytes = mem_array_bytes((size_t)parallel_threads(ctx) * tokens, sizeof(float));
+    if (g->num_targets != 3 || w[0]->n % w[1]->n != 0)
+        return 0;
+    for (size_t i = 0; i < 3; i++)
+        bytes += mem_array_bytes(tokens * w[i]->n, sizeof(float));
+    return bytes + 2 * mem_array_bytes(tokens * (w[0]->n / w[1]->n * w[2]->n), sizeof(float));
+}
+
+size_t smooth_m2_bytes(const tare_context *ctx, const smooth_group *g, size_t first_rows)
+{
+    size_t n = g->channels, rows = first_rows > SMOOTH_BLOCK ? first_rows : SMOOTH_BLOCK;
+    return 2 * mem_array_bytes(first_rows * n, sizeof(float)) +        /* x, trial */
+           3 * mem_array_bytes(n, sizeof(float)) +                     /* full, s, b */
+           mem_array_bytes(2 * first_rows, sizeof(float)) +            /* ranges */
+           mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) +          /* w */
+           mem_array_bytes(SMOOTH_BLOCK * first_rows, sizeof(float)) + /* y */
+           mem_array_bytes(rows, sizeof(double)) +                     /* sums */
+           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, first_rows, n)) +
+           gemm_float_bytes(ctx, GEMM_FP32, n, SMOOTH_BLOCK, 1) +
+           attention_bytes(ctx, g, first_rows);
+}
+
 static void search_free(m2_search *m, float *x)
 {
     tare_context *ctx = m->t->ctx;

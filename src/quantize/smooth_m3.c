@@ -211,6 +211,25 @@ static tare_status prepare(m3_search *m)
     return gemm_weight_create(ctx, GEMM_FP32, TARE_F32, m->x, m->tokens, n, &m->packed);
 }
 
+size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
+                       size_t first_rows)
+{
+    size_t n = g->channels;
+    bool native = smooth_native(cfg) != TARE_F32;
+    bool gram = !native && !cfg->naive && first_rows > n;
+    size_t outputs = gram ? n : first_rows, x = mem_array_bytes(first_rows * n, sizeof(float));
+    size_t y = mem_array_bytes(SMOOTH_BLOCK * outputs, sizeof(float)), packing = 0;
+    if (gram) /* transposed, packed, H */
+        packing = x + mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, n, first_rows)) +
+                  mem_array_bytes(n * n, sizeof(float));
+    return 2 * mem_array_bytes(n, sizeof(float)) + x +            /* mu, scales */
+           2 * mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) + /* w, e */
+           (native ? 2 : 1) * y + mem_array_bytes(SMOOTH_BLOCK, sizeof(double)) +
+           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, outputs, n)) + packing +
+           gemm_float_bytes(ctx, GEMM_FP32, gram && first_rows > n ? first_rows : n,
+                            gram ? n : SMOOTH_BLOCK, 1);
+}
+
 static void search_free(m3_search *m, float *x)
 {
     tare_context *ctx = m->t->ctx;

@@ -250,15 +250,22 @@ static tare_status list_panels(m6_search *m)
     return TARE_OK;
 }
 
+/* Panels held at a time: a row of weights costs its products with all tokens, its codes and its
+ * accumulators. */
+static size_t tile_panels(const smooth_config *cfg, size_t channels, size_t rows, size_t panels)
+{
+    size_t bytes = cfg->tile_bytes ? cfg->tile_bytes : DEFAULT_TILE_BYTES;
+    size_t tile = bytes / (rows * sizeof(float) + channels + SMOOTH_BLOCK * sizeof(int32_t)) /
+                  SMOOTH_BLOCK;
+    return tile < 1 ? 1 : tile > panels ? panels : tile;
+}
+
 static tare_status alloc_search(m6_search *m)
 {
     const smooth_task *t = m->t;
     tare_context *ctx = t->ctx;
-    size_t n = t->g->channels, bytes = t->cfg->tile_bytes ? t->cfg->tile_bytes : DEFAULT_TILE_BYTES;
-    /* A row of weights costs its products with all tokens, its codes and its accumulators. */
-    m->tile = bytes / (t->stats->rows * sizeof(float) + n + SMOOTH_BLOCK * sizeof(int32_t)) /
-              SMOOTH_BLOCK;
-    m->tile = m->tile < 1 ? 1 : m->tile > m->num_panels ? m->num_panels : m->tile;
+    size_t n = t->g->channels;
+    m->tile = tile_panels(t->cfg, n, t->stats->rows, m->num_panels);
     size_t rows = m->tile * SMOOTH_BLOCK, cells;
     if (!size_mul(rows, t->stats->rows, &cells))
         return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows", t->stats->rows);
@@ -280,6 +287,30 @@ static tare_status alloc_search(m6_search *m)
     m->u = mem_alloc_array(ctx, SMOOTH_BLOCK, n);
     m->acc = mem_alloc_array(ctx, rows, SMOOTH_BLOCK * sizeof *m->acc);
     return m->steps && m->row_sums && m->q && m->u && m->acc ? TARE_OK : TARE_E_MEMORY;
+}
+
+size_t smooth_m6_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
+                       size_t rows)
+{
+    size_t n = g->channels, panels = 0, threads = (size_t)parallel_threads(ctx);
+    for (size_t i = 0; i < g->num_targets; i++)
+        panels += g->targets[i]->n / SMOOTH_BLOCK + (g->targets[i]->n % SMOOTH_BLOCK != 0);
+    size_t tile = tile_panels(cfg, n, rows, panels), tile_rows = tile * SMOOTH_BLOCK;
+    size_t integers = mem_array_bytes(tile_rows, sizeof(float)) +
+                      mem_array_bytes(tile_rows, sizeof(int64_t)) + mem_array_bytes(tile_rows, n) +
+                      mem_array_bytes(SMOOTH_BLOCK, n) +
+                      mem_array_bytes(tile_rows, SMOOTH_BLOCK * sizeof(int32_t)) +
+                      mem_array_bytes(threads * n, sizeof(float));
+    size_t native = mem_array_bytes(SMOOTH_BLOCK * SMOOTH_BLOCK, sizeof(float));
+    return mem_array_bytes(panels, sizeof(m6_panel)) +
+           mem_array_bytes((M6_STEPS + 1) * panels, sizeof(double)) +
+           mem_array_bytes(n, sizeof(float)) +
+           2 * mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) +
+           mem_array_bytes(tile_rows * rows, sizeof(float)) +
+           mem_array_bytes(tile * M6_CELLS, sizeof(double)) +
+           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, SMOOTH_BLOCK, n)) +
+           gemm_float_bytes(ctx, GEMM_FP32, n, SMOOTH_BLOCK, 1) +
+           (smooth_native(cfg) == TARE_F32 ? integers : native);
 }
 
 static void search_free(m6_search *m, double *squares)

@@ -121,6 +121,15 @@ done:
     return status;
 }
 
+size_t smooth_stats_bytes(const smooth_config *cfg, size_t channels)
+{
+    size_t pieces = piece_count(channels), vector = mem_array_bytes(channels, sizeof(float));
+    size_t bytes = mem_block_bytes(sizeof(smooth_stats)) + 2 * vector + mem_block_bytes(pieces);
+    if (cfg->method == SMOOTH_M2)
+        bytes += 2 * vector + mem_array_bytes(2 * pieces, sizeof(double));
+    return bytes;
+}
+
 void smooth_stats_free(tare_context *ctx, smooth_stats *stats)
 {
     if (!stats)

@@ -116,6 +116,11 @@ static bool stays_narrow(const smooth_weight *w)
     return w->stored == TARE_F16 || w->stored == TARE_BF16;
 }
 
+size_t smooth_scan_bytes(const tare_context *ctx, size_t channels)
+{
+    return 3 * mem_array_bytes((size_t)parallel_threads(ctx) * channels, sizeof(float));
+}
+
 static tare_status alloc_scan(tare_context *ctx, const smooth_group *g, float **rows,
                               smooth_scan *out)
 {

@@ -301,3 +301,9 @@ done:
     job_free(ctx, &job);
     return status;
 }
+
+size_t weight_quantize_bytes(const tare_context *ctx, size_t n, size_t k)
+{
+    return mem_array_bytes((size_t)parallel_threads(ctx) * k, sizeof(float)) +
+           mem_array_bytes(n, sizeof(weight_range));
+}

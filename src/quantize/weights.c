@@ -2,9 +2,9 @@
 #include <math.h>
 
 #include "base/context.h"
-#include "tensor/round.h"
 #include "quantize/scheme.h"
 #include "tensor/convert.h"
+#include "tensor/round.h"
 
 static tare_status allocate_result(tare_context *ctx, size_t n, size_t k, bool per_tensor,
                                    quantized_weight *out)
@@ -33,6 +33,12 @@ done:
     if (status != TARE_OK)
         weight_quantized_free(ctx, out);
     return status;
+}
+
+size_t weight_quantized_bytes(size_t n, size_t k)
+{
+    return mem_array_bytes(n, k) + mem_array_bytes(n, sizeof(float)) +
+           mem_array_bytes(n, sizeof(int64_t)) + mem_array_bytes(n, sizeof(bool));
 }
 
 void weight_quantized_free(tare_context *ctx, quantized_weight *w)

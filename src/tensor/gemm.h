@@ -29,6 +29,9 @@ typedef void (*gemm_tile_fn)(void *user, size_t row, size_t rows, size_t column,
 tare_status gemm_u8s8_tiles(tare_context *ctx, const uint8_t *x, const int8_t *w, size_t m,
                             size_t n, size_t k, gemm_tile_fn tile, void *user);
 
+/* Accounted bytes of its accumulators, at most. */
+size_t gemm_u8s8_tiles_bytes(const tare_context *ctx);
+
 /* A float weight made ready for gemm_float: packed once, used for all samples. It keeps the
  * element size of `dtype` (BF16: 2 bytes), so that an FP32 product of a BF16 weight costs no FP32
  * copy. */
@@ -43,6 +46,12 @@ void gemm_weight_free(tare_context *ctx, gemm_weight *w);
  * weight). */
 size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_t k);
 size_t gemm_scratch_bytes(gemm_compute compute, size_t k);
+/* What gemm_weight_create needs beside its result, and a gemm_float of at most `segments` samples
+ * of `m` rows together on all threads. */
+size_t gemm_packing_bytes(const tare_context *ctx, gemm_compute compute, tare_dtype dtype,
+                          size_t k);
+size_t gemm_float_bytes(const tare_context *ctx, gemm_compute compute, size_t k, size_t m,
+                        size_t segments);
 
 /* y[M,N] = x[M,K] W^T + bias (NULL: none), over `segments` of consecutive rows (samples) of lengths
  * rows[], sum M. Parallel over tiles. TARE_E_MEMORY when the scratch does not fit. */

@@ -318,3 +318,16 @@ size_t bf16_scratch_bytes(size_t k)
 {
     return x_bytes(k) + ROWS * COLUMNS * sizeof(float) + (1 << 20);
 }
+
+size_t bf16_packing_bytes(const tare_context *ctx, tare_dtype dtype, size_t k)
+{
+    return dtype == TARE_BF16
+               ? 0
+               : mem_array_bytes((size_t)parallel_threads(ctx) * COLUMNS * k, sizeof(uint16_t));
+}
+
+/* A segment ends with a tile that is not full. */
+size_t bf16_places_bytes(size_t m, size_t segments)
+{
+    return mem_array_bytes(m / ROWS + segments, 2 * sizeof(size_t));
+}

@@ -19,6 +19,9 @@ void bf16_weight_free(tare_context *ctx, bf16_weight *w);
 /* Upper bounds: accounted bytes of a weight (while it is made), and of scratch for one thread. */
 size_t bf16_weight_bytes(size_t n, size_t k);
 size_t bf16_scratch_bytes(size_t k);
+/* The same of what is needed beside a weight while it is made, and of the list of tiles. */
+size_t bf16_packing_bytes(const tare_context *ctx, tare_dtype dtype, size_t k);
+size_t bf16_places_bytes(size_t m, size_t segments);
 /* As gemm_float. */
 tare_status bf16_gemm(tare_context *ctx, const bf16_weight *w, const float *x, const size_t *rows,
                       size_t segments, const float *bias, float *y);

@@ -153,6 +153,18 @@ size_t gemm_scratch_bytes(gemm_compute compute, size_t k)
     return bf16 > sizeof(thread_scratch) ? bf16 : sizeof(thread_scratch);
 }
 
+size_t gemm_packing_bytes(const tare_context *ctx, gemm_compute compute, tare_dtype dtype, size_t k)
+{
+    return compute == GEMM_BF16 ? bf16_packing_bytes(ctx, dtype, k) : 0;
+}
+
+size_t gemm_float_bytes(const tare_context *ctx, gemm_compute compute, size_t k, size_t m,
+                        size_t segments)
+{
+    size_t places = compute == GEMM_BF16 ? bf16_places_bytes(m, segments) : 0;
+    return mem_array_bytes((size_t)parallel_threads(ctx), gemm_scratch_bytes(compute, k)) + places;
+}
+
 /* ---- products ---- */
 
 typedef struct float_job {

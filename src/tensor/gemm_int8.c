@@ -116,3 +116,8 @@ tare_status gemm_u8s8_tiles(tare_context *ctx, const uint8_t *x, const int8_t *w
     int8_job job = {.ctx = ctx, .x = x, .w = w, .m = m, .n = n, .k = k, .tile = tile, .user = user};
     return run_job(&job);
 }
+
+size_t gemm_u8s8_tiles_bytes(const tare_context *ctx)
+{
+    return mem_array_bytes((size_t)parallel_threads(ctx), LARGEST * LARGEST * sizeof(int32_t));
+}

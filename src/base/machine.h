@@ -1,0 +1,22 @@
+/* What the machine, and the limits that this process lives under, leave of memory. */
+#ifndef TARE_BASE_MACHINE_H
+#define TARE_BASE_MACHINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* UINT64_MAX where a number is unknown or unlimited. */
+typedef struct machine_memory {
+    uint64_t physical;  /* MemTotal */
+    uint64_t available; /* the least of MemAvailable, what the control groups leave, RLIMIT_AS and
+                           RLIMIT_DATA */
+} machine_memory;
+
+/* `root` is put before /proc and /sys ("" but in tests). Control groups of version 1 and 2, with
+ * their parents; what they hold of the page cache counts as free, since it gives way. */
+machine_memory machine_memory_read(const char *root);
+
+/* Resident bytes of this process now (VmRSS); 0: unknown. */
+size_t machine_resident_bytes(void);
+
+#endif

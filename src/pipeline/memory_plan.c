@@ -1,0 +1,182 @@
+/* Budget, layouts, refusal. The bytes of each step are in memory_steps.c. */
+#include "pipeline/memory_plan.h"
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+#include <stdio.h>
+
+#include "base/machine.h"
+#include "base/parallel.h"
+
+#define MIB ((uint64_t)1 << 20)
+
+/* Rows of a batch: enough for the matrix products to be efficient, few enough for a 70B model's
+ * intermediates to stay small. */
+enum { BATCH_ROWS = 2048 };
+
+/* What no allocation of ours accounts for: pages of the program and its libraries, the heap's
+ * fragments, small vectors; and for each thread its stack and oneDNN's packing buffers. Constants,
+ * so that the smallest budget does not waver from run to run; a program that holds more by itself
+ * (Python) is measured. */
+static const size_t PROGRAM_RESERVE = (size_t)24 << 20, THREAD_RESERVE = (size_t)6 << 20;
+static const size_t MEASURE_STEP = (size_t)16 << 20;
+
+static size_t reserve_bytes(const run *r)
+{
+    size_t reserve = PROGRAM_RESERVE;
+#if defined(__GLIBC__)
+    malloc_trim(0); /* what the tokenizer left in the heap */
+#endif
+    size_t resident = machine_resident_bytes(), accounted = tare_memory_used(r->ctx);
+    size_t others = resident > accounted ? resident - accounted : 0;
+    if (others > reserve)
+        reserve = (others + MEASURE_STEP - 1) / MEASURE_STEP * MEASURE_STEP + PROGRAM_RESERVE / 2;
+    return reserve + (size_t)parallel_threads(r->ctx) * THREAD_RESERVE;
+}
+
+/* ---- layouts, from the fastest to the smallest ---- */
+
+static size_t most_batch_rows(const run *r)
+{
+    size_t rows = r->options->batch_rows ? r->options->batch_rows : BATCH_ROWS;
+    return r->samples.longest > rows ? r->samples.longest : rows;
+}
+
+/* False: there is no smaller one. */
+static bool next_layout(const run *r, run_layout *l)
+{
+    if (l->overlap) {
+        l->overlap = false;
+    } else if (!l->spill) {
+        l->spill = true;
+    } else if (l->whole_layer) {
+        l->whole_layer = false;
+    } else if (l->batch_rows > r->samples.longest) {
+        l->batch_rows = l->batch_rows / 2 > r->samples.longest ? l->batch_rows / 2
+                                                               : r->samples.longest;
+    } else {
+        return false;
+    }
+    return true;
+}
+
+/* ---- refusal ---- */
+
+static void describe_terms(const memory_peak *p, buffer *out)
+{
+    static const char *const NAMES[TERM_COUNT] = {
+        [TERM_WEIGHTS] = "weights",         [TERM_PACKED] = "blocked copy",
+        [TERM_ACTIVATIONS] = "activations", [TERM_WORKSPACE] = "workspace",
+        [TERM_SMOOTHING] = "smoothing",     [TERM_SCRATCH] = "scratch",
+        [TERM_OUTPUT] = "output",           [TERM_FIXED] = "fixed"};
+    buffer_printf(out, "%s:", p->unit);
+    for (int i = 0; i < TERM_COUNT; i++) {
+        if (p->terms[i] >= MIB || i == TERM_FIXED)
+            buffer_printf(out, " %s %llu%s", NAMES[i],
+                          (unsigned long long)((p->terms[i] + MIB - 1) / MIB),
+                          i == TERM_FIXED ? " MiB" : ",");
+    }
+}
+
+/* Only what would help is named. */
+static void describe_remedies(const run *r, const memory_plan *plan, buffer *out)
+{
+    const memory_peak *p = &plan->smallest;
+    size_t half = p->total / 20;
+    const char *lead = "; less would do with ";
+    if (p->terms[TERM_WORKSPACE] > half) {
+        buffer_printf(out, "%sshorter prompts (--max-length; the longest has %zu tokens)", lead,
+                      r->samples.longest);
+        lead = " or ";
+    }
+    if (p->terms[TERM_ACTIVATIONS] > half) {
+        buffer_printf(out, "%sfewer prompts (--samples; there are %zu, %zu tokens)", lead,
+                      r->samples.count, r->samples.tokens);
+        lead = " or ";
+    }
+    if (p->terms[TERM_SMOOTHING] > half) {
+        buffer_printf(out, "%sanother anti_method, or none", lead);
+        lead = " or ";
+    }
+    if (parallel_threads(r->ctx) > 4 && p->terms[TERM_FIXED] > p->total / 4)
+        buffer_printf(out, "%sfewer threads (--threads; %d in use)", lead,
+                      parallel_threads(r->ctx));
+}
+
+static tare_status refuse(const run *r, const memory_plan *plan, bool given)
+{
+    buffer text;
+    buffer_init(&text, r->ctx);
+    describe_terms(&plan->smallest, &text);
+    buffer_puts(&text, ")");
+    describe_remedies(r, plan, &text);
+    tare_status status = text.status;
+    unsigned long long have = plan->budget / MIB, need = (plan->smallest.total + MIB - 1) / MIB;
+    if (status == TARE_OK && given)
+        status = TARE_FAIL(r->ctx, TARE_E_BUDGET,
+                           "max_memory cpu=%lluMiB is too small: the smallest budget that works "
+                           "here is cpu=%lluMiB (%s",
+                           have, need, text.data);
+    else if (status == TARE_OK)
+        status = TARE_FAIL(r->ctx, TARE_E_BUDGET,
+                           "there is too little memory: 80 %% of what is free is %lluMiB, the "
+                           "smallest budget that works here is cpu=%lluMiB (%s",
+                           have, need, text.data);
+    buffer_free(&text);
+    return status;
+}
+
+/* ---- the plan ---- */
+
+static uint64_t budget_of(const run *r, bool *given)
+{
+    uint64_t budget = max_memory_of(&r->recipe->max_memory, DEVICE_CPU);
+    machine_memory machine = machine_memory_read("");
+    *given = budget != 0;
+    if (*given && budget > machine.physical)
+        TARE_WARN(r->ctx,
+                  "max_memory cpu=%lluMiB is more than this machine has (%lluMiB): it will swap or "
+                  "be killed before the budget is used",
+                  (unsigned long long)(budget / MIB), (unsigned long long)(machine.physical / MIB));
+    if (!*given)
+        budget = machine.available == UINT64_MAX ? UINT64_MAX
+                                                 : (uint64_t)((double)machine.available * 0.8);
+    return budget;
+}
+
+/* A limit that the context's owner set is on accounted bytes alone. */
+static uint64_t limit_by_owner(const run *r, uint64_t budget, size_t reserve)
+{
+    uint64_t limit = r->ctx->options.memory_limit;
+    return limit && limit < UINT64_MAX - reserve && limit + reserve < budget ? limit + reserve
+                                                                             : budget;
+}
+
+tare_status memory_plan_make(run *r, memory_plan *out)
+{
+    bool given, found = false;
+    run_layout candidate = {
+        .batch_rows = most_batch_rows(r), .whole_layer = true, .overlap = true};
+    *out = (memory_plan){.reserve = reserve_bytes(r)};
+    out->budget = limit_by_owner(r, budget_of(r, &given), out->reserve);
+    size_t fixed = out->reserve + tare_memory_used(r->ctx);
+    max_memory_warn(r->ctx, &r->recipe->max_memory);
+    do {
+        memory_peak peak;
+        memory_plan_peak(r, &candidate, fixed, &peak);
+        size_t loading = tare_memory_peak(r->ctx) + out->reserve;
+        if (loading > peak.total) {
+            peak = (memory_peak){.total = loading, .unit = "tokenizer and prompts"};
+            peak.terms[TERM_FIXED] = loading;
+        }
+        if (!found && peak.total <= out->budget) {
+            found = true;
+            out->layout = candidate;
+            out->peak = peak;
+        }
+        if (out->smallest.total == 0 || peak.total < out->smallest.total)
+            out->smallest = peak;
+    } while (next_layout(r, &candidate));
+    return found ? TARE_OK : refuse(r, out, given);
+}

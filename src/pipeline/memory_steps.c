@@ -1,0 +1,386 @@
+/* The steps of a run, and what each of them holds. The order is that of quantize.c, float_pass.c
+ * and layer.c: who changes when something is made or freed there changes it here. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/parallel.h"
+#include "pipeline/memory_plan.h"
+
+typedef struct planner {
+    run *r;
+    run_layout layout;
+    size_t rows;    /* of a batch, at most */
+    size_t samples; /* of a batch, at most */
+    size_t now[TERM_COUNT];
+    memory_peak peak;
+} planner;
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* What is held now, with `scratch` bytes more for a moment. */
+static void moment(planner *p, const char *unit, size_t scratch)
+{
+    size_t total = scratch;
+    for (int i = 0; i < TERM_COUNT; i++)
+        total += p->now[i];
+    if (total <= p->peak.total)
+        return;
+    snprintf(p->peak.unit, sizeof p->peak.unit, "%s", unit);
+    memcpy(p->peak.terms, p->now, sizeof p->now);
+    p->peak.terms[TERM_SCRATCH] += scratch;
+    p->peak.total = total;
+}
+
+static const model_linear *linear_at(const run *r, size_t layer, size_t i)
+{
+    return &r->model->layers[layer].linears[r->model->config.arch->linears[i].role];
+}
+
+static const fallback_linear *fallback_at(const run *r, size_t layer, size_t i)
+{
+    return &r->linears[layer * r->linears_per_layer + i];
+}
+
+static void layer_moment(planner *p, size_t layer, size_t scratch)
+{
+    char name[64];
+    snprintf(name, sizeof name, "model.layers.%zu", layer);
+    moment(p, name, scratch);
+}
+
+/* ---- the float layer ---- */
+
+/* What observed_linears and gemm_float need while a batch passes. */
+static size_t forward_bytes(const planner *p, size_t layer)
+{
+    const run *r = p->r;
+    size_t most = 0;
+    for (size_t i = 0; i < r->linears_per_layer; i++) {
+        const model_linear *l = linear_at(r, layer, i);
+        tare_dtype dtype = linear_raw_dtype(r->model, l);
+        size_t bytes = gemm_float_bytes(r->ctx, r->compute, l->k, p->rows, p->samples);
+        if (!p->layout.whole_layer)
+            bytes = float_linear_bytes(r->model, l, r->compute, dtype) +
+                    larger(bytes, float_linear_making_bytes(r->model, l, r->compute, dtype));
+        most = larger(most, larger(bytes, score_update_bytes(l->k)));
+    }
+    return most;
+}
+
+static void pack_layer(planner *p, size_t layer)
+{
+    const run *r = p->r;
+    size_t making = 0;
+    for (size_t i = 0; i < r->linears_per_layer; i++) {
+        const model_linear *l = linear_at(r, layer, i);
+        tare_dtype dtype = linear_raw_dtype(r->model, l);
+        p->now[TERM_PACKED] += float_linear_bytes(r->model, l, r->compute, dtype);
+        making = larger(making, float_linear_making_bytes(r->model, l, r->compute, dtype));
+    }
+    layer_moment(p, layer, making);
+}
+
+/* All weights of the layer as they are stored. */
+static void load_source(planner *p, size_t layer)
+{
+    const run *r = p->r;
+    size_t reading = 0;
+    for (size_t i = 0; i < r->linears_per_layer; i++) {
+        const model_linear *l = linear_at(r, layer, i);
+        size_t kept = linear_raw_bytes(r->model, l), most = linear_read_bytes(r->model, l);
+        p->now[TERM_WEIGHTS] += kept;
+        reading = larger(reading, most > kept ? most - kept : 0);
+    }
+    layer_moment(p, layer, reading);
+}
+
+/* Leaves the weights as they are stored behind, for the quantized layer. */
+static void float_step(planner *p, size_t layer)
+{
+    const run *r = p->r;
+    size_t before[TERM_COUNT], smooth = r->smoothing ? smoothing_layer_bytes(r, layer) : 0;
+    load_source(p, layer);
+    memcpy(before, p->now, sizeof before);
+    p->now[TERM_SCRATCH] += float_scoring_bytes(r) + layer_norms_bytes(r->model, layer);
+    if (p->layout.whole_layer)
+        pack_layer(p, layer);
+    if (r->smoothing) {
+        if (r->wants_scores)
+            p->now[TERM_ACTIVATIONS] += mem_array_bytes(
+                r->score_tokens * r->model->config.hidden_size, sizeof(float));
+        size_t watched = smoothing_watch_bytes(r, layer);
+        p->now[TERM_ACTIVATIONS] += watched;
+        layer_moment(p, layer, forward_bytes(p, layer));
+        size_t solving = smooth + smoothing_solve_bytes(r, layer);
+        p->now[TERM_SMOOTHING] += solving;
+        layer_moment(p, layer, 0);
+        p->now[TERM_SMOOTHING] -= solving;
+        p->now[TERM_ACTIVATIONS] -= watched;
+    }
+    p->now[TERM_SMOOTHING] += smooth;
+    layer_moment(p, layer, forward_bytes(p, layer));
+    memcpy(p->now, before, sizeof before);
+}
+
+/* ---- the quantized layer ---- */
+
+/* disable_level decides later which linears stay float: the larger of the two counts. */
+static bool may_be(const run *r, const fallback_linear *f, bool quantized)
+{
+    return quantized ? !f->is_float : f->is_float || r->recipe->disable_level > 0;
+}
+
+static size_t calibrate_bytes(const planner *p, size_t layer)
+{
+    const run *r = p->r;
+    const model_config *c = &r->model->config;
+    size_t most = larger(gemm_u8s8_tiles_bytes(r->ctx), observer_update_bytes(r->ctx));
+    for (size_t i = 0; i < r->linears_per_layer; i++)
+        most = larger(most, gemm_float_bytes(r->ctx, r->compute, linear_at(r, layer, i)->k, p->rows,
+                                             p->samples));
+    if (r->attentions[layer].quantize)
+        most = larger(most, fa_observe_bytes(
+                                r->ctx, (size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads},
+                                c->head_dim, p->samples, r->samples.longest));
+    return most;
+}
+
+/* A layer's linears as they are kept, with what a float one is written from. */
+static size_t kept_bytes(const planner *p, const model_linear *l, const fallback_linear *f,
+                         size_t *packed, size_t *loading)
+{
+    const run *r = p->r;
+    size_t weights = 0;
+    *packed = *loading = 0;
+    for (int quantized = 0; quantized < 2; quantized++) {
+        live_linear_size s;
+        if (!may_be(r, f, quantized))
+            continue;
+        live_linear_bytes(r, l, quantized, &s);
+        if (!quantized && p->layout.overlap)
+            s.weights += linear_raw_bytes(r->model, l);
+        *loading = larger(*loading, s.loading);
+        *packed = larger(*packed, s.packed);
+        weights = larger(weights, s.weights);
+    }
+    return weights;
+}
+
+/* What the two threads hold: the weights of the next layer, the result of the last one. */
+static void overlap(planner *p, bool quantizes)
+{
+    const run *r = p->r;
+    size_t most = 0;
+    for (size_t layer = 0; p->layout.overlap && layer < r->model->config.num_layers; layer++) {
+        size_t bytes = quantizes ? layer_norms_bytes(r->model, layer) : 0, packed, loading;
+        for (size_t i = 0; i < r->linears_per_layer; i++) {
+            bytes += linear_raw_bytes(r->model, linear_at(r, layer, i));
+            if (quantizes)
+                bytes += kept_bytes(p, linear_at(r, layer, i), fallback_at(r, layer, i), &packed,
+                                    &loading) +
+                         live_linear_write_bytes(linear_at(r, layer, i)->n);
+        }
+        most = larger(most, bytes);
+    }
+    p->now[TERM_WEIGHTS] += most;
+}
+
+/* Are all weights of a layer read before the first is used? */
+static bool has_source(const planner *p)
+{
+    return p->r->float_beside || p->layout.overlap;
+}
+
+/* Linear by linear; what has been read already goes as it is used. */
+static void load_layer(planner *p, size_t layer)
+{
+    const run *r = p->r;
+    for (size_t i = 0; i < r->linears_per_layer; i++) {
+        const model_linear *l = linear_at(r, layer, i);
+        size_t loading, packed,
+            weights = kept_bytes(p, l, fallback_at(r, layer, i), &packed, &loading);
+        if (has_source(p))
+            p->now[TERM_WEIGHTS] -= linear_raw_bytes(r->model, l);
+        size_t raw = linear_raw_bytes(r->model, l);
+        p->now[TERM_WEIGHTS] += raw;
+        moment(p, l->name, loading > raw ? loading - raw : 0);
+        p->now[TERM_WEIGHTS] += weights;
+        p->now[TERM_WEIGHTS] -= raw;
+        p->now[TERM_PACKED] += packed;
+    }
+}
+
+static size_t write_bytes(const run *r, size_t layer)
+{
+    size_t most = 0;
+    for (size_t i = 0; i < r->linears_per_layer; i++)
+        most = larger(most, live_linear_write_bytes(linear_at(r, layer, i)->n));
+    return most;
+}
+
+static void quantized_layer(planner *p, size_t layer)
+{
+    const run *r = p->r;
+    size_t before[TERM_COUNT];
+    memcpy(before, p->now, sizeof before);
+    if (r->float_beside) {
+        float_step(p, layer);
+        p->now[TERM_SMOOTHING] += r->smoothing ? smoothing_layer_bytes(r, layer) : 0;
+    } else if (has_source(p)) {
+        load_source(p, layer);
+    }
+    load_layer(p, layer);
+    p->now[TERM_WORKSPACE] += calibrated_layer_bytes(r, layer, p->rows);
+    p->now[TERM_SCRATCH] += layer_norms_bytes(r->model, layer);
+    layer_moment(p, layer, calibrate_bytes(p, layer));
+    layer_moment(p, layer, write_bytes(r, layer));
+    memcpy(p->now, before, sizeof before);
+}
+
+/* ---- before and after the layers ---- */
+
+static size_t copy_bytes(const run *r, const tensor_info *t)
+{
+    return model_stream_bytes(t) + write_float_rows_bytes(r, t);
+}
+
+static size_t score_head_bytes(const run *r)
+{
+    size_t h = r->model->config.hidden_size;
+    return model_read_vector_bytes(r->model->final_norm) + score_update_bytes(h) +
+           mem_array_bytes(r->samples.longest * h, sizeof(float));
+}
+
+static void head(planner *p)
+{
+    const run *r = p->r;
+    const model_linear *l = &r->model->head;
+    const fallback_linear *f = &r->linears[r->num_linears - 1];
+    size_t norm = model_read_vector_bytes(r->model->final_norm);
+    live_linear_size s;
+    moment(p, l->name, norm + copy_bytes(r, l->weight));
+    if (!may_be(r, f, true))
+        return;
+    live_linear_bytes(r, l, true, &s);
+    size_t raw = linear_raw_bytes(r->model, l), own = norm + observer_bytes(r->samples.count);
+    p->now[TERM_WEIGHTS] += raw;
+    moment(p, l->name, own + (s.loading > raw ? s.loading - raw : 0));
+    moment(p, l->name, own + observer_update_bytes(r->ctx) + score_head_bytes(r));
+    p->now[TERM_WEIGHTS] += s.weights - raw;
+    moment(p, l->name, own + live_linear_write_bytes(l->n));
+    p->now[TERM_WEIGHTS] -= s.weights;
+}
+
+static void finish(planner *p)
+{
+    const run *r = p->r;
+    size_t widest = r->model->config.vocab_size;
+    for (size_t i = 0; i < r->linears_per_layer; i++)
+        widest = larger(widest, linear_at(r, 0, i)->n);
+    moment(p, "the finished files", output_finish_bytes(run_tensors(r), widest));
+}
+
+static size_t states_bytes(const planner *p, size_t tokens)
+{
+    size_t h = p->r->model->config.hidden_size;
+    return p->layout.spill ? 2 * mem_array_bytes(p->rows * h, sizeof(float))
+                           : mem_array_bytes(tokens * h, sizeof(float));
+}
+
+/* Batches hold whole samples, as batch_next cuts them. */
+static void measure_batches(planner *p)
+{
+    const sample_set *s = &p->r->samples;
+    for (size_t first = 0; first < s->count;) {
+        batch b = batch_next(s->lengths, first, s->count, p->layout.batch_rows);
+        p->rows = larger(p->rows, b.rows);
+        p->samples = larger(p->samples, b.samples);
+        first += b.samples;
+    }
+    p->rows = larger(p->layout.batch_rows, s->longest);
+    p->rows = s->tokens < p->rows ? s->tokens : p->rows;
+}
+
+static void first_pass(planner *p)
+{
+    const run *r = p->r;
+    size_t before[TERM_COUNT];
+    memcpy(before, p->now, sizeof before);
+    p->now[TERM_ACTIVATIONS] += states_bytes(p, r->float_tokens);
+    moment(p, "model.embed_tokens", embed_tokens_bytes(r->model, r->float_tokens));
+    overlap(p, false);
+    for (size_t i = 0; i < r->model->config.num_layers; i++) {
+        size_t held = p->now[TERM_WEIGHTS];
+        float_step(p, i);
+        p->now[TERM_WEIGHTS] = held;
+    }
+    moment(p, r->model->head.name,
+           score_head_bytes(r));
+    memcpy(p->now, before, sizeof before);
+}
+
+/* Smoothing vectors of all layers wait for the second pass. */
+static size_t waiting_vectors(const run *r)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
+        bytes += smoothing_layer_bytes(r, i);
+    return bytes;
+}
+
+static void second_pass(planner *p)
+{
+    const run *r = p->r;
+    const tare_model *m = r->model;
+    p->now[TERM_ACTIVATIONS] += states_bytes(p, r->samples.tokens);
+    if (r->float_beside)
+        p->now[TERM_ACTIVATIONS] += states_bytes(p, r->float_tokens);
+    moment(p, "model.embed_tokens",
+           embed_tokens_bytes(m, r->samples.tokens) + write_float_rows_bytes(r, m->embedding));
+    size_t held = p->now[TERM_WEIGHTS];
+    overlap(p, true);
+    for (size_t i = 0; i < m->config.num_layers; i++)
+        quantized_layer(p, i);
+    p->now[TERM_WEIGHTS] = held;
+    head(p);
+    for (size_t i = 0; i < m->num_extra; i++)
+        moment(p, m->extra[i]->name, copy_bytes(r, m->extra[i]));
+}
+
+/* Journal, checkpoints, and the buffers of direct writes. */
+static size_t journal_bytes(const run *r)
+{
+    enum { BUFFERS = 8 << 20, RANGE = 160 };
+    return BUFFERS + RANGE * run_tensors(r);
+}
+
+void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, memory_peak *out)
+{
+    planner p = {.r = r, .layout = *chosen};
+    size_t files = output_state_bytes(run_tensors(r), r->save) + journal_bytes(r);
+    measure_batches(&p);
+    p.now[TERM_FIXED] = fixed;
+    if (p.rows > 0)
+        p.now[TERM_WORKSPACE] = decoder_workspace_bytes(r->model, p.rows, r->samples.longest);
+    if (r->two_passes) {
+        p.now[TERM_SMOOTHING] = waiting_vectors(r);
+        first_pass(&p);
+    }
+    p.now[TERM_OUTPUT] = files;
+    if (r->scheme == LINEAR_W8A16) {
+        memset(p.now, 0, sizeof p.now);
+        p.now[TERM_FIXED] = fixed;
+        p.now[TERM_OUTPUT] = files;
+        moment(&p, "pieces of weights", weight_pass_bytes(r));
+    } else {
+        second_pass(&p);
+    }
+    memset(p.now, 0, sizeof p.now);
+    p.now[TERM_FIXED] = fixed;
+    p.now[TERM_OUTPUT] = files;
+    finish(&p);
+    *out = p.peak;
+}

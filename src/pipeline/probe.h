@@ -1,0 +1,28 @@
+/* The probe's pieces: each measures one kind of work with the kernels and shapes of the run, in
+ * units of its tare_work a second. Private to probe.c and probe_quantize.c. */
+#ifndef TARE_PIPELINE_PROBE_H
+#define TARE_PIPELINE_PROBE_H
+
+#include "pipeline/work_plan.h"
+#include "tensor/convert.h"
+
+/* NULL when out of memory. */
+float *probe_floats(tare_context *ctx, size_t count);
+void *probe_weights(tare_context *ctx, tare_dtype dtype, size_t count);
+const model_linear *probe_linear(const run *r);
+tare_status probe_repeat(tare_status (*piece)(void *user), void *user, double units, double *rate);
+
+tare_status probe_int8(run *r, double *rate);
+tare_status probe_float(run *r, double *rate);
+tare_status probe_pack(run *r, double *rate);
+tare_status probe_attention(run *r, double *rate);
+tare_status probe_rows(run *r, double *rate);
+tare_status probe_smoothing(run *r, double *rate);
+tare_status probe_quantize(run *r, double *rate);
+tare_status probe_observe(run *r, double *rate);
+tare_status probe_fa(run *r, double *rate);
+tare_status probe_score(run *r, double *rate);
+/* Stays 0 where the checkpoint has no data on disk. */
+tare_status probe_read(run *r, double *rate);
+
+#endif

@@ -1,0 +1,300 @@
+/* The probe's pieces that quantize, observe and read. */
+#include <string.h>
+
+#include "pipeline/probe.h"
+#include "tensor/kernels.h"
+
+enum { SLICE_ROWS = 256, MORE_TOKENS = 64, READ_PIECE = 16 << 20, READ_MOST = 256 << 20 };
+#define READ_SECONDS 0.3
+
+static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* ---- smoothing: a whole search on a slice of rows ---- */
+
+typedef struct smoothing_probe {
+    run *r;
+    size_t tokens;
+    float *x;
+    smooth_weight target;
+    smooth_norm norm;
+} smoothing_probe;
+
+static tare_status read_rows(void *user, size_t first, size_t count, float *x)
+{
+    const smoothing_probe *p = user;
+    memcpy(x, p->x + first * p->target.k, count * p->target.k * sizeof *x);
+    return TARE_OK;
+}
+
+static tare_status solve(smoothing_probe *p)
+{
+    tare_status status = TARE_OK;
+    tare_context *ctx = p->r->ctx;
+    smooth_weight *targets[] = {&p->target};
+    smooth_group g = {.name = "probe",
+                      .norm = &p->norm,
+                      .targets = targets,
+                      .num_targets = 1,
+                      .channels = p->target.k,
+                      .alpha = 0.5};
+    smooth_inputs inputs = {.user = p, .read = read_rows};
+    smooth_stats *stats = NULL;
+    smooth_scales scales = {0};
+    TRY(smooth_stats_create(ctx, &p->r->smooth, &g, &stats));
+    TRY(smooth_stats_update(ctx, stats, p->x, p->tokens));
+    TRY(smooth_solve(ctx, &p->r->smooth, &g, stats, &inputs, &scales));
+done:
+    smooth_scales_free(ctx, &scales);
+    smooth_stats_free(ctx, stats);
+    return status;
+}
+
+static tare_status time_tokens(smoothing_probe *p, size_t tokens, double *seconds)
+{
+    double start = clock_seconds();
+    p->tokens = tokens;
+    tare_status status = solve(p);
+    *seconds = clock_seconds() - start;
+    return status;
+}
+
+/* Tokens that a search multiplies with: m3 uses the Gram matrix beyond C of them. */
+static size_t searched_tokens(const run *r, size_t channels)
+{
+    switch (smooth_needs(&r->smooth)) {
+    case SMOOTH_FIRST_SAMPLE:
+        return r->smooth.method == SMOOTH_M3 && !r->num.compat
+                   ? least(r->samples.lengths[0], channels)
+                   : r->samples.lengths[0];
+    case SMOOTH_ALL_SAMPLES:
+        return r->float_tokens;
+    default:
+        return 0;
+    }
+}
+
+/* A search costs a + b * tokens for a weight; both from two searches with few tokens. */
+static tare_status measure_search(smoothing_probe *p, double *rate)
+{
+    tare_status status = TARE_OK;
+    size_t tokens = searched_tokens(p->r, p->target.k), few = least(tokens ? tokens : 16, 16),
+           more = least(tokens, MORE_TOKENS);
+    double a = 0, b = 0, cells = (double)p->target.n * (double)p->target.k;
+    TRY(time_tokens(p, few, &a));
+    if (more > few) {
+        TRY(time_tokens(p, more, &b));
+        double slope = b > a ? (b - a) / (double)(more - few) : 0;
+        a += slope * ((double)tokens - (double)few);
+    }
+    *rate = cells / a;
+done:
+    return status;
+}
+
+tare_status probe_smoothing(run *r, double *rate)
+{
+    tare_status status = TARE_E_MEMORY;
+    tare_context *ctx = r->ctx;
+    const model_linear *l = &r->model->layers[0].linears[ROLE_Q];
+    smoothing_probe p = {.r = r};
+    p.target = (smooth_weight){.name = "probe",
+                               .n = SLICE_ROWS,
+                               .k = l->k,
+                               .stored = TARE_F32,
+                               .dtype = linear_raw_dtype(r->model, l)};
+    void *raw = probe_weights(ctx, p.target.dtype, p.target.n * p.target.k);
+    p.target.raw = raw;
+    p.x = probe_floats(ctx, MORE_TOKENS * l->k);
+    p.norm = (smooth_norm){.weight = mem_alloc_array(ctx, l->k, sizeof(float)), .stored = TARE_F32};
+    p.target.col_scale = mem_alloc_array(ctx, l->k, sizeof(float));
+    if (raw && p.x && p.norm.weight && p.target.col_scale) {
+        for (size_t i = 0; i < l->k; i++)
+            p.norm.weight[i] = p.target.col_scale[i] = 1;
+        status = measure_search(&p, rate);
+    }
+    mem_free(ctx, raw);
+    mem_free(ctx, p.x);
+    mem_free(ctx, p.norm.weight);
+    mem_free(ctx, p.target.col_scale);
+    return status;
+}
+
+/* ---- weights ---- */
+
+typedef struct quantize_probe {
+    run *r;
+    smooth_weight w;
+} quantize_probe;
+
+static tare_status quantize_piece(void *user)
+{
+    tare_status status = TARE_OK;
+    quantize_probe *p = user;
+    run *r = p->r;
+    quantized_weight q = {0};
+    float *wide = NULL;
+    if (r->smoothing) {
+        if (!(wide = mem_alloc_array(r->ctx, p->w.n * p->w.k, sizeof *wide)))
+            return TARE_E_MEMORY;
+        smooth_weight_rows(r->ctx, &p->w, 0, p->w.n, wide);
+    }
+    TRY(weight_quantize(r->ctx, &r->num, wide ? TARE_F32 : p->w.dtype, wide ? wide : p->w.raw,
+                        p->w.n, p->w.k, r->recipe->mm_tensor, &q));
+done:
+    mem_free(r->ctx, wide);
+    weight_quantized_free(r->ctx, &q);
+    return status;
+}
+
+tare_status probe_quantize(run *r, double *rate)
+{
+    tare_status status = TARE_E_MEMORY;
+    const model_linear *l = probe_linear(r);
+    quantize_probe p = {.r = r};
+    p.w = (smooth_weight){.n = least(l->n, 512),
+                          .k = l->k,
+                          .cols_scaled = true,
+                          .dtype = linear_raw_dtype(r->model, l),
+                          .round = TARE_F32};
+    void *raw = probe_weights(r->ctx, p.w.dtype, p.w.n * p.w.k);
+    p.w.raw = raw;
+    p.w.col_scale = probe_floats(r->ctx, l->k);
+    if (raw && p.w.col_scale)
+        status = probe_repeat(quantize_piece, &p, (double)p.w.n * (double)p.w.k, rate);
+    mem_free(r->ctx, raw);
+    mem_free(r->ctx, p.w.col_scale);
+    return status;
+}
+
+/* ---- activations ---- */
+
+typedef struct input_probe {
+    run *r;
+    size_t rows, cols;
+    float *x, *scratch;
+    uint8_t *q;
+    observer *o;
+    score_state score;
+    fa_observer *fa;
+} input_probe;
+
+/* A sample of mean length: observed, and quantized with what was found. */
+static tare_status observe_piece(void *user)
+{
+    tare_status status = TARE_OK;
+    input_probe *p = user;
+    act_params params;
+    TRY(observer_update(p->r->ctx, p->o, p->x, p->rows * p->cols));
+    TRY(observer_params(p->r->ctx, p->o, &params));
+    for (size_t i = 0; i < p->rows; i++)
+        kernels_get(p->r->ctx)->quantize_asymmetric(p->x + i * p->cols, p->cols, params.scale,
+                                                    params.offset, p->q + i * p->cols);
+done:
+    return status;
+}
+
+static tare_status score_piece(void *user)
+{
+    input_probe *p = user;
+    return score_update(p->r->ctx, &p->r->num, &p->score, p->x, p->rows, p->cols, p->scratch);
+}
+
+static tare_status fa_piece(void *user)
+{
+    input_probe *p = user;
+    size_t dim = p->r->model->config.head_dim;
+    fa_input in = {p->x, p->cols, dim}, all[FA_KINDS] = {in, in, in};
+    return fa_observe(p->fa, 0, &p->rows, 1, all);
+}
+
+static tare_status open_input(run *r, size_t cols, input_probe *p)
+{
+    *p = (input_probe){.r = r, .cols = cols};
+    p->rows = least(r->samples.tokens / r->samples.count, 1024);
+    p->x = probe_floats(r->ctx, p->rows * cols);
+    p->q = mem_alloc_array(r->ctx, p->rows, cols);
+    p->scratch = mem_alloc_array(r->ctx, 2 * cols, sizeof *p->scratch);
+    return p->x && p->q && p->scratch ? TARE_OK : TARE_E_MEMORY;
+}
+
+static void close_input(input_probe *p)
+{
+    observer_free(p->r->ctx, p->o);
+    fa_observer_free(p->fa);
+    mem_free(p->r->ctx, p->x);
+    mem_free(p->r->ctx, p->q);
+    mem_free(p->r->ctx, p->scratch);
+}
+
+tare_status probe_observe(run *r, double *rate)
+{
+    tare_status status = TARE_OK;
+    observer_kind kind = r->recipe->act_method == 1 ? OBSERVER_MEAN_EXTREMES : OBSERVER_HISTOGRAM;
+    input_probe p;
+    TRY(open_input(r, r->model->config.hidden_size, &p));
+    TRY(observer_create(r->ctx, kind, &r->num, &p.o));
+    TRY(probe_repeat(observe_piece, &p, (double)p.rows * (double)p.cols, rate));
+done:
+    close_input(&p);
+    return status;
+}
+
+tare_status probe_score(run *r, double *rate)
+{
+    tare_status status = TARE_OK;
+    input_probe p;
+    TRY(open_input(r, r->model->config.hidden_size, &p));
+    score_init(&p.score);
+    TRY(probe_repeat(score_piece, &p, (double)p.rows * (double)p.cols, rate));
+done:
+    close_input(&p);
+    return status;
+}
+
+tare_status probe_fa(run *r, double *rate)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &r->model->config;
+    size_t kv = c->num_kv_heads, heads[FA_KINDS] = {kv, kv, kv};
+    input_probe p;
+    TRY(open_input(r, kv * c->head_dim, &p));
+    TRY(fa_observer_create(r->ctx, "probe", heads, &p.fa));
+    TRY(probe_repeat(fa_piece, &p, 3.0 * (double)p.rows * (double)p.cols, rate));
+done:
+    close_input(&p);
+    return status;
+}
+
+/* ---- disk ---- */
+
+/* Weights of layers in order, by the run's own way of reading. */
+tare_status probe_read(run *r, double *rate)
+{
+    tare_status status = TARE_OK;
+    const architecture *arch = r->model->config.arch;
+    size_t total = 0;
+    double start = clock_seconds(), seconds = 0;
+    char *piece = mem_alloc(r->ctx, READ_PIECE);
+    TRY(piece ? TARE_OK : TARE_E_MEMORY);
+    for (size_t layer = 0; layer < r->model->config.num_layers; layer++) {
+        for (size_t i = 0; i < arch->num_linears; i++) {
+            const tensor_info *t = r->model->layers[layer].linears[arch->linears[i].role].weight;
+            for (uint64_t at = 0; at < t->bytes; at += READ_PIECE) {
+                size_t size = t->bytes - at < READ_PIECE ? (size_t)(t->bytes - at) : READ_PIECE;
+                if (total >= READ_MOST || seconds >= READ_SECONDS ||
+                    !checkpoint_has_data(r->model->checkpoint, t, at, size))
+                    goto done;
+                TRY(checkpoint_read(r->model->checkpoint, t, at, piece, size));
+                total += size;
+                seconds = clock_seconds() - start;
+                *rate = (double)total / seconds;
+            }
+        }
+    }
+done:
+    mem_free(r->ctx, piece);
+    return status;
+}

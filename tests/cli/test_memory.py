@@ -1,0 +1,261 @@
+"""--max-memory and --dry-run: what is promised is kept, by the kernel's numbers."""
+import json
+import re
+import resource
+import time
+
+import numpy as np
+import pytest
+import tensor_file
+import tiny
+from conftest import EXAMPLES, from_environment, run_tare
+
+MIB = 1 << 20
+SMOLLM2 = from_environment("TARE_SMOLLM2", "build/demo/SmolLM2-135M-Instruct")
+RECIPES = [
+    [], ["--act-method", "3", "--anti-method", "m3"], ["--recipe", "llama3.1-70b"],
+    ["--anti-method", "m6", "--threads", "1"], ["--anti-method", "m2", "--act-method", "2"],
+    ["--anti-method", "m4", "--save", "safe_tensor,numpy"], ["--anti-method", "m5", "--pr", "0.5"],
+    ["--disable-level", "L3", "--no-disable-last-linear", "--fa-quant", "--fa-amp", "1"],
+    ["--compat", "msmodelslim", "--dtype", "float16", "--anti-method", "m1", "--act-method", "3"],
+]
+# Wide enough that weights and activations outweigh what is fixed.
+WIDE = tiny.CONFIG | {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64,
+    "max_position_embeddings": 512, "tie_word_embeddings": True}
+WIDE_LINEARS = {"q": (1024, 1024), "k": (256, 1024), "v": (256, 1024), "o": (1024, 1024),
+                "gate": (4096, 1024), "up": (4096, 1024), "down": (1024, 4096)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.fixture(scope="module")
+def calib(tmp_path_factory):
+    return tiny.write_prompts(tmp_path_factory.mktemp("calibration") / "prompts.jsonl")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A checkpoint with one wide layer, and 5 samples of 120 tokens."""
+    folder = tmp_path_factory.mktemp("wide")
+    rng = np.random.default_rng(0)
+    block = rng.normal(0, 0.02, 1 << 16).astype(np.float32)
+    tensors = {name: ("BF16", np.resize(block, shape) + np.float32(len(shape) == 1))
+               for name, shape in tiny.tensor_shapes(WIDE).items()}
+    model = tiny.write_checkpoint(folder / "model", tensors, **WIDE)
+    (folder / "ids.json").write_text(json.dumps(rng.integers(0, 256, (5, 120)).tolist()))
+    return model, folder / "ids.json"
+
+
+def quantize(model, calib, out, *flags, **kwargs):
+    return run_tare("quantize", model, "--out", out, "--calib", calib, "--json", *flags, **kwargs)
+
+
+def smallest(model, calib, out, *flags):
+    """MiB that the refusal of a far too small budget names."""
+    done = quantize(model, calib, out, "--max-memory", "cpu=1MiB", *flags)
+    assert done.returncode == 2, done.stderr
+    found = re.search(r"max_memory cpu=1MiB is too small: the smallest budget that works here is "
+                      r"cpu=(\d+)MiB \(.+: .*fixed \d+ MiB\)", done.stderr)
+    assert found, done.stderr
+    return int(found[1])
+
+
+def dry_run(model, calib, *flags):
+    done = run_tare("quantize", model, "--calib", calib, "--dry-run", "--json", *flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def outputs(folder):
+    return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def check_smallest(model, calib, tmp_path, flags):
+    """Exactly the reported minimum works, also as a limit of the kernel; a MiB less is refused."""
+    out = tmp_path / "out"
+    out.mkdir()
+    before = out.stat().st_mtime_ns
+    need = smallest(model, calib, out, *flags)
+    done = quantize(model, calib, out, "--max-memory", f"cpu={need - 1}MiB", *flags)
+    assert done.returncode == 2 and f"works here is cpu={need}MiB" in done.stderr, done.stderr
+    assert out.stat().st_mtime_ns == before and not list(out.iterdir())
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (need * MIB, need * MIB))
+
+    done = quantize(model, calib, out, "--max-memory", f"cpu={need}MiB", *flags, preexec_fn=limit)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["peak_resident_bytes"] <= need * MIB
+    done = quantize(model, calib, tmp_path / "free", *flags)
+    assert done.returncode == 0, done.stderr
+    assert outputs(out) == outputs(tmp_path / "free")
+
+
+@pytest.mark.parametrize("flags", RECIPES, ids=" ".join)
+def test_smallest_budget(flags, model, calib, tmp_path):
+    check_smallest(model, calib, tmp_path, flags)
+
+
+@pytest.mark.parametrize("flags", RECIPES[:3], ids=" ".join)
+def test_smallest_budget_of_a_wide_layer(flags, wide, tmp_path):
+    check_smallest(*wide, tmp_path, flags)
+
+
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="no SmolLM2 (make demo, or TARE_SMOLLM2)")
+def test_smallest_budget_of_a_real_model(tmp_path):
+    check_smallest(SMOLLM2, EXAMPLES / "prompts.jsonl", tmp_path, ["--samples", "4"])
+
+
+@pytest.mark.parametrize("flags", [[], ["--act-method", "3", "--anti-method", "m1"]], ids=" ".join)
+def test_the_plan_is_no_guess(flags, wide, tmp_path):
+    """Planned is never below what the kernel measured, and not far above (2,000 tokens)."""
+    model, ids = wide[0], tmp_path / "ids.json"
+    ids.write_text(json.dumps([[i % 250 for i in range(400)]] * 5))
+    plan = dry_run(model, ids, "--no-probe", *flags)["memory"]
+    done = quantize(model, ids, tmp_path / "out", *flags)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)["peak_resident_bytes"]
+    assert measured <= plan["peak"] <= 1.3 * measured
+    terms = ("weights", "packed", "activations", "workspace", "smoothing", "scratch", "output",
+             "fixed")
+    assert sum(plan[t] for t in terms) == plan["peak"]
+
+
+def test_default_budget_is_a_share_of_what_is_free(model, calib, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (60 * MIB, 60 * MIB))
+
+    done = quantize(model, calib, tmp_path / "out", preexec_fn=limit)
+    assert done.returncode == 2
+    assert "80 % of what is free is 48MiB" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_odd_budgets(model, calib, tmp_path):
+    done = quantize(model, calib, tmp_path / "a", "--max-memory", "cpu=900000GiB,7=1GiB")
+    assert done.returncode == 0, done.stderr
+    assert "there is no device 7" in done.stderr and "more than this machine has" in done.stderr
+    for text, message in (("cpu=8", "has no unit"), ("gpu=1GiB", "device 'gpu'"),
+                          ("cpu=25gb", "ambiguous")):
+        done = quantize(model, calib, tmp_path / "b", "--max-memory", text)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+def test_flag_wins_over_recipe(model, calib, tmp_path):
+    (tmp_path / "r.yaml").write_text("run: {max_memory: {cpu: 1MiB, 0: 25GiB}}")
+    recipe = ["--recipe", tmp_path / "r.yaml"]
+    assert quantize(model, calib, tmp_path / "a", *recipe).returncode == 2
+    done = quantize(model, calib, tmp_path / "b", *recipe, "--max-memory", "cpu=1GiB")
+    assert done.returncode == 0, done.stderr
+
+
+# ---- dry run
+
+def test_dry_run_by_hand(wide, tmp_path):
+    """Amounts from the shapes: 600 tokens, one layer."""
+    model, calib = wide
+    plan = dry_run(model, calib, "--no-probe")
+    weights = sum(n * k for n, k in WIDE_LINEARS.values())
+    assert (plan["samples"], plan["tokens"], plan["layers"], plan["passes"]) == (5, 600, 1, 1)
+    assert plan["operations"]["int8"] == 2 * 600 * weights
+    assert plan["operations"]["float"] == 4 * 1024 * 5 * 120 * 121 / 2  # attention
+    size = (model / "model.safetensors").stat().st_size
+    assert plan["disk"]["read"] == size
+    done = quantize(model, calib, tmp_path / "out")
+    written = json.loads(done.stdout)["bytes_out"]
+    assert abs(plan["disk"]["written"] - written) < 0.01 * written
+    assert plan["seconds"] is None and all(w["rate"] is None for w in plan["work"])
+    # Five samples run as floats first; the layer is packed once and read twice.
+    two = dry_run(model, calib, "--no-probe", "--disable-level", "L1")
+    assert two["passes"] == 2
+    embedding = 2 * 260 * 1024
+    assert two["disk"]["read"] == size + 2 * weights + embedding
+    work = {w["name"]: w["amount"] for w in two["work"]}
+    assert work["float products"] == 2 * 600 * weights
+    assert work["packing weights"] == weights
+
+
+def test_dry_run_touches_nothing(model, calib, tmp_path):
+    out = tmp_path / "out"
+    done = run_tare("quantize", model, "--out", out, "--calib", calib, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert not out.exists()
+    for word in ("memory", "disk", "passes", "operations", "time        about"):
+        assert word in done.stdout
+    done = run_tare("quantize", model, "--calib", calib, "--dry-run", "--max-memory", "cpu=2MiB")
+    assert done.returncode == 2 and "is too small" in done.stderr
+
+
+def test_probe_measures_what_the_recipe_needs(model, calib):
+    plan = dry_run(model, calib, "--recipe", "llama3.1-70b")
+    assert plan["seconds"] > 0
+    for work in plan["work"]:
+        assert work["amount"] == 0 or work["rate"] > 0, work["name"]
+
+
+def sparse_70b(folder, layers=80):
+    """A checkpoint of Llama-3.1-70B's geometry that is headers alone: 140 GB, all of them holes."""
+    config = tiny.CONFIG | {
+        "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": layers,
+        "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+        "max_position_embeddings": 131072, "tie_word_embeddings": False}
+    shapes = tiny.tensor_shapes(config) | {"lm_head.weight": (128256, 8192)}
+    folder.mkdir()
+    tiny.write_config(folder, **config)
+    weight_map, names = {}, list(shapes)
+    for s in range(0, len(names), 25):
+        file, header, offset = f"model-{s:05d}.safetensors", {}, 0
+        for name in names[s:s + 25]:
+            size = 2 * int(np.prod(shapes[name]))
+            header[name] = {"dtype": "BF16", "shape": list(shapes[name]),
+                            "data_offsets": [offset, offset + size]}
+            offset += size
+        text = json.dumps(header).encode()
+        with open(folder / file, "wb") as f:
+            f.write(len(text).to_bytes(8, "little") + text)
+            f.truncate(8 + len(text) + offset)
+        weight_map |= dict.fromkeys(header, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "ids.json").write_text(json.dumps([[i % 1000 for i in range(240)]] * 50))
+    return folder
+
+
+def test_70b_is_planned_from_headers(tmp_path):
+    """In less than a second of CPU, in less than 100 MiB; it fits where it must."""
+    model = sparse_70b(tmp_path / "model")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    plan = dry_run(model, model / "ids.json", "--no-probe", "--recipe", "llama3.1-70b",
+                   "--max-memory", "cpu=8GiB")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    memory = plan["memory"]
+    assert memory["peak"] <= 8 << 30 and memory["smallest"] <= 4 << 30
+    layer = 2 * (8192 * (2 * 8192 + 2 * 1024) + 3 * 8192 * 28672)
+    everything = 80 * layer + 2 * 2 * 128256 * 8192
+    assert abs(plan["disk"]["read"] - (everything + 80 * layer + 2 * 128256 * 8192)) < 1e-4 * everything
+    assert plan["tokens"] == 12000 and plan["passes"] == 2
+
+
+def test_70b_plan_stays_small(tmp_path):
+    model = sparse_70b(tmp_path / "model")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (100 * MIB, 100 * MIB))
+
+    done = run_tare("quantize", model, "--calib", model / "ids.json", "--dry-run", "--no-probe",
+                    "--max-memory", "cpu=8GiB", "--threads", 2, preexec_fn=limit)
+    assert done.returncode == 0, done.stderr
+
+
+def test_disk_rate_of_holes_is_unknown(tmp_path):
+    model = sparse_70b(tmp_path / "model", layers=1)
+    plan = dry_run(model, model / "ids.json", "--samples", 1)
+    rates = {w["name"]: w["rate"] for w in plan["work"]}
+    assert rates["reading"] is None and rates["INT8 products"] > 0
+    done = run_tare("quantize", model, "--calib", model / "ids.json", "--samples", 1, "--dry-run")
+    assert "more than" in done.stdout and re.search("reading .* unknown rate", done.stdout)
