@@ -10,8 +10,10 @@
 #include "tensor/gemm_bf16.h"
 #include "tensor/kernels.h"
 
-/* A block of x stays in the L2 cache while the panels of one block of columns pass. */
-enum { ROWS = 96, PANELS = 8 };
+/* A block of x stays in the L2 cache while the panels of one block of columns pass. Many panels,
+ * since x is copied for each block of columns; many rows, since a panel is widened for each block
+ * of rows. */
+enum { ROWS = 192, PANELS = 32 };
 
 struct gemm_weight {
     gemm_compute compute;
