@@ -13,8 +13,10 @@ typedef struct float_work {
     size_t layer;
     float_layer linears;
     pair_watch watch[PAIR_COUNT]; /* stats NULL: nobody asks */
-    bool scoring;
+    bool scoring;                 /* inputs are scored as they come; */
+    bool measuring;               /* or measured, to be scored once their scales are known */
     score_state scores[GROUP_COUNT];
+    score_columns columns[GROUP_COUNT][SCORE_SAMPLES];
     float *scratch;  /* for score_update: 2 * the widest input */
     float *smoothed; /* one sample's input divided by its scales */
 } float_work;
@@ -60,6 +62,31 @@ static tare_status score_samples(float_work *w, linear_group group, const batch 
     return TARE_OK;
 }
 
+static tare_status measure_samples(float_work *w, linear_group group, const batch *b,
+                                   const float *x, size_t k)
+{
+    run *r = w->run;
+    for (size_t i = 0, row = 0; i < b->samples && b->first + i < r->score_samples;
+         row += b->lengths[i++]) {
+        tare_status status = score_columns_create(r->ctx, x + row * k, b->lengths[i], k,
+                                                  &w->columns[group][b->first + i]);
+        if (status != TARE_OK)
+            return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
+                             linear_group_name(group), b->first + i);
+    }
+    return TARE_OK;
+}
+
+static void score_measured(float_work *w)
+{
+    const layer_smoothing *s = &w->run->smoothing[w->layer];
+    for (int group = 0; group < GROUP_COUNT; group++) {
+        for (size_t i = 0; i < SCORE_SAMPLES && w->columns[group][i].rows; i++)
+            score_update_scaled(&w->scores[group], &w->columns[group][i], s->input_scale[group],
+                                s->input_shift[group]);
+    }
+}
+
 static tare_status observed_linears(void *user, linear_group group, const batch *b, const float *x,
                                     float *const *y)
 {
@@ -72,6 +99,8 @@ static tare_status observed_linears(void *user, linear_group group, const batch 
     }
     if (w->scoring)
         TRY(score_samples(w, group, b, x, k));
+    if (w->measuring)
+        TRY(measure_samples(w, group, b, x, k));
     TRY(float_layer_linears(&w->linears, group, b, x, y));
 done:
     return status;
@@ -124,7 +153,7 @@ static tare_status alloc_scoring(float_work *w)
         score_init(&w->scores[g]);
     if (!(w->scratch = mem_alloc_array(r->ctx, 2 * widest, sizeof *w->scratch)))
         return TARE_E_MEMORY;
-    if (!r->smoothing)
+    if (!r->smoothing || !r->num.compat)
         return TARE_OK;
     if (!size_mul(r->samples.longest, widest, &cells))
         return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: a sample of %zu tokens",
@@ -133,8 +162,9 @@ static tare_status alloc_scoring(float_work *w)
     return w->smoothed ? TARE_OK : TARE_E_MEMORY;
 }
 
-/* Scores are taken of smoothed inputs, which are known only after the layer ran once: it runs again
- * on the scored samples. */
+/* Scores are taken of smoothed inputs, which are known only after the layer ran once. What that run
+ * leaves of each input is enough; only compat, which rounds element by element, runs the layer
+ * again on the scored samples. */
 static tare_status smooth_then_score(float_work *w, const layer_norms *norms, layer_source *source,
                                      float *x)
 {
@@ -142,7 +172,8 @@ static tare_status smooth_then_score(float_work *w, const layer_norms *norms, la
     run *r = w->run;
     size_t cells = r->score_tokens * r->model->config.hidden_size;
     float *again = NULL;
-    if (r->wants_scores) {
+    w->measuring = r->wants_scores && !r->num.compat;
+    if (r->wants_scores && r->num.compat) {
         if (!(again = mem_alloc_array(r->ctx, cells, sizeof *again)))
             return TARE_E_MEMORY;
         memcpy(again, x, cells * sizeof *again);
@@ -151,6 +182,8 @@ static tare_status smooth_then_score(float_work *w, const layer_norms *norms, la
     TRY(forward(w, norms, r->float_samples, x));
     TRY(smoothing_solve(r, w->layer, source, w->watch));
     smoothing_unwatch(r, w->watch);
+    if (w->measuring)
+        score_measured(w);
     if (again) {
         w->scoring = true;
         TRY(forward(w, norms, r->score_samples, again));
@@ -179,6 +212,10 @@ tare_status float_layer_pass(run *r, size_t layer, layer_source *source, float *
     if (r->wants_scores)
         store_scores(&w);
 done:
+    for (int group = 0; group < GROUP_COUNT; group++) {
+        for (size_t i = 0; i < SCORE_SAMPLES; i++)
+            score_columns_free(r->ctx, &w.columns[group][i]);
+    }
     float_layer_free(&w.linears);
     layer_norms_free(r->ctx, &norms);
     mem_free(r->ctx, w.scratch);
