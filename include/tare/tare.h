@@ -137,6 +137,10 @@ typedef struct tare_quantize_options {
         *calib; /* calibration file (docs/calibration.md); NULL only for schemes that need none */
     const tare_recipe *recipe; /* NULL: the defaults */
     bool overwrite;            /* replace an earlier output in `out` */
+    bool resume; /* go on with an unfinished run in `out`; a finished one is left as it is */
+    bool no_resume;            /* make no checkpoints: nothing is left to go on from */
+    size_t checkpoint_every;   /* layers between two checkpoints; 0: 20 seconds */
+    const char *scratch_dir;   /* for hidden states that do not fit; NULL: inside `out` */
     bool verify;               /* check the staged output before it appears; on by default */
     bool copy_code;            /* also copy the checkpoint's *.py files (never run) */
     const char *report;        /* reserved, NULL */
@@ -151,6 +155,7 @@ typedef struct tare_quantize_result {
     uint64_t bytes_in, bytes_out;      /* weight files read, weight files written */
     double seconds;
     size_t peak_memory; /* accounted bytes */
+    bool was_finished;  /* `resume` found a finished output: nothing was done */
 } tare_quantize_result;
 
 TARE_API void tare_quantize_options_init(tare_quantize_options *options);

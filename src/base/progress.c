@@ -22,8 +22,10 @@ static void report(const progress *p, size_t sample, size_t samples)
                        .total = p->total,
                        .sample = sample,
                        .samples = samples,
-                       .eta_seconds = p->done > 0 ? elapsed / done * ((double)p->total - done)
-                                                  : -1};
+                       .eta_seconds = p->done > p->skipped
+                                          ? elapsed / (done - (double)p->skipped) *
+                                                ((double)p->total - done)
+                                          : -1};
     p->ctx->options.progress(p->ctx->options.user, &t);
 }
 
@@ -43,5 +45,11 @@ void progress_sample(progress *p, size_t sample, size_t samples)
 void progress_unit_done(progress *p)
 {
     p->done++;
+    report(p, 0, 0);
+}
+
+void progress_skip(progress *p, size_t units)
+{
+    p->done = p->skipped = units;
     report(p, 0, 0);
 }

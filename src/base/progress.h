@@ -8,7 +8,7 @@
 typedef struct progress {
     tare_context *ctx;
     const char *stage, *unit;
-    size_t done, total;
+    size_t done, total, skipped;
     double started; /* of the stage, seconds */
 } progress;
 
@@ -19,5 +19,7 @@ void progress_begin(progress *p, tare_context *ctx, const char *stage, const cha
 /* Within unit `done`: `sample` of `samples` are through. */
 void progress_sample(progress *p, size_t sample, size_t samples);
 void progress_unit_done(progress *p);
+/* The first `units` were done by an earlier process. */
+void progress_skip(progress *p, size_t units);
 
 #endif

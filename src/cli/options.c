@@ -1,4 +1,5 @@
 /* Parsing of the command line by tables. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -134,6 +135,15 @@ void cli_print_json(const char *text)
             putchar(*p);
     }
     putchar('"');
+}
+
+bool cli_count(const char *text, size_t *out)
+{
+    char *end;
+    errno = 0;
+    unsigned long long n = strtoull(text, &end, 10);
+    *out = (size_t)n;
+    return *text >= '0' && *text <= '9' && *end == 0 && n > 0 && errno == 0;
 }
 
 const char *cli_size(double bytes, char *text, size_t length)

@@ -48,6 +48,11 @@ static const char usage[] =
     "  --save TYPES               ascendv1 (default), safe_tensor, numpy; comma-separated\n"
     "  --part-file-size GIB       size of a shard; 0: one file\n"
     "  --overwrite                replace an earlier output in DIR\n"
+    "  --resume                   go on with a run that was interrupted or killed\n"
+    "  --checkpoint-every K       make a checkpoint after K layers (default: after 20 seconds)\n"
+    "  --no-resume                make no checkpoints\n"
+    "  --scratch-dir DIR          where hidden states go that do not fit in memory (default: inside "
+    "the output folder)\n"
     "  --no-verify                leave out the check of the result\n"
     "  --copy-code                also copy the checkpoint's *.py files (they are never run)\n"
     "\n"
@@ -69,6 +74,8 @@ static void print_summary(const tare_quantize_options *o, const tare_quantize_re
     char in[32], out[32], peak[32];
     printf("model       %s\n", o->model);
     printf("output      %s\n", o->out);
+    if (r->was_finished)
+        return;
     printf("quantized   %zu of %zu linear layers\n", r->linears_quantized, r->linears);
     printf("calibration %zu samples, %zu tokens\n", r->samples, r->tokens);
     printf("weights     %s -> %s (%.1f %%)\n", cli_size((double)r->bytes_in, in, sizeof in),
@@ -89,17 +96,17 @@ static void print_json(const tare_quantize_options *o, const tare_quantize_resul
     printf(", \"linears\": %zu, \"linears_quantized\": %zu, \"samples\": %zu, \"tokens\": %zu, "
            "\"saturated_rows\": %zu, "
            "\"bytes_in\": %llu, \"bytes_out\": %llu, \"seconds\": %.3f, \"peak_resident_bytes\": "
-           "%zu}\n",
+           "%zu, \"was_finished\": %s}\n",
            r->linears, r->linears_quantized, r->samples, r->tokens, r->saturated_rows,
            (unsigned long long)r->bytes_in, (unsigned long long)r->bytes_out, r->seconds,
-           peak_resident_bytes());
+           peak_resident_bytes(), r->was_finished ? "true" : "false");
 }
 
 static int run(int argc, char **argv)
 {
     tare_quantize_options o;
     tare_quantize_options_init(&o);
-    const char *recipe_file = NULL;
+    const char *recipe_file = NULL, *every = NULL;
     const flag flags[] = {
         {"--out", FLAG_TEXT, &o.out, NULL},
         {"--calib", FLAG_TEXT, &o.calib, NULL},
@@ -131,6 +138,10 @@ static int run(int argc, char **argv)
         {"--compute", FLAG_SETTING, NULL, "run.compute"},
         {"--compat", FLAG_SETTING, NULL, "run.compat"},
         {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
+        {"--resume", FLAG_SWITCH, &o.resume, NULL},
+        {"--no-resume", FLAG_SWITCH, &o.no_resume, NULL},
+        {"--checkpoint-every", FLAG_TEXT, &every, NULL},
+        {"--scratch-dir", FLAG_TEXT, &o.scratch_dir, NULL},
         {"--no-verify", FLAG_OFF, &o.verify, NULL},
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
         {NULL, FLAG_SWITCH, NULL, NULL}};
@@ -140,6 +151,10 @@ static int run(int argc, char **argv)
         return code < 0 ? 0 : code;
     if (!o.out) {
         fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
+        return EXIT_USAGE;
+    }
+    if (every && !cli_count(every, &o.checkpoint_every)) {
+        fprintf(stderr, "tare quantize: --checkpoint-every: \"%s\" is no number of layers\n", every);
         return EXIT_USAGE;
     }
     tare_context *ctx = cli_open(&options, &code);

@@ -272,6 +272,14 @@ done:
     return status;
 }
 
+tare_status path_remove(tare_context *ctx, const char *path)
+{
+    if (unlink(path) == 0 || errno == ENOENT)
+        return TARE_OK;
+    return errno == EISDIR || errno == EPERM ? folder_remove(ctx, path)
+                                             : io_fail(ctx, "remove", path, errno);
+}
+
 tare_status folder_remove(tare_context *ctx, const char *path)
 {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);

@@ -4,6 +4,8 @@
 #ifndef TARE_FILE_IO_H
 #define TARE_FILE_IO_H
 
+#include <time.h>
+
 #include "base/memory.h"
 #include "base/strings.h"
 
@@ -16,6 +18,9 @@ tare_status file_open(tare_context *ctx, const char *path, file **out);
 void file_close(file *f);
 uint64_t file_size(const file *f);
 const char *file_path(const file *f);
+struct timespec file_modified(const file *f);
+/* TARE_E_DATA if somebody wrote to the file since it was opened. */
+tare_status file_check_unchanged(const file *f);
 /* Reads exactly `size` bytes at `offset`; the end of the file before that is TARE_E_FORMAT
  * ("truncated"). Thread-safe. */
 tare_status file_read_at(file *f, uint64_t offset, void *data, size_t size);
@@ -30,18 +35,35 @@ typedef struct file_writer file_writer;
 /* Creates `path` anew (mode 0640, must not exist). `size` > 0 reserves that many bytes, so a full
  * disk shows at once. */
 tare_status file_create(tare_context *ctx, const char *path, uint64_t size, file_writer **out);
+/* Opens a file that file_create made in an earlier process. Appending goes on at `end`. TARE_E_DATA
+ * unless it has `size` bytes; with size 0 at least `end`, and what is beyond is cut off. */
+tare_status file_reopen(tare_context *ctx, const char *path, uint64_t size, uint64_t end,
+                        file_writer **out);
 /* Thread-safe for ranges that do not overlap. */
 tare_status file_write_at(file_writer *w, uint64_t offset, const void *data, size_t size);
 /* Appends after what was appended before. */
 tare_status file_append(file_writer *w, const void *data, size_t size);
+/* What was written so far is on the disk. */
+tare_status file_sync(file_writer *w);
 /* Syncs and closes; frees `w` in any case, and removes the file on failure. */
 tare_status file_finish(file_writer *w);
 /* Closes and removes the file; NULL is allowed. */
 void file_abandon(file_writer *w);
+/* Closes the file and leaves it as it is, for file_reopen; NULL is allowed. */
+void file_leave(file_writer *w);
 /* file_create + append + finish. */
 tare_status file_write_all(tare_context *ctx, const char *path, const void *data, size_t size);
 /* Copies a regular file of at most `limit` bytes to a new file. */
 tare_status file_copy(tare_context *ctx, const char *from, const char *to, uint64_t limit);
+
+/* A file of `size` bytes without a name, in `folder`: it goes with the process. Thread-safe for
+ * ranges that do not overlap. */
+typedef struct scratch_file scratch_file;
+tare_status scratch_create(tare_context *ctx, const char *folder, uint64_t size,
+                           scratch_file **out);
+tare_status scratch_read(scratch_file *f, uint64_t offset, void *data, size_t size);
+tare_status scratch_write(scratch_file *f, uint64_t offset, const void *data, size_t size);
+void scratch_free(scratch_file *f);
 
 /* Also true for a symbolic link that leads nowhere. */
 bool path_exists(const char *path);
@@ -63,6 +85,8 @@ void folder_list_free(tare_context *ctx, char **names, size_t count);
 tare_status file_rename(tare_context *ctx, const char *from, const char *to);
 /* Removes a folder and what is in it (no symlink is followed); an absent one is no error. */
 tare_status folder_remove(tare_context *ctx, const char *path);
+/* Removes a file, or a folder with what is in it; an absent one is no error. */
+tare_status path_remove(tare_context *ctx, const char *path);
 /* Free bytes on the file system of `path`. */
 tare_status folder_free_space(tare_context *ctx, const char *path, uint64_t *bytes);
 

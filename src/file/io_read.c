@@ -20,6 +20,7 @@ struct file {
     tare_context *ctx;
     char *path;
     uint64_t size;
+    struct timespec modified;
     int fd;             /* buffered */
     int direct_fd;      /* the same file with O_DIRECT, or -1 */
     atomic_bool direct; /* false once the file system refused a direct read */
@@ -107,6 +108,7 @@ tare_status file_open(tare_context *ctx, const char *path, file **out)
         goto done;
     }
     f->size = (uint64_t)st.st_size;
+    f->modified = st.st_mtim;
     if (f->size >= SMALL_FILE)
         f->direct_fd = open_direct(path, &st);
     atomic_init(&f->direct, f->direct_fd >= 0);
@@ -138,6 +140,23 @@ uint64_t file_size(const file *f)
 const char *file_path(const file *f)
 {
     return f->path;
+}
+
+struct timespec file_modified(const file *f)
+{
+    return f->modified;
+}
+
+tare_status file_check_unchanged(const file *f)
+{
+    struct stat st;
+    if (fstat(f->fd, &st) != 0)
+        return io_fail(f->ctx, "read", f->path, errno);
+    if ((uint64_t)st.st_size == f->size && st.st_mtim.tv_sec == f->modified.tv_sec &&
+        st.st_mtim.tv_nsec == f->modified.tv_nsec)
+        return TARE_OK;
+    return TARE_FAIL(f->ctx, TARE_E_DATA, "'%s' was changed while it was read; start again",
+                     f->path);
 }
 
 static tare_status fail_truncated(file *f, uint64_t offset, size_t size)

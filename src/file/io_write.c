@@ -20,23 +20,23 @@ struct file_writer {
 
 /* fallocate(2), not posix_fallocate(3): where the file system cannot reserve, the latter would
  * write every block. */
-static tare_status reserve(file_writer *w, uint64_t size)
+tare_status io_reserve(tare_context *ctx, int fd, const char *path, uint64_t size)
 {
     if (size > INT64_MAX)
-        return io_fail(w->ctx, "reserve space for", w->path, EFBIG);
+        return io_fail(ctx, "reserve space for", path, EFBIG);
     int failed;
     do
-        failed = fallocate(w->fd, 0, 0, (off_t)size) != 0 ? errno : 0;
+        failed = fallocate(fd, 0, 0, (off_t)size) != 0 ? errno : 0;
     while (failed == EINTR);
     if (failed == EOPNOTSUPP || failed == ENOSYS || failed == EINVAL) {
         do
-            failed = ftruncate(w->fd, (off_t)size) != 0 ? errno : 0;
+            failed = ftruncate(fd, (off_t)size) != 0 ? errno : 0;
         while (failed == EINTR);
     }
     if (failed) {
         char verb[64];
         snprintf(verb, sizeof verb, "reserve %llu bytes for", (unsigned long long)size);
-        return io_fail(w->ctx, verb, w->path, failed);
+        return io_fail(ctx, verb, path, failed);
     }
     return TARE_OK;
 }
@@ -60,7 +60,7 @@ tare_status file_create(tare_context *ctx, const char *path, uint64_t size, file
         goto done;
     }
     if (size > 0)
-        TRY(reserve(w, size));
+        TRY(io_reserve(ctx, w->fd, path, size));
     *out = w;
     w = NULL;
 done:
@@ -68,22 +68,58 @@ done:
     return status;
 }
 
+tare_status file_reopen(tare_context *ctx, const char *path, uint64_t size, uint64_t end,
+                        file_writer **out)
+{
+    tare_status status = TARE_OK;
+    struct stat st;
+    *out = NULL;
+    file_writer *w = mem_calloc(ctx, 1, sizeof *w);
+    if (!w)
+        return TARE_E_MEMORY;
+    *w = (file_writer){.ctx = ctx, .fd = -1, .end = end};
+    if (!(w->path = mem_strdup(ctx, path))) {
+        status = TARE_E_MEMORY;
+        goto done;
+    }
+    w->fd = open(path, O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (w->fd < 0 || fstat(w->fd, &st) != 0)
+        status = io_fail(ctx, "open", path, errno);
+    else if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size < end ||
+             (size > 0 && (uint64_t)st.st_size != size))
+        status = TARE_FAIL(ctx, TARE_E_DATA, "'%s' is not the file that was left", path);
+    else if (size == 0 && ftruncate(w->fd, (off_t)end) != 0)
+        status = io_fail(ctx, "cut", path, errno);
+done:
+    if (status == TARE_OK)
+        *out = w;
+    else
+        file_leave(w);
+    return status;
+}
+
 tare_status file_write_at(file_writer *w, uint64_t offset, const void *data, size_t size)
 {
-    const char *next = data;
     uint64_t end;
     if (__builtin_add_overflow(offset, (uint64_t)size, &end) || end > INT64_MAX)
         return io_fail(w->ctx, "write", w->path, EFBIG);
+    return io_write(w->ctx, w->fd, w->path, offset, data, size);
+}
+
+tare_status io_write(tare_context *ctx, int fd, const char *path, uint64_t offset, const void *data,
+                     size_t size)
+{
+    const char *next = data;
     while (size > 0) {
         size_t want = size < (size_t)1 << 30 ? size : (size_t)1 << 30;
-        ssize_t put = pwrite(w->fd, next, want, (off_t)offset);
+        ssize_t put = pwrite(fd, next, want, (off_t)offset);
         if (put < 0) {
             if (errno == EINTR)
                 continue;
-            return io_fail(w->ctx, "write", w->path, errno);
+            return io_fail(ctx, "write", path, errno);
         }
         if (put == 0) /* never for a regular file; must not become an endless loop */
-            return io_fail(w->ctx, "write", w->path, EIO);
+            return io_fail(ctx, "write", path, EIO);
         next += put;
         offset += (uint64_t)put;
         size -= (size_t)put;
@@ -105,15 +141,18 @@ static void writer_free(file_writer *w)
     mem_free(w->ctx, w);
 }
 
-tare_status file_finish(file_writer *w)
+tare_status file_sync(file_writer *w)
 {
-    tare_status status = TARE_OK;
     int failed;
     do
         failed = fsync(w->fd) != 0 ? errno : 0;
     while (failed == EINTR);
-    if (failed)
-        status = io_fail(w->ctx, "sync", w->path, failed);
+    return failed ? io_fail(w->ctx, "sync", w->path, failed) : TARE_OK;
+}
+
+tare_status file_finish(file_writer *w)
+{
+    tare_status status = file_sync(w);
     /* Linux has closed the descriptor even when close says EINTR, and the data is synced. */
     if (close(w->fd) != 0 && errno != EINTR && status == TARE_OK)
         status = io_fail(w->ctx, "close", w->path, errno);
@@ -133,6 +172,15 @@ void file_abandon(file_writer *w)
         (void)close(w->fd);
         (void)unlink(w->path);
     }
+    writer_free(w);
+}
+
+void file_leave(file_writer *w)
+{
+    if (!w)
+        return;
+    if (w->fd >= 0) /* what was not synced is written again */
+        (void)close(w->fd);
     writer_free(w);
 }
 

@@ -13,6 +13,11 @@ enum { NPY_MAX_RANK = 8 };
 typedef struct npy_writer npy_writer;
 
 tare_status npy_create(tare_context *ctx, const char *path, npy_writer **out);
+/* Goes on with a file that create made in an earlier process, behind its first `end` bytes (what
+ * npy_sync said); TARE_E_DATA if there is no such file. */
+tare_status npy_reopen(tare_context *ctx, const char *path, uint64_t end, npy_writer **out);
+/* Between two entries: all of them are on the disk, in `end` bytes with that XXH3-64. */
+tare_status npy_sync(npy_writer *w, uint64_t *end, uint64_t *digest);
 /* Begins the entry `key` -> ndarray of `shape` [rank], C order, dtype one of I8 I32 I64 F16 F32;
  * its data follows in any number of npy_append calls, and must be complete before the next entry or
  * the end (else the call fails: a bug). */
@@ -22,6 +27,8 @@ tare_status npy_append(npy_writer *w, const void *data, size_t size);
 /* Ends the pickle, syncs, closes; frees `w` in any case. */
 tare_status npy_finish(npy_writer *w);
 void npy_abandon(npy_writer *w);
+/* Closes the file and leaves it, for npy_reopen. */
+void npy_leave(npy_writer *w);
 
 typedef struct npy_entry {
     const char *key;

@@ -1,6 +1,7 @@
 #include "file/npy.h"
 
 #include <string.h>
+#include <xxhash.h>
 
 struct npy_writer {
     tare_context *ctx;
@@ -8,6 +9,8 @@ struct npy_writer {
     file_writer *file;
     buffer pending; /* pickle text not yet appended to the file */
     uint64_t left;  /* bytes of the current entry that are still to come */
+    uint64_t end;   /* of what the file holds */
+    XXH3_state_t *hash; /* of what the file holds */
 };
 
 static const char npy_magic[] = "\x93NUMPY\x01";
@@ -164,28 +167,48 @@ static void put_file_header(buffer *out)
     buffer_putc(out, '\n');
 }
 
+static tare_status append(npy_writer *w, const void *data, size_t size)
+{
+    XXH3_64bits_update(w->hash, data, size);
+    w->end += size;
+    return file_append(w->file, data, size);
+}
+
 static tare_status flush(npy_writer *w)
 {
     tare_status status = w->pending.status;
-    if (status == TARE_OK)
-        status = file_append(w->file, w->pending.data, w->pending.length);
+    if (status == TARE_OK && w->pending.length > 0)
+        status = append(w, w->pending.data, w->pending.length);
     w->pending.length = 0;
     return status;
+}
+
+/* A writer without a file. */
+static tare_status writer_create(tare_context *ctx, const char *path, npy_writer **out)
+{
+    npy_writer *w = mem_calloc(ctx, 1, sizeof *w);
+    *out = NULL;
+    if (!w)
+        return TARE_E_MEMORY;
+    w->ctx = ctx;
+    buffer_init(&w->pending, ctx);
+    w->path = mem_strdup(ctx, path);
+    w->hash = XXH3_createState();
+    if (!w->path || !w->hash) {
+        npy_abandon(w);
+        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: the writer of %s", path);
+    }
+    XXH3_64bits_reset(w->hash);
+    *out = w;
+    return TARE_OK;
 }
 
 tare_status npy_create(tare_context *ctx, const char *path, npy_writer **out)
 {
     tare_status status = TARE_OK;
+    npy_writer *w = NULL;
     *out = NULL;
-    npy_writer *w = mem_calloc(ctx, 1, sizeof *w);
-    if (!w)
-        return TARE_E_MEMORY;
-    w->ctx = ctx;
-    buffer_init(&w->pending, ctx);
-    if (!(w->path = mem_strdup(ctx, path))) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
+    TRY(writer_create(ctx, path, &w));
     put_file_header(&w->pending);
     put(&w->pending, PROTO);
     put(&w->pending, 4);
@@ -198,6 +221,52 @@ tare_status npy_create(tare_context *ctx, const char *path, npy_writer **out)
     w = NULL;
 done:
     npy_abandon(w);
+    return status;
+}
+
+/* The hash goes on from where the earlier process left it. */
+static tare_status hash_again(npy_writer *w, uint64_t end)
+{
+    enum { PIECE = 1024 * 1024 };
+    tare_status status = TARE_OK;
+    file *f = NULL;
+    char *piece = mem_alloc(w->ctx, PIECE);
+    TRY(piece ? TARE_OK : TARE_E_MEMORY);
+    TRY(file_open(w->ctx, w->path, &f));
+    for (size_t size; w->end < end; w->end += size) {
+        size = end - w->end < PIECE ? (size_t)(end - w->end) : PIECE;
+        TRY(file_read_at(f, w->end, piece, size));
+        XXH3_64bits_update(w->hash, piece, size);
+    }
+done:
+    file_close(f);
+    mem_free(w->ctx, piece);
+    return status;
+}
+
+tare_status npy_reopen(tare_context *ctx, const char *path, uint64_t end, npy_writer **out)
+{
+    tare_status status = TARE_OK;
+    npy_writer *w = NULL;
+    *out = NULL;
+    TRY(writer_create(ctx, path, &w));
+    TRY(file_reopen(ctx, path, 0, end, &w->file));
+    TRY(hash_again(w, end));
+    *out = w;
+    w = NULL;
+done:
+    npy_leave(w);
+    return status;
+}
+
+tare_status npy_sync(npy_writer *w, uint64_t *end, uint64_t *digest)
+{
+    tare_status status = TARE_OK;
+    TRY(flush(w));
+    TRY(file_sync(w->file));
+    *end = w->end;
+    *digest = XXH3_64bits_digest(w->hash);
+done:
     return status;
 }
 
@@ -263,7 +332,7 @@ tare_status npy_append(npy_writer *w, const void *data, size_t size)
     if (size == 0)
         return TARE_OK;
     TRY(flush(w));
-    TRY(file_append(w->file, data, size));
+    TRY(append(w, data, size));
     w->left -= size;
     if (w->left == 0) {
         end_array(&w->pending);
@@ -277,6 +346,7 @@ done:
 static void writer_free(npy_writer *w)
 {
     buffer_free(&w->pending);
+    XXH3_freeState(w->hash);
     mem_free(w->ctx, w->path);
     mem_free(w->ctx, w);
 }
@@ -303,5 +373,13 @@ void npy_abandon(npy_writer *w)
     if (!w)
         return;
     file_abandon(w->file);
+    writer_free(w);
+}
+
+void npy_leave(npy_writer *w)
+{
+    if (!w)
+        return;
+    file_leave(w->file);
     writer_free(w);
 }

@@ -26,6 +26,10 @@ tare_status safetensors_open(tare_context *ctx, const char *path, safetensors **
 void safetensors_close(safetensors *s);
 const char *safetensors_path(const safetensors *s);
 uint64_t safetensors_file_size(const safetensors *s);
+/* Time of the last change as the file system tells it, "seconds.nanoseconds". */
+void safetensors_modified(const safetensors *s, char *text, size_t length);
+/* TARE_E_DATA if the file was written to since it was opened. */
+tare_status safetensors_check_unchanged(const safetensors *s);
 /* By offset, as they stand in the file (which need not be the order of the header). */
 size_t safetensors_count(const safetensors *s);
 const tensor_info *safetensors_at(const safetensors *s, size_t index);
@@ -52,6 +56,14 @@ typedef struct safetensors_writer safetensors_writer;
  * are ignored. */
 tare_status safetensors_create(tare_context *ctx, const char *path, const tensor_info *tensors,
                                size_t count, safetensors_writer **out);
+/* Goes on with a file that create made in an earlier process from the same `tensors`; written[i]
+ * bytes of tensor i are there. TARE_E_DATA if it is not that file. */
+tare_status safetensors_reopen(tare_context *ctx, const char *path, const tensor_info *tensors,
+                               size_t count, const uint64_t *written, safetensors_writer **out);
+/* Where the data of tensor `index` begins in the file. */
+uint64_t safetensors_place(const safetensors_writer *w, size_t index);
+/* What was written so far is on the disk. */
+tare_status safetensors_sync(safetensors_writer *w);
 /* Writes bytes [offset, offset+size) of tensor `index` (in the order given to create). Thread-safe
  * for disjoint ranges. */
 tare_status safetensors_write(safetensors_writer *w, size_t index, uint64_t offset,
@@ -64,6 +76,8 @@ tare_status safetensors_rename(safetensors_writer *w, const tensor_info *tensors
  * `w` in any case. */
 tare_status safetensors_finish(safetensors_writer *w);
 void safetensors_abandon(safetensors_writer *w);
+/* Closes the file and leaves it, for safetensors_reopen. */
+void safetensors_leave(safetensors_writer *w);
 /* Total size of the file that create would make, header included. */
 tare_status safetensors_planned_size(tare_context *ctx, const tensor_info *tensors, size_t count,
                                      uint64_t *bytes);

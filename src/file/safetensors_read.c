@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <string.h>
 
 #include "file/json.h"
@@ -390,6 +391,17 @@ void safetensors_close(safetensors *s)
 const char *safetensors_path(const safetensors *s)
 {
     return file_path(s->file);
+}
+
+void safetensors_modified(const safetensors *s, char *text, size_t length)
+{
+    struct timespec t = file_modified(s->file);
+    snprintf(text, length, "%lld.%09ld", (long long)t.tv_sec, t.tv_nsec);
+}
+
+tare_status safetensors_check_unchanged(const safetensors *s)
+{
+    return file_check_unchanged(s->file);
 }
 
 uint64_t safetensors_file_size(const safetensors *s)

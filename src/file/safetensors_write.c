@@ -148,8 +148,9 @@ tare_status safetensors_planned_size(tare_context *ctx, const tensor_info *tenso
     return status;
 }
 
-tare_status safetensors_create(tare_context *ctx, const char *path, const tensor_info *tensors,
-                               size_t count, safetensors_writer **out)
+/* Plans the file; its writer has no file yet. */
+static tare_status writer_create(tare_context *ctx, const char *path, const tensor_info *tensors,
+                                 size_t count, safetensors_writer **out)
 {
     tare_status status = TARE_OK;
     *out = NULL;
@@ -164,15 +165,64 @@ tare_status safetensors_create(tare_context *ctx, const char *path, const tensor
     }
     status = plan_make(ctx, tensors, count, &w->plan);
     TRY(TARE_WRAP(ctx, status, "%s", path));
-    TRY(file_create(ctx, path, w->plan.size, &w->file));
-    TRY(file_append(w->file, w->plan.header.data, w->plan.header.length));
-    buffer_free(&w->plan.header); /* its megabytes are better used elsewhere */
-    buffer_init(&w->plan.header, ctx);
     *out = w;
     w = NULL;
 done:
     safetensors_abandon(w);
     return status;
+}
+
+/* The header's megabytes are better used elsewhere. */
+static void drop_header(safetensors_writer *w)
+{
+    buffer_free(&w->plan.header);
+    buffer_init(&w->plan.header, w->ctx);
+}
+
+tare_status safetensors_create(tare_context *ctx, const char *path, const tensor_info *tensors,
+                               size_t count, safetensors_writer **out)
+{
+    safetensors_writer *w = NULL;
+    tare_status status = TARE_OK;
+    *out = NULL;
+    TRY(writer_create(ctx, path, tensors, count, &w));
+    TRY(file_create(ctx, path, w->plan.size, &w->file));
+    TRY(file_append(w->file, w->plan.header.data, w->plan.header.length));
+    drop_header(w);
+    *out = w;
+    w = NULL;
+done:
+    safetensors_abandon(w);
+    return status;
+}
+
+tare_status safetensors_reopen(tare_context *ctx, const char *path, const tensor_info *tensors,
+                               size_t count, const uint64_t *written, safetensors_writer **out)
+{
+    safetensors_writer *w = NULL;
+    tare_status status = TARE_OK;
+    *out = NULL;
+    TRY(writer_create(ctx, path, tensors, count, &w));
+    TRY(file_reopen(ctx, path, w->plan.size, 0, &w->file));
+    TRY(file_append(w->file, w->plan.header.data, w->plan.header.length));
+    drop_header(w);
+    for (size_t i = 0; i < count; i++)
+        atomic_store(&w->plan.slots[i].written, written[i]);
+    *out = w;
+    w = NULL;
+done:
+    safetensors_leave(w);
+    return status;
+}
+
+tare_status safetensors_sync(safetensors_writer *w)
+{
+    return file_sync(w->file);
+}
+
+uint64_t safetensors_place(const safetensors_writer *w, size_t index)
+{
+    return w->plan.slots[index].offset;
 }
 
 tare_status safetensors_write(safetensors_writer *w, size_t index, uint64_t offset,
@@ -270,5 +320,13 @@ void safetensors_abandon(safetensors_writer *w)
     if (!w)
         return;
     file_abandon(w->file);
+    writer_free(w);
+}
+
+void safetensors_leave(safetensors_writer *w)
+{
+    if (!w)
+        return;
+    file_leave(w->file);
     writer_free(w);
 }

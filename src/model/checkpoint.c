@@ -288,6 +288,14 @@ const safetensors *checkpoint_file(const checkpoint *c, size_t index)
     return c->files[index];
 }
 
+tare_status checkpoint_check_unchanged(const checkpoint *c)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < c->num_files && status == TARE_OK; i++)
+        status = safetensors_check_unchanged(c->files[i]);
+    return status;
+}
+
 uint64_t checkpoint_bytes(const checkpoint *c)
 {
     uint64_t sum = 0;

@@ -24,6 +24,8 @@ tare_status checkpoint_read(checkpoint *c, const tensor_info *tensor, uint64_t o
 
 size_t checkpoint_file_count(const checkpoint *c);
 const safetensors *checkpoint_file(const checkpoint *c, size_t index);
+/* TARE_E_DATA if a weight file was written to since the checkpoint was opened. */
+tare_status checkpoint_check_unchanged(const checkpoint *c);
 /* Sum of the sizes of the weight files. */
 uint64_t checkpoint_bytes(const checkpoint *c);
 

@@ -7,8 +7,8 @@
 
 #include "base/parallel.h"
 #include "tensor/attention.h"
-#include "tensor/convert.h"
 #include "tensor/kernels.h"
+#include "tensor/rounded.h"
 
 tare_status layer_norms_load(tare_model *model, size_t layer, layer_norms *out)
 {
@@ -100,13 +100,12 @@ static size_t row_blocks(size_t rows)
     return (rows + ROW_BLOCK - 1) / ROW_BLOCK;
 }
 
-/* Emulates a model that computes in a 16-bit dtype: every value is what that dtype could hold. */
-static void round_values(const row_work *w, float *x, size_t n)
+static void norm_row(const row_work *w, const float *x, const float *weight, size_t n, float *y)
 {
     if (w->round == TARE_F32)
-        return;
-    for (size_t i = 0; i < n; i++)
-        x[i] = round_to_dtype((double)x[i], w->round);
+        w->k->rms_norm(x, weight, n, w->eps, y);
+    else
+        rounded_rms_norm(x, weight, n, w->eps, w->round, y);
 }
 
 static void norm_block(void *user, size_t index, int thread)
@@ -114,10 +113,10 @@ static void norm_block(void *user, size_t index, int thread)
     const row_work *w = user;
     (void)thread;
     for (size_t r = index * ROW_BLOCK; r < w->rows && r < (index + 1) * ROW_BLOCK; r++) {
-        w->k->rms_norm(w->x + r * w->cols, w->weight, w->cols, w->eps, w->y + r * w->cols);
+        norm_row(w, w->x + r * w->cols, w->weight, w->cols, w->y + r * w->cols);
         if (w->bias)
             w->k->add(w->y + r * w->cols, w->bias, w->cols);
-        round_values(w, w->y + r * w->cols, w->cols);
+        round_values(w->y + r * w->cols, w->cols, w->round);
     }
 }
 
@@ -146,7 +145,7 @@ static void add_block(void *user, size_t index, int thread)
            last = first + ROW_BLOCK < w->rows ? first + ROW_BLOCK : w->rows;
     size_t n = (last - first) * w->cols;
     w->k->add(w->y + first * w->cols, w->x + first * w->cols, n);
-    round_values(w, w->y + first * w->cols, n);
+    round_values(w->y + first * w->cols, n, w->round);
 }
 
 static void add_rows(decoder_workspace *ws, float *y, const float *x, size_t rows, size_t cols)
@@ -164,8 +163,46 @@ static void silu_block(void *user, size_t index, int thread)
     size_t first = index * ROW_BLOCK,
            last = first + ROW_BLOCK < w->rows ? first + ROW_BLOCK : w->rows;
     size_t n = (last - first) * w->cols;
-    w->k->silu_mul(w->y + first * w->cols, w->x + first * w->cols, n);
-    round_values(w, w->y + first * w->cols, n);
+    float *gate = w->y + first * w->cols;
+    if (w->round == TARE_F32)
+        w->k->silu_mul(gate, w->x + first * w->cols, n);
+    else
+        rounded_silu_mul(gate, w->x + first * w->cols, n, w->round);
+}
+
+/* ---- linears ---- */
+
+static void round_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    (void)thread;
+    size_t first = index * ROW_BLOCK,
+           last = first + ROW_BLOCK < w->rows ? first + ROW_BLOCK : w->rows;
+    round_values(w->y + first * w->cols, (last - first) * w->cols, w->round);
+}
+
+/* w->outputs of the group's members, from x [rows, k]. */
+static tare_status run_linears(tare_model *model, const layer_ops *ops, linear_group group,
+                               const batch *b, decoder_workspace *w, const float *x)
+{
+    const architecture *arch = model->config.arch;
+    float *y[ROLE_COUNT] = {0};
+    row_work work[ROLE_COUNT];
+    size_t members = 0;
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        const linear_spec *spec = &arch->linears[i];
+        if (spec->group != group)
+            continue;
+        y[members] = w->outputs[spec->role];
+        work[members++] = (row_work){.rows = b->rows,
+                                     .cols = model_config_dim(&model->config, spec->out),
+                                     .y = w->outputs[spec->role],
+                                     .round = w->round};
+    }
+    tare_status status = ops->linears(ops->user, group, b, x, y);
+    for (size_t i = 0; status == TARE_OK && w->round != TARE_F32 && i < members; i++)
+        parallel_for(w->ctx, row_blocks(b->rows), round_block, &work[i]);
+    return status;
 }
 
 /* ---- attention ---- */
@@ -188,13 +225,13 @@ static void rotate_heads(const rotate_work *w, float *row, size_t heads, const f
                 *sin = w->rope->sin + position * w->rope->half;
     for (size_t h = 0; h < heads; h++) {
         float *x = row + h * w->head_dim;
-        if (norm) {
-            w->rows.k->rms_norm(x, norm, w->head_dim, w->rows.eps, x);
-            round_values(&w->rows, x, w->head_dim);
-        }
-        w->rows.k->rope(x, cos, sin, w->head_dim);
+        if (norm)
+            norm_row(&w->rows, x, norm, w->head_dim, x);
+        if (w->rows.round == TARE_F32)
+            w->rows.k->rope(x, cos, sin, w->head_dim);
+        else
+            rounded_rope(x, cos, sin, w->head_dim, w->rows.round);
     }
-    round_values(&w->rows, row, heads * w->head_dim);
 }
 
 static void rotate_sample(void *user, size_t index, int thread)
@@ -233,12 +270,11 @@ static tare_status attend(tare_model *model, size_t layer, const layer_norms *no
     size_t query = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim, row = 0;
     for (size_t s = 0; s < b->samples; s++) {
         attention_shape shape = layer_attention_shape(c, layer, b->lengths[s]);
+        shape.round = w->round;
         attention_forward(w->ctx, &shape, q + row * query, query, k + row * kv, kv, v + row * kv,
                           kv, w->input + row * query, query, w->attention_scratch);
         row += b->lengths[s];
     }
-    row_work rounding = {.round = w->round};
-    round_values(&rounding, w->input, b->rows * query);
     return TARE_OK;
 }
 
@@ -251,16 +287,14 @@ tare_status decoder_layer_forward(tare_model *model, size_t layer, const layer_n
     float **out = w->outputs;
     norm_rows(w->ctx, x, norms->weights[NORM_INPUT], norms->biases[NORM_INPUT], b->rows,
               c->hidden_size, c->rms_norm_eps, w->round, w->input);
-    TRY(ops->linears(ops->user, GROUP_QKV, b, w->input,
-                     (float *[]){out[ROLE_Q], out[ROLE_K], out[ROLE_V]}));
+    TRY(run_linears(model, ops, GROUP_QKV, b, w, w->input));
     TRY(attend(model, layer, norms, ops, b, w));
-    TRY(ops->linears(ops->user, GROUP_O, b, w->input, (float *[]){out[ROLE_O]}));
+    TRY(run_linears(model, ops, GROUP_O, b, w, w->input));
     add_rows(w, x, out[ROLE_O], b->rows, c->hidden_size);
 
     norm_rows(w->ctx, x, norms->weights[NORM_POST_ATTENTION], norms->biases[NORM_POST_ATTENTION],
               b->rows, c->hidden_size, c->rms_norm_eps, w->round, w->input);
-    TRY(ops->linears(ops->user, GROUP_GATE_UP, b, w->input,
-                     (float *[]){out[ROLE_GATE], out[ROLE_UP]}));
+    TRY(run_linears(model, ops, GROUP_GATE_UP, b, w, w->input));
     row_work silu = {.k = kernels_get(w->ctx),
                      .rows = b->rows,
                      .cols = c->intermediate_size,
@@ -268,7 +302,7 @@ tare_status decoder_layer_forward(tare_model *model, size_t layer, const layer_n
                      .y = out[ROLE_GATE],
                      .round = w->round};
     parallel_for(w->ctx, row_blocks(b->rows), silu_block, &silu);
-    TRY(ops->linears(ops->user, GROUP_DOWN, b, out[ROLE_GATE], (float *[]){out[ROLE_DOWN]}));
+    TRY(run_linears(model, ops, GROUP_DOWN, b, w, out[ROLE_GATE]));
     add_rows(w, x, out[ROLE_DOWN], b->rows, c->hidden_size);
 done:
     return status;

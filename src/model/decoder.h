@@ -40,8 +40,8 @@ void layer_norms_free(tare_context *ctx, layer_norms *norms);
 typedef struct decoder_workspace {
     tare_context *ctx;
     size_t rows;
-    tare_dtype
-        round; /* F16, BF16: activations are rounded to it after each operation; F32: not at all */
+    tare_dtype round; /* F16, BF16: the layer computes as a model in that dtype does, each result
+                       * rounded once (tensor/rounded.h); F32: not at all */
     rope_table rope;
     float *input;               /* [rows, max(hidden, H*D)] what the linears of a group read */
     float *outputs[ROLE_COUNT]; /* [rows, n] */

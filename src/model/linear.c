@@ -144,9 +144,10 @@ typedef struct gather {
     tare_model *model;
     token_place *const *places; /* sorted by id */
     size_t count, next;
+    embed_row_fn row;
     model_rows_fn also;
     void *user;
-    float *x;
+    float *x; /* [hidden] */
 } gather;
 
 static int compare_places(const void *a, const void *b)
@@ -164,19 +165,22 @@ static tare_status gather_rows(void *user, size_t first, size_t count, const voi
     size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype);
     for (; g->next < g->count && g->places[g->next]->id < first + count; g->next++) {
         const token_place *p = g->places[g->next];
-        model_widen(g->model, t->dtype, (const char *)rows + (p->id - first) * row_bytes, h,
-                    g->x + p->row * h);
+        model_widen(g->model, t->dtype, (const char *)rows + (p->id - first) * row_bytes, h, g->x);
+        tare_status status = g->row(g->user, p->row, g->x);
+        if (status != TARE_OK)
+            return status;
     }
     return g->also ? g->also(g->user, first, count, rows) : TARE_OK;
 }
 
-tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, model_rows_fn also,
-                         void *user, float *x)
+tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, embed_row_fn row,
+                         model_rows_fn also, void *user)
 {
     tare_status status = TARE_OK;
     token_place *places = mem_alloc_array(model->ctx, count, sizeof *places);
     token_place **order = mem_alloc_array(model->ctx, count, sizeof *order);
-    if (!places || !order) {
+    float *x = mem_alloc_array(model->ctx, model->config.hidden_size, sizeof *x);
+    if (!places || !order || !x) {
         status = TARE_E_MEMORY;
         goto done;
     }
@@ -191,10 +195,16 @@ tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, m
         order[i] = &places[i];
     }
     sort_pointers((void **)order, count, compare_places);
-    gather g = {
-        .model = model, .places = order, .count = count, .also = also, .user = user, .x = x};
+    gather g = {.model = model,
+                .places = order,
+                .count = count,
+                .row = row,
+                .also = also,
+                .user = user,
+                .x = x};
     TRY(model_stream_rows(model, model->embedding, gather_rows, &g));
 done:
+    mem_free(model->ctx, x);
     mem_free(model->ctx, order);
     mem_free(model->ctx, places);
     return status;

@@ -42,10 +42,12 @@ void float_layer_free(float_layer *l);
 tare_status float_layer_linears(void *user, linear_group group, const batch *b, const float *x,
                                 float *const *y);
 
-/* x [count, hidden] <- the embeddings of ids[count]. The matrix is streamed once, never held;
- * `also` (may be NULL) sees its pieces. TARE_E_DATA for an id beyond the vocabulary. */
-tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, model_rows_fn also,
-                         void *user, float *x);
+/* Calls `row` with the embedding [hidden] of each of ids[count], in no particular order. The matrix
+ * is streamed once, never held; `also` (may be NULL) sees its pieces. TARE_E_DATA for an id beyond
+ * the vocabulary. */
+typedef tare_status (*embed_row_fn)(void *user, size_t index, const float *x);
+tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, embed_row_fn row,
+                         model_rows_fn also, void *user);
 
 /* BF16 operands where the checkpoint is BF16 and the context's kernels are AMX; else FP32. */
 gemm_compute compute_default(const tare_model *model);

@@ -91,12 +91,13 @@ done:
 }
 
 /* The stage lies inside the output folder, so the final renames stay on one file system. */
-static tare_status make_stage(output *o)
+tare_status output_prepare_stage(output *o)
 {
     tare_status status = TARE_OK;
     o->made_dir = !path_exists(o->dir);
     o->staged = true;
-    TRY(folder_remove(o->ctx, o->stage));
+    if (!o->saved.begun)
+        TRY(folder_remove(o->ctx, o->stage));
     for (size_t i = 0; i < o->num_folders; i++) {
         TRY(folder_create(o->ctx, o->folders[i].stage));
         if (access(o->folders[i].stage, W_OK | X_OK) != 0)
@@ -124,7 +125,6 @@ tare_status output_prepare_folders(output *o)
         TRY(check_contents(o, o->dir));
     for (size_t i = 0; i < o->num_folders && o->num_folders > 1; i++)
         TRY(check_contents(o, o->folders[i].dir));
-    TRY(make_stage(o));
 done:
     return status;
 }

@@ -216,8 +216,13 @@ tare_status output_begin(output *o)
         sharding(o, &o->folders[i], &limit, &sharded);
         TRY(output_plan_folder(o, &o->folders[i], limit, sharded));
     }
-    TRY(check_free_space(o));
-    TRY(output_open_files(o));
+    TRY(output_prepare_stage(o));
+    if (o->saved.begun) {
+        TRY(output_reopen_files(o)); /* their space is reserved */
+    } else {
+        TRY(check_free_space(o));
+        TRY(output_open_files(o));
+    }
     o->begun = true;
 done:
     return status;
@@ -302,10 +307,14 @@ void output_free(output *o)
     if (!o)
         return;
     for (size_t i = 0; i < o->num_folders; i++) {
-        output_abandon_files(&o->folders[i]);
+        (o->keep ? output_leave_files : output_abandon_files)(&o->folders[i]);
         mem_free(o->ctx, o->folders[i].staged);
     }
-    output_remove_stage(o);
+    if (!o->keep)
+        output_remove_stage(o);
+    mem_free(o->ctx, o->ranges);
+    mem_free(o->ctx, o->saved.complete);
+    mem_free(o->ctx, o->saved.ranges);
     mem_free(o->ctx, o->units);
     strmap_free(&o->floats);
     strmap_free(&o->linears);

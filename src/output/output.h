@@ -1,15 +1,17 @@
 /* Writing an output: the save types ascendv1, safe_tensor and numpy from one stream of tensors
  * (specification: spec/output_formats.md). The life of an output:
  *
- *   output_open       checks the folder (TARE_E_FOLDER), makes <dir>/.tare/stage
+ *   output_open       checks the folder (TARE_E_FOLDER)
  *   output_declare_*  once for every tensor that will be written, in model order: the shards are
  *                     planned from this
- *   output_begin      plans the shards, checks the free space, reserves the files
+ *   output_begin      makes <dir>/.tare/stage, plans the shards, checks the free space, reserves the
+ *                     files
  *   output_write_*    the data, a thread at a time, linears and FLOAT tensors in any order; with
  *                     SAVE_NUMPY a FLOAT tensor is written to its end before the next one begins
  *   output_finish     index, copied files, config.json, tare_run.json, description; verifies the
  *                     stage (TARE_E_VERIFY); renames, the description last
- *   output_free       in any case; without a successful finish nothing stays in the folder
+ *   output_free       in any case; without a successful finish (or output_keep) nothing stays in
+ *                     the folder
  *
  * One folder needed (any of: ascendv1; safe_tensor and/or numpy): it is `dir`; more: dir/ascendv1
  * and dir/safe_tensor. With `overwrite`, an earlier output's files go at the end of
@@ -17,6 +19,7 @@
 #ifndef TARE_OUTPUT_OUTPUT_H
 #define TARE_OUTPUT_OUTPUT_H
 
+#include "file/archive.h"
 #include "file/safetensors.h"
 #include "quantize/fa3.h"
 #include "quantize/scheme.h"
@@ -36,6 +39,11 @@ typedef struct output_options {
     size_t fa_amp;
     bool fa_latent; /* latent attention (MLA), which engines know by another name */
     bool overwrite, copy_code, verify;
+    bool journal; /* keep track of what is written, for output_save */
+    /* Called when the old output is gone and everything is staged: from here on
+     * output_publish_rest can finish the work. NULL: not. */
+    tare_status (*before_publish)(void *user);
+    void *user;
 } output_options;
 
 typedef struct output output;
@@ -86,6 +94,23 @@ tare_status output_write_norm(output *o, const char *weight_name, const void *we
 /* The FA tensors of a declared module; scales of q, k and v, [heads] each, rounded to num.dtype.
  * With fa_amp > 0 only for the modules that keep them, in the order of declaration. */
 tare_status output_write_fa(output *o, const char *module, const float *const scales[FA_KINDS]);
+/* ---- Going on in another process (spec/low_memory.md 1.7)
+ *
+ * output_save puts into an archive what of the declared tensors is on the disk, and with
+ * output_keep the stage outlives output_free. Another process checks that with output_check_saved,
+ * opens the output, reads the same part of the archive with output_restore, declares
+ * the same tensors, and goes on after output_begin with those that are not complete. */
+
+/* Syncs every file; between tensors alone. Legal before output_begin too. */
+tare_status output_save(output *o, archive *a);
+void output_keep(output *o);
+/* TARE_E_DATA unless the files below `stage` hold what the archive says. */
+tare_status output_check_saved(tare_context *ctx, archive *a, const char *stage);
+/* After output_open, before output_begin. */
+tare_status output_restore(output *o, archive *a);
+/* Gives what is left in `stage` its final names in `dir`, the description last. */
+tare_status output_publish_rest(tare_context *ctx, const char *stage, const char *dir);
+
 /* `run_json` is the text of tare_run.json. *bytes (may be NULL): size of the weight files of one
  * layout. */
 tare_status output_finish(output *o, const char *run_json, uint64_t *bytes);

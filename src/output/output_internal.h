@@ -69,6 +69,23 @@ typedef struct output_folder {
     size_t num_staged, staged_capacity, published;
 } output_folder;
 
+/* A piece of a planned tensor that is on the disk; tensor WHOLE_FILE: the first bytes of an npy
+ * file. */
+typedef struct saved_range {
+    uint32_t folder, file, tensor; /* file: weight file, or npy_file */
+    uint64_t place;                /* in the file */
+    uint64_t length, hash;         /* XXH3-64 */
+} saved_range;
+enum { WHOLE_FILE = UINT32_MAX };
+
+/* What output_save writes. */
+typedef struct saved_stage {
+    bool begun;
+    uint64_t num_units, num_ranges;
+    bool *complete;      /* [num_units]; mem_free */
+    saved_range *ranges; /* mem_free */
+} saved_stage;
+
 struct output {
     tare_context *ctx;
     arena arena;
@@ -85,6 +102,11 @@ struct output {
     strmap floats, linears;
     output_folder folders[2];
     size_t num_folders;
+
+    bool keep;           /* the stage outlives this handle */
+    saved_range *ranges; /* with options.journal: what was written; mem_free */
+    size_t num_ranges, ranges_capacity;
+    saved_stage saved; /* of the earlier process, from output_restore to output_begin */
 };
 
 /* The folder of `name` in the arena; NULL when out of memory. */
@@ -101,8 +123,10 @@ tare_status output_add_unit(output *o, strmap *map, const char *name, unit_kind 
 /* A unit that was declared; NULL if not, or if the output has not begun. */
 output_unit *output_find_unit(output *o, const strmap *map, const char *name, unit_kind kind);
 
-/* folders.c: which folders, whether they may be written, and the stage. */
+/* folders.c: which folders, whether they may be written; and the stage, empty unless an earlier
+ * process left it. */
 tare_status output_prepare_folders(output *o);
+tare_status output_prepare_stage(output *o);
 void output_remove_stage(output *o);
 
 /* plan.c: the tensors of each folder and the files that they go to. `limit` in bytes, 0: one file.
@@ -150,6 +174,14 @@ tare_status output_stage_config(output *o, output_folder *f);
 
 /* copy_files.c: everything that is copied; one warning lists what is left out. */
 tare_status output_copy_files(output *o, output_folder *f);
+
+/* resume.c */
+/* Notes a written piece of a safetensors file. */
+tare_status output_note_range(output *o, output_folder *f, const planned_tensor *t,
+                              uint64_t offset, const void *data, size_t size);
+/* Opens the files that the earlier process left, and marks what they hold. */
+tare_status output_reopen_files(output *o);
+void output_leave_files(output_folder *f);
 
 /* publish.c: from the stage to the final names, and back if that fails. */
 tare_status output_publish(output *o);

@@ -59,9 +59,6 @@ done:
 static tare_status publish_folder(output *o, output_folder *f)
 {
     tare_status status = TARE_OK;
-    TRY(folder_create(o->ctx, f->dir));
-    if (o->options.overwrite)
-        TRY(remove_old(o, f->dir));
     for (size_t i = 0; i < f->num_staged; i++) {
         if (i + 1 == f->num_staged) /* the last file says that the others are there */
             TRY(folder_sync(o->ctx, f->dir));
@@ -72,16 +69,19 @@ done:
     return status;
 }
 
-/* A failed run leaves nothing under a final name; errors here would only hide the first one. */
+/* A failed run leaves nothing under a final name: back to the stage with it, where --resume or the
+ * end of the run finds it. Errors here would only hide the first one. */
 static void take_back(output *o)
 {
     for (size_t i = 0; i < o->num_folders; i++) {
         output_folder *f = &o->folders[i];
         while (f->published > 0) {
-            char path[4096];
-            int n = snprintf(path, sizeof path, "%s/%s", f->dir, f->staged[--f->published]);
-            if (n > 0 && (size_t)n < sizeof path)
-                unlink(path);
+            const char *name = f->staged[--f->published];
+            char *from = path_join(o->ctx, f->dir, name), *to = path_join(o->ctx, f->stage, name);
+            if (from && to)
+                (void)rename(from, to);
+            mem_free(o->ctx, from);
+            mem_free(o->ctx, to);
         }
         if (o->num_folders > 1)
             rmdir(f->dir);
@@ -91,6 +91,13 @@ static void take_back(output *o)
 tare_status output_publish(output *o)
 {
     tare_status status = TARE_OK;
+    for (size_t i = 0; i < o->num_folders; i++) {
+        TRY(folder_create(o->ctx, o->folders[i].dir));
+        if (o->options.overwrite)
+            TRY(remove_old(o, o->folders[i].dir));
+    }
+    if (o->options.before_publish)
+        TRY(o->options.before_publish(o->options.user));
     for (size_t i = 0; i < o->num_folders; i++)
         TRY(publish_folder(o, &o->folders[i]));
     if (o->num_folders > 1)
@@ -98,5 +105,39 @@ tare_status output_publish(output *o)
 done:
     if (status != TARE_OK)
         take_back(o);
+    return status;
+}
+
+static tare_status move_file(tare_context *ctx, const char *stage, const char *dir,
+                             const char *name)
+{
+    tare_status status = TARE_OK;
+    char *from = path_join(ctx, stage, name), *to = path_join(ctx, dir, name);
+    TRY(from && to ? TARE_OK : TARE_E_MEMORY);
+    if (path_is_folder(from))
+        TRY(output_publish_rest(ctx, from, to)); /* a layout's own folder: one level deep */
+    else
+        TRY(file_rename(ctx, from, to));
+done:
+    mem_free(ctx, from);
+    mem_free(ctx, to);
+    return status;
+}
+
+tare_status output_publish_rest(tare_context *ctx, const char *stage, const char *dir)
+{
+    char **names = NULL;
+    size_t count = 0;
+    tare_status status = TARE_OK;
+    TRY(folder_create(ctx, dir));
+    TRY(folder_list(ctx, stage, &names, &count));
+    for (int last = 0; last < 2; last++) {
+        for (size_t i = 0; i < count; i++)
+            if (is_description(names[i]) == (last == 1))
+                TRY(move_file(ctx, stage, dir, names[i]));
+        TRY(folder_sync(ctx, dir));
+    }
+done:
+    folder_list_free(ctx, names, count);
     return status;
 }

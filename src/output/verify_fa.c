@@ -5,7 +5,7 @@
 
 #include "output/verify_internal.h"
 #include "quantize/fa3.h"
-#include "quantize/round.h"
+#include "tensor/round.h"
 
 /* What config.json says of attention; 0: nothing. */
 typedef struct attention_config {

@@ -26,8 +26,11 @@ tare_status output_write_tensor(output *o, output_folder *f, const planned_tenso
                                 uint64_t offset, const void *data, size_t size)
 {
     tare_status status = TARE_OK;
-    if (f->has_files)
+    if (f->has_files) {
+        if (o->options.journal) /* while the writer still knows where the tensor lies */
+            TRY(output_note_range(o, f, t, offset, data, size));
         TRY(write_planned(f, t, offset, data, size));
+    }
     if (f->has_numpy && !t->not_numpy)
         TRY(output_numpy_write(o, f, &t->info, t->role, offset, data, size));
 done:

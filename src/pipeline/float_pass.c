@@ -106,20 +106,23 @@ done:
     return status;
 }
 
-static tare_status forward(float_work *w, const layer_norms *norms, size_t samples, float *x)
+static tare_status forward(float_work *w, const layer_norms *norms)
 {
     tare_status status = TARE_OK;
     run *r = w->run;
-    size_t h = r->model->config.hidden_size;
     layer_ops ops = {.user = w, .linears = observed_linears};
-    for (size_t first = 0, row = 0; first < samples;) {
-        batch b = batch_next(r->samples.lengths, first, samples, r->batch_rows);
+    for (size_t first = 0, row = 0; first < r->float_samples;) {
+        batch b = batch_next(r->samples.lengths, first, r->float_samples, r->layout.batch_rows);
+        float *x;
         TRY(context_check_cancelled(r->ctx));
-        TRY(decoder_layer_forward(r->model, w->layer, norms, &ops, &b, &r->workspace, x + row * h));
+        TRY(stream_get(r->float_states, row, b.rows, &x));
+        TRY(decoder_layer_forward(r->model, w->layer, norms, &ops, &b, &r->workspace, x));
+        TRY(stream_put(r->float_states, row, b.rows, x));
         first += b.samples;
         row += b.rows;
-        progress_sample(&r->progress, first, samples);
+        progress_sample(&r->progress, first, r->float_samples);
     }
+    stream_flip(r->float_states);
 done:
     return status;
 }
@@ -162,39 +165,67 @@ static tare_status alloc_scoring(float_work *w)
     return w->smoothed ? TARE_OK : TARE_E_MEMORY;
 }
 
-/* Scores are taken of smoothed inputs, which are known only after the layer ran once. What that run
- * leaves of each input is enough; only compat, which rounds element by element, runs the layer
- * again on the scored samples. */
-static tare_status smooth_then_score(float_work *w, const layer_norms *norms, layer_source *source,
-                                     float *x)
+/* The scored samples' part of the float stream, sample by sample; the caller frees it. */
+static tare_status copy_scored(run *r, float **out)
+{
+    tare_status status = TARE_OK;
+    size_t h = r->model->config.hidden_size;
+    if (!(*out = mem_alloc_array(r->ctx, r->score_tokens * h, sizeof **out)))
+        return TARE_E_MEMORY;
+    for (size_t i = 0, row = 0; i < r->score_samples; row += r->samples.lengths[i++]) {
+        float *x;
+        TRY(stream_get(r->float_states, row, r->samples.lengths[i], &x));
+        memcpy(*out + row * h, x, r->samples.lengths[i] * h * sizeof *x);
+    }
+done:
+    return status;
+}
+
+/* Runs the layer again over the scored samples alone. */
+static tare_status score_again(float_work *w, const layer_norms *norms, float *x)
 {
     tare_status status = TARE_OK;
     run *r = w->run;
-    size_t cells = r->score_tokens * r->model->config.hidden_size;
+    layer_ops ops = {.user = w, .linears = observed_linears};
+    w->scoring = true;
+    for (size_t first = 0, row = 0; first < r->score_samples;) {
+        batch b = batch_next(r->samples.lengths, first, r->score_samples, r->layout.batch_rows);
+        TRY(context_check_cancelled(r->ctx));
+        TRY(decoder_layer_forward(r->model, w->layer, norms, &ops, &b, &r->workspace,
+                                  x + row * r->model->config.hidden_size));
+        first += b.samples;
+        row += b.rows;
+    }
+done:
+    return status;
+}
+
+/* Scores are taken of smoothed inputs, which are known only after the layer ran once. What that run
+ * leaves of each input is enough; only compat, which rounds element by element, runs the layer
+ * again on the scored samples. */
+static tare_status smooth_then_score(float_work *w, const layer_norms *norms, layer_source *source)
+{
+    tare_status status = TARE_OK;
+    run *r = w->run;
     float *again = NULL;
     w->measuring = r->wants_scores && !r->num.compat;
-    if (r->wants_scores && r->num.compat) {
-        if (!(again = mem_alloc_array(r->ctx, cells, sizeof *again)))
-            return TARE_E_MEMORY;
-        memcpy(again, x, cells * sizeof *again);
-    }
+    if (r->wants_scores && r->num.compat)
+        TRY(copy_scored(r, &again));
     TRY(smoothing_watch(r, w->layer, w->watch));
-    TRY(forward(w, norms, r->float_samples, x));
+    TRY(forward(w, norms));
     TRY(smoothing_solve(r, w->layer, source, w->watch));
     smoothing_unwatch(r, w->watch);
     if (w->measuring)
         score_measured(w);
-    if (again) {
-        w->scoring = true;
-        TRY(forward(w, norms, r->score_samples, again));
-    }
+    if (again)
+        TRY(score_again(w, norms, again));
 done:
     smoothing_unwatch(r, w->watch);
     mem_free(r->ctx, again);
     return status;
 }
 
-tare_status float_layer_pass(run *r, size_t layer, layer_source *source, float *x)
+tare_status float_layer_pass(run *r, size_t layer, layer_source *source)
 {
     tare_status status = TARE_OK;
     layer_norms norms = {0};
@@ -204,10 +235,10 @@ tare_status float_layer_pass(run *r, size_t layer, layer_source *source, float *
     TRY(layer_norms_load(r->model, layer, &norms));
     TRY(float_layer_create(r->model, layer, r->compute, source->raw, &w.linears));
     if (r->smoothing) {
-        TRY(smooth_then_score(&w, &norms, source, x));
+        TRY(smooth_then_score(&w, &norms, source));
     } else {
         w.scoring = r->wants_scores;
-        TRY(forward(&w, &norms, r->float_samples, x));
+        TRY(forward(&w, &norms));
     }
     if (r->wants_scores)
         store_scores(&w);
@@ -223,49 +254,64 @@ done:
     return TARE_WRAP(r->ctx, status, "model.layers.%zu", layer);
 }
 
-tare_status score_head(run *r, float *x)
+tare_status score_head(run *r)
 {
     tare_status status = TARE_OK;
     const model_config *c = &r->model->config;
     fallback_linear *f = &r->linears[r->num_linears - 1];
     score_state state;
-    float *norm = NULL, *scratch = mem_alloc_array(r->ctx, 2 * c->hidden_size, sizeof *scratch);
+    float *norm = NULL, *x, *y = mem_alloc_array(r->ctx, r->samples.longest * c->hidden_size, 4),
+          *scratch = mem_alloc_array(r->ctx, 2 * c->hidden_size, sizeof *scratch);
     score_init(&state);
-    if (!scratch)
-        return TARE_E_MEMORY;
+    TRY(y && scratch ? TARE_OK : TARE_E_MEMORY);
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
-    norm_rows(r->ctx, x, norm, NULL, r->score_tokens, c->hidden_size, c->rms_norm_eps,
-              r->workspace.round, x);
-    for (size_t i = 0, row = 0; i < r->score_samples; row += r->samples.lengths[i++])
-        TRY(score_update(r->ctx, &r->num, &state, x + row * c->hidden_size, r->samples.lengths[i],
-                         c->hidden_size, scratch));
+    for (size_t i = 0, row = 0; i < r->score_samples; row += r->samples.lengths[i++]) {
+        size_t rows = r->samples.lengths[i];
+        TRY(stream_get(r->float_states, row, rows, &x));
+        norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->workspace.round,
+                  y);
+        TRY(score_update(r->ctx, &r->num, &state, y, rows, c->hidden_size, scratch));
+    }
     f->has_score = true;
     f->score = score_value(&r->num, &state);
 done:
     mem_free(r->ctx, norm);
+    mem_free(r->ctx, y);
     mem_free(r->ctx, scratch);
     return TARE_WRAP(r->ctx, status, "lm_head");
+}
+
+static tare_status put_float_row(void *user, size_t index, const float *x)
+{
+    run *r = user;
+    return stream_put(r->float_states, index, 1, x);
 }
 
 tare_status float_pass(run *r)
 {
     tare_status status = TARE_OK;
     size_t layers = r->model->config.num_layers;
-    float *x = mem_alloc_array(r->ctx, r->float_tokens * r->model->config.hidden_size, sizeof *x);
-    if (!x)
-        return TARE_E_MEMORY;
     progress_begin(&r->progress, r->ctx, "score", "layer", layers);
-    TRY(embed_tokens(r->model, r->samples.ids, r->float_tokens, NULL, NULL, x));
-    for (size_t i = 0; i < layers; i++) {
+    if (!r->resume.restores) {
+        TRY(create_states(r, true));
+        TRY(embed_tokens(r->model, r->samples.ids, r->float_tokens, put_float_row, NULL, r));
+        stream_flip(r->float_states);
+    }
+    progress_skip(&r->progress, r->resume.layer);
+    for (size_t i = r->resume.layer; i < layers; i++) {
         layer_source source = {0};
-        status = float_layer_pass(r, i, &source, x);
+        status = float_layer_pass(r, i, &source);
         layer_source_free(r, &source);
         TRY(status);
         progress_unit_done(&r->progress);
+        TRY(resume_layer_done(r, i + 1));
     }
     if (!r->linears[r->num_linears - 1].is_float)
-        TRY(score_head(r, x));
+        TRY(score_head(r));
+    stream_free(r->float_states);
+    r->float_states = NULL;
+    r->resume.layer = 0;
+    r->resume.restores = false; /* the second pass begins at its beginning */
 done:
-    mem_free(r->ctx, x);
     return status;
 }

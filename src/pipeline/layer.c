@@ -282,24 +282,27 @@ static tare_status calibrate(calibrated_layer *c)
     tare_status status = TARE_OK;
     run *r = c->run;
     size_t h = r->model->config.hidden_size, row = 0;
+    float *x;
     layer_ops ops = {.user = c, .linears = calibrated_linears};
     ops.attention = c->fa ? calibrated_attention : NULL;
     TRY(layer_norms_load(r->model, c->layer, &c->norms));
     TRY(smoothing_norms(r, c->layer, &c->norms));
     for (size_t first = 0; first < r->samples.count;) {
-        batch b = batch_next(r->samples.lengths, first, r->samples.count, r->batch_rows);
+        batch b = batch_next(r->samples.lengths, first, r->samples.count, r->layout.batch_rows);
         TRY(context_check_cancelled(r->ctx));
         for (size_t i = 0, at = 0; i < b.samples; i++) {
             for (size_t end = at + b.lengths[i]; at < end; at++)
                 c->sample_of_row[at] = (uint32_t)i;
         }
-        TRY(decoder_layer_forward(r->model, c->layer, &c->norms, &ops, &b, &r->workspace,
-                                  r->hidden + row * h));
-        TRY(check_finite(r, r->hidden + row * h, b.rows * h));
+        TRY(stream_get(r->states, row, b.rows, &x));
+        TRY(decoder_layer_forward(r->model, c->layer, &c->norms, &ops, &b, &r->workspace, x));
+        TRY(check_finite(r, x, b.rows * h));
+        TRY(stream_put(r->states, row, b.rows, x));
         first += b.samples;
         row += b.rows;
         progress_sample(&r->progress, first, r->samples.count);
     }
+    stream_flip(r->states);
 done:
     return status;
 }
@@ -326,8 +329,8 @@ tare_status quantize_layer(run *r, size_t layer)
 {
     tare_status status = TARE_OK;
     calibrated_layer c = {.run = r, .layer = layer};
-    if (r->float_hidden)
-        TRY(float_layer_pass(r, layer, &c.source, r->float_hidden));
+    if (r->float_states)
+        TRY(float_layer_pass(r, layer, &c.source));
     TRY(load_linears(&c));
     TRY(alloc_buffers(&c));
     TRY(attention_observer_create(r, layer, &c.fa));
@@ -350,15 +353,17 @@ tare_status quantize_head(run *r)
     live_linear l = {0};
     observer *o = NULL;
     act_params params;
-    float *norm = NULL;
+    float *norm = NULL, *x;
     raw_weight raw = {0};
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num, &o));
-    norm_rows(r->ctx, r->hidden, norm, NULL, r->samples.tokens, c->hidden_size, c->rms_norm_eps,
-              r->workspace.round, r->hidden);
-    for (size_t i = 0, row = 0; i < r->samples.count; row += r->samples.lengths[i++])
-        TRY(observer_update(r->ctx, o, r->hidden + row * c->hidden_size,
-                            r->samples.lengths[i] * c->hidden_size));
+    for (size_t i = 0, row = 0; i < r->samples.count; row += r->samples.lengths[i++]) {
+        size_t rows = r->samples.lengths[i];
+        TRY(stream_get(r->states, row, rows, &x));
+        norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->workspace.round,
+                  x);
+        TRY(observer_update(r->ctx, o, x, rows * c->hidden_size));
+    }
     TRY(observer_params(r->ctx, o, &params));
     TRY(live_linear_load(r, &r->model->head, true, &raw, &l));
     TRY(live_linear_write(r, &l, &params));

@@ -1,8 +1,6 @@
 /* The run as a whole: check, plan, (score,) then layer by layer load - calibrate - quantize -
  * write, then finish. Everything that can be refused is refused before the first weight is read.
  * Passes over the checkpoint: one, or two with disable_level. */
-#include <string.h>
-
 #include "pipeline/run.h"
 #include "tensor/kernels.h"
 
@@ -85,7 +83,7 @@ static tare_status load_samples(run *r)
     return TARE_OK;
 }
 
-static tare_status open_output(run *r)
+tare_status open_output(run *r)
 {
     output_options o = {.dir = r->options->out,
                         .model_dir = r->options->model,
@@ -94,9 +92,12 @@ static tare_status open_output(run *r)
                         .dtype_given = r->recipe->dtype >= 0,
                         .quant_type = "W8A8",
                         .fa_amp = (size_t)r->recipe->fa_amp,
-                        .overwrite = r->options->overwrite,
+                        .overwrite = r->overwrite,
                         .copy_code = r->options->copy_code,
-                        .verify = r->options->verify};
+                        .verify = r->options->verify,
+                        .journal = !r->options->no_resume,
+                        .before_publish = resume_before_publish,
+                        .user = r};
     for (size_t i = 0; i < r->recipe->save_types.count; i++) {
         unsigned bit = 0;
         output_save_type(r->recipe->save_types.items[i], &bit);
@@ -105,38 +106,46 @@ static tare_status open_output(run *r)
     return output_open(r->ctx, &o, &r->out);
 }
 
-/* Buffers that live through all layers. */
-static tare_status alloc_states(run *r)
+/* What lives through all layers. */
+static tare_status plan_memory(run *r)
 {
-    const model_config *c = &r->model->config;
-    size_t count;
-    r->batch_rows = r->samples.longest > BATCH_ROWS ? r->samples.longest : BATCH_ROWS;
-    size_t rows = r->samples.tokens < r->batch_rows ? r->samples.tokens : r->batch_rows;
-    if (!size_mul(r->samples.tokens, c->hidden_size, &count))
-        return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: hidden states of %zu tokens",
-                         r->samples.tokens);
-    if (!(r->hidden = mem_alloc_array(r->ctx, count, sizeof *r->hidden)))
-        return TARE_E_MEMORY;
+    r->layout = (run_layout){.whole_layer = true};
+    r->layout.batch_rows = r->samples.longest > BATCH_ROWS ? r->samples.longest : BATCH_ROWS;
+    size_t rows = r->samples.tokens < r->layout.batch_rows ? r->samples.tokens
+                                                           : r->layout.batch_rows;
     return decoder_workspace_create(r->model, rows, r->samples.longest,
                                     r->num.compat ? r->num.dtype : TARE_F32, &r->workspace);
+}
+
+tare_status create_states(run *r, bool of_floats)
+{
+    const char *folder = NULL;
+    if (r->layout.spill)
+        folder = r->options->scratch_dir ? r->options->scratch_dir
+                                         : journal_folder(r->resume.journal);
+    return stream_create(r->ctx, of_floats ? r->float_tokens : r->samples.tokens,
+                         r->model->config.hidden_size, r->layout.batch_rows, folder,
+                         of_floats ? &r->float_states : &r->states);
 }
 
 /* disable_level ranks all layers before the first is quantized: a float pass of its own, which also
  * finds the smoothing. Without it the float stream, if there is one, runs beside the quantized one,
  * layer by layer - except where compat's FP16 output depends on the observers' kind, which is
  * declared beforehand. */
+static bool has_float_pass(const run *r)
+{
+    return r->recipe->disable_level > 0 || (r->recipe->act_method == 3 && r->num.compat);
+}
+
 static tare_status choose_fallback(run *r)
 {
     tare_status status = TARE_OK;
-    size_t h = r->model->config.hidden_size;
-    if (r->recipe->disable_level > 0 || (r->recipe->act_method == 3 && r->num.compat)) {
+    if (has_float_pass(r) && r->resume.pass == PASS_FLOAT)
         TRY(float_pass(r));
-        TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
-    } else if (r->float_samples > 0) {
-        if (!(r->float_hidden = mem_alloc_array(r->ctx, r->float_tokens * h,
-                                                sizeof *r->float_hidden)))
-            return TARE_E_MEMORY;
-    }
+    r->resume.pass = PASS_QUANTIZE;
+    if (!has_float_pass(r))
+        return TARE_OK;
+    TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
 done:
     return status;
 }
@@ -145,6 +154,31 @@ static tare_status copy_embedding(void *user, size_t first, size_t count, const 
 {
     run *r = user;
     return write_float_rows(r, r->model->embedding, first, count, rows);
+}
+
+static tare_status put_row(void *user, size_t index, const float *x)
+{
+    run *r = user;
+    tare_status status = stream_put(r->states, index, 1, x);
+    if (status == TARE_OK && r->float_states && index < r->float_tokens)
+        status = stream_put(r->float_states, index, 1, x);
+    return status;
+}
+
+/* The boundary before the first layer; the float stream starts from the same embeddings. */
+static tare_status embed(run *r)
+{
+    tare_status status = TARE_OK;
+    bool beside = r->float_samples > 0 && !has_float_pass(r);
+    TRY(create_states(r, false));
+    if (beside)
+        TRY(create_states(r, true));
+    TRY(embed_tokens(r->model, r->samples.ids, r->samples.tokens, put_row, copy_embedding, r));
+    stream_flip(r->states);
+    if (beside)
+        stream_flip(r->float_states);
+done:
+    return status;
 }
 
 static tare_status run_head(run *r)
@@ -156,8 +190,8 @@ static tare_status run_head(run *r)
     TRY(write_norm(r, r->model->final_norm, norm, NULL));
     if (is_float && !r->model->head_is_tied)
         TRY(copy_tensor(r, r->model->head.weight));
-    if (!is_float && r->float_hidden && r->wants_scores)
-        TRY(score_head(r, r->float_hidden));
+    if (!is_float && r->float_states && r->wants_scores)
+        TRY(score_head(r));
     if (!is_float)
         TRY(quantize_head(r));
 done:
@@ -169,14 +203,15 @@ done:
 static tare_status run_layers(run *r)
 {
     tare_status status = TARE_OK;
-    size_t layers = r->model->config.num_layers, h = r->model->config.hidden_size;
+    size_t layers = r->model->config.num_layers;
     progress_begin(&r->progress, r->ctx, "calibrate", "layer", layers);
-    TRY(embed_tokens(r->model, r->samples.ids, r->samples.tokens, copy_embedding, r, r->hidden));
-    if (r->float_hidden) /* the float stream starts from the same embeddings */
-        memcpy(r->float_hidden, r->hidden, r->float_tokens * h * sizeof *r->hidden);
-    for (size_t i = 0; i < layers; i++) {
+    if (!r->resume.restores)
+        TRY(embed(r));
+    progress_skip(&r->progress, r->resume.layer);
+    for (size_t i = r->resume.layer; i < layers; i++) {
         TRY(quantize_layer(r, i));
         progress_unit_done(&r->progress);
+        TRY(resume_layer_done(r, i + 1));
     }
     TRY(run_head(r));
     for (size_t i = 0; i < r->model->num_extra; i++)
@@ -191,14 +226,11 @@ static tare_status finish(run *r, tare_quantize_result *result)
     tare_status status = TARE_OK;
     buffer record;
     buffer_init(&record, r->ctx);
+    TRY(checkpoint_check_unchanged(r->model->checkpoint));
     TRY(run_record(r, &record));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
-    result->linears = r->num_linears;
     result->linears_quantized = r->num_quantized;
-    result->samples = r->samples.count;
-    result->tokens = r->samples.tokens;
     result->saturated_rows = r->saturated_rows;
-    result->bytes_in = checkpoint_bytes(r->model->checkpoint);
 done:
     buffer_free(&record);
     return status;
@@ -206,10 +238,9 @@ done:
 
 static void run_free(run *r)
 {
-    output_free(r->out);
     decoder_workspace_free(&r->workspace);
-    mem_free(r->ctx, r->hidden);
-    mem_free(r->ctx, r->float_hidden);
+    stream_free(r->states);
+    stream_free(r->float_states);
     for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
         smoothing_free_layer(r, i);
     sample_set_free(r->ctx, &r->samples);
@@ -223,9 +254,16 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     TRY(recipe_check(r->recipe));
     TRY(open_model(r));
     TRY(plan_linears(r));
-    TRY(open_output(r));
     TRY(load_samples(r));
-    TRY(alloc_states(r));
+    result->linears = r->num_linears;
+    result->samples = r->samples.count;
+    result->tokens = r->samples.tokens;
+    result->bytes_in = checkpoint_bytes(r->model->checkpoint);
+    TRY(resume_open(r));
+    if ((result->was_finished = r->resume.finished))
+        goto done;
+    TRY(plan_memory(r));
+    TRY(resume_restore(r));
     TRY(choose_fallback(r));
     TRY(plan_output(r));
     TRY(run_layers(r));
@@ -252,7 +290,7 @@ tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *option
     run r = {
         .ctx = ctx, .options = options, .recipe = options->recipe ? options->recipe : defaults};
     arena_init(&r.arena, ctx);
-    tare_status status = run_all(&r, result);
+    tare_status status = resume_close(&r, run_all(&r, result));
     run_free(&r);
     tare_recipe_free(defaults);
     result->seconds = clock_seconds() - started;

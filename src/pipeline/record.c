@@ -5,43 +5,84 @@
 #include "file/json.h"
 #include "pipeline/run.h"
 
-static void write_digest(buffer *out, const void *data, size_t length)
+void digest_write(buffer *out, const void *data, size_t length)
 {
     XXH128_hash_t h = XXH3_128bits(data, length);
     buffer_printf(out, "\"%016llx%016llx\"", (unsigned long long)h.high64,
                   (unsigned long long)h.low64);
 }
 
-/* Name, size and the digest of the header's contents of each weight file. */
+static const char *file_name(const safetensors *s)
+{
+    const char *slash = strrchr(safetensors_path(s), '/');
+    return slash ? slash + 1 : safetensors_path(s);
+}
+
+/* The digest of what the header of a weight file says. */
+static tare_status write_header_digest(run *r, const safetensors *s, buffer *out)
+{
+    buffer header;
+    buffer_init(&header, r->ctx);
+    for (size_t t = 0; t < safetensors_count(s); t++) {
+        const tensor_info *info = safetensors_at(s, t);
+        buffer_printf(&header, "%s %s %llu %llu\n", info->name, dtype_name(info->dtype),
+                      (unsigned long long)info->offset, (unsigned long long)info->bytes);
+    }
+    tare_status status = header.status;
+    if (status == TARE_OK)
+        digest_write(out, header.data ? header.data : "", header.length);
+    buffer_free(&header);
+    return status;
+}
+
 static tare_status write_files(run *r, buffer *out)
 {
     tare_status status = TARE_OK;
-    buffer header;
-    buffer_init(&header, r->ctx);
     const checkpoint *c = r->model->checkpoint;
     buffer_puts(out, "[");
     for (size_t i = 0; i < checkpoint_file_count(c); i++) {
         const safetensors *s = checkpoint_file(c, i);
-        const char *name = strrchr(safetensors_path(s), '/');
-        name = name ? name + 1 : safetensors_path(s);
-        header.length = 0;
-        for (size_t t = 0; t < safetensors_count(s); t++) {
-            const tensor_info *info = safetensors_at(s, t);
-            buffer_printf(&header, "%s %s %llu %llu\n", info->name, dtype_name(info->dtype),
-                          (unsigned long long)info->offset, (unsigned long long)info->bytes);
-        }
-        TRY(header.status);
         buffer_printf(out, "%s\n      {\"name\": ", i ? "," : "");
-        json_write_string(out, name, strlen(name));
+        json_write_string(out, file_name(s), strlen(file_name(s)));
         buffer_printf(
             out, ", \"size\": %llu, \"header\": ", (unsigned long long)safetensors_file_size(s));
-        write_digest(out, header.data ? header.data : "", header.length);
+        TRY(write_header_digest(r, s, out));
         buffer_putc(out, '}');
     }
     buffer_puts(out, "\n    ]");
 done:
-    buffer_free(&header);
     return status;
+}
+
+tare_status fingerprint_files(run *r, buffer *out)
+{
+    tare_status status = TARE_OK;
+    const checkpoint *c = r->model->checkpoint;
+    for (size_t i = 0; i < checkpoint_file_count(c); i++) {
+        const safetensors *s = checkpoint_file(c, i);
+        buffer_puts(out, ", ");
+        json_write_string(out, file_name(s), strlen(file_name(s)));
+        buffer_puts(out, ": ");
+        TRY(write_header_digest(r, s, out)); /* which holds the size, as tensors fill the file */
+    }
+done:
+    return status;
+}
+
+tare_status fingerprint_times(run *r, buffer *out)
+{
+    const checkpoint *c = r->model->checkpoint;
+    buffer_putc(out, '{');
+    for (size_t i = 0; i < checkpoint_file_count(c); i++) {
+        const safetensors *s = checkpoint_file(c, i);
+        char text[48];
+        safetensors_modified(s, text, sizeof text);
+        buffer_puts(out, i ? ", " : "");
+        json_write_string(out, file_name(s), strlen(file_name(s)));
+        buffer_printf(out, ": \"%s\"", text);
+    }
+    buffer_putc(out, '}');
+    return out->status;
 }
 
 static void write_linears(run *r, buffer *out)
@@ -113,15 +154,18 @@ tare_status run_record(run *r, buffer *out)
     recipe_write(r->recipe, out, 1);
     buffer_printf(out, ",\n  \"model\": {\n    \"model_type\": \"%s\",\n    \"config\": ",
                   r->model->config.arch->model_type);
-    write_digest(out, r->model->config_json, r->model->config_length);
+    digest_write(out, r->model->config_json, r->model->config_length);
     buffer_puts(out, ",\n    \"files\": ");
     tare_status status = write_files(r, out);
     buffer_printf(out,
                   "\n  },\n  \"calibration\": {\"samples\": %zu, \"tokens\": %zu, \"truncated\": "
                   "%zu, \"ids\": ",
                   r->samples.count, r->samples.tokens, r->samples.truncated);
-    write_digest(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
-    buffer_printf(out, "},\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
+    digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
+    buffer_puts(out, "},\n  \"fingerprint\": ");
+    if (status == TARE_OK)
+        status = fingerprint_write(r, out);
+    buffer_printf(out, ",\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
     write_attentions(r, out);
     write_linears(r, out);
     buffer_puts(out, "}\n");

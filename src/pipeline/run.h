@@ -8,6 +8,8 @@
 #include "calibration/samples.h"
 #include "model/linear.h"
 #include "output/output.h"
+#include "pipeline/journal.h"
+#include "pipeline/streams.h"
 #include "quantize/fa3.h"
 #include "quantize/fallback.h"
 #include "quantize/observer.h"
@@ -36,6 +38,31 @@ typedef struct layer_smoothing {
         *input_shift[GROUP_COUNT]; /* of the groups' inputs; NULL: none */
 } layer_smoothing;
 
+/* How a run is laid out in memory. Chosen by the plan; the output never depends on it. */
+typedef struct run_layout {
+    size_t batch_rows; /* most rows (tokens) of one batch */
+    bool whole_layer;  /* float copies of all linears of a layer at once; else one at a time */
+    bool spill;        /* hidden states lie in scratch files */
+    bool overlap;      /* the next layer is read while this one is computed */
+} run_layout;
+
+typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE } run_pass;
+
+/* Where the run stands in its journal (resume.c). */
+typedef struct run_resume {
+    journal *journal; /* NULL before resume_open */
+    bool records;     /* checkpoints are made */
+    bool finished;    /* there was nothing left to do */
+    bool restores;    /* the run goes on from a state: */
+    run_pass pass;    /* the pass in work */
+    size_t layer;     /* its first layer to do */
+    unsigned generation; /* of that state; afterwards of the next one to write */
+    uint64_t digest;
+    bool worth_keeping; /* there is a checkpoint */
+    double last;        /* when it was made, seconds */
+    size_t layers_since;
+} run_resume;
+
 typedef struct run {
     tare_context *ctx;
     const tare_quantize_options *options;
@@ -59,14 +86,39 @@ typedef struct run {
     smooth_config smooth;
     layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
 
-    size_t batch_rows; /* most rows of one batch: memory, never a result, depends on it */
-    float *hidden;     /* [samples.tokens, hidden_size] at the layer boundary */
-    float
-        *float_hidden; /* [float_tokens, hidden_size] of the float stream; NULL: none runs beside */
+    run_layout layout;
+    state_stream *states;       /* [samples.tokens, hidden_size] */
+    state_stream *float_states; /* [float_tokens, hidden_size]; NULL: no float stream runs beside */
     decoder_workspace workspace;
+    run_resume resume;
+    bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
     size_t saturated_rows;
     arena arena;
 } run;
+
+/* ---- quantize.c ---- */
+
+/* The output, after all checks of its folder. */
+tare_status open_output(run *r);
+/* The hidden states, empty: of the float stream, or of the calibrating one. */
+tare_status create_states(run *r, bool of_floats);
+
+/* ---- resume.c ---- */
+
+/* What identifies a run: a JSON map of strings that is the same if and only if the output is. */
+tare_status fingerprint_write(run *r, buffer *out);
+/* Looks for what an earlier run left, opens the output, takes its lock, and begins or goes on with
+ * the journal. With resume.finished there is nothing left to do. */
+tare_status resume_open(run *r);
+/* Restores the state that resume_open found, if it did. */
+tare_status resume_restore(run *r);
+/* A layer of the pass is done: makes a checkpoint if one is due. */
+tare_status resume_layer_done(run *r, size_t next_layer);
+/* output_options.before_publish */
+tare_status resume_before_publish(void *user);
+/* Ends output and journal: what resume needs stays if the run failed in a way that can be mended.
+ * Returns `status`, or what went wrong here. */
+tare_status resume_close(run *r, tare_status status);
 
 /* ---- plan.c ---- */
 
@@ -79,12 +131,11 @@ tare_status plan_output(run *r);
 
 /* ---- float_pass.c ---- */
 
-/* Runs the float model's layer over the first float_samples of x [float_tokens, hidden_size], in
- * place: solves its smoothing and scores its linears, as the run asks. Loads `source` if it is
+/* Runs the float model's layer over the float stream, in place: solves its smoothing and scores its linears, as the run asks. Loads `source` if it is
  * empty. */
-tare_status float_layer_pass(run *r, size_t layer, layer_source *source, float *x);
-/* Scores the head, whose input is the final norm's output; overwrites x. */
-tare_status score_head(run *r, float *x);
+tare_status float_layer_pass(run *r, size_t layer, layer_source *source);
+/* Scores the head, whose input is the final norm's output. */
+tare_status score_head(run *r);
 /* All layers: the first of two passes. */
 tare_status float_pass(run *r);
 
@@ -115,6 +166,8 @@ tare_status smoothing_norms(run *r, size_t layer, layer_norms *norms);
 /* Replaces a weight by the smoothed one: FP32 if it will be quantized, else as it is written. */
 tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw);
 void smoothing_free_layer(run *r, size_t layer);
+/* The vectors of a layer (none: nothing is there), written to or read from an archive. */
+tare_status smoothing_archive(run *r, size_t layer, archive *a);
 
 /* ---- layer.c, live_linear.c ---- */
 
@@ -175,5 +228,11 @@ tare_status copy_tensor(run *r, const tensor_info *source);
 
 /* The text of tare_run.json. */
 tare_status run_record(run *r, buffer *out);
+/* A digest as a JSON string. */
+void digest_write(buffer *out, const void *data, size_t length);
+/* Members of a JSON map: digests of what the weight files' headers say. */
+tare_status fingerprint_files(run *r, buffer *out);
+/* A JSON map: when each weight file was changed last. */
+tare_status fingerprint_times(run *r, buffer *out);
 
 #endif

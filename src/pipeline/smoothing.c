@@ -199,6 +199,60 @@ void smoothing_free_layer(run *r, size_t layer)
     *s = (layer_smoothing){0};
 }
 
+static tare_status archive_weight(archive *a, const model_linear *l, smooth_weight *w)
+{
+    tare_status status = TARE_OK;
+    TRY(archive_floats(a, &w->row_scale, l->n));
+    TRY(archive_floats(a, &w->col_scale, l->k));
+    TRY(archive_floats(a, &w->bias, l->n));
+    TRY(archive_bytes(a, &w->has_bias, sizeof w->has_bias));
+    TRY(archive_bytes(a, &w->stored, sizeof w->stored));
+    TRY(archive_bytes(a, &w->rows_scaled, sizeof w->rows_scaled));
+    TRY(archive_bytes(a, &w->cols_scaled, sizeof w->cols_scaled));
+    TRY(archive_bytes(a, &w->rows_first, sizeof w->rows_first));
+    TRY(archive_bytes(a, &w->round, sizeof w->round));
+    if (archive_reads(a))
+        *w = (smooth_weight){.name = l->name,
+                             .n = l->n,
+                             .k = l->k,
+                             .row_scale = w->row_scale,
+                             .col_scale = w->col_scale,
+                             .bias = w->bias,
+                             .has_bias = w->has_bias,
+                             .stored = w->stored,
+                             .rows_scaled = w->rows_scaled,
+                             .cols_scaled = w->cols_scaled,
+                             .rows_first = w->rows_first,
+                             .round = w->round};
+done:
+    return status;
+}
+
+tare_status smoothing_archive(run *r, size_t layer, archive *a)
+{
+    tare_status status = TARE_OK;
+    layer_smoothing *s = &r->smoothing[layer];
+    const model_layer *m = &r->model->layers[layer];
+    const architecture *arch = r->model->config.arch;
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        const model_linear *l = &m->linears[arch->linears[i].role];
+        TRY(archive_weight(a, l, &s->weights[arch->linears[i].role]));
+        if (i > 0 && arch->linears[i - 1].group == l->group)
+            continue; /* members of a group stand next to each other and share their input */
+        TRY(archive_floats(a, &s->input_scale[l->group], l->k));
+        TRY(archive_floats(a, &s->input_shift[l->group], l->k));
+    }
+    for (int role = 0; role < NORM_COUNT; role++) {
+        smooth_norm *n = &s->norms[role];
+        size_t size = m->norms[role] ? m->norms[role]->shape[0] : 0;
+        TRY(archive_floats(a, &n->weight, size));
+        TRY(archive_floats(a, &n->bias, size));
+        TRY(archive_bytes(a, &n->stored, sizeof n->stored));
+    }
+done:
+    return status;
+}
+
 /* ---- watching the inputs ---- */
 
 typedef struct pair_group {

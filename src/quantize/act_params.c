@@ -1,8 +1,8 @@
 /* Scale and offset of activations, and the fake quantization made with them. */
 #include "base/context.h"
-#include "quantize/round.h"
 #include "quantize/scheme.h"
 #include "tensor/convert.h"
+#include "tensor/round.h"
 
 /* In the reference the histogram yields FP32 ranges. Their FP16 scale stays FP32 by type promotion;
  * BF16 is cast back explicitly. */

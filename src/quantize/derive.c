@@ -1,8 +1,8 @@
 /* deq_scale and quant_bias of a W8A8 linear. */
 #include <math.h>
 
-#include "quantize/round.h"
 #include "quantize/scheme.h"
+#include "tensor/round.h"
 
 /* rne(bias/deq - offset*sum) in FP64 and int64, saturated. False if it had to be. */
 static bool bias_exact(float bias, float deq, int64_t correction, int32_t *out, double *error)

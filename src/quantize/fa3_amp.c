@@ -4,7 +4,7 @@
 #include "base/parallel.h"
 #include "base/sort.h"
 #include "quantize/fa3.h"
-#include "quantize/round.h"
+#include "tensor/round.h"
 
 enum { BINS = 100 };
 

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
-#include "quantize/round.h"
+#include "tensor/round.h"
 
 static const double RATIOS[FA_KINDS] = {[FA_Q] = 0.9999, [FA_K] = 0.9999, [FA_V] = 1.0};
 

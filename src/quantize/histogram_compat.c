@@ -6,7 +6,7 @@
 
 #include "quantize/histogram.h"
 #include "quantize/observer.h"
-#include "quantize/round.h"
+#include "tensor/round.h"
 
 enum { BINS = HISTOGRAM_BINS, SUB_BINS = HISTOGRAM_SUB_BINS, LEVELS = HISTOGRAM_LEVELS };
 

@@ -6,8 +6,8 @@
 #include "base/context.h"
 #include "base/parallel.h"
 #include "quantize/histogram.h"
-#include "quantize/round.h"
 #include "tensor/kernels.h"
+#include "tensor/round.h"
 
 enum { PIECE = 1u << 18 }; /* elements of one piece of parallel work */
 

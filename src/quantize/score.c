@@ -5,9 +5,9 @@
 
 #include "base/context.h"
 #include "base/parallel.h"
-#include "quantize/round.h"
 #include "tensor/convert.h"
 #include "tensor/kernels.h"
+#include "tensor/round.h"
 
 /* PIECE_COLS: columns of one piece of parallel work. Fixed, since partial results are combined in
  * the order of the columns. */

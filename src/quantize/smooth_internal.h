@@ -4,9 +4,9 @@
 
 #include <math.h>
 
-#include "quantize/round.h"
 #include "quantize/smooth.h"
 #include "tensor/kernels.h"
+#include "tensor/round.h"
 
 enum { SMOOTH_BLOCK = 256 }; /* rows of weights or inputs in work at a time */
 #define SMOOTH_FLOOR 1e-5f   /* of column maxima and of s */
@@ -64,7 +64,8 @@ static inline float smooth_centre(const smooth_stats *stats, size_t c, tare_dtyp
     return round_native(round_native(stats->max[c] + stats->min[c], native) / 2, native);
 }
 
-float smooth_power(float x, double exponent);
+/* x^exponent, rounded to `native`. */
+float smooth_power(float x, double exponent, tare_dtype native);
 /* max(1e-5, a^alpha / w^beta), the clamp of w included. */
 float smooth_ratio(float a, float w, double alpha, double beta, tare_dtype native);
 

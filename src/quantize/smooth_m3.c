@@ -240,7 +240,7 @@ static void candidate_scales(const m3_search *m, const float *mu, int i)
     size_t n = m->t->g->channels;
     float max = 0, min = INFINITY, *s = m->scales + (size_t)i * n;
     for (size_t c = 0; c < n; c++) {
-        s[c] = round_native(smooth_power(mu[c], i / (double)CANDIDATES), native);
+        s[c] = smooth_power(mu[c], i / (double)CANDIDATES, native);
         s[c] = round_native(fmaxf(s[c], 1e-4f), native);
         max = fmaxf(max, s[c]);
         min = fminf(min, s[c]);

@@ -24,8 +24,8 @@ bool m6_factors(const m6_search *m, const m6_candidate *c)
             m->p[i] = 1;
             continue;
         }
-        float up = round_native(smooth_power(a, c->alpha / 20.0), native);
-        float down = round_native(smooth_power(w, -(c->beta / 20.0)), native);
+        float up = smooth_power(a, c->alpha / 20.0, native);
+        float down = smooth_power(w, -(c->beta / 20.0), native);
         m->p[i] = round_native(up * down, native);
         good = good && m->p[i] > 0 && isfinite(m->p[i]);
     }

@@ -1,21 +1,22 @@
 /* s as a ratio of powers of the maxima of activations and weights: m1, m4 and m6 (1.5). */
 #include "quantize/smooth_internal.h"
 
-/* PyTorch takes these exponents apart too. */
-float smooth_power(float x, double exponent)
+/* PyTorch takes these exponents apart too, and rounds the others to the dtype of the base. */
+float smooth_power(float x, double exponent, tare_dtype native)
 {
     if (exponent == 0)
         return 1;
     if (exponent == 1)
         return x;
-    return exponent == 0.5 ? sqrtf(x) : powf(x, (float)exponent);
+    return round_native(exponent == 0.5 ? sqrtf(x) : powf(x, round_native((float)exponent, native)),
+                        native);
 }
 
 float smooth_ratio(float a, float w, double alpha, double beta, tare_dtype native)
 {
     w = round_native(fmaxf(w, SMOOTH_FLOOR), native);
-    float up = round_native(smooth_power(a, alpha), native);
-    float down = round_native(smooth_power(w, beta), native);
+    float up = smooth_power(a, alpha, native);
+    float down = smooth_power(w, beta, native);
     return round_native(fmaxf(round_native(up / down, native), SMOOTH_FLOOR), native);
 }
 

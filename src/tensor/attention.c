@@ -9,6 +9,7 @@
 
 #include "base/parallel.h"
 #include "tensor/kernels.h"
+#include "tensor/rounded.h"
 
 enum { BLOCK_ROWS = 96 };
 
@@ -127,12 +128,17 @@ static void pack_values(const attention_job *job, const block *b, size_t key, si
     }
 }
 
+static float score_scale(const attention_shape *s)
+{
+    return (float)(1 / sqrt((double)s->head_dim));
+}
+
 /* scores = q k^T / sqrt(head_dim); q is scaled, which rounds as the quotient would when head_dim is
- * a power of four. */
+ * a power of four. Where products are rounded first, normalize_scores scales them. */
 static void compute_scores(const attention_job *job, const block *b)
 {
     size_t d = job->shape.head_dim;
-    float scale = (float)(1 / sqrt((double)d));
+    float scale = job->shape.round == TARE_F32 ? score_scale(&job->shape) : 1;
     memset(b->scores, 0, b->rows * b->score_stride * sizeof *b->scores);
     for (size_t from = 0; from < d; from += GEMM_DEPTH) {
         size_t depth = min_size(d - from, GEMM_DEPTH);
@@ -157,7 +163,10 @@ static void normalize_scores(const attention_job *job, const block *b)
         size_t start = first_key_of(&job->shape, query) - b->first_key;
         size_t end = query + 1 - b->first_key;
         memset(p, 0, start * sizeof *p);
-        job->kernels->softmax(p + start, end - start);
+        if (job->shape.round == TARE_F32)
+            job->kernels->softmax(p + start, end - start);
+        else
+            rounded_softmax(p + start, end - start, score_scale(&job->shape), job->shape.round);
         memset(p + end, 0, (b->keys - end) * sizeof *p);
     }
 }
@@ -176,9 +185,11 @@ static void weigh_values(const attention_job *job, const block *b)
             multiply(job, b, depth, b->sums + from, b->sum_stride);
         }
     }
-    for (size_t r = 0; r < b->rows; r++)
-        memcpy(job->out + query_of(b, r) * job->out_stride + head_of(b, r) * d,
-               b->sums + r * b->sum_stride, d * sizeof *b->sums);
+    for (size_t r = 0; r < b->rows; r++) {
+        float *out = job->out + query_of(b, r) * job->out_stride + head_of(b, r) * d;
+        memcpy(out, b->sums + r * b->sum_stride, d * sizeof *b->sums);
+        round_values(out, d, job->shape.round);
+    }
 }
 
 static void attention_block(void *user, size_t index, int thread)

@@ -2,11 +2,14 @@
 #ifndef TARE_TENSOR_ATTENTION_H
 #define TARE_TENSOR_ATTENTION_H
 
+#include "base/dtype.h"
 #include "base/memory.h"
 
 typedef struct attention_shape {
     size_t tokens, num_heads, num_kv_heads, head_dim;
-    size_t window; /* sliding window in tokens, itself included; 0: none */
+    size_t window;    /* sliding window in tokens, itself included; 0: none */
+    tare_dtype round; /* F16, BF16: scores, probabilities and outputs as eager attention of a model
+                       * in that dtype rounds them (tensor/rounded.h); F32: not at all */
 } attention_shape;
 
 /* q [tokens, num_heads*head_dim], k and v [tokens, num_kv_heads*head_dim], rotated already; row

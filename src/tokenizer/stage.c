@@ -40,7 +40,7 @@ tare_status pieces_finish_rewrite(pieces *from, pieces *to)
         return TARE_FAIL(from->ctx, TARE_E_DATA,
                          "a text that grows to %zu bytes before it is tokenized; at most 4 GiB",
                          to->own.length);
-    to->text = to->own.data;
+    to->text = to->own.length ? to->own.data : ""; /* never NULL: pieces add to it */
     pieces result = *to;
     *to = *from;
     *from = result;

@@ -39,10 +39,8 @@ class Case:
         self.calib = folder.parent.parent / self.settings["calib"]
 
     def is_ours(self):
-        """W8A8, and the reference did not fail; outlier suppression in FP32 alone, since its searches
-        hang on every rounding of a half-precision stream."""
-        return ("error" not in self.settings and set(self.quant) <= set(FLAGS)
-                and (self.tag == "F32" or not self.is_smoothed()))
+        """W8A8, and the reference did not fail."""
+        return "error" not in self.settings and set(self.quant) <= set(FLAGS)
 
     def is_smoothed(self):
         return self.settings["anti_method"] is not None
@@ -176,7 +174,8 @@ def test_description(case, outputs):
 
 
 def assert_smoothed_equal(name, got, want):
-    """Section 4 of the anti-outlier specification, for FP32: norm weights and scales 1e-5 relative,
+    """Section 4 of the anti-outlier specification, for FP32 (half precision has its own stream and
+    arithmetic, and must be equal): norm weights and scales 1e-5 relative,
     biases 1e-5 of the largest, codes off by one in at most 0.01 % (one, in these tiny matrices)."""
     difference = np.abs(got.astype(np.float64) - want)
     if want.dtype == np.int8:
@@ -194,7 +193,7 @@ def test_weights_are_equal(case, outputs):
     for name, want in golden.items():
         got = ours[name]
         assert (got.tag, got.data.shape) == (want.tag, want.data.shape), name
-        if case.is_smoothed():
+        if case.is_smoothed() and case.tag == "F32":
             assert_smoothed_equal(name, got.data, want.data)
         elif name.endswith((".weight", ".weight_scale", ".weight_offset", ".bias")):
             np.testing.assert_array_equal(got.data, want.data, name)
@@ -225,12 +224,17 @@ def activation_errors(ours, wanted):
 
 
 def is_fp32_extremes(case):
-    return (case.tag == "F32" and case.quant.get("act_method", 1) == 1 and "pr" not in case.quant
-            and not case.is_smoothed())
+    return case.tag == "F32" and has_extremes(case) and not case.is_smoothed()
 
 
-@cases_where(is_fp32_extremes)
-def test_mean_of_extremes_in_fp32(case, outputs):
+def has_extremes(case):
+    return case.quant.get("act_method", 1) == 1 and "pr" not in case.quant
+
+
+@cases_where(lambda case: is_fp32_extremes(case) or case.tag == "F16" and has_extremes(case))
+def test_mean_of_extremes(case, outputs):
+    """The demand for FP32, which F16 meets as well: its stream is the reference's bit for bit. BF16,
+    where the reference's machine sums in another order, is judged by its logits."""
     golden = case.tensors()
     wanted = activations(golden, modules(golden))
     ours = activations(outputs(case).tensors, wanted)
@@ -270,19 +274,27 @@ def test_fa_scales(case, outputs):
     if case.tag == "F32":
         assert not first or np.concatenate(first).max() <= 1e-5
         assert not deeper or np.median(np.concatenate(deeper)) <= 1e-3
+    else:
+        everything = np.concatenate(list(errors.values()))
+        assert everything.mean() <= 0.013 and everything.max() <= 0.08
     assert all(e.max() <= 0.25 for e in errors.values())
 
 
 @cases_where(lambda case: "pr" not in case.quant)
 def test_logits_of_the_fake_quantized_model(case, outputs):
-    """tare's error against the reference is small beside the error that quantization makes."""
+    """tare's error against the reference is small beside the error that quantization makes. In BF16
+    the reference's own tensors do not give its logits here: PyTorch on another CPU is as far off
+    (0.0025 of 0.0076 on llama/fa-m3-bf16). That distance is allowed for."""
     path = case.folder / "fake_quant_logits.safetensors"
     golden = tensor_file.read(path)["logits"].data[0]
     source = case.source()
     dtype = None if case.tag == "F32" else case.tag
     ours = case.logits({**source, **outputs(case).tensors}, dtype)
     quantization = reference_model.kl(case.logits(tensor_file.read_folder(case.model)), golden)
-    assert reference_model.kl(golden, ours) <= quantization / 4
+    machine = 0
+    if case.tag == "BF16":
+        machine = reference_model.kl(golden, case.logits({**source, **case.tensors()}, dtype))
+    assert reference_model.kl(golden, ours) <= quantization / 4 + machine
 
 
 @cases_where(lambda case: (case.folder / "npy.safetensors").exists())

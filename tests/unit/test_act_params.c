@@ -3,8 +3,8 @@
 
 #include <math.h>
 
-#include "quantize/round.h"
 #include "quantize/scheme.h"
+#include "tensor/round.h"
 
 static const numerics exact_f32 = {false, TARE_F32}, exact_f16 = {false, TARE_F16},
                       exact_bf16 = {false, TARE_BF16};

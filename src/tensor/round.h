@@ -1,7 +1,7 @@
 /* Rounding of FP32 values to the 16-bit floats and to integers, without leaving FP32 and without
  * branches, so that loops over them become vector code. Default rounding mode assumed. */
-#ifndef TARE_QUANTIZE_ROUND_H
-#define TARE_QUANTIZE_ROUND_H
+#ifndef TARE_TENSOR_ROUND_H
+#define TARE_TENSOR_ROUND_H
 
 #include <math.h>
 #include <stdint.h>

@@ -1,0 +1,449 @@
+/* Going on after a kill (spec/low_memory.md 1.7). After a layer, when enough time has passed, the
+ * whole state of the run goes into one of two files by turns: what of the output is on the disk,
+ * what later layers need, and the hidden states; then a record in the journal names that file and
+ * its digest. Another process takes the newest state that is whole, in itself and in the output's
+ * files, and goes on from there; if there is none it begins anew. Bytes come out the same, as they
+ * depend on nothing but the fingerprint, which the first record holds. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <dnnl.h>
+
+#include "file/json.h"
+#include "pipeline/run.h"
+
+enum { CHECKPOINT_SECONDS = 20, GENERATIONS = 2 };
+
+/* ---- the fingerprint ---- */
+
+tare_status fingerprint_write(run *r, buffer *out)
+{
+    tare_status status = TARE_OK;
+    buffer recipe;
+    buffer_init(&recipe, r->ctx);
+    recipe_write(r->recipe, &recipe, 0);
+    TRY(recipe.status);
+    const dnnl_version_t *dnnl = dnnl_version();
+    buffer_printf(out, "{\"version\": \"%s\", \"oneDNN\": \"%d.%d.%d\", \"cpu\": \"%s\"",
+                  tare_version(), dnnl->major, dnnl->minor, dnnl->patch, tare_cpu_name(r->ctx));
+    buffer_printf(out, ", \"compute\": \"%s\", \"recipe\": ",
+                  r->compute == GEMM_BF16 ? "bf16" : "fp32");
+    digest_write(out, recipe.data, recipe.length);
+    buffer_printf(out, ", \"copy_code\": \"%s\", \"calibration\": ",
+                  r->options->copy_code ? "yes" : "no");
+    digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
+    buffer_puts(out, ", \"lengths of the samples\": ");
+    digest_write(out, r->samples.lengths, r->samples.count * sizeof *r->samples.lengths);
+    buffer_puts(out, ", \"config.json\": ");
+    digest_write(out, r->model->config_json, r->model->config_length);
+    TRY(fingerprint_files(r, out));
+    buffer_putc(out, '}');
+    TRY(out->status);
+done:
+    buffer_free(&recipe);
+    return status;
+}
+
+/* Compares what `write` writes now, a JSON map of strings, with what it wrote then; appends the keys
+ * that differ. */
+static tare_status compare_maps(run *r, tare_status (*write)(run *r, buffer *out),
+                                const value *then, bool *same, buffer *changed)
+{
+    tare_status status = TARE_OK;
+    buffer text;
+    const value *now;
+    buffer_init(&text, r->ctx);
+    TRY(write(r, &text));
+    TRY(json_parse(r->ctx, &r->arena, text.data, text.length, "fingerprint", JSON_STRICT, &now));
+    *same = then && then->type == VALUE_MAP && then->count == now->count;
+    for (size_t i = 0; i < now->count; i++) {
+        const value *old = value_get(then, now->keys[i].text);
+        if (old && old->type == VALUE_STRING && strcmp(old->text, now->items[i].text) == 0)
+            continue;
+        *same = false;
+        buffer_printf(changed, "%s%s", changed->length ? ", " : "", now->keys[i].text);
+    }
+    if (!*same && changed->length == 0)
+        buffer_puts(changed, "the list of weight files");
+    status = changed->status;
+done:
+    buffer_free(&text);
+    return status;
+}
+
+/* `times` (may be NULL): when the weight files were changed last, as far as the journal knows. */
+static tare_status check_fingerprint(run *r, const value *then, const value *times,
+                                     const char *what)
+{
+    tare_status status = TARE_OK;
+    bool same = true;
+    buffer changed;
+    buffer_init(&changed, r->ctx);
+    TRY(compare_maps(r, fingerprint_write, then, &same, &changed));
+    if (same && times)
+        TRY(compare_maps(r, fingerprint_times, times, &same, &changed));
+    if (!same)
+        TRY(TARE_FAIL(r->ctx, TARE_E_FOLDER,
+                      "output folder %s holds %s of other inputs or settings (changed: %s); give "
+                      "back what changed, or start anew with --overwrite",
+                      r->options->out, what, changed.data));
+done:
+    buffer_free(&changed);
+    return status;
+}
+
+/* ---- the state ---- */
+
+static tare_status archive_smoothing(run *r, archive *a)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
+        TRY(smoothing_archive(r, i, a));
+done:
+    return status;
+}
+
+static tare_status archive_attentions(run *r, archive *a)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &r->model->config;
+    const size_t heads[FA_KINDS] = {c->num_heads, c->num_kv_heads, c->num_kv_heads};
+    for (size_t i = 0; i < c->num_layers; i++) {
+        run_attention *t = &r->attentions[i];
+        TRY(archive_bytes(a, t->scores, sizeof t->scores));
+        for (int kind = 0; kind < FA_KINDS; kind++) {
+            float *scales = t->scales[kind];
+            TRY(archive_floats(a, &scales, heads[kind]));
+            if (archive_reads(a) && scales) {
+                t->scales[kind] = arena_alloc_array(&r->arena, heads[kind], sizeof *scales);
+                if (t->scales[kind])
+                    memcpy(t->scales[kind], scales, heads[kind] * sizeof *scales);
+                mem_free(r->ctx, scales);
+                TRY(t->scales[kind] ? TARE_OK : TARE_E_MEMORY);
+            }
+        }
+    }
+done:
+    return status;
+}
+
+/* All but the output's part, in both directions. */
+static tare_status archive_run(run *r, archive *a)
+{
+    tare_status status = TARE_OK;
+    bool beside = r->float_states != NULL;
+    for (size_t i = 0; i < r->num_linears; i++) {
+        TRY(archive_bytes(a, &r->linears[i].has_score, sizeof(bool)));
+        TRY(archive_bytes(a, &r->linears[i].score, sizeof(double)));
+    }
+    TRY(archive_bytes(a, &r->saturated_rows, sizeof r->saturated_rows));
+    TRY(archive_attentions(r, a));
+    TRY(archive_smoothing(r, a));
+    TRY(archive_bytes(a, &beside, sizeof beside));
+    if (r->resume.pass == PASS_QUANTIZE) {
+        if (archive_reads(a))
+            TRY(create_states(r, false));
+        TRY(stream_archive(r->states, a));
+    }
+    if (beside) {
+        if (archive_reads(a))
+            TRY(create_states(r, true));
+        TRY(stream_archive(r->float_states, a));
+    }
+done:
+    return status;
+}
+
+static char *state_path(run *r, unsigned generation)
+{
+    char name[32];
+    snprintf(name, sizeof name, "state-%u", generation);
+    return path_join(r->ctx, journal_folder(r->resume.journal), name);
+}
+
+static tare_status write_state(run *r, const char *path, uint64_t *digest)
+{
+    tare_status status = TARE_OK;
+    archive *a = NULL;
+    TRY(path_remove(r->ctx, path));
+    TRY(archive_create(r->ctx, path, &a));
+    TRY(output_save(r->out, a));
+    TRY(archive_run(r, a));
+    archive *finished = a;
+    a = NULL;
+    TRY(archive_finish(finished, digest));
+done:
+    archive_abandon(a);
+    return status;
+}
+
+static tare_status save(run *r, size_t next_layer)
+{
+    tare_status status = TARE_OK;
+    uint64_t digest = 0;
+    char record[160], *path = state_path(r, r->resume.generation);
+    TRY(path ? TARE_OK : TARE_E_MEMORY);
+    TRY(write_state(r, path, &digest));
+    snprintf(record, sizeof record,
+             "{\"pass\": %d, \"layer\": %zu, \"state\": %u, \"digest\": \"%016llx\"}",
+             (int)r->resume.pass, next_layer, r->resume.generation, (unsigned long long)digest);
+    TRY(journal_add(r->resume.journal, record));
+    r->resume.generation = (r->resume.generation + 1) % GENERATIONS;
+    r->resume.worth_keeping = true;
+    r->resume.last = clock_seconds();
+    r->resume.layers_since = 0;
+done:
+    mem_free(r->ctx, path);
+    return TARE_WRAP(r->ctx, status, "checkpoint");
+}
+
+tare_status resume_layer_done(run *r, size_t next_layer)
+{
+    const tare_quantize_options *o = r->options;
+    if (!r->resume.records)
+        return TARE_OK;
+    r->resume.layers_since++;
+    bool due = o->checkpoint_every ? r->resume.layers_since >= o->checkpoint_every
+                                   : clock_seconds() - r->resume.last >= CHECKPOINT_SECONDS;
+    return due ? save(r, next_layer) : TARE_OK;
+}
+
+/* ---- finding it again ---- */
+
+static tare_status read_record(run *r, const value *record, run_resume *found)
+{
+    const value *pass = value_get(record, "pass"), *layer = value_get(record, "layer"),
+                *state = value_get(record, "state"), *digest = value_get(record, "digest");
+    if (!pass || !layer || !state || !digest || digest->type != VALUE_STRING)
+        return TARE_FAIL(r->ctx, TARE_E_DATA, "a record of the journal is not a checkpoint");
+    found->pass = (run_pass)pass->integer;
+    found->layer = (size_t)layer->integer;
+    found->generation = (unsigned)state->integer;
+    found->digest = strtoull(digest->text, NULL, 16);
+    return TARE_OK;
+}
+
+static tare_status check_state(run *r, const run_resume *candidate)
+{
+    tare_status status = TARE_OK;
+    archive *a = NULL;
+    char *path = state_path(r, candidate->generation),
+         *stage = path_join(r->ctx, journal_folder(r->resume.journal), "stage");
+    TRY(path && stage ? TARE_OK : TARE_E_MEMORY);
+    TRY(archive_open(r->ctx, path, candidate->digest, &a));
+    TRY(output_check_saved(r->ctx, a, stage));
+done:
+    archive_abandon(a);
+    mem_free(r->ctx, path);
+    mem_free(r->ctx, stage);
+    return status;
+}
+
+/* The newest of the states that are still there. */
+static tare_status find_state(run *r)
+{
+    const journal *j = r->resume.journal;
+    for (size_t n = journal_count(j), tries = 0; n > 1 && tries < GENERATIONS; n--, tries++) {
+        run_resume candidate = {0};
+        tare_status status = read_record(r, journal_at(j, n - 1), &candidate);
+        if (status == TARE_OK)
+            status = check_state(r, &candidate);
+        if (status == TARE_E_CANCELLED || status == TARE_E_MEMORY)
+            return status;
+        if (status != TARE_OK) {
+            TARE_WARN(r->ctx, "a checkpoint cannot be used: %s", tare_last_error(r->ctx));
+            continue;
+        }
+        r->resume.pass = candidate.pass;
+        r->resume.layer = candidate.layer;
+        r->resume.generation = candidate.generation;
+        r->resume.digest = candidate.digest;
+        r->resume.restores = r->resume.worth_keeping = true;
+        TARE_INFO(r->ctx, "going on %s layer %zu of %zu",
+                  candidate.pass == PASS_FLOAT ? "with the score pass behind" : "behind",
+                  candidate.layer, r->model->config.num_layers);
+        return TARE_OK;
+    }
+    TARE_WARN(r->ctx, "nothing to go on from in %s: starting afresh", r->options->out);
+    return TARE_OK;
+}
+
+tare_status resume_restore(run *r)
+{
+    tare_status status = TARE_OK;
+    archive *a = NULL;
+    if (!r->resume.restores)
+        return TARE_OK;
+    char *path = state_path(r, r->resume.generation);
+    TRY(path ? TARE_OK : TARE_E_MEMORY);
+    TRY(archive_open(r->ctx, path, r->resume.digest, &a));
+    TRY(output_restore(r->out, a));
+    TRY(archive_run(r, a));
+    archive *finished = a;
+    a = NULL;
+    TRY(archive_finish(finished, NULL));
+    r->resume.generation = (r->resume.generation + 1) % GENERATIONS;
+done:
+    archive_abandon(a);
+    mem_free(r->ctx, path);
+    return TARE_WRAP(r->ctx, status, "checkpoint");
+}
+
+/* ---- beginning and end ---- */
+
+/* A finished output, and --resume: is it the one that is asked for? */
+static tare_status check_finished(run *r)
+{
+    tare_status status = TARE_OK;
+    const value *root;
+    char *path = path_join(r->ctx, r->options->out, "tare_run.json");
+    if (path && !path_exists(path)) { /* each layout has its folder */
+        mem_free(r->ctx, path);
+        path = path_join(r->ctx, r->options->out, "ascendv1/tare_run.json");
+    }
+    TRY(path ? TARE_OK : TARE_E_MEMORY);
+    if (!path_exists(path))
+        goto done;
+    TRY(json_parse_file(r->ctx, &r->arena, path, 64 << 20, &root));
+    TRY(check_fingerprint(r, value_get(root, "fingerprint"), NULL, "a finished output"));
+    r->resume.finished = true;
+    TARE_INFO(r->ctx, "%s is finished already", r->options->out);
+done:
+    mem_free(r->ctx, path);
+    return status;
+}
+
+static tare_status publish_rest(run *r)
+{
+    tare_status status = TARE_OK;
+    char *stage = path_join(r->ctx, journal_folder(r->resume.journal), "stage");
+    TRY(stage ? TARE_OK : TARE_E_MEMORY);
+    if (path_exists(stage)) /* else only the journal is left */
+        TRY(output_publish_rest(r->ctx, stage, r->options->out));
+    r->resume.finished = true;
+    TARE_INFO(r->ctx, "%s was all but finished: it is now", r->options->out);
+done:
+    mem_free(r->ctx, stage);
+    return status;
+}
+
+/* What an earlier run left in the folder. */
+static tare_status take_over(run *r)
+{
+    tare_status status = TARE_OK;
+    const tare_quantize_options *o = r->options;
+    journal *j = r->resume.journal;
+    size_t records = journal_count(j);
+    const value *first = records > 0 ? journal_at(j, 0) : NULL;
+    if (first && !o->resume && !o->overwrite)
+        TRY(TARE_FAIL(r->ctx, TARE_E_FOLDER,
+                      "output folder %s holds an unfinished run: --resume goes on with it, "
+                      "--overwrite starts anew",
+                      o->out));
+    if (!first || !o->resume)
+        return journal_restart(j);
+    TRY(check_fingerprint(r, value_get(first, "fingerprint"), value_get(first, "modified"),
+                          "an unfinished run"));
+    const value *overwrite = value_get(first, "overwrite");
+    r->overwrite |= overwrite && overwrite->boolean;
+    if (value_get(journal_at(j, records - 1), "publish"))
+        return publish_rest(r);
+    TRY(find_state(r));
+    if (!r->resume.restores)
+        TRY(journal_restart(j));
+done:
+    return status;
+}
+
+static tare_status first_record(run *r)
+{
+    tare_status status = TARE_OK;
+    buffer record;
+    buffer_init(&record, r->ctx);
+    buffer_printf(&record, "{\"tare_journal\": 1, \"overwrite\": %s, \"fingerprint\": ",
+                  r->overwrite ? "true" : "false");
+    TRY(fingerprint_write(r, &record));
+    buffer_puts(&record, ", \"modified\": ");
+    TRY(fingerprint_times(r, &record));
+    buffer_putc(&record, '}');
+    TRY(record.status);
+    TRY(journal_add(r->resume.journal, record.data));
+done:
+    buffer_free(&record);
+    return status;
+}
+
+tare_status resume_open(run *r)
+{
+    tare_status status = TARE_OK;
+    const tare_quantize_options *o = r->options;
+    char *folder = path_join(r->ctx, o->out, ".tare"),
+         *path = folder ? path_join(r->ctx, folder, "journal") : NULL;
+    TRY(path ? TARE_OK : TARE_E_MEMORY);
+    bool left = path_exists(path);
+    r->overwrite = o->overwrite;
+    r->made_out = !path_exists(o->out);
+    if (left) {
+        TRY(journal_open(r->ctx, folder, &r->resume.journal));
+        TRY(take_over(r));
+    } else if (o->resume) {
+        TRY(check_finished(r));
+    }
+    if (r->resume.finished)
+        goto done;
+    TRY(open_output(r));
+    if (!left) /* after the checks of the output folder, which it lies in */
+        TRY(journal_open(r->ctx, folder, &r->resume.journal));
+    r->resume.records = !o->no_resume;
+    r->resume.last = clock_seconds();
+    if (r->resume.records && !r->resume.restores)
+        TRY(first_record(r));
+done:
+    mem_free(r->ctx, folder);
+    mem_free(r->ctx, path);
+    return status;
+}
+
+tare_status resume_before_publish(void *user)
+{
+    run *r = user;
+    return r->resume.records ? journal_add(r->resume.journal, "{\"publish\": true}") : TARE_OK;
+}
+
+/* What a repeated call could mend: then the checkpoints stay. */
+static bool may_go_on(tare_status status)
+{
+    return status == TARE_E_CANCELLED || status == TARE_E_IO || status == TARE_E_MEMORY ||
+           status == TARE_E_BUDGET || status == TARE_E_FOLDER || status == TARE_E_USAGE;
+}
+
+tare_status resume_close(run *r, tare_status status)
+{
+    run_resume *s = &r->resume;
+    bool keep = status != TARE_OK && s->worth_keeping && may_go_on(status);
+    if (keep && r->out)
+        output_keep(r->out);
+    output_free(r->out);
+    r->out = NULL;
+    if (keep) {
+        char message[sizeof r->ctx->error];
+        memcpy(message, tare_last_error(r->ctx), sizeof message);
+        TARE_FAIL(r->ctx, status, "%s; --resume goes on behind the last finished checkpoint",
+                  message);
+    } else if (s->journal && (status == TARE_OK || s->records || !journal_count(s->journal))) {
+        char message[sizeof r->ctx->error];
+        memcpy(message, tare_last_error(r->ctx), sizeof message);
+        tare_status removed = journal_remove(s->journal);
+        if (status != TARE_OK)
+            TARE_FAIL(r->ctx, status, "%s", message);
+        else
+            status = removed;
+    }
+    journal_close(s->journal);
+    s->journal = NULL;
+    if (status != TARE_OK && r->made_out)
+        rmdir(r->options->out); /* if it is empty */
+    return status;
+}

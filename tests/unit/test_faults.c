@@ -1,0 +1,387 @@
+/* A whole run on a tiny model with something going wrong at the n-th allocation, at the n-th call to
+ * the operating system, or with a kill there: every fault is a clear error without a leak and
+ * without a file under a final name, and a killed run goes on to the same bytes.
+ *
+ * The linker's --wrap hands the calls to the functions below (CMakeLists.txt). Which points are
+ * tried: about TARE_FAULT_POINTS of each kind (environment; default 24; 0: all of them). */
+#include <dirent.h>
+#include <errno.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+
+#include "fixture.h"
+
+#define MODEL TARE_TEST_DATA "/golden/llama/model"
+#define CALIB TARE_TEST_DATA "/golden/calib_ids.json"
+
+/* ---- the calls ---- */
+
+typedef enum call_kind { CALL_READ, CALL_WRITE, CALL_SYNC, CALL_RESERVE, CALL_RENAME, CALLS } call_kind;
+
+typedef enum fault_action { COUNT, FAIL, SHORT, KILL } fault_action;
+
+static struct {
+    fault_action action;
+    bool of[CALLS]; /* which calls count */
+    int error;
+    long count, at; /* calls so far; the one that is hit */
+} faults;
+
+/* Is this the call? With KILL there is no return. */
+static bool hit(call_kind kind)
+{
+    if (!faults.of[kind] || __atomic_add_fetch(&faults.count, 1, __ATOMIC_SEQ_CST) != faults.at)
+        return false;
+    if (faults.action == KILL)
+        raise(SIGKILL);
+    errno = faults.error;
+    return faults.action != COUNT;
+}
+
+ssize_t __real_pread64(int fd, void *data, size_t size, off_t offset);
+ssize_t __wrap_pread64(int fd, void *data, size_t size, off_t offset);
+ssize_t __wrap_pread64(int fd, void *data, size_t size, off_t offset)
+{
+    if (!hit(CALL_READ))
+        return __real_pread64(fd, data, size, offset);
+    return faults.action == SHORT && size > 1 ? __real_pread64(fd, data, size / 2, offset) : -1;
+}
+
+ssize_t __real_pwrite64(int fd, const void *data, size_t size, off_t offset);
+ssize_t __wrap_pwrite64(int fd, const void *data, size_t size, off_t offset);
+ssize_t __wrap_pwrite64(int fd, const void *data, size_t size, off_t offset)
+{
+    if (!hit(CALL_WRITE))
+        return __real_pwrite64(fd, data, size, offset);
+    return faults.action == SHORT && size > 1 ? __real_pwrite64(fd, data, size / 2, offset) : -1;
+}
+
+int __real_fsync(int fd);
+int __wrap_fsync(int fd);
+int __wrap_fsync(int fd)
+{
+    return hit(CALL_SYNC) ? -1 : __real_fsync(fd);
+}
+
+int __real_fallocate64(int fd, int mode, off_t offset, off_t size);
+int __wrap_fallocate64(int fd, int mode, off_t offset, off_t size);
+int __wrap_fallocate64(int fd, int mode, off_t offset, off_t size)
+{
+    return hit(CALL_RESERVE) ? -1 : __real_fallocate64(fd, mode, offset, size);
+}
+
+int __real_rename(const char *from, const char *to);
+int __wrap_rename(const char *from, const char *to);
+int __wrap_rename(const char *from, const char *to)
+{
+    return hit(CALL_RENAME) ? -1 : __real_rename(from, to);
+}
+
+/* ---- the run ---- */
+
+typedef struct job {
+    const char *out;
+    bool resume;
+    fault *allocations; /* NULL: none fails */
+} job;
+
+/* Everything at once: two passes, smoothing, FA that is written late, every save type. */
+static tare_status set_recipe(tare_recipe *recipe)
+{
+    static const char *const settings[][2] = {
+        {"quant.act_method", "3"},         {"anti_outlier.anti_method", "m4"},
+        {"fa_quant", "true"}, {"fa_quant.fa_amp", "1"},          {"fallback.disable_level", "L1"},
+        {"calibration.samples", "3"},      {"run.dtype", "bfloat16"},
+        {"save.types", "ascendv1,numpy"},
+    };
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < sizeof settings / sizeof *settings && status == TARE_OK; i++)
+        status = tare_recipe_set(recipe, settings[i][0], settings[i][1]);
+    return status;
+}
+
+static tare_status quantize(tare_context *ctx, const job *j)
+{
+    tare_recipe *recipe = NULL;
+    tare_quantize_options o;
+    tare_quantize_options_init(&o);
+    o.model = MODEL;
+    o.calib = CALIB;
+    o.out = j->out;
+    o.resume = j->resume;
+    o.checkpoint_every = 1;
+    tare_status status = tare_recipe_create(ctx, &recipe);
+    if (status == TARE_OK)
+        status = set_recipe(recipe);
+    o.recipe = recipe;
+    if (status == TARE_OK)
+        status = tare_quantize(ctx, &o, NULL);
+    tare_recipe_free(recipe);
+    return status;
+}
+
+static size_t open_files(void)
+{
+    size_t n = 0;
+    DIR *d = opendir("/proc/self/fd");
+    assert_non_null(d);
+    while (readdir(d))
+        n++;
+    closedir(d);
+    return n;
+}
+
+/* The run, with a message; every block and every descriptor must be back. */
+static tare_status run(const job *j, char message[512])
+{
+    size_t before = open_files();
+    tare_context *ctx;
+    tare_context_options options;
+    tare_context_options_init(&options);
+    options.threads = 1;
+    if (j->allocations) {
+        options.allow_allocation = fault_allow;
+        options.user = j->allocations;
+    }
+    assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
+    tare_status status = quantize(ctx, j);
+    snprintf(message, 512, "%s", tare_last_error(ctx));
+    free_context(ctx);
+    assert_int_equal(open_files(), before);
+    return status;
+}
+
+/* ---- folders ---- */
+
+static char folder[64], reference[96], out[96];
+
+static void remove_tree(const char *path)
+{
+    tare_context *ctx = new_context(1);
+    assert_ok(ctx, folder_remove(ctx, path));
+    free_context(ctx);
+}
+
+static void make_reference(void)
+{
+    char message[512];
+    faults.action = COUNT;
+    faults.at = 0;
+    if (run(&(job){.out = reference}, message) != TARE_OK)
+        fail_msg("the run without a fault: %s", message);
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    /* In memory where that works: the run syncs hundreds of times. */
+    snprintf(folder, sizeof folder, "/dev/shm/tare-test-XXXXXX");
+    if (!mkdtemp(folder))
+        snprintf(folder, sizeof folder, "%s", temporary_folder());
+    snprintf(reference, sizeof reference, "%s/reference", folder);
+    snprintf(out, sizeof out, "%s/out", folder);
+    make_reference();
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    remove_tree(folder);
+    return 0;
+}
+
+/* Files below `path` whose names are final: all but what lies in .tare. */
+static size_t final_files(const char *path)
+{
+    size_t n = 0;
+    DIR *d = opendir(path);
+    if (!d)
+        return 0;
+    for (struct dirent *e; (e = readdir(d));) {
+        char below[600];
+        snprintf(below, sizeof below, "%s/%s", path, e->d_name);
+        if (e->d_name[0] == '.')
+            continue;
+        n += e->d_type == DT_DIR ? final_files(below) : 1;
+    }
+    closedir(d);
+    return n;
+}
+
+static void assert_same_bytes(void)
+{
+    char command[400];
+    snprintf(command, sizeof command, "diff -r '%s' '%s'", reference, out);
+    FILE *p = popen(command, "r");
+    assert_non_null(p);
+    char difference[400] = "";
+    size_t n = fread(difference, 1, sizeof difference - 1, p);
+    if (pclose(p) != 0)
+        fail_msg("%.*s", (int)n, difference);
+}
+
+/* ---- the points ---- */
+
+static long stride_of(long total)
+{
+    const char *text = getenv("TARE_FAULT_POINTS");
+    long points = text ? atol(text) : 24;
+    return points > 0 && total > points ? total / points : 1;
+}
+
+static void count_calls(const bool of[CALLS])
+{
+    char message[512];
+    faults.action = COUNT;
+    faults.count = faults.at = 0;
+    memcpy(faults.of, of, sizeof faults.of);
+    remove_tree(out);
+    assert_int_equal(run(&(job){.out = out}, message), TARE_OK);
+}
+
+static void goes_on(const char *what, long n)
+{
+    char message[512];
+    faults.action = COUNT;
+    faults.at = 0;
+    if (run(&(job){.out = out, .resume = true}, message) != TARE_OK)
+        fail_msg("resumed after %s %ld: %s", what, n, message);
+    assert_same_bytes();
+}
+
+/* ---- tests ---- */
+
+static void every_allocation_may_fail(void **state)
+{
+    (void)state;
+    fault counter = {.left = 1L << 60};
+    char message[512];
+    remove_tree(out);
+    assert_int_equal(run(&(job){.out = out, .allocations = &counter}, message), TARE_OK);
+    long total = (1L << 60) - counter.left;
+    for (long n = 0; n < total; n += stride_of(total)) {
+        fault f = {.left = n};
+        remove_tree(out);
+        tare_status status = run(&(job){.out = out, .allocations = &f}, message);
+        if (status != TARE_E_MEMORY)
+            fail_msg("allocation %ld of %ld: status %d: %s", n, total, (int)status, message);
+        if (final_files(out) != 0)
+            fail_msg("allocation %ld of %ld: a file stands under a final name", n, total);
+    }
+}
+
+/* A failed call is TARE_E_IO (TARE_E_FOLDER: of the output folder; TARE_E_VERIFY: a file that the
+ * last check cannot read is a finding) with a sentence, or does not matter; then the output is
+ * whole. */
+static void each_call_fails(const bool of[CALLS], int error, const char *what)
+{
+    count_calls(of);
+    long total = faults.count;
+    assert_true(total > 3);
+    for (long n = 1; n <= total; n += stride_of(total)) {
+        char message[512];
+        remove_tree(out);
+        faults.action = FAIL;
+        faults.error = error;
+        faults.count = 0;
+        faults.at = n;
+        tare_status status = run(&(job){.out = out}, message);
+        if (status == TARE_OK) {
+            assert_same_bytes();
+            continue;
+        }
+        bool expected = status == TARE_E_IO || status == TARE_E_FOLDER ||
+                        (status == TARE_E_VERIFY && of[CALL_READ]);
+        if (!expected || strlen(message) < 10)
+            fail_msg("%s %ld of %ld: status %d: %s", what, n, total, (int)status, message);
+        if (final_files(out) != 0)
+            fail_msg("%s %ld of %ld: a file stands under a final name", what, n, total);
+        goes_on(what, n);
+    }
+}
+
+static void every_read_may_fail(void **state)
+{
+    (void)state;
+    each_call_fails((bool[CALLS]){[CALL_READ] = true}, EIO, "read");
+}
+
+static void every_write_may_fail(void **state)
+{
+    (void)state;
+    each_call_fails((bool[CALLS]){[CALL_WRITE] = true}, EIO, "write");
+}
+
+static void the_disk_may_be_full(void **state)
+{
+    (void)state;
+    each_call_fails((bool[CALLS]){[CALL_WRITE] = true, [CALL_RESERVE] = true}, ENOSPC,
+                    "write to a full disk");
+}
+
+static void every_sync_and_rename_may_fail(void **state)
+{
+    (void)state;
+    each_call_fails((bool[CALLS]){[CALL_SYNC] = true, [CALL_RENAME] = true}, EIO,
+                    "sync or rename");
+}
+
+static void short_reads_and_writes_change_nothing(void **state)
+{
+    (void)state;
+    const bool of[CALLS] = {[CALL_READ] = true, [CALL_WRITE] = true};
+    count_calls(of);
+    for (long total = faults.count, n = 1; n <= total; n += stride_of(total)) {
+        char message[512];
+        remove_tree(out);
+        faults.action = SHORT;
+        faults.count = 0;
+        faults.at = n;
+        if (run(&(job){.out = out}, message) != TARE_OK)
+            fail_msg("short call %ld: %s", n, message);
+        assert_same_bytes();
+    }
+}
+
+/* The first sync, write or rename that is not reached any more: the process is gone there. */
+static void killed_anywhere(void **state)
+{
+    (void)state;
+    const bool of[CALLS] = {[CALL_WRITE] = true, [CALL_SYNC] = true, [CALL_RENAME] = true};
+    count_calls(of);
+    for (long total = faults.count, n = 1; n <= total; n += stride_of(total)) {
+        remove_tree(out);
+        fflush(NULL);
+        pid_t child = fork();
+        assert_true(child >= 0);
+        if (child == 0) {
+            char message[512];
+            faults.action = KILL;
+            faults.count = 0;
+            faults.at = n;
+            run(&(job){.out = out}, message);
+            _exit(0);
+        }
+        int how;
+        assert_int_equal(waitpid(child, &how, 0), child);
+        assert_true(WIFSIGNALED(how) && WTERMSIG(how) == SIGKILL);
+        goes_on("kill at call", n);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(every_read_may_fail),
+        cmocka_unit_test(every_write_may_fail),
+        cmocka_unit_test(the_disk_may_be_full),
+        cmocka_unit_test(every_sync_and_rename_may_fail),
+        cmocka_unit_test(short_reads_and_writes_change_nothing),
+        cmocka_unit_test(killed_anywhere),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
