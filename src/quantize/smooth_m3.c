@@ -37,6 +37,7 @@ typedef struct m3_search {
     m3_scratch *scratch;     /* [threads] */
     const smooth_weight *w;  /* the target in work, */
     size_t first_block;      /* from this block on */
+    kernel_grid *grids;      /* [rows of w, CANDIDATES]; NULL: native */
     double *sums;            /* [CANDIDATES, blocks of w] */
 } m3_search;
 
@@ -45,7 +46,6 @@ typedef struct row_block {
     const m3_search *m;
     const m3_scratch *scratch;
     size_t candidate, first, rows;
-    kernel_grid grids[ROWS];
 } row_block;
 
 static size_t block_count(size_t rows)
@@ -115,31 +115,35 @@ static void make_errors(void *user, size_t k0, size_t depth, float *x)
     for (size_t r = 0; r < b->rows; r++) {
         float *e = x + r * GEMM_DEPTH;
         smooth_weight_part(m->kernels, m->w, b->first + r, k0, depth, w);
-        m->kernels->grid_error(w, m->scales + at, m->inverse + at, depth, &b->grids[r], e);
+        m->kernels->grid_error(w, m->scales + at, m->inverse + at, depth,
+                               &m->grids[(b->first + r) * CANDIDATES + b->candidate], e);
         if (m->gram)
             memcpy(b->scratch->e + r * m->w->k + k0, e, depth * sizeof *e);
     }
 }
 
-/* The grids, from the extremes of the scaled rows; native: the rows themselves. */
-static void prepare_rows(row_block *b)
+/* The grids of one row under all candidates. */
+static void row_grids(void *user, size_t row, int thread)
+{
+    const m3_search *m = user;
+    size_t n = m->w->k;
+    float lo, hi, *wide = m->scratch[thread].row;
+    smooth_weight_part(m->kernels, m->w, row, 0, n, wide);
+    for (size_t i = 0; i < CANDIDATES; i++) {
+        m->kernels->product_min_max(wide, m->scales + i * n, n, &lo, &hi);
+        m->grids[row * CANDIDATES + i] = grid_of(m->t, lo, hi);
+    }
+}
+
+/* W' of the native dtype. */
+static void requantize_rows(const row_block *b)
 {
     const m3_search *m = b->m;
     size_t n = m->w->k;
-    const float *s = m->scales + b->candidate * n;
     for (size_t r = 0; r < b->rows; r++) {
-        float lo, hi, *row = b->scratch->row;
-        bool finite = true;
-        if (m->t->native != TARE_F32) {
-            row = b->scratch->e + r * n;
-            smooth_weight_part(m->kernels, m->w, b->first + r, 0, n, row);
-            requantize_native(m, s, row);
-            continue;
-        }
+        float *row = b->scratch->e + r * n;
         smooth_weight_part(m->kernels, m->w, b->first + r, 0, n, row);
-        m->kernels->multiply(row, s, n, row);
-        m->kernels->min_max(row, n, &lo, &hi, &finite);
-        b->grids[r] = grid_of(m->t, lo, hi);
+        requantize_native(m, m->scales + b->candidate * n, row);
     }
 }
 
@@ -180,9 +184,10 @@ static void candidate_block(void *user, size_t index, int thread)
                    .rows = left < ROWS ? left : ROWS};
     const m3_scratch *s = b.scratch;
     bool native = t->native != TARE_F32;
-    prepare_rows(&b);
-    if (native)
+    if (native) {
+        requantize_rows(&b);
         gemm_float_rows(t->ctx, m->packed, b.rows, make_weights, &b, s->reference, s->gemm);
+    }
     gemm_float_rows(t->ctx, m->packed, b.rows, native ? make_requantized : make_errors, &b, s->y,
                     s->gemm);
     m->sums[b.candidate * block_count(m->w->n) + block] = block_error(&b);
@@ -195,9 +200,14 @@ static tare_status target_losses(m3_search *m, const smooth_weight *w, double lo
     tare_context *ctx = m->t->ctx;
     size_t blocks = block_count(w->n);
     m->w = w;
+    m->grids = NULL;
     m->sums = mem_alloc_array(ctx, CANDIDATES * blocks, sizeof *m->sums);
-    if (!m->sums)
-        return TARE_E_MEMORY;
+    TRY(m->sums ? TARE_OK : TARE_E_MEMORY);
+    if (m->t->native == TARE_F32) {
+        m->grids = mem_alloc_array(ctx, CANDIDATES * w->n, sizeof *m->grids);
+        TRY(m->grids ? TARE_OK : TARE_E_MEMORY);
+        parallel_for(ctx, w->n, row_grids, m);
+    }
     for (size_t first = 0; first < blocks; first += AT_ONCE) {
         size_t count = blocks - first < AT_ONCE ? blocks - first : AT_ONCE;
         TRY(context_check_cancelled(ctx));
@@ -211,6 +221,7 @@ static tare_status target_losses(m3_search *m, const smooth_weight *w, double lo
         losses[i] += sum / ((double)m->tokens * (double)w->n);
     }
 done:
+    mem_free(ctx, m->grids);
     mem_free(ctx, m->sums);
     return status;
 }

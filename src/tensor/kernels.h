@@ -37,6 +37,8 @@ typedef struct kernels {
     int64_t (*quantize_symmetric)(const float *x, size_t n, float scale, int limit, int8_t *q);
     /* y[i] = x[i] * s[i]. */
     void (*multiply)(const float *x, const float *s, size_t n, float *y);
+    /* Extremes of x[i] * s[i], n > 0, no NaN. Exact. */
+    void (*product_min_max)(const float *x, const float *s, size_t n, float *min, float *max);
     /* What a grid of `step` and `zero` does to scaled weights: y[i] = (clamp(rne(x[i] * s[i] / step
      * + zero), low, high) - zero) * step * inverse[i] - x[i], each operation rounded. Exact. */
     void (*grid_error)(const float *x, const float *s, const float *inverse, size_t n,

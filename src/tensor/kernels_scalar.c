@@ -81,6 +81,18 @@ static void scalar_multiply(const float *x, const float *s, size_t n, float *y)
         y[i] = x[i] * s[i];
 }
 
+static void scalar_product_min_max(const float *x, const float *s, size_t n, float *min, float *max)
+{
+    float lo = x[0] * s[0], hi = lo;
+    for (size_t i = 0; i < n; i++) {
+        float v = x[i] * s[i];
+        lo = v < lo ? v : lo;
+        hi = v > hi ? v : hi;
+    }
+    *min = lo + 0.0f; /* -0 becomes 0 */
+    *max = hi + 0.0f;
+}
+
 static void scalar_grid_error(const float *x, const float *s, const float *inverse, size_t n,
                               const kernel_grid *grid, float *y)
 {
@@ -208,6 +220,7 @@ const kernels kernels_scalar = {
     .abs_max = scalar_abs_max,
     .quantize_symmetric = scalar_quantize_symmetric,
     .multiply = scalar_multiply,
+    .product_min_max = scalar_product_min_max,
     .grid_error = scalar_grid_error,
     .quantize_asymmetric = scalar_quantize_asymmetric,
     .rms_norm = scalar_rms_norm,

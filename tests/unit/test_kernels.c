@@ -154,8 +154,14 @@ static void check_scaled(const kernels *k, size_t n, random_state *r)
         inverse[i] = 1 / s[i];
     y[n] = 77;
     k->multiply(x, s, n, y);
-    for (size_t i = 0; i < n; i++)
+    float lo = INFINITY, hi = -INFINITY, min, max;
+    for (size_t i = 0; i < n; i++) {
         assert_true(y[i] == x[i] * s[i]);
+        lo = fminf(lo, y[i]);
+        hi = fmaxf(hi, y[i]);
+    }
+    k->product_min_max(x, s, n, &min, &max);
+    assert_true(min == lo && max == hi);
     for (size_t g = 0; g < sizeof grids / sizeof *grids; g++) {
         const kernel_grid *q = &grids[g];
         k->grid_error(x, s, inverse, n, q, y);
