@@ -1,7 +1,6 @@
 /* From the stage to the final names. A folder that has a description is complete at every moment:
  * with --overwrite the old description goes first, the new one comes last. */
 #include <errno.h>
-#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -71,19 +70,18 @@ done:
 }
 
 /* A failed run leaves nothing under a final name: back to the stage with it, where --resume or the
- * end of the run finds it. Errors here would only hide the first one, which may be that there is no
- * memory: none is asked for. */
+ * end of the run finds it. Errors here would only hide the first one. */
 static void take_back(output *o)
 {
-    char from[PATH_MAX], to[PATH_MAX];
     for (size_t i = 0; i < o->num_folders; i++) {
         output_folder *f = &o->folders[i];
         while (f->published > 0) {
             const char *name = f->staged[--f->published];
-            int a = snprintf(from, sizeof from, "%s/%s", f->dir, name);
-            int b = snprintf(to, sizeof to, "%s/%s", f->stage, name);
-            if (a > 0 && b > 0 && a < PATH_MAX && b < PATH_MAX)
+            char *from = path_join(o->ctx, f->dir, name), *to = path_join(o->ctx, f->stage, name);
+            if (from && to)
                 (void)rename(from, to);
+            mem_free(o->ctx, from);
+            mem_free(o->ctx, to);
         }
         if (o->num_folders > 1)
             rmdir(f->dir);
