@@ -144,7 +144,7 @@ static void check_quantization(const kernels *k, size_t n, random_state *r)
 /* Against the formula of the header, operation by operation: the same bits. */
 static void check_scaled(const kernels *k, size_t n, random_state *r)
 {
-    float *x = malloc(n * 4), *s = malloc(n * 4), *inverse = malloc(n * 4);
+    float *x = calloc(n, 4), *s = calloc(n, 4), *inverse = malloc(n * 4);
     float *y = malloc((n + 1) * 4);
     const kernel_grid grids[] = {
         {0.0173f, 0, -128, 127}, {0.09f, -3, -8, 7}, {1e-3f, 5, -128, 127}};
