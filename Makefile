@@ -111,7 +111,7 @@ tsan:
 	@cmake -S . -B $(BUILD)/tsan -DCMAKE_C_COMPILER=clang-14 -DCMAKE_BUILD_TYPE=Debug \
 		-DCMAKE_C_FLAGS_DEBUG="-O1 -g" -DTARE_WERROR=ON -DTARE_BENCH=OFF -DTARE_SANITIZE=thread
 	@cmake --build $(BUILD)/tsan -j$(JOBS)
-	@TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp halt_on_error=1" \
+	@TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp ignore_noninstrumented_modules=1" \
 		ctest --test-dir $(BUILD)/tsan --no-tests=error --output-on-failure -j$(JOBS)
 
 # Lines of src/ that the tests without PyTorch run; fails below COVERAGE per cent.
@@ -147,6 +147,8 @@ test-long: test
 
 bench: deps release $(VENV)/demo.stamp
 	@for program in $(RELEASE)/bench/bench_*; do echo "# $$(basename $$program)"; $$program || exit 1; done
+	@echo "# bench_weights.py"
+	@$(PYTHON) bench/bench_weights.py --tare $(RELEASE)/tare
 	@echo "# bench_70b.py"
 	@$(PYTHON) bench/bench_70b.py --tare $(RELEASE)/tare --gemm $(RELEASE)/bench/bench_gemm
 

@@ -74,7 +74,7 @@ typedef enum tare_cpu {
 } tare_cpu;
 
 typedef struct tare_progress {
-    const char *stage;  /* "score", "calibrate", "verify", … */
+    const char *stage;  /* "score", "calibrate", "quantize", "verify", … */
     const char *unit;   /* what is counted: "layer", "linear", … */
     size_t done, total; /* units */
     size_t sample, samples;
@@ -85,6 +85,7 @@ typedef struct tare_context_options {
     int threads;         /* 0: one a core */
     size_t memory_limit; /* bytes; 0: no limit */
     tare_cpu cpu;        /* for tests; AUTO otherwise */
+    /* Log and progress may come from any thread of the library, but one call at a time. */
     void (*log)(void *user, tare_log_level level, const char *message); /* NULL: silent */
     void (*progress)(void *user, const tare_progress *progress);        /* NULL: none */
     /* NULL: no question. Asked before each allocation of `bytes`; false makes that allocation fail
@@ -144,6 +145,9 @@ typedef struct tare_quantize_options {
     bool verify;               /* check the staged output before it appears; on by default */
     bool copy_code;            /* also copy the checkpoint's *.py files (never run) */
     const char *report;        /* reserved, NULL */
+    /* For tests: most tokens of the samples that go through a layer together; 0: chosen. The output
+     * does not depend on it. */
+    size_t batch_rows;
 } tare_quantize_options;
 
 /* What came out, for a summary. Counts are of tensors and bytes in the model's own part of the

@@ -36,11 +36,12 @@ tare_status tare_context_create(tare_context **out, const tare_context_options *
     atomic_init(&ctx->memory_peak, 0);
     atomic_init(&ctx->cancelled, 0);
     atomic_flag_clear(&ctx->error_lock);
+    pthread_mutex_init(&ctx->callback_lock, NULL);
     tare_status status = parallel_create(ctx);
     if (status == TARE_OK)
         *out = ctx;
     else
-        free(ctx);
+        tare_context_free(ctx);
     return status;
 }
 
@@ -49,6 +50,7 @@ void tare_context_free(tare_context *ctx)
     if (!ctx)
         return;
     parallel_free(ctx);
+    pthread_mutex_destroy(&ctx->callback_lock);
     free(ctx);
 }
 
@@ -141,7 +143,9 @@ void context_log(tare_context *ctx, tare_log_level level, const char *format, ..
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     make_printable(text);
+    pthread_mutex_lock(&ctx->callback_lock);
     ctx->options.log(ctx->options.user, level, text);
+    pthread_mutex_unlock(&ctx->callback_lock);
 }
 
 tare_status context_check_cancelled(tare_context *ctx)

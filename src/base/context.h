@@ -5,6 +5,7 @@
 #define TARE_BASE_CONTEXT_H
 
 #include <stdarg.h>
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "tare/tare.h"
@@ -14,6 +15,7 @@ struct tare_context {
     atomic_size_t memory_used, memory_peak;
     atomic_int cancelled;
     atomic_flag error_lock;
+    pthread_mutex_t callback_lock; /* log and progress: one call at a time */
     struct thread_pool *pool; /* base/parallel.c; NULL: one thread */
     char error[2048];
 };

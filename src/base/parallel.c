@@ -34,6 +34,13 @@ struct thread_pool {
     worker workers[];
 };
 
+static _Thread_local bool alone;
+
+void parallel_alone(void)
+{
+    alone = true;
+}
+
 int parallel_default_threads(void)
 {
     cpu_set_t set;
@@ -158,7 +165,7 @@ void parallel_for(const tare_context *ctx, size_t count,
     struct thread_pool *p = ctx->pool;
     int outer = omp_get_max_threads();
     omp_set_num_threads(1);
-    if (!p || count < 2 || atomic_exchange(&p->busy, true)) {
+    if (!p || alone || count < 2 || atomic_exchange(&p->busy, true)) {
         run_alone(count, body, user);
     } else {
         p->body = body;

@@ -26,7 +26,9 @@ static void report(const progress *p, size_t sample, size_t samples)
                                           ? elapsed / (done - (double)p->skipped) *
                                                 ((double)p->total - done)
                                           : -1};
+    pthread_mutex_lock(&p->ctx->callback_lock);
     p->ctx->options.progress(p->ctx->options.user, &t);
+    pthread_mutex_unlock(&p->ctx->callback_lock);
 }
 
 void progress_begin(progress *p, tare_context *ctx, const char *stage, const char *unit,

@@ -14,6 +14,7 @@ typedef enum flag_kind {
     FLAG_SWITCH,     /* *(bool *) = true */
     FLAG_OFF,        /* *(bool *) = false */
     FLAG_TEXT,       /* *(const char **) = value */
+    FLAG_COUNT,      /* *(size_t *) = value, above 0 */
     FLAG_SETTING,    /* recipe setting = value */
     FLAG_ON_SETTING, /* recipe setting = "true" */
     FLAG_OFF_SETTING /* recipe setting = "false" */
@@ -22,7 +23,7 @@ typedef enum flag_kind {
 typedef struct flag {
     const char *name; /* with its dashes; NULL ends a table */
     flag_kind kind;
-    void *target;        /* bool or const char * */
+    void *target;        /* bool, const char * or size_t */
     const char *setting; /* "quant.w_bit" */
 } flag;
 

@@ -23,6 +23,17 @@ static const flag *find_flag(const flag *flags, const char *text, size_t length)
     return NULL;
 }
 
+static int apply_count(const command *c, const flag *f, const char *value)
+{
+    char *end;
+    errno = 0;
+    unsigned long long count = strtoull(value, &end, 10);
+    if (*value < '0' || *value > '9' || *end || errno || count == 0 || count > SIZE_MAX)
+        return refuse(c, "%s needs a number above 0", f->name);
+    *(size_t *)f->target = (size_t)count;
+    return 0;
+}
+
 static int apply_flag(const command *c, const flag *f, const char *value, common *out)
 {
     switch (f->kind) {
@@ -35,6 +46,8 @@ static int apply_flag(const command *c, const flag *f, const char *value, common
     case FLAG_TEXT:
         *(const char **)f->target = value;
         return 0;
+    case FLAG_COUNT:
+        return apply_count(c, f, value);
     case FLAG_SETTING:
         break;
     case FLAG_ON_SETTING:
@@ -60,7 +73,7 @@ static int parse_flag(const command *c, const flag *flags, const flag *common_fl
         f = find_flag(common_flags, text, length);
     if (!f)
         return refuse(c, "unknown option %s", text);
-    bool wants_value = f->kind == FLAG_TEXT || f->kind == FLAG_SETTING;
+    bool wants_value = f->kind == FLAG_TEXT || f->kind == FLAG_COUNT || f->kind == FLAG_SETTING;
     if (!wants_value && equals)
         return refuse(c, "%s takes no value", f->name);
     const char *value = equals ? equals + 1 : NULL;

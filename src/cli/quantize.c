@@ -4,16 +4,20 @@
 #include "cli/cli.h"
 
 static const char usage[] =
-    "usage: tare quantize MODEL --out DIR --calib FILE [options]\n"
+    "usage: tare quantize MODEL --out DIR [--calib FILE] [options]\n"
     "\n"
-    "Quantizes the Hugging Face checkpoint in the folder MODEL to W8A8 and writes a checkpoint "
-    "that Ascend engines load.\n"
+    "Quantizes the Hugging Face checkpoint in the folder MODEL to W8A8, or with --a-bit 16 to "
+    "W8A16, "
+    "and writes a\n"
+    "checkpoint that Ascend engines load.\n"
     "\n"
     "  --out DIR                  output folder\n"
-    "  --calib FILE               calibration prompts: JSONL with inputs_pretokenized, prompt or "
-    "text; a JSON list of\n"
-    "                             strings, of {\"prompt\": ...} or of lists of token ids; a .txt "
-    "with a prompt a line\n"
+    "  --calib FILE               calibration prompts, which W8A8 needs: JSONL with "
+    "inputs_pretokenized, prompt or text;\n"
+    "                             a JSON list of strings, of {\"prompt\": ...} or of lists of "
+    "token "
+    "ids; a .txt with a\n"
+    "                             prompt a line\n"
     "  --recipe FILE.yaml|NAME    settings from a file, or a recipe that ships with tare (default, "
     "llama3.1-70b,\n"
     "                             qwen2.5-72b); the options below win over it\n"
@@ -24,6 +28,10 @@ static const char usage[] =
     "or float32\n"
     "\n"
     "What is quantized, and how:\n"
+    "  --a-bit 8|16               bits of activations (default 8); 16: weights alone are "
+    "quantized, "
+    "without prompts\n"
+    "  --no-w-sym                 asymmetric weights, with --a-bit 16\n"
     "  --act-method 1|2|3         range of activations: mean of extremes, histogram, chosen per "
     "layer (default 1)\n"
     "  --mm-tensor                one weight scale per matrix instead of one per output channel\n"
@@ -77,7 +85,8 @@ static void print_summary(const tare_quantize_options *o, const tare_quantize_re
     if (r->was_finished)
         return;
     printf("quantized   %zu of %zu linear layers\n", r->linears_quantized, r->linears);
-    printf("calibration %zu samples, %zu tokens\n", r->samples, r->tokens);
+    if (r->samples > 0)
+        printf("calibration %zu samples, %zu tokens\n", r->samples, r->tokens);
     printf("weights     %s -> %s (%.1f %%)\n", cli_size((double)r->bytes_in, in, sizeof in),
            cli_size((double)r->bytes_out, out, sizeof out),
            r->bytes_in ? 100.0 * (double)r->bytes_out / (double)r->bytes_in : 0.0);
@@ -144,6 +153,7 @@ static int run(int argc, char **argv)
         {"--scratch-dir", FLAG_TEXT, &o.scratch_dir, NULL},
         {"--no-verify", FLAG_OFF, &o.verify, NULL},
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
+        {"--batch-rows", FLAG_COUNT, &o.batch_rows, NULL}, /* hidden: for tests */
         {NULL, FLAG_SWITCH, NULL, NULL}};
     common options;
     int code = cli_parse(&command_quantize, argc, argv, flags, 1, &options);

@@ -24,6 +24,11 @@ tare_status file_check_unchanged(const file *f);
 /* Reads exactly `size` bytes at `offset`; the end of the file before that is TARE_E_FORMAT
  * ("truncated"). Thread-safe. */
 tare_status file_read_at(file *f, uint64_t offset, void *data, size_t size);
+/* The same without a copy on the way: the whole blocks that hold the bytes are read into `room`, of
+ * file_read_room(size) bytes, and *data (8-byte aligned) is where they begin in it. For streams
+ * whose buffers are used again and again. */
+tare_status file_read_in(file *f, uint64_t offset, size_t size, void *room, void **data);
+size_t file_read_room(size_t size);
 
 /* The whole of a regular file, zero-terminated, at most `limit` bytes; *data is freed with
  * mem_free. */
@@ -39,7 +44,9 @@ tare_status file_create(tare_context *ctx, const char *path, uint64_t size, file
  * unless it has `size` bytes; with size 0 at least `end`, and what is beyond is cut off. */
 tare_status file_reopen(tare_context *ctx, const char *path, uint64_t size, uint64_t end,
                         file_writer **out);
-/* Thread-safe for ranges that do not overlap. */
+/* Thread-safe for ranges that do not overlap. The whole blocks of a large range are written
+ * directly (O_DIRECT) where the file system allows, through a buffer of 1 MiB: the page cache would
+ * keep what nobody reads, and write it back in bursts. */
 tare_status file_write_at(file_writer *w, uint64_t offset, const void *data, size_t size);
 /* Appends after what was appended before. */
 tare_status file_append(file_writer *w, const void *data, size_t size);

@@ -9,12 +9,7 @@
 
 #include "file/io_internal.h"
 
-enum {
-    BLOCK = 4096,             /* satisfies the alignment of every disk that Linux drives */
-    PIECE = 4 * 1024 * 1024,  /* of one direct read */
-    SMALL_FILE = 1024 * 1024, /* files below are read through the page cache */
-    SMALL_READ = 128 * 1024   /* reads below too: rows of a table, headers */
-};
+enum { PIECE = 4 * 1024 * 1024 }; /* of one direct read */
 
 struct file {
     tare_context *ctx;
@@ -59,21 +54,19 @@ tare_status io_fail(tare_context *ctx, const char *verb, const char *path, int e
                      strerror_r(error, text, sizeof text), io_hint(error));
 }
 
-/* Opens `path` once more with O_DIRECT; -1 where that is impossible or it is another file by now.
- */
-static int open_direct(const char *path, const struct stat *first)
+int io_open_direct(const char *path, int fd, int access)
 {
 #ifdef O_DIRECT
-    int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_DIRECT);
-    struct stat st;
-    if (fd >= 0 &&
-        (fstat(fd, &st) != 0 || st.st_dev != first->st_dev || st.st_ino != first->st_ino)) {
-        close(fd);
-        fd = -1;
+    int direct = open(path, access | O_NONBLOCK | O_CLOEXEC | O_DIRECT);
+    struct stat a, b;
+    if (direct >= 0 && (fstat(fd, &a) != 0 || fstat(direct, &b) != 0 || a.st_dev != b.st_dev ||
+                        a.st_ino != b.st_ino)) {
+        close(direct);
+        direct = -1;
     }
-    return fd;
+    return direct;
 #else
-    (void)path, (void)first;
+    (void)path, (void)fd, (void)access;
     return -1;
 #endif
 }
@@ -110,7 +103,7 @@ tare_status file_open(tare_context *ctx, const char *path, file **out)
     f->size = (uint64_t)st.st_size;
     f->modified = st.st_mtim;
     if (f->size >= SMALL_FILE)
-        f->direct_fd = open_direct(path, &st);
+        f->direct_fd = io_open_direct(path, f->fd, O_RDONLY);
     atomic_init(&f->direct, f->direct_fd >= 0);
     *out = f;
 done:
@@ -258,12 +251,37 @@ tare_status file_read_at(file *f, uint64_t offset, void *data, size_t size)
     size_t done = 0;
     if (offset > f->size || size > f->size - offset)
         return fail_truncated(f, offset, size);
-    if (size >= SMALL_READ && atomic_load_explicit(&f->direct, memory_order_relaxed)) {
+    if (size >= SMALL_PART && atomic_load_explicit(&f->direct, memory_order_relaxed)) {
         tare_status status = read_direct(f, offset, data, size, &done);
         if (status != TARE_OK)
             return status;
     }
     return read_buffered(f, offset + done, (char *)data + done, size - done);
+}
+
+size_t file_read_room(size_t size)
+{
+    return size + 3 * BLOCK; /* to the first boundary, and parts of blocks at both ends */
+}
+
+tare_status file_read_in(file *f, uint64_t offset, size_t size, void *room, void **data)
+{
+    size_t lead = (size_t)(offset % BLOCK), got = 0;
+    char *blocks = (char *)room + (BLOCK - (uintptr_t)room % BLOCK) % BLOCK;
+    if (offset > f->size || size > f->size - offset)
+        return fail_truncated(f, offset, size);
+    if (size >= SMALL_PART && atomic_load_explicit(&f->direct, memory_order_relaxed)) {
+        size_t span = (lead + size + BLOCK - 1) / BLOCK * BLOCK;
+        tare_status status = read_blocks(f, offset - lead, blocks, span, lead + size, &got);
+        if (status != TARE_OK)
+            return status;
+        got = got <= lead ? 0 : got - lead < size ? got - lead : size;
+    }
+    tare_status status = read_buffered(f, offset + got, blocks + lead + got, size - got);
+    *data = blocks + lead;
+    if (status == TARE_OK && lead % 8) /* no writer of today aligns its tensors to less */
+        *data = memmove(blocks, blocks + lead, size);
+    return status;
 }
 
 tare_status file_read_all(tare_context *ctx, const char *path, size_t limit, char **data,

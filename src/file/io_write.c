@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -9,13 +10,18 @@
 
 #include "file/io_internal.h"
 
-enum { COPY_PIECE = 1024 * 1024 };
+enum { COPY_PIECE = 1024 * 1024, BOUNCE = 1024 * 1024 };
 
 struct file_writer {
     tare_context *ctx;
     char *path;
     int fd;
     uint64_t end; /* of what was appended */
+    /* Direct writing; opened by the first large write. */
+    pthread_mutex_t lock;
+    bool tried;
+    int direct_fd;          /* or -1 */
+    char *bounce, *aligned; /* BOUNCE bytes at `aligned` */
 };
 
 /* fallocate(2), not posix_fallocate(3): where the file system cannot reserve, the latter would
@@ -49,7 +55,8 @@ tare_status file_create(tare_context *ctx, const char *path, uint64_t size, file
     if (!w)
         return TARE_E_MEMORY;
     w->ctx = ctx;
-    w->fd = -1;
+    w->fd = w->direct_fd = -1;
+    pthread_mutex_init(&w->lock, NULL);
     if (!(w->path = mem_strdup(ctx, path))) {
         status = TARE_E_MEMORY;
         goto done;
@@ -77,7 +84,8 @@ tare_status file_reopen(tare_context *ctx, const char *path, uint64_t size, uint
     file_writer *w = mem_calloc(ctx, 1, sizeof *w);
     if (!w)
         return TARE_E_MEMORY;
-    *w = (file_writer){.ctx = ctx, .fd = -1, .end = end};
+    *w = (file_writer){.ctx = ctx, .fd = -1, .direct_fd = -1, .end = end};
+    pthread_mutex_init(&w->lock, NULL);
     if (!(w->path = mem_strdup(ctx, path))) {
         status = TARE_E_MEMORY;
         goto done;
@@ -96,14 +104,6 @@ done:
     else
         file_leave(w);
     return status;
-}
-
-tare_status file_write_at(file_writer *w, uint64_t offset, const void *data, size_t size)
-{
-    uint64_t end;
-    if (__builtin_add_overflow(offset, (uint64_t)size, &end) || end > INT64_MAX)
-        return io_fail(w->ctx, "write", w->path, EFBIG);
-    return io_write(w->ctx, w->fd, w->path, offset, data, size);
 }
 
 tare_status io_write(tare_context *ctx, int fd, const char *path, uint64_t offset, const void *data,
@@ -127,6 +127,77 @@ tare_status io_write(tare_context *ctx, int fd, const char *path, uint64_t offse
     return TARE_OK;
 }
 
+static tare_status open_direct(file_writer *w)
+{
+    w->tried = true;
+    if (!(w->bounce = mem_alloc(w->ctx, BOUNCE + BLOCK)))
+        return TARE_E_MEMORY;
+    w->aligned = w->bounce + (BLOCK - (uintptr_t)w->bounce % BLOCK) % BLOCK;
+    w->direct_fd = io_open_direct(w->path, w->fd, O_WRONLY);
+    return TARE_OK;
+}
+
+static void close_direct(file_writer *w)
+{
+    if (w->direct_fd >= 0)
+        (void)close(w->direct_fd); /* a direct write has told its errors already */
+    w->direct_fd = -1;
+    mem_free(w->ctx, w->bounce);
+    w->bounce = NULL;
+}
+
+/* Whole blocks at a block boundary; *done tells how many bytes went this way. */
+static tare_status write_blocks(file_writer *w, uint64_t offset, const char *data, size_t size,
+                                size_t *done)
+{
+    for (*done = 0; size - *done >= BLOCK && *done % BLOCK == 0;) {
+        size_t left = (size - *done) / BLOCK * BLOCK, part = left < BOUNCE ? left : BOUNCE;
+        memcpy(w->aligned, data + *done, part);
+        ssize_t put = pwrite(w->direct_fd, w->aligned, part, (off_t)(offset + *done));
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put < 0 && errno == EINVAL) { /* the file system refuses after all */
+            close_direct(w);
+            break;
+        }
+        if (put <= 0)
+            return io_fail(w->ctx, "write", w->path, put < 0 ? errno : EIO);
+        *done += (size_t)put;
+    }
+    return TARE_OK;
+}
+
+/* What is left of [offset, offset+size) after direct writing has done what it can. */
+static tare_status write_direct(file_writer *w, uint64_t *offset, const char **data, size_t *size)
+{
+    size_t head = (size_t)(-*offset % BLOCK), done = 0;
+    tare_status status = TARE_OK;
+    pthread_mutex_lock(&w->lock);
+    if (!w->tried)
+        TRY(open_direct(w));
+    if (w->direct_fd >= 0) {
+        TRY(io_write(w->ctx, w->fd, w->path, *offset, *data, head));
+        TRY(write_blocks(w, *offset + head, *data + head, *size - head, &done));
+        done += head;
+    }
+done:
+    pthread_mutex_unlock(&w->lock);
+    *offset += done;
+    *data += done;
+    *size -= done;
+    return status;
+}
+
+tare_status file_write_at(file_writer *w, uint64_t offset, const void *data, size_t size)
+{
+    const char *next = data;
+    uint64_t end;
+    if (__builtin_add_overflow(offset, (uint64_t)size, &end) || end > INT64_MAX)
+        return io_fail(w->ctx, "write", w->path, EFBIG);
+    tare_status status = size < SMALL_PART ? TARE_OK : write_direct(w, &offset, &next, &size);
+    return status == TARE_OK ? io_write(w->ctx, w->fd, w->path, offset, next, size) : status;
+}
+
 tare_status file_append(file_writer *w, const void *data, size_t size)
 {
     tare_status status = file_write_at(w, w->end, data, size);
@@ -137,6 +208,8 @@ tare_status file_append(file_writer *w, const void *data, size_t size)
 
 static void writer_free(file_writer *w)
 {
+    close_direct(w);
+    pthread_mutex_destroy(&w->lock);
     mem_free(w->ctx, w->path);
     mem_free(w->ctx, w);
 }

@@ -38,6 +38,9 @@ const tensor_info *safetensors_find(const safetensors *s, const char *name);
 /* Reads bytes [offset, offset+size) of the tensor's data. */
 tare_status safetensors_read(safetensors *s, const tensor_info *tensor, uint64_t offset, void *data,
                              size_t size);
+/* The same by file_read_in: `room` has file_read_room(size) bytes. */
+tare_status safetensors_read_in(safetensors *s, const tensor_info *tensor, uint64_t offset,
+                                size_t size, void *room, void **data);
 /* Number of elements. */
 size_t tensor_elements(const tensor_info *tensor);
 

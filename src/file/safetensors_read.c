@@ -1,9 +1,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/sort.h"
 #include "file/json.h"
 #include "file/safetensors.h"
-#include "base/sort.h"
 
 enum { MAX_HEADER = 100 * 1000 * 1000 };
 
@@ -425,15 +425,34 @@ const tensor_info *safetensors_find(const safetensors *s, const char *name)
     return strmap_get(&s->by_name, name, strlen(name), &index) ? &s->tensors[index] : NULL;
 }
 
+static tare_status check_range(safetensors *s, const tensor_info *tensor, uint64_t offset,
+                               size_t size)
+{
+    if (offset <= tensor->bytes && size <= tensor->bytes - offset)
+        return TARE_OK;
+    return TARE_FAIL(s->ctx, TARE_E_FORMAT,
+                     "%s: tensor '%.300s' has %llu bytes; %zu at %llu were asked for",
+                     file_path(s->file), tensor->name, (unsigned long long)tensor->bytes, size,
+                     (unsigned long long)offset);
+}
+
 tare_status safetensors_read(safetensors *s, const tensor_info *tensor, uint64_t offset, void *data,
                              size_t size)
 {
-    if (offset > tensor->bytes || size > tensor->bytes - offset)
-        return TARE_FAIL(s->ctx, TARE_E_FORMAT,
-                         "%s: tensor '%.300s' has %llu bytes; %zu at %llu were asked for",
-                         file_path(s->file), tensor->name, (unsigned long long)tensor->bytes, size,
-                         (unsigned long long)offset);
-    tare_status status = file_read_at(s->file, tensor->offset + offset, data, size);
+    tare_status status = check_range(s, tensor, offset, size);
+    if (status != TARE_OK)
+        return status;
+    status = file_read_at(s->file, tensor->offset + offset, data, size);
+    return TARE_WRAP(s->ctx, status, "tensor '%.300s'", tensor->name);
+}
+
+tare_status safetensors_read_in(safetensors *s, const tensor_info *tensor, uint64_t offset,
+                                size_t size, void *room, void **data)
+{
+    tare_status status = check_range(s, tensor, offset, size);
+    if (status != TARE_OK)
+        return status;
+    status = file_read_in(s->file, tensor->offset + offset, size, room, data);
     return TARE_WRAP(s->ctx, status, "tensor '%.300s'", tensor->name);
 }
 

@@ -252,8 +252,8 @@ static size_t first_not_finite32(const uint32_t *x, size_t n)
     return n;
 }
 
-static tare_status check_finite(tare_context *ctx, const tensor_info *t, uint64_t offset,
-                                const void *data, size_t size)
+tare_status checkpoint_check_finite(checkpoint *c, const tensor_info *t, uint64_t offset,
+                                    const void *data, size_t size)
 {
     size_t width = dtype_size(t->dtype), n = size / width, at = n;
     if (t->dtype == TARE_F32)
@@ -264,18 +264,28 @@ static tare_status check_finite(tare_context *ctx, const tensor_info *t, uint64_
         at = first_not_finite16(data, n, 0x7c00);
     if (at == n)
         return TARE_OK;
-    return TARE_FAIL(ctx, TARE_E_NUMERIC, "%s: element %llu is NaN or infinite", t->name,
+    return TARE_FAIL(c->ctx, TARE_E_NUMERIC, "%s: element %llu is NaN or infinite", t->name,
                      (unsigned long long)(offset / width + at));
+}
+
+static safetensors *file_of(const checkpoint *c, const tensor_info *tensor)
+{
+    uint32_t place = 0;
+    strmap_get(&c->by_name, tensor->name, strlen(tensor->name), &place);
+    return c->files[c->places[place].file];
 }
 
 tare_status checkpoint_read(checkpoint *c, const tensor_info *tensor, uint64_t offset, void *data,
                             size_t size)
 {
-    uint32_t place = 0;
-    strmap_get(&c->by_name, tensor->name, strlen(tensor->name), &place);
-    tare_status status = safetensors_read(c->files[c->places[place].file], tensor, offset, data,
-                                          size);
-    return status == TARE_OK ? check_finite(c->ctx, tensor, offset, data, size) : status;
+    tare_status status = safetensors_read(file_of(c, tensor), tensor, offset, data, size);
+    return status == TARE_OK ? checkpoint_check_finite(c, tensor, offset, data, size) : status;
+}
+
+tare_status checkpoint_read_in(checkpoint *c, const tensor_info *tensor, uint64_t offset,
+                               size_t size, void *room, void **data)
+{
+    return safetensors_read_in(file_of(c, tensor), tensor, offset, size, room, data);
 }
 
 size_t checkpoint_file_count(const checkpoint *c)

@@ -22,6 +22,13 @@ const tensor_info *checkpoint_find(const checkpoint *c, const char *name);
 tare_status checkpoint_read(checkpoint *c, const tensor_info *tensor, uint64_t offset, void *data,
                             size_t size);
 
+/* The same by file_read_in (`room` has file_read_room(size) bytes), without the look for NaN and
+ * infinity: that is checkpoint_check_finite, on whatever thread has the time. */
+tare_status checkpoint_read_in(checkpoint *c, const tensor_info *tensor, uint64_t offset,
+                               size_t size, void *room, void **data);
+tare_status checkpoint_check_finite(checkpoint *c, const tensor_info *tensor, uint64_t offset,
+                                    const void *data, size_t size);
+
 size_t checkpoint_file_count(const checkpoint *c);
 const safetensors *checkpoint_file(const checkpoint *c, size_t index);
 /* TARE_E_DATA if a weight file was written to since the checkpoint was opened. */

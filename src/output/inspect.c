@@ -195,7 +195,7 @@ static const char *counted_type(const vfolder *f, const vtensor *t)
         return t->type;
     bool quantized = f->layout == LAYOUT_NUMPY && role != TENSOR_FLOAT && role != TENSOR_BIAS &&
                      verify_find_linear(f, t->info.name, length);
-    return quantized ? "W8A8" : f->layout == LAYOUT_NUMPY ? "FLOAT" : "(none)";
+    return quantized ? f->quant_type : f->layout == LAYOUT_NUMPY ? "FLOAT" : "(none)";
 }
 
 enum { MAX_TYPES = 16 };

@@ -25,6 +25,25 @@ static const char *const NPY_NAMES[NPY_FILES] = {
 /* Written by other tools of this layout family: replaced with the rest, never left behind. */
 static const char *const NPY_FOREIGN_NAMES[] = {"kv_cache_scale.npy", "kv_cache_offset.npy"};
 
+static const char *const SCHEME_NAMES[LINEAR_SCHEMES] = {
+    [LINEAR_W8A8] = "W8A8", [LINEAR_W8A16] = "W8A16"};
+
+const char *linear_scheme_name(linear_scheme scheme)
+{
+    return SCHEME_NAMES[scheme];
+}
+
+bool linear_scheme_of_name(const char *name, linear_scheme *out)
+{
+    for (int i = 0; i < LINEAR_SCHEMES; i++) {
+        if (strcmp(name, SCHEME_NAMES[i]) == 0) {
+            *out = (linear_scheme)i;
+            return true;
+        }
+    }
+    return false;
+}
+
 const char *role_suffix(tensor_role role)
 {
     return role < TENSOR_COUNT ? SUFFIXES[role] : "";
@@ -69,13 +88,18 @@ tare_dtype layout_scale_dtype(layout which, const numerics *num)
     return which == LAYOUT_ASCENDV1 && !num->compat ? TARE_F32 : num->dtype;
 }
 
-bool w8a8_tensor(layout which, const numerics *num, const w8a8_linear *linear, tensor_role role,
-                 tensor_info *out)
+bool linear_tensor(layout which, const numerics *num, const linear_form *linear, tensor_role role,
+                   tensor_info *out)
 {
     tare_dtype scale = layout_scale_dtype(which, num);
     tare_dtype act = num->compat ? linear->act_dtype : scale;
     /* Engines assert [N,1] and [N], so ascendv1 repeats a single scale. */
     bool single = linear->per_tensor && which != LAYOUT_ASCENDV1;
+    bool of_activations = role == TENSOR_INPUT_SCALE || role == TENSOR_INPUT_OFFSET ||
+                          role == TENSOR_QUANT_BIAS || role == TENSOR_DEQ_SCALE;
+
+    if (of_activations && linear->scheme == LINEAR_W8A16)
+        return false;
 
     switch (role) {
     case TENSOR_WEIGHT:

@@ -29,19 +29,31 @@ const char *role_suffix(tensor_role role);
  * TENSOR_FLOAT if none. */
 tensor_role role_of_name(const char *name, size_t *module_length);
 
-/* A static W8A8 linear. */
-typedef struct w8a8_linear {
+typedef enum linear_scheme {
+    LINEAR_W8A8,  /* static activations */
+    LINEAR_W8A16, /* weights alone, a scale for each row or for the matrix */
+    LINEAR_SCHEMES
+} linear_scheme;
+
+/* "W8A8", …: the type string of the description. */
+const char *linear_scheme_name(linear_scheme scheme);
+/* False: no scheme that tare writes. */
+bool linear_scheme_of_name(const char *name, linear_scheme *out);
+
+/* A quantized linear. */
+typedef struct linear_form {
+    linear_scheme scheme;
     size_t n, k;
     bool per_tensor;      /* one weight scale */
     tare_dtype act_dtype; /* of input_scale and input_offset in compat mode */
     bool has_bias;
     tare_dtype bias_dtype;
-} w8a8_linear;
+} linear_form;
 
-/* dtype and shape of one tensor of a W8A8 linear (section 4.1); name, offset and bytes stay as they
- * are. False: this linear has no such tensor. */
-bool w8a8_tensor(layout which, const numerics *num, const w8a8_linear *linear, tensor_role role,
-                 tensor_info *out);
+/* dtype and shape of one tensor of a quantized linear (section 4.1); name, offset and bytes stay as
+ * they are. False: this linear has no such tensor. */
+bool linear_tensor(layout which, const numerics *num, const linear_form *linear, tensor_role role,
+                   tensor_info *out);
 /* dtype of scales: that of S; in ascendv1 FP32 (but for compat). */
 tare_dtype layout_scale_dtype(layout which, const numerics *num);
 

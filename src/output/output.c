@@ -116,27 +116,41 @@ done:
     return status;
 }
 
-tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t k, bool per_tensor,
-                                tare_dtype act_dtype, const tensor_info *bias, bool is_head)
+static tare_status declare_linear(output *o, const char *module, const linear_form *form,
+                                  const tensor_info *bias, bool is_head)
 {
     output_unit *u;
     size_t bytes;
     tare_status status = TARE_OK;
-    if (n == 0 || k == 0 || !size_mul(n, k, &bytes) || !size_mul(n, sizeof(int64_t), &bytes))
-        TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s: no valid shape [%zu,%zu]", module, n, k));
+    if (form->n == 0 || form->k == 0 || !size_mul(form->n, form->k, &bytes) ||
+        !size_mul(form->n, sizeof(int64_t), &bytes))
+        TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s: no valid shape [%zu,%zu]", module, form->n,
+                      form->k));
     if (bias && (o->options.save & SAVE_NUMPY))
         TRY(output_numpy_check(o, bias));
     TRY(output_add_unit(o, &o->linears, module, UNIT_LINEAR, &u));
-    u->linear = (w8a8_linear){.n = n,
-                              .k = k,
-                              .per_tensor = per_tensor,
-                              .act_dtype = act_dtype,
-                              .has_bias = bias != NULL,
-                              .bias_dtype = bias ? bias->dtype : TARE_F32};
+    u->linear = *form;
+    u->linear.has_bias = bias != NULL;
+    u->linear.bias_dtype = bias ? bias->dtype : TARE_F32;
     o->num_linears++;
     o->head_quantized |= is_head;
 done:
     return status;
+}
+
+tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t k, bool per_tensor,
+                                tare_dtype act_dtype, const tensor_info *bias, bool is_head)
+{
+    linear_form form = {
+        .scheme = LINEAR_W8A8, .n = n, .k = k, .per_tensor = per_tensor, .act_dtype = act_dtype};
+    return declare_linear(o, module, &form, bias, is_head);
+}
+
+tare_status output_declare_w8a16(output *o, const char *module, size_t n, size_t k, bool per_tensor,
+                                 const tensor_info *bias, bool is_head)
+{
+    linear_form form = {.scheme = LINEAR_W8A16, .n = n, .k = k, .per_tensor = per_tensor};
+    return declare_linear(o, module, &form, bias, is_head);
 }
 
 tare_status output_declare_new_bias(output *o, const tensor_info *bias)

@@ -33,7 +33,7 @@ typedef struct output_options {
                            file) */
     numerics num;
     bool dtype_given; /* the recipe names a dtype: config.json's torch_dtype is set to num.dtype */
-    const char *quant_type; /* "W8A8" */
+    const char *quant_type; /* "W8A8", "W8A16" */
     /* So many of the declared attention modules will have no FA tensors; which ones is known only
      * at the end. */
     size_t fa_amp;
@@ -60,6 +60,10 @@ tare_status output_declare_float(output *o, const tensor_info *tensor);
  * embeddings makes config.json's tie_word_embeddings false. */
 tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t k, bool per_tensor,
                                 tare_dtype act_dtype, const tensor_info *bias, bool is_head);
+
+/* The same of a W8A16 linear, which has no tensors of activations. */
+tare_status output_declare_w8a16(output *o, const char *module, size_t n, size_t k, bool per_tensor,
+                                 const tensor_info *bias, bool is_head);
 
 /* What outlier suppression does to norms (section 4.2). Ascend's layout has a bias only with
  * NORM_SHIFTED (compat: with both), and then for every norm, as engines give every norm a slot. */
@@ -88,6 +92,11 @@ tare_status output_write_float(output *o, const char *name, uint64_t offset, con
 tare_status output_write_w8a8(output *o, const char *module, const quantized_weight *w,
                               const act_params *act, const float *deq_scale,
                               const int32_t *quant_bias, const void *bias);
+/* Rows [first, first+count) of a declared W8A16 linear, in increasing order: the integers and their
+ * scales and offsets ([count], or [1] with per_tensor; offsets NULL: zeros). `bias`: the source
+ * bytes of all n, given with the last rows (NULL if the layer has none). */
+tare_status output_write_w8a16(output *o, const char *module, size_t first, size_t count,
+                               const weight_codes *codes, const void *bias);
 /* All tensors of a declared norm: `weight` as it is stored, `bias` [n] FP32 (NULL: zeros). */
 tare_status output_write_norm(output *o, const char *weight_name, const void *weight,
                               const float *bias);

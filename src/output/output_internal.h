@@ -16,10 +16,10 @@ typedef struct output_unit {
     const char *name; /* tensor (of a norm its weight), or module of a linear or an attention */
     unit_kind kind;
     tensor_info tensor; /* FLOAT, norm weight: as in the source, `bytes` set */
-    w8a8_linear linear;
+    linear_form linear;
     norm_kind norm;
     size_t heads[FA_KINDS];
-    uint64_t written; /* FLOAT: bytes so far */
+    uint64_t written; /* FLOAT: bytes so far; W8A16: rows */
     bool complete;
     size_t first[2]; /* its first planned tensor in each folder */
 } output_unit;

@@ -15,7 +15,7 @@ static size_t expand_linear(const output *o, const output_folder *f, const outpu
     for (int role = 0; role < TENSOR_COUNT; role++) {
         planned_tensor t = {.type = role == TENSOR_BIAS ? "FLOAT" : o->quant_type,
                             .role = (tensor_role)role};
-        if (!w8a8_tensor(f->layout, &o->options.num, &u->linear, t.role, &t.info))
+        if (!linear_tensor(f->layout, &o->options.num, &u->linear, t.role, &t.info))
             continue;
         if (tensors)
             tensors[count] = t;

@@ -1,6 +1,7 @@
 /* From the stage to the final names. A folder that has a description is complete at every moment:
  * with --overwrite the old description goes first, the new one comes last. */
 #include <errno.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -70,18 +71,19 @@ done:
 }
 
 /* A failed run leaves nothing under a final name: back to the stage with it, where --resume or the
- * end of the run finds it. Errors here would only hide the first one. */
+ * end of the run finds it. Needs no memory, which may be what is lacking; errors here would only
+ * hide the first one. */
 static void take_back(output *o)
 {
     for (size_t i = 0; i < o->num_folders; i++) {
         output_folder *f = &o->folders[i];
         while (f->published > 0) {
             const char *name = f->staged[--f->published];
-            char *from = path_join(o->ctx, f->dir, name), *to = path_join(o->ctx, f->stage, name);
-            if (from && to)
+            char from[PATH_MAX], to[PATH_MAX];
+            int n = snprintf(from, sizeof from, "%s/%s", f->dir, name),
+                m = snprintf(to, sizeof to, "%s/%s", f->stage, name);
+            if (n > 0 && m > 0 && (size_t)n < sizeof from && (size_t)m < sizeof to)
                 (void)rename(from, to);
-            mem_free(o->ctx, from);
-            mem_free(o->ctx, to);
         }
         if (o->num_folders > 1)
             rmdir(f->dir);

@@ -219,8 +219,8 @@ static tare_status conclude(verify *v)
 {
     if (v->error_count > 0)
         TARE_INFO(v->ctx,
-                  "W8A8: error of the weights against the base, in scales: max %.3f, mean %.4f",
-                  v->error_max, v->error_sum / (double)v->error_count);
+                  "%s: error of the weights against the base, in scales: max %.3f, mean %.4f",
+                  v->error_type, v->error_max, v->error_sum / (double)v->error_count);
     if (v->result->failures == 0)
         return TARE_OK;
     return TARE_FAIL(v->ctx, TARE_E_VERIFY, "%s breaks a rule in %zu places", v->options->dir,

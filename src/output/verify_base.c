@@ -201,12 +201,13 @@ typedef struct distance {
     size_t count, bad, first_bad;
 } distance;
 
-/* Half a step, and what lies beyond 127. The division is FP32 (compat: in the model dtype, where a
- * quotient near 127 has lost bits). */
-static void add_distance(distance *d, size_t row, int8_t q, double w, double scale, double slack)
+/* Half a step, and what lies beyond -127..127 (with an offset: -128). The arithmetic is FP32
+ * (compat: in the model dtype, where a quotient near 127 has lost bits). */
+static void add_distance(distance *d, size_t row, int8_t q, double w, double scale, double offset,
+                         double slack)
 {
-    double error = fabs((double)q * scale - w) / scale;
-    double clipped = fmax(fabs(w) / scale - 127.0, 0.0);
+    double exact = w / scale + offset, error = fabs((double)q - exact);
+    double clipped = fmax(fmax(exact - 127.0, (offset != 0 ? -128.0 : -127.0) - exact), 0.0);
     if (error > d->max)
         d->max = error;
     d->sum += error;
@@ -244,8 +245,10 @@ static tare_status measure(vfolder *f, const vlinear *l, const vnumbers *n,
             float x = float_at(source->dtype, w, i);
             if (f->num.compat) /* the reference loads the model in this dtype */
                 x = round_to_dtype((double)x, f->num.dtype);
+            size_t of_scale = n->num_scales == 1 ? 0 : row;
             add_distance(d, row, q[i], (double)x * (columns ? columns[(at + i) % n->k] : 1.0),
-                         (double)n->weight_scale[n->num_scales == 1 ? 0 : row], slack);
+                         (double)n->weight_scale[of_scale], (double)n->weight_offset[of_scale],
+                         slack);
         }
     }
 done:
@@ -284,6 +287,7 @@ tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n)
     v->error_max = d.max > v->error_max ? d.max : v->error_max;
     v->error_sum += d.sum;
     v->error_count += d.count;
+    v->error_type = linear_scheme_name(l->shape.scheme);
     return TARE_OK;
 }
 

@@ -226,7 +226,7 @@ static char *name_of_entry(vfolder *f, npy_file where, const char *key)
         [NPY_DEQ_SCALE] = TENSOR_DEQ_SCALE,         [NPY_INPUT_SCALE] = TENSOR_INPUT_SCALE,
         [NPY_INPUT_OFFSET] = TENSOR_INPUT_OFFSET,   [NPY_WEIGHT_SCALE] = TENSOR_WEIGHT_SCALE,
         [NPY_WEIGHT_OFFSET] = TENSOR_WEIGHT_OFFSET, [NPY_ANTI_FP_NORM] = TENSOR_FLOAT,
-        [NPY_FA_QUANT_SCALE] = TENSOR_FLOAT, [NPY_FA_QUANT_OFFSET] = TENSOR_FLOAT};
+        [NPY_FA_QUANT_SCALE] = TENSOR_FLOAT,        [NPY_FA_QUANT_OFFSET] = TENSOR_FLOAT};
     bool named = where == NPY_QUANT_WEIGHT && str_ends_with(key, ".bias");
     return arena_printf(&f->arena, "%s%s", key, named ? "" : role_suffix(ROLES[where]));
 }
@@ -357,6 +357,9 @@ tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder
     TRY(collect_tensors(out));
     TRY(collect_linears(out));
     guess_dtype(out);
+    /* The npy layout has no description: its weights are alone if no linear has an input scale. */
+    if (which == LAYOUT_NUMPY && out->npy[NPY_WEIGHT_SCALE] && !out->npy[NPY_INPUT_SCALE])
+        out->quant_type = linear_scheme_name(LINEAR_W8A16);
 done:
     return TARE_WRAP(v->ctx, status, "%s", dir);
 }

@@ -26,11 +26,12 @@ typedef struct vtensor {
 typedef struct vlinear {
     const char *module;
     const vtensor *parts[TENSOR_COUNT]; /* NULL: absent */
-    w8a8_linear shape;                  /* from the stored tensors */
+    linear_form shape;                  /* from the stored tensors */
     bool complete;                      /* rule 6 holds: numbers can be read */
 } vlinear;
 
-/* The numbers of one complete linear. */
+/* The numbers of one complete linear; of activations (input_*, quant_bias, deq_*) only if its
+ * scheme has them: num_deq is 0 otherwise. */
 typedef struct vnumbers {
     size_t n, k, num_scales, num_deq;
     float *weight_scale, *weight_offset, *bias; /* bias NULL: none */
@@ -57,7 +58,7 @@ typedef struct vfolder {
     const value *description;     /* NULL: absent or no JSON object */
     strmap types;                 /* description key -> index */
     const value *config;          /* NULL: absent or no JSON object */
-    const char *quant_type;       /* model_quant_type; "W8A8" in the numpy layout */
+    const char *quant_type;       /* model_quant_type; in the numpy layout by its files */
     numerics num;
     bool dtype_known;
     const architecture *arch; /* for fused groups */
@@ -88,6 +89,7 @@ struct verify {
     vfolder folders[VERIFY_MAX_FOLDERS];
     size_t num_folders;
     double error_max, error_sum; /* rule 15 */
+    const char *error_type;      /* of the linears measured */
     size_t error_count;
 };
 

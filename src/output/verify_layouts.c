@@ -9,14 +9,18 @@ enum { COMPARE_ELEMENTS = 4096 };
 
 tare_status rule_npy_keys(vfolder *f)
 {
-    static const npy_file NEEDED[] = {NPY_QUANT_WEIGHT, NPY_WEIGHT_SCALE, NPY_WEIGHT_OFFSET,
-                                      NPY_INPUT_OFFSET, NPY_DEQ_SCALE,    NPY_QUANT_BIAS};
-    const npy_dict *scales = f->npy[NPY_INPUT_SCALE];
+    /* The first three alone where only weights are quantized. */
+    static const npy_file NEEDED[] = {NPY_WEIGHT_SCALE, NPY_QUANT_WEIGHT, NPY_WEIGHT_OFFSET,
+                                      NPY_INPUT_SCALE,  NPY_INPUT_OFFSET, NPY_DEQ_SCALE,
+                                      NPY_QUANT_BIAS};
+    bool weights_alone = strcmp(f->quant_type, linear_scheme_name(LINEAR_W8A16)) == 0;
+    size_t needed = weights_alone ? 3 : sizeof NEEDED / sizeof *NEEDED;
+    const npy_dict *scales = f->npy[weights_alone ? NPY_WEIGHT_SCALE : NPY_INPUT_SCALE];
     if (!f->npy[NPY_QUANT_WEIGHT])
         verify_fail(f->v, 26, npy_file_name(NPY_QUANT_WEIGHT), "the weights", "no such file");
     for (size_t i = 0; scales && i < npy_count(scales); i++) {
         const char *key = npy_at(scales, i)->key;
-        for (size_t j = 0; j < sizeof NEEDED / sizeof *NEEDED; j++)
+        for (size_t j = 0; j < needed; j++)
             if (!f->npy[NEEDED[j]] || !npy_find(f->npy[NEEDED[j]], key))
                 verify_fail(f->v, 26, key, "a key of every file of a linear", "none in %s",
                             npy_file_name(NEEDED[j]));

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/background.h"
 #include "output/verify_internal.h"
 #include "tensor/convert.h"
 
@@ -132,35 +133,95 @@ static void scan_segment(const int8_t *q, size_t count, int64_t *sum, int8_t *mi
     *max = hi;
 }
 
-/* Streams the weight once, in pieces that need not end with a row. */
+/* A part of a weight on its way from the disk. */
+typedef struct scan_piece {
+    const vfolder *f;
+    const vtensor *t;
+    uint64_t at;
+    size_t size;
+    void *room, *data;
+    uint64_t ticket;
+} scan_piece;
+
+static tare_status read_scan_piece(void *user)
+{
+    scan_piece *p = user;
+    if (!p->t->entry)
+        return safetensors_read_in(p->f->files[p->t->source], &p->t->info, p->at, p->size, p->room,
+                                   &p->data);
+    p->data = p->room;
+    return verify_read(p->f, p->t, p->at, p->data, p->size);
+}
+
+/* Asks for the piece that begins at `at`; nothing beyond the end. */
+static tare_status scan_ahead(background *reader, scan_piece *p, uint64_t at)
+{
+    uint64_t total = p->t->info.bytes;
+    if (at >= total)
+        return TARE_OK;
+    p->at = at;
+    p->size = total - at < SCAN_PIECE ? (size_t)(total - at) : SCAN_PIECE;
+    return background_submit(reader, read_scan_piece, p, &p->ticket);
+}
+
+/* A piece need not end with a row. */
+static void scan_piece_rows(const scan_piece *p, vnumbers *n)
+{
+    const int8_t *q = p->data;
+    for (size_t at = 0; at < p->size;) {
+        size_t row = (size_t)((p->at + at) / n->k);
+        size_t left = n->k - (size_t)((p->at + at) % n->k);
+        size_t count = left < p->size - at ? left : p->size - at;
+        scan_segment(q + at, count, &n->row_sums[row], &n->row_min[row], &n->row_max[row]);
+        at += count;
+    }
+}
+
+/* Streams the weight once: one piece is read while the one before it is looked at. */
 static tare_status scan_weight(const vfolder *f, const vtensor *t, vnumbers *n)
 {
     tare_context *ctx = f->v->ctx;
-    uint64_t done_bytes = 0, total = t->info.bytes;
     tare_status status = TARE_OK;
-    int8_t *piece = mem_alloc(ctx, total < SCAN_PIECE ? (size_t)total : SCAN_PIECE);
+    background *reader = NULL;
+    scan_piece pieces[2] = {{.f = f, .t = t}, {.f = f, .t = t}};
+    size_t most = t->info.bytes < SCAN_PIECE ? (size_t)t->info.bytes : SCAN_PIECE;
 
     n->row_sums = mem_calloc(ctx, n->n, sizeof *n->row_sums);
     n->row_min = mem_alloc(ctx, n->n);
     n->row_max = mem_alloc(ctx, n->n);
-    TRY(piece && n->row_sums && n->row_min && n->row_max ? TARE_OK : TARE_E_MEMORY);
+    for (int i = 0; i < 2; i++)
+        pieces[i].room = mem_alloc(ctx, file_read_room(most));
+    TRY(n->row_sums && n->row_min && n->row_max && pieces[0].room && pieces[1].room
+            ? TARE_OK
+            : TARE_E_MEMORY);
     memset(n->row_min, INT8_MAX, n->n);
     memset(n->row_max, (unsigned char)INT8_MIN, n->n);
-    while (done_bytes < total) {
-        size_t size = total - done_bytes < SCAN_PIECE ? (size_t)(total - done_bytes) : SCAN_PIECE;
+    TRY(background_create(ctx, 2, &reader));
+    TRY(scan_ahead(reader, &pieces[0], 0));
+    for (size_t i = 0; (uint64_t)i * SCAN_PIECE < t->info.bytes; i++) {
         TRY(context_check_cancelled(ctx));
-        TRY(verify_read(f, t, done_bytes, piece, size));
-        for (size_t at = 0; at < size;) {
-            size_t row = (size_t)((done_bytes + at) / n->k);
-            size_t left = n->k - (size_t)((done_bytes + at) % n->k);
-            size_t count = left < size - at ? left : size - at;
-            scan_segment(piece + at, count, &n->row_sums[row], &n->row_min[row], &n->row_max[row]);
-            at += count;
-        }
-        done_bytes += size;
+        TRY(scan_ahead(reader, &pieces[(i + 1) % 2], (uint64_t)(i + 1) * SCAN_PIECE));
+        TRY(background_wait(reader, pieces[i % 2].ticket));
+        scan_piece_rows(&pieces[i % 2], n);
     }
 done:
-    mem_free(ctx, piece);
+    background_free(reader);
+    for (int i = 0; i < 2; i++)
+        mem_free(ctx, pieces[i].room);
+    return status;
+}
+
+static tare_status load_activations(const vfolder *f, const vtensor *const *parts, vnumbers *out)
+{
+    tare_status status = TARE_OK;
+    TRY(verify_read_elements(f, parts[TENSOR_INPUT_SCALE], 0, 1, &out->input_scale));
+    TRY(verify_read_elements(f, parts[TENSOR_INPUT_OFFSET], 0, 1, &out->input_offset));
+    out->quant_bias = mem_alloc_array(f->v->ctx, out->n, sizeof *out->quant_bias);
+    TRY(out->quant_bias ? TARE_OK : TARE_E_MEMORY);
+    TRY(verify_read(f, parts[TENSOR_QUANT_BIAS], 0, out->quant_bias,
+                    out->n * sizeof *out->quant_bias));
+    TRY(load_deq(f, parts[TENSOR_DEQ_SCALE], out));
+done:
     return status;
 }
 
@@ -173,15 +234,10 @@ tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *ou
     out->num_scales = tensor_elements(&parts[TENSOR_WEIGHT_SCALE]->info);
     TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_SCALE], &out->weight_scale));
     TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_OFFSET], &out->weight_offset));
-    TRY(verify_read_elements(f, parts[TENSOR_INPUT_SCALE], 0, 1, &out->input_scale));
-    TRY(verify_read_elements(f, parts[TENSOR_INPUT_OFFSET], 0, 1, &out->input_offset));
     if (parts[TENSOR_BIAS])
         TRY(verify_read_floats(f, parts[TENSOR_BIAS], &out->bias));
-    out->quant_bias = mem_alloc_array(f->v->ctx, out->n, sizeof *out->quant_bias);
-    TRY(out->quant_bias ? TARE_OK : TARE_E_MEMORY);
-    TRY(verify_read(f, parts[TENSOR_QUANT_BIAS], 0, out->quant_bias,
-                    out->n * sizeof *out->quant_bias));
-    TRY(load_deq(f, parts[TENSOR_DEQ_SCALE], out));
+    if (l->shape.scheme == LINEAR_W8A8)
+        TRY(load_activations(f, parts, out));
     TRY(scan_weight(f, parts[TENSOR_WEIGHT], out));
 done:
     if (status != TARE_OK)

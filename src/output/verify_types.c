@@ -127,8 +127,11 @@ static bool check_part(vfolder *f, vlinear *l, tensor_role role)
     const vtensor *t = l->parts[role];
     tensor_info expected = {0};
     char want[96], have[96], name[512];
-    if (!w8a8_tensor(f->layout, &f->num, &l->shape, role, &expected))
-        return true; /* no bias */
+    if (!linear_tensor(f->layout, &f->num, &l->shape, role, &expected)) {
+        if (t)
+            verify_fail(f->v, 6, t->info.name, "only the tensors of its type", "an extra one");
+        return !t;
+    }
     verify_shape_text(&expected, want, sizeof want);
     if (!t) {
         snprintf(name, sizeof name, "%s%s", l->module, role_suffix(role));
@@ -152,9 +155,11 @@ static void check_linear(vfolder *f, vlinear *l)
         verify_fail(f->v, 6, l->module, "a FLOAT weight alone", "tensors of a quantized linear");
         return;
     }
-    if (w && w->type && verify_is_known_type(w->type) && strcmp(w->type, "W8A8") != 0) {
-        verify_warn(f->v, 6, l->module, "W8A8", "%s, whose tensors this version does not check",
-                    w->type);
+    const char *type = w ? w->type : NULL;
+    if (!linear_scheme_of_name(type ? type : f->quant_type, &l->shape.scheme) && type &&
+        verify_is_known_type(type)) {
+        verify_warn(f->v, 6, l->module, "W8A8 or W8A16",
+                    "%s, whose tensors this version does not check", type);
         return;
     }
     if (!shape_of_linear(f, l)) {
@@ -169,13 +174,16 @@ static void check_linear(vfolder *f, vlinear *l)
 tare_status rule_linear_tensors(vfolder *f)
 {
     size_t length;
+    linear_scheme scheme;
     for (size_t i = 0; i < f->num_linears; i++)
         check_linear(f, &f->linears[i]);
     for (size_t i = 0; i < f->num_tensors; i++) {
         const vtensor *t = &f->tensors[i];
-        if (t->type && strcmp(t->type, "W8A8") == 0 && !strstr(t->info.name, ".module.") &&
+        if (t->type && linear_scheme_of_name(t->type, &scheme) &&
+            !strstr(t->info.name, ".module.") &&
             role_of_name(t->info.name, &length) == TENSOR_FLOAT)
-            verify_fail(f->v, 6, t->info.name, "a tensor that W8A8 has", "an extra one");
+            verify_fail(f->v, 6, t->info.name, "a tensor that quantized linears have",
+                        "an extra one");
     }
     return TARE_OK;
 }
@@ -227,6 +235,8 @@ static tare_status check_fused_pair(vfolder *f, const vtensor *first, const vten
     }
     for (int i = 0; i < 2 && a && b && a->complete && b->complete; i++) {
         bool differ;
+        if (!a->parts[SHARED[i]] || !b->parts[SHARED[i]]) /* no static activations */
+            continue;
         float values[2];
         TRY(compare_scalar(f, a, b, SHARED[i], &differ, values));
         if (differ)

@@ -159,13 +159,80 @@ tare_status output_write_w8a8(output *o, const char *module, const quantized_wei
 
     if (!u)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s was not declared for the output", module);
-    if (u->complete || w->n != u->linear.n || w->k != u->linear.k ||
-        w->num_scales != (u->linear.per_tensor ? 1 : w->n) || (bias != NULL) != u->linear.has_bias)
+    if (u->complete || u->linear.scheme != LINEAR_W8A8 || w->n != u->linear.n ||
+        w->k != u->linear.k || w->num_scales != (u->linear.per_tensor ? 1 : w->n) ||
+        (bias != NULL) != u->linear.has_bias)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s differs from what was declared", module);
     scratch = mem_alloc_array(o->ctx, w->n, sizeof(int64_t));
     TRY(scratch ? TARE_OK : TARE_E_MEMORY);
     TRY(write_linear(o, u, w, act, deq_scale, quant_bias, bias, scratch));
     u->complete = true;
+done:
+    mem_free(o->ctx, scratch);
+    return TARE_WRAP(o->ctx, status, "%s", module);
+}
+
+/* Rows [first, first+count) of one tensor of a W8A16 linear; a single scale goes with the first. */
+static tare_status write_rows(output *o, output_folder *f, const planned_tensor *t, bool per_tensor,
+                              size_t first, size_t count, const weight_codes *codes, void *scratch)
+{
+    uint64_t row_bytes = t->info.bytes / t->info.shape[0];
+    if (t->role == TENSOR_WEIGHT)
+        return output_write_tensor(o, f, t, first * row_bytes, codes->q, count * row_bytes);
+    small_tensor s = {t->role == TENSOR_WEIGHT_SCALE ? codes->scales : codes->offsets,
+                      per_tensor ? 1 : count};
+    tensor_info rows = t->info;
+    if (t->info.rank == 1 && first > 0)
+        return TARE_OK;
+    if (t->info.rank == 2)
+        rows.shape[0] = count;
+    fill_small(&rows, &s, scratch);
+    return output_write_tensor(o, f, t, first * row_bytes, scratch, rows.shape[0] * row_bytes);
+}
+
+/* The bias comes after the weight: in the npy layout they follow each other in one file. */
+static tare_status write_all_rows(output *o, const output_unit *u, size_t first, size_t count,
+                                  const weight_codes *codes, const void *bias, void *scratch)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < o->num_folders; i++) {
+        output_folder *f = &o->folders[i];
+        const planned_tensor *t = &f->tensors[u->first[i]], *bias_tensor = NULL;
+        for (int role = 0; role < TENSOR_COUNT; role++) {
+            tensor_info info;
+            if (!linear_tensor(f->layout, &o->options.num, &u->linear, (tensor_role)role, &info))
+                continue;
+            if (role == TENSOR_BIAS)
+                bias_tensor = t;
+            else
+                TRY(write_rows(o, f, t, u->linear.per_tensor, first, count, codes, scratch));
+            t++;
+        }
+        if (bias && bias_tensor)
+            TRY(output_write_tensor(o, f, bias_tensor, 0, bias, bias_tensor->info.bytes));
+    }
+done:
+    return status;
+}
+
+tare_status output_write_w8a16(output *o, const char *module, size_t first, size_t count,
+                               const weight_codes *codes, const void *bias)
+{
+    output_unit *u = output_find_unit(o, &o->linears, module, UNIT_LINEAR);
+    tare_status status = TARE_OK;
+    void *scratch = NULL;
+
+    if (!u)
+        return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s was not declared for the output", module);
+    bool last = count == u->linear.n - u->written;
+    if (u->complete || u->linear.scheme != LINEAR_W8A16 || first != u->written ||
+        count > u->linear.n - u->written || (bias != NULL) != (last && u->linear.has_bias))
+        return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s differs from what was declared", module);
+    scratch = mem_alloc_array(o->ctx, count, sizeof(float));
+    TRY(scratch ? TARE_OK : TARE_E_MEMORY);
+    TRY(write_all_rows(o, u, first, count, codes, bias, scratch));
+    u->written += count;
+    u->complete = last;
 done:
     mem_free(o->ctx, scratch);
     return TARE_WRAP(o->ctx, status, "%s", module);

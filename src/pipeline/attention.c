@@ -67,10 +67,16 @@ tare_status attention_finish(run *r, size_t layer, const fa_observer *o)
         TRY(fa_observer_scales(o, &r->num, (fa_kind)kind, a->scales[kind]));
     }
     memcpy(a->scores, fa_observer_scores(o), sizeof a->scores);
-    if (r->recipe->fa_amp == 0)
-        TRY(output_write_fa(r->out, a->name, (const float *const *)a->scales));
 done:
     return status;
+}
+
+tare_status attention_write(run *r, size_t layer)
+{
+    const run_attention *a = &r->attentions[layer];
+    if (!a->quantize || r->recipe->fa_amp > 0)
+        return TARE_OK;
+    return output_write_fa(r->out, a->name, (const float *const *)a->scales);
 }
 
 tare_status write_late_attentions(run *r)

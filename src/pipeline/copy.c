@@ -12,27 +12,40 @@ tensor_info output_tensor(const run *r, const tensor_info *source)
     return t;
 }
 
+tare_status output_values(run *r, const tensor_info *source, const void *stored, size_t count,
+                          void **fresh)
+{
+    tare_dtype dtype = output_tensor(r, source).dtype;
+    tare_status status = TARE_OK;
+    *fresh = NULL;
+    if (dtype == source->dtype)
+        return TARE_OK;
+    float *wide = mem_alloc_array(r->ctx, count, sizeof *wide);
+    *fresh = mem_alloc_array(r->ctx, count, dtype_size(dtype));
+    if (wide && *fresh) {
+        widen_to_float(r->ctx, source->dtype, stored, count, wide);
+        narrow_from_float(r->ctx, dtype, wide, count, *fresh);
+    } else {
+        mem_free(r->ctx, *fresh);
+        *fresh = NULL;
+        status = TARE_E_MEMORY;
+    }
+    mem_free(r->ctx, wide);
+    return status;
+}
+
 tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
                              const void *rows)
 {
     tensor_info t = output_tensor(r, source);
     size_t width = tensor_elements(source) / (source->rank ? source->shape[0] : 1);
     size_t row_bytes = width * dtype_size(t.dtype);
-    if (t.dtype == source->dtype)
-        return output_write_float(r->out, t.name, (uint64_t)first * row_bytes, rows,
-                                  count * row_bytes);
-    size_t n = count * width;
-    float *wide = mem_alloc_array(r->ctx, n, sizeof *wide);
-    void *narrow = mem_alloc_array(r->ctx, n, dtype_size(t.dtype));
-    tare_status status = wide && narrow ? TARE_OK : TARE_E_MEMORY;
-    if (status == TARE_OK) {
-        widen_to_float(r->ctx, source->dtype, rows, n, wide);
-        narrow_from_float(r->ctx, t.dtype, wide, n, narrow);
-        status = output_write_float(r->out, t.name, (uint64_t)first * row_bytes, narrow,
-                                    count * row_bytes);
-    }
-    mem_free(r->ctx, wide);
-    mem_free(r->ctx, narrow);
+    void *fresh;
+    tare_status status = output_values(r, source, rows, count * width, &fresh);
+    if (status == TARE_OK)
+        status = output_write_float(r->out, t.name, (uint64_t)first * row_bytes,
+                                    fresh ? fresh : rows, count * row_bytes);
+    mem_free(r->ctx, fresh);
     return status;
 }
 

@@ -251,7 +251,7 @@ done:
     layer_norms_free(r->ctx, &norms);
     mem_free(r->ctx, w.scratch);
     mem_free(r->ctx, w.smoothed);
-    return TARE_WRAP(r->ctx, status, "model.layers.%zu", layer);
+    return status;
 }
 
 tare_status score_head(run *r)
@@ -297,14 +297,18 @@ tare_status float_pass(run *r)
         TRY(embed_tokens(r->model, r->samples.ids, r->float_tokens, put_float_row, NULL, r));
         stream_flip(r->float_states);
     }
+    TRY(overlap_start(r));
     progress_skip(&r->progress, r->resume.layer);
     for (size_t i = r->resume.layer; i < layers; i++) {
         layer_source source = {0};
-        status = float_layer_pass(r, i, &source);
+        status = overlap_read(r, i, &source);
+        if (status == TARE_OK)
+            status = float_layer_pass(r, i, &source);
         layer_source_free(r, &source);
-        TRY(status);
+        TRY(TARE_WRAP(r->ctx, status, "model.layers.%zu", i));
         progress_unit_done(&r->progress);
-        TRY(resume_layer_done(r, i + 1));
+        if (resume_due(r))
+            TRY(resume_save(r, i + 1));
     }
     if (!r->linears[r->num_linears - 1].is_float)
         TRY(score_head(r));

@@ -10,12 +10,9 @@
 
 typedef struct calibrated_layer {
     run *run;
-    size_t layer;
-    live_linear linears[ROLE_COUNT];
-    layer_source source; /* weights that the float pass has read already */
-    layer_norms norms;
+    layer_output out;    /* linears, norms, and what is known of the inputs so far */
+    layer_source source; /* weights that have been read already */
     observer *observers[GROUP_COUNT]; /* NULL: no member is quantized */
-    act_params params[GROUP_COUNT];   /* after the last sample so far */
     fa_observer *fa;                  /* NULL: this attention goes without */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
@@ -39,7 +36,7 @@ static tare_status observe(calibrated_layer *c, linear_group group, const batch 
             return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
                              linear_group_name(group), b->first + i);
     }
-    c->params[group] = c->sample_params[b->samples - 1];
+    c->out.params[group] = c->sample_params[b->samples - 1];
     return TARE_OK;
 }
 
@@ -140,7 +137,7 @@ static tare_status float_linear_run(calibrated_layer *c, const live_linear *l, c
                         .b = b,
                         .x = x,
                         .k = l->linear->k,
-                        .linear_index = run_linear_index(r, c->layer, spec->role)};
+                        .linear_index = run_linear_index(r, c->out.layer, spec->role)};
         parallel_for(r->ctx, b->samples, mix_sample, &w);
         x = c->mixed;
     }
@@ -158,7 +155,7 @@ static tare_status calibrated_linears(void *user, linear_group group, const batc
     for (size_t i = 0, member = 0; i < arch->num_linears; i++) {
         if (arch->linears[i].group != group)
             continue;
-        const live_linear *l = &c->linears[arch->linears[i].role];
+        const live_linear *l = &c->out.linears[arch->linears[i].role];
         size_t k = l->linear->k;
         if (member == 0 && c->observers[group])
             TRY(observe(c, group, b, x, k));
@@ -210,10 +207,7 @@ static void unload(calibrated_layer *c)
 {
     tare_context *ctx = c->run->ctx;
     layer_source_free(c->run, &c->source);
-    layer_norms_free(ctx, &c->norms);
-    smoothing_free_layer(c->run, c->layer);
-    for (int role = 0; role < ROLE_COUNT; role++)
-        live_linear_free(c->run, &c->linears[role]);
+    layer_output_free(c->run, &c->out);
     for (int g = 0; g < GROUP_COUNT; g++)
         observer_free(ctx, c->observers[g]);
     fa_observer_free(c->fa);
@@ -230,10 +224,10 @@ static tare_status load_linears(calibrated_layer *c)
     const architecture *arch = r->model->config.arch;
     for (size_t i = 0; i < arch->num_linears; i++) {
         const linear_spec *spec = &arch->linears[i];
-        const fallback_linear *f = &r->linears[c->layer * r->linears_per_layer + i];
+        const fallback_linear *f = &r->linears[c->out.layer * r->linears_per_layer + i];
         TRY(context_check_cancelled(r->ctx));
-        TRY(live_linear_load(r, &r->model->layers[c->layer].linears[spec->role], !f->is_float,
-                             &c->source.raw[spec->role], &c->linears[spec->role]));
+        TRY(live_linear_load(r, &r->model->layers[c->out.layer].linears[spec->role], !f->is_float,
+                             &c->source.raw[spec->role], &c->out.linears[spec->role]));
         if (!f->is_float && !c->observers[spec->group])
             TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num,
                                 &c->observers[spec->group]));
@@ -249,7 +243,7 @@ static tare_status alloc_buffers(calibrated_layer *c)
     size_t k = 0, rows = c->run->workspace.rows, cells;
     bool any_float = false, any_integer = false;
     for (int role = 0; role < ROLE_COUNT; role++) {
-        const live_linear *l = &c->linears[role];
+        const live_linear *l = &c->out.linears[role];
         if (!l->quantize)
             continue;
         k = l->q.k > k ? l->q.k : k;
@@ -285,8 +279,8 @@ static tare_status calibrate(calibrated_layer *c)
     float *x;
     layer_ops ops = {.user = c, .linears = calibrated_linears};
     ops.attention = c->fa ? calibrated_attention : NULL;
-    TRY(layer_norms_load(r->model, c->layer, &c->norms));
-    TRY(smoothing_norms(r, c->layer, &c->norms));
+    TRY(layer_norms_load(r->model, c->out.layer, &c->out.norms));
+    TRY(smoothing_norms(r, c->out.layer, &c->out.norms));
     for (size_t first = 0; first < r->samples.count;) {
         batch b = batch_next(r->samples.lengths, first, r->samples.count, r->layout.batch_rows);
         TRY(context_check_cancelled(r->ctx));
@@ -295,7 +289,7 @@ static tare_status calibrate(calibrated_layer *c)
                 c->sample_of_row[at] = (uint32_t)i;
         }
         TRY(stream_get(r->states, row, b.rows, &x));
-        TRY(decoder_layer_forward(r->model, c->layer, &c->norms, &ops, &b, &r->workspace, x));
+        TRY(decoder_layer_forward(r->model, c->out.layer, &c->out.norms, &ops, &b, &r->workspace, x));
         TRY(check_finite(r, x, b.rows * h));
         TRY(stream_put(r->states, row, b.rows, x));
         first += b.samples;
@@ -307,40 +301,67 @@ done:
     return status;
 }
 
-static tare_status write_layer(calibrated_layer *c)
+/* The order of the tensors in files that are streams: floats, which need not wait for calibration,
+ * attention, linears, norms. */
+tare_status layer_output_write(run *r, layer_output *o)
+{
+    tare_status status = TARE_OK;
+    const model_layer *m = &r->model->layers[o->layer];
+    for (int role = 0; role < ROLE_COUNT; role++)
+        TRY(live_linear_write_float(r, &o->linears[role]));
+    TRY(attention_write(r, o->layer));
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        live_linear *l = &o->linears[role];
+        if (l->quantize)
+            TRY(live_linear_write(r, l, &o->params[l->linear->group]));
+    }
+    for (int role = 0; role < NORM_COUNT; role++) {
+        if (m->norms[role])
+            TRY(write_norm(r, m->norms[role], o->norms.weights[role], o->norms.biases[role]));
+    }
+done:
+    return TARE_WRAP(r->ctx, status, "model.layers.%zu", o->layer);
+}
+
+void layer_output_free(run *r, layer_output *o)
+{
+    layer_norms_free(r->ctx, &o->norms);
+    for (int role = 0; role < ROLE_COUNT; role++)
+        live_linear_free(r, &o->linears[role]);
+}
+
+static tare_status calibrate_layer(calibrated_layer *c)
 {
     tare_status status = TARE_OK;
     run *r = c->run;
-    for (int role = 0; role < ROLE_COUNT; role++) {
-        live_linear *l = &c->linears[role];
-        if (l->quantize)
-            TRY(live_linear_write(r, l, &c->params[l->linear->group]));
-    }
-    for (int role = 0; role < NORM_COUNT; role++) {
-        const tensor_info *norm = r->model->layers[c->layer].norms[role];
-        if (norm)
-            TRY(write_norm(r, norm, c->norms.weights[role], c->norms.biases[role]));
-    }
+    size_t layer = c->out.layer;
+    TRY(overlap_read(r, layer, &c->source));
+    if (r->float_states)
+        TRY(float_layer_pass(r, layer, &c->source));
+    TRY(load_linears(c));
+    TRY(alloc_buffers(c));
+    TRY(attention_observer_create(r, layer, &c->fa));
+    TRY(calibrate(c));
+    if (c->fa)
+        TRY(attention_finish(r, layer, c->fa));
 done:
-    return status;
+    smoothing_free_layer(r, layer);
+    return TARE_WRAP(r->ctx, status, "model.layers.%zu", layer);
 }
 
 tare_status quantize_layer(run *r, size_t layer)
 {
     tare_status status = TARE_OK;
-    calibrated_layer c = {.run = r, .layer = layer};
-    if (r->float_states)
-        TRY(float_layer_pass(r, layer, &c.source));
-    TRY(load_linears(&c));
-    TRY(alloc_buffers(&c));
-    TRY(attention_observer_create(r, layer, &c.fa));
-    TRY(calibrate(&c));
-    if (c.fa)
-        TRY(attention_finish(r, layer, c.fa));
-    TRY(write_layer(&c));
+    calibrated_layer c = {.run = r, .out = {.layer = layer}};
+    TRY(calibrate_layer(&c));
+    for (int role = 0; role < ROLE_COUNT; role++) { /* only the integers are needed any more */
+        gemm_weight_free(r->ctx, c.out.linears[role].weight);
+        c.out.linears[role].weight = NULL;
+    }
+    TRY(overlap_write(r, &c.out));
 done:
     unload(&c);
-    return TARE_WRAP(r->ctx, status, "model.layers.%zu", layer);
+    return status;
 }
 
 /* ---- the head ---- */

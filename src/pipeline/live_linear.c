@@ -48,18 +48,31 @@ static tare_status load_bias(run *r, const model_linear *linear, live_linear *l)
         return TARE_E_MEMORY;
     narrow_from_float(r->ctx, dtype, l->bias, linear->n, l->bias_raw);
     widen_to_float(r->ctx, dtype, l->bias_raw, linear->n, l->bias);
-    if (!l->quantize) {
-        char *name = arena_printf(&r->arena, "%s.bias", linear->name);
-        TRY(name ? output_write_float(r->out, name, 0, l->bias_raw, bytes) : TARE_E_MEMORY);
-    }
 done:
     return status;
 }
 
-static tare_status write_weight(run *r, const model_linear *linear, const raw_weight *raw)
+tare_status live_linear_write_float(run *r, live_linear *l)
 {
-    return output_write_float(r->out, linear->weight->name, 0, raw->data,
-                              linear->n * linear->k * dtype_size(raw->dtype));
+    tare_status status = TARE_OK;
+    const model_linear *m = l->linear;
+    buffer name;
+    buffer_init(&name, r->ctx);
+    if (!l->raw.data)
+        return TARE_OK;
+    TRY(output_write_float(r->out, m->weight->name, 0, l->raw.data,
+                           m->n * m->k * dtype_size(l->raw.dtype)));
+    if (l->bias_raw) {
+        tare_dtype dtype = output_tensor(r, m->bias ? m->bias : m->weight).dtype;
+        buffer_printf(&name, "%s.bias", m->name);
+        TRY(name.status);
+        TRY(output_write_float(r->out, name.data, 0, l->bias_raw, m->n * dtype_size(dtype)));
+    }
+    mem_free(r->ctx, l->raw.data);
+    l->raw.data = NULL;
+done:
+    buffer_free(&name);
+    return TARE_WRAP(r->ctx, status, "%s", m->name);
 }
 
 tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, raw_weight *raw,
@@ -76,14 +89,17 @@ tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, 
         TRY(weight_quantize(r->ctx, &r->num, raw->dtype, raw->data, n, k, r->recipe->mm_tensor,
                             &l->q));
     } else {
-        TRY(write_weight(r, linear, raw));
         TRY(gemm_weight_create(r->ctx, r->compute, raw->dtype, raw->data, n, k, &l->weight));
+        l->raw = *raw;
+        raw->data = NULL;
     }
     mem_free(r->ctx, raw->data);
     raw->data = NULL;
     if (quantize && linear->spec && needs_float(r))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
+    if (!r->overlap)
+        TRY(live_linear_write_float(r, l));
 done:
     mem_free(r->ctx, raw->data);
     raw->data = NULL;
@@ -98,6 +114,7 @@ void live_linear_free(run *r, live_linear *l)
     gemm_weight_free(r->ctx, l->weight);
     mem_free(r->ctx, l->bias);
     mem_free(r->ctx, l->bias_raw);
+    mem_free(r->ctx, l->raw.data);
     *l = (live_linear){0};
 }
 

@@ -100,11 +100,14 @@ static tare_status declare_linear(run *r, const model_linear *l, const fallback_
             TRY(output_declare_new_bias(r->out, &bias));
         return TARE_OK;
     }
+    r->num_quantized++;
+    if (r->scheme == LINEAR_W8A16)
+        return output_declare_w8a16(r->out, l->name, l->n, l->k, r->recipe->mm_tensor,
+                                    bias.name ? &bias : NULL, f->is_head);
     /* compat: the histogram's range is FP32 there, and FP16 models keep its scale in FP32
      * (spec/w8a8.md 9.1). */
     bool wide = r->num.compat && r->num.dtype == TARE_F16 &&
                 observer_kind_of(r, f) == OBSERVER_HISTOGRAM;
-    r->num_quantized++;
     TRY(output_declare_w8a8(r->out, l->name, l->n, l->k, r->recipe->mm_tensor,
                             wide ? TARE_F32 : r->num.dtype, bias.name ? &bias : NULL, f->is_head));
 done:

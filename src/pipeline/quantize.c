@@ -1,6 +1,7 @@
 /* The run as a whole: check, plan, (score,) then layer by layer load - calibrate - quantize -
- * write, then finish. Everything that can be refused is refused before the first weight is read.
- * Passes over the checkpoint: one, or two with disable_level. */
+ * write, then finish; of weights alone (W8A16) tensor by tensor read - quantize - write. Everything
+ * that can be refused is refused before the first weight is read. Passes over the checkpoint: one,
+ * or two with disable_level. */
 #include "pipeline/run.h"
 #include "tensor/kernels.h"
 
@@ -50,7 +51,8 @@ static size_t tokens_of(const run *r, size_t samples)
 static void plan_float_stream(run *r)
 {
     size_t all = r->samples.count;
-    r->wants_scores = r->recipe->disable_level > 0 || r->recipe->act_method == 3;
+    r->wants_scores = r->recipe->disable_level > 0 ||
+                      (r->recipe->act_method == 3 && r->scheme == LINEAR_W8A8);
     r->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
     if (r->smoothing)
         r->float_samples = r->smooth.method == SMOOTH_M3 ? 1 : all;
@@ -90,7 +92,7 @@ tare_status open_output(run *r)
                         .part_file_size = (int)r->recipe->part_file_size,
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
-                        .quant_type = "W8A8",
+                        .quant_type = linear_scheme_name(r->scheme),
                         .fa_amp = (size_t)r->recipe->fa_amp,
                         .overwrite = r->overwrite,
                         .copy_code = r->options->copy_code,
@@ -106,13 +108,38 @@ tare_status open_output(run *r)
     return output_open(r->ctx, &o, &r->out);
 }
 
+/* Weights alone need prompts for nothing but a ranking. */
+static bool needs_samples(const run *r)
+{
+    bool given = r->options->calib != NULL;
+    if (r->scheme == LINEAR_W8A8)
+        return true;
+    if (r->recipe->disable_level > 0 && !given)
+        TARE_WARN(r->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
+                  (long long)r->recipe->disable_level);
+    if (r->recipe->disable_level == 0 && given)
+        TARE_INFO(r->ctx,
+                  "--calib is not read: W8A16 without disable_level looks at weights alone");
+    return r->recipe->disable_level > 0 && given;
+}
+
+/* Of one batch: a sample that is longer than a batch goes alone. */
+static size_t most_rows(const run *r)
+{
+    return r->samples.longest > r->layout.batch_rows ? r->samples.longest : r->layout.batch_rows;
+}
+
 /* What lives through all layers. */
 static tare_status plan_memory(run *r)
 {
-    r->layout = (run_layout){.whole_layer = true};
-    r->layout.batch_rows = r->samples.longest > BATCH_ROWS ? r->samples.longest : BATCH_ROWS;
-    size_t rows = r->samples.tokens < r->layout.batch_rows ? r->samples.tokens
-                                                           : r->layout.batch_rows;
+    r->layout = (run_layout){.whole_layer = true,
+                             .overlap = true,
+                             .batch_rows = r->options->batch_rows ? r->options->batch_rows
+                                                                  : BATCH_ROWS};
+    size_t rows = most_rows(r);
+    rows = r->samples.tokens < rows ? r->samples.tokens : rows;
+    if (rows == 0) /* weights alone */
+        return TARE_OK;
     return decoder_workspace_create(r->model, rows, r->samples.longest,
                                     r->num.compat ? r->num.dtype : TARE_F32, &r->workspace);
 }
@@ -124,7 +151,7 @@ tare_status create_states(run *r, bool of_floats)
         folder = r->options->scratch_dir ? r->options->scratch_dir
                                          : journal_folder(r->resume.journal);
     return stream_create(r->ctx, of_floats ? r->float_tokens : r->samples.tokens,
-                         r->model->config.hidden_size, r->layout.batch_rows, folder,
+                         r->model->config.hidden_size, most_rows(r), folder,
                          of_floats ? &r->float_states : &r->states);
 }
 
@@ -134,7 +161,7 @@ tare_status create_states(run *r, bool of_floats)
  * declared beforehand. */
 static bool has_float_pass(const run *r)
 {
-    return r->recipe->disable_level > 0 || (r->recipe->act_method == 3 && r->num.compat);
+    return r->wants_scores && (r->recipe->disable_level > 0 || r->num.compat);
 }
 
 static tare_status choose_fallback(run *r)
@@ -207,12 +234,18 @@ static tare_status run_layers(run *r)
     progress_begin(&r->progress, r->ctx, "calibrate", "layer", layers);
     if (!r->resume.restores)
         TRY(embed(r));
+    TRY(overlap_start(r));
     progress_skip(&r->progress, r->resume.layer);
     for (size_t i = r->resume.layer; i < layers; i++) {
         TRY(quantize_layer(r, i));
         progress_unit_done(&r->progress);
-        TRY(resume_layer_done(r, i + 1));
+        if (resume_due(r)) {
+            TRY(overlap_wait(r));
+            TRY(resume_save(r, i + 1));
+        }
     }
+    TRY(overlap_wait(r));
+    overlap_stop(r);
     TRY(run_head(r));
     for (size_t i = 0; i < r->model->num_extra; i++)
         TRY(copy_tensor(r, r->model->extra[i]));
@@ -236,11 +269,19 @@ done:
     return status;
 }
 
-static void run_free(run *r)
+static void free_states(run *r)
 {
+    overlap_stop(r);
     decoder_workspace_free(&r->workspace);
+    r->workspace = (decoder_workspace){0};
     stream_free(r->states);
     stream_free(r->float_states);
+    r->states = r->float_states = NULL;
+}
+
+static void run_free(run *r)
+{
+    free_states(r);
     for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
         smoothing_free_layer(r, i);
     sample_set_free(r->ctx, &r->samples);
@@ -252,9 +293,11 @@ static tare_status run_all(run *r, tare_quantize_result *result)
 {
     tare_status status = TARE_OK;
     TRY(recipe_check(r->recipe));
+    r->scheme = r->recipe->a_bit == 16 ? LINEAR_W8A16 : LINEAR_W8A8;
     TRY(open_model(r));
     TRY(plan_linears(r));
-    TRY(load_samples(r));
+    if (needs_samples(r))
+        TRY(load_samples(r));
     result->linears = r->num_linears;
     result->samples = r->samples.count;
     result->tokens = r->samples.tokens;
@@ -266,7 +309,12 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     TRY(resume_restore(r));
     TRY(choose_fallback(r));
     TRY(plan_output(r));
-    TRY(run_layers(r));
+    if (r->scheme == LINEAR_W8A8) {
+        TRY(run_layers(r));
+    } else {
+        free_states(r);
+        TRY(quantize_weights(r));
+    }
     TRY(finish(r, result));
 done:
     return status;
@@ -290,7 +338,9 @@ tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *option
     run r = {
         .ctx = ctx, .options = options, .recipe = options->recipe ? options->recipe : defaults};
     arena_init(&r.arena, ctx);
-    tare_status status = resume_close(&r, run_all(&r, result));
+    tare_status status = run_all(&r, result);
+    overlap_stop(&r); /* nobody writes any more */
+    resume_close(&r, status);
     run_free(&r);
     tare_recipe_free(defaults);
     result->seconds = clock_seconds() - started;

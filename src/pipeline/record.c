@@ -144,12 +144,23 @@ static void write_attentions(const run *r, buffer *out)
     buffer_puts(out, "],\n");
 }
 
+static void write_samples(const run *r, buffer *out)
+{
+    buffer_printf(out,
+                  "  \"calibration\": {\"samples\": %zu, \"tokens\": %zu, \"truncated\": "
+                  "%zu, \"ids\": ",
+                  r->samples.count, r->samples.tokens, r->samples.truncated);
+    digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
+    buffer_printf(out, "},\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
+}
+
 tare_status run_record(run *r, buffer *out)
 {
     buffer_printf(out,
-                  "{\n  \"tare_version\": \"%s\",\n  \"scheme\": \"W8A8\",\n  \"compute\": "
+                  "{\n  \"tare_version\": \"%s\",\n  \"scheme\": \"%s\",\n  \"compute\": "
                   "\"%s\",\n  \"isa\": \"%s\",\n",
-                  tare_version(), r->compute == GEMM_BF16 ? "bf16" : "fp32", tare_cpu_name(r->ctx));
+                  tare_version(), linear_scheme_name(r->scheme),
+                  r->compute == GEMM_BF16 ? "bf16" : "fp32", tare_cpu_name(r->ctx));
     buffer_printf(out, "  \"serving_dtype\": \"%s\",\n  \"recipe\": ", dtype_name(r->num.dtype));
     recipe_write(r->recipe, out, 1);
     buffer_printf(out, ",\n  \"model\": {\n    \"model_type\": \"%s\",\n    \"config\": ",
@@ -157,15 +168,13 @@ tare_status run_record(run *r, buffer *out)
     digest_write(out, r->model->config_json, r->model->config_length);
     buffer_puts(out, ",\n    \"files\": ");
     tare_status status = write_files(r, out);
-    buffer_printf(out,
-                  "\n  },\n  \"calibration\": {\"samples\": %zu, \"tokens\": %zu, \"truncated\": "
-                  "%zu, \"ids\": ",
-                  r->samples.count, r->samples.tokens, r->samples.truncated);
-    digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
-    buffer_puts(out, "},\n  \"fingerprint\": ");
+    buffer_puts(out, "\n  },\n");
+    if (r->samples.count > 0)
+        write_samples(r, out);
+    buffer_puts(out, "  \"fingerprint\": ");
     if (status == TARE_OK)
         status = fingerprint_write(r, out);
-    buffer_printf(out, ",\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
+    buffer_puts(out, ",\n");
     write_attentions(r, out);
     write_linears(r, out);
     buffer_puts(out, "}\n");

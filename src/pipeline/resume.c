@@ -142,7 +142,7 @@ static tare_status archive_run(run *r, archive *a)
     TRY(archive_attentions(r, a));
     TRY(archive_smoothing(r, a));
     TRY(archive_bytes(a, &beside, sizeof beside));
-    if (r->resume.pass == PASS_QUANTIZE) {
+    if (r->resume.pass == PASS_QUANTIZE && r->scheme == LINEAR_W8A8) {
         if (archive_reads(a))
             TRY(create_states(r, false));
         TRY(stream_archive(r->states, a));
@@ -179,7 +179,7 @@ done:
     return status;
 }
 
-static tare_status save(run *r, size_t next_layer)
+tare_status resume_save(run *r, size_t next_layer)
 {
     tare_status status = TARE_OK;
     uint64_t digest = 0;
@@ -199,15 +199,11 @@ done:
     return TARE_WRAP(r->ctx, status, "checkpoint");
 }
 
-tare_status resume_layer_done(run *r, size_t next_layer)
+bool resume_due(run *r)
 {
-    const tare_quantize_options *o = r->options;
-    if (!r->resume.records)
-        return TARE_OK;
-    r->resume.layers_since++;
-    bool due = o->checkpoint_every ? r->resume.layers_since >= o->checkpoint_every
-                                   : clock_seconds() - r->resume.last >= CHECKPOINT_SECONDS;
-    return due ? save(r, next_layer) : TARE_OK;
+    size_t every = r->options->checkpoint_every, since = ++r->resume.layers_since;
+    return r->resume.records &&
+           (every ? since >= every : clock_seconds() - r->resume.last >= CHECKPOINT_SECONDS);
 }
 
 /* ---- finding it again ---- */
@@ -419,7 +415,7 @@ static bool may_go_on(tare_status status)
            status == TARE_E_BUDGET || status == TARE_E_FOLDER || status == TARE_E_USAGE;
 }
 
-tare_status resume_close(run *r, tare_status status)
+void resume_close(run *r, tare_status status)
 {
     run_resume *s = &r->resume;
     bool keep = status != TARE_OK && s->worth_keeping && may_go_on(status);
@@ -435,15 +431,13 @@ tare_status resume_close(run *r, tare_status status)
     } else if (s->journal && (status == TARE_OK || s->records || !journal_count(s->journal))) {
         char message[sizeof r->ctx->error];
         memcpy(message, tare_last_error(r->ctx), sizeof message);
-        tare_status removed = journal_remove(s->journal);
+        if (journal_remove(s->journal) != TARE_OK)
+            TARE_WARN(r->ctx, "a temporary folder stays behind: %s", tare_last_error(r->ctx));
         if (status != TARE_OK)
             TARE_FAIL(r->ctx, status, "%s", message);
-        else
-            status = removed;
     }
     journal_close(s->journal);
     s->journal = NULL;
     if (status != TARE_OK && r->made_out)
         rmdir(r->options->out); /* if it is empty */
-    return status;
 }

@@ -1,12 +1,13 @@
 /* One quantization run: what its stages share. quantize.c holds the run as a whole, plan.c decides
  * and declares, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer
- * and the head. */
+ * and the head; weight_pass.c is all that a run of weights alone needs. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
 #include "base/progress.h"
 #include "calibration/samples.h"
 #include "model/linear.h"
+#include "output/layout.h"
 #include "output/output.h"
 #include "pipeline/journal.h"
 #include "pipeline/streams.h"
@@ -40,13 +41,15 @@ typedef struct layer_smoothing {
 
 /* How a run is laid out in memory. Chosen by the plan; the output never depends on it. */
 typedef struct run_layout {
-    size_t batch_rows; /* most rows (tokens) of one batch */
+    size_t batch_rows; /* most rows (tokens) of one batch, but for a longer sample, which goes alone */
     bool whole_layer;  /* float copies of all linears of a layer at once; else one at a time */
     bool spill;        /* hidden states lie in scratch files */
     bool overlap;      /* the next layer is read while this one is computed */
 } run_layout;
 
-typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE } run_pass;
+typedef struct run_overlap run_overlap;
+
+typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE /* or weights alone */ } run_pass;
 
 /* Where the run stands in its journal (resume.c). */
 typedef struct run_resume {
@@ -55,7 +58,7 @@ typedef struct run_resume {
     bool finished;    /* there was nothing left to do */
     bool restores;    /* the run goes on from a state: */
     run_pass pass;    /* the pass in work */
-    size_t layer;     /* its first layer to do */
+    size_t layer;     /* its first layer (weights alone: step) to do */
     unsigned generation; /* of that state; afterwards of the next one to write */
     uint64_t digest;
     bool worth_keeping; /* there is a checkpoint */
@@ -67,6 +70,7 @@ typedef struct run {
     tare_context *ctx;
     const tare_quantize_options *options;
     const tare_recipe *recipe;
+    linear_scheme scheme;
     tare_model *model;
     sample_set samples;
     numerics num;
@@ -90,6 +94,7 @@ typedef struct run {
     state_stream *states;       /* [samples.tokens, hidden_size] */
     state_stream *float_states; /* [float_tokens, hidden_size]; NULL: no float stream runs beside */
     decoder_workspace workspace;
+    run_overlap *overlap; /* overlap.c; NULL: reading, computing, writing in turn */
     run_resume resume;
     bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
     size_t saturated_rows;
@@ -112,13 +117,14 @@ tare_status fingerprint_write(run *r, buffer *out);
 tare_status resume_open(run *r);
 /* Restores the state that resume_open found, if it did. */
 tare_status resume_restore(run *r);
-/* A layer of the pass is done: makes a checkpoint if one is due. */
-tare_status resume_layer_done(run *r, size_t next_layer);
+/* A layer of the pass is done: is a checkpoint due? */
+bool resume_due(run *r);
+/* Makes one: the run goes on from layer `next` of the pass (weights alone: from its step). */
+tare_status resume_save(run *r, size_t next);
 /* output_options.before_publish */
 tare_status resume_before_publish(void *user);
-/* Ends output and journal: what resume needs stays if the run failed in a way that can be mended.
- * Returns `status`, or what went wrong here. */
-tare_status resume_close(run *r, tare_status status);
+/* Ends output and journal: what resume needs stays if the run failed in a way that can be mended. */
+void resume_close(run *r, tare_status status);
 
 /* ---- plan.c ---- */
 
@@ -186,15 +192,44 @@ typedef struct live_linear {
     gemm_weight *weight; /* float linears, and fake-quantized ones that need float arithmetic */
     float *bias;         /* [n] FP32; NULL: none */
     void *bias_raw;      /* as it is written */
+    raw_weight raw;      /* of a float linear: as it is written, until it is */
 } live_linear;
 
 /* Takes the weight from `raw` (its data is freed; NULL data: reads it) and smooths it; quantizes
- * it, or writes it as FLOAT and makes it ready. */
+ * it, or makes it ready as a float. Without overlap a float one is written at once, so that it need
+ * not be kept. */
 tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, raw_weight *raw,
                              live_linear *out);
 void live_linear_free(run *r, live_linear *l);
 /* Derives and writes the tensors of a quantized linear. */
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
+/* Writes a float linear, if that has not been done. */
+tare_status live_linear_write_float(run *r, live_linear *l);
+
+/* A layer that is calibrated: all that its tensors are made from. */
+typedef struct layer_output {
+    size_t layer;
+    live_linear linears[ROLE_COUNT];
+    act_params params[GROUP_COUNT]; /* after the last sample */
+    layer_norms norms;
+} layer_output;
+
+tare_status layer_output_write(run *r, layer_output *o);
+void layer_output_free(run *r, layer_output *o);
+
+/* ---- overlap.c ---- */
+
+/* The threads, if layout.overlap says so; overlap_stop frees what they hold, in any case. */
+tare_status overlap_start(run *r);
+void overlap_stop(run *r);
+/* The weights of a layer, and begins to read the next one's. Without overlap *out stays empty:
+ * weights are read one by one as they are needed. */
+tare_status overlap_read(run *r, size_t layer, layer_source *out);
+/* Writes a layer now, or hands it over (*layer is then empty). */
+tare_status overlap_write(run *r, layer_output *layer);
+/* Until everything is written: before anybody else writes. */
+tare_status overlap_wait(run *r);
+
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
 observer_kind observer_kind_of(const run *r, const fallback_linear *f);
 
@@ -207,15 +242,25 @@ tare_status declare_attention(run *r, size_t layer);
 tare_status attention_observer_create(run *r, size_t layer, fa_observer **out);
 tare_status attention_observe(run *r, fa_observer *o, const batch *b, const float *q,
                               const float *k, const float *v);
-/* Derives, and with fa_amp 0 writes, the tensors of a layer that is calibrated. */
+/* Derives the tensors of a layer that is calibrated; with fa_amp 0 attention_write writes them. */
 tare_status attention_finish(run *r, size_t layer, const fa_observer *o);
+tare_status attention_write(run *r, size_t layer);
 /* With fa_amp: chooses who goes without, and writes the others. */
 tare_status write_late_attentions(run *r);
+
+/* ---- weight_pass.c ---- */
+
+/* W8A16, from the first tensor to the last: read, quantize, write. */
+tare_status quantize_weights(run *r);
 
 /* ---- copy.c ---- */
 
 /* What a FLOAT tensor is written as: the source's dtype; in compat the serving dtype. */
 tensor_info output_tensor(const run *r, const tensor_info *source);
+/* `count` values of a source tensor as they are written: *fresh stays NULL if that is as they are
+ * stored, else it is the caller's to free. */
+tare_status output_values(run *r, const tensor_info *source, const void *stored, size_t count,
+                          void **fresh);
 /* Writes rows [first, first+count) of a declared float tensor from its stored form. */
 tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
                              const void *rows);

@@ -260,12 +260,22 @@ typedef struct pair_group {
     smooth_weight *targets[3];
 } pair_group;
 
+static const char *source_name(const run *r, size_t layer, smooth_pair pair)
+{
+    const model_layer *m = &r->model->layers[layer];
+    if (is_norm_pair(pair))
+        return m->norms[pair == PAIR_INPUT ? NORM_INPUT : NORM_POST_ATTENTION]->name;
+    return m->linears[pair == PAIR_VALUE_OUTPUT ? ROLE_V : ROLE_UP].name;
+}
+
 static void describe_pair(run *r, size_t layer, smooth_pair pair, pair_group *out)
 {
     const model_config *c = &r->model->config;
     layer_smoothing *s = &r->smoothing[layer];
     smooth_group *g = &out->group;
-    *out = (pair_group){.group = {.alpha = c->arch->smooth_alpha, .shift = c->arch->smooth_shift}};
+    *out = (pair_group){.group = {.name = source_name(r, layer, pair),
+                                  .alpha = c->arch->smooth_alpha,
+                                  .shift = c->arch->smooth_shift}};
     g->targets = out->targets;
     for (size_t i = 0; i < c->arch->num_linears; i++) {
         if (c->arch->linears[i].group == smooth_pair_targets(pair))
@@ -273,9 +283,7 @@ static void describe_pair(run *r, size_t layer, smooth_pair pair, pair_group *ou
     }
     g->channels = out->targets[0]->k;
     if (is_norm_pair(pair)) {
-        norm_role role = pair == PAIR_INPUT ? NORM_INPUT : NORM_POST_ATTENTION;
-        g->norm = &s->norms[role];
-        g->name = r->model->layers[layer].norms[role]->name;
+        g->norm = &s->norms[pair == PAIR_INPUT ? NORM_INPUT : NORM_POST_ATTENTION];
     } else if (pair == PAIR_VALUE_OUTPUT) {
         g->source = &s->weights[ROLE_V];
         g->rows = (smooth_rows){.heads = c->num_kv_heads,
@@ -287,8 +295,6 @@ static void describe_pair(run *r, size_t layer, smooth_pair pair, pair_group *ou
         g->rows = (smooth_rows){
             .heads = 1, .stride = g->channels, .width = g->channels, .repeat = 1};
     }
-    if (g->source)
-        g->name = g->source->name;
 }
 
 /* Names and sizes are enough for statistics; the vectors come with smoothing_solve. */
@@ -305,8 +311,10 @@ tare_status smoothing_watch(run *r, size_t layer, pair_watch watch[PAIR_COUNT])
         smooth_weight target = {
             .name = m->linears[role].name, .n = m->linears[role].n, .k = m->linears[role].k};
         smooth_weight *targets[1] = {&target};
-        smooth_group g = {
-            .name = target.name, .targets = targets, .num_targets = 1, .channels = target.k};
+        smooth_group g = {.name = source_name(r, layer, (smooth_pair)p),
+                          .targets = targets,
+                          .num_targets = 1,
+                          .channels = target.k};
         if (!pair_is_active(r, layer, (smooth_pair)p))
             continue;
         TRY(smooth_stats_create(r->ctx, &r->smooth, &g, &watch[p].stats));
@@ -339,7 +347,7 @@ tare_status pair_watch_inputs(run *r, pair_watch *w, const batch *b, const float
     for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
         tare_status status = smooth_stats_update(r->ctx, w->stats, x + row * k, b->lengths[i]);
         if (status != TARE_OK)
-            return TARE_WRAP(r->ctx, status, "sample %zu", b->first + i);
+            return status;
     }
     size_t room = w->rows - w->seen, kept = b->rows < room ? b->rows : room;
     if (kept)
@@ -374,7 +382,31 @@ static tare_status keep_input_scale(run *r, size_t layer, smooth_pair pair, cons
     return TARE_OK;
 }
 
-static tare_status solve_pair(run *r, size_t layer, smooth_pair pair, pair_watch *watch)
+/* What is allowed but calls for a look, for the layer's one warning. */
+static void note_oddities(buffer *notes, const smooth_group *g, const smooth_scales *found)
+{
+    const struct {
+        size_t count;
+        const char *what;
+    } oddities[] = {
+        {found->dead, "dead channels"},
+        {found->zero_columns, "all-zero weight columns"},
+        {found->zero_rows, "all-zero weight rows"},
+        {found->overflows, "channels left alone because a stored value would not fit its dtype"},
+    };
+    bool named = false;
+    for (size_t i = 0; i < sizeof oddities / sizeof *oddities; i++) {
+        if (oddities[i].count == 0)
+            continue;
+        if (!named)
+            buffer_printf(notes, "%s%s: ", notes->length ? "; " : "", g->name);
+        buffer_printf(notes, "%s%zu %s", named ? ", " : "", oddities[i].count, oddities[i].what);
+        named = true;
+    }
+}
+
+static tare_status solve_pair(run *r, size_t layer, smooth_pair pair, pair_watch *watch,
+                              buffer *notes)
 {
     tare_status status = TARE_OK;
     pair_group p;
@@ -384,12 +416,7 @@ static tare_status solve_pair(run *r, size_t layer, smooth_pair pair, pair_watch
     TRY(smooth_solve(r->ctx, &r->smooth, &p.group, watch->stats, &inputs, &found));
     TRY(smooth_apply(r->ctx, &r->smooth, &p.group, &found));
     TRY(keep_input_scale(r, layer, pair, &p.group, &found));
-    if (found.dead || found.zero_columns || found.zero_rows || found.overflows)
-        TARE_WARN(r->ctx,
-                  "smoothing %s: %zu dead channels, %zu all-zero weight columns, %zu all-zero "
-                  "rows; %zu channels were left alone "
-                  "because a stored value would not fit its dtype",
-                  p.group.name, found.dead, found.zero_columns, found.zero_rows, found.overflows);
+    note_oddities(notes, &p.group, &found);
     TARE_DEBUG(r->ctx, "smoothing %s: candidate %d, alpha %g, beta %g, loss %g, %zu evaluated",
                p.group.name, found.candidate, found.alpha, found.beta, found.loss, found.evaluated);
 done:
@@ -402,13 +429,19 @@ tare_status smoothing_solve(run *r, size_t layer, const layer_source *source,
 {
     tare_status status = TARE_OK;
     const architecture *arch = r->model->config.arch;
+    buffer notes;
+    buffer_init(&notes, r->ctx);
     TRY(prepare_layer(r, layer, source));
     for (int i = 0; i < PAIR_COUNT; i++) {
         smooth_pair pair = arch->pairs[i];
         if (watch[pair].stats)
-            TRY(solve_pair(r, layer, pair, &watch[pair]));
+            TRY(solve_pair(r, layer, pair, &watch[pair], &notes));
     }
+    TRY(notes.status);
+    if (notes.length)
+        TARE_WARN(r->ctx, "smoothing met %s", notes.data);
 done:
+    buffer_free(&notes);
     return status;
 }
 

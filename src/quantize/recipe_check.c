@@ -1,5 +1,6 @@
 /* Settings that no single one of them shows to be wrong. */
 #include <math.h>
+#include <string.h>
 
 #include "quantize/recipe.h"
 
@@ -43,20 +44,42 @@ static tare_status check_anti_outlier(const tare_recipe *r)
     return TARE_OK;
 }
 
+/* spec/w8a8.md 8.1, output_formats.md 8.8. No forward runs, so nothing sees an activation. */
+static tare_status check_weights_alone(const tare_recipe *r)
+{
+    if (r->anti_method != 0 || r->fa_quant)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "%s needs the calibration of quant.a_bit 8; quant.a_bit 16 quantizes "
+                         "weights alone",
+                         r->fa_quant ? "fa_quant" : "anti_outlier.anti_method");
+    for (size_t i = 0; i < r->save_types.count && !r->w_sym; i++) {
+        if (strcmp(r->save_types.items[i], "ascendv1") == 0 ||
+            strcmp(r->save_types.items[i], "ascendV1") == 0)
+            TARE_WARN(r->ctx, "quant.w_sym false: vLLM-Ascend adds weight_offset where these files "
+                              "mean that it is subtracted; give it symmetric weights");
+    }
+    return TARE_OK;
+}
+
 tare_status recipe_check(const tare_recipe *r)
 {
+    tare_status status = TARE_OK;
     if (r->fa_amp_given && !r->fa_quant)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "fa_quant.fa_amp is given, but fa_quant is not (--fa-quant)");
-    if (r->w_bit != 8 || r->a_bit != 8)
-        return TARE_FAIL(
-            r->ctx, TARE_E_USAGE,
-            "quant.w_bit %lld with quant.a_bit %lld is not supported; supported: 8 with 8 (W8A8)",
-            (long long)r->w_bit, (long long)r->a_bit);
-    if (!r->w_sym)
+    if (r->w_bit != 8 || (r->a_bit != 8 && r->a_bit != 16))
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.w_bit %lld with quant.a_bit %lld is not supported; supported: 8 "
+                         "with 8 (W8A8), 8 with 16 (W8A16)",
+                         (long long)r->w_bit, (long long)r->a_bit);
+    if (r->a_bit == 16)
+        TRY(check_weights_alone(r));
+    if (!r->w_sym && r->a_bit == 8)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.w_sym: 8-bit activations need symmetric weights (true)");
     if (r->save_types.count == 0)
         return TARE_FAIL(r->ctx, TARE_E_USAGE, "save.types: at least one save type is needed");
-    return check_anti_outlier(r);
+    TRY(check_anti_outlier(r));
+done:
+    return status;
 }

@@ -1,6 +1,6 @@
-/* Numeric rules of W8A8 (specification: spec/w8a8.md, sections 2 to 4, 7 and 9). One `numerics`
- * value says how scales are rounded and which arithmetic is used; everything in quantize/ takes it.
- */
+/* Numeric rules of W8A8 and W8A16 (specification: spec/w8a8.md, sections 2 to 4, 7, 8.1 and 9). One
+ * `numerics` value says how scales are rounded and which arithmetic is used; everything in
+ * quantize/ takes it. */
 #ifndef TARE_QUANTIZE_SCHEME_H
 #define TARE_QUANTIZE_SCHEME_H
 
@@ -26,6 +26,45 @@ typedef struct act_params {
 tare_status act_params_from_range(tare_context *ctx, const numerics *num, double lo, double hi,
                                   bool histogram, act_params *out);
 
+/* ---- weights ---- */
+
+/* Rows of a weight, which need not be in memory as a whole. */
+typedef struct weight_rows {
+    tare_dtype dtype; /* F32, F16 or BF16 */
+    const void *data; /* [count,k] */
+    size_t count, k;
+    size_t first; /* number of the first row in its matrix, for messages */
+    /* Section 3's asymmetric form: q = clamp(rne(w/s + z), -128, 127), w' = (q - z) * s; else z = 0
+     * and q in -127..127. Its compat arithmetic is that of section 9.1's "Range", by analogy: the
+     * reference's is not covered by a golden case. */
+    bool asymmetric;
+} weight_rows;
+
+/* Extremes of what was measured so far, 0 always among them, and their rows; {0} to begin with. */
+typedef struct weight_range {
+    float lo, hi;
+    size_t lo_row, hi_row;
+} weight_range;
+
+/* Where quantized rows go. */
+typedef struct weight_codes {
+    int8_t *q;               /* [count,k] */
+    float *scales, *offsets; /* [count], or [1] with one scale for the matrix; offsets NULL if
+                                symmetric */
+    int64_t *row_sums;       /* [count] sum of q; NULL: not wanted (always NULL if asymmetric) */
+    bool *zero_rows;         /* [count]; NULL: not wanted */
+} weight_codes;
+
+/* Widens `range` by all elements. NaN or infinity: TARE_E_NUMERIC that names row and column. */
+tare_status weight_rows_measure(tare_context *ctx, const numerics *num, const weight_rows *rows,
+                                weight_range *range);
+/* Section 3 (compat: 9.1): a scale for each row, or with `range` (may be NULL) the one scale that
+ * fits it. Zero rows get scale 1 (compat: eps). Errors as above; a scale that does not fit the
+ * dtype is one too. Parallel over rows; a row's result depends on nothing but the row and the
+ * range. */
+tare_status weight_rows_quantize(tare_context *ctx, const numerics *num, const weight_rows *rows,
+                                 const weight_range *range, const weight_codes *out);
+
 /* Integer weight of one linear. Owned by the caller: weight_quantized_free. */
 typedef struct quantized_weight {
     size_t n, k;
@@ -36,9 +75,8 @@ typedef struct quantized_weight {
     bool *zero_rows;   /* [n] */
 } quantized_weight;
 
-/* Section 3, symmetric 8 bits (compat: 9.1). `w` [n,k] in `dtype`. NaN or infinity: TARE_E_NUMERIC
- * that names row and column. Zero rows get scale 1 (default mode) until weight_settle_zero_rows.
- * Parallel over rows. */
+/* A whole matrix, symmetric: `w` [n,k] in `dtype`, as weight_rows_quantize. The scale of zero rows
+ * is preliminary until weight_settle_zero_rows. */
 tare_status weight_quantize(tare_context *ctx, const numerics *num, tare_dtype dtype, const void *w,
                             size_t n, size_t k, bool per_tensor, quantized_weight *out);
 void weight_quantized_free(tare_context *ctx, quantized_weight *w);

@@ -13,6 +13,7 @@ enum { SMOOTH_BLOCK = 256 }; /* rows of weights or inputs in work at a time */
 
 struct smooth_stats {
     smooth_method method;
+    const char *source, *target; /* for messages */
     size_t channels;
     float *max, *min; /* [C] M and m */
     float *theta;     /* [C] m2 */

@@ -68,7 +68,9 @@ static float cut_below(const float *sorted, size_t n)
     return count > 1 ? v[best_split(v, count, true) - 1] : cut;
 }
 
-/* A ratio that is no scale (a bound of 0 or of the other sign) leaves the channel alone. */
+/* At least 1, because a cut is never on the near side of its bound. A ratio that is no scale leaves
+ * the channel alone, as do bounds of 0 or of the other sign (below); that covers the
+ * specification's "mn = 0: s = s+" and "s_c = 0 -> 1". */
 static float pulled(float extreme, float bound)
 {
     float ratio = extreme / bound;
@@ -102,8 +104,7 @@ tare_status smooth_solve_m5(const smooth_task *t)
     for (size_t c = 0; c < n; c++) {
         float above = max[c] > cut.above && bound_above > 0 ? pulled(max[c], bound_above) : 1;
         float below = min[c] < cut.below && bound_below < 0 ? pulled(min[c], bound_below) : 1;
-        float s = bound_below == 0 ? above : fmaxf(above, below);
-        t->out->s[c] = round_native(s == 0 ? 1 : s, t->native);
+        t->out->s[c] = round_native(fmaxf(above, below), t->native);
     }
     return TARE_OK;
 }

@@ -101,6 +101,8 @@ tare_status smooth_stats_create(tare_context *ctx, const smooth_config *cfg, con
     if (!stats)
         return TARE_E_MEMORY;
     stats->method = cfg->method;
+    stats->source = g->name;
+    stats->target = g->num_targets ? g->targets[0]->name : "nothing";
     stats->channels = g->channels;
     stats->max = mem_calloc(ctx, g->channels, sizeof *stats->max);
     stats->min = mem_calloc(ctx, g->channels, sizeof *stats->min);
@@ -144,8 +146,10 @@ tare_status smooth_stats_update(tare_context *ctx, smooth_stats *stats, const fl
             stats->bad_sample = stats->samples + 1;
     }
     if (stats->bad_sample) {
-        status = TARE_FAIL(ctx, TARE_E_NUMERIC, "sample %zu has NaN or infinity",
-                           stats->bad_sample - 1);
+        status = TARE_FAIL(ctx, TARE_E_NUMERIC,
+                           "smoothing %s -> %s (%zu channels): the input has NaN or infinity in "
+                           "sample %zu",
+                           stats->source, stats->target, stats->channels, stats->bad_sample - 1);
         goto done;
     }
     if (stats->method == SMOOTH_M2)

@@ -65,7 +65,9 @@ class Model:
             scale, offset = self.get(name + ".input_scale"), self.get(name + ".input_offset")
             q = np.clip(np.rint(r(r(x / scale) + offset)), -128, 127)
             x = r(r(q - offset) * scale)
-            weight = r(weight * self.get(name + ".weight_scale"))
+        if name + ".weight_scale" in self.tensors:
+            weight = r((weight - self.get(name + ".weight_offset"))
+                       * self.get(name + ".weight_scale"))
         y = x @ weight.T
         return r(y + self.get(name + ".bias") if name + ".bias" in self.tensors else y)
 

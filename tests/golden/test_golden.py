@@ -15,6 +15,7 @@ from conftest import GOLDEN, SHARED, run_tare
 
 DTYPE = {"fp32": ("float32", "F32"), "fp16": ("float16", "F16"), "bf16": ("bfloat16", "BF16")}
 FLAGS = {  # argument of the reference's QuantConfig: flags of tare
+    "a_bit": lambda v: ["--a-bit", v],
     "act_method": lambda v: ["--act-method", v],
     "mm_tensor": lambda v: ["--mm-tensor"] if v else [],
     "pr": lambda v: ["--pr", v],
@@ -39,8 +40,11 @@ class Case:
         self.calib = folder.parent.parent / self.settings["calib"]
 
     def is_ours(self):
-        """W8A8, and the reference did not fail."""
+        """W8A8 or W8A16, and the reference did not fail."""
         return "error" not in self.settings and set(self.quant) <= set(FLAGS)
+
+    def is_w8a16(self):
+        return self.quant.get("a_bit") == 16
 
     def is_smoothed(self):
         return self.settings["anti_method"] is not None
@@ -102,7 +106,8 @@ class Output:
     """What tare wrote for a case."""
 
     def __init__(self, case, folder):
-        done = run_tare("quantize", case.model, "--out", folder, "--calib", case.calib,
+        calib = [] if case.is_w8a16() else ["--calib", case.calib]
+        done = run_tare("quantize", case.model, "--out", folder, *calib,
                         "--compat", "msmodelslim", "--save", "safe_tensor,numpy", *case.flags())
         assert done.returncode == 0, done.stderr
         self.folder = folder
@@ -168,9 +173,10 @@ def test_formulas_reproduce_the_reference(case):
 @EVERY_CASE
 def test_description(case, outputs):
     out = outputs(case)
-    assert out.description_name == "quant_model_description_w8a8.json"
+    scheme = "w8a16" if case.is_w8a16() else "w8a8"
+    assert out.description_name == f"quant_model_description_{scheme}.json"
     assert out.description == case.description()
-    assert (out.folder / "quant_model_weight_w8a8.safetensors").is_file()
+    assert (out.folder / f"quant_model_weight_{scheme}.safetensors").is_file()
 
 
 def assert_smoothed_equal(name, got, want):
@@ -202,6 +208,22 @@ def test_weights_are_equal(case, outputs):
         np.testing.assert_array_equal(ours[name].data, source[name].data, name)
 
 
+@cases_where(lambda case: not case.is_smoothed() and not case.is_w8a16()
+             and case.settings["disable_level"] == "L0" and case.settings["fa_amp"] is None)
+def test_weights_alone_are_the_same(case, tmp_path):
+    """W8A16 has W8A8's weights (section 8.1), in every dtype: those of the reference's W8A8 cases."""
+    done = run_tare("quantize", case.model, "--out", tmp_path / "out", "--a-bit", 16,
+                    "--compat", "msmodelslim", "--save", "safe_tensor", *case.flags())
+    assert done.returncode == 0, done.stderr
+    ours = tensor_file.read_folder(tmp_path / "out")
+    activations = (".input_scale", ".input_offset", ".quant_bias", ".deq_scale")
+    golden = {n: t for n, t in case.tensors().items() if not n.endswith(activations)}
+    assert set(ours) == set(golden) | LEFT_OUT
+    for name, want in golden.items():
+        assert (ours[name].tag, ours[name].data.shape) == (want.tag, want.data.shape), name
+        np.testing.assert_array_equal(ours[name].data, want.data, name)
+
+
 @EVERY_CASE
 def test_derived_tensors(case, outputs):
     tensors = outputs(case).tensors
@@ -228,7 +250,8 @@ def is_fp32_extremes(case):
 
 
 def has_extremes(case):
-    return case.quant.get("act_method", 1) == 1 and "pr" not in case.quant
+    return (case.quant.get("act_method", 1) == 1 and "pr" not in case.quant
+            and not case.is_w8a16())
 
 
 @cases_where(lambda case: is_fp32_extremes(case) or case.tag == "F16" and has_extremes(case))
@@ -244,7 +267,7 @@ def test_mean_of_extremes(case, outputs):
 
 
 @cases_where(lambda case: case.tag == "F32" and not is_fp32_extremes(case)
-             and "pr" not in case.quant)
+             and "pr" not in case.quant and not case.is_w8a16())
 def test_input_scale_of_the_first_layer(case, outputs):
     """Of a histogram, and behind a smoothed norm; deeper layers are judged by their logits."""
     golden = case.tensors()

@@ -5,6 +5,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,19 +15,23 @@
 
 #include "file/io.h"
 
-/* Allocations that still succeed; below zero: all do. */
+/* Allocations that still succeed; below zero: all do. Asked by any thread. */
 typedef struct fault {
-    long left;
-    bool hit;
+    atomic_long left;
+    atomic_bool hit;
 } fault;
 
 static inline bool fault_allow(void *user, size_t bytes)
 {
     fault *f = user;
     (void)bytes;
-    if (f->left == 0)
-        f->hit = true;
-    return f->left < 0 || f->left-- > 0;
+    if (atomic_load(&f->left) < 0)
+        return true;
+    if (atomic_fetch_sub(&f->left, 1) > 0)
+        return true;
+    atomic_store(&f->left, 0); /* from here on every one fails */
+    atomic_store(&f->hit, true);
+    return false;
 }
 
 static inline tare_context *new_context(int threads)

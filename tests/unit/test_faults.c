@@ -214,7 +214,7 @@ static size_t final_files(const char *path)
 static void assert_same_bytes(void)
 {
     char command[400];
-    snprintf(command, sizeof command, "diff -r '%s' '%s'", reference, out);
+    snprintf(command, sizeof command, "diff -r -x .tare '%s' '%s'", reference, out);
     FILE *p = popen(command, "r");
     assert_non_null(p);
     char difference[400] = "";
@@ -266,6 +266,10 @@ static void every_allocation_may_fail(void **state)
         fault f = {.left = n};
         remove_tree(out);
         tare_status status = run(&(job){.out = out, .allocations = &f}, message);
+        if (status == TARE_OK) { /* it was needed for tidying up alone */
+            assert_same_bytes();
+            continue;
+        }
         if (status != TARE_E_MEMORY)
             fail_msg("allocation %ld of %ld: status %d: %s", n, total, (int)status, message);
         if (final_files(out) != 0)

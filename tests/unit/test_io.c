@@ -14,8 +14,8 @@
 static struct {
     int interrupts;
     size_t most;
-    int direct_error, read_error, write_error, sync_error;
-    size_t direct_reads;
+    int direct_error, read_error, write_error, direct_write_error, sync_error;
+    size_t direct_reads, direct_writes;
 } fault;
 
 ssize_t pread(int fd, void *data, size_t size, off_t offset)
@@ -43,10 +43,11 @@ ssize_t pwrite(int fd, const void *data, size_t size, off_t offset)
         errno = EINTR;
         return -1;
     }
-    if (fault.write_error) {
-        errno = fault.write_error;
+    bool direct = fcntl(fd, F_GETFL) & O_DIRECT;
+    int error = direct ? fault.direct_write_error : fault.write_error;
+    if ((errno = error))
         return -1;
-    }
+    fault.direct_writes += direct;
     return syscall(SYS_pwrite64, fd, data, fault.most && size > fault.most ? fault.most : size,
                    offset);
 }
@@ -120,6 +121,54 @@ static void check_ranges(fixture *f)
     check_range(f, in, LARGE - 200000, 200000, 0);
     check_range(f, in, LARGE, 0, 0);
     file_close(in);
+}
+
+/* The same by file_read_in, to memory that begins anywhere. */
+static void check_read_in(fixture *f, file *in, size_t offset, size_t size, size_t shift)
+{
+    size_t room = file_read_room(size);
+    char *block = malloc(room + shift + 1);
+    void *data;
+    block[room + shift] = 0x5a;
+    assert_ok(f->ctx, file_read_in(in, offset, size, block + shift, &data));
+    assert_true((char *)data >= block + shift && (char *)data + size <= block + shift + room);
+    assert_int_equal((uintptr_t)data % 8, 0);
+    size_t i = 0;
+    while (i < size && ((unsigned char *)data)[i] == pattern(offset + i))
+        i++;
+    assert_int_equal(i, size);
+    assert_int_equal(block[room + shift], 0x5a);
+    free(block);
+}
+
+static void check_reads_in(fixture *f)
+{
+    static const size_t offsets[] = {0, 8, 4095, 4096, 4104, 1048577};
+    static const size_t sizes[] = {0, 1, 4096, 131072, 200001, 4194304};
+    file *in;
+    assert_ok(f->ctx, file_open(f->ctx, f->path, &in));
+    for (size_t i = 0; i < sizeof offsets / sizeof *offsets; i++)
+        for (size_t j = 0; j < sizeof sizes / sizeof *sizes; j++)
+            check_read_in(f, in, offsets[i], sizes[j], j * 8 + 1);
+    check_read_in(f, in, 0, LARGE, 0);
+    check_read_in(f, in, LARGE - 200000, 200000, 4096);
+    void *data;
+    char small[3 * 4096 + 2];
+    assert_refused(f->ctx, file_read_in(in, LARGE, 1, small, &data), TARE_E_FORMAT, "truncated");
+    file_close(in);
+}
+
+static void test_reads_in_place(void **state)
+{
+    put_large(*state);
+    check_reads_in(*state);
+    assert_true(fault.direct_reads > 0);
+    fault.interrupts = 5;
+    fault.most = 100000;
+    check_reads_in(*state);
+    fault.most = 0;
+    fault.direct_error = EINVAL;
+    check_reads_in(*state);
 }
 
 static void test_reads_of_every_alignment(void **state)
@@ -282,6 +331,48 @@ static void test_writer(void **state)
     assert_refused(f->ctx, file_create(f->ctx, f->path, 0, &w), TARE_E_IO, "File exists");
     assert_null(w);
     assert_file(f, "0123456789", 10);
+}
+
+/* A file in parts that begin and end anywhere in a block, the last one first. */
+static void write_in_parts(fixture *f)
+{
+    static const size_t ends[] = {0, 5, 4096, 300000, 300001, 4194304, 9000000, LARGE};
+    unsigned char *data = malloc(LARGE);
+    file_writer *w;
+    for (size_t i = 0; i < LARGE; i++)
+        data[i] = pattern(i);
+    assert_ok(f->ctx, file_create(f->ctx, f->path, LARGE, &w));
+    for (size_t i = sizeof ends / sizeof *ends - 1; i > 0; i--)
+        assert_ok(f->ctx, file_write_at(w, ends[i - 1], data + ends[i - 1], ends[i] - ends[i - 1]));
+    assert_ok(f->ctx, file_finish(w));
+    assert_file(f, data, LARGE);
+    assert_int_equal(unlink(f->path), 0);
+    assert_ok(f->ctx, file_write_all(f->ctx, f->path, data, LARGE)); /* as it grows */
+    assert_file(f, data, LARGE);
+    assert_int_equal(unlink(f->path), 0);
+    free(data);
+}
+
+static void test_large_writes_are_direct(void **state)
+{
+    fixture *f = *state;
+    write_in_parts(f);
+    assert_true(fault.direct_writes >= LARGE / (1 << 20));
+    fault.interrupts = 5;
+    fault.most = 100000; /* no multiple of a block: direct writing must give way */
+    write_in_parts(f);
+    fault.most = 8192;
+    write_in_parts(f);
+    fault.most = 0;
+    fault.direct_writes = 0;
+    fault.direct_write_error = EINVAL;
+    write_in_parts(f);
+    assert_int_equal(fault.direct_writes, 0);
+    fault.direct_write_error = ENOSPC;
+    static char data[1 << 20];
+    assert_refused(f->ctx, file_write_all(f->ctx, f->path, data, sizeof data), TARE_E_IO,
+                   "No space left on device");
+    assert_false(path_exists(f->path));
 }
 
 static void test_writer_follows_no_link(void **state)
@@ -484,6 +575,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_reads_of_every_alignment),
+        TEST(test_reads_in_place),
         TEST(test_interrupted_and_short_reads),
         TEST(test_direct_reads_are_optional),
         TEST(test_small_files_are_buffered),
@@ -492,6 +584,7 @@ int main(void)
         TEST(test_threads_share_a_file),
         TEST(test_read_all),
         TEST(test_writer),
+        TEST(test_large_writes_are_direct),
         TEST(test_writer_follows_no_link),
         TEST(test_failed_writes_leave_no_file),
         TEST(test_copy),

@@ -211,6 +211,116 @@ static void test_compat_rounds_weights_first(void **state)
     free_context(ctx);
 }
 
+/* ---- rows, asymmetric ---- */
+
+/* Ranges 255, 63.75 and 510 have the scales 1, 0.25 and 2; a row of one sign reaches to zero. Zero
+ * points are rne(100) - 128, -128 and 255 - 128. Ties go to even after the offset is added: 0.5 -
+ * 28 to -28, 0.125 / 0.25 - 128 to -128, -3 / 2 + 127 to 126. A zero row has scale 1 and holds its
+ * zero point. */
+static const float lopsided[4][3] = {
+    {155.0f, -100.0f, 0.5f}, {63.75f, 0.125f, 0.375f}, {-510.0f, -1.0f, -3.0f}, {0, -0.0f, 0}};
+static const int8_t lopsided_q[4][3] = {
+    {127, -128, -28}, {127, -128, -126}, {-128, 126, 126}, {-128, -128, -128}};
+static const float lopsided_scales[4] = {1.0f, 0.25f, 2.0f, 1.0f};
+static const float lopsided_offsets[4] = {-28.0f, -128.0f, 127.0f, -128.0f};
+
+static void test_asymmetric(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(2);
+    int8_t q[4][3];
+    float scales[4], offsets[4];
+    bool zero[4];
+    weight_rows rows = {.data = lopsided, .count = 4, .k = 3, .asymmetric = true};
+    weight_codes codes = {.q = q[0], .scales = scales, .offsets = offsets, .zero_rows = zero};
+    rows.dtype = TARE_F32;
+    assert_ok(ctx, weight_rows_quantize(ctx, &exact_f32, &rows, NULL, &codes));
+    assert_memory_equal(q, lopsided_q, sizeof q);
+    assert_memory_equal(scales, lopsided_scales, sizeof scales);
+    assert_memory_equal(offsets, lopsided_offsets, sizeof offsets);
+    assert_true(zero[3] && !zero[0] && !zero[1] && !zero[2]);
+    free_context(ctx);
+}
+
+/* One scale over -510..155, measured in two parts: 665 / 255 = 2.6078 is 167 / 64 in BF16; zero
+ * point rne(510 / 2.609375 = 195.449) - 128 = 67. */
+static void test_asymmetric_per_tensor(void **state)
+{
+    (void)state;
+    static const int8_t want[4][3] = {{126, 29, 67}, {91, 67, 67}, {-128, 67, 66}, {67, 67, 67}};
+    tare_context *ctx = new_context(2);
+    int8_t q[4][3];
+    float scale, offset;
+    weight_range range = {0};
+    weight_rows rows = {
+        .dtype = TARE_F32, .data = lopsided, .count = 2, .k = 3, .asymmetric = true};
+    assert_ok(ctx, weight_rows_measure(ctx, &exact_bf16, &rows, &range));
+    assert_true(range.lo == -100.0f && range.hi == 155.0f);
+    rows.data = lopsided[2];
+    rows.first = 2;
+    assert_ok(ctx, weight_rows_measure(ctx, &exact_bf16, &rows, &range));
+    assert_true(range.lo == -510.0f && range.hi == 155.0f);
+    assert_true(range.lo_row == 2 && range.hi_row == 0);
+    for (size_t first = 0; first < 4; first++) {
+        weight_codes codes = {.q = q[first], .scales = &scale, .offsets = &offset};
+        rows.data = lopsided[first];
+        rows.first = first;
+        rows.count = 1;
+        assert_ok(ctx, weight_rows_quantize(ctx, &exact_bf16, &rows, &range, &codes));
+        assert_true(scale == 2.609375f && offset == 67.0f);
+    }
+    assert_memory_equal(q, want, sizeof q);
+    free_context(ctx);
+}
+
+/* -100..200: 300 / 255 = 1.17647 is 1 + 23 / 128 in BF16. 50 / s = 42.384: exact arithmetic gives
+ * 42.384 - 43 = -0.616, so -1; native BF16 rounds the quotient to 42.5 first, and -0.5 to 0. */
+static void test_asymmetric_bf16(void **state)
+{
+    (void)state;
+    static const float w[3] = {-100.0f, 200.0f, 50.0f};
+    const numerics compat_bf16 = {true, TARE_BF16};
+    tare_context *ctx = new_context(1);
+    for (int compat = 0; compat < 2; compat++) {
+        int8_t q[3];
+        float scale, offset;
+        weight_rows rows = {.dtype = TARE_F32, .data = w, .count = 1, .k = 3, .asymmetric = true};
+        weight_codes codes = {.q = q, .scales = &scale, .offsets = &offset};
+        assert_ok(ctx, weight_rows_quantize(ctx, compat ? &compat_bf16 : &exact_bf16, &rows, NULL,
+                                            &codes));
+        assert_true(scale == 1.0f + 23.0f / 128.0f && offset == -43.0f);
+        assert_int_equal(q[0], -128);
+        assert_int_equal(q[1], 127);
+        assert_int_equal(q[2], compat ? 0 : -1);
+    }
+    free_context(ctx);
+}
+
+/* Rows are named by their number in the matrix, whatever part they come in. */
+static void test_bad_rows(void **state)
+{
+    (void)state;
+    static const float bad[2][2] = {{1, 2}, {3, NAN}}, large[2][2] = {{1, 2}, {1.2e7f, -1.2e7f}};
+    tare_context *ctx = new_context(1);
+    int8_t q[4];
+    float scales[2], offsets[2];
+    weight_range range = {0};
+    weight_codes codes = {.q = q, .scales = scales, .offsets = offsets};
+    weight_rows rows = {
+        .dtype = TARE_F32, .data = bad, .first = 100, .count = 2, .k = 2, .asymmetric = true};
+    assert_fails(ctx, weight_rows_quantize(ctx, &exact_f16, &rows, NULL, &codes), TARE_E_NUMERIC,
+                 "row 101, column 1 is NaN");
+    assert_fails(ctx, weight_rows_measure(ctx, &exact_f16, &rows, &range), TARE_E_NUMERIC,
+                 "row 101, column 1 is NaN");
+    rows.data = large; /* 2.4e7 / 255 > 65504 */
+    assert_fails(ctx, weight_rows_quantize(ctx, &exact_f16, &rows, NULL, &codes), TARE_E_NUMERIC,
+                 "scale of weight row 101");
+    assert_ok(ctx, weight_rows_measure(ctx, &exact_f16, &rows, &range));
+    assert_fails(ctx, weight_rows_quantize(ctx, &exact_f16, &rows, &range, &codes), TARE_E_NUMERIC,
+                 "scale of weight row 101");
+    free_context(ctx);
+}
+
 static bool refuse_nth(void *user, size_t bytes)
 {
     (void)bytes;
@@ -327,6 +437,10 @@ int main(void)
         cmocka_unit_test(test_zero_rows),
         cmocka_unit_test(test_zero_matrix_per_tensor),
         cmocka_unit_test(test_compat_rounds_weights_first),
+        cmocka_unit_test(test_asymmetric),
+        cmocka_unit_test(test_asymmetric_per_tensor),
+        cmocka_unit_test(test_asymmetric_bf16),
+        cmocka_unit_test(test_bad_rows),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_golden),
     };

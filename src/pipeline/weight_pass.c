@@ -1,0 +1,327 @@
+/* The weight-only path: no prompts, no forward. Every tensor goes through in pieces of rows, in
+ * model order; while one piece is computed the next are read and the last ones written, so memory
+ * is a few pieces whatever the model, and time is the disk's. */
+#include "base/background.h"
+#include "pipeline/run.h"
+
+enum {
+    PIECE_BYTES = 8 << 20, /* of stored rows; a longer row is a piece of its own */
+    AHEAD = 3,             /* pieces that are read while one is computed */
+    READERS = 2,           /* threads: a disk is faster with more than one request at a time */
+    BEHIND = 2,            /* pieces that are written meanwhile */
+    PIECES = AHEAD + 1 + BEHIND
+};
+
+typedef enum step_kind {
+    STEP_FLOAT,   /* as it is */
+    STEP_NORM,    /* the same, in one piece */
+    STEP_MEASURE, /* the range of a matrix that has one scale */
+    STEP_QUANTIZE
+} step_kind;
+
+/* One tensor's way through. */
+typedef struct weight_step {
+    step_kind kind;
+    const tensor_info *source;
+    const model_linear *linear; /* of MEASURE and QUANTIZE */
+} weight_step;
+
+/* Rows [first, first+count) of a step, and the buffers that they take turns in. */
+typedef struct weight_piece {
+    struct weight_pass *pass;
+    const weight_step *step; /* NULL: no pieces are left */
+    size_t first, count;
+    bool last; /* of its step: the bias of a quantized linear goes with it */
+    char *room, *bias_room;
+    void *rows; /* as stored, in `room` */
+    int8_t *q;
+    float *scales, *offsets;
+    uint64_t read, written; /* tickets */
+} weight_piece;
+
+typedef struct weight_pass {
+    run *run;
+    weight_step *steps;
+    size_t num_steps;
+    size_t step, row;   /* what is read next */
+    weight_range range; /* of the matrix in work */
+    background *readers[READERS], *writer;
+    weight_piece pieces[PIECES];
+} weight_pass;
+
+/* ---- the steps ---- */
+
+static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
+                     const model_linear *linear)
+{
+    if (source->bytes > 0)
+        w->steps[w->num_steps++] = (weight_step){kind, source, linear};
+}
+
+static void add_linear(weight_pass *w, const model_linear *l, const fallback_linear *f)
+{
+    if (!f->is_float && w->run->recipe->mm_tensor)
+        add_step(w, STEP_MEASURE, l->weight, l);
+    if (!f->is_float)
+        add_step(w, STEP_QUANTIZE, l->weight, l);
+    else if (!f->is_head || !w->run->model->head_is_tied)
+        add_step(w, STEP_FLOAT, l->weight, NULL);
+    if (f->is_float && l->bias)
+        add_step(w, STEP_FLOAT, l->bias, NULL);
+}
+
+/* In the order of plan_output. */
+static tare_status list_steps(weight_pass *w)
+{
+    run *r = w->run;
+    const tare_model *m = r->model;
+    const architecture *arch = m->config.arch;
+    size_t most = 2 + 2 * r->num_linears + m->config.num_layers * arch->num_norms + m->num_extra;
+    w->steps = arena_alloc_array(&r->arena, most, sizeof *w->steps);
+    if (!w->steps)
+        return TARE_E_MEMORY;
+    add_step(w, STEP_FLOAT, m->embedding, NULL);
+    for (size_t layer = 0; layer < m->config.num_layers; layer++) {
+        for (size_t i = 0; i < arch->num_linears; i++)
+            add_linear(w, &m->layers[layer].linears[arch->linears[i].role],
+                       &r->linears[layer * r->linears_per_layer + i]);
+        for (size_t i = 0; i < arch->num_norms; i++)
+            add_step(w, STEP_NORM, m->layers[layer].norms[arch->norms[i].role], NULL);
+    }
+    add_step(w, STEP_NORM, m->final_norm, NULL);
+    add_linear(w, &m->head, &r->linears[r->num_linears - 1]);
+    for (size_t i = 0; i < m->num_extra; i++)
+        add_step(w, STEP_FLOAT, m->extra[i], NULL);
+    return TARE_OK;
+}
+
+/* ---- the pieces ---- */
+
+static size_t rows_of(const weight_step *s)
+{
+    return s->source->rank > 0 ? s->source->shape[0] : 1;
+}
+
+static size_t rows_of_piece(const weight_step *s)
+{
+    size_t rows = rows_of(s), fit = PIECE_BYTES / (s->source->bytes / rows);
+    if (s->kind == STEP_NORM || fit > rows)
+        return rows;
+    return fit > 0 ? fit : 1;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Buffers that hold the largest piece of any step. */
+static tare_status alloc_pieces(weight_pass *w)
+{
+    tare_context *ctx = w->run->ctx;
+    size_t stored = 0, quantized = 0, scales = 0, bias = 0;
+    for (size_t i = 0; i < w->num_steps; i++) {
+        const weight_step *s = &w->steps[i];
+        size_t rows = rows_of_piece(s), row_bytes = s->source->bytes / rows_of(s);
+        stored = larger(stored, rows * row_bytes);
+        if (!s->linear)
+            continue;
+        quantized = larger(quantized, rows * s->linear->k);
+        scales = larger(scales, rows);
+        bias = larger(bias, s->linear->bias ? s->linear->bias->bytes : 0);
+    }
+    for (size_t i = 0; i < PIECES; i++) {
+        weight_piece *p = &w->pieces[i];
+        *p = (weight_piece){.pass = w,
+                            .room = mem_alloc(ctx, file_read_room(stored)),
+                            .bias_room = mem_alloc(ctx, bias),
+                            .q = mem_alloc(ctx, quantized),
+                            .scales = mem_alloc_array(ctx, scales, sizeof *p->scales),
+                            .offsets = mem_alloc_array(ctx, scales, sizeof *p->offsets)};
+        if (!p->room || !p->bias_room || !p->q || !p->scales || !p->offsets)
+            return TARE_E_MEMORY;
+    }
+    return TARE_OK;
+}
+
+static void free_pieces(weight_pass *w)
+{
+    tare_context *ctx = w->run->ctx;
+    for (size_t i = 0; i < PIECES; i++) {
+        mem_free(ctx, w->pieces[i].room);
+        mem_free(ctx, w->pieces[i].bias_room);
+        mem_free(ctx, w->pieces[i].q);
+        mem_free(ctx, w->pieces[i].scales);
+        mem_free(ctx, w->pieces[i].offsets);
+    }
+}
+
+/* ---- reading, on its own thread ---- */
+
+static tare_status read_piece(void *user)
+{
+    tare_status status = TARE_OK;
+    weight_piece *p = user;
+    const weight_step *s = p->step;
+    checkpoint *c = p->pass->run->model->checkpoint;
+    size_t row_bytes = s->source->bytes / rows_of(s);
+    TRY(checkpoint_read_in(c, s->source, (uint64_t)p->first * row_bytes, p->count * row_bytes,
+                           p->room, &p->rows));
+    if (p->last && s->kind == STEP_QUANTIZE && s->linear->bias)
+        TRY(checkpoint_read(c, s->linear->bias, 0, p->bias_room, s->linear->bias->bytes));
+done:
+    return status;
+}
+
+static background *reader_of(const weight_pass *w, const weight_piece *p)
+{
+    return w->readers[(size_t)(p - w->pieces) % READERS];
+}
+
+/* The next rows into `p`, once what it held is written. */
+static tare_status read_ahead(weight_pass *w, weight_piece *p)
+{
+    tare_status status = background_wait(w->writer, p->written);
+    if (status != TARE_OK)
+        return status;
+    p->step = NULL;
+    if (w->step == w->num_steps)
+        return TARE_OK;
+    p->step = &w->steps[w->step];
+    size_t rows = rows_of(p->step), most = rows_of_piece(p->step);
+    p->first = w->row;
+    p->count = rows - w->row < most ? rows - w->row : most;
+    p->last = p->first + p->count == rows;
+    w->row = p->last ? 0 : w->row + p->count;
+    w->step += p->last;
+    return background_submit(reader_of(w, p), read_piece, p, &p->read);
+}
+
+/* ---- computing ---- */
+
+static tare_status make_piece(weight_pass *w, weight_piece *p)
+{
+    const weight_step *s = p->step;
+    run *r = w->run;
+    tare_status status = TARE_OK;
+    bool one_scale = r->recipe->mm_tensor;
+    if (!s->linear) {
+        size_t row_bytes = s->source->bytes / rows_of(s);
+        return checkpoint_check_finite(r->model->checkpoint, s->source,
+                                       (uint64_t)p->first * row_bytes, p->rows,
+                                       p->count * row_bytes);
+    }
+    weight_rows rows = {.dtype = s->source->dtype,
+                        .data = p->rows,
+                        .first = p->first,
+                        .count = p->count,
+                        .k = s->linear->k,
+                        .asymmetric = !r->recipe->w_sym};
+    weight_codes codes = {.q = p->q, .scales = p->scales, .offsets = p->offsets};
+    if (s->kind == STEP_MEASURE && p->first == 0)
+        w->range = (weight_range){0};
+    status = s->kind == STEP_MEASURE ? weight_rows_measure(r->ctx, &r->num, &rows, &w->range)
+                                     : weight_rows_quantize(r->ctx, &r->num, &rows,
+                                                            one_scale ? &w->range : NULL, &codes);
+    return TARE_WRAP(r->ctx, status, "%s", s->linear->name);
+}
+
+/* ---- writing, on its own thread ---- */
+
+static tare_status write_piece(void *user)
+{
+    weight_piece *p = user;
+    const weight_step *s = p->step;
+    run *r = p->pass->run;
+    tare_status status = TARE_OK;
+    void *fresh = NULL;
+    if (s->kind == STEP_FLOAT)
+        return write_float_rows(r, s->source, p->first, p->count, p->rows);
+    const tensor_info *floats = s->kind == STEP_NORM ? s->source : s->linear->bias;
+    const void *stored = s->kind == STEP_NORM ? p->rows : p->bias_room;
+    bool has_floats = floats && p->last;
+    if (has_floats)
+        TRY(output_values(r, floats, stored, tensor_elements(floats), &fresh));
+    if (fresh)
+        stored = fresh;
+    weight_codes codes = {.q = p->q, .scales = p->scales};
+    if (!r->recipe->w_sym)
+        codes.offsets = p->offsets;
+    TRY(s->kind == STEP_NORM ? output_write_norm(r->out, s->source->name, stored, NULL)
+                             : output_write_w8a16(r->out, s->linear->name, p->first, p->count,
+                                                  &codes, has_floats ? stored : NULL));
+done:
+    mem_free(r->ctx, fresh);
+    return status;
+}
+
+static tare_status write_behind(weight_pass *w, weight_piece *p)
+{
+    if (p->step->kind == STEP_MEASURE)
+        return TARE_OK;
+    return background_submit(w->writer, write_piece, p, &p->written);
+}
+
+/* ---- the pass ---- */
+
+static tare_status wait_for_writes(weight_pass *w)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < PIECES && status == TARE_OK; i++)
+        status = background_wait(w->writer, w->pieces[i].written);
+    return status;
+}
+
+/* Between two tensors; a measured range is not part of the state. */
+static tare_status checkpoint_step(weight_pass *w, const weight_step *done)
+{
+    run *r = w->run;
+    if (!resume_due(r) || done->kind == STEP_MEASURE)
+        return TARE_OK;
+    tare_status status = wait_for_writes(w);
+    return status == TARE_OK ? resume_save(r, (size_t)(done - w->steps) + 1) : status;
+}
+
+static tare_status stream_pieces(weight_pass *w)
+{
+    tare_status status = TARE_OK;
+    run *r = w->run;
+    for (size_t i = 0; i < AHEAD; i++)
+        TRY(read_ahead(w, &w->pieces[i]));
+    for (size_t i = 0; w->pieces[i % PIECES].step; i++) {
+        weight_piece *p = &w->pieces[i % PIECES];
+        TRY(context_check_cancelled(r->ctx));
+        TRY(read_ahead(w, &w->pieces[(i + AHEAD) % PIECES]));
+        TRY(background_wait(reader_of(w, p), p->read));
+        TRY(make_piece(w, p));
+        TRY(write_behind(w, p));
+        if (p->last) {
+            progress_unit_done(&r->progress);
+            TRY(checkpoint_step(w, p->step));
+        }
+    }
+    TRY(wait_for_writes(w));
+done:
+    return status;
+}
+
+tare_status quantize_weights(run *r)
+{
+    tare_status status = TARE_OK;
+    weight_pass w = {.run = r};
+    TRY(list_steps(&w));
+    TRY(alloc_pieces(&w));
+    for (size_t i = 0; i < READERS; i++)
+        TRY(background_create(r->ctx, PIECES, &w.readers[i]));
+    TRY(background_create(r->ctx, PIECES, &w.writer));
+    w.step = r->resume.layer;
+    progress_begin(&r->progress, r->ctx, "quantize", "tensor", w.num_steps);
+    progress_skip(&r->progress, r->resume.layer);
+    TRY(stream_pieces(&w));
+done:
+    for (size_t i = 0; i < READERS; i++)
+        background_free(w.readers[i]);
+    background_free(w.writer);
+    free_pieces(&w);
+    return status;
+}

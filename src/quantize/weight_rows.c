@@ -1,0 +1,303 @@
+/* 8-bit weights row by row: load and widen, range, scale, integers, while the row is in the cache.
+ */
+#include <math.h>
+#include <stdatomic.h>
+
+#include "base/context.h"
+#include "base/parallel.h"
+#include "tensor/round.h"
+#include "quantize/scheme.h"
+#include "tensor/convert.h"
+#include "tensor/kernels.h"
+
+enum { PIECE_ELEMENTS = 65536 }; /* of one piece of parallel work */
+
+typedef struct rows_job {
+    const numerics *num;
+    const kernels *kern;
+    const weight_rows *rows;
+    const weight_codes *out;
+    size_t rows_per_piece;
+    float *widened;       /* [threads,k]; NULL if rows are used where they are */
+    weight_range *ranges; /* [count] of each row */
+    bool one_scale;
+    atomic_size_t bad_row;   /* smallest row with NaN or infinity; count: none */
+    atomic_size_t large_row; /* smallest row whose scale does not fit; count: none */
+} rows_job;
+
+/* Smallest row wins, whatever the order of the threads. */
+static void keep_smallest(atomic_size_t *slot, size_t row)
+{
+    size_t seen = atomic_load(slot);
+    while (row < seen && !atomic_compare_exchange_weak(slot, &seen, row)) {
+    }
+}
+
+/* ---- a row as FP32 ---- */
+
+static bool needs_rounding(const numerics *num, tare_dtype dtype)
+{
+    return num->compat && dtype != num->dtype && num->dtype != TARE_F32;
+}
+
+static const float *load_row(const rows_job *job, size_t row, int thread)
+{
+    size_t k = job->rows->k;
+    tare_dtype dtype = job->rows->dtype;
+    const unsigned char *from = (const unsigned char *)job->rows->data +
+                                row * k * dtype_size(dtype);
+    if (!job->widened)
+        return (const float *)(const void *)from;
+    float *to = job->widened + (size_t)thread * k;
+    if (dtype == TARE_BF16)
+        job->kern->bf16_to_float((const uint16_t *)(const void *)from, k, to);
+    else if (dtype == TARE_F16)
+        job->kern->fp16_to_float((const uint16_t *)(const void *)from, k, to);
+    else
+        memcpy(to, from, k * sizeof *to);
+    if (needs_rounding(job->num, dtype)) {
+        for (size_t i = 0; i < k; i++)
+            to[i] = round_native(to[i], job->num->dtype);
+    }
+    return to;
+}
+
+static bool measure_row(rows_job *job, size_t row, const float *x)
+{
+    bool finite = true;
+    weight_range *r = &job->ranges[row];
+    *r = (weight_range){.lo_row = row + job->rows->first, .hi_row = row + job->rows->first};
+    if (job->rows->k > 0)
+        job->kern->min_max(x, job->rows->k, &r->lo, &r->hi, &finite);
+    if (!finite)
+        keep_smallest(&job->bad_row, row);
+    r->lo = fminf(r->lo, 0.0f);
+    r->hi = fmaxf(r->hi, 0.0f);
+    return finite;
+}
+
+/* ---- scale and offset ---- */
+
+static float abs_max(const weight_range *r)
+{
+    return fmaxf(-r->lo, r->hi);
+}
+
+/* Subnormal FP16 scales are coarse: one rounded down far enough would clip the largest weight. */
+static float fit_scale(const numerics *num, double extent, double steps)
+{
+    float s = round_to_dtype(fmax(extent / steps, ROUND_EPS), num->dtype);
+    return num->dtype == TARE_F16 && extent / s > steps + 0.5 ? round_next_up(s, TARE_F16) : s;
+}
+
+static float symmetric_scale(const numerics *num, const weight_range *r)
+{
+    float a = abs_max(r);
+    if (num->compat)
+        return fmaxf(round_native(a / 127.0f, num->dtype), ROUND_EPS);
+    return a == 0.0f ? 1.0f : fit_scale(num, a, 127.0);
+}
+
+static float asymmetric_scale(const numerics *num, const weight_range *r, float *offset)
+{
+    tare_dtype m = num->dtype;
+    float s;
+    if (num->compat) {
+        s = fmaxf(round_native(round_native(r->hi - r->lo, m) / 255.0f, m), ROUND_EPS);
+        *offset = round_native(rintf(round_native(-r->lo / s, m)) - 128.0f, m);
+        return s;
+    }
+    double extent = (double)r->hi - r->lo;
+    s = extent == 0.0 ? 1.0f : fit_scale(num, extent, 255.0);
+    *offset = (float)fmin(fmax(rint(-(double)r->lo / s) - 128.0, -128.0), 127.0);
+    return s;
+}
+
+/* False if the scale does not fit the dtype. */
+static bool set_scale(const rows_job *job, const weight_range *r, size_t at)
+{
+    float *scale = &job->out->scales[at];
+    *scale = job->rows->asymmetric ? asymmetric_scale(job->num, r, &job->out->offsets[at])
+                                   : symmetric_scale(job->num, r);
+    return isfinite(*scale) && (!job->rows->asymmetric || isfinite(job->out->offsets[at]));
+}
+
+/* ---- integers ---- */
+
+/* Every operation is rounded to the model dtype, which is a constant at each call, so that each
+ * becomes one vector loop. */
+static inline __attribute__((always_inline)) int64_t quantize_native(tare_dtype dtype,
+                                                                     const float *x, size_t n,
+                                                                     float scale, float offset,
+                                                                     float least, int8_t *q)
+{
+    int64_t sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        float t = round_native(round_native(x[i] / scale, dtype) + offset, dtype);
+        t = t < least ? least : t;
+        t = t > 127.0f ? 127.0f : t;
+        q[i] = (int8_t)round_even_small(t);
+        sum += q[i];
+    }
+    return sum;
+}
+
+static int64_t quantize_exact(const kernels *kern, const float *x, size_t n, float scale,
+                              const float *offset, int8_t *q)
+{
+    if (!offset)
+        return kern->quantize_symmetric(x, n, scale, 127, q);
+    /* The kernel of activations has 128 added, for u8 x s8 products. */
+    kern->quantize_asymmetric(x, n, scale, *offset, (uint8_t *)q);
+    for (size_t i = 0; i < n; i++)
+        q[i] = (int8_t)(q[i] ^ -128);
+    return 0;
+}
+
+static void quantize_row(rows_job *job, size_t row, const float *x, size_t scale_at)
+{
+    const weight_codes *out = job->out;
+    size_t k = job->rows->k;
+    tare_dtype m = job->num->compat ? job->num->dtype : TARE_F32;
+    float s = out->scales[scale_at], least = job->rows->asymmetric ? -128.0f : -127.0f;
+    const float *offset = job->rows->asymmetric ? &out->offsets[scale_at] : NULL;
+    int8_t *q = out->q + row * k;
+    int64_t sum;
+    if (m == TARE_BF16)
+        sum = quantize_native(TARE_BF16, x, k, s, offset ? *offset : 0.0f, least, q);
+    else if (m == TARE_F16)
+        sum = quantize_native(TARE_F16, x, k, s, offset ? *offset : 0.0f, least, q);
+    else
+        sum = quantize_exact(job->kern, x, k, s, offset, q);
+    if (out->row_sums)
+        out->row_sums[row] = sum;
+}
+
+/* ---- pieces ---- */
+
+static size_t piece_end(const rows_job *job, size_t index)
+{
+    size_t end = (index + 1) * job->rows_per_piece;
+    return end < job->rows->count ? end : job->rows->count;
+}
+
+static void measure_piece(void *user, size_t index, int thread)
+{
+    rows_job *job = user;
+    for (size_t row = index * job->rows_per_piece; row < piece_end(job, index); row++)
+        measure_row(job, row, load_row(job, row, thread));
+}
+
+static void quantize_piece(void *user, size_t index, int thread)
+{
+    rows_job *job = user;
+    for (size_t row = index * job->rows_per_piece; row < piece_end(job, index); row++) {
+        const float *x = load_row(job, row, thread);
+        if (!measure_row(job, row, x))
+            continue;
+        if (!job->one_scale && !set_scale(job, &job->ranges[row], row)) {
+            keep_smallest(&job->large_row, row);
+            continue;
+        }
+        if (job->out->zero_rows)
+            job->out->zero_rows[row] = abs_max(&job->ranges[row]) == 0.0f;
+        quantize_row(job, row, x, job->one_scale ? 0 : row);
+    }
+}
+
+static tare_status fail_scale(tare_context *ctx, const rows_job *job, const weight_range *r)
+{
+    size_t row = -r->lo > r->hi ? r->lo_row : r->hi_row;
+    if (job->rows->asymmetric)
+        return TARE_FAIL(ctx, TARE_E_NUMERIC,
+                         "the scale of weight row %zu ((%g - %g) / 255) does not fit %s", row,
+                         (double)r->hi, (double)r->lo, dtype_name(job->num->dtype));
+    return TARE_FAIL(ctx, TARE_E_NUMERIC, "the scale of weight row %zu (%g / 127) does not fit %s",
+                     row, (double)abs_max(r), dtype_name(job->num->dtype));
+}
+
+static tare_status report_bad(tare_context *ctx, rows_job *job)
+{
+    size_t row = atomic_load(&job->bad_row);
+    if (row < job->rows->count) {
+        const float *x = load_row(job, row, 0);
+        size_t col = 0;
+        while (col + 1 < job->rows->k && isfinite(x[col]))
+            col++;
+        return TARE_FAIL(ctx, TARE_E_NUMERIC, "the weight at row %zu, column %zu is %s",
+                         job->rows->first + row, col, isnan(x[col]) ? "NaN" : "infinite");
+    }
+    row = atomic_load(&job->large_row);
+    return row < job->rows->count ? fail_scale(ctx, job, &job->ranges[row]) : TARE_OK;
+}
+
+static void job_free(tare_context *ctx, rows_job *job)
+{
+    mem_free(ctx, job->widened);
+    mem_free(ctx, job->ranges);
+}
+
+static tare_status job_init(tare_context *ctx, const numerics *num, const weight_rows *rows,
+                            rows_job *job)
+{
+    size_t widened;
+    *job = (rows_job){.num = num, .kern = kernels_get(ctx), .rows = rows};
+    job->rows_per_piece = rows->k < PIECE_ELEMENTS ? PIECE_ELEMENTS / (rows->k > 0 ? rows->k : 1)
+                                                   : 1;
+    atomic_init(&job->bad_row, rows->count);
+    atomic_init(&job->large_row, rows->count);
+    if (rows->dtype != TARE_F32 || needs_rounding(num, rows->dtype)) {
+        if (!size_mul((size_t)parallel_threads(ctx), rows->k, &widened))
+            return TARE_FAIL(ctx, TARE_E_MEMORY, "a weight row of %zu columns is too long",
+                             rows->k);
+        job->widened = mem_alloc_array(ctx, widened, sizeof *job->widened);
+        if (!job->widened)
+            return TARE_E_MEMORY;
+    }
+    job->ranges = mem_alloc_array(ctx, rows->count, sizeof *job->ranges);
+    return job->ranges ? TARE_OK : TARE_E_MEMORY;
+}
+
+static void run_pieces(tare_context *ctx, rows_job *job,
+                       void (*piece)(void *user, size_t index, int thread))
+{
+    size_t count = job->rows->count, step = job->rows_per_piece;
+    parallel_for(ctx, count / step + (count % step != 0), piece, job);
+}
+
+tare_status weight_rows_measure(tare_context *ctx, const numerics *num, const weight_rows *rows,
+                                weight_range *range)
+{
+    tare_status status = TARE_OK;
+    rows_job job;
+    TRY(job_init(ctx, num, rows, &job));
+    run_pieces(ctx, &job, measure_piece);
+    TRY(report_bad(ctx, &job));
+    for (size_t row = 0; row < rows->count; row++) {
+        const weight_range *r = &job.ranges[row];
+        if (r->lo < range->lo)
+            range->lo = r->lo, range->lo_row = r->lo_row;
+        if (r->hi > range->hi)
+            range->hi = r->hi, range->hi_row = r->hi_row;
+    }
+done:
+    job_free(ctx, &job);
+    return status;
+}
+
+tare_status weight_rows_quantize(tare_context *ctx, const numerics *num, const weight_rows *rows,
+                                 const weight_range *range, const weight_codes *out)
+{
+    tare_status status = TARE_OK;
+    rows_job job;
+    TRY(job_init(ctx, num, rows, &job));
+    job.out = out;
+    job.one_scale = range != NULL;
+    if (range && !set_scale(&job, range, 0))
+        TRY(fail_scale(ctx, &job, range));
+    run_pieces(ctx, &job, quantize_piece);
+    TRY(report_bad(ctx, &job));
+done:
+    job_free(ctx, &job);
+    return status;
+}
