@@ -13,8 +13,10 @@ typedef struct float_work {
     size_t layer;
     float_layer linears;
     pair_watch watch[PAIR_COUNT]; /* stats NULL: nobody asks */
-    bool scoring;
+    bool scoring;                 /* inputs are scored as they come; */
+    bool measuring;               /* or measured, to be scored once their scales are known */
     score_state scores[GROUP_COUNT];
+    score_columns columns[GROUP_COUNT][SCORE_SAMPLES];
     float *scratch;  /* for score_update: 2 * the widest input */
     float *smoothed; /* one sample's input divided by its scales */
 } float_work;
@@ -60,6 +62,31 @@ static tare_status score_samples(float_work *w, linear_group group, const batch 
     return TARE_OK;
 }
 
+static tare_status measure_samples(float_work *w, linear_group group, const batch *b,
+                                   const float *x, size_t k)
+{
+    run *r = w->run;
+    for (size_t i = 0, row = 0; i < b->samples && b->first + i < r->score_samples;
+         row += b->lengths[i++]) {
+        tare_status status = score_columns_create(r->ctx, x + row * k, b->lengths[i], k,
+                                                  &w->columns[group][b->first + i]);
+        if (status != TARE_OK)
+            return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
+                             linear_group_name(group), b->first + i);
+    }
+    return TARE_OK;
+}
+
+static void score_measured(float_work *w)
+{
+    const layer_smoothing *s = &w->run->smoothing[w->layer];
+    for (int group = 0; group < GROUP_COUNT; group++) {
+        for (size_t i = 0; i < SCORE_SAMPLES && w->columns[group][i].rows; i++)
+            score_update_scaled(&w->scores[group], &w->columns[group][i], s->input_scale[group],
+                                s->input_shift[group]);
+    }
+}
+
 static tare_status observed_linears(void *user, linear_group group, const batch *b, const float *x,
                                     float *const *y)
 {
@@ -72,6 +99,8 @@ static tare_status observed_linears(void *user, linear_group group, const batch 
     }
     if (w->scoring)
         TRY(score_samples(w, group, b, x, k));
+    if (w->measuring)
+        TRY(measure_samples(w, group, b, x, k));
     TRY(float_layer_linears(&w->linears, group, b, x, y));
 done:
     return status;
@@ -129,7 +158,7 @@ static tare_status alloc_scoring(float_work *w)
         return TARE_OK;
     if (!(w->scratch = mem_alloc_array(r->ctx, 2 * widest, sizeof *w->scratch)))
         return TARE_E_MEMORY;
-    if (!r->smoothing)
+    if (!r->smoothing || !r->num.compat)
         return TARE_OK;
     if (!size_mul(r->samples.longest, widest, &cells))
         return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: a sample of %zu tokens",
@@ -143,8 +172,14 @@ size_t float_scoring_bytes(const run *r)
     size_t widest = widest_input(r);
     if (!r->wants_scores)
         return 0;
-    return mem_array_bytes(2 * widest, sizeof(float)) +
-           (r->smoothing ? mem_array_bytes(r->samples.longest * widest, sizeof(float)) : 0);
+    size_t bytes = mem_array_bytes(2 * widest, sizeof(float));
+    if (r->smoothing && r->num.compat)
+        bytes += mem_array_bytes(r->samples.longest * widest, sizeof(float));
+    else if (r->smoothing)
+        bytes += GROUP_COUNT * SCORE_SAMPLES *
+                 (2 * mem_array_bytes(widest, sizeof(float)) +
+                  2 * mem_array_bytes(widest, sizeof(double)));
+    return bytes;
 }
 
 /* The scored samples' part of the float stream, sample by sample; the caller frees it. */
@@ -182,19 +217,23 @@ done:
     return status;
 }
 
-/* Scores are taken of smoothed inputs, which are known only after the layer ran once: it runs again
- * on the scored samples. */
+/* Scores are taken of smoothed inputs, which are known only after the layer ran once. What that run
+ * leaves of each input is enough; only compat, which rounds element by element, runs the layer
+ * again on the scored samples. */
 static tare_status smooth_then_score(float_work *w, const layer_norms *norms, layer_source *source)
 {
     tare_status status = TARE_OK;
     run *r = w->run;
     float *again = NULL;
-    if (r->wants_scores)
+    w->measuring = r->wants_scores && !r->num.compat;
+    if (r->wants_scores && r->num.compat)
         TRY(copy_scored(r, &again));
     TRY(smoothing_watch(r, w->layer, w->watch));
     TRY(forward(w, norms));
     TRY(smoothing_solve(r, w->layer, source, w->watch));
     smoothing_unwatch(r, w->watch);
+    if (w->measuring)
+        score_measured(w);
     if (again)
         TRY(score_again(w, norms, again));
 done:
@@ -224,6 +263,10 @@ tare_status float_layer_pass(run *r, size_t layer, layer_source *source)
     if (r->wants_scores)
         store_scores(&w);
 done:
+    for (int group = 0; group < GROUP_COUNT; group++) {
+        for (size_t i = 0; i < SCORE_SAMPLES; i++)
+            score_columns_free(r->ctx, &w.columns[group][i]);
+    }
     float_layer_free(&w.linears);
     layer_norms_free(r->ctx, &norms);
     mem_free(r->ctx, w.scratch);

@@ -108,7 +108,7 @@ static void float_step(planner *p, size_t layer)
     if (p->layout.whole_layer)
         pack_layer(p, layer);
     if (r->smoothing) {
-        if (r->wants_scores)
+        if (r->wants_scores && r->num.compat)
             p->now[TERM_ACTIVATIONS] += mem_array_bytes(
                 r->score_tokens * r->model->config.hidden_size, sizeof(float));
         size_t watched = smoothing_watch_bytes(r, layer);

@@ -45,7 +45,7 @@ static double float_operations(const run *r, const model_linear *l, const fallba
     double tokens = (double)r->float_tokens;
     if (r->scheme == LINEAR_W8A8 && (f->is_float || live_linears_need_float(r)))
         tokens += (double)r->samples.tokens;
-    if (r->smoothing && r->wants_scores) /* the layer runs again on its smoothed inputs */
+    if (r->smoothing && r->wants_scores && r->num.compat) /* smoothed inputs: once more */
         tokens += (double)r->score_tokens;
     return 2.0 * tokens * elements(l);
 }
@@ -74,7 +74,8 @@ static double packed_weights(const run *r, const model_linear *l, const fallback
 {
     bool floats = f->is_float || live_linears_need_float(r);
     double times = floats && r->scheme == LINEAR_W8A8 ? 1 : 0;
-    size_t again = r->smoothing && r->wants_scores ? batches(r, r->score_samples) : 0;
+    bool twice = r->smoothing && r->wants_scores && r->num.compat;
+    size_t again = twice ? batches(r, r->score_samples) : 0;
     if (r->float_samples)
         times += r->layout.whole_layer ? 1 : (double)(batches(r, r->float_samples) + again);
     return times * elements(l);

@@ -133,11 +133,11 @@ typedef struct smooth_scales {
     size_t evaluated;   /* candidates looked at */
 } smooth_scales;
 
-/* Changes nothing but *out. Memory beside vectors: m2 and m3 twice the first sample (m3 with more
- * tokens than channels: also 2 [C,C]; m2 with three targets also its outputs), m6 the tile and 256
- * rows, native m6 the reference product of all samples. `inputs` may be NULL where smooth_needs
- * says so. TARE_E_NUMERIC for what is not finite, TARE_E_MODEL for shapes that contradict each
- * other; messages name source, first target and C. */
+/* Changes nothing but *out. Memory beside vectors: m2 and m3 twice the first sample (m3 also the
+ * outputs of 96 rows a thread, and with more tokens than channels 2 [C,C]; m2 with three targets
+ * also its outputs), m6 the tile and 256 rows, native m6 the reference product of all samples.
+ * `inputs` may be NULL where smooth_needs says so. TARE_E_NUMERIC for what is not finite,
+ * TARE_E_MODEL for shapes that contradict each other; messages name source, first target and C. */
 tare_status smooth_solve(tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
                          const smooth_stats *stats, const smooth_inputs *inputs,
                          smooth_scales *out);

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "quantize/smooth.h"
+#include "tensor/kernels.h"
 #include "tensor/round.h"
 
 enum { SMOOTH_BLOCK = 256 }; /* rows of weights or inputs in work at a time */
@@ -46,6 +47,9 @@ tare_dtype smooth_native(const smooth_config *cfg);
 /* TARE_E_NUMERIC (or `status`) with source, first target and C in front. */
 tare_status smooth_fail(tare_context *ctx, tare_status status, const smooth_group *g,
                         const char *what);
+/* out[count] <- columns [first, first+count) of one row as it stands. */
+void smooth_weight_part(const kernels *ops, const smooth_weight *w, size_t row, size_t first,
+                        size_t count, float *out);
 /* NaN or infinity in a target: TARE_E_NUMERIC. */
 tare_status smooth_scan_targets(tare_context *ctx, const smooth_group *g, smooth_scan *out);
 void smooth_scan_free(tare_context *ctx, smooth_scan *scan);

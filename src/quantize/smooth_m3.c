@@ -1,9 +1,10 @@
 /* m3 (1.5): 20 candidates, judged by what rounding the scaled weights does to the outputs of the
  * first sample.
  *
- * Rows of weights are the left operand here, so that they stream through one block at a time while
- * the small side is packed once for all candidates. Two arrangements give the reference's loss but
- * for the order of FP32 sums (5e-6 relative, specification 1.7):
+ * Rows of weights are the left operand here: made piece by piece while they are multiplied, so that
+ * neither a candidate's weights nor its outputs are ever stored, and the small side is packed once
+ * for all candidates. Two arrangements give the reference's loss but for the order of FP32 sums
+ * (5e-6 relative, specification 1.7):
  * error form: E = W' - W, loss = mean((E X1^T)^2);
  * Gram form:  H = X1^T X1, loss = sum((E H) o E) / (T1*out): less work once T1 > C.
  * The native-dtype switch rounds both outputs, so there the two products are made apart. */
@@ -13,153 +14,265 @@
 #include "quantize/smooth_internal.h"
 #include "tensor/gemm.h"
 
-enum { CANDIDATES = 20 };
+/* AT_ONCE: blocks between two looks at whether the user has had enough. */
+enum { CANDIDATES = 20, ROWS = GEMM_ROWS, AT_ONCE = 64 };
+
+/* What one thread works in. */
+typedef struct m3_scratch {
+    char *gemm;           /* [GEMM_ROWS_SCRATCH] */
+    float *y, *reference; /* [ROWS,outputs]; reference: native only */
+    float *e;             /* [ROWS,C]; gram: E; native: W' */
+    float *row;           /* [C] */
+} m3_scratch;
 
 typedef struct m3_search {
     const smooth_task *t;
+    const kernels *kernels;
     const float *x; /* [T1,C] */
     size_t tokens;
     bool gram;
-    gemm_weight *packed;  /* X1 [T1,C] or H [C,C] */
-    size_t outputs;       /* T1 or C */
-    float *scales;        /* [C] of the candidate */
-    float *w, *e;         /* [SMOOTH_BLOCK,C] W, and E; native: W' */
-    float *y, *reference; /* [SMOOTH_BLOCK,outputs]; reference: native only */
-    double *sums;         /* [SMOOTH_BLOCK] */
+    gemm_weight *packed;     /* X1 [T1,C] or H [C,C] */
+    size_t outputs;          /* T1 or C */
+    float *scales, *inverse; /* [CANDIDATES,C] s and 1/s */
+    m3_scratch *scratch;     /* [threads] */
+    const smooth_weight *w;  /* the target in work, */
+    size_t first_block;      /* from this block on */
+    kernel_grid *grids;      /* [rows of w, CANDIDATES]; NULL: native */
+    double *sums;            /* [CANDIDATES, blocks of w] */
 } m3_search;
 
-typedef struct row_quantizer {
-    float d, z, low, high;
-} row_quantizer;
+/* Some rows of a target under one candidate. */
+typedef struct row_block {
+    const m3_search *m;
+    const m3_scratch *scratch;
+    size_t candidate, first, rows;
+} row_block;
 
-static row_quantizer quantizer_of(const smooth_task *t, const float *row, size_t n)
+static size_t block_count(size_t rows)
 {
-    float lo = 0, hi = 0, levels = t->cfg->w_bit == 4 ? 8 : 128;
-    for (size_t i = 0; i < n; i++) {
-        lo = row[i] < lo ? row[i] : lo;
-        hi = row[i] > hi ? row[i] : hi;
-    }
-    row_quantizer q = {.low = -levels, .high = levels - 1};
+    return rows / ROWS + (rows % ROWS != 0);
+}
+
+/* ---- native dtype: W' ---- */
+
+static kernel_grid grid_of(const smooth_task *t, float lo, float hi)
+{
+    float levels = t->cfg->w_bit == 4 ? 8 : 128;
+    kernel_grid q = {.low = -levels, .high = levels - 1};
+    lo = fminf(lo, 0);
+    hi = fmaxf(hi, 0);
     if (t->cfg->w_sym) {
-        q.d = fmaxf(round_native(fmaxf(-lo, hi) / q.high, t->native), ROUND_EPS);
+        q.step = fmaxf(round_native(fmaxf(-lo, hi) / q.high, t->native), ROUND_EPS);
     } else {
         float range = round_native(hi - lo, t->native);
-        q.d = fmaxf(round_native(range / (2 * levels - 1), t->native), ROUND_EPS);
-        q.z = round_native(rintf(round_native(-lo / q.d, t->native)) - levels, t->native);
+        q.step = fmaxf(round_native(range / (2 * levels - 1), t->native), ROUND_EPS);
+        q.zero = round_native(rintf(round_native(-lo / q.step, t->native)) - levels, t->native);
     }
     return q;
 }
 
 /* row <- Qw(row * s) / s. */
-static void requantize_row(const m3_search *m, float *row)
+static void requantize_native(const m3_search *m, const float *s, float *row)
 {
     size_t n = m->t->g->channels;
     tare_dtype native = m->t->native;
-    const float *s = m->scales;
-    for (size_t i = 0; i < n; i++)
-        row[i] *= s[i];
-    for (size_t i = 0; native != TARE_F32 && i < n; i++)
-        row[i] = round_native(row[i], native);
-    row_quantizer q = quantizer_of(m->t, row, n);
-    if (native == TARE_F32) {
-        for (size_t i = 0; i < n; i++) {
-            float v = round_even_small(row[i] / q.d + q.z);
-            v = v < q.low ? q.low : v > q.high ? q.high : v;
-            row[i] = (v - q.z) * q.d / s[i];
-        }
-        return;
-    }
+    float lo = 0, hi = 0;
     for (size_t i = 0; i < n; i++) {
-        float v = rintf(round_native(round_native(row[i] / q.d, native) + q.z, native));
-        v = round_native((v < q.low ? q.low : v > q.high ? q.high : v) - q.z, native);
-        row[i] = round_native(round_native(v * q.d, native) / s[i], native);
+        row[i] = round_native(row[i] * s[i], native);
+        lo = fminf(lo, row[i]);
+        hi = fmaxf(hi, row[i]);
+    }
+    kernel_grid q = grid_of(m->t, lo, hi);
+    for (size_t i = 0; i < n; i++) {
+        float v = rintf(round_native(round_native(row[i] / q.step, native) + q.zero, native));
+        v = round_native((v < q.low ? q.low : v > q.high ? q.high : v) - q.zero, native);
+        row[i] = round_native(round_native(v * q.step, native) / s[i], native);
     }
 }
 
-static void candidate_row(void *user, size_t index, int thread)
+/* ---- rows for the product ---- */
+
+static void make_weights(void *user, size_t k0, size_t depth, float *x)
 {
-    (void)thread;
-    const m3_search *m = user;
-    size_t n = m->t->g->channels;
-    float *w = m->w + index * n, *e = m->e + index * n;
-    memcpy(e, w, n * sizeof *e);
-    requantize_row(m, e);
-    for (size_t i = 0; m->t->native == TARE_F32 && i < n; i++)
-        e[i] -= w[i];
+    const row_block *b = user;
+    for (size_t r = 0; r < b->rows; r++)
+        smooth_weight_part(b->m->kernels, b->m->w, b->first + r, k0, depth, x + r * GEMM_DEPTH);
 }
 
-static void error_of_row(void *user, size_t index, int thread)
+static void make_requantized(void *user, size_t k0, size_t depth, float *x)
 {
-    (void)thread;
+    const row_block *b = user;
+    for (size_t r = 0; r < b->rows; r++)
+        memcpy(x + r * GEMM_DEPTH, b->scratch->e + r * b->m->w->k + k0, depth * sizeof *x);
+}
+
+static void make_errors(void *user, size_t k0, size_t depth, float *x)
+{
+    const row_block *b = user;
+    const m3_search *m = b->m;
+    size_t at = b->candidate * m->w->k + k0;
+    float w[GEMM_DEPTH];
+    for (size_t r = 0; r < b->rows; r++) {
+        float *e = x + r * GEMM_DEPTH;
+        smooth_weight_part(m->kernels, m->w, b->first + r, k0, depth, w);
+        m->kernels->grid_error(w, m->scales + at, m->inverse + at, depth,
+                               &m->grids[(b->first + r) * CANDIDATES + b->candidate], e);
+        if (m->gram)
+            memcpy(b->scratch->e + r * m->w->k + k0, e, depth * sizeof *e);
+    }
+}
+
+/* The grids of one row under all candidates. */
+static void row_grids(void *user, size_t row, int thread)
+{
     const m3_search *m = user;
-    const float *y = m->y + index * m->outputs, *e = m->e + index * m->t->g->channels;
+    size_t n = m->w->k;
+    float lo, hi, *wide = m->scratch[thread].row;
+    smooth_weight_part(m->kernels, m->w, row, 0, n, wide);
+    for (size_t i = 0; i < CANDIDATES; i++) {
+        m->kernels->product_min_max(wide, m->scales + i * n, n, &lo, &hi);
+        m->grids[row * CANDIDATES + i] = grid_of(m->t, lo, hi);
+    }
+}
+
+/* W' of the native dtype. */
+static void requantize_rows(const row_block *b)
+{
+    const m3_search *m = b->m;
+    size_t n = m->w->k;
+    for (size_t r = 0; r < b->rows; r++) {
+        float *row = b->scratch->e + r * n;
+        smooth_weight_part(m->kernels, m->w, b->first + r, 0, n, row);
+        requantize_native(m, m->scales + b->candidate * n, row);
+    }
+}
+
+/* ---- loss ---- */
+
+static double block_error(const row_block *b)
+{
+    const m3_search *m = b->m;
     tare_dtype native = m->t->native;
+    const float *y = b->scratch->y, *e = b->scratch->e, *reference = b->scratch->reference;
     double sum = 0;
-    if (native != TARE_F32) {
-        const float *reference = m->reference + index * m->outputs;
-        for (size_t i = 0; i < m->outputs; i++) {
-            float d = round_native(round_native(reference[i], native) - round_native(y[i], native),
-                                   native);
-            sum += d * d;
+    for (size_t r = 0; r < b->rows; r++) {
+        double row = 0;
+        for (size_t i = r * m->outputs; i < (r + 1) * m->outputs; i++) {
+            if (native != TARE_F32) {
+                float d = round_native(
+                    round_native(reference[i], native) - round_native(y[i], native), native);
+                row += d * d;
+            } else {
+                row += (double)y[i] * (m->gram ? e[i] : y[i]);
+            }
         }
-    } else if (m->gram) {
-        for (size_t i = 0; i < m->outputs; i++)
-            sum += (double)y[i] * e[i];
-    } else {
-        for (size_t i = 0; i < m->outputs; i++)
-            sum += (double)y[i] * y[i];
+        sum += row;
     }
-    m->sums[index] = sum;
+    return sum;
 }
 
-/* Mean of the squared error of one target. */
-static tare_status target_loss(m3_search *m, const smooth_weight *w, double *loss)
+/* A block under one candidate after the other: its rows stay in the caches meanwhile. */
+static void candidate_block(void *user, size_t index, int thread)
 {
-    tare_context *ctx = m->t->ctx;
-    double sum = 0;
-    for (size_t first = 0; first < w->n; first += SMOOTH_BLOCK) {
-        tare_status status;
-        size_t count = w->n - first < SMOOTH_BLOCK ? w->n - first : SMOOTH_BLOCK;
-        smooth_weight_rows(ctx, w, first, count, m->w);
-        parallel_for(ctx, count, candidate_row, m);
-        status = gemm_float(ctx, m->packed, m->e, &count, 1, NULL, m->y);
-        if (status == TARE_OK && m->reference)
-            status = gemm_float(ctx, m->packed, m->w, &count, 1, NULL, m->reference);
-        if (status != TARE_OK)
-            return status;
-        parallel_for(ctx, count, error_of_row, m);
-        for (size_t i = 0; i < count; i++)
-            sum += m->sums[i];
+    const m3_search *m = user;
+    const smooth_task *t = m->t;
+    size_t block = m->first_block + index / CANDIDATES, left = m->w->n - block * ROWS;
+    row_block b = {.m = m,
+                   .scratch = &m->scratch[thread],
+                   .candidate = index % CANDIDATES,
+                   .first = block * ROWS,
+                   .rows = left < ROWS ? left : ROWS};
+    const m3_scratch *s = b.scratch;
+    bool native = t->native != TARE_F32;
+    if (native) {
+        requantize_rows(&b);
+        gemm_float_rows(t->ctx, m->packed, b.rows, make_weights, &b, s->reference, s->gemm);
     }
-    *loss += sum / ((double)m->tokens * (double)w->n);
-    return TARE_OK;
+    gemm_float_rows(t->ctx, m->packed, b.rows, native ? make_requantized : make_errors, &b, s->y,
+                    s->gemm);
+    m->sums[b.candidate * block_count(m->w->n) + block] = block_error(&b);
 }
+
+/* Adds the means of the squared error of one target. */
+static tare_status target_losses(m3_search *m, const smooth_weight *w, double losses[CANDIDATES])
+{
+    tare_status status = TARE_OK;
+    tare_context *ctx = m->t->ctx;
+    size_t blocks = block_count(w->n);
+    m->w = w;
+    m->grids = NULL;
+    m->sums = mem_alloc_array(ctx, CANDIDATES * blocks, sizeof *m->sums);
+    TRY(m->sums ? TARE_OK : TARE_E_MEMORY);
+    if (m->t->native == TARE_F32) {
+        m->grids = mem_alloc_array(ctx, CANDIDATES * w->n, sizeof *m->grids);
+        TRY(m->grids ? TARE_OK : TARE_E_MEMORY);
+        parallel_for(ctx, w->n, row_grids, m);
+    }
+    for (size_t first = 0; first < blocks; first += AT_ONCE) {
+        size_t count = blocks - first < AT_ONCE ? blocks - first : AT_ONCE;
+        TRY(context_check_cancelled(ctx));
+        m->first_block = first;
+        parallel_for(ctx, CANDIDATES * count, candidate_block, m);
+    }
+    for (size_t i = 0; i < CANDIDATES; i++) {
+        double sum = 0;
+        for (size_t b = 0; b < blocks; b++)
+            sum += m->sums[i * blocks + b];
+        losses[i] += sum / ((double)m->tokens * (double)w->n);
+    }
+done:
+    mem_free(ctx, m->grids);
+    mem_free(ctx, m->sums);
+    return status;
+}
+
+/* ---- candidates ---- */
 
 /* mu_c = mean over tokens of |X1_c|. */
-static void mean_magnitude(const m3_search *m, float *mu)
+static tare_status mean_magnitude(const m3_search *m, float *mu)
 {
     size_t n = m->t->g->channels;
-    for (size_t c = 0; c < n; c++) {
-        double sum = 0;
-        for (size_t t = 0; t < m->tokens; t++)
-            sum += fabsf(m->x[t * n + c]);
-        mu[c] = round_native((float)(sum / (double)m->tokens), m->t->native);
+    double *sums = mem_calloc(m->t->ctx, n, sizeof *sums);
+    if (!sums)
+        return TARE_E_MEMORY;
+    for (size_t t = 0; t < m->tokens; t++) {
+        for (size_t c = 0; c < n; c++)
+            sums[c] += fabsf(m->x[t * n + c]);
     }
+    for (size_t c = 0; c < n; c++)
+        mu[c] = round_native((float)(sums[c] / (double)m->tokens), m->t->native);
+    mem_free(m->t->ctx, sums);
+    return TARE_OK;
 }
 
 static void candidate_scales(const m3_search *m, const float *mu, int i)
 {
     tare_dtype native = m->t->native;
-    float max = 0, min = INFINITY, *s = m->scales;
-    for (size_t c = 0; c < m->t->g->channels; c++) {
+    size_t n = m->t->g->channels;
+    float max = 0, min = INFINITY, *s = m->scales + (size_t)i * n;
+    for (size_t c = 0; c < n; c++) {
         s[c] = smooth_power(mu[c], i / (double)CANDIDATES, native);
         s[c] = round_native(fmaxf(s[c], 1e-4f), native);
         max = fmaxf(max, s[c]);
         min = fminf(min, s[c]);
     }
     float middle = round_native(sqrtf(round_native(max * min, native)), native);
-    for (size_t c = 0; c < m->t->g->channels; c++)
+    for (size_t c = 0; c < n; c++) {
         s[c] = round_native(s[c] / middle, native);
+        m->inverse[(size_t)i * n + c] = 1 / s[c];
+    }
+}
+
+static tare_status all_scales(const m3_search *m)
+{
+    float *mu = mem_alloc_array(m->t->ctx, m->t->g->channels, sizeof *mu);
+    if (!mu)
+        return TARE_E_MEMORY;
+    tare_status status = mean_magnitude(m, mu);
+    for (int i = 0; status == TARE_OK && i < CANDIDATES; i++)
+        candidate_scales(m, mu, i);
+    mem_free(m->t->ctx, mu);
+    return status;
 }
 
 /* ---- the small side ---- */
@@ -190,21 +303,35 @@ done:
     return status;
 }
 
+static tare_status alloc_scratch(m3_search *m)
+{
+    tare_context *ctx = m->t->ctx;
+    size_t n = m->t->g->channels, threads = (size_t)parallel_threads(ctx);
+    bool native = m->t->native != TARE_F32, ok = true;
+    m->scratch = mem_calloc(ctx, threads, sizeof *m->scratch);
+    if (!m->scratch)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; ok && i < threads; i++) {
+        m3_scratch *s = &m->scratch[i];
+        ok = (s->gemm = mem_alloc(ctx, GEMM_ROWS_SCRATCH)) &&
+             (s->y = mem_alloc_array(ctx, ROWS * m->outputs, sizeof *s->y)) &&
+             (s->row = mem_alloc_array(ctx, n, sizeof *s->row)) &&
+             (!native ||
+              (s->reference = mem_alloc_array(ctx, ROWS * m->outputs, sizeof *s->reference))) &&
+             (!(native || m->gram) || (s->e = mem_alloc_array(ctx, ROWS * n, sizeof *s->e)));
+    }
+    return ok ? TARE_OK : TARE_E_MEMORY;
+}
+
 static tare_status prepare(m3_search *m)
 {
     tare_context *ctx = m->t->ctx;
     size_t n = m->t->g->channels;
-    bool native = m->t->native != TARE_F32;
-    m->gram = !native && !m->t->cfg->naive && m->tokens > n;
+    m->gram = m->t->native == TARE_F32 && !m->t->cfg->naive && m->tokens > n;
     m->outputs = m->gram ? n : m->tokens;
-    m->scales = mem_alloc_array(ctx, n, sizeof *m->scales);
-    m->w = mem_alloc_array(ctx, SMOOTH_BLOCK * n, sizeof *m->w);
-    m->e = mem_alloc_array(ctx, SMOOTH_BLOCK * n, sizeof *m->e);
-    m->y = mem_alloc_array(ctx, SMOOTH_BLOCK * m->outputs, sizeof *m->y);
-    m->sums = mem_alloc_array(ctx, SMOOTH_BLOCK, sizeof *m->sums);
-    if (native)
-        m->reference = mem_alloc_array(ctx, SMOOTH_BLOCK * m->outputs, sizeof *m->reference);
-    if (!m->scales || !m->w || !m->e || !m->y || !m->sums || (native && !m->reference))
+    m->scales = mem_alloc_array(ctx, CANDIDATES * n, sizeof *m->scales);
+    m->inverse = mem_alloc_array(ctx, CANDIDATES * n, sizeof *m->inverse);
+    if (!m->scales || !m->inverse || alloc_scratch(m) != TARE_OK)
         return TARE_E_MEMORY;
     if (m->gram)
         return pack_gram(m);
@@ -233,45 +360,45 @@ size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const 
 static void search_free(m3_search *m, float *x)
 {
     tare_context *ctx = m->t->ctx;
+    size_t threads = m->scratch ? (size_t)parallel_threads(ctx) : 0;
     gemm_weight_free(ctx, m->packed);
     mem_free(ctx, x);
     mem_free(ctx, m->scales);
-    mem_free(ctx, m->w);
-    mem_free(ctx, m->e);
-    mem_free(ctx, m->y);
-    mem_free(ctx, m->reference);
-    mem_free(ctx, m->sums);
+    mem_free(ctx, m->inverse);
+    for (size_t i = 0; i < threads; i++) {
+        m3_scratch *s = &m->scratch[i];
+        void *blocks[] = {s->gemm, s->y, s->reference, s->e, s->row};
+        for (size_t b = 0; b < sizeof blocks / sizeof *blocks; b++)
+            mem_free(ctx, blocks[b]);
+    }
+    mem_free(ctx, m->scratch);
 }
 
 tare_status smooth_solve_m3(const smooth_task *t)
 {
     tare_status status = TARE_OK;
-    m3_search m = {.t = t, .tokens = t->stats->first_rows};
-    float *x = NULL, *mu = mem_alloc_array(t->ctx, t->g->channels, sizeof *mu);
-    if (!mu)
-        return TARE_E_MEMORY;
+    m3_search m = {.t = t, .kernels = kernels_get(t->ctx), .tokens = t->stats->first_rows};
+    size_t n = t->g->channels;
+    double losses[CANDIDATES] = {0};
+    float *x = NULL;
     TRY(smooth_first_sample(t, &x));
     m.x = x;
     TRY(prepare(&m));
-    mean_magnitude(&m, mu);
+    TRY(all_scales(&m));
+    for (size_t k = 0; k < t->g->num_targets; k++)
+        TRY(target_losses(&m, t->g->targets[k], losses));
     t->out->loss = INFINITY;
+    t->out->evaluated = CANDIDATES;
     for (int i = 0; i < CANDIDATES; i++) {
-        double loss = 0;
-        TRY(context_check_cancelled(t->ctx));
-        candidate_scales(&m, mu, i);
-        for (size_t k = 0; k < t->g->num_targets; k++)
-            TRY(target_loss(&m, t->g->targets[k], &loss));
-        t->out->evaluated++;
-        if ((float)loss < (float)t->out->loss) {
-            t->out->loss = loss;
+        if ((float)losses[i] < (float)t->out->loss) {
+            t->out->loss = losses[i];
             t->out->candidate = i;
-            memcpy(t->out->s, m.scales, t->g->channels * sizeof *m.scales);
         }
     }
     if (t->out->candidate < 0)
-        status = smooth_fail(t->ctx, TARE_E_NUMERIC, t->g, "no candidate has a finite loss");
+        TRY(smooth_fail(t->ctx, TARE_E_NUMERIC, t->g, "no candidate has a finite loss"));
+    memcpy(t->out->s, m.scales + (size_t)t->out->candidate * n, n * sizeof *m.scales);
 done:
     search_free(&m, x);
-    mem_free(t->ctx, mu);
     return status;
 }

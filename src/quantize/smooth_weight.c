@@ -4,38 +4,61 @@
 
 #include "base/parallel.h"
 #include "quantize/smooth_internal.h"
-#include "tensor/convert.h"
 #include "tensor/kernels.h"
 
-static void scale_columns(const smooth_weight *w, float *row)
+/* Columns [first, first+count) of one row. */
+typedef struct row_part {
+    const kernels *kernels;
+    const smooth_weight *w;
+    size_t row, first, count;
+} row_part;
+
+static void widen_part(const row_part *p, float *out)
 {
-    for (size_t j = 0; j < w->k; j++)
-        row[j] *= w->col_scale[j];
-    for (size_t j = 0; w->round != TARE_F32 && j < w->k; j++)
-        row[j] = round_native(row[j], w->round);
+    size_t size = dtype_size(p->w->dtype);
+    const char *from = (const char *)p->w->raw + (p->row * p->w->k + p->first) * size;
+    if (p->w->dtype == TARE_BF16)
+        p->kernels->bf16_to_float((const uint16_t *)(const void *)from, p->count, out);
+    else if (p->w->dtype == TARE_F16)
+        p->kernels->fp16_to_float((const uint16_t *)(const void *)from, p->count, out);
+    else
+        memcpy(out, from, p->count * size);
 }
 
-static void scale_row(const smooth_weight *w, size_t index, float *row)
+static void scale_columns(const row_part *p, float *out)
 {
-    float divisor = w->row_scale[index];
+    p->kernels->multiply(out, p->w->col_scale + p->first, p->count, out);
+    for (size_t j = 0; p->w->round != TARE_F32 && j < p->count; j++)
+        out[j] = round_native(out[j], p->w->round);
+}
+
+static void scale_row(const row_part *p, float *out)
+{
+    float divisor = p->w->row_scale[p->row];
     if (divisor == 1)
         return;
-    for (size_t j = 0; j < w->k; j++)
-        row[j] /= divisor;
-    for (size_t j = 0; w->round != TARE_F32 && j < w->k; j++)
-        row[j] = round_native(row[j], w->round);
+    for (size_t j = 0; j < p->count; j++)
+        out[j] /= divisor;
+    for (size_t j = 0; p->w->round != TARE_F32 && j < p->count; j++)
+        out[j] = round_native(out[j], p->w->round);
+}
+
+void smooth_weight_part(const kernels *ops, const smooth_weight *w, size_t row, size_t first,
+                        size_t count, float *out)
+{
+    row_part p = {ops, w, row, first, count};
+    widen_part(&p, out);
+    if (w->rows_scaled && w->rows_first)
+        scale_row(&p, out);
+    if (w->cols_scaled)
+        scale_columns(&p, out);
+    if (w->rows_scaled && !w->rows_first)
+        scale_row(&p, out);
 }
 
 void smooth_weight_row(const tare_context *ctx, const smooth_weight *w, size_t row, float *out)
 {
-    widen_to_float(ctx, w->dtype, (const char *)w->raw + row * w->k * dtype_size(w->dtype), w->k,
-                   out);
-    if (w->rows_scaled && w->rows_first)
-        scale_row(w, row, out);
-    if (w->cols_scaled)
-        scale_columns(w, out);
-    if (w->rows_scaled && !w->rows_first)
-        scale_row(w, row, out);
+    smooth_weight_part(kernels_get(ctx), w, row, 0, w->k, out);
 }
 
 typedef struct rows_job {

@@ -58,4 +58,12 @@ size_t gemm_float_bytes(const tare_context *ctx, gemm_compute compute, size_t k,
 tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, const size_t *rows,
                        size_t segments, const float *bias, float *y);
 
+/* The same product of a few rows that are made while they are needed, in the calling thread: `make`
+ * fills x [rows, depth] with columns [k0, k0+depth) of them, GEMM_DEPTH (kernels.h) apart. y has
+ * row stride N. `w` must be of GEMM_FP32; scratch: GEMM_ROWS_SCRATCH bytes, 64-byte aligned. */
+enum { GEMM_ROWS = 96, GEMM_ROWS_SCRATCH = 256 * 1024 };
+typedef void (*gemm_make_fn)(void *user, size_t k0, size_t depth, float *x);
+void gemm_float_rows(const tare_context *ctx, const gemm_weight *w, size_t rows, gemm_make_fn make,
+                     void *user, float *y, void *scratch);
+
 #endif

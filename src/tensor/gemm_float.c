@@ -10,8 +10,10 @@
 #include "tensor/gemm_bf16.h"
 #include "tensor/kernels.h"
 
-/* A block of x stays in the L2 cache while the panels of one block of columns pass. */
-enum { ROWS = 96, PANELS = 8 };
+/* A block of x stays in the L2 cache while the panels of one block of columns pass. Many panels,
+ * since x is copied for each block of columns; many rows, since a panel is widened for each block
+ * of rows. */
+enum { ROWS = 192, PANELS = 32 };
 
 struct gemm_weight {
     gemm_compute compute;
@@ -21,12 +23,23 @@ struct gemm_weight {
     bf16_weight *onednn; /* NULL when the panels are used */
 };
 
-typedef struct thread_scratch {
-    _Alignas(64) float x[(ROWS + GEMM_TILE_ROWS_MAX) * GEMM_DEPTH];
-    float panel[GEMM_DEPTH * GEMM_PANEL];
+typedef struct panel_scratch {
+    _Alignas(64) float panel[GEMM_DEPTH * GEMM_PANEL];
     float tile[GEMM_TILE_ROWS_MAX * GEMM_PANEL];
+} panel_scratch;
+
+typedef struct thread_scratch {
+    panel_scratch panel;
+    float x[(ROWS + GEMM_TILE_ROWS_MAX) * GEMM_DEPTH];
     uint16_t rounded[GEMM_DEPTH];
 } thread_scratch;
+
+typedef struct rows_scratch {
+    panel_scratch panel;
+    float x[(GEMM_ROWS + GEMM_TILE_ROWS_MAX) * GEMM_DEPTH];
+} rows_scratch;
+
+_Static_assert(sizeof(rows_scratch) <= GEMM_ROWS_SCRATCH, "the header promises enough");
 
 static size_t divide_up(size_t a, size_t b)
 {
@@ -167,6 +180,84 @@ size_t gemm_float_bytes(const tare_context *ctx, gemm_compute compute, size_t k,
 
 /* ---- products ---- */
 
+/* A block of rows against some of the panels. */
+typedef struct block_job {
+    const kernels *kernels;
+    const gemm_weight *w;
+    size_t rows, column, columns;
+    gemm_make_fn make; /* the left operand */
+    void *user;
+    float *y; /* [rows, n], of the whole width */
+    float *x; /* [rows, GEMM_DEPTH] */
+    panel_scratch *scratch;
+} block_job;
+
+static const float *load_panel(const block_job *job, size_t panel, size_t k0, size_t depth)
+{
+    const gemm_weight *w = job->w;
+    size_t start = (panel * w->k + k0) * GEMM_PANEL;
+    if (w->dtype == TARE_F32)
+        return (const float *)w->panels + start;
+    const uint16_t *half = (const uint16_t *)w->panels + start;
+    if (w->dtype == TARE_BF16)
+        job->kernels->bf16_to_float(half, depth * GEMM_PANEL, job->scratch->panel);
+    else
+        job->kernels->fp16_to_float(half, depth * GEMM_PANEL, job->scratch->panel);
+    return job->scratch->panel;
+}
+
+/* y += x b for one panel of columns and one stretch of K. */
+static void multiply_panel(const block_job *job, size_t column, const float *b, size_t depth)
+{
+    size_t tile_rows = job->kernels->tile_rows, n = job->w->n;
+    size_t columns = min_size(n - column, GEMM_PANEL);
+    float *tile = job->scratch->tile;
+    for (size_t r = 0; r < job->rows; r += tile_rows) {
+        const float *a = job->x + r * GEMM_DEPTH;
+        float *y = job->y + r * n + column;
+        size_t count = min_size(job->rows - r, tile_rows);
+        if (columns == GEMM_PANEL) {
+            job->kernels->gemm_tile(a, b, depth, count, y, n);
+            continue;
+        }
+        memset(tile, 0, sizeof job->scratch->tile);
+        job->kernels->gemm_tile(a, b, depth, count, tile, GEMM_PANEL);
+        for (size_t i = 0; i < count; i++)
+            job->kernels->add(y + i * n, tile + i * GEMM_PANEL, columns);
+    }
+}
+
+static void multiply_block(const block_job *job)
+{
+    const gemm_weight *w = job->w;
+    size_t padded = divide_up(job->rows, job->kernels->tile_rows) * job->kernels->tile_rows;
+    /* What the last tile reads beyond the rows: never used, but defined. */
+    memset(job->x + job->rows * GEMM_DEPTH, 0, (padded - job->rows) * GEMM_DEPTH * sizeof(float));
+    for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
+        size_t depth = min_size(w->k - k0, GEMM_DEPTH);
+        job->make(job->user, k0, depth, job->x);
+        for (size_t c = job->column; c < job->column + job->columns; c += GEMM_PANEL)
+            multiply_panel(job, c, load_panel(job, c / GEMM_PANEL, k0, depth), depth);
+    }
+}
+
+void gemm_float_rows(const tare_context *ctx, const gemm_weight *w, size_t rows, gemm_make_fn make,
+                     void *user, float *y, void *scratch)
+{
+    rows_scratch *s = scratch;
+    block_job job = {.kernels = kernels_get(ctx),
+                     .w = w,
+                     .rows = rows,
+                     .columns = w->n,
+                     .make = make,
+                     .user = user,
+                     .y = y,
+                     .x = s->x,
+                     .scratch = &s->panel};
+    memset(y, 0, rows * w->n * sizeof *y);
+    multiply_block(&job);
+}
+
 typedef struct float_job {
     const kernels *kernels;
     const gemm_weight *w;
@@ -176,59 +267,27 @@ typedef struct float_job {
     thread_scratch *scratch; /* one a thread */
 } float_job;
 
-/* Copies x[rows, k0 .. k0+depth) to the left operand's place. What the last tile reads beyond
- * `rows` is set to zero only to be defined. */
-static void load_rows(const float_job *job, size_t row, size_t rows, size_t k0, size_t depth,
-                      thread_scratch *scratch)
+typedef struct stored_rows {
+    const float_job *job;
+    size_t row, rows;
+    uint16_t *rounded; /* [GEMM_DEPTH] */
+} stored_rows;
+
+/* Copies x[rows, k0 .. k0+depth). */
+static void load_rows(void *user, size_t k0, size_t depth, float *x)
 {
-    const gemm_weight *w = job->w;
-    for (size_t r = 0; r < rows; r++) {
-        const float *from = job->x + (row + r) * w->k + k0;
-        float *to = scratch->x + r * GEMM_DEPTH;
+    const stored_rows *s = user;
+    const gemm_weight *w = s->job->w;
+    const kernels *ops = s->job->kernels;
+    for (size_t r = 0; r < s->rows; r++) {
+        const float *from = s->job->x + (s->row + r) * w->k + k0;
+        float *to = x + r * GEMM_DEPTH;
         if (w->compute == GEMM_BF16) {
-            job->kernels->float_to_bf16(from, depth, scratch->rounded);
-            job->kernels->bf16_to_float(scratch->rounded, depth, to);
+            ops->float_to_bf16(from, depth, s->rounded);
+            ops->bf16_to_float(s->rounded, depth, to);
         } else {
             memcpy(to, from, depth * sizeof *to);
         }
-    }
-    size_t padded = divide_up(rows, job->kernels->tile_rows) * job->kernels->tile_rows;
-    memset(scratch->x + rows * GEMM_DEPTH, 0, (padded - rows) * GEMM_DEPTH * sizeof(float));
-}
-
-static const float *load_panel(const float_job *job, size_t panel, size_t k0, size_t depth,
-                               thread_scratch *scratch)
-{
-    const gemm_weight *w = job->w;
-    size_t start = (panel * w->k + k0) * GEMM_PANEL;
-    if (w->dtype == TARE_F32)
-        return (const float *)w->panels + start;
-    const uint16_t *half = (const uint16_t *)w->panels + start;
-    if (w->dtype == TARE_BF16)
-        job->kernels->bf16_to_float(half, depth * GEMM_PANEL, scratch->panel);
-    else
-        job->kernels->fp16_to_float(half, depth * GEMM_PANEL, scratch->panel);
-    return scratch->panel;
-}
-
-/* y += x b for one panel of columns and one stretch of K. */
-static void multiply_panel(const float_job *job, size_t row, size_t rows, size_t panel,
-                           const float *b, size_t depth, thread_scratch *scratch)
-{
-    size_t tile_rows = job->kernels->tile_rows, n = job->w->n, column = panel * GEMM_PANEL;
-    size_t columns = min_size(n - column, GEMM_PANEL);
-    for (size_t r = 0; r < rows; r += tile_rows) {
-        const float *a = scratch->x + r * GEMM_DEPTH;
-        float *y = job->y + (row + r) * n + column;
-        size_t count = min_size(rows - r, tile_rows);
-        if (columns == GEMM_PANEL) {
-            job->kernels->gemm_tile(a, b, depth, count, y, n);
-            continue;
-        }
-        memset(scratch->tile, 0, sizeof scratch->tile);
-        job->kernels->gemm_tile(a, b, depth, count, scratch->tile, GEMM_PANEL);
-        for (size_t i = 0; i < count; i++)
-            job->kernels->add(y + i * n, scratch->tile + i * GEMM_PANEL, columns);
     }
 }
 
@@ -239,22 +298,24 @@ static void float_block(void *user, size_t index, int thread)
     thread_scratch *scratch = &job->scratch[thread];
     size_t row = index % job->row_blocks * job->rows;
     size_t column = index / job->row_blocks * job->columns;
-    size_t rows = min_size(job->m - row, job->rows);
-    size_t columns = min_size(w->n - column, job->columns);
-    for (size_t r = row; r < row + rows; r++) {
+    stored_rows source = {job, row, min_size(job->m - row, job->rows), scratch->rounded};
+    block_job block = {.kernels = job->kernels,
+                       .w = w,
+                       .rows = source.rows,
+                       .column = column,
+                       .columns = min_size(w->n - column, job->columns),
+                       .make = load_rows,
+                       .user = &source,
+                       .y = job->y + row * w->n,
+                       .x = scratch->x,
+                       .scratch = &scratch->panel};
+    for (size_t r = row; r < row + source.rows; r++) {
         if (job->bias)
-            memcpy(job->y + r * w->n + column, job->bias + column, columns * sizeof(float));
+            memcpy(job->y + r * w->n + column, job->bias + column, block.columns * sizeof(float));
         else
-            memset(job->y + r * w->n + column, 0, columns * sizeof(float));
+            memset(job->y + r * w->n + column, 0, block.columns * sizeof(float));
     }
-    for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
-        size_t depth = min_size(w->k - k0, GEMM_DEPTH);
-        load_rows(job, row, rows, k0, depth, scratch);
-        for (size_t c = column; c < column + columns; c += GEMM_PANEL) {
-            const float *b = load_panel(job, c / GEMM_PANEL, k0, depth, scratch);
-            multiply_panel(job, row, rows, c / GEMM_PANEL, b, depth, scratch);
-        }
-    }
+    multiply_block(&block);
 }
 
 static tare_status panels_gemm(tare_context *ctx, const gemm_weight *w, const float *x, size_t m,

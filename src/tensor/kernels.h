@@ -13,6 +13,11 @@ enum {
     GEMM_TILE_ROWS_MAX = 16, /* bound of kernels.tile_rows */
 };
 
+/* Levels are whole numbers in [low, high], below 2^22. */
+typedef struct kernel_grid {
+    float step, zero, low, high;
+} kernel_grid;
+
 typedef struct kernels {
     const char *name;
 
@@ -30,6 +35,14 @@ typedef struct kernels {
     /* Weights: q[i] = clamp(rne(x[i] / scale), -limit, limit). Exact: one FP32 division, half to
      * even. Returns the sum of q. */
     int64_t (*quantize_symmetric)(const float *x, size_t n, float scale, int limit, int8_t *q);
+    /* y[i] = x[i] * s[i]. */
+    void (*multiply)(const float *x, const float *s, size_t n, float *y);
+    /* Extremes of x[i] * s[i], n > 0, no NaN. Exact. */
+    void (*product_min_max)(const float *x, const float *s, size_t n, float *min, float *max);
+    /* What a grid of `step` and `zero` does to scaled weights: y[i] = (clamp(rne(x[i] * s[i] / step
+     * + zero), low, high) - zero) * step * inverse[i] - x[i], each operation rounded. Exact. */
+    void (*grid_error)(const float *x, const float *s, const float *inverse, size_t n,
+                       const kernel_grid *grid, float *y);
     /* Activations: q[i] = clamp(rne(x[i] / scale + offset), -128, 127) + 128 as u8: FP32 division,
      * then FP32 addition. Exact. */
     void (*quantize_asymmetric)(const float *x, size_t n, float scale, float offset, uint8_t *q);

@@ -75,6 +75,34 @@ static int64_t scalar_quantize_symmetric(const float *x, size_t n, float scale, 
     return sum;
 }
 
+static void scalar_multiply(const float *x, const float *s, size_t n, float *y)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = x[i] * s[i];
+}
+
+static void scalar_product_min_max(const float *x, const float *s, size_t n, float *min, float *max)
+{
+    float lo = x[0] * s[0], hi = lo;
+    for (size_t i = 0; i < n; i++) {
+        float v = x[i] * s[i];
+        lo = v < lo ? v : lo;
+        hi = v > hi ? v : hi;
+    }
+    *min = lo + 0.0f; /* -0 becomes 0 */
+    *max = hi + 0.0f;
+}
+
+static void scalar_grid_error(const float *x, const float *s, const float *inverse, size_t n,
+                              const kernel_grid *grid, float *y)
+{
+    for (size_t i = 0; i < n; i++) {
+        float t = x[i] * s[i] / grid->step + grid->zero;
+        float level = (float)clamp_round(t, grid->low, grid->high);
+        y[i] = (level - grid->zero) * grid->step * inverse[i] - x[i];
+    }
+}
+
 static void scalar_quantize_asymmetric(const float *x, size_t n, float scale, float offset,
                                        uint8_t *q)
 {
@@ -191,6 +219,9 @@ const kernels kernels_scalar = {
     .min_max = scalar_min_max,
     .abs_max = scalar_abs_max,
     .quantize_symmetric = scalar_quantize_symmetric,
+    .multiply = scalar_multiply,
+    .product_min_max = scalar_product_min_max,
+    .grid_error = scalar_grid_error,
     .quantize_asymmetric = scalar_quantize_asymmetric,
     .rms_norm = scalar_rms_norm,
     .rope = scalar_rope,

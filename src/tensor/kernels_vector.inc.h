@@ -257,6 +257,57 @@ static int64_t v_quantize_symmetric(const float *x, size_t n, float scale, int l
     return total;
 }
 
+static void v_multiply(const float *x, const float *s, size_t n, float *y)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store(y + i, v_load(x + i) * v_load(s + i));
+    for (; i < n; i++)
+        y[i] = x[i] * s[i];
+}
+
+static void v_product_min_max(const float *x, const float *s, size_t n, float *min, float *max)
+{
+    float first = x[0] * s[0];
+    v_float low[2] = {v_set1(first), v_set1(first)}, high[2] = {low[0], low[0]};
+    size_t i = 0;
+    for (; i + 2 * V_LANES <= n; i += 2 * V_LANES) {
+        for (size_t j = 0; j < 2; j++) {
+            v_float v = v_load(x + i + j * V_LANES) * v_load(s + i + j * V_LANES);
+            low[j] = v_min(low[j], v);
+            high[j] = v_max(high[j], v);
+        }
+    }
+    for (; i < n; i += V_LANES) {
+        size_t left = n - i < V_LANES ? n - i : V_LANES;
+        v_float v = v_load_part(x + i, left, x[0]) * v_load_part(s + i, left, s[0]);
+        low[0] = v_min(low[0], v);
+        high[0] = v_max(high[0], v);
+    }
+    *min = 0.0f - v_largest(-v_min(low[0], low[1])); /* -0 becomes 0 */
+    *max = v_largest(v_max(high[0], high[1])) + 0.0f;
+}
+
+static inline v_float v_grid_error(v_float x, v_float s, v_float inverse, const kernel_grid *grid)
+{
+    v_float t = x * s / grid->step + grid->zero;
+    v_float level = __builtin_convertvector(v_clamp_round(t, grid->low, grid->high), v_float);
+    return (level - grid->zero) * grid->step * inverse - x;
+}
+
+static void v_grid_error_row(const float *x, const float *s, const float *inverse, size_t n,
+                             const kernel_grid *grid, float *y)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store(y + i, v_grid_error(v_load(x + i), v_load(s + i), v_load(inverse + i), grid));
+    if (i < n) {
+        v_float v = v_load_part(x + i, n - i, 0), f = v_load_part(s + i, n - i, 0);
+        v = v_grid_error(v, f, v_load_part(inverse + i, n - i, 0), grid);
+        v_store_part(y + i, n - i, v);
+    }
+}
+
 static void v_quantize_asymmetric(const float *x, size_t n, float scale, float offset, uint8_t *q)
 {
     v_float s = v_set1(scale), o = v_set1(offset);
@@ -526,7 +577,8 @@ static void v_gemm_u8s8(const uint8_t *x, size_t m, const int8_t *w, size_t n, s
     {                                                                                              \
         .name = (set), .bf16_to_float = v_bf16_to_float, .fp16_to_float = v_fp16_to_float,         \
         .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16, .min_max = v_min_max,  \
-        .abs_max = v_abs_max, .quantize_symmetric = v_quantize_symmetric,                          \
+        .abs_max = v_abs_max, .quantize_symmetric = v_quantize_symmetric, .multiply = v_multiply,  \
+        .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,                      \
         .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,      \
         .silu_mul = v_silu_mul, .add = v_add, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax,  \
         .dequantize_row = v_dequantize_row, .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile,    \

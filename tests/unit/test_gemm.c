@@ -3,6 +3,7 @@
  * threads and any grouping of samples. Failing allocations leave nothing behind. */
 #include "tensor/convert.h"
 #include "tensor/gemm.h"
+#include "tensor/kernels.h"
 #include "tensor_fixture.h"
 
 static void check_int8(tare_context *ctx, size_t m, size_t n, size_t k, int extreme)
@@ -172,6 +173,44 @@ static void test_float_same_bytes(void **state)
     }
 }
 
+typedef struct rows_source {
+    const float *x;
+    size_t rows, k;
+} rows_source;
+
+static void make_rows(void *user, size_t k0, size_t depth, float *x)
+{
+    const rows_source *s = user;
+    for (size_t r = 0; r < s->rows; r++)
+        memcpy(x + r * GEMM_DEPTH, s->x + r * s->k + k0, depth * sizeof *x);
+}
+
+/* Rows that are made while they are multiplied give what stored ones give. */
+static void test_made_rows(void **state)
+{
+    (void)state;
+    const size_t shapes[][3] = {{1, 1, 1}, {GEMM_ROWS, 64, 600}, {37, 70, 256}, {13, 31, 255}};
+    for (size_t i = 0; i < CPU_COUNT_ALL * sizeof shapes / sizeof *shapes; i++) {
+        const size_t *shape = shapes[i / CPU_COUNT_ALL];
+        tare_context *ctx = new_context_on(every_cpu[i % CPU_COUNT_ALL], 1);
+        float_case f = float_case_new(ctx, shape[0], shape[1], shape[2], TARE_BF16);
+        float *y = malloc(shape[0] * shape[1] * sizeof *y);
+        void *scratch = mem_alloc(ctx, GEMM_ROWS_SCRATCH);
+        rows_source source = {f.x, shape[0], shape[2]};
+        gemm_weight *w;
+        assert_ok(ctx,
+                  gemm_weight_create(ctx, GEMM_FP32, TARE_BF16, f.stored, shape[1], shape[2], &w));
+        assert_ok(ctx, gemm_float(ctx, w, f.x, &shape[0], 1, NULL, f.y));
+        gemm_float_rows(ctx, w, shape[0], make_rows, &source, y, scratch);
+        assert_memory_equal(y, f.y, shape[0] * shape[1] * sizeof *y);
+        gemm_weight_free(ctx, w);
+        mem_free(ctx, scratch);
+        free(y);
+        float_case_free(&f);
+        free_context(ctx);
+    }
+}
+
 /* AVX2 and AVX-512 sum in the same order with the same fused steps: FP32 gives the same bytes. */
 static void test_vector_sets_agree(void **state)
 {
@@ -231,9 +270,9 @@ static void test_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_int8_exact),          cmocka_unit_test(test_float_against_double),
-        cmocka_unit_test(test_float_same_bytes),    cmocka_unit_test(test_vector_sets_agree),
-        cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_int8_exact),        cmocka_unit_test(test_float_against_double),
+        cmocka_unit_test(test_float_same_bytes),  cmocka_unit_test(test_made_rows),
+        cmocka_unit_test(test_vector_sets_agree), cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

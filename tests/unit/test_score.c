@@ -111,12 +111,59 @@ static void test_over_calls(void **state)
     free_context(ctx);
 }
 
+/* Scaled later or before: the same score, but for the roundings of the scaled elements. By hand:
+ * the columns of the first test, shifted by 1 and 2 and divided by 2 and 4, are (0,1) and (0,1). */
+static void test_scaled_later(void **state)
+{
+    (void)state;
+    enum { ROWS = 7, COLS = 300 };
+    static float x[ROWS * COLS], y[ROWS * COLS], scratch[2 * COLS], scale[COLS], shift[COLS];
+    for (int threads = 1; threads <= 3; threads++) {
+        tare_context *ctx = new_context(threads);
+        score_state before, later;
+        score_init(&before);
+        score_init(&later);
+        for (int call = 0; call < 3; call++) {
+            score_columns c;
+            for (int i = 0; i < ROWS * COLS; i++) {
+                x[i] = (float)((i * 7919 + call * 131) % 1000 - 500) / 64.0f * (1.0f + i % COLS);
+                scale[i % COLS] = 0.3f + (float)(i % COLS) * 0.7f;
+                shift[i % COLS] = (float)(i % 5) - 2;
+                y[i] = (x[i] - shift[i % COLS]) / scale[i % COLS];
+            }
+            assert_ok(ctx, score_update(ctx, &exact, &before, y, ROWS, COLS, scratch));
+            assert_ok(ctx, score_columns_create(ctx, x, ROWS, COLS, &c));
+            score_update_scaled(&later, &c, scale, shift);
+            score_columns_free(ctx, &c);
+        }
+        assert_true(before.min == later.min && before.max == later.max);
+        assert_true(fabs(before.std / later.std - 1) < 1e-7);
+        static const float small[2][2] = {{1, 2}, {3, 6}},
+                           constant[6] = {0.1f, 0.1f, 0.1f, 0.1f, 0.1f, 0.1f};
+        static const float by[2] = {2, 4}, from[2] = {1, 2};
+        score_columns c;
+        score_init(&later);
+        assert_ok(ctx, score_columns_create(ctx, &small[0][0], 2, 2, &c));
+        score_update_scaled(&later, &c, by, from);
+        score_columns_free(ctx, &c);
+        assert_true(later.min == 0 && later.max == 1 && later.std == sqrt(1.0 / 3.0));
+        score_init(&later);
+        assert_ok(ctx, score_columns_create(ctx, constant, 3, 2, &c));
+        score_update_scaled(&later, &c, NULL, NULL);
+        score_columns_free(ctx, &c);
+        assert_true(isinf(score_value(&exact, &later)));
+        x[COLS + 3] = NAN;
+        assert_int_equal(score_columns_create(ctx, x, ROWS, COLS, &c), TARE_E_NUMERIC);
+        free_context(ctx);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_by_hand),        cmocka_unit_test(test_no_spread),
         cmocka_unit_test(test_no_spread_wide), cmocka_unit_test(test_torch),
-        cmocka_unit_test(test_over_calls),
+        cmocka_unit_test(test_over_calls),     cmocka_unit_test(test_scaled_later),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
