@@ -31,14 +31,14 @@ typedef struct m3_search {
     const float *x; /* [T1,C] */
     size_t tokens;
     bool gram;
-    gemm_weight *packed;     /* X1 [T1,C] or H [C,C] */
-    size_t outputs;          /* T1 or C */
-    float *scales, *inverse; /* [CANDIDATES,C] s and 1/s */
-    m3_scratch *scratch;     /* [threads] */
-    const smooth_weight *w;  /* the target in work, */
-    size_t first_block;      /* from this block on */
-    kernel_grid *grids;      /* [rows of w, CANDIDATES]; NULL: native */
-    double *sums;            /* [CANDIDATES, blocks of w] */
+    gemm_weight *packed;    /* X1 [T1,C] or H [C,C] */
+    size_t outputs;         /* T1 or C */
+    float *scales;          /* [CANDIDATES,C] */
+    m3_scratch *scratch;    /* [threads] */
+    const smooth_weight *w; /* the target in work, */
+    size_t first_block;     /* from this block on */
+    kernel_grid *grids;     /* [rows of w, CANDIDATES]; NULL: native */
+    double *sums;           /* [CANDIDATES, blocks of w] */
 } m3_search;
 
 /* Some rows of a target under one candidate. */
@@ -115,7 +115,7 @@ static void make_errors(void *user, size_t k0, size_t depth, float *x)
     for (size_t r = 0; r < b->rows; r++) {
         float *e = x + r * GEMM_DEPTH;
         smooth_weight_part(m->kernels, m->w, b->first + r, k0, depth, w);
-        m->kernels->grid_error(w, m->scales + at, m->inverse + at, depth,
+        m->kernels->grid_error(w, m->scales + at, depth,
                                &m->grids[(b->first + r) * CANDIDATES + b->candidate], e);
         if (m->gram)
             memcpy(b->scratch->e + r * m->w->k + k0, e, depth * sizeof *e);
@@ -259,7 +259,6 @@ static void candidate_scales(const m3_search *m, const float *mu, int i)
     float middle = round_native(sqrtf(round_native(max * min, native)), native);
     for (size_t c = 0; c < n; c++) {
         s[c] = round_native(s[c] / middle, native);
-        m->inverse[(size_t)i * n + c] = 1 / s[c];
     }
 }
 
@@ -330,8 +329,7 @@ static tare_status prepare(m3_search *m)
     m->gram = m->t->native == TARE_F32 && !m->t->cfg->naive && m->tokens > n;
     m->outputs = m->gram ? n : m->tokens;
     m->scales = mem_alloc_array(ctx, CANDIDATES * n, sizeof *m->scales);
-    m->inverse = mem_alloc_array(ctx, CANDIDATES * n, sizeof *m->inverse);
-    if (!m->scales || !m->inverse || alloc_scratch(m) != TARE_OK)
+    if (!m->scales || alloc_scratch(m) != TARE_OK)
         return TARE_E_MEMORY;
     if (m->gram)
         return pack_gram(m);
@@ -364,7 +362,6 @@ static void search_free(m3_search *m, float *x)
     gemm_weight_free(ctx, m->packed);
     mem_free(ctx, x);
     mem_free(ctx, m->scales);
-    mem_free(ctx, m->inverse);
     for (size_t i = 0; i < threads; i++) {
         m3_scratch *s = &m->scratch[i];
         void *blocks[] = {s->gemm, s->y, s->reference, s->e, s->row};

@@ -40,9 +40,8 @@ typedef struct kernels {
     /* Extremes of x[i] * s[i], n > 0, no NaN. Exact. */
     void (*product_min_max)(const float *x, const float *s, size_t n, float *min, float *max);
     /* What a grid of `step` and `zero` does to scaled weights: y[i] = (clamp(rne(x[i] * s[i] / step
-     * + zero), low, high) - zero) * step * inverse[i] - x[i], each operation rounded. Exact. */
-    void (*grid_error)(const float *x, const float *s, const float *inverse, size_t n,
-                       const kernel_grid *grid, float *y);
+     * + zero), low, high) - zero) * step / s[i] - x[i], each operation rounded. Exact. */
+    void (*grid_error)(const float *x, const float *s, size_t n, const kernel_grid *grid, float *y);
     /* Activations: q[i] = clamp(rne(x[i] / scale + offset), -128, 127) + 128 as u8: FP32 division,
      * then FP32 addition. Exact. */
     void (*quantize_asymmetric)(const float *x, size_t n, float scale, float offset, uint8_t *q);

@@ -93,13 +93,13 @@ static void scalar_product_min_max(const float *x, const float *s, size_t n, flo
     *max = hi + 0.0f;
 }
 
-static void scalar_grid_error(const float *x, const float *s, const float *inverse, size_t n,
-                              const kernel_grid *grid, float *y)
+static void scalar_grid_error(const float *x, const float *s, size_t n, const kernel_grid *grid,
+                              float *y)
 {
     for (size_t i = 0; i < n; i++) {
         float t = x[i] * s[i] / grid->step + grid->zero;
         float level = (float)clamp_round(t, grid->low, grid->high);
-        y[i] = (level - grid->zero) * grid->step * inverse[i] - x[i];
+        y[i] = (level - grid->zero) * grid->step / s[i] - x[i];
     }
 }
 

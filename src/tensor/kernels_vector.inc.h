@@ -288,23 +288,22 @@ static void v_product_min_max(const float *x, const float *s, size_t n, float *m
     *max = v_largest(v_max(high[0], high[1])) + 0.0f;
 }
 
-static inline v_float v_grid_error(v_float x, v_float s, v_float inverse, const kernel_grid *grid)
+static inline v_float v_grid_error(v_float x, v_float s, const kernel_grid *grid)
 {
     v_float t = x * s / grid->step + grid->zero;
     v_float level = __builtin_convertvector(v_clamp_round(t, grid->low, grid->high), v_float);
-    return (level - grid->zero) * grid->step * inverse - x;
+    return (level - grid->zero) * grid->step / s - x;
 }
 
-static void v_grid_error_row(const float *x, const float *s, const float *inverse, size_t n,
-                             const kernel_grid *grid, float *y)
+static void v_grid_error_row(const float *x, const float *s, size_t n, const kernel_grid *grid,
+                             float *y)
 {
     size_t i = 0;
     for (; i + V_LANES <= n; i += V_LANES)
-        v_store(y + i, v_grid_error(v_load(x + i), v_load(s + i), v_load(inverse + i), grid));
+        v_store(y + i, v_grid_error(v_load(x + i), v_load(s + i), grid));
     if (i < n) {
-        v_float v = v_load_part(x + i, n - i, 0), f = v_load_part(s + i, n - i, 0);
-        v = v_grid_error(v, f, v_load_part(inverse + i, n - i, 0), grid);
-        v_store_part(y + i, n - i, v);
+        v_float v = v_load_part(x + i, n - i, 0);
+        v_store_part(y + i, n - i, v_grid_error(v, v_load_part(s + i, n - i, 1), grid));
     }
 }
 
