@@ -342,17 +342,25 @@ size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const 
     size_t n = g->channels;
     bool native = smooth_native(cfg) != TARE_F32;
     bool gram = !native && !cfg->naive && first_rows > n;
-    size_t outputs = gram ? n : first_rows, x = mem_array_bytes(first_rows * n, sizeof(float));
-    size_t y = mem_array_bytes(SMOOTH_BLOCK * outputs, sizeof(float)), packing = 0;
+    size_t outputs = gram ? n : first_rows, rows = 0, packing = 0;
+    size_t threads = (size_t)parallel_threads(ctx);
+    size_t x = mem_array_bytes(first_rows * n, sizeof(float)),
+           y = mem_array_bytes(ROWS * outputs, sizeof(float));
+    for (size_t k = 0; k < g->num_targets; k++)
+        rows = g->targets[k]->n > rows ? g->targets[k]->n : rows;
     if (gram) /* transposed, packed, H */
         packing = x + mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, n, first_rows)) +
-                  mem_array_bytes(n * n, sizeof(float));
-    return 2 * mem_array_bytes(n, sizeof(float)) + x +            /* mu, scales */
-           2 * mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) + /* w, e */
-           (native ? 2 : 1) * y + mem_array_bytes(SMOOTH_BLOCK, sizeof(double)) +
-           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, outputs, n)) + packing +
-           gemm_float_bytes(ctx, GEMM_FP32, gram && first_rows > n ? first_rows : n,
-                            gram ? n : SMOOTH_BLOCK, 1);
+                  mem_array_bytes(n * n, sizeof(float)) +
+                  gemm_float_bytes(ctx, GEMM_FP32, first_rows, n, 1);
+    return x + mem_array_bytes(CANDIDATES * n, sizeof(float)) +           /* scales */
+           mem_array_bytes(n, sizeof(float)) + mem_array_bytes(n, sizeof(double)) + /* mu */
+           mem_array_bytes(threads, sizeof(m3_scratch)) +
+           threads * (mem_array_bytes(GEMM_ROWS_SCRATCH, 1) + (native ? 2 : 1) * y +
+                      mem_array_bytes(n, sizeof(float)) +
+                      mem_array_bytes(ROWS * n, sizeof(float))) +
+           mem_array_bytes(CANDIDATES * block_count(rows), sizeof(double)) +
+           mem_array_bytes(CANDIDATES * rows, sizeof(kernel_grid)) +
+           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, outputs, n)) + packing;
 }
 
 static void search_free(m3_search *m, float *x)
