@@ -169,23 +169,29 @@ static size_t kept_bytes(const planner *p, const model_linear *l, const fallback
     return weights;
 }
 
-/* What the two threads hold: the weights of the next layer, the result of the last one. */
-static void overlap(planner *p, bool quantizes)
+static size_t stored_layer(const run *r, size_t layer)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < r->linears_per_layer; i++)
+        bytes += linear_raw_bytes(r->model, linear_at(r, layer, i));
+    return bytes;
+}
+
+/* What the two threads hold while a layer is computed: the weights of the next one, and in the
+ * second pass the result of the last one. */
+static size_t overlap_bytes(const planner *p, size_t layer, bool quantizes)
 {
     const run *r = p->r;
-    size_t most = 0;
-    for (size_t layer = 0; p->layout.overlap && layer < r->model->config.num_layers; layer++) {
-        size_t bytes = quantizes ? layer_norms_bytes(r->model, layer) : 0, packed, loading;
-        for (size_t i = 0; i < r->linears_per_layer; i++) {
-            bytes += linear_raw_bytes(r->model, linear_at(r, layer, i));
-            if (quantizes)
-                bytes += kept_bytes(p, linear_at(r, layer, i), fallback_at(r, layer, i), &packed,
-                                    &loading) +
-                         live_linear_write_bytes(linear_at(r, layer, i)->n);
-        }
-        most = larger(most, bytes);
-    }
-    p->now[TERM_WEIGHTS] += most;
+    size_t bytes = 0, packed, loading;
+    if (!p->layout.overlap)
+        return 0;
+    if (layer + 1 < r->model->config.num_layers)
+        bytes += stored_layer(r, layer + 1);
+    for (size_t i = 0; quantizes && layer > 0 && i < r->linears_per_layer; i++)
+        bytes += kept_bytes(p, linear_at(r, layer - 1, i), fallback_at(r, layer - 1, i), &packed,
+                            &loading) +
+                 live_linear_write_bytes(linear_at(r, layer - 1, i)->n);
+    return bytes + (quantizes && layer > 0 ? layer_norms_bytes(r->model, layer - 1) : 0);
 }
 
 /* Are all weights of a layer read before the first is used? */
@@ -311,9 +317,9 @@ static void first_pass(planner *p)
     memcpy(before, p->now, sizeof before);
     p->now[TERM_ACTIVATIONS] += states_bytes(p, r->float_tokens);
     moment(p, "model.embed_tokens", embed_tokens_bytes(r->model, r->float_tokens));
-    overlap(p, false);
     for (size_t i = 0; i < r->model->config.num_layers; i++) {
         size_t held = p->now[TERM_WEIGHTS];
+        p->now[TERM_WEIGHTS] += overlap_bytes(p, i, false);
         float_step(p, i);
         p->now[TERM_WEIGHTS] = held;
     }
@@ -340,11 +346,12 @@ static void second_pass(planner *p)
         p->now[TERM_ACTIVATIONS] += states_bytes(p, r->float_tokens);
     moment(p, "model.embed_tokens",
            embed_tokens_bytes(m, r->samples.tokens) + write_float_rows_bytes(r, m->embedding));
-    size_t held = p->now[TERM_WEIGHTS];
-    overlap(p, true);
-    for (size_t i = 0; i < m->config.num_layers; i++)
+    for (size_t i = 0; i < m->config.num_layers; i++) {
+        size_t threads = overlap_bytes(p, i, true);
+        p->now[TERM_WEIGHTS] += threads;
         quantized_layer(p, i);
-    p->now[TERM_WEIGHTS] = held;
+        p->now[TERM_WEIGHTS] -= threads;
+    }
     head(p);
     for (size_t i = 0; i < m->num_extra; i++)
         moment(p, m->extra[i]->name, copy_bytes(r, m->extra[i]));
