@@ -186,7 +186,7 @@ tare_status bf16_weight_create(tare_context *ctx, tare_dtype dtype, const void *
     parallel_for(ctx, 1, create_shapes, &job);
     TRY((tare_status)atomic_load(&job.status));
     size_t full = weight->slices - (n % COLUMNS != 0);
-    size_t threads = min_size((size_t)parallel_threads(ctx), weight->slices);
+    size_t threads = (size_t)parallel_threads(ctx); /* any of them may take any slice */
     weight->packed = mem_alloc(ctx, full * weight->full.w_bytes + weight->last.w_bytes);
     if (dtype != TARE_BF16)
         job.rounded = mem_alloc_array(ctx, threads * COLUMNS * k, sizeof *job.rounded);

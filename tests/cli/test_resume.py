@@ -1,0 +1,204 @@
+"""Runs that are killed and go on: `tare quantize --resume` gives the bytes of an uninterrupted run.
+
+TARE_KILLS says how many random kills are tried (`make test-long`: 50). Kills at every single call to
+the operating system are in tests/unit/test_faults.c.
+"""
+import filecmp
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import tiny
+from conftest import TARE_BIN, run_tare
+
+KILLS = int(os.environ.get("TARE_KILLS", "5"))
+FLAGS = ["--act-method", 3, "--anti-method", "m4", "--fa-quant", "--fa-amp", 1, "--disable-level",
+         "L2", "--save", "safe_tensor,numpy", "--checkpoint-every", 1]
+CONFIG = {"num_hidden_layers": 12, "hidden_size": 64, "intermediate_size": 160, "head_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    """A model of twelve layers, prompts, and the output of an uninterrupted run with its seconds."""
+    folder = tmp_path_factory.mktemp("resume")
+    config = {**tiny.CONFIG, **CONFIG}
+    model = tiny.write_checkpoint(folder / "model", tiny.make_tensors(config), **CONFIG)
+    ids = np.random.default_rng(3).integers(0, 256, (8, 100)).tolist()
+    (folder / "ids.json").write_text(json.dumps(ids))
+    start = time.monotonic()
+    done = quantize(model, folder / "ids.json", folder / "whole")
+    assert done.returncode == 0, done.stderr
+    return model, folder / "ids.json", folder / "whole", time.monotonic() - start
+
+
+def command(model, ids, out, *flags):
+    return [str(a) for a in (TARE_BIN, "quantize", model, "--out", out, "--calib", ids, *FLAGS, *flags)]
+
+
+def quantize(model, ids, out, *flags):
+    return run_tare(*command(model, ids, out, *flags)[1:])
+
+
+def start_and_stop(setting, out, number, after, *flags):
+    """Starts a run and sends it a signal after some seconds; returns its exit status."""
+    model, ids = setting[:2]
+    process = subprocess.Popen(command(model, ids, out, *flags), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    time.sleep(after)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
+
+
+def assert_same(left, right):
+    assert sorted(p.name for p in left.iterdir()) == sorted(p.name for p in right.iterdir())
+    names = [p.name for p in left.iterdir()]
+    assert filecmp.cmpfiles(left, right, names, shallow=False)[0] == names
+
+
+def test_random_kills(setting, tmp_path):
+    model, ids, whole, seconds = setting
+    rng = random.Random(11)
+    for i in range(KILLS):
+        out = tmp_path / f"out{i}"
+        for _ in range(rng.randint(1, 3)):
+            start_and_stop(setting, out, signal.SIGKILL, rng.uniform(0.01, seconds), "--resume")
+        done = quantize(model, ids, out, "--resume", "--threads", rng.randint(1, 3))
+        assert done.returncode == 0, done.stderr
+        assert_same(whole, out)
+
+
+def stop_in_the_middle(setting, out, number):
+    """A run that was stopped behind its first checkpoint and before its end."""
+    for share in (0.5, 0.6, 0.4, 0.7, 0.3, 0.8, 0.2, 0.9) * 3:
+        code, stderr = start_and_stop(setting, out, number, share * setting[3], "--overwrite")
+        journal = out / ".tare" / "journal"
+        if journal.exists() and len(journal.read_text().splitlines()) > 1:
+            return code, stderr
+    raise AssertionError("never stopped in the middle")
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupt_leaves_what_resume_needs(setting, tmp_path, number, code):
+    model, ids, whole, _ = setting
+    out = tmp_path / "out"
+    got, stderr = stop_in_the_middle(setting, out, number)
+    assert got == code
+    assert "--resume goes on" in stderr
+    assert [p.name for p in out.iterdir()] == [".tare"]
+    done = quantize(model, ids, out)
+    assert done.returncode == 2 and "--resume" in done.stderr and "--overwrite" in done.stderr
+    done = quantize(model, ids, out, "--resume", "--max-memory", "cpu=200MiB")
+    assert done.returncode == 0, done.stderr
+    assert "going on" in done.stderr
+    assert_same(whole, out)
+
+
+@pytest.mark.parametrize("what", ["recipe", "prompts", "weights", "config.json"])
+def test_changed_inputs_are_refused_by_name(setting, tmp_path, what):
+    model, ids, _, _ = setting
+    out, flags = tmp_path / "out", []
+    stop_in_the_middle(setting, out, signal.SIGKILL)
+    before = {p: p.read_bytes() for p in (model / "model.safetensors", model / "config.json")}
+    times = {p: p.stat().st_mtime_ns for p in before}
+    try:
+        named = what
+        if what == "recipe":
+            flags = ["--act-method", 1]
+        elif what == "prompts":
+            ids, named = tmp_path / "ids.json", "calibration"
+            ids.write_text("[[1, 2, 3]]")
+        elif what == "weights":
+            named = "model.safetensors"
+            data = bytearray(before[model / named])
+            data[-1] ^= 1
+            (model / named).write_bytes(data)
+        else:
+            tiny.write_config(model, **CONFIG, rope_theta=5000.0)
+        done = quantize(model, ids, out, "--resume", *flags)
+    finally:
+        for path, data in before.items():
+            path.write_bytes(data)
+            os.utime(path, ns=(times[path], times[path]))
+    assert done.returncode == 2, done.stderr
+    assert f"changed: {named}" in done.stderr
+    assert (out / ".tare" / "journal").exists()  # nothing is lost by asking
+
+
+def damage(path):
+    data = bytearray(path.read_bytes() or b"x")  # empty: the kill came as it was made
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("part", ["last line", "a line", "states", "newest state", "stage"])
+def test_damage_is_noticed(setting, tmp_path, part):
+    """Whatever a crash or a bad disk did to the folder: the run steps back, never to other bytes."""
+    model, ids, whole, _ = setting
+    out = tmp_path / "out"
+    stop_in_the_middle(setting, out, signal.SIGKILL)
+    work = out / ".tare"
+    lines = (work / "journal").read_bytes().splitlines(keepends=True)
+    if part == "last line":
+        (work / "journal").write_bytes(b"".join(lines)[:-7])
+    elif part == "a line":
+        damage(work / "journal")
+    elif part == "states":
+        for path in work.glob("state-*"):
+            damage(path)
+    elif part == "newest state":
+        damage(work / f"state-{json.loads(lines[-1][:-18])['state']}")
+    else:
+        for path in work.glob("stage/*.safetensors"):
+            damage(path)
+    done = quantize(model, ids, out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, out)
+
+
+def test_a_finished_output_is_left_alone(setting, tmp_path):
+    model, ids, whole, _ = setting
+    times = {p.name: p.stat().st_mtime_ns for p in whole.iterdir()}
+    done = quantize(model, ids, whole, "--resume")
+    assert done.returncode == 0 and "finished already" in done.stderr
+    assert times == {p.name: p.stat().st_mtime_ns for p in whole.iterdir()}
+    done = quantize(model, ids, whole, "--resume", "--act-method", 1)
+    assert done.returncode == 2 and "changed: recipe" in done.stderr
+
+
+def test_two_runs_on_one_folder(setting, tmp_path):
+    model, ids, _, _ = setting
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(model, ids, out), stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL)
+    try:
+        while not (out / ".tare" / "journal").exists():
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        done = quantize(model, ids, out, "--resume")
+        assert done.returncode == 2 and "another run" in done.stderr
+    finally:
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(60) == 0
+
+
+def test_a_checkpoint_that_changes_while_it_is_read(setting, tmp_path):
+    model = tiny.write_checkpoint(tmp_path / "model", tiny.make_tensors({**tiny.CONFIG, **CONFIG}),
+                                  **CONFIG)
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(model, setting[1], out), stderr=subprocess.PIPE,
+                               stdout=subprocess.DEVNULL, text=True)
+    while not (out / ".tare" / "journal").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGSTOP)
+    os.utime(model / "model.safetensors")
+    process.send_signal(signal.SIGCONT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "was changed while it was read" in stderr
+    assert not out.exists() or [p.name for p in out.iterdir()] in ([], [".tare"])
