@@ -106,13 +106,15 @@ asan:
 pytest-asan: asan venv
 	TARE_BIN=$(BUILD)/asan/tare $(PYTHON) -m pytest $(PYTEST_FLAGS) tests/cli
 
-# Data races: the parallel code under clang's ThreadSanitizer.
-tsan:
+# Data races: the parallel code under clang's ThreadSanitizer, by itself and in whole runs.
+TSAN = TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp ignore_noninstrumented_modules=1"
+tsan: venv
 	@cmake -S . -B $(BUILD)/tsan -DCMAKE_C_COMPILER=clang-14 -DCMAKE_BUILD_TYPE=Debug \
 		-DCMAKE_C_FLAGS_DEBUG="-O1 -g" -DTARE_WERROR=ON -DTARE_BENCH=OFF -DTARE_SANITIZE=thread
 	@cmake --build $(BUILD)/tsan -j$(JOBS)
-	@TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp ignore_noninstrumented_modules=1" \
-		ctest --test-dir $(BUILD)/tsan --no-tests=error --output-on-failure -j$(JOBS)
+	@$(TSAN) ctest --test-dir $(BUILD)/tsan --no-tests=error --output-on-failure -j$(JOBS)
+	$(TSAN) TARE_BIN=$(BUILD)/tsan/tare $(PYTHON) -m pytest $(PYTEST_FLAGS) \
+		tests/cli/test_quantize.py tests/cli/test_resume.py
 
 # Lines of src/ that the tests without PyTorch run; fails below COVERAGE per cent.
 coverage: venv
