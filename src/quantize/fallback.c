@@ -30,16 +30,10 @@ static tare_status refuse_name(const tare_recipe *r, const char *entry,
     return status;
 }
 
-static bool entry_names(const tare_recipe *r, const char *entry, const char *module)
-{
-    bool exact = r->compat || !pattern_has_wildcard(entry);
-    return exact ? strcmp(entry, module) == 0 : pattern_match(entry, module);
-}
-
 bool fallback_names(const tare_recipe *r, const char *module)
 {
     for (size_t i = 0; i < r->disable_names.count; i++)
-        if (entry_names(r, r->disable_names.items[i], module))
+        if (pattern_match(r->disable_names.items[i], module))
             return true;
     return false;
 }
@@ -49,11 +43,11 @@ static tare_status apply_entry(const tare_recipe *r, const char *entry, fallback
 {
     bool found = false;
     for (size_t i = 0; i < count; i++) {
-        if (entry_names(r, entry, linears[i].name))
+        if (pattern_match(entry, linears[i].name))
             found = linears[i].is_float = true;
     }
     for (size_t i = 0; i < num_extra && !found; i++)
-        found = entry_names(r, entry, extra[i]);
+        found = pattern_match(entry, extra[i]);
     return found ? TARE_OK : refuse_name(r, entry, linears, count, extra, num_extra);
 }
 

@@ -14,15 +14,16 @@ typedef struct fallback_linear {
     double score;
 } fallback_linear;
 
-/* Applies disable_names (exact names and, but for compat, patterns) and disable_last_linear.
- * `extra` [num_extra] are further module names that may be named without effect here (attention
- * modules). An entry that matches nothing: TARE_E_USAGE with the nearest names. A fused group left
- * mixed is completed with a warning (compat: left as given, with a warning). */
+/* Applies disable_names (names or patterns; in compat too, where the reference knows names alone
+ * and refuses a pattern, so that shipped recipes work) and disable_last_linear. `extra` [num_extra]
+ * are further module names that may be named without effect here (attention modules). An entry that
+ * matches nothing: TARE_E_USAGE with the nearest names. A fused group left mixed is completed with
+ * a warning (compat: left as given, with a warning). */
 tare_status fallback_by_name(const tare_recipe *recipe, fallback_linear *linears, size_t count,
                              const char *const *extra, size_t num_extra);
 
-/* Does an entry of disable_names name `module`, exactly or (but for compat) by a pattern? For
- * modules that are no linears: an attention's FA quantization. */
+/* Does an entry of disable_names name `module`, exactly or by a pattern? For modules that are no
+ * linears: an attention's FA quantization. */
 bool fallback_names(const tare_recipe *recipe, const char *module);
 
 /* Applies disable_level: whole groups by falling score until at least n linears were taken (compat:

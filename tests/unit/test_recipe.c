@@ -319,8 +319,12 @@ static void test_fallback_by_name(void **state)
     expect_floats(l, "11011"); /* q follows k: engines fuse them */
     assert_ok(ctx, tare_recipe_set(r, "run.compat", "msmodelslim"));
     reset(l);
+    assert_ok(ctx, fallback_by_name(r, l, LINEARS, extra, 1));
+    expect_floats(l, "01011"); /* the reference does not complete a group */
+    assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "*.up"));
+    reset(l);
     assert_fails(ctx, fallback_by_name(r, l, LINEARS, extra, 1), TARE_E_USAGE,
-                 "\"*.down\" names no linear");
+                 "\"*.up\" names no linear");
     assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "0.k"));
     assert_ok(ctx, tare_recipe_set(r, "fallback.disable_last_linear", "false"));
     reset(l);
