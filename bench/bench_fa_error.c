@@ -139,7 +139,7 @@ static void attend(bench *t, const batch *b, const float *q, const float *k, con
     size_t query = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
     for (size_t s = 0, row = 0; s < b->samples; row += b->lengths[s++]) {
         attention_shape shape = {b->lengths[s], c->num_heads, c->num_kv_heads, c->head_dim,
-                                 model_config_window(c, t->layer)};
+                                 model_config_window(c, t->layer), TARE_F32};
         attention_forward(t->ctx, &shape, q + row * query, query, k + row * kv, kv, v + row * kv,
                           kv, out + row * query, query, t->workspace.attention_scratch);
     }
@@ -223,7 +223,7 @@ static void run(bench *t, const sample_set *samples)
     t->quantized = take(t->ctx, b.rows * c->num_heads * c->head_dim);
     require(t->ctx,
             decoder_workspace_create(t->model, b.rows, samples->longest, TARE_F32, &t->workspace));
-    require(t->ctx, embed_tokens(t->model, samples->ids, b.rows, NULL, NULL, x));
+    require(t->ctx, embed_into(t->model, samples->ids, b.rows, x));
     puts("layer,cosine,relative_l2,worst_token_l2");
     for (t->layer = 0; t->layer < c->num_layers; t->layer++)
         run_layer(t, &b, x);

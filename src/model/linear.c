@@ -267,6 +267,24 @@ done:
     return status;
 }
 
+typedef struct embedded {
+    float *x; /* [count, hidden] */
+    size_t hidden;
+} embedded;
+
+static tare_status put_row(void *user, size_t index, const float *x)
+{
+    const embedded *e = user;
+    memcpy(e->x + index * e->hidden, x, e->hidden * sizeof *x);
+    return TARE_OK;
+}
+
+tare_status embed_into(tare_model *model, const uint32_t *ids, size_t count, float *x)
+{
+    embedded e = {x, model->config.hidden_size};
+    return embed_tokens(model, ids, count, put_row, NULL, &e);
+}
+
 gemm_compute compute_default(const tare_model *model)
 {
     bool amx = strcmp(tare_cpu_name(model->ctx), "amx") == 0;

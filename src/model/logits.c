@@ -1,7 +1,5 @@
 /* Float logits of one sequence, streamed: one layer's weights at a time, the head in panels of
  * rows. */
-#include <string.h>
-
 #include "model/linear.h"
 #include "tensor/convert.h"
 
@@ -39,18 +37,6 @@ static tare_status head_rows(void *user, size_t first, size_t count, const void 
     return TARE_OK;
 }
 
-typedef struct embedded {
-    float *x; /* [count, hidden] */
-    size_t hidden;
-} embedded;
-
-static tare_status embed_row(void *user, size_t index, const float *x)
-{
-    const embedded *e = user;
-    memcpy(e->x + index * e->hidden, x, e->hidden * sizeof *x);
-    return TARE_OK;
-}
-
 static tare_status run_layer(tare_model *model, size_t layer, const batch *b, decoder_workspace *w,
                              float *x)
 {
@@ -83,8 +69,7 @@ tare_status tare_model_logits(tare_model *model, const uint32_t *ids, size_t cou
         status = TARE_E_MEMORY;
         goto done;
     }
-    embedded e = {x, h};
-    TRY(embed_tokens(model, ids, count, embed_row, NULL, &e));
+    TRY(embed_into(model, ids, count, x));
     TRY(decoder_workspace_create(model, count, count, TARE_F32, &w));
     for (size_t i = 0; i < model->config.num_layers; i++)
         TRY(TARE_WRAP(ctx, run_layer(model, i, &b, &w, x), "layer %zu", i));
