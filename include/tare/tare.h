@@ -139,14 +139,14 @@ typedef struct tare_quantize_options {
         *calib; /* calibration file (docs/calibration.md); NULL only for schemes that need none */
     const tare_recipe *recipe; /* NULL: the defaults */
     bool overwrite;            /* replace an earlier output in `out` */
-    bool resume; /* go on with an unfinished run in `out`; a finished one is left as it is */
-    bool no_resume;            /* make no checkpoints: nothing is left to go on from */
-    size_t checkpoint_every;   /* layers between two checkpoints; 0: 20 seconds */
-    const char *scratch_dir;   /* for hidden states that do not fit; NULL: inside `out` */
-    bool verify;               /* check the staged output before it appears; on by default */
-    bool probe;                /* tare_quantize_plan measures this machine; on by default */
-    bool copy_code;            /* also copy the checkpoint's *.py files (never run) */
-    const char *report;        /* reserved, NULL */
+    bool resume;    /* go on with an unfinished run in `out`; a finished one is left as it is */
+    bool no_resume; /* make no checkpoints: nothing is left to go on from */
+    size_t checkpoint_every; /* layers between two checkpoints; 0: 20 seconds */
+    const char *scratch_dir; /* for hidden states that do not fit; NULL: inside `out` */
+    bool verify;             /* check the staged output before it appears; on by default */
+    bool probe;              /* tare_quantize_plan measures this machine; on by default */
+    bool copy_code;          /* also copy the checkpoint's *.py files (never run) */
+    const char *report;      /* reserved, NULL */
     /* For tests: most tokens of the samples that go through a layer together; 0: chosen. The output
      * does not depend on it. */
     size_t batch_rows;

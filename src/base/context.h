@@ -4,8 +4,8 @@
 #ifndef TARE_BASE_CONTEXT_H
 #define TARE_BASE_CONTEXT_H
 
-#include <stdarg.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 
 #include "tare/tare.h"
@@ -16,7 +16,7 @@ struct tare_context {
     atomic_int cancelled;
     atomic_flag error_lock;
     pthread_mutex_t callback_lock; /* log and progress: one call at a time */
-    struct thread_pool *pool; /* base/parallel.c; NULL: one thread */
+    struct thread_pool *pool;      /* base/parallel.c; NULL: one thread */
     char error[2048];
 };
 

@@ -14,8 +14,8 @@ void parallel_free(tare_context *ctx);
  * thread < threads. */
 void parallel_for(const tare_context *ctx, size_t count,
                   void (*body)(void *user, size_t index, int thread), void *user);
-/* The calling thread runs its loops alone from now on: it works in the background, and must not take
- * the threads from who computes. */
+/* The calling thread runs its loops alone from now on: it works in the background, and must not
+ * take the threads from who computes. */
 void parallel_alone(void);
 int parallel_threads(const tare_context *ctx);
 /* Cores that this process may use. */

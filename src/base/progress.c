@@ -22,10 +22,9 @@ static void report(const progress *p, size_t sample, size_t samples)
                        .total = p->total,
                        .sample = sample,
                        .samples = samples,
-                       .eta_seconds = p->done > p->skipped
-                                          ? elapsed / (done - (double)p->skipped) *
-                                                ((double)p->total - done)
-                                          : -1};
+                       .eta_seconds = p->done > p->skipped ? elapsed / (done - (double)p->skipped) *
+                                                                 ((double)p->total - done)
+                                                           : -1};
     pthread_mutex_lock(&p->ctx->callback_lock);
     p->ctx->options.progress(p->ctx->options.user, &t);
     pthread_mutex_unlock(&p->ctx->callback_lock);

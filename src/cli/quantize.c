@@ -57,7 +57,8 @@ static const char usage[] =
     "  --resume                   go on with a run that was interrupted or killed\n"
     "  --checkpoint-every K       make a checkpoint after K layers (default: after 20 seconds)\n"
     "  --no-resume                make no checkpoints\n"
-    "  --scratch-dir DIR          where hidden states go that do not fit in memory (default: inside "
+    "  --scratch-dir DIR          where hidden states go that do not fit in memory (default: "
+    "inside "
     "the output folder)\n"
     "  --no-verify                leave out the check of the result\n"
     "  --copy-code                also copy the checkpoint's *.py files (they are never run)\n"
@@ -217,7 +218,8 @@ static int run(int argc, char **argv)
         return EXIT_USAGE;
     }
     if (every && !cli_count(every, &o.checkpoint_every)) {
-        fprintf(stderr, "tare quantize: --checkpoint-every: \"%s\" is no number of layers\n", every);
+        fprintf(stderr, "tare quantize: --checkpoint-every: \"%s\" is no number of layers\n",
+                every);
         return EXIT_USAGE;
     }
     o.model = options.positional[0];

@@ -9,8 +9,8 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include "file/io_internal.h"
 #include "base/sort.h"
+#include "file/io_internal.h"
 
 enum { REMOVE_MAX_DEPTH = 32 };
 

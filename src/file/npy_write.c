@@ -7,9 +7,9 @@ struct npy_writer {
     tare_context *ctx;
     char *path;
     file_writer *file;
-    buffer pending; /* pickle text not yet appended to the file */
-    uint64_t left;  /* bytes of the current entry that are still to come */
-    uint64_t end;   /* of what the file holds */
+    buffer pending;     /* pickle text not yet appended to the file */
+    uint64_t left;      /* bytes of the current entry that are still to come */
+    uint64_t end;       /* of what the file holds */
     XXH3_state_t *hash; /* of what the file holds */
 };
 

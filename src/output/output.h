@@ -4,14 +4,12 @@
  *   output_open       checks the folder (TARE_E_FOLDER)
  *   output_declare_*  once for every tensor that will be written, in model order: the shards are
  *                     planned from this
- *   output_begin      makes <dir>/.tare/stage, plans the shards, checks the free space, reserves the
- *                     files
- *   output_write_*    the data, a thread at a time, linears and FLOAT tensors in any order; with
- *                     SAVE_NUMPY a FLOAT tensor is written to its end before the next one begins
- *   output_finish     index, copied files, config.json, tare_run.json, description; verifies the
- *                     stage (TARE_E_VERIFY); renames, the description last
- *   output_free       in any case; without a successful finish (or output_keep) nothing stays in
- *                     the folder
+ *   output_begin      makes <dir>/.tare/stage, plans the shards, checks the free space, reserves
+ * the files output_write_*    the data, a thread at a time, linears and FLOAT tensors in any order;
+ * with SAVE_NUMPY a FLOAT tensor is written to its end before the next one begins output_finish
+ * index, copied files, config.json, tare_run.json, description; verifies the stage (TARE_E_VERIFY);
+ * renames, the description last output_free       in any case; without a successful finish (or
+ * output_keep) nothing stays in the folder
  *
  * One folder needed (any of: ascendv1; safe_tensor and/or numpy): it is `dir`; more: dir/ascendv1
  * and dir/safe_tensor. With `overwrite`, an earlier output's files go at the end of

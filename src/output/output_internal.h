@@ -179,8 +179,8 @@ tare_status output_copy_files(output *o, output_folder *f);
 size_t verify_numbers_bytes(size_t n);
 /* resume.c */
 /* Notes a written piece of a safetensors file. */
-tare_status output_note_range(output *o, output_folder *f, const planned_tensor *t,
-                              uint64_t offset, const void *data, size_t size);
+tare_status output_note_range(output *o, output_folder *f, const planned_tensor *t, uint64_t offset,
+                              const void *data, size_t size);
 /* Opens the files that the earlier process left, and marks what they hold. */
 tare_status output_reopen_files(output *o);
 void output_leave_files(output_folder *f);

@@ -17,8 +17,8 @@ static tare_status add_range(output *o, const saved_range *range)
     return status;
 }
 
-tare_status output_note_range(output *o, output_folder *f, const planned_tensor *t,
-                              uint64_t offset, const void *data, size_t size)
+tare_status output_note_range(output *o, output_folder *f, const planned_tensor *t, uint64_t offset,
+                              const void *data, size_t size)
 {
     const weight_file *w = &f->files[t->file];
     saved_range range = {.folder = (uint32_t)(f - o->folders),
@@ -77,8 +77,7 @@ static tare_status save_names(output *o, archive *a)
         const char *sub = strrchr(f->stage, '/') + 1;
         buffer path;
         buffer_init(&path, o->ctx);
-        buffer_printf(&path, "%s%s%s", o->num_folders > 1 ? sub : "",
-                      o->num_folders > 1 ? "/" : "",
+        buffer_printf(&path, "%s%s%s", o->num_folders > 1 ? sub : "", o->num_folders > 1 ? "/" : "",
                       r->tensor == WHOLE_FILE ? npy_file_name((npy_file)r->file)
                                               : f->files[r->file].name);
         bool fits = path.status == TARE_OK && path.length < sizeof name;

@@ -11,7 +11,7 @@
 #include "file/json.h"
 
 enum { JOURNAL_LIMIT = 256 << 20, DIGEST = 16 }; /* hex digits */
-#define LOCK_NAME "lock"
+#define LOCK_NAME    "lock"
 #define JOURNAL_NAME "journal"
 
 struct journal {

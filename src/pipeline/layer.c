@@ -10,8 +10,8 @@
 
 typedef struct calibrated_layer {
     run *run;
-    layer_output out;    /* linears, norms, and what is known of the inputs so far */
-    layer_source source; /* weights that have been read already */
+    layer_output out;                 /* linears, norms, and what is known of the inputs so far */
+    layer_source source;              /* weights that have been read already */
     observer *observers[GROUP_COUNT]; /* NULL: no member is quantized */
     fa_observer *fa;                  /* NULL: this attention goes without */
     /* Of the batch in work: */
@@ -305,7 +305,8 @@ static tare_status calibrate(calibrated_layer *c)
                 c->sample_of_row[at] = (uint32_t)i;
         }
         TRY(stream_get(r->states, row, b.rows, &x));
-        TRY(decoder_layer_forward(r->model, c->out.layer, &c->out.norms, &ops, &b, &r->workspace, x));
+        TRY(decoder_layer_forward(r->model, c->out.layer, &c->out.norms, &ops, &b, &r->workspace,
+                                  x));
         TRY(check_finite(r, x, b.rows * h));
         TRY(stream_put(r->states, row, b.rows, x));
         first += b.samples;

@@ -156,8 +156,7 @@ static uint64_t limit_by_owner(const run *r, uint64_t budget, size_t reserve)
 tare_status memory_plan_make(run *r, memory_plan *out)
 {
     bool given, found = false;
-    run_layout candidate = {
-        .batch_rows = most_batch_rows(r), .whole_layer = true, .overlap = true};
+    run_layout candidate = {.batch_rows = most_batch_rows(r), .whole_layer = true, .overlap = true};
     *out = (memory_plan){.reserve = reserve_bytes(r)};
     out->budget = limit_by_owner(r, budget_of(r, &given), out->reserve);
     size_t fixed = out->reserve + tare_memory_used(r->ctx);

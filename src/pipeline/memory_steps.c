@@ -323,8 +323,7 @@ static void first_pass(planner *p)
         float_step(p, i);
         p->now[TERM_WEIGHTS] = held;
     }
-    moment(p, r->model->head.name,
-           score_head_bytes(r));
+    moment(p, r->model->head.name, score_head_bytes(r));
     memcpy(p->now, before, sizeof before);
 }
 

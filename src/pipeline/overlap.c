@@ -11,7 +11,7 @@ struct run_overlap {
     background *reader, *writer;
     size_t layer; /* that is read ahead, into */
     layer_source source;
-    uint64_t read; /* ticket; 0: nothing is read ahead */
+    uint64_t read;       /* ticket; 0: nothing is read ahead */
     layer_output output; /* that is written behind */
     uint64_t written;
 };

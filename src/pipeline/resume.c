@@ -28,11 +28,11 @@ tare_status fingerprint_write(run *r, buffer *out)
     const dnnl_version_t *dnnl = dnnl_version();
     buffer_printf(out, "{\"version\": \"%s\", \"oneDNN\": \"%d.%d.%d\", \"cpu\": \"%s\"",
                   tare_version(), dnnl->major, dnnl->minor, dnnl->patch, tare_cpu_name(r->ctx));
-    buffer_printf(out, ", \"compute\": \"%s\", \"recipe\": ",
-                  r->compute == GEMM_BF16 ? "bf16" : "fp32");
+    buffer_printf(out,
+                  ", \"compute\": \"%s\", \"recipe\": ", r->compute == GEMM_BF16 ? "bf16" : "fp32");
     digest_write(out, recipe.data, recipe.length);
-    buffer_printf(out, ", \"copy_code\": \"%s\", \"calibration\": ",
-                  r->options->copy_code ? "yes" : "no");
+    buffer_printf(
+        out, ", \"copy_code\": \"%s\", \"calibration\": ", r->options->copy_code ? "yes" : "no");
     digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
     buffer_puts(out, ", \"lengths of the samples\": ");
     digest_write(out, r->samples.lengths, r->samples.count * sizeof *r->samples.lengths);
@@ -46,8 +46,8 @@ done:
     return status;
 }
 
-/* Compares what `write` writes now, a JSON map of strings, with what it wrote then; appends the keys
- * that differ. */
+/* Compares what `write` writes now, a JSON map of strings, with what it wrote then; appends the
+ * keys that differ. */
 static tare_status compare_maps(run *r, tare_status (*write)(run *r, buffer *out),
                                 const value *then, bool *same, buffer *changed)
 {

@@ -41,10 +41,11 @@ typedef struct layer_smoothing {
 
 /* How a run is laid out in memory. Chosen by the plan; the output never depends on it. */
 typedef struct run_layout {
-    size_t batch_rows; /* most rows (tokens) of one batch, but for a longer sample, which goes alone */
-    bool whole_layer;  /* float copies of all linears of a layer at once; else one at a time */
-    bool spill;        /* hidden states lie in scratch files */
-    bool overlap;      /* the next layer is read while this one is computed */
+    size_t
+        batch_rows; /* most rows (tokens) of one batch, but for a longer sample, which goes alone */
+    bool whole_layer; /* float copies of all linears of a layer at once; else one at a time */
+    bool spill;       /* hidden states lie in scratch files */
+    bool overlap;     /* the next layer is read while this one is computed */
 } run_layout;
 
 typedef struct run_overlap run_overlap;
@@ -53,12 +54,12 @@ typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE /* or weights alone */ } run_p
 
 /* Where the run stands in its journal (resume.c). */
 typedef struct run_resume {
-    journal *journal; /* NULL before resume_open */
-    bool records;     /* checkpoints are made */
-    bool finished;    /* there was nothing left to do */
-    bool restores;    /* the run goes on from a state: */
-    run_pass pass;    /* the pass in work */
-    size_t layer;     /* its first layer (weights alone: step) to do */
+    journal *journal;    /* NULL before resume_open */
+    bool records;        /* checkpoints are made */
+    bool finished;       /* there was nothing left to do */
+    bool restores;       /* the run goes on from a state: */
+    run_pass pass;       /* the pass in work */
+    size_t layer;        /* its first layer (weights alone: step) to do */
     unsigned generation; /* of that state; afterwards of the next one to write */
     uint64_t digest;
     bool worth_keeping; /* there is a checkpoint */
@@ -127,7 +128,8 @@ bool resume_due(run *r);
 tare_status resume_save(run *r, size_t next);
 /* output_options.before_publish */
 tare_status resume_before_publish(void *user);
-/* Ends output and journal: what resume needs stays if the run failed in a way that can be mended. */
+/* Ends output and journal: what resume needs stays if the run failed in a way that can be mended.
+ */
 void resume_close(run *r, tare_status status);
 
 /* ---- plan.c ---- */
@@ -143,8 +145,8 @@ size_t run_tensors(const run *r);
 
 /* ---- float_pass.c ---- */
 
-/* Runs the float model's layer over the float stream, in place: solves its smoothing and scores its linears, as the run asks. Loads `source` if it is
- * empty. */
+/* Runs the float model's layer over the float stream, in place: solves its smoothing and scores its
+ * linears, as the run asks. Loads `source` if it is empty. */
 tare_status float_layer_pass(run *r, size_t layer, layer_source *source);
 /* Accounted bytes, at most, of the buffers for scores. */
 size_t float_scoring_bytes(const run *r);

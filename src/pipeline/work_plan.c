@@ -176,8 +176,8 @@ static void plan_amounts(const run *r, tare_plan *out)
         [WORK_FLOAT] = {"float products", "operations", sum_linears(r, float_operations)},
         [WORK_SMOOTHING] = {"smoothing search", "weights", sum_linears(r, smoothed_weights)},
         [WORK_ATTENTION] = {"attention", "operations",
-                            attention_operations(
-                                r, r->scheme == LINEAR_W8A8 ? r->samples.count : 0) +
+                            attention_operations(r,
+                                                 r->scheme == LINEAR_W8A8 ? r->samples.count : 0) +
                                 attention_operations(r, r->float_samples)},
         [WORK_QUANTIZE] = {"quantizing weights", "weights", sum_linears(r, quantized_weights)},
         [WORK_PACK] = {"packing weights", "weights", sum_linears(r, packed_weights)},

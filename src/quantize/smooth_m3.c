@@ -352,12 +352,12 @@ size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const 
         packing = x + mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, n, first_rows)) +
                   mem_array_bytes(n * n, sizeof(float)) +
                   gemm_float_bytes(ctx, GEMM_FP32, first_rows, n, 1);
-    return x + mem_array_bytes(CANDIDATES * n, sizeof(float)) +           /* scales */
+    return x + mem_array_bytes(CANDIDATES * n, sizeof(float)) +                     /* scales */
            mem_array_bytes(n, sizeof(float)) + mem_array_bytes(n, sizeof(double)) + /* mu */
            mem_array_bytes(threads, sizeof(m3_scratch)) +
-           threads * (mem_array_bytes(GEMM_ROWS_SCRATCH, 1) + (native ? 2 : 1) * y +
-                      mem_array_bytes(n, sizeof(float)) +
-                      mem_array_bytes(ROWS * n, sizeof(float))) +
+           threads *
+               (mem_array_bytes(GEMM_ROWS_SCRATCH, 1) + (native ? 2 : 1) * y +
+                mem_array_bytes(n, sizeof(float)) + mem_array_bytes(ROWS * n, sizeof(float))) +
            mem_array_bytes(CANDIDATES * block_count(rows), sizeof(double)) +
            mem_array_bytes(CANDIDATES * rows, sizeof(kernel_grid)) +
            mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, outputs, n)) + packing;

@@ -5,10 +5,10 @@
 
 #include "base/context.h"
 #include "base/parallel.h"
-#include "tensor/round.h"
 #include "quantize/scheme.h"
 #include "tensor/convert.h"
 #include "tensor/kernels.h"
+#include "tensor/round.h"
 
 enum { PIECE_ELEMENTS = 65536 }; /* of one piece of parallel work */
 

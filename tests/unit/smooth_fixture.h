@@ -3,8 +3,8 @@
 #ifndef TARE_TESTS_SMOOTH_FIXTURE_H
 #define TARE_TESTS_SMOOTH_FIXTURE_H
 
-#include "tensor/round.h"
 #include "quantize/smooth.h"
+#include "tensor/round.h"
 #include "tensor_fixture.h"
 
 enum { MAX_TARGETS = 4, MAX_SAMPLES = 6 };

@@ -1,5 +1,5 @@
-/* A whole run on a tiny model with something going wrong at the n-th allocation, at the n-th call to
- * the operating system, or with a kill there: every fault is a clear error without a leak and
+/* A whole run on a tiny model with something going wrong at the n-th allocation, at the n-th call
+ * to the operating system, or with a kill there: every fault is a clear error without a leak and
  * without a file under a final name, and a killed run goes on to the same bytes.
  *
  * The linker's --wrap hands the calls to the functions below (CMakeLists.txt). Which points are
@@ -18,7 +18,14 @@
 
 /* ---- the calls ---- */
 
-typedef enum call_kind { CALL_READ, CALL_WRITE, CALL_SYNC, CALL_RESERVE, CALL_RENAME, CALLS } call_kind;
+typedef enum call_kind {
+    CALL_READ,
+    CALL_WRITE,
+    CALL_SYNC,
+    CALL_RESERVE,
+    CALL_RENAME,
+    CALLS
+} call_kind;
 
 typedef enum fault_action { COUNT, FAIL, SHORT, KILL } fault_action;
 
@@ -95,10 +102,9 @@ static bool weights_alone;
 static tare_status set_recipe(tare_recipe *recipe)
 {
     static const char *const settings[][2] = {
-        {"quant.act_method", "3"},         {"anti_outlier.anti_method", "m4"},
-        {"fa_quant", "true"}, {"fa_quant.fa_amp", "1"},          {"fallback.disable_level", "L1"},
-        {"calibration.samples", "3"},      {"run.dtype", "bfloat16"},
-        {"save.types", "ascendv1,numpy"},
+        {"quant.act_method", "3"}, {"anti_outlier.anti_method", "m4"}, {"fa_quant", "true"},
+        {"fa_quant.fa_amp", "1"},  {"fallback.disable_level", "L1"},   {"calibration.samples", "3"},
+        {"run.dtype", "bfloat16"}, {"save.types", "ascendv1,numpy"},
     };
     tare_status status = TARE_OK;
     if (weights_alone)
@@ -341,8 +347,7 @@ static void the_disk_may_be_full(void **state)
 static void every_sync_and_rename_may_fail(void **state)
 {
     (void)state;
-    each_call_fails((bool[CALLS]){[CALL_SYNC] = true, [CALL_RENAME] = true}, EIO,
-                    "sync or rename");
+    each_call_fails((bool[CALLS]){[CALL_SYNC] = true, [CALL_RENAME] = true}, EIO, "sync or rename");
 }
 
 static void short_reads_and_writes_change_nothing(void **state)
