@@ -60,6 +60,7 @@ done:
 static tare_status publish_folder(output *o, output_folder *f)
 {
     tare_status status = TARE_OK;
+    TRY(folder_create(o->ctx, f->dir));
     for (size_t i = 0; i < f->num_staged; i++) {
         if (i + 1 == f->num_staged) /* the last file says that the others are there */
             TRY(folder_sync(o->ctx, f->dir));
@@ -94,8 +95,7 @@ tare_status output_publish(output *o)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < o->num_folders; i++) {
-        TRY(folder_create(o->ctx, o->folders[i].dir));
-        if (o->options.overwrite)
+        if (o->options.overwrite && path_exists(o->folders[i].dir))
             TRY(remove_old(o, o->folders[i].dir));
     }
     if (o->options.before_publish)

@@ -106,9 +106,9 @@ def test_smallest_budget_of_a_wide_layer(flags, wide, tmp_path):
     check_smallest(*wide, tmp_path, flags)
 
 
-@pytest.mark.skipif(not SMOLLM2.exists(), reason="no SmolLM2 (make demo, or TARE_SMOLLM2)")
-def test_smallest_budget_of_a_real_model(tmp_path):
-    check_smallest(SMOLLM2, EXAMPLES / "prompts.jsonl", tmp_path, ["--samples", "4"])
+if SMOLLM2.exists():
+    def test_smallest_budget_of_a_real_model(tmp_path):
+        check_smallest(SMOLLM2, EXAMPLES / "prompts.jsonl", tmp_path, ["--samples", "4"])
 
 
 @pytest.mark.parametrize("flags", [[], ["--act-method", "3", "--anti-method", "m1"]], ids=" ".join)
