@@ -7,6 +7,7 @@ import filecmp
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -76,7 +77,8 @@ def test_random_kills(setting, tmp_path):
 def stop_in_the_middle(setting, out, number):
     """A run that was stopped behind its first checkpoint and before its end."""
     for share in (0.5, 0.6, 0.4, 0.7, 0.3, 0.8, 0.2, 0.9) * 3:
-        code, stderr = start_and_stop(setting, out, number, share * setting[3], "--overwrite")
+        shutil.rmtree(out, ignore_errors=True)
+        code, stderr = start_and_stop(setting, out, number, share * setting[3])
         journal = out / ".tare" / "journal"
         if journal.exists() and len(journal.read_text().splitlines()) > 1:
             return code, stderr
