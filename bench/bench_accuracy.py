@@ -28,7 +28,7 @@ BASE = {"--act-method": "3", "--disable-level": "L5", "--disable-names": "*.mlp.
 PLAIN = {"--act-method": "1"}
 SETTINGS = {
     "plain": PLAIN,
-    "plain, down_proj float": PLAIN | {"--disable-names": "*.mlp.down_proj"},
+    "plain + down_proj float": PLAIN | {"--disable-names": "*.mlp.down_proj"},
     **{anti: BASE | {"--anti-method": anti}
        for anti in ("none", "m1", "m2", "m3", "m4", "m5", "m6")},
     "down_proj quantized": BASE | {"--disable-names": None},

@@ -98,6 +98,7 @@ if ORACLE.exists() and BOOLQ.exists():
         assert judged("--recipe", "llama3.1-70b", model=planted_outliers) <= 0.065
 
     # 0.0407 is what msModelSlim itself reaches with this recipe, its model in FP32.
-    def test_accuracy_of_compat(judged):
-        kl = judged("--recipe", "llama3.1-70b", "--compat", "msmodelslim", "--dtype", "float32")
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+    def test_accuracy_of_compat(dtype, judged):
+        kl = judged("--recipe", "llama3.1-70b", "--compat", "msmodelslim", "--dtype", dtype)
         assert abs(kl / 0.0407 - 1) <= 0.12
