@@ -5,7 +5,7 @@
  * (spec/anti_outlier.md 1.6). */
 #include <string.h>
 
-#include "pipeline/run.h"
+#include "pipeline/memory_plan.h"
 
 /* layer_ops.linears with this as `user`. */
 typedef struct float_work {
@@ -311,6 +311,7 @@ tare_status float_pass(run *r)
 {
     tare_status status = TARE_OK;
     size_t layers = r->model->config.num_layers;
+    memory_plan_pass(r, r->plan, PASS_FLOAT);
     progress_begin(&r->progress, r->ctx, "score", "layer", layers);
     if (!r->resume.restores) {
         TRY(create_states(r, true));
@@ -332,6 +333,7 @@ tare_status float_pass(run *r)
     }
     if (!r->linears[r->num_linears - 1].is_float)
         TRY(score_head(r));
+    overlap_stop(r);
     stream_free(r->float_states);
     r->float_states = NULL;
     r->resume.layer = 0;

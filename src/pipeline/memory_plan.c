@@ -153,17 +153,27 @@ static uint64_t limit_by_owner(const run *r, uint64_t budget, size_t reserve)
                                                                              : budget;
 }
 
+/* With one batch each float copy is used once anyway. */
+static bool copies_pay(const run *r, size_t batch_rows)
+{
+    size_t first = r->float_samples
+                       ? batch_next(r->samples.lengths, 0, r->float_samples, batch_rows).samples
+                       : 0;
+    return first < r->float_samples;
+}
+
 tare_status memory_plan_make(run *r, memory_plan *out)
 {
     bool given, found = false;
-    run_layout candidate = {.batch_rows = most_batch_rows(r), .whole_layer = true, .overlap = true};
+    run_layout candidate = {.batch_rows = most_batch_rows(r), .overlap = true};
+    candidate.whole_layer = copies_pay(r, candidate.batch_rows);
     *out = (memory_plan){.reserve = reserve_bytes(r)};
     out->budget = limit_by_owner(r, budget_of(r, &given), out->reserve);
-    size_t fixed = out->reserve + tare_memory_used(r->ctx);
+    size_t fixed = out->fixed = out->reserve + tare_memory_used(r->ctx);
     max_memory_warn(r->ctx, &r->recipe->max_memory);
     do {
         memory_peak peak;
-        memory_plan_peak(r, &candidate, fixed, &peak);
+        memory_plan_peak(r, &candidate, fixed, NULL, &peak);
         size_t loading = tare_memory_peak(r->ctx) + out->reserve;
         if (loading > peak.total) {
             peak = (memory_peak){.total = loading, .unit = "tokenizer and prompts"};
@@ -178,4 +188,21 @@ tare_status memory_plan_make(run *r, memory_plan *out)
             out->smallest = peak;
     } while (next_layout(r, &candidate));
     return found ? TARE_OK : refuse(r, out, given);
+}
+
+void memory_plan_pass(run *r, const memory_plan *plan, run_pass pass)
+{
+    const run_layout safe = r->layout;
+    bool exist = r->states || r->float_states;
+    run_layout candidate = {.batch_rows = safe.batch_rows, .overlap = true};
+    memory_peak peak;
+    candidate.whole_layer = copies_pay(r, candidate.batch_rows);
+    do {
+        candidate.spill = exist ? safe.spill : candidate.spill;
+        memory_plan_peak(r, &candidate, plan->fixed, &pass, &peak);
+        if (peak.total <= plan->budget) {
+            r->layout = candidate;
+            return;
+        }
+    } while (next_layout(r, &candidate) && candidate.batch_rows == safe.batch_rows);
 }

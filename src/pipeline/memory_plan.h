@@ -32,6 +32,7 @@ typedef struct memory_peak {
 typedef struct memory_plan {
     uint64_t budget;
     size_t reserve; /* of the budget, for what is not accounted */
+    size_t fixed;   /* that, and what was held when the plan was made */
     run_layout layout;
     memory_peak peak;     /* of `layout` */
     memory_peak smallest; /* of the layout that takes least */
@@ -41,7 +42,11 @@ typedef struct memory_plan {
  * the message names the smallest budget that works, where it goes, and what would lower it. *out is
  * filled in then too. To be called after sample_set_load, before anything of the output exists. */
 tare_status memory_plan_make(run *r, memory_plan *out);
-/* The peak of one layout; accounted bytes and `fixed`. */
-void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, memory_peak *out);
+/* Before a pass: the best layout for this pass alone, with the batches of the plan and what is
+ * known by now of the fallback, into r->layout; hidden states that exist stay where they are. */
+void memory_plan_pass(run *r, const memory_plan *plan, run_pass pass);
+/* The peak of one layout; accounted bytes and `fixed`. `only` NULL: of the whole run. */
+void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_pass *only,
+                      memory_peak *out);
 
 #endif

@@ -127,10 +127,11 @@ static void float_step(planner *p, size_t layer)
 
 /* ---- the quantized layer ---- */
 
-/* disable_level decides later which linears stay float: the larger of the two counts. */
+/* Until disable_level has decided which linears stay float the larger of the two counts. */
 static bool may_be(const run *r, const fallback_linear *f, bool quantized)
 {
-    return quantized ? !f->is_float : f->is_float || r->recipe->disable_level > 0;
+    bool open = r->recipe->disable_level > 0 && !r->levels_known;
+    return quantized ? !f->is_float : f->is_float || open;
 }
 
 static size_t calibrate_bytes(const planner *p, size_t layer)
@@ -363,7 +364,8 @@ static size_t journal_bytes(const run *r)
     return BUFFERS + RANGE * run_tensors(r);
 }
 
-void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, memory_peak *out)
+void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_pass *only,
+                      memory_peak *out)
 {
     planner p = {.r = r, .layout = *chosen};
     size_t files = output_state_bytes(run_tensors(r), r->save) + journal_bytes(r);
@@ -373,7 +375,8 @@ void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, memory_pea
         p.now[TERM_WORKSPACE] = decoder_workspace_bytes(r->model, p.rows, r->samples.longest);
     if (r->two_passes) {
         p.now[TERM_SMOOTHING] = waiting_vectors(r);
-        first_pass(&p);
+        if (!only || *only == PASS_FLOAT)
+            first_pass(&p);
     }
     p.now[TERM_OUTPUT] = files;
     if (r->scheme == LINEAR_W8A16) {
@@ -381,7 +384,7 @@ void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, memory_pea
         p.now[TERM_FIXED] = fixed;
         p.now[TERM_OUTPUT] = files;
         moment(&p, "pieces of weights", weight_pass_bytes(r));
-    } else {
+    } else if (!only || *only == PASS_QUANTIZE) {
         second_pass(&p);
     }
     memset(p.now, 0, sizeof p.now);

@@ -158,6 +158,9 @@ static tare_status plan_memory(run *r)
     tare_status status = plan_run(r, &plan);
     if (status != TARE_OK)
         return status;
+    if (!(r->plan = arena_alloc(&r->arena, sizeof *r->plan)))
+        return TARE_E_MEMORY;
+    *r->plan = plan;
     TARE_INFO(r->ctx,
               "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s",
               (plan.peak.total >> 20) + 1, plan.peak.unit, r->two_passes ? 2 : 1,
@@ -212,6 +215,7 @@ static tare_status choose_fallback(run *r)
     if (!r->two_passes)
         return TARE_OK;
     TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
+    r->levels_known = true;
 done:
     return status;
 }
@@ -270,6 +274,7 @@ static tare_status run_layers(run *r)
 {
     tare_status status = TARE_OK;
     size_t layers = r->model->config.num_layers;
+    memory_plan_pass(r, r->plan, PASS_QUANTIZE);
     progress_begin(&r->progress, r->ctx, "calibrate", "layer", layers);
     if (!r->resume.restores)
         TRY(embed(r));

@@ -96,6 +96,8 @@ typedef struct run {
     layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
 
     run_layout layout;
+    struct memory_plan *plan;   /* the plan that it comes from */
+    bool levels_known;          /* disable_level has been decided */
     state_stream *states;       /* [samples.tokens, hidden_size] */
     state_stream *float_states; /* [float_tokens, hidden_size]; NULL: no float stream runs beside */
     decoder_workspace workspace;

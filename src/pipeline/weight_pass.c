@@ -45,7 +45,7 @@ typedef struct weight_pass {
     weight_step *steps;
     size_t num_steps;
     struct { /* bytes and rows of the largest piece */
-        size_t stored, quantized, scales, bias;
+        size_t stored, quantized, scales, bias, columns;
     } most;
     size_t step, row;   /* what is read next */
     weight_range range; /* of the matrix in work */
@@ -89,6 +89,7 @@ static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
         return;
     w->most.quantized = larger(w->most.quantized, rows * linear->k);
     w->most.scales = larger(w->most.scales, rows);
+    w->most.columns = larger(w->most.columns, linear->k);
     w->most.bias = larger(w->most.bias, linear->bias ? linear->bias->bytes : 0);
 }
 
@@ -142,11 +143,15 @@ size_t weight_pass_bytes(run *r)
     size_t piece = mem_array_bytes(file_read_room(w.most.stored), 1) +
                    mem_array_bytes(w.most.bias, 1) + mem_array_bytes(w.most.quantized, 1) +
                    2 * mem_array_bytes(w.most.scales, sizeof(float));
-    /* what is converted on its way out; a row's scratch a thread; the list of steps */
-    return PIECES * piece + 3 * mem_array_bytes(2 * w.most.stored, 1) +
-           mem_array_bytes(w.num_steps, sizeof(weight_step)) +
-           (size_t)parallel_threads(r->ctx) *
-               mem_array_bytes(larger(w.most.stored, w.most.quantized), sizeof(float));
+    /* the list of steps; a widened row a thread; in compat what is converted on its way out */
+    size_t others = mem_array_bytes(w.num_steps, sizeof(weight_step)) +
+                    mem_array_bytes((size_t)parallel_threads(r->ctx) * w.most.columns,
+                                    sizeof(float)) +
+                    mem_array_bytes(w.most.scales, sizeof(weight_range)) +
+                    mem_array_bytes(w.most.scales, sizeof(int64_t));
+    if (r->num.compat)
+        others += 3 * mem_array_bytes(2 * w.most.stored, 1);
+    return PIECES * piece + others;
 }
 
 /* ---- the pieces ---- */
