@@ -151,7 +151,8 @@ def main():
     seconds, peak, _ = measure.run([args.tare, "quantize", model, "--out", out, "--calib",
                                     model / "calib_ids.json", "--recipe", args.recipe or args.shape,
                                     "--samples", samples, "--disable-level", args.level,
-                                    "--overwrite", "--no-verify", "--quiet"])
+                                    "--overwrite", "--no-verify", "--quiet",
+                                     *(["--max-memory", args.max_memory] if args.max_memory else [])])
     after = os.times()
     cpu = (after.children_user + after.children_system - before.children_user
            - before.children_system) / os.cpu_count()
