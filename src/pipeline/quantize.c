@@ -167,7 +167,7 @@ static tare_status plan_memory(run *r)
               r->two_passes ? "passes" : "pass", plan.layout.batch_rows,
               plan.layout.overlap ? ", layers read ahead" : "",
               plan.layout.spill ? ", hidden states in scratch files" : "",
-              plan.layout.whole_layer ? "" : ", one linear at a time");
+              plan.layout.whole_layer || r->float_samples == 0 ? "" : ", one linear at a time");
     r->ctx->options.memory_limit = plan.budget - plan.reserve < SIZE_MAX
                                        ? (size_t)plan.budget - plan.reserve
                                        : 0;
