@@ -73,6 +73,7 @@ typedef struct output_folder {
  * file. */
 typedef struct saved_range {
     uint32_t folder, file, tensor; /* file: weight file, or npy_file */
+    uint32_t unused;               /* no padding: the bytes go to a file */
     uint64_t place;                /* in the file */
     uint64_t length, hash;         /* XXH3-64 */
 } saved_range;
