@@ -60,8 +60,6 @@ int cli_close(tare_context *ctx, tare_status status);
 /* Recipe file (may be NULL), then the given settings. */
 tare_status cli_recipe(tare_context *ctx, const common *options, const char *file,
                        tare_recipe **out);
-/* A whole number above 0. */
-bool cli_count(const char *text, size_t *out);
 /* A JSON string on stdout. */
 void cli_print_json(const char *text);
 /* The result of a dry run, on stdout. */

@@ -150,15 +150,6 @@ void cli_print_json(const char *text)
     putchar('"');
 }
 
-bool cli_count(const char *text, size_t *out)
-{
-    char *end;
-    errno = 0;
-    unsigned long long n = strtoull(text, &end, 10);
-    *out = (size_t)n;
-    return *text >= '0' && *text <= '9' && *end == 0 && n > 0 && errno == 0;
-}
-
 const char *cli_size(double bytes, char *text, size_t length)
 {
     static const char *const units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};

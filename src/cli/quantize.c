@@ -165,7 +165,7 @@ static int run(int argc, char **argv)
 {
     tare_quantize_options o;
     tare_quantize_options_init(&o);
-    const char *recipe_file = NULL, *every = NULL;
+    const char *recipe_file = NULL;
     bool dry_run = false;
     const flag flags[] = {
         {"--out", FLAG_TEXT, &o.out, NULL},
@@ -203,7 +203,7 @@ static int run(int argc, char **argv)
         {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
         {"--resume", FLAG_SWITCH, &o.resume, NULL},
         {"--no-resume", FLAG_SWITCH, &o.no_resume, NULL},
-        {"--checkpoint-every", FLAG_TEXT, &every, NULL},
+        {"--checkpoint-every", FLAG_COUNT, &o.checkpoint_every, NULL},
         {"--scratch-dir", FLAG_TEXT, &o.scratch_dir, NULL},
         {"--no-verify", FLAG_OFF, &o.verify, NULL},
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
@@ -215,11 +215,6 @@ static int run(int argc, char **argv)
         return code < 0 ? 0 : code;
     if (!o.out && !dry_run) {
         fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
-        return EXIT_USAGE;
-    }
-    if (every && !cli_count(every, &o.checkpoint_every)) {
-        fprintf(stderr, "tare quantize: --checkpoint-every: \"%s\" is no number of layers\n",
-                every);
         return EXIT_USAGE;
     }
     o.model = options.positional[0];

@@ -301,3 +301,24 @@ tare_status folder_free_space(tare_context *ctx, const char *path, uint64_t *byt
         *bytes = UINT64_MAX;
     return TARE_OK;
 }
+
+tare_status folder_clear(tare_context *ctx, const char *path,
+                         bool (*keep)(const void *user, const char *name), const void *user)
+{
+    char **names = NULL;
+    size_t count = 0;
+    tare_status status = TARE_OK;
+    TRY(folder_list(ctx, path, &names, &count));
+    for (size_t i = 0; i < count; i++) {
+        if (keep(user, names[i]))
+            continue;
+        char *one = path_join(ctx, path, names[i]);
+        TRY(one ? TARE_OK : TARE_E_MEMORY);
+        status = path_remove(ctx, one);
+        mem_free(ctx, one);
+        TRY(status);
+    }
+done:
+    folder_list_free(ctx, names, count);
+    return status;
+}

@@ -99,6 +99,9 @@ tare_status file_rename(tare_context *ctx, const char *from, const char *to);
 tare_status folder_remove(tare_context *ctx, const char *path);
 /* Removes a file, or a folder with what is in it; an absent one is no error. */
 tare_status path_remove(tare_context *ctx, const char *path);
+/* Removes what is in a folder but for the names that `keep` wants. */
+tare_status folder_clear(tare_context *ctx, const char *path,
+                         bool (*keep)(const void *user, const char *name), const void *user);
 /* Free bytes on the file system of `path`. */
 tare_status folder_free_space(tare_context *ctx, const char *path, uint64_t *bytes);
 

@@ -217,39 +217,25 @@ tare_status output_restore(output *o, archive *a)
 
 /* ---- going on ---- */
 
-static bool is_ours(const output *o, const output_folder *f, const char *name)
+typedef struct left_folder {
+    const output *o;
+    const output_folder *f;
+} left_folder;
+
+/* What the end of a run stages is made anew. */
+static bool is_ours(const void *user, const char *name)
 {
-    for (size_t i = 0; i < f->num_files; i++)
-        if (strcmp(name, f->files[i].name) == 0)
+    const left_folder *l = user;
+    for (size_t i = 0; i < l->f->num_files; i++)
+        if (strcmp(name, l->f->files[i].name) == 0)
             return true;
-    for (size_t i = 0; i < o->saved.num_ranges; i++) {
-        const saved_range *r = &o->saved.ranges[i];
-        if (r->tensor == WHOLE_FILE && &o->folders[r->folder] == f &&
+    for (size_t i = 0; i < l->o->saved.num_ranges; i++) {
+        const saved_range *r = &l->o->saved.ranges[i];
+        if (r->tensor == WHOLE_FILE && &l->o->folders[r->folder] == l->f &&
             strcmp(name, npy_file_name((npy_file)r->file)) == 0)
             return true;
     }
     return false;
-}
-
-/* What the end of a run stages is made anew. */
-static tare_status remove_other_files(output *o, output_folder *f)
-{
-    char **names = NULL;
-    size_t count = 0;
-    tare_status status = TARE_OK;
-    TRY(folder_list(o->ctx, f->stage, &names, &count));
-    for (size_t i = 0; i < count; i++) {
-        if (is_ours(o, f, names[i]))
-            continue;
-        char *path = path_join(o->ctx, f->stage, names[i]);
-        TRY(path ? TARE_OK : TARE_E_MEMORY);
-        status = path_remove(o->ctx, path);
-        mem_free(o->ctx, path);
-        TRY(status);
-    }
-done:
-    folder_list_free(o->ctx, names, count);
-    return status;
 }
 
 /* Bytes of each tensor of a weight file that are there. */
@@ -315,7 +301,7 @@ tare_status output_reopen_files(output *o)
         output_folder *f = &o->folders[i];
         for (size_t j = 0; f->has_files && j < f->num_files; j++)
             TRY(reopen_file(o, f, j));
-        TRY(remove_other_files(o, f));
+        TRY(folder_clear(o->ctx, f->stage, is_ours, &(left_folder){o, f}));
     }
     for (size_t i = 0; i < o->saved.num_ranges; i++) {
         if (o->saved.ranges[i].tensor == WHOLE_FILE)

@@ -159,26 +159,17 @@ const value *journal_at(const journal *j, size_t index)
     return j->records[index];
 }
 
+static bool is_lock(const void *user, const char *name)
+{
+    (void)user;
+    return strcmp(name, LOCK_NAME) == 0;
+}
+
 static tare_status remove_content(journal *j)
 {
-    char **names = NULL;
-    size_t count = 0;
-    tare_status status = TARE_OK;
     file_leave(j->writer);
     j->writer = NULL;
-    TRY(folder_list(j->ctx, j->folder, &names, &count));
-    for (size_t i = 0; i < count; i++) {
-        if (strcmp(names[i], LOCK_NAME) == 0)
-            continue;
-        char *path = path_join(j->ctx, j->folder, names[i]);
-        TRY(path ? TARE_OK : TARE_E_MEMORY);
-        status = path_remove(j->ctx, path);
-        mem_free(j->ctx, path);
-        TRY(status);
-    }
-done:
-    folder_list_free(j->ctx, names, count);
-    return status;
+    return folder_clear(j->ctx, j->folder, is_lock, NULL);
 }
 
 tare_status journal_restart(journal *j)

@@ -418,22 +418,20 @@ static bool may_go_on(tare_status status)
 void resume_close(run *r, tare_status status)
 {
     run_resume *s = &r->resume;
+    char message[sizeof r->ctx->error];
     bool keep = status != TARE_OK && s->worth_keeping && may_go_on(status);
     if (keep && r->out)
         output_keep(r->out);
     output_free(r->out);
     r->out = NULL;
+    memcpy(message, tare_last_error(r->ctx), sizeof message);
     if (keep) {
-        char message[sizeof r->ctx->error];
-        memcpy(message, tare_last_error(r->ctx), sizeof message);
         TARE_FAIL(r->ctx, status, "%s; --resume goes on behind the last finished checkpoint",
                   message);
     } else if (s->journal && (status == TARE_OK || s->records || !journal_count(s->journal))) {
-        char message[sizeof r->ctx->error];
-        memcpy(message, tare_last_error(r->ctx), sizeof message);
         if (journal_remove(s->journal) != TARE_OK)
             TARE_WARN(r->ctx, "a temporary folder stays behind: %s", tare_last_error(r->ctx));
-        if (status != TARE_OK)
+        if (status != TARE_OK) /* what went wrong first is what stands */
             TARE_FAIL(r->ctx, status, "%s", message);
     }
     journal_close(s->journal);

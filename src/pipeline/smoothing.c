@@ -211,19 +211,9 @@ static tare_status archive_weight(archive *a, const model_linear *l, smooth_weig
     TRY(archive_bytes(a, &w->cols_scaled, sizeof w->cols_scaled));
     TRY(archive_bytes(a, &w->rows_first, sizeof w->rows_first));
     TRY(archive_bytes(a, &w->round, sizeof w->round));
-    if (archive_reads(a))
-        *w = (smooth_weight){.name = l->name,
-                             .n = l->n,
-                             .k = l->k,
-                             .row_scale = w->row_scale,
-                             .col_scale = w->col_scale,
-                             .bias = w->bias,
-                             .has_bias = w->has_bias,
-                             .stored = w->stored,
-                             .rows_scaled = w->rows_scaled,
-                             .cols_scaled = w->cols_scaled,
-                             .rows_first = w->rows_first,
-                             .round = w->round};
+    w->name = l->name;
+    w->n = l->n;
+    w->k = l->k;
 done:
     return status;
 }
