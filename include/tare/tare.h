@@ -102,6 +102,8 @@ TARE_API void tare_context_free(tare_context *ctx);
 TARE_API const char *tare_last_error(const tare_context *ctx);
 /* Makes the running call return TARE_E_CANCELLED soon. Safe in a signal handler. */
 TARE_API void tare_cancel(tare_context *ctx);
+/* Takes a cancellation back: calls work again. */
+TARE_API void tare_cancel_clear(tare_context *ctx);
 /* Bytes that the accounted allocator holds now, and the most it ever held (while a call of
  * tare_quantize or tare_quantize_plan runs: since the call began). */
 TARE_API size_t tare_memory_used(const tare_context *ctx);
@@ -127,6 +129,8 @@ TARE_API tare_status tare_recipe_load(tare_recipe *recipe, const char *path);
 TARE_API tare_status tare_recipe_set(tare_recipe *recipe, const char *name, const char *value);
 /* Appends to a list setting (fallback.disable_names, save.types). */
 TARE_API tare_status tare_recipe_append(tare_recipe *recipe, const char *name, const char *value);
+/* Bytes that run.max_memory grants the host; 0: no limit is set. */
+TARE_API uint64_t tare_recipe_memory_limit(const tare_recipe *recipe);
 
 /* ---- quantize
  * ---------------------------------------------------------------------------------------------------

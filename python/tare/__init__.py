@@ -1,0 +1,28 @@
+"""tare: post-training quantization of large language models.
+
+The names of msModelSlim's v0 interface, on libtare:
+
+    import tare
+    model = tare.load("SmolLM2-135M-Instruct", max_memory={"cpu": "2GiB"})
+    tokenizer = tare.Tokenizer("SmolLM2-135M-Instruct")
+    calib = [[tokenizer(text, return_tensors="np").input_ids] for text in texts]
+    tare.AntiOutlier(model, calib, tare.AntiOutlierConfig(anti_method="m3")).process()
+    calibrator = tare.Calibrator(model, tare.QuantConfig(mm_tensor=False), calib_data=calib)
+    calibrator.run()
+    calibrator.save("SmolLM2-W8A8", save_type=["safe_tensor"])
+
+A model may also be a transformers PreTrainedModel. docs/python.md tells the rest.
+"""
+from ._log import logger, set_logger_level
+from ._native import decode as _decode, lib as _lib
+from .anti_outlier import AntiOutlier, AntiOutlierConfig
+from .calibrator import Calibrator
+from .errors import TareError
+from .model import AutoModelForCausalLM, Model, load
+from .quant_config import QuantConfig
+from .tokenizer import AutoTokenizer, Tokenizer
+
+__version__ = _decode(_lib.tare_version())
+
+__all__ = ["AntiOutlier", "AntiOutlierConfig", "AutoModelForCausalLM", "AutoTokenizer", "Calibrator",
+           "Model", "QuantConfig", "TareError", "Tokenizer", "load", "logger", "set_logger_level"]

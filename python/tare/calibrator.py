@@ -1,0 +1,103 @@
+"""Calibrator: runs the calibration and writes the quantized checkpoint."""
+import json
+import os
+import re
+import tempfile
+
+from . import _memory, _samples, _sources
+from ._checks import check_compat, check_elements, check_number, check_type
+from ._context import recipe
+from ._log import logger
+from ._native import encode, ffi, lib
+from .quant_config import QuantConfig
+
+_SAVE_TYPES = ("numpy", "safe_tensor", "ascendV1", "ascendv1", "compressed-tensors")
+
+
+class Calibrator:
+    """Quantizes a model: a tare model, or a transformers PreTrainedModel, whose parameters are used
+    in place and left as they are (after run() it is not fake-quantized).
+
+    calib_data: a list, each element [input_ids], [input_ids, attention_mask] or a dict with these
+    names; torch or numpy, [rows, n] or [n]. disable_level "Ln": about n more linears stay float.
+    all_tensors and mix_cfg are accepted where they ask for nothing.
+    """
+
+    def __init__(self, model, cfg, calib_data=None, disable_level="L0", all_tensors=None,
+                 mix_cfg=None, *, compat=None):
+        self.model, self.source = model, _sources.source_of(model)
+        check_type(cfg, QuantConfig, "cfg")
+        check_type(disable_level, str, "disable_level")
+        if not re.fullmatch("L(0|[1-9][0-9]*)", disable_level):
+            raise ValueError(f"disable_level {disable_level!r} is not a level; possible: L0, L1, "
+                             "L2, …")
+        for name, value in (("all_tensors", all_tensors), ("mix_cfg", mix_cfg)):
+            if value is not None:
+                check_type(value, dict, name)
+            if value:
+                raise NotImplementedError(f"{name} is not available in this version of tare")
+        self.calib_data = _samples.token_ids([] if calib_data is None else calib_data)
+        if not self.calib_data:
+            cfg.check_data_free()
+        self.cfg, self.disable_level, self.logger = cfg, disable_level, logger
+        self.compat = cfg.compat if compat is None else check_compat(compat)
+        self.settings = self._settings()
+        self.result = None
+        self._done = False
+
+    def _settings(self):
+        source, smoothing = self.source, _sources.smoothing_of(self.model)
+        settings = self.cfg.recipe_settings() + _memory.settings(source.max_memory)
+        settings.append(("fallback.disable_level", self.disable_level))
+        if source.serving_dtype:
+            settings.append(("run.dtype", source.serving_dtype))
+        if self.compat:
+            settings.append(("run.compat", self.compat))
+        return settings + (smoothing.cfg.recipe_settings() if smoothing else [])
+
+    def run(self, int_infer=False):
+        """Calibrates. int_infer has no effect: the result is the same."""
+        check_type(int_infer, bool, "int_infer")
+        self._done = True
+
+    def save(self, output_path, safetensors_name=None, json_name=None, save_type=None,
+             part_file_size=None):
+        """Writes the quantized model into the folder output_path, replacing an earlier output there.
+
+        save_type: a list of "numpy" (also if it is None), "safe_tensor", "ascendv1",
+        "compressed-tensors". part_file_size: GiB of a shard; None: one file (ascendv1 and
+        compressed-tensors: 4)."""
+        check_type(output_path, (str, os.PathLike), "output_path")
+        save_type = ["numpy"] if not save_type else save_type
+        check_elements(save_type, str, list, "save_type")
+        for one in save_type:
+            if one not in _SAVE_TYPES:
+                raise ValueError(f"save_type {one!r} is not known; possible: "
+                                 f"{', '.join(_SAVE_TYPES)}")
+        if part_file_size is not None:
+            check_number(part_file_size, int, 1, None, "part_file_size")
+        for name, value, end in (("safetensors_name", safetensors_name, ".safetensors"),
+                                 ("json_name", json_name, ".json")):
+            if value is not None:
+                check_type(value, str, name)
+                if not value.endswith(end) or "/" in value or len(value) == len(end):
+                    raise ValueError(f"{name} {value!r} must be a file name that ends in {end}")
+        if not self._done:
+            raise RuntimeError("run() must come before save()")
+        self._quantize(output_path, save_type, part_file_size)
+
+    def _quantize(self, output_path, save_type, part_file_size):
+        settings = self.settings + [("save.types", save_type)]
+        if part_file_size is not None:
+            settings.append(("save.part_file_size", part_file_size))
+        options = ffi.new("tare_quantize_options *")
+        lib.tare_quantize_options_init(options)
+        result = ffi.new("tare_quantize_result *")
+        context = self.source.context
+        with recipe(context, settings) as r, tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump([ids.tolist() for ids in self.calib_data], file)
+            file.flush()
+            strings = encode(self.source.path), encode(output_path), encode(file.name)
+            options.model, options.out, options.calib = strings
+            options.recipe, options.overwrite = r, True
+            context.run(lib.tare_quantize, context.handle, options, result)
