@@ -138,9 +138,17 @@ TARE_API uint64_t tare_recipe_memory_limit(const tare_recipe *recipe);
 
 typedef struct tare_quantize_options {
     const char *model; /* Hugging Face checkpoint folder */
-    const char *out;   /* output folder; made if absent */
+    /* Or, with `model` NULL, an open model; its tensors are read from where it has them. What a
+     * model in memory takes is the process's, and counts towards run.max_memory. */
+    const tare_model *source;
+    const char *out; /* output folder; made if absent */
     const char
         *calib; /* calibration file (docs/calibration.md); NULL only for schemes that need none */
+    /* Or, with `calib` NULL, samples in memory: token ids one sample after the other, and the
+     * number of tokens of each. */
+    const uint32_t *calib_ids;
+    const size_t *calib_lengths; /* [calib_count] */
+    size_t calib_count;
     const tare_recipe *recipe; /* NULL: the defaults */
     bool overwrite;            /* replace an earlier output in `out` */
     bool resume;    /* go on with an unfinished run in `out`; a finished one is left as it is */
@@ -283,6 +291,30 @@ TARE_API tare_status tare_tokenize_file(tare_context *ctx, const char *model, co
 /* Opens a checkpoint folder: reads config.json and the headers of the weight files, checks every
  * tensor's presence, shape and dtype. No weight is read yet. */
 TARE_API tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **out);
+
+/* A tensor in the caller's memory. */
+typedef struct tare_tensor {
+    const char *name;  /* as in a checkpoint: "model.layers.0.self_attn.q_proj.weight" */
+    const char *dtype; /* as in a safetensors header: "BF16", "F16", "F32", … */
+    size_t rank;
+    const size_t *shape; /* [rank] */
+    /* [rank] in elements; NULL: contiguous. Anything but contiguous rows is TARE_E_MODEL. */
+    const ptrdiff_t *strides;
+    const void *data;
+    size_t bytes;
+} tare_tensor;
+
+/* A model of tensors in memory. They are used in place, a layer at a time, and must stay as they
+ * are until the model, and every call that it is the `source` of, is done; the table itself, its
+ * names and shapes are copied. `config_json` is the text of a config.json; NULL: it is read from
+ * `folder`. `folder` (may be NULL) also has the tokenizer, and what tare_quantize copies into its
+ * output beside the weights. Tensors are checked as those of a folder are; a tied head may be
+ * given too, if it lies where the embedding does. Outputs are byte-identical to those from a folder
+ * that holds the same tensors in the same order, but for what comes from the folder's other files
+ * and what tare_run.json says of the weight files. */
+TARE_API tare_status tare_model_from_tensors(tare_context *ctx, const char *config_json,
+                                             const char *folder, const tare_tensor *tensors,
+                                             size_t count, tare_model **out);
 TARE_API void tare_model_free(tare_model *model);
 TARE_API size_t tare_model_vocab_size(const tare_model *model);
 /* Float logits [count, vocab_size] of one sequence, streamed layer by layer, in FP32. */

@@ -48,6 +48,8 @@ static tare_status check_contents(output *o, const char *dir)
 
 static tare_status check_overlap(output *o)
 {
+    if (!o->model_dir)
+        return TARE_OK;
     if (!path_contains(o->dir, o->model_dir) && !path_contains(o->model_dir, o->dir))
         return TARE_OK;
     return TARE_FAIL(o->ctx, TARE_E_FOLDER,
@@ -115,7 +117,8 @@ tare_status output_prepare_folders(output *o)
     char *work = NULL;
 
     TRY(resolve(o, o->options.dir, &o->dir));
-    TRY(resolve(o, o->options.model_dir, &o->model_dir));
+    if (o->options.model_dir)
+        TRY(resolve(o, o->options.model_dir, &o->model_dir));
     TRY(check_overlap(o));
     work = output_path(o, o->dir, WORK_FOLDER);
     o->stage = work ? output_path(o, work, "stage") : NULL;

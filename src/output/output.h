@@ -25,8 +25,10 @@
 enum { SAVE_ASCENDV1 = 1, SAVE_SAFE_TENSOR = 2, SAVE_NUMPY = 4 };
 
 typedef struct output_options {
-    const char *dir, *model_dir;
-    unsigned save;      /* SAVE_* bits, at least one */
+    const char *dir;
+    const char *model_dir;   /* of what is copied beside the weights; NULL: nothing is */
+    const char *config_json; /* text of the model's config.json; NULL: that in model_dir */
+    unsigned save;           /* SAVE_* bits, at least one */
     int part_file_size; /* GiB; 0: one file; -1: the save type's default (ascendv1 4, others one
                            file) */
     numerics num;

@@ -91,7 +91,7 @@ struct output {
     tare_context *ctx;
     arena arena;
     output_options options;
-    char *dir, *stage, *model_dir; /* real paths */
+    char *dir, *stage, *model_dir; /* real paths; model_dir NULL: there is none */
     bool made_dir, staged, begun, head_quantized, numpy_widened;
     size_t num_linears;
     size_t num_fa, fa_kept, fa_written; /* modules declared, that will have tensors, written */

@@ -16,7 +16,10 @@ static tare_status open_model(run *r)
 {
     tare_status status = TARE_OK;
     const tare_recipe *recipe = r->recipe;
-    TRY(tare_model_open(r->ctx, r->options->model, &r->model));
+    if (r->options->source)
+        TRY(model_reopen(r->ctx, r->options->source, &r->model));
+    else
+        TRY(tare_model_open(r->ctx, r->options->model, &r->model));
     const model_config *c = &r->model->config;
     r->num.compat = recipe->compat;
     r->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype
@@ -72,13 +75,21 @@ static void plan_float_stream(run *r)
     r->float_beside = !r->two_passes && r->float_samples > 0;
 }
 
+static bool samples_given(const run *r)
+{
+    return r->options->calib || r->options->calib_count > 0;
+}
+
 static tare_status load_samples(run *r)
 {
     const model_config *c = &r->model->config;
-    if (!r->options->calib)
+    if (!samples_given(r))
         return TARE_FAIL(r->ctx, TARE_E_USAGE, "W8A8 needs calibration samples: give --calib FILE");
     sample_options o = {.file = r->options->calib,
-                        .model = r->options->model,
+                        .ids = r->options->calib_ids,
+                        .lengths = r->options->calib_lengths,
+                        .count = r->options->calib_count,
+                        .model = r->model->folder,
                         .samples = (size_t)r->recipe->samples,
                         .max_length = (size_t)r->recipe->max_length,
                         .model_max = c->max_position_embeddings,
@@ -98,7 +109,8 @@ static tare_status load_samples(run *r)
 tare_status open_output(run *r)
 {
     output_options o = {.dir = r->options->out,
-                        .model_dir = r->options->model,
+                        .model_dir = r->model->folder,
+                        .config_json = r->model->config_given ? r->model->config_json : NULL,
                         .save = r->save,
                         .part_file_size = (int)r->recipe->part_file_size,
                         .num = r->num,
@@ -117,7 +129,7 @@ tare_status open_output(run *r)
 /* Weights alone need prompts for nothing but a ranking. */
 static bool needs_samples(const run *r)
 {
-    bool given = r->options->calib != NULL;
+    bool given = samples_given(r);
     if (r->scheme == LINEAR_W8A8)
         return true;
     if (r->recipe->disable_level > 0 && !given)
@@ -378,6 +390,18 @@ static size_t run_end(run *r, tare_recipe *owned)
     return own;
 }
 
+static tare_status check_options(tare_context *ctx, const tare_quantize_options *o)
+{
+    if (!o->model == !o->source)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "a model is needed: a folder or an open model");
+    if (o->calib && o->calib_count > 0)
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "calibration samples come from a file or from memory, not from both");
+    if (o->calib_count > 0 && (!o->calib_ids || !o->calib_lengths))
+        return TARE_FAIL(ctx, TARE_E_USAGE, "calibration samples in memory lack ids or lengths");
+    return TARE_OK;
+}
+
 static void note_memory(const memory_plan *m, tare_plan *out)
 {
     const memory_peak *p = m->peak.total ? &m->peak : &m->smallest;
@@ -407,8 +431,7 @@ tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *o
     memory_plan memory = {0};
     run r;
     *plan = (tare_plan){.seconds = -1};
-    if (!options->model)
-        return TARE_FAIL(ctx, TARE_E_USAGE, "a model folder is needed");
+    TRY(check_options(ctx, options));
     TRY(run_init(&r, ctx, options, &defaults));
     status = plan_run(&r, &memory);
     note_memory(&memory, plan);
@@ -428,10 +451,13 @@ tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *option
     run r;
     result = result ? result : &ignored;
     *result = (tare_quantize_result){0};
-    if (!options->model || !options->out)
-        return TARE_FAIL(ctx, TARE_E_USAGE, "a model folder and an output folder are needed");
+    tare_status status = check_options(ctx, options);
+    if (status != TARE_OK)
+        return status;
+    if (!options->out)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "an output folder is needed");
     size_t owners_limit = ctx->options.memory_limit;
-    tare_status status = run_init(&r, ctx, options, &defaults);
+    status = run_init(&r, ctx, options, &defaults);
     if (status == TARE_OK)
         status = run_all(&r, result);
     overlap_stop(&r); /* nobody writes any more */

@@ -315,7 +315,7 @@ tare_status run_record(run *r, buffer *out);
 void digest_write(buffer *out, const void *data, size_t length);
 /* Members of a JSON map: digests of what the weight files' headers say. */
 tare_status fingerprint_files(run *r, buffer *out);
-/* A JSON map: when each weight file was changed last. */
+/* A JSON map: when each weight file was changed last, or a digest of all values in memory. */
 tare_status fingerprint_times(run *r, buffer *out);
 
 #endif
