@@ -321,6 +321,42 @@ TARE_API size_t tare_model_vocab_size(const tare_model *model);
 TARE_API tare_status tare_model_logits(tare_model *model, const uint32_t *ids, size_t count,
                                        float *logits);
 
+/* ---- FA scales of the caller's own attention
+ * -------------------------------------------------------------------------------
+ *
+ * tare_quantize observes q, k and v itself. For a model that only its owner's program can run,
+ * these are the statistics behind the INT8 scales, one observer a tensor kind and attention module.
+ */
+
+/* q, k or v: element (b, head, token, channel) wherever it lies. */
+typedef struct tare_fa_tensor {
+    const char *dtype; /* "F32", "F16", "BF16" or "F64" */
+    const void *data;
+    size_t shape[4];      /* batch, heads, tokens, channels */
+    ptrdiff_t strides[4]; /* in elements */
+} tare_fa_tensor;
+
+typedef struct tare_fa_observer tare_fa_observer;
+
+/* `module` names the attention in messages; `kind` is 'q', 'k' or 'v'. */
+TARE_API tare_status tare_fa_observer_create(tare_context *ctx, const char *module, char kind,
+                                             tare_fa_observer **out);
+TARE_API void tare_fa_observer_free(tare_fa_observer *o);
+/* One calibration sample. TARE_E_DATA: no elements, or another number of heads than before;
+ * TARE_E_NUMERIC: NaN or infinity. Nothing changes on failure. */
+TARE_API tare_status tare_fa_observer_add(tare_fa_observer *o, const tare_fa_tensor *tensor);
+/* 0 before the first sample. */
+TARE_API size_t tare_fa_observer_heads(const tare_fa_observer *o);
+/* scales [heads], rounded to `dtype` ("F32", "F16", "BF16"); all offsets are 0. */
+TARE_API tare_status tare_fa_observer_scales(const tare_fa_observer *o, const char *dtype,
+                                             float *scales);
+/* How hard the first sample is to quantize; 0 before it. */
+TARE_API float tare_fa_observer_score(const tare_fa_observer *o);
+/* fallback [count] <- whether a module is one of the `fa_amp` hardest, by scores [count,3] of its
+ * q, k and v. */
+TARE_API tare_status tare_fa_fall_back(tare_context *ctx, const char *const *modules, size_t count,
+                                       const float *scores, size_t fa_amp, bool *fallback);
+
 #ifdef __cplusplus
 }
 #endif

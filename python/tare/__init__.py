@@ -18,6 +18,7 @@ from ._native import decode as _decode, lib as _lib
 from .anti_outlier import AntiOutlier, AntiOutlierConfig
 from .calibrator import Calibrator
 from .errors import TareError
+from .fa_quantizer import FAQuantizer, TensorType, fa_tensors
 from .model import AutoModelForCausalLM, Model, load
 from .quant_config import QuantConfig
 from .tokenizer import AutoTokenizer, Tokenizer

@@ -7,6 +7,7 @@ the positions whose attention_mask is 0.
 import numpy as np
 
 from ._checks import check_type
+from ._native import ffi
 
 
 def as_array(value, name):
@@ -73,3 +74,13 @@ def token_ids(calib_data, name="calib_data"):
                 raise ValueError(f"{where}: a sample without tokens")
             samples.append(sample)
     return samples
+
+
+class Joined:
+    """Samples as C takes them: ids one sample after the other, and lengths. NULL without samples."""
+
+    def __init__(self, samples):
+        self._ids = np.concatenate(samples) if samples else np.empty(0, np.uint32)
+        self.count = len(samples)
+        self.ids = ffi.from_buffer("uint32_t[]", self._ids) if samples else ffi.NULL
+        self.lengths = ffi.new("size_t[]", [s.size for s in samples]) if samples else ffi.NULL

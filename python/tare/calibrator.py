@@ -1,8 +1,6 @@
 """Calibrator: runs the calibration and writes the quantized checkpoint."""
-import json
 import os
 import re
-import tempfile
 
 from . import _memory, _samples, _sources
 from ._checks import check_compat, check_elements, check_number, check_type
@@ -90,14 +88,13 @@ class Calibrator:
         settings = self.settings + [("save.types", save_type)]
         if part_file_size is not None:
             settings.append(("save.part_file_size", part_file_size))
-        options = ffi.new("tare_quantize_options *")
-        lib.tare_quantize_options_init(options)
         result = ffi.new("tare_quantize_result *")
-        context = self.source.context
-        with recipe(context, settings) as r, tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-            json.dump([ids.tolist() for ids in self.calib_data], file)
-            file.flush()
-            strings = encode(self.source.path), encode(output_path), encode(file.name)
-            options.model, options.out, options.calib = strings
-            options.recipe, options.overwrite = r, True
+        context, ids = self.source.context, _samples.Joined(self.calib_data)
+        with recipe(context, settings) as r, self.source.open() as model:
+            options = ffi.new("tare_quantize_options *")
+            lib.tare_quantize_options_init(options)
+            out = encode(output_path)
+            options.source, options.out, options.recipe, options.overwrite = model, out, r, True
+            options.calib_ids, options.calib_lengths = ids.ids, ids.lengths
+            options.calib_count = ids.count
             context.run(lib.tare_quantize, context.handle, options, result)

@@ -1,4 +1,5 @@
 """tare.load and its model: a checkpoint on disk that C reads, layer by layer or at once."""
+import contextlib
 import os
 import pathlib
 
@@ -69,7 +70,6 @@ class Model:
         self.context = Context(limit, threads) if limit or threads else shared_context()
         self.config = read_json(self.path, "config.json", required=True)
         self.generation_config = read_json(self.path, "generation_config.json")
-        self.smoothing = None  # AntiOutlier.process() leaves its result here
         out = ffi.new("tare_model **")
         self.context.call(lib.tare_model_open, self.context.handle, encode(self.path), out)
         self._context_handle = self.context.handle  # outlives the model's
@@ -81,6 +81,11 @@ class Model:
 
     def __repr__(self):
         return f"<tare.Model {self.config.get('model_type')} in {self.path}>"
+
+    @contextlib.contextmanager
+    def open(self):
+        """The tare_model, as Calibrator and the others take it (tare._sources)."""
+        yield self.handle
 
     # ---- what a script does to every model
 

@@ -380,11 +380,6 @@ tare_status tare_recipe_append(tare_recipe *r, const char *name, const char *tex
                                        : set_text(r, s, text);
 }
 
-uint64_t tare_recipe_memory_limit(const tare_recipe *r)
-{
-    return max_memory_of(&r->max_memory, DEVICE_CPU);
-}
-
 /* ---- YAML ---- */
 
 enum { RECIPE_LIMIT = 1 << 20 };
