@@ -221,6 +221,25 @@ typedef struct tare_plan {
 TARE_API tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
                                         tare_plan *plan);
 
+/* ---- scores of layers
+ * -----------------------------------------------------------------------------------------------
+ */
+
+/* How hard the input of a linear is to quantize; x: all its elements in all samples, FP32.
+ * QUANTILE: (2 max|x| / 254) / (third quartile - first quartile), of every 100th value of each
+ * sample's sorted elements. STD: max|x| / the largest of the samples' std(x - (column max + column
+ * min)). */
+typedef enum tare_range_method { TARE_RANGE_QUANTILE, TARE_RANGE_STD } tare_range_method;
+
+/* Runs the float model over the calibration data, layer by layer, and calls `score` once for each
+ * linear, in module order, lm_head last. Linears that read the same input have equal scores. Of
+ * `options` model or source, the calibration data, scratch_dir (NULL: hidden states stay in memory)
+ * and of the recipe the sections calibration and run count; no output folder is touched. A `score`
+ * that fails ends the call with its status. */
+TARE_API tare_status
+tare_score_layers(tare_context *ctx, const tare_quantize_options *options, tare_range_method method,
+                  tare_status (*score)(void *user, const char *name, double value), void *user);
+
 /* ---- verify, inspect
  * -------------------------------------------------------------------------------------------- */
 

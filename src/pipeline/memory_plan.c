@@ -46,9 +46,10 @@ static size_t most_batch_rows(const run *r)
 /* False: there is no smaller one. */
 static bool next_layout(const run *r, run_layout *l)
 {
+    bool can_spill = r->goal == GOAL_OUTPUT || r->options->scratch_dir;
     if (l->overlap) {
         l->overlap = false;
-    } else if (!l->spill) {
+    } else if (!l->spill && can_spill) {
         l->spill = true;
     } else if (l->whole_layer) {
         l->whole_layer = false;

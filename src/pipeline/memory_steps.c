@@ -121,6 +121,8 @@ static void float_step(planner *p, size_t layer)
         p->now[TERM_ACTIVATIONS] -= watched;
     }
     p->now[TERM_SMOOTHING] += smooth;
+    if (r->goal == GOAL_SCORES)
+        p->now[TERM_SCRATCH] += layer_selectors_bytes(r);
     layer_moment(p, layer, forward_bytes(p, layer));
     memcpy(p->now, before, sizeof before);
 }
@@ -324,7 +326,8 @@ static void first_pass(planner *p)
         float_step(p, i);
         p->now[TERM_WEIGHTS] = held;
     }
-    moment(p, r->model->head.name, score_head_bytes(r));
+    moment(p, r->model->head.name,
+           score_head_bytes(r) + (r->goal == GOAL_SCORES ? layer_selectors_bytes(r) : 0));
     memcpy(p->now, before, sizeof before);
 }
 
@@ -377,6 +380,10 @@ void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_
         p.now[TERM_SMOOTHING] = waiting_vectors(r);
         if (!only || *only == PASS_FLOAT)
             first_pass(&p);
+    }
+    if (r->goal != GOAL_OUTPUT) {
+        *out = p.peak;
+        return;
     }
     p.now[TERM_OUTPUT] = files;
     if (r->scheme == LINEAR_W8A16) {

@@ -27,7 +27,7 @@ static tare_status open_model(run *r)
                                       : TARE_F32;
     if (r->num.compat)
         r->model->load_dtype = r->num.dtype;
-    if (r->num.dtype == TARE_F32 && !r->num.compat)
+    if (r->num.dtype == TARE_F32 && !r->num.compat && r->goal == GOAL_OUTPUT)
         TARE_WARN(
             r->ctx,
             "the serving dtype is float32, which engines serve as float16: give --dtype float16 or "
@@ -64,14 +64,18 @@ static void plan_float_stream(run *r)
     size_t all = r->samples.count;
     r->wants_scores = r->recipe->disable_level > 0 ||
                       (r->recipe->act_method == 3 && r->scheme == LINEAR_W8A8);
+    r->wants_scores = r->wants_scores && r->goal == GOAL_OUTPUT;
     r->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
     if (r->smoothing)
         r->float_samples = r->smooth.method == SMOOTH_M3 ? 1 : all;
+    if (r->goal == GOAL_SCORES)
+        r->float_samples = all;
     if (r->wants_scores && r->float_samples < r->score_samples)
         r->float_samples = r->score_samples;
     r->score_tokens = tokens_of(r, r->score_samples);
     r->float_tokens = tokens_of(r, r->float_samples);
-    r->two_passes = r->wants_scores && (r->recipe->disable_level > 0 || r->num.compat);
+    r->two_passes = r->goal != GOAL_OUTPUT ||
+                    (r->wants_scores && (r->recipe->disable_level > 0 || r->num.compat));
     r->float_beside = !r->two_passes && r->float_samples > 0;
 }
 
@@ -84,7 +88,8 @@ static tare_status load_samples(run *r)
 {
     const model_config *c = &r->model->config;
     if (!samples_given(r))
-        return TARE_FAIL(r->ctx, TARE_E_USAGE, "W8A8 needs calibration samples: give --calib FILE");
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "%s calibration samples: give --calib FILE",
+                         r->goal == GOAL_SCORES ? "scores need" : "W8A8 needs");
     sample_options o = {.file = r->options->calib,
                         .ids = r->options->calib_ids,
                         .lengths = r->options->calib_lengths,
@@ -130,7 +135,7 @@ tare_status open_output(run *r)
 static bool needs_samples(const run *r)
 {
     bool given = samples_given(r);
-    if (r->scheme == LINEAR_W8A8)
+    if (r->scheme == LINEAR_W8A8 || r->goal != GOAL_OUTPUT)
         return true;
     if (r->recipe->disable_level > 0 && !given)
         TARE_WARN(r->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
@@ -163,8 +168,7 @@ done:
     return status;
 }
 
-/* From here on accounted memory stays within the budget. */
-static tare_status plan_memory(run *r)
+tare_status plan_memory(run *r)
 {
     memory_plan plan;
     tare_status status = plan_run(r, &plan);
@@ -173,11 +177,11 @@ static tare_status plan_memory(run *r)
     if (!(r->plan = arena_alloc(&r->arena, sizeof *r->plan)))
         return TARE_E_MEMORY;
     *r->plan = plan;
+    int passes = r->two_passes && r->goal == GOAL_OUTPUT ? 2 : 1;
     TARE_INFO(r->ctx,
               "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s",
-              (plan.peak.total >> 20) + 1, plan.peak.unit, r->two_passes ? 2 : 1,
-              r->two_passes ? "passes" : "pass", plan.layout.batch_rows,
-              plan.layout.overlap ? ", layers read ahead" : "",
+              (plan.peak.total >> 20) + 1, plan.peak.unit, passes, passes == 1 ? "pass" : "passes",
+              plan.layout.batch_rows, plan.layout.overlap ? ", layers read ahead" : "",
               plan.layout.spill ? ", hidden states in scratch files" : "",
               plan.layout.whole_layer || r->float_samples == 0 ? "" : ", one linear at a time");
     r->ctx->options.memory_limit = plan.budget - plan.reserve < SIZE_MAX
@@ -186,8 +190,7 @@ static tare_status plan_memory(run *r)
     return TARE_OK;
 }
 
-/* What lives through all layers. */
-static tare_status alloc_workspace(run *r)
+tare_status alloc_workspace(run *r)
 {
     size_t rows = most_rows(r);
     rows = r->samples.tokens < rows ? r->samples.tokens : rows;
@@ -362,9 +365,8 @@ done:
     return status;
 }
 
-/* A run with the recipe of `options`, or the default one, which *owned then holds. */
-static tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
-                            tare_recipe **owned)
+tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
+                     tare_recipe **owned)
 {
     *owned = NULL;
     *r = (run){.ctx = ctx, .options = options, .recipe = options->recipe};
@@ -378,8 +380,7 @@ static tare_status run_init(run *r, tare_context *ctx, const tare_quantize_optio
     return status;
 }
 
-/* The end of a call; gives its own peak. */
-static size_t run_end(run *r, tare_recipe *owned)
+size_t run_end(run *r, tare_recipe *owned)
 {
     tare_context *ctx = r->ctx;
     size_t own = tare_memory_peak(ctx);
@@ -390,7 +391,7 @@ static size_t run_end(run *r, tare_recipe *owned)
     return own;
 }
 
-static tare_status check_options(tare_context *ctx, const tare_quantize_options *o)
+tare_status check_options(tare_context *ctx, const tare_quantize_options *o)
 {
     if (!o->model == !o->source)
         return TARE_FAIL(ctx, TARE_E_USAGE, "a model is needed: a folder or an open model");

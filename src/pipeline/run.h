@@ -1,6 +1,7 @@
 /* One quantization run: what its stages share. quantize.c holds the run as a whole, plan.c decides
  * and declares, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer
- * and the head; weight_pass.c is all that a run of weights alone needs. */
+ * and the head; weight_pass.c is all that a run of weights alone needs. float_goals.c holds the
+ * runs that end with the float pass: scores, smoothing. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
@@ -13,6 +14,7 @@
 #include "pipeline/streams.h"
 #include "quantize/fa3.h"
 #include "quantize/fallback.h"
+#include "quantize/layer_selector.h"
 #include "quantize/observer.h"
 #include "quantize/recipe.h"
 #include "quantize/score.h"
@@ -67,8 +69,16 @@ typedef struct run_resume {
     size_t layers_since;
 } run_resume;
 
+/* What a run is for. */
+typedef enum run_goal {
+    GOAL_OUTPUT,
+    GOAL_SCORES /* of all linears, by range_method: the float pass over all samples, no output */
+} run_goal;
+
 typedef struct run {
     tare_context *ctx;
+    run_goal goal;
+    tare_range_method range_method;
     const tare_quantize_options *options;
     const tare_recipe *recipe;
     linear_scheme scheme;
@@ -110,6 +120,18 @@ typedef struct run {
 
 /* ---- quantize.c ---- */
 
+/* The beginning and the end of a call: a run with the recipe of `options`, or the default one,
+ * which *owned then holds. run_end gives the call's own peak of memory. */
+tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
+                     tare_recipe **owned);
+size_t run_end(run *r, tare_recipe *owned);
+/* What can be refused before any weight is read; from then on accounted memory stays within the
+ * budget. */
+tare_status plan_memory(run *r);
+/* What lives through all layers. */
+tare_status alloc_workspace(run *r);
+/* Is there one model, and at most one source of samples? */
+tare_status check_options(tare_context *ctx, const tare_quantize_options *o);
 /* The output, after all checks of its folder. */
 tare_status open_output(run *r);
 /* The hidden states, empty: of the float stream, or of the calibrating one. */
@@ -152,8 +174,10 @@ size_t run_tensors(const run *r);
 tare_status float_layer_pass(run *r, size_t layer, layer_source *source);
 /* Accounted bytes, at most, of the buffers for scores. */
 size_t float_scoring_bytes(const run *r);
-/* Scores the head, whose input is the final norm's output. */
+/* Scores the head (as the goal says), whose input is the final norm's output. */
 tare_status score_head(run *r);
+/* Accounted bytes, at most, of scores by range_method for one layer, updates included. */
+size_t layer_selectors_bytes(const run *r);
 /* All layers: the first of two passes. */
 tare_status float_pass(run *r);
 

@@ -108,6 +108,33 @@ static inline void assert_same_folders(const char *a, const char *b, const char 
         fail_msg("%s: %.*s", command, (int)n, difference);
 }
 
+/* Like each_allocation_fails, at about 40 places of a long work. */
+static inline void some_allocations_fail(tare_status (*work)(tare_context *ctx, void *user),
+                                         void *user)
+{
+    long total = 0, step = 1;
+    for (long n = 1L << 40; n >= 0; n = n == 1L << 40 ? total - 1 : n - step) {
+        fault f = {.left = n};
+        tare_context_options options;
+        tare_context_options_init(&options);
+        options.threads = 1;
+        options.allow_allocation = fault_allow;
+        options.user = &f;
+        tare_context *ctx;
+        assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
+        tare_status status = work(ctx, user);
+        if (n == 1L << 40) { /* how many there are */
+            assert_ok(ctx, status);
+            total = n - f.left;
+            step = total / 40 + 1;
+        } else if (status != TARE_E_MEMORY && status != TARE_OK) {
+            fail_msg("allocation %ld of %ld: status %d: %s", n, total, (int)status,
+                     tare_last_error(ctx));
+        }
+        free_context(ctx);
+    }
+}
+
 static inline void remove_tree(const char *path)
 {
     tare_context *ctx = new_context(1);
