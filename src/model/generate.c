@@ -158,6 +158,7 @@ static generation_work work_of(const tare_generate_options *o, const size_t *len
 static void free_sequence(generate_run *r, sequence *s)
 {
     kv_cache_free(&s->cache);
+    mem_free(r->model->ctx, s->generator);
     mem_free(r->model->ctx, s->ids);
     *s = (sequence){0};
 }
@@ -166,16 +167,22 @@ static tare_status begin_sequence(generate_run *r, size_t prompt, sequence *s)
 {
     tare_status status = TARE_OK;
     const model_config *c = &r->model->config;
+    const tare_generate_options *o = r->options;
     size_t length = r->lengths[prompt];
     *s = (sequence){.prompt = prompt,
                     .length = length,
                     .count = length,
-                    .most = generation_most(c, length, r->options->max_new_tokens)};
+                    .most = generation_most(c, length, o->max_new_tokens)};
     s->ids = mem_alloc_array(r->model->ctx, s->most, sizeof *s->ids);
     TRY(s->ids ? TARE_OK : TARE_E_MEMORY);
+    if (o->do_sample) {
+        s->generator = mem_alloc(r->model->ctx, sizeof *s->generator);
+        TRY(s->generator ? TARE_OK : TARE_E_MEMORY);
+        sampler_seed(s->generator, o->seed, o->records ? o->records[prompt] : (uint32_t)prompt);
+    }
     memcpy(s->ids, r->prompts[prompt], length * sizeof *s->ids);
     TRY(kv_cache_create(r->model->ctx, c->num_layers, c->num_kv_heads * c->head_dim, s->most - 1,
-                        r->layout.spill ? r->options->scratch_dir : NULL, &s->cache));
+                        r->layout.spill ? o->scratch_dir : NULL, &s->cache));
 done:
     if (status != TARE_OK)
         free_sequence(r, s);
@@ -253,7 +260,7 @@ static tare_status run_pass(generate_run *r)
     for (size_t i = 0; i < f->num_sequences; i++) {
         sequence *s = f->sequences[i];
         tare_finish finish;
-        s->ids[s->count] = sampler_choose(&r->sampler, &s->sampling, f->logits + i * vocab, s->ids,
+        s->ids[s->count] = sampler_choose(&r->sampler, s->generator, f->logits + i * vocab, s->ids,
                                           s->count);
         s->count++;
         if (is_complete(r, s, &finish))

@@ -85,7 +85,7 @@ static size_t peak_bytes(const tare_model *model, const generation_work *work, c
         results = MEM_ABSURD;
     size_t bytes = texts + smaller(results, MEM_ABSURD) + forward_bytes(model, l, s->most) +
                    sampler_bytes(model->config.vocab_size, work->sampled) +
-                   mem_array_bytes(l->batch, sizeof(sequence)) + 16384;
+                   mem_array_bytes(l->batch, sizeof(sequence) + sizeof(rng) + 256) + 16384;
     if (work->max_new > 0)
         bytes += key_value_bytes(model, s, l->batch, l->spill);
     if (l->mode == WEIGHTS_KEPT) {

@@ -278,8 +278,9 @@ tare_status embed_into(tare_model *model, const uint32_t *ids, size_t count, flo
     void *row = mem_alloc(model->ctx, row_bytes);
     if (!row)
         return TARE_E_MEMORY;
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++)
         TRY(check_id(model, ids[i]));
+    for (size_t i = 0; i < count; i++) {
         TRY(checkpoint_read(model->checkpoint, t, (uint64_t)ids[i] * row_bytes, row, row_bytes));
         model_widen(model, t->dtype, row, h, x + i * h);
     }
