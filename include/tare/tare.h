@@ -240,6 +240,42 @@ TARE_API tare_status
 tare_score_layers(tare_context *ctx, const tare_quantize_options *options, tare_range_method method,
                   tare_status (*score)(void *user, const char *name, double value), void *user);
 
+/* ---- FA scales of the caller's own attention
+ * -------------------------------------------------------------------------------
+ *
+ * tare_quantize observes q, k and v itself. For a model that only its owner's program can run,
+ * these are the statistics behind the INT8 scales, one observer a tensor kind and attention module.
+ */
+
+/* q, k or v: element (b, head, token, channel) wherever it lies. */
+typedef struct tare_fa_tensor {
+    const char *dtype; /* "F32", "F16", "BF16" or "F64" */
+    const void *data;
+    size_t shape[4];      /* batch, heads, tokens, channels */
+    ptrdiff_t strides[4]; /* in elements */
+} tare_fa_tensor;
+
+typedef struct tare_fa_observer tare_fa_observer;
+
+/* `module` names the attention in messages; `kind` is 'q', 'k' or 'v'. */
+TARE_API tare_status tare_fa_observer_create(tare_context *ctx, const char *module, char kind,
+                                             tare_fa_observer **out);
+TARE_API void tare_fa_observer_free(tare_fa_observer *o);
+/* One calibration sample. TARE_E_DATA: no elements, or another number of heads than before;
+ * TARE_E_NUMERIC: NaN or infinity. Nothing changes on failure. */
+TARE_API tare_status tare_fa_observer_add(tare_fa_observer *o, const tare_fa_tensor *tensor);
+/* 0 before the first sample. */
+TARE_API size_t tare_fa_observer_heads(const tare_fa_observer *o);
+/* scales [heads], rounded to `dtype` ("F32", "F16", "BF16"); all offsets are 0. */
+TARE_API tare_status tare_fa_observer_scales(const tare_fa_observer *o, const char *dtype,
+                                             float *scales);
+/* How hard the first sample is to quantize; 0 before it. */
+TARE_API float tare_fa_observer_score(const tare_fa_observer *o);
+/* fallback [count] <- whether a module is one of the `fa_amp` hardest, by scores [count,3] of its
+ * q, k and v. */
+TARE_API tare_status tare_fa_fall_back(tare_context *ctx, const char *const *modules, size_t count,
+                                       const float *scores, size_t fa_amp, bool *fallback);
+
 /* ---- verify, inspect
  * -------------------------------------------------------------------------------------------- */
 
@@ -340,41 +376,90 @@ TARE_API size_t tare_model_vocab_size(const tare_model *model);
 TARE_API tare_status tare_model_logits(tare_model *model, const uint32_t *ids, size_t count,
                                        float *logits);
 
-/* ---- FA scales of the caller's own attention
- * -------------------------------------------------------------------------------
+/* Lets go of the weights that tare_generate and tare_last_logprobs keep in the model between calls;
+ * tare_model_free does it too. */
+TARE_API void tare_model_unload(tare_model *model);
+
+/* ---- generate
+ * ---------------------------------------------------------------------------------------------------
  *
- * tare_quantize observes q, k and v itself. For a model that only its owner's program can run,
- * these are the statistics behind the INT8 scales, one observer a tensor kind and attention module.
- */
+ * Tokens that a model adds to prompts. FP32 arithmetic on the weights as they are stored. What
+ * comes out for a prompt depends on that prompt, its record number and the options alone: not on
+ * the other prompts, on `batch`, on threads or on the memory limit. The first call keeps the
+ * weights in the model, if they fit the context's memory_limit (0: 80 % of what the machine has
+ * free); else all prompts of a batch go through the model layer by layer, for each token anew. */
 
-/* q, k or v: element (b, head, token, channel) wherever it lies. */
-typedef struct tare_fa_tensor {
-    const char *dtype; /* "F32", "F16", "BF16" or "F64" */
-    const void *data;
-    size_t shape[4];      /* batch, heads, tokens, channels */
-    ptrdiff_t strides[4]; /* in elements */
-} tare_fa_tensor;
+typedef struct tare_generate_options {
+    size_t max_new_tokens; /* 20 */
+    bool do_sample;        /* false: always the most probable token, of equal ones the lowest id */
+    /* Below 0: as in the checkpoint's generation_config.json, else 1, 50, 1 and 1. */
+    double temperature; /* of do_sample */
+    int64_t top_k;      /* of do_sample; 0: all */
+    double top_p;       /* of do_sample */
+    double repetition_penalty;
+    /* The draws of do_sample: Mersenne Twister keyed by seed's low word, its high word and the
+     * record number (docs/generate.md). */
+    uint64_t seed;
+    const uint32_t *records; /* [n] record numbers; NULL: the prompts' indices */
+    /* Tokens that end a text. NULL: eos_token_id of generation_config.json, else of config.json;
+     * not NULL with num_eos 0: none. */
+    const uint32_t *eos_ids;
+    size_t num_eos;
+    size_t batch;            /* most prompts that are worked on together; 0: chosen */
+    const char *scratch_dir; /* for keys and values that do not fit in memory; NULL: they must */
+    /* Called with each new token at once; false: this prompt's text is complete. NULL: nobody
+     * looks. */
+    bool (*token)(void *user, size_t prompt, uint32_t id);
+    void *user;
+} tare_generate_options;
 
-typedef struct tare_fa_observer tare_fa_observer;
+typedef enum tare_finish {
+    TARE_FINISH_LENGTH,  /* max_new_tokens */
+    TARE_FINISH_EOS,     /* the last id is one of the end tokens */
+    TARE_FINISH_STOPPED, /* `token` returned false */
+    TARE_FINISH_CONTEXT, /* prompt and text fill max_position_embeddings */
+    TARE_FINISH_TOO_LONG /* the prompt alone is longer than that: nothing was generated */
+} tare_finish;
 
-/* `module` names the attention in messages; `kind` is 'q', 'k' or 'v'. */
-TARE_API tare_status tare_fa_observer_create(tare_context *ctx, const char *module, char kind,
-                                             tare_fa_observer **out);
-TARE_API void tare_fa_observer_free(tare_fa_observer *o);
-/* One calibration sample. TARE_E_DATA: no elements, or another number of heads than before;
- * TARE_E_NUMERIC: NaN or infinity. Nothing changes on failure. */
-TARE_API tare_status tare_fa_observer_add(tare_fa_observer *o, const tare_fa_tensor *tensor);
-/* 0 before the first sample. */
-TARE_API size_t tare_fa_observer_heads(const tare_fa_observer *o);
-/* scales [heads], rounded to `dtype` ("F32", "F16", "BF16"); all offsets are 0. */
-TARE_API tare_status tare_fa_observer_scales(const tare_fa_observer *o, const char *dtype,
-                                             float *scales);
-/* How hard the first sample is to quantize; 0 before it. */
-TARE_API float tare_fa_observer_score(const tare_fa_observer *o);
-/* fallback [count] <- whether a module is one of the `fa_amp` hardest, by scores [count,3] of its
- * q, k and v. */
-TARE_API tare_status tare_fa_fall_back(tare_context *ctx, const char *const *modules, size_t count,
-                                       const float *scores, size_t fa_amp, bool *fallback);
+/* The new tokens of one prompt, the end token included. */
+typedef struct tare_generation {
+    uint32_t *ids;
+    size_t count;
+    tare_finish finish;
+} tare_generation;
+
+/* What tare_generate would do. Bytes; memory is what the accounted allocator holds. */
+typedef struct tare_generation_plan {
+    uint64_t budget;          /* UINT64_MAX: none */
+    uint64_t smallest, peak;  /* the least that works; the most that is held, `peak` <= `budget` */
+    uint64_t weights;         /* of these: weights in memory */
+    uint64_t key_values;      /* keys and values of a batch, in memory or in scratch files */
+    uint64_t bytes_read_once; /* of the checkpoint, when the weights are kept */
+    uint64_t bytes_read_pass; /* for each pass */
+    size_t passes;            /* through the layers, at most: each gives a token to each prompt */
+    size_t batch;             /* prompts worked on together */
+    bool weights_kept, read_ahead, spill;
+} tare_generation_plan;
+
+TARE_API void tare_generate_options_init(tare_generate_options *options);
+/* results[n], freed by tare_generations_free; after a failure (TARE_E_CANCELLED too) they are
+ * empty. `options` NULL: the defaults. TARE_E_DATA: an empty prompt, an id beyond the vocabulary.
+ * TARE_E_BUDGET: the memory limit is too small; the message names the smallest that works. */
+TARE_API tare_status tare_generate(tare_model *model, const tare_generate_options *options,
+                                   const uint32_t *const *prompts, const size_t *lengths, size_t n,
+                                   tare_generation *results);
+TARE_API void tare_generations_free(tare_context *ctx, tare_generation *results, size_t n);
+/* logprobs [n, num_ids] <- the log-softmax (FP32) of the tokens ids[num_ids] behind each prompt. Of
+ * `options` (NULL: the defaults) only batch and scratch_dir count. NaN for a prompt that is
+ * longer than max_position_embeddings. */
+TARE_API tare_status tare_last_logprobs(tare_model *model, const tare_generate_options *options,
+                                        const uint32_t *const *prompts, const size_t *lengths,
+                                        size_t n, const uint32_t *ids, size_t num_ids,
+                                        float *logprobs);
+/* Reads no weight. TARE_E_BUDGET as tare_generate, with *plan filled in. */
+TARE_API tare_status tare_generate_plan(tare_model *model, const tare_generate_options *options,
+                                        const size_t *lengths, size_t n,
+                                        tare_generation_plan *plan);
 
 #ifdef __cplusplus
 }

@@ -42,6 +42,7 @@ struct tare_model {
     /* TARE_DTYPE_COUNT: weights are used as stored. F16, BF16, F32: float tensors are rounded to it
      * when they are read, as loading the model in that dtype does. */
     tare_dtype load_dtype;
+    struct generation *generation; /* what generation keeps between calls (generate.h); NULL yet */
 };
 
 /* The same model once more, for a caller that sets load_dtype; `source` must outlive it. */
