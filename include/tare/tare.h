@@ -51,6 +51,7 @@ typedef enum tare_status {
 typedef struct tare_context tare_context;
 typedef struct tare_recipe tare_recipe;
 typedef struct tare_model tare_model;
+typedef struct tare_smoothing tare_smoothing;
 typedef struct tare_tokenizer tare_tokenizer;
 
 /* ---- context
@@ -150,7 +151,10 @@ typedef struct tare_quantize_options {
     const size_t *calib_lengths; /* [calib_count] */
     size_t calib_count;
     const tare_recipe *recipe; /* NULL: the defaults */
-    bool overwrite;            /* replace an earlier output in `out` */
+    /* What tare_smooth found: it is applied, and none is computed. Its own settings stand in for
+     * the recipe's section anti_outlier. NULL: as the recipe says. */
+    const tare_smoothing *smoothing;
+    bool overwrite; /* replace an earlier output in `out` */
     bool resume;    /* go on with an unfinished run in `out`; a finished one is left as it is */
     bool no_resume; /* make no checkpoints: nothing is left to go on from */
     size_t checkpoint_every; /* layers between two checkpoints; 0: 20 seconds */
@@ -220,6 +224,39 @@ typedef struct tare_plan {
  * fits; the memory part of *plan is filled in then too. tare_quantize plans in the same way. */
 TARE_API tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
                                         tare_plan *plan);
+
+/* ---- smoothing
+ * ---------------------------------------------------------------------------------------------------
+ */
+
+/* Outlier suppression as a step of its own, with data of its own: scales (and shifts) that move
+ * outliers of activations into weights, for tare_quantize_options.smoothing. Of `options` model or
+ * source, the calibration data, scratch_dir (NULL: hidden states stay in memory) and of the recipe
+ * the sections anti_outlier (with an anti_method), calibration, run and the names in fallback
+ * count; no output folder is touched. The model is not changed. With the same model, data and
+ * recipe tare_quantize then writes the bytes that it writes alone, but for tare_run.json, which
+ * tells of the smoothing's own data. TARE_E_USAGE from tare_quantize if the smoothing's dtype,
+ * compat or model's shapes are others. */
+TARE_API tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
+                                 tare_smoothing **out);
+TARE_API void tare_smoothing_free(tare_smoothing *smoothing);
+
+/* What smoothing makes of a linear "L" or a norm "N", FP32:
+ *   "L.weight.columns" [in]   each column of L's weight is multiplied by it,
+ *   "L.weight.rows"    [out]  each row is divided by it,
+ *   "L.bias"           [out]  replaces the bias, or is a new one,
+ *   "N.weight", "N.bias" [C]  replace the norm's; a bias is there only if it is shifted.
+ * A vector that would change nothing is left out. */
+typedef struct tare_smoothing_vector {
+    const char *name;
+    const float *values; /* [length] */
+    size_t length;
+} tare_smoothing_vector;
+
+TARE_API size_t tare_smoothing_count(const tare_smoothing *smoothing);
+/* In model order; NULL behind the last. */
+TARE_API const tare_smoothing_vector *tare_smoothing_at(const tare_smoothing *smoothing,
+                                                        size_t index);
 
 /* ---- scores of layers
  * -----------------------------------------------------------------------------------------------

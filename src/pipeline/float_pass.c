@@ -290,9 +290,11 @@ static tare_status smooth_then_score(float_work *w, const layer_norms *norms, la
     w->measuring = r->wants_scores && !r->num.compat;
     if (r->wants_scores && r->num.compat)
         TRY(copy_scored(r, &again));
-    TRY(smoothing_watch(r, w->layer, w->watch));
+    if (smoothing_solves(r))
+        TRY(smoothing_watch(r, w->layer, w->watch));
     TRY(forward(w, norms));
-    TRY(smoothing_solve(r, w->layer, source, w->watch));
+    if (smoothing_solves(r))
+        TRY(smoothing_solve(r, w->layer, source, w->watch));
     smoothing_unwatch(r, w->watch);
     if (w->measuring)
         score_measured(w);
@@ -389,7 +391,8 @@ tare_status float_pass(run *r)
     tare_status status = TARE_OK;
     size_t layers = r->model->config.num_layers;
     memory_plan_pass(r, r->plan, PASS_FLOAT);
-    progress_begin(&r->progress, r->ctx, "score", "layer", layers);
+    progress_begin(&r->progress, r->ctx, r->goal == GOAL_SMOOTHING ? "smooth" : "score", "layer",
+                   layers);
     if (!r->resume.restores) {
         TRY(create_states(r, true));
         TRY(embed_tokens(r->model, r->samples.ids, r->float_tokens, put_float_row, NULL, r));

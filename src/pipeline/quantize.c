@@ -66,7 +66,7 @@ static void plan_float_stream(run *r)
                       (r->recipe->act_method == 3 && r->scheme == LINEAR_W8A8);
     r->wants_scores = r->wants_scores && r->goal == GOAL_OUTPUT;
     r->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
-    if (r->smoothing)
+    if (smoothing_solves(r))
         r->float_samples = r->smooth.method == SMOOTH_M3 ? 1 : all;
     if (r->goal == GOAL_SCORES)
         r->float_samples = all;
@@ -89,7 +89,9 @@ static tare_status load_samples(run *r)
     const model_config *c = &r->model->config;
     if (!samples_given(r))
         return TARE_FAIL(r->ctx, TARE_E_USAGE, "%s calibration samples: give --calib FILE",
-                         r->goal == GOAL_SCORES ? "scores need" : "W8A8 needs");
+                         r->goal == GOAL_SCORES      ? "scores need"
+                         : r->goal == GOAL_SMOOTHING ? "smoothing needs"
+                                                     : "W8A8 needs");
     sample_options o = {.file = r->options->calib,
                         .ids = r->options->calib_ids,
                         .lengths = r->options->calib_lengths,
@@ -373,11 +375,17 @@ tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *opt
     arena_init(&r->arena, ctx);
     /* The plan looks at the peak of this call alone. */
     r->earlier_peak = atomic_exchange(&ctx->memory_peak, atomic_load(&ctx->memory_used));
-    if (options->recipe)
-        return TARE_OK;
-    tare_status status = tare_recipe_create(ctx, owned);
-    r->recipe = *owned;
-    return status;
+    if (!options->recipe) {
+        tare_status status = tare_recipe_create(ctx, owned);
+        if (status != TARE_OK)
+            return status;
+        r->recipe = *owned;
+    }
+    if (options->smoothing) {
+        smoothing_recipe(options->smoothing, r->recipe, &r->effective);
+        r->recipe = &r->effective;
+    }
+    return TARE_OK;
 }
 
 size_t run_end(run *r, tare_recipe *owned)

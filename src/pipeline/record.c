@@ -227,6 +227,11 @@ tare_status run_record(run *r, buffer *out)
     buffer_puts(out, "\n  },\n");
     if (r->samples.count > 0)
         write_samples(r, out);
+    if (r->smoothing_given && status == TARE_OK) {
+        buffer_puts(out, "  \"smoothing\": ");
+        status = smoothing_record(r, r->options->smoothing, out);
+        buffer_puts(out, ",\n");
+    }
     buffer_puts(out, "  \"fingerprint\": ");
     if (status == TARE_OK)
         status = fingerprint_write(r, out);

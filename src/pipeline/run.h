@@ -72,6 +72,7 @@ typedef struct run_resume {
 /* What a run is for. */
 typedef enum run_goal {
     GOAL_OUTPUT,
+    GOAL_SMOOTHING, /* run.smoothing of all layers: the float pass, no output */
     GOAL_SCORES /* of all linears, by range_method: the float pass over all samples, no output */
 } run_goal;
 
@@ -81,6 +82,7 @@ typedef struct run {
     tare_range_method range_method;
     const tare_quantize_options *options;
     const tare_recipe *recipe;
+    tare_recipe effective; /* what `recipe` points to if the caller's does not hold as it is */
     linear_scheme scheme;
     tare_model *model;
     sample_set samples;
@@ -104,6 +106,7 @@ typedef struct run {
     size_t float_samples, float_tokens; /* the first samples, which the float stream carries */
     smooth_config smooth;
     layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
+    bool smoothing_given;       /* by the caller, who owns its vectors: none is solved */
 
     run_layout layout;
     struct memory_plan *plan;   /* the plan that it comes from */
@@ -190,8 +193,11 @@ typedef struct pair_watch {
     float *inputs; /* [rows, channels], the first of the pair's inputs; NULL: none are needed */
 } pair_watch;
 
-/* The configuration; run.smoothing if there is any. Checks disable_anti_names. */
+/* The configuration; run.smoothing if there is any. Checks disable_anti_names, or whether a given
+ * smoothing fits. */
 tare_status smoothing_plan(run *r);
+/* Is it this run that solves it? */
+bool smoothing_solves(const run *r);
 bool smoothing_shifts(const run *r);
 norm_kind smoothing_norm_kind(const run *r);
 /* Does a shift give `l` a bias that its architecture lacks? */
@@ -208,9 +214,11 @@ tare_status smoothing_norms(run *r, size_t layer, layer_norms *norms);
 /* Replaces a weight by the smoothed one: FP32 if it will be quantized, else as it is written. */
 tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw);
 void smoothing_free_layer(run *r, size_t layer);
+/* Frees what layer_smoothing owns. */
+void layer_smoothing_free(tare_context *ctx, layer_smoothing *s);
 /* The vectors of a layer (none: nothing is there), written to or read from an archive. */
 tare_status smoothing_archive(run *r, size_t layer, archive *a);
-/* Is `l` a target of a pair that is smoothed? */
+/* Is `l` a target of a pair that this run smooths? */
 bool smoothing_targets(const run *r, const model_linear *l);
 /* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
  * smoothing_solve beside that; of smoothing_weight with both its weights. */
@@ -218,6 +226,22 @@ size_t smoothing_layer_bytes(const run *r, size_t layer);
 size_t smoothing_watch_bytes(const run *r, size_t layer);
 size_t smoothing_solve_bytes(const run *r, size_t layer);
 size_t smoothing_weight_bytes(const run *r, const model_linear *l, bool quantize);
+
+/* ---- smoothing_handle.c ---- */
+
+/* The recipe with the smoothing's section anti_outlier. */
+void smoothing_recipe(const tare_smoothing *s, const tare_recipe *recipe, tare_recipe *out);
+/* Its configuration and vectors, which stay the smoothing's, into the run. TARE_E_USAGE unless they
+ * fit. */
+tare_status smoothing_take(run *r, const tare_smoothing *s);
+/* A digest of all vectors, as a JSON string. */
+tare_status smoothing_digest(run *r, const tare_smoothing *s, buffer *out);
+/* What tare_run.json says of it: a JSON map. */
+tare_status smoothing_record(run *r, const tare_smoothing *s, buffer *out);
+/* The result of a run with GOAL_SMOOTHING, which gives its vectors away. */
+tare_status smoothing_keep(run *r, tare_smoothing **out);
+/* Accounted bytes of that, at most, beside the vectors. */
+size_t smoothing_keep_bytes(const run *r);
 
 /* ---- layer.c, live_linear.c ---- */
 
