@@ -106,6 +106,10 @@ TARE_API void tare_cancel(tare_context *ctx);
  * tare_quantize or tare_quantize_plan runs: since the call began). */
 TARE_API size_t tare_memory_used(const tare_context *ctx);
 TARE_API size_t tare_memory_peak(const tare_context *ctx);
+/* Sets the context's memory_limit from a budget of the whole process, "cpu=8GiB" (the setting
+ * run.max_memory): what the program itself takes is set aside. TARE_E_BUDGET: nothing would be
+ * left. */
+TARE_API tare_status tare_context_set_max_memory(tare_context *ctx, const char *max_memory);
 /* "scalar", "avx2", "avx512" or "amx": the kernels in use. */
 TARE_API const char *tare_cpu_name(const tare_context *ctx);
 TARE_API const char *tare_version(void);
@@ -266,6 +270,18 @@ TARE_API tare_status tare_tokenizer_decode(tare_tokenizer *tokenizer, const uint
 TARE_API size_t tare_tokenizer_vocab_size(const tare_tokenizer *tokenizer);
 TARE_API void tare_free(tare_context *ctx, void *pointer);
 
+typedef struct tare_chat_message {
+    const char *role; /* "system", "user" or "assistant" */
+    const char *content;
+} tare_chat_message;
+
+/* The prompt that the chat model in the folder `model` expects behind these messages, for
+ * tare_tokenizer_encode without special tokens; freed with tare_free(). A chat template is code and
+ * is never run: the exact texts of published ones are known (docs/generate.md), another is
+ * TARE_E_MODEL. */
+TARE_API tare_status tare_chat_prompt(tare_context *ctx, const char *model,
+                                      const tare_chat_message *messages, size_t n, char **prompt);
+
 /* Calls `row` with the token ids of each sample of a calibration file, in order. */
 TARE_API tare_status tare_tokenize_file(tare_context *ctx, const char *model, const char *file,
                                         tare_status (*row)(void *user, const uint32_t *ids,
@@ -292,11 +308,11 @@ TARE_API void tare_model_unload(tare_model *model);
 /* ---- generate
  * ---------------------------------------------------------------------------------------------------
  *
- * Tokens that a model adds to prompts. FP32 arithmetic on the weights as they are stored. What comes
- * out for a prompt depends on that prompt, its record number and the options alone: not on the
- * other prompts, on `batch`, on threads or on the memory limit. The first call keeps the weights in
- * the model, if they fit the context's memory_limit (0: 80 % of what the machine has free); else
- * all prompts of a batch go through the model layer by layer, for each token anew. */
+ * Tokens that a model adds to prompts. FP32 arithmetic on the weights as they are stored. What
+ * comes out for a prompt depends on that prompt, its record number and the options alone: not on
+ * the other prompts, on `batch`, on threads or on the memory limit. The first call keeps the
+ * weights in the model, if they fit the context's memory_limit (0: 80 % of what the machine has
+ * free); else all prompts of a batch go through the model layer by layer, for each token anew. */
 
 typedef struct tare_generate_options {
     size_t max_new_tokens; /* 20 */
