@@ -109,6 +109,10 @@ TARE_API void tare_cancel_clear(tare_context *ctx);
  * tare_quantize or tare_quantize_plan runs: since the call began). */
 TARE_API size_t tare_memory_used(const tare_context *ctx);
 TARE_API size_t tare_memory_peak(const tare_context *ctx);
+/* Sets the context's memory_limit from a budget of the whole process, "cpu=8GiB" (the setting
+ * run.max_memory): what the program itself takes is set aside. TARE_E_BUDGET: nothing would be
+ * left. */
+TARE_API tare_status tare_context_set_max_memory(tare_context *ctx, const char *max_memory);
 /* "scalar", "avx2", "avx512" or "amx": the kernels in use. */
 TARE_API const char *tare_cpu_name(const tare_context *ctx);
 TARE_API const char *tare_version(void);
@@ -370,6 +374,18 @@ TARE_API tare_status tare_tokenizer_decode(tare_tokenizer *tokenizer, const uint
                                            size_t *length);
 TARE_API size_t tare_tokenizer_vocab_size(const tare_tokenizer *tokenizer);
 TARE_API void tare_free(tare_context *ctx, void *pointer);
+
+typedef struct tare_chat_message {
+    const char *role; /* "system", "user" or "assistant" */
+    const char *content;
+} tare_chat_message;
+
+/* The prompt that the chat model in the folder `model` expects behind these messages, for
+ * tare_tokenizer_encode without special tokens; freed with tare_free(). A chat template is code and
+ * is never run: the exact texts of published ones are known (docs/generate.md), another is
+ * TARE_E_MODEL. */
+TARE_API tare_status tare_chat_prompt(tare_context *ctx, const char *model,
+                                      const tare_chat_message *messages, size_t n, char **prompt);
 
 /* Calls `row` with the token ids of each sample of a calibration file, in order. */
 TARE_API tare_status tare_tokenize_file(tare_context *ctx, const char *model, const char *file,

@@ -35,7 +35,7 @@ typedef struct sequence {
     size_t past;          /* that went through the model */
     size_t most;          /* that there can be in the end */
     kv_cache cache;       /* ctx NULL: nothing is kept, for a single pass */
-    rng *generator; /* NULL: nothing is drawn */
+    rng *generator;       /* NULL: nothing is drawn */
 } sequence;
 
 /* How a call works, and what it takes. */

@@ -1,8 +1,8 @@
-/* The next token from logits: the most probable one, or a draw. Order and formulas as in transformers
- * (generation/logits_process.py): repetition penalty, temperature, top-k (equals of the k-th stay),
- * top-p (tokens by falling probability until top_p is reached). The draw itself is tare's own
- * (spec/calibration_sets.md 7.3): the first token, by falling probability, then rising id, whose
- * cumulative probability exceeds u. */
+/* The next token from logits: the most probable one, or a draw. Order and formulas as in
+ * transformers (generation/logits_process.py): repetition penalty, temperature, top-k (equals of
+ * the k-th stay), top-p (tokens by falling probability until top_p is reached). The draw itself is
+ * tare's own (spec/calibration_sets.md 7.3): the first token, by falling probability, then rising
+ * id, whose cumulative probability exceeds u. */
 #ifndef TARE_MODEL_SAMPLING_H
 #define TARE_MODEL_SAMPLING_H
 
@@ -38,8 +38,8 @@ void sampler_free(sampler *s);
 size_t sampler_bytes(size_t vocab, bool draw);
 /* The generator of one sequence: keyed by [seed low, seed high, record]. */
 void sampler_seed(rng *r, uint64_t seed, uint32_t record);
-/* Chooses from logits [vocab], which are changed; ids[count] is the text so far. `r` moves on by one
- * draw, and may be NULL without one. */
+/* Chooses from logits [vocab], which are changed; ids[count] is the text so far. `r` moves on by
+ * one draw, and may be NULL without one. */
 uint32_t sampler_choose(sampler *s, rng *r, float *logits, const uint32_t *ids, size_t count);
 /* out[count] = the log-softmax of these tokens, in FP32 as torch.log_softmax rounds it. */
 void log_softmax_of(const float *logits, size_t vocab, const uint32_t *ids, size_t count,
