@@ -1,6 +1,7 @@
 /* JSON of data sets: nothing that Python keeps is lost. Expected texts are those of Python 3.11:
  * json.dumps(json.loads(source)), and with indent=2. */
 #include <math.h>
+#include <stdio.h>
 
 #include "json_fixture.h"
 
