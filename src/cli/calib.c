@@ -1,0 +1,232 @@
+/* tare calib */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+static const char usage[] =
+    "usage: tare calib --config FILE.json --size NAME=N[,NAME=N...] --out FILE.json [options]\n"
+    "\n"
+    "Draws samples {\"prompt\", \"ans\"} from several question sets, shuffles them together and "
+    "writes\n"
+    "a JSON list that tare quantize --calib takes.\n"
+    "\n"
+    "  --config FILE.json       the sets: {\"configurations\": [{\"dataset_name\": NAME, "
+    "\"dataset_path\": PATH}, ...]};\n"
+    "                           NAME is boolq, ceval_5_shot, gsm8k or mmlu, or any name with "
+    "\"type\": \"jsonl\"\n"
+    "  --size NAME=N,...        how many samples of each set; repeatable; \"\" asks for nothing\n"
+    "  --out FILE.json          the mix\n"
+    "  --overwrite              replace an existing FILE.json\n"
+    "  --seed S                 shuffles the mix (default 0)\n"
+    "  --sample-seed S          chooses the samples of every set (default: 0)\n"
+    "  --mmlu-shots K           0 to 5 examples before each question of mmlu (default 0)\n"
+    "  --skip-bad               leave bad records out, and count them, instead of stopping\n"
+    "  --compat msmodelslim     the reference system's treatment of CSV cells and of batches\n"
+    "  --quiet, --verbose       less, more on stderr\n"
+    "\n"
+    "Options may also stand in the config file: compat, skip_bad, mmlu_shots, sample_seed. The "
+    "command line wins.\n";
+
+typedef struct calib_flags {
+    const char *config, *out, *seed, *sample_seed, *shots, *compat;
+    bool skip_bad, overwrite;
+} calib_flags;
+
+/* A list of name=N that was given. */
+typedef struct sizes {
+    char **names;
+    int64_t *values;
+    size_t count, capacity;
+} sizes;
+
+static int refuse(const char *what, const char *value)
+{
+    fprintf(stderr, "tare calib: %s: \"%s\"; see tare help calib\n", what, value);
+    return EXIT_USAGE;
+}
+
+/* ---- values ---- */
+
+/* The words of |S| < 2^64, written as decimal digits with an optional sign. */
+static int parse_seed(const char *option, const char *text, uint32_t words[2])
+{
+    const char *digits = text + (*text == '-' || *text == '+');
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(digits, &end, 10);
+    if (*digits < '0' || *digits > '9' || *end || errno)
+        return refuse(option, text);
+    words[0] = (uint32_t)value;
+    words[1] = (uint32_t)(value >> 32);
+    return 0;
+}
+
+static int parse_shots(const char *text, int32_t *out)
+{
+    if (text[0] < '0' || text[0] > '5' || text[1])
+        return refuse("--mmlu-shots takes a number from 0 to 5", text);
+    *out = text[0] - '0';
+    return 0;
+}
+
+static bool has_name(const sizes *s, const char *name)
+{
+    for (size_t i = 0; i < s->count; i++) {
+        if (strcmp(s->names[i], name) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* More than int64 holds is as many as there are. */
+static bool parse_count(const char *digits, int64_t *out)
+{
+    if (!*digits || digits[strspn(digits, "0123456789")])
+        return false;
+    errno = 0;
+    *out = strtoll(digits, NULL, 10);
+    return true;
+}
+
+static int add_size(sizes *s, char *item)
+{
+    char *equals = strrchr(item, '=');
+    int64_t value;
+    if (!equals || !parse_count(equals + 1, &value))
+        return refuse("--size takes NAME=N", item);
+    *equals = 0;
+    if (has_name(s, item))
+        return refuse("--size names a set twice", item);
+    s->names[s->count] = item;
+    s->values[s->count++] = value;
+    return 0;
+}
+
+/* Room for every item of every --size; the names point into *text, a copy of the values. */
+static int parse_sizes(const common *options, sizes *s, char **text)
+{
+    size_t items = 0, length = 1;
+    for (size_t i = 0; i < options->num_settings; i++) {
+        const char *value = options->settings[i].value;
+        length += strlen(value) + 1;
+        for (items++; *value; value++)
+            items += *value == ',';
+    }
+    *text = malloc(length);
+    s->names = malloc(items * sizeof *s->names);
+    s->values = malloc(items * sizeof *s->values);
+    if (!*text || !s->names || !s->values) {
+        fprintf(stderr, "tare calib: out of memory\n");
+        return 1;
+    }
+    char *p = *text;
+    for (size_t i = 0; i < options->num_settings; i++) {
+        strcpy(p, options->settings[i].value);
+        for (char *item = p, *comma; *p; item = comma + 1) {
+            if ((comma = strchr(item, ',')))
+                *comma = 0;
+            int code = add_size(s, item);
+            if (code)
+                return code;
+            if (!comma)
+                break;
+        }
+        p += strlen(options->settings[i].value) + 1;
+    }
+    return 0;
+}
+
+/* ---- the run ---- */
+
+static void print_stats(tare_calib *calib)
+{
+    for (size_t i = 0; i < tare_calib_num_sets(calib); i++) {
+        tare_calib_stats s;
+        const char *name = tare_calib_set_name(calib, i);
+        if (tare_calib_get_stats(calib, name, &s) == TARE_OK)
+            fprintf(stderr, "%s: requested %llu, available %llu, delivered %llu, skipped %llu\n",
+                    name, (unsigned long long)s.requested, (unsigned long long)s.available,
+                    (unsigned long long)s.delivered, (unsigned long long)s.skipped);
+    }
+}
+
+static tare_status mix(tare_context *ctx, const calib_flags *f, const tare_calib_options *o,
+                       const sizes *s, const uint32_t seed[2], bool quiet)
+{
+    tare_calib *calib;
+    tare_status status = tare_calib_open(ctx, f->config, f->out, o, &calib);
+    if (status == TARE_OK)
+        status = tare_calib_set_sizes(calib, (const char *const *)s->names, s->values, s->count);
+    if (status == TARE_OK)
+        status = tare_calib_set_shuffle_seed(calib, seed, 2);
+    if (status == TARE_OK)
+        status = tare_calib_process(calib, NULL);
+    if (status == TARE_OK && !quiet)
+        print_stats(calib);
+    tare_calib_free(calib);
+    return status;
+}
+
+static int execute(const common *options, const calib_flags *f, const sizes *s)
+{
+    uint32_t seed[2] = {0}, sample_seed[2];
+    tare_calib_options o;
+    tare_calib_options_init(&o);
+    int code = f->seed ? parse_seed("--seed takes a whole number below 2^64", f->seed, seed) : 0;
+    if (!code && f->sample_seed) {
+        code = parse_seed("--sample-seed takes a whole number below 2^64", f->sample_seed,
+                          sample_seed);
+        o.sample_seed = sample_seed;
+        o.sample_seed_words = 2;
+    }
+    if (!code && f->shots)
+        code = parse_shots(f->shots, &o.mmlu_shots);
+    if (code)
+        return code;
+    o.compat = f->compat;
+    o.skip_bad = f->skip_bad ? 1 : TARE_CALIB_UNSET;
+    o.overwrite = f->overwrite;
+    tare_context *ctx = cli_open(options, &code);
+    if (!ctx)
+        return code;
+    return cli_close(ctx, mix(ctx, f, &o, s, seed, options->quiet));
+}
+
+static int run(int argc, char **argv)
+{
+    calib_flags f = {0};
+    const flag flags[] = {{"--config", FLAG_TEXT, &f.config, NULL},
+                          {"--out", FLAG_TEXT, &f.out, NULL},
+                          {"--size", FLAG_SETTING, NULL, "size"},
+                          {"--seed", FLAG_TEXT, &f.seed, NULL},
+                          {"--sample-seed", FLAG_TEXT, &f.sample_seed, NULL},
+                          {"--mmlu-shots", FLAG_TEXT, &f.shots, NULL},
+                          {"--compat", FLAG_TEXT, &f.compat, NULL},
+                          {"--skip-bad", FLAG_SWITCH, &f.skip_bad, NULL},
+                          {"--overwrite", FLAG_SWITCH, &f.overwrite, NULL},
+                          {NULL, FLAG_SWITCH, NULL, NULL}};
+    common options;
+    sizes s = {0};
+    char *text = NULL;
+    int code = cli_parse(&command_calib, argc, argv, flags, 0, &options);
+    if (code)
+        return code < 0 ? 0 : code;
+    if (!f.config || !f.out || !*f.out || options.num_settings == 0) {
+        fprintf(stderr, "tare calib: %s is missing; see tare help calib\n",
+                !f.config              ? "--config FILE.json"
+                : options.num_settings ? "--out FILE.json"
+                                       : "--size NAME=N");
+        return EXIT_USAGE;
+    }
+    code = parse_sizes(&options, &s, &text);
+    if (!code)
+        code = execute(&options, &f, &s);
+    free(s.values);
+    free(s.names);
+    free(text);
+    return code;
+}
+
+const command command_calib = {"calib", "mix question sets into calibration prompts", usage, run};
