@@ -22,8 +22,7 @@ static void test_round_trip(void **state)
     static const char *const cases[][2] = {
         {"[NaN, Infinity, -Infinity, 1e400, -1e400]",
          "[NaN, Infinity, -Infinity, Infinity, -Infinity]"},
-        {"[0, -0, 12345678901234567890123456789, -7]",
-         "[0, 0, 12345678901234567890123456789, -7]"},
+        {"[0, -0, 12345678901234567890123456789, -7]", "[0, 0, 12345678901234567890123456789, -7]"},
         {"[1.0, -0.0, 1E5, 1e16, 1e15, 0.0001, 0.00001, 1.50, 15e299, 5E-324, 1e22]",
          "[1.0, -0.0, 100000.0, 1e+16, 1000000000000000.0, 0.0001, 1e-05, 1.5, 1.5e+300, 5e-324, "
          "1e+22]"},
@@ -130,8 +129,8 @@ static void test_repr(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_round_trip), TEST(test_many_duplicates), TEST(test_indented), TEST(test_depth),
-        TEST(test_bare_message), TEST(test_repr),
+        TEST(test_round_trip), TEST(test_many_duplicates), TEST(test_indented),
+        TEST(test_depth),      TEST(test_bare_message),    TEST(test_repr),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
