@@ -49,8 +49,8 @@ static void test_many_duplicates(void **state)
     assert_int_equal(parse_bytes(f, source, strlen(source), JSON_DATA), TARE_OK);
     assert_int_equal(f->root->count, 60);
     for (int i = 0; i < 60; i++) {
-        char key[8];
-        sprintf(key, "k%d", i);
+        char key[16];
+        snprintf(key, sizeof key, "k%d", i);
         assert_text(&f->root->keys[i], key, strlen(key));
         assert_int_equal(f->root->items[i].integer, i < 20 ? 180 + i : 120 + i);
     }
