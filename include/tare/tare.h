@@ -502,24 +502,33 @@ typedef struct tare_calib_question {
 } tare_calib_question;
 
 typedef struct tare_calib_answer {
-    float yes, no;  /* CHOOSE: log-probabilities */
-    bool too_long;  /* beyond the engine's context limit: not positive, and counted in a warning */
-    void *reserved; /* the text, set by tare_calib_answer_text */
+    float yes, no; /* CHOOSE: log-probabilities */
+    bool too_long; /* beyond the engine's context limit: not positive, and counted in a warning */
+    void *text;    /* set by tare_calib_answer_text */
 } tare_calib_answer;
 
-/* Answers `count` questions of one kind into answers[count], which begin as zeros. */
+/* Answers `count` questions of one kind into answers[count], which come without text, log-
+ * probabilities of 0 and fitting the context. */
 typedef struct tare_calib_verifier {
     tare_status (*answer)(void *user, tare_calib_task task, const tare_calib_question *questions,
                           size_t count, tare_calib_answer *answers);
     void *user; /* must live as long as the mix, or until another verifier is set */
 } tare_calib_verifier;
 
+/* A verifier that asks a model of this library, whose checkpoint folder may hold a
+ * tokenizer_config.json (model_max_length, eos_token). Tries both on a short text first:
+ * TARE_E_USAGE if the tokenizer does not fit the model. Both are of one context, and must outlive
+ * it. */
+TARE_API tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokenizer,
+                                                tare_calib_verifier *out);
+TARE_API void tare_model_verifier_free(tare_calib_verifier *verifier);
+
 /* Only samples that the verifier answers right are taken from now on; NULL: all are. */
 TARE_API tare_status tare_calib_set_verifier(tare_calib *calib,
                                              const tare_calib_verifier *verifier);
 /* Sets the text of an answer (CONTINUE, SOLVE), copied. */
-TARE_API tare_status tare_calib_answer_text(tare_calib *calib, tare_calib_answer *answer,
-                                            const char *text, size_t length);
+TARE_API tare_status tare_calib_answer_text(tare_calib_answer *answer, const char *text,
+                                            size_t length);
 
 /* Draws, joins and shuffles; saves if a path was given. `out` may be NULL. The same again gives the
  * same. The result is independent of `calib`, not of its context. */

@@ -2,6 +2,7 @@
  * (calibration_sets.md sections 6, 7 and 11.1). */
 #include <string.h>
 
+#include "base/progress.h"
 #include "base/rng.h"
 #include "calibration/result.h"
 #include "file/io.h"
@@ -219,6 +220,9 @@ static tare_status draw_batches(batch *b, const uint32_t *records, uint64_t coun
     const tare_calib *c = b->calib;
     uint64_t size = c->input.compat ? b->set->compat_batch : c->batch_size, at = 0;
     size_t first = b->result->count;
+    progress p = {0};
+    if (c->has_verifier)
+        progress_begin(&p, c->ctx, b->set->name, "sample", (size_t)b->set->requested);
     while (at < count && b->result->count - first < b->set->requested) {
         size_t n = (size_t)(count - at < size ? count - at : size);
         TRY(context_check_cancelled(c->ctx));
@@ -226,6 +230,8 @@ static tare_status draw_batches(batch *b, const uint32_t *records, uint64_t coun
                          : draw_from_source(b, records + at, n));
         clear(b);
         at += n;
+        while (c->has_verifier && p.done < p.total && p.done < b->result->count - first)
+            progress_unit_done(&p);
     }
     if ((!c->input.compat || at < count) && b->result->count - first > b->set->requested)
         result_cut(b->result, first + (size_t)b->set->requested);

@@ -5,33 +5,19 @@
 #include "calibration/calib.h"
 #include "calibration/text.h"
 
+/* answer->text points to a buffer, made beforehand. */
 static text_span answer_text(const tare_calib_answer *answer)
 {
-    const buffer *b = answer->reserved;
-    return b && b->length ? (text_span){b->data, b->length} : (text_span){"", 0};
+    const buffer *b = answer->text;
+    return b->length ? (text_span){b->data, b->length} : (text_span){"", 0};
 }
 
-tare_status tare_calib_answer_text(tare_calib *c, tare_calib_answer *answer, const char *text,
-                                   size_t length)
+tare_status tare_calib_answer_text(tare_calib_answer *answer, const char *text, size_t length)
 {
-    if (!answer->reserved) {
-        buffer *b = mem_alloc(c->ctx, sizeof *b);
-        if (!b)
-            return TARE_E_MEMORY;
-        buffer_init(b, c->ctx);
-        answer->reserved = b;
-    }
-    buffer *b = answer->reserved;
+    buffer *b = answer->text;
     b->length = 0;
     buffer_append(b, text, length);
     return b->status;
-}
-
-static void answer_free(tare_context *ctx, tare_calib_answer *answer)
-{
-    if (answer->reserved)
-        buffer_free(answer->reserved);
-    mem_free(ctx, answer->reserved);
 }
 
 static bool same(const value *ans, text_span s)
@@ -100,30 +86,41 @@ static const struct {
     [RULE_LAST_NUMBER] = {TARE_CALIB_SOLVE, judge_last_number},
 };
 
-tare_status verify_samples(tare_calib *c, calib_rule rule, const drawn_sample *samples,
-                           size_t count, bool *positive, size_t *too_long)
+static tare_status ask(tare_calib *c, calib_rule rule, const drawn_sample *samples, size_t count,
+                       tare_calib_question *questions, tare_calib_answer *answers, buffer *texts)
 {
-    tare_status status = TARE_E_MEMORY;
-    *too_long = 0;
-    tare_calib_question *questions = mem_calloc(c->ctx, count, sizeof *questions);
-    tare_calib_answer *answers = mem_calloc(c->ctx, count, sizeof *answers);
-    if (!questions || !answers)
-        goto done;
     for (size_t i = 0; i < count; i++) {
         questions[i] = (tare_calib_question){
             .prompt = samples[i].prompt,
             .prompt_length = samples[i].prompt_length,
             .sample = rule == RULE_LAST_NUMBER && c->gsm8k_sampling,
             .seed = {c->gsm8k_seed[0], c->gsm8k_seed[1], (uint32_t)samples[i].record}};
+        answers[i] = (tare_calib_answer){.text = &texts[i]};
     }
-    TRY(c->verifier.answer(c->verifier.user, rules[rule].task, questions, count, answers));
+    return c->verifier.answer(c->verifier.user, rules[rule].task, questions, count, answers);
+}
+
+tare_status verify_samples(tare_calib *c, calib_rule rule, const drawn_sample *samples,
+                           size_t count, bool *positive, size_t *too_long)
+{
+    tare_status status = TARE_E_MEMORY;
+    *too_long = 0;
+    tare_calib_question *questions = mem_alloc_array(c->ctx, count, sizeof *questions);
+    tare_calib_answer *answers = mem_alloc_array(c->ctx, count, sizeof *answers);
+    buffer *texts = mem_alloc_array(c->ctx, count, sizeof *texts);
+    for (size_t i = 0; texts && i < count; i++)
+        buffer_init(&texts[i], c->ctx);
+    if (!questions || !answers || !texts)
+        goto done;
+    TRY(ask(c, rule, samples, count, questions, answers, texts));
     for (size_t i = 0; i < count; i++) {
         positive[i] = !answers[i].too_long && rules[rule].judge(&samples[i], &answers[i]);
         *too_long += answers[i].too_long;
     }
 done:
-    for (size_t i = 0; answers && i < count; i++)
-        answer_free(c->ctx, &answers[i]);
+    for (size_t i = 0; texts && i < count; i++)
+        buffer_free(&texts[i]);
+    mem_free(c->ctx, texts);
     mem_free(c->ctx, answers);
     mem_free(c->ctx, questions);
     return status;

@@ -24,15 +24,32 @@ static const char usage[] =
     "  --mmlu-shots K           0 to 5 examples before each question of mmlu (default 0)\n"
     "  --skip-bad               leave bad records out, and count them, instead of stopping\n"
     "  --compat msmodelslim     the reference system's treatment of CSV cells and of batches\n"
+    "\n"
+    "  --model DIR --positive   only samples that this checkpoint answers right\n"
+    "  --batch-size N           most prompts that it is asked together (default 4); the result "
+    "does "
+    "not depend on it\n"
+    "  --gsm8k-sampling         sampled instead of greedy answers to gsm8k\n"
+    "  --gsm8k-seed S           draws them (default 0)\n"
+    "  --max-memory cpu=SIZE    most memory that the process may hold, for example cpu=8GiB\n"
+    "  --threads N              threads (default: one a core); the result does not depend on them\n"
     "  --quiet, --verbose       less, more on stderr\n"
     "\n"
-    "Options may also stand in the config file: compat, skip_bad, mmlu_shots, sample_seed. The "
+    "The config file may hold compat, skip_bad, mmlu_shots, sample_seed, gsm8k_sampling and "
+    "gsm8k_seed, too; the\n"
     "command line wins.\n";
 
 typedef struct calib_flags {
     const char *config, *out, *seed, *sample_seed, *shots, *compat;
-    bool skip_bad, overwrite;
+    const char *model, *gsm8k_seed, *max_memory;
+    size_t batch_size;
+    bool skip_bad, overwrite, positive, gsm8k_sampling;
 } calib_flags;
+
+/* The words of the seeds. */
+typedef struct seeds {
+    uint32_t shuffle[2], sample[2], gsm8k[2];
+} seeds;
 
 /* A list of name=N that was given. */
 typedef struct sizes {
@@ -152,46 +169,103 @@ static void print_stats(tare_calib *calib)
     }
 }
 
-static tare_status mix(tare_context *ctx, const calib_flags *f, const tare_calib_options *o,
-                       const sizes *s, const uint32_t seed[2], bool quiet)
+static tare_status mix(tare_calib *calib, const calib_flags *f, const sizes *s,
+                       const uint32_t seed[2])
 {
-    tare_calib *calib;
-    tare_status status = tare_calib_open(ctx, f->config, f->out, o, &calib);
-    if (status == TARE_OK)
-        status = tare_calib_set_sizes(calib, (const char *const *)s->names, s->values, s->count);
+    tare_status status = tare_calib_set_sizes(calib, (const char *const *)s->names, s->values,
+                                              s->count);
+    if (status == TARE_OK && f->batch_size)
+        status = tare_calib_set_batch_size(calib, f->batch_size < INT64_MAX ? (int64_t)f->batch_size
+                                                                            : INT64_MAX);
     if (status == TARE_OK)
         status = tare_calib_set_shuffle_seed(calib, seed, 2);
     if (status == TARE_OK)
         status = tare_calib_process(calib, NULL);
+    return status;
+}
+
+/* The same with a model that judges. */
+static tare_status mix_positive(tare_context *ctx, tare_calib *calib, const calib_flags *f,
+                                const sizes *s, const uint32_t seed[2])
+{
+    tare_model *model = NULL;
+    tare_tokenizer *tokenizer = NULL;
+    tare_calib_verifier verifier = {0};
+    tare_status status = tare_model_open(ctx, f->model, &model);
+    if (status == TARE_OK)
+        status = tare_tokenizer_open(ctx, f->model, &tokenizer);
+    if (status == TARE_OK)
+        status = tare_model_verifier_create(model, tokenizer, &verifier);
+    if (status == TARE_OK)
+        status = tare_calib_set_verifier(calib, &verifier);
+    if (status == TARE_OK)
+        status = mix(calib, f, s, seed);
+    tare_model_verifier_free(&verifier);
+    tare_tokenizer_free(tokenizer);
+    tare_model_free(model);
+    return status;
+}
+
+static tare_status open_and_mix(tare_context *ctx, const calib_flags *f,
+                                const tare_calib_options *o, const sizes *s, const uint32_t seed[2],
+                                bool quiet)
+{
+    tare_calib *calib = NULL;
+    tare_status status = f->max_memory ? tare_context_set_max_memory(ctx, f->max_memory) : TARE_OK;
+    if (status == TARE_OK)
+        status = tare_calib_open(ctx, f->config, f->out, o, &calib);
+    if (status == TARE_OK)
+        status = f->positive ? mix_positive(ctx, calib, f, s, seed) : mix(calib, f, s, seed);
     if (status == TARE_OK && !quiet)
         print_stats(calib);
     tare_calib_free(calib);
     return status;
 }
 
-static int execute(const common *options, const calib_flags *f, const sizes *s)
+static int set_options(const calib_flags *f, tare_calib_options *o, seeds *s)
 {
-    uint32_t seed[2] = {0}, sample_seed[2];
-    tare_calib_options o;
-    tare_calib_options_init(&o);
-    int code = f->seed ? parse_seed("--seed takes a whole number below 2^64", f->seed, seed) : 0;
+    int code = f->seed ? parse_seed("--seed takes a whole number below 2^64", f->seed, s->shuffle)
+                       : 0;
+    tare_calib_options_init(o);
     if (!code && f->sample_seed) {
         code = parse_seed("--sample-seed takes a whole number below 2^64", f->sample_seed,
-                          sample_seed);
-        o.sample_seed = sample_seed;
-        o.sample_seed_words = 2;
+                          s->sample);
+        o->sample_seed = s->sample;
+        o->sample_seed_words = 2;
+    }
+    if (!code && f->gsm8k_seed) {
+        code = parse_seed("--gsm8k-seed takes a whole number below 2^64", f->gsm8k_seed, s->gsm8k);
+        o->gsm8k_seed = s->gsm8k;
+        o->gsm8k_seed_words = 2;
     }
     if (!code && f->shots)
-        code = parse_shots(f->shots, &o.mmlu_shots);
+        code = parse_shots(f->shots, &o->mmlu_shots);
+    o->compat = f->compat;
+    o->skip_bad = f->skip_bad ? 1 : TARE_CALIB_UNSET;
+    o->gsm8k_sampling = f->gsm8k_sampling ? 1 : TARE_CALIB_UNSET;
+    o->overwrite = f->overwrite;
+    return code;
+}
+
+static int execute(const common *options, const calib_flags *f, const sizes *s)
+{
+    tare_calib_options o;
+    seeds words = {0};
+    int code = set_options(f, &o, &words);
     if (code)
         return code;
-    o.compat = f->compat;
-    o.skip_bad = f->skip_bad ? 1 : TARE_CALIB_UNSET;
-    o.overwrite = f->overwrite;
     tare_context *ctx = cli_open(options, &code);
     if (!ctx)
         return code;
-    return cli_close(ctx, mix(ctx, f, &o, s, seed, options->quiet));
+    if (f->model && !f->positive && !options->quiet)
+        fprintf(stderr, "warning: --model does nothing without --positive\n");
+    return cli_close(ctx, open_and_mix(ctx, f, &o, s, words.shuffle, options->quiet));
+}
+
+static int missing(const char *what)
+{
+    fprintf(stderr, "tare calib: %s is missing; see tare help calib\n", what);
+    return EXIT_USAGE;
 }
 
 static int run(int argc, char **argv)
@@ -206,6 +280,12 @@ static int run(int argc, char **argv)
                           {"--compat", FLAG_TEXT, &f.compat, NULL},
                           {"--skip-bad", FLAG_SWITCH, &f.skip_bad, NULL},
                           {"--overwrite", FLAG_SWITCH, &f.overwrite, NULL},
+                          {"--model", FLAG_TEXT, &f.model, NULL},
+                          {"--positive", FLAG_SWITCH, &f.positive, NULL},
+                          {"--batch-size", FLAG_COUNT, &f.batch_size, NULL},
+                          {"--gsm8k-sampling", FLAG_SWITCH, &f.gsm8k_sampling, NULL},
+                          {"--gsm8k-seed", FLAG_TEXT, &f.gsm8k_seed, NULL},
+                          {"--max-memory", FLAG_TEXT, &f.max_memory, NULL},
                           {NULL, FLAG_SWITCH, NULL, NULL}};
     common options;
     sizes s = {0};
@@ -213,13 +293,14 @@ static int run(int argc, char **argv)
     int code = cli_parse(&command_calib, argc, argv, flags, 0, &options);
     if (code)
         return code < 0 ? 0 : code;
-    if (!f.config || !f.out || !*f.out || options.num_settings == 0) {
-        fprintf(stderr, "tare calib: %s is missing; see tare help calib\n",
-                !f.config              ? "--config FILE.json"
-                : options.num_settings ? "--out FILE.json"
-                                       : "--size NAME=N");
-        return EXIT_USAGE;
-    }
+    if (!f.config)
+        return missing("--config FILE.json");
+    if (options.num_settings == 0)
+        return missing("--size NAME=N");
+    if (!f.out || !*f.out)
+        return missing("--out FILE.json");
+    if (f.positive && !f.model)
+        return missing("--model DIR (for --positive)");
     code = parse_sizes(&options, &s, &text);
     if (!code)
         code = execute(&options, &f, &s);

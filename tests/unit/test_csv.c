@@ -3,7 +3,8 @@
 
 #include "file/csv.h"
 
-/* The table as text: cells in brackets, a row per line, "line: [a][b]" ("!" where a quote is open). */
+/* The table as text: cells in brackets, a row per line, "line: [a][b]" ("!" where a quote is open).
+ */
 static const char *shown(const csv_table *t)
 {
     static char text[4096];

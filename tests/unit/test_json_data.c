@@ -22,8 +22,7 @@ static void test_round_trip(void **state)
     static const char *const cases[][2] = {
         {"[NaN, Infinity, -Infinity, 1e400, -1e400]",
          "[NaN, Infinity, -Infinity, Infinity, -Infinity]"},
-        {"[0, -0, 12345678901234567890123456789, -7]",
-         "[0, 0, 12345678901234567890123456789, -7]"},
+        {"[0, -0, 12345678901234567890123456789, -7]", "[0, 0, 12345678901234567890123456789, -7]"},
         {"[1.0, -0.0, 1E5, 1e16, 1e15, 0.0001, 0.00001, 1.50, 15e299, 5E-324, 1e22]",
          "[1.0, -0.0, 100000.0, 1e+16, 1000000000000000.0, 0.0001, 1e-05, 1.5, 1.5e+300, 5e-324, "
          "1e+22]"},
@@ -50,8 +49,8 @@ static void test_many_duplicates(void **state)
     assert_int_equal(parse_bytes(f, source, strlen(source), JSON_DATA), TARE_OK);
     assert_int_equal(f->root->count, 60);
     for (int i = 0; i < 60; i++) {
-        char key[8];
-        sprintf(key, "k%d", i);
+        char key[16];
+        snprintf(key, sizeof key, "k%d", i);
         assert_text(&f->root->keys[i], key, strlen(key));
         assert_int_equal(f->root->items[i].integer, i < 20 ? 180 + i : 120 + i);
     }
@@ -130,8 +129,8 @@ static void test_repr(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_round_trip), TEST(test_many_duplicates), TEST(test_indented), TEST(test_depth),
-        TEST(test_bare_message), TEST(test_repr),
+        TEST(test_round_trip), TEST(test_many_duplicates), TEST(test_indented),
+        TEST(test_depth),      TEST(test_bare_message),    TEST(test_repr),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

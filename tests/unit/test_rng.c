@@ -7,7 +7,7 @@
 static const struct {
     uint32_t words[2];
     size_t count;
-    uint32_t first[4]; /* getrandbits(32) */
+    uint32_t first[4];  /* getrandbits(32) */
     uint32_t order[10]; /* shuffle(list(range(10))) */
 } seeds[] = {
     {{0, 0}, 0, {3626764237, 1654615998, 3255389356, 3823568514}, {7, 8, 1, 5, 3, 4, 2, 0, 9, 6}},
@@ -119,8 +119,8 @@ static void test_shuffle(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_words),  cmocka_unit_test(test_long_seed),
-        cmocka_unit_test(test_below),  cmocka_unit_test(test_double),
+        cmocka_unit_test(test_words),   cmocka_unit_test(test_long_seed),
+        cmocka_unit_test(test_below),   cmocka_unit_test(test_double),
         cmocka_unit_test(test_shuffle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
