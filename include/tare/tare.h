@@ -296,7 +296,8 @@ typedef struct tare_verify_options {
 } tare_verify_options;
 
 typedef struct tare_verify_result {
-    const char *layout; /* "ascendv1", "safe_tensor", "numpy" (static strings) */
+    const char
+        *layout; /* "ascendv1", "safe_tensor, numpy", "compressed-tensors", … (static strings) */
     size_t tensors, failures, warnings;
 } tare_verify_result;
 

@@ -115,6 +115,7 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
 {
     value dtype = string_value(torch_name(o->options.num.dtype)), no = {.type = VALUE_BOOL};
     value text_config, type = {0}, quantization;
+    const value *compressed = NULL;
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
     const value *tied = value_get(config, "tie_word_embeddings");
@@ -139,6 +140,10 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     m = n;
     for (size_t i = 0; i < m; i++)
         inner[i].only_if_present = true;
+    if (f->layout == LAYOUT_COMPRESSED_TENSORS && o->num_linears > 0) {
+        TRY(output_quantization_config(o, a, &compressed));
+        edits[0].to = compressed;
+    }
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files && o->fa_kept > 0) {
         TRY(fa_quantization(a, &quantization));
         edits[0].to = &quantization;

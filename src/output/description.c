@@ -59,7 +59,7 @@ tare_status output_stage_description(output *o, output_folder *f)
 {
     bool first = true;
     buffer b;
-    if (!f->has_files)
+    if (!f->has_files || f->layout == LAYOUT_COMPRESSED_TENSORS)
         return TARE_OK;
     buffer_init(&b, o->ctx);
     buffer_putc(&b, '{');

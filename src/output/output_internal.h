@@ -9,6 +9,9 @@
 #include "output/layout.h"
 #include "output/output.h"
 
+/* ascendv1; safe_tensor and numpy; compressed-tensors */
+enum { OUTPUT_FOLDERS = 3 };
+
 typedef enum unit_kind { UNIT_FLOAT, UNIT_LINEAR, UNIT_NORM, UNIT_FA } unit_kind;
 
 /* What is declared at a time, in the order of declaration. */
@@ -21,7 +24,7 @@ typedef struct output_unit {
     size_t heads[FA_KINDS];
     uint64_t written; /* FLOAT: bytes so far; W8A16: rows */
     bool complete;
-    size_t first[2]; /* its first planned tensor in each folder */
+    size_t first[OUTPUT_FOLDERS]; /* its first planned tensor in each folder */
 } output_unit;
 
 typedef struct planned_tensor {
@@ -48,11 +51,12 @@ typedef struct weight_file {
     safetensors_writer *writer; /* NULL before begin and once complete */
 } weight_file;
 
-/* One folder with safetensors (ascendv1 or safe_tensor), npy files, or both. */
+/* One folder with safetensors files, npy files, or both. */
 typedef struct output_folder {
-    layout layout;  /* of the safetensors files: LAYOUT_ASCENDV1 or LAYOUT_SAFE_TENSOR */
+    layout layout;  /* of the safetensors files; never LAYOUT_NUMPY */
     bool has_files; /* false: npy files alone */
     bool has_numpy;
+    bool ours; /* what it holds was written by tare */
     char *dir, *stage;
 
     planned_tensor *tensors;
@@ -96,12 +100,15 @@ struct output {
     size_t num_linears;
     size_t num_fa, fa_kept, fa_written; /* modules declared, that will have tensors, written */
     buffer new_biases;                  /* names of the linears, for a refusal */
-    const char *quant_type;             /* "FLOAT" if nothing is quantized */
+    bool shifts_norms;                  /* a norm has a bias */
+    const char **float_linears;         /* names; mem_free */
+    size_t num_float_linears, float_linears_capacity;
+    const char *quant_type; /* "FLOAT" if nothing is quantized */
 
     output_unit *units; /* mem_free */
     size_t num_units, units_capacity;
     strmap floats, linears;
-    output_folder folders[2];
+    output_folder folders[OUTPUT_FOLDERS];
     size_t num_folders;
 
     bool keep;           /* the stage outlives this handle */
@@ -172,6 +179,8 @@ tare_status output_stage_description(output *o, output_folder *f);
 
 /* config_json.c: the edited config.json (section 1.2). */
 tare_status output_stage_config(output *o, output_folder *f);
+/* compressed_config.c: the quantization_config of section 7, in `a`. */
+tare_status output_quantization_config(output *o, arena *a, const value **out);
 
 /* copy_files.c: everything that is copied; one warning lists what is left out. */
 tare_status output_copy_files(output *o, output_folder *f);

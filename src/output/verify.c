@@ -4,9 +4,16 @@
 #include <string.h>
 
 #include "base/progress.h"
+#include "file/json.h"
 #include "output/verify_internal.h"
 
-enum { A = 1 << LAYOUT_ASCENDV1, S = 1 << LAYOUT_SAFE_TENSOR, N = 1 << LAYOUT_NUMPY };
+enum {
+    A = 1 << LAYOUT_ASCENDV1,
+    S = 1 << LAYOUT_SAFE_TENSOR,
+    N = 1 << LAYOUT_NUMPY,
+    C = 1 << LAYOUT_COMPRESSED_TENSORS
+};
+enum { CONFIG_MAX_BYTES = 16 << 20 };
 enum { NEEDS_TENSORS = 1, NEEDS_BASE = 2 };
 
 typedef struct verify_rule {
@@ -17,30 +24,32 @@ typedef struct verify_rule {
 } verify_rule;
 
 static const verify_rule RULES[] = {
-    {1, A | S | N, 0, rule_containers, NULL},
-    {2, A | S, 0, rule_shards, NULL},
+    {1, A | S | N | C, 0, rule_containers, NULL},
+    {2, A | S | C, 0, rule_shards, NULL},
     {3, A | S, 0, rule_description, NULL},
     {4, A | S, NEEDS_TENSORS, rule_keys, NULL},
     {5, A | S, NEEDS_TENSORS, rule_types, NULL},
     {6, A | S | N, NEEDS_TENSORS, rule_linear_tensors, NULL},
+    {23, C, 0, rule_compressed_config, NULL},
+    {23, C, NEEDS_TENSORS, rule_compressed_linears, NULL},
     {7, A | S | N, NEEDS_TENSORS, rule_deq_dtype, rule_deq_bits},
-    {8, A | S | N, NEEDS_TENSORS, NULL, rule_scales},
-    {9, A | S | N, NEEDS_TENSORS, NULL, rule_offsets},
+    {8, A | S | N | C, NEEDS_TENSORS, NULL, rule_scales},
+    {9, A | S | N | C, NEEDS_TENSORS, NULL, rule_offsets},
     {10, A | S | N, NEEDS_TENSORS, NULL, rule_deq_product},
     {11, A | S | N, NEEDS_TENSORS, NULL, rule_quant_bias},
     {12, A | S | N, NEEDS_TENSORS, NULL, rule_integer_range},
-    {13, A | S, NEEDS_TENSORS, rule_fused, NULL},
+    {13, A | S | C, NEEDS_TENSORS, rule_fused, NULL},
     {14, A | S, NEEDS_TENSORS | NEEDS_BASE, rule_base_tensors, NULL},
-    {15, A | S, NEEDS_TENSORS | NEEDS_BASE, NULL, rule_base_distance},
+    {15, A | S | C, NEEDS_TENSORS | NEEDS_BASE, NULL, rule_base_distance},
     {16, A, NEEDS_TENSORS, rule_norms_ascend, NULL},
     {17, S, NEEDS_TENSORS, rule_norms_module, NULL},
     {19, A | S, NEEDS_TENSORS, rule_fa, NULL},
     {20, A | S, 0, rule_kv_or_fa, NULL},
     {21, A, 0, rule_config_ascend, NULL},
     {22, S, 0, rule_config_quantize, NULL},
-    {25, A | S, NEEDS_BASE, rule_base_files, NULL},
+    {25, A | S | C, NEEDS_BASE, rule_base_files, NULL},
     {26, N, NEEDS_TENSORS, rule_npy_keys, NULL},
-    {27, A | S | N, NEEDS_TENSORS, rule_layouts_agree, NULL},
+    {27, A | S | N | C, NEEDS_TENSORS, rule_layouts_agree, NULL},
     {28, A, NEEDS_TENSORS, rule_new_biases, NULL},
     {29, A, NEEDS_TENSORS, rule_prefixes, NULL},
 };
@@ -82,7 +91,40 @@ void verify_warn(verify *v, int rule, const char *tensor, const char *expected, 
 
 /* ---- which layouts ---- */
 
-/* Layouts whose files are among the names, as a set of A, S, N. */
+/* A checkpoint is tare's if tare left its record beside it, and anybody's compressed-tensors if
+ * config.json says so. */
+static tare_status is_compressed(tare_context *ctx, const char *dir, char *const *names,
+                                 size_t count, bool *out)
+{
+    const value *config = NULL;
+    bool weights = false;
+    tare_status status = TARE_OK;
+    char *path = NULL;
+    arena a;
+    arena_init(&a, ctx);
+    *out = false;
+    for (size_t i = 0; i < count; i++) {
+        weights |= layout_is_model_file(names[i]);
+        *out |= strcmp(names[i], "tare_run.json") == 0;
+    }
+    *out &= weights;
+    if (*out || !weights)
+        goto done;
+    path = path_join(ctx, dir, "config.json");
+    TRY(path ? TARE_OK : TARE_E_MEMORY);
+    status = json_parse_file(ctx, &a, path, CONFIG_MAX_BYTES, &config);
+    if (status == TARE_E_FORMAT || status == TARE_E_IO)
+        status = TARE_OK; /* it says nothing */
+    const value *method = value_get(value_get(config, "quantization_config"), "quant_method");
+    *out = method && method->type == VALUE_STRING &&
+           strcmp(method->text, "compressed-tensors") == 0;
+done:
+    mem_free(ctx, path);
+    arena_free(&a);
+    return status;
+}
+
+/* Layouts whose files are among the names, as a set of A, S, N; C has no names of its own. */
 static unsigned recognise(char *const *names, size_t count)
 {
     bool ascend = false, safe = false, ascend_weights = false, safe_weights = false;
@@ -112,6 +154,11 @@ static tare_status open_layouts(verify *v, const char *dir, unsigned *found)
 
     TRY(folder_list(v->ctx, dir, &names, &count));
     *found = recognise(names, count);
+    if (!*found) {
+        bool compressed;
+        TRY(is_compressed(v->ctx, dir, names, count, &compressed));
+        *found = compressed ? C : 0;
+    }
     for (int which = 0; which < LAYOUT_COUNT; which++) {
         if (!(*found & 1u << which) || v->num_folders == VERIFY_MAX_FOLDERS)
             continue;
@@ -125,15 +172,15 @@ done:
 
 tare_status verify_open_folders(verify *v, arena *a, unsigned *found)
 {
-    static const char *const SUB_FOLDERS[] = {"ascendv1", "safe_tensor"};
+    static const layout PLACES[] = {LAYOUT_ASCENDV1, LAYOUT_SAFE_TENSOR, LAYOUT_COMPRESSED_TENSORS};
     tare_status status = TARE_OK;
     unsigned here;
 
     TRY(open_layouts(v, v->options->dir, found));
     if (*found)
         goto done;
-    for (size_t i = 0; i < 2; i++) {
-        char *dir = arena_printf(a, "%s/%s", v->options->dir, SUB_FOLDERS[i]);
+    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES; i++) {
+        char *dir = arena_printf(a, "%s/%s", v->options->dir, layout_folder_name(PLACES[i]));
         TRY(dir ? TARE_OK : TARE_E_MEMORY);
         if (!path_is_folder(dir))
             continue;
@@ -146,10 +193,24 @@ done:
 
 const char *verify_layouts_text(unsigned found)
 {
-    static const char *const TEXTS[8] = {
-        "unknown", "ascendv1",        "safe_tensor",        "ascendv1, safe_tensor",
-        "numpy",   "ascendv1, numpy", "safe_tensor, numpy", "ascendv1, safe_tensor, numpy"};
-    return TEXTS[found & 7];
+    static const char *const TEXTS[1 << LAYOUT_COUNT] = {
+        "unknown",
+        "ascendv1",
+        "safe_tensor",
+        "ascendv1, safe_tensor",
+        "numpy",
+        "ascendv1, numpy",
+        "safe_tensor, numpy",
+        "ascendv1, safe_tensor, numpy",
+        "compressed-tensors",
+        "ascendv1, compressed-tensors",
+        "safe_tensor, compressed-tensors",
+        "ascendv1, safe_tensor, compressed-tensors",
+        "numpy, compressed-tensors",
+        "ascendv1, numpy, compressed-tensors",
+        "safe_tensor, numpy, compressed-tensors",
+        "ascendv1, safe_tensor, numpy, compressed-tensors"};
+    return TEXTS[found & (A | S | N | C)];
 }
 
 /* ---- running the rules ---- */
@@ -252,7 +313,8 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
     TRY(verify_open_folders(&v, &a, &found));
     v.result->layout = verify_layouts_text(found);
     if (!found)
-        verify_fail(&v, 0, options->dir, "files of the layouts ascendv1, safe_tensor or numpy",
+        verify_fail(&v, 0, options->dir,
+                    "files of the layouts ascendv1, safe_tensor, numpy or compressed-tensors",
                     "none of them");
     for (size_t i = 0; i < v.num_folders; i++) {
         v.result->tensors += v.folders[i].num_tensors;

@@ -298,12 +298,15 @@ static tare_status check_finished(run *r)
 {
     tare_status status = TARE_OK;
     const value *root;
-    char *path = path_join(r->ctx, r->options->out, "tare_run.json");
-    if (path && !path_exists(path)) { /* each layout has its folder */
+    /* Several layouts have a folder each, and of two one is among these. */
+    static const char *const PLACES[] = {"tare_run.json", "ascendv1/tare_run.json",
+                                         "compressed-tensors/tare_run.json"};
+    char *path = NULL;
+    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES && !(path && path_exists(path)); i++) {
         mem_free(r->ctx, path);
-        path = path_join(r->ctx, r->options->out, "ascendv1/tare_run.json");
+        path = path_join(r->ctx, r->options->out, PLACES[i]);
+        TRY(path ? TARE_OK : TARE_E_MEMORY);
     }
-    TRY(path ? TARE_OK : TARE_E_MEMORY);
     if (!path_exists(path))
         goto done;
     TRY(json_parse_file(r->ctx, &r->arena, path, 64 << 20, &root));

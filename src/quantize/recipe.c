@@ -43,8 +43,9 @@ static const choice compat_choices[] = {{"none", 0}, {"msmodelslim", 1}, {NULL, 
 static const choice anti_choices[] = {{"none", 0}, {"m1", 1}, {"m2", 2}, {"m3", 3},
                                       {"m4", 4},   {"m5", 5}, {"m6", 6}, {NULL, 0}};
 static const choice npy_choices[] = {{"numpy", 0}, {NULL, 0}};
-static const choice save_choices[] = {
-    {"ascendv1", 0}, {"ascendV1", 0}, {"safe_tensor", 0}, {"numpy", 0}, {NULL, 0}};
+static const choice save_choices[] = {{"ascendv1", 0},           {"ascendV1", 0},
+                                      {"safe_tensor", 0},        {"numpy", 0},
+                                      {"compressed-tensors", 0}, {NULL, 0}};
 
 #define AT(member)  offsetof(struct tare_recipe, member)
 #define INT64_LIMIT 9007199254740992.0

@@ -44,6 +44,23 @@ static tare_status check_anti_outlier(const tare_recipe *r)
     return TARE_OK;
 }
 
+/* What compressed-tensors has no tensors for (spec/output_formats.md 7). */
+static tare_status check_compressed(const tare_recipe *r)
+{
+    bool wanted = false;
+    for (size_t i = 0; i < r->save_types.count; i++)
+        wanted |= strcmp(r->save_types.items[i], "compressed-tensors") == 0;
+    if (wanted && r->fa_quant)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "save.types: compressed-tensors cannot hold the scales of fa_quant; save "
+                         "as ascendv1, safe_tensor or numpy, or leave fa_quant out");
+    if (wanted && !r->w_sym)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "save.types: compressed-tensors needs symmetric weights (quant.w_sym "
+                         "true)");
+    return TARE_OK;
+}
+
 /* spec/w8a8.md 8.1, output_formats.md 8.8. No forward runs, so nothing sees an activation. */
 static tare_status check_weights_alone(const tare_recipe *r)
 {
@@ -79,6 +96,7 @@ tare_status recipe_check(const tare_recipe *r)
                          "quant.w_sym: 8-bit activations need symmetric weights (true)");
     if (r->save_types.count == 0)
         return TARE_FAIL(r->ctx, TARE_E_USAGE, "save.types: at least one save type is needed");
+    TRY(check_compressed(r));
     TRY(check_anti_outlier(r));
 done:
     return status;

@@ -98,7 +98,7 @@ typedef struct job {
 static bool weights_alone;
 
 /* Everything at once: two passes, smoothing, FA that is written late, two save types; or weights
- * alone, whose pieces are read and written by threads. */
+ * alone, whose pieces are read and written by threads, as compressed-tensors beside ascendv1. */
 static tare_status set_recipe(tare_recipe *recipe)
 {
     static const char *const settings[][2] = {
@@ -107,8 +107,12 @@ static tare_status set_recipe(tare_recipe *recipe)
         {"run.dtype", "bfloat16"}, {"save.types", "ascendv1,numpy"},
     };
     tare_status status = TARE_OK;
-    if (weights_alone)
-        return tare_recipe_set(recipe, "quant.a_bit", "16");
+    if (weights_alone) {
+        status = tare_recipe_set(recipe, "quant.a_bit", "16");
+        return status == TARE_OK
+                   ? tare_recipe_set(recipe, "save.types", "ascendv1,compressed-tensors")
+                   : status;
+    }
     for (size_t i = 0; i < sizeof settings / sizeof *settings && status == TARE_OK; i++)
         status = tare_recipe_set(recipe, settings[i][0], settings[i][1]);
     return status;
