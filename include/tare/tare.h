@@ -52,6 +52,7 @@ typedef struct tare_context tare_context;
 typedef struct tare_recipe tare_recipe;
 typedef struct tare_model tare_model;
 typedef struct tare_smoothing tare_smoothing;
+typedef struct tare_recording tare_recording;
 typedef struct tare_tokenizer tare_tokenizer;
 
 /* ---- context
@@ -190,6 +191,33 @@ TARE_API void tare_quantize_options_init(tare_quantize_options *options);
 /* Quantizes; `result` may be NULL. On failure nothing stands under a final name in `out`. */
 TARE_API tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
                                    tare_quantize_result *result);
+
+/* Quantizes without an output yet: everything that it will be made of is kept in one file without a
+ * name in options->scratch_dir (which must be given), about as large as one output; it goes with
+ * the recording or the process. What only an output has (out, overwrite, resume, checkpoint_every,
+ * verify, the recipe's section save) does not count. Memory is that of tare_quantize. */
+TARE_API tare_status tare_record(tare_context *ctx, const tare_quantize_options *options,
+                                 tare_recording **out, tare_quantize_result *result);
+TARE_API void tare_recording_free(tare_recording *recording);
+
+typedef struct tare_save_options {
+    const char *out;          /* output folder; made if absent */
+    const char *const *types; /* [num_types] as in save.types of a recipe */
+    size_t num_types;
+    int part_file_size; /* as save.part_file_size: GiB; 0: one file; -1: the save type's default */
+    /* File names of save type safe_tensor; NULL: its own. The others have fixed ones. */
+    const char *safetensors_name, *json_name;
+    bool overwrite; /* replace an earlier output in `out` */
+    bool verify;    /* on by default */
+} tare_save_options;
+
+TARE_API void tare_save_options_init(tare_save_options *options);
+/* Writes an output from a recording, as often as one likes; to the same bytes as tare_quantize with
+ * these save types. *bytes (may be NULL): of the weight files of one layout. The model is not read
+ * again, but for the other files of its folder, which are copied. It has the recording's context.
+ */
+TARE_API tare_status tare_save(const tare_recording *recording, const tare_save_options *options,
+                               uint64_t *bytes);
 
 /* A kind of work: how much of it a run has, and how fast this machine does it. */
 typedef struct tare_work {
@@ -337,6 +365,8 @@ typedef struct tare_verify_options {
     const char *base;   /* source checkpoint, for the rules that compare with it; NULL: left out */
     const char *target; /* "vllm-ascend", "mindie", "vllm" or NULL */
     const char *compat; /* "msmodelslim" or NULL */
+    /* File names that the safe_tensor layout was given; NULL: its own. */
+    const char *safetensors_name, *json_name;
     void (*finding)(void *user, const tare_finding *finding);
     void *user;
 } tare_verify_options;

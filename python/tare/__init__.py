@@ -16,14 +16,19 @@ A model may also be a transformers PreTrainedModel. docs/python.md tells the res
 from ._log import logger, set_logger_level
 from ._native import decode as _decode, lib as _lib
 from .anti_outlier import AntiOutlier, AntiOutlierConfig
+from .calibration_data import CalibrationData, get_anti_dataset, get_calib_dataset
 from .calibrator import Calibrator
+from .dataset_processor import DatasetProcessorBase
 from .errors import TareError
 from .fa_quantizer import FAQuantizer, TensorType, fa_tensors
+from .layer_selector import LayerSelector
 from .model import AutoModelForCausalLM, Model, load
 from .quant_config import QuantConfig
 from .tokenizer import AutoTokenizer, Tokenizer
 
 __version__ = _decode(_lib.tare_version())
 
-__all__ = ["AntiOutlier", "AntiOutlierConfig", "AutoModelForCausalLM", "AutoTokenizer", "Calibrator",
-           "Model", "QuantConfig", "TareError", "Tokenizer", "load", "logger", "set_logger_level"]
+__all__ = ["AntiOutlier", "AntiOutlierConfig", "AutoModelForCausalLM", "AutoTokenizer",
+           "CalibrationData", "Calibrator", "DatasetProcessorBase", "FAQuantizer", "LayerSelector",
+           "Model", "QuantConfig", "TareError", "TensorType", "Tokenizer", "fa_tensors",
+           "get_anti_dataset", "get_calib_dataset", "load", "logger", "set_logger_level"]

@@ -5,6 +5,7 @@ included, so "npu" and "npu:3" are replaced there, wherever they stand. `torch_n
 are stand-ins whose calls do nothing. torch itself is imported by the script alone.
 """
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -30,6 +31,10 @@ def _replace(value):
 
 class _StandIn(types.ModuleType):
     """torch_npu and torch.npu: is_available() is False, whatever else is called does nothing."""
+
+    def __init__(self, name):
+        super().__init__(name)
+        self.__spec__ = importlib.machinery.ModuleSpec(name, None)  # libraries look for it
 
     def __getattr__(self, name):
         if name.startswith("__"):

@@ -7,7 +7,7 @@ the positions whose attention_mask is 0.
 import numpy as np
 
 from ._checks import check_type
-from ._native import ffi
+from ._native import ffi, lib
 
 
 def as_array(value, name):
@@ -84,3 +84,13 @@ class Joined:
         self.count = len(samples)
         self.ids = ffi.from_buffer("uint32_t[]", self._ids) if samples else ffi.NULL
         self.lengths = ffi.new("size_t[]", [s.size for s in samples]) if samples else ffi.NULL
+
+
+def quantize_options(model, samples, recipe):
+    """tare_quantize_options of a tare_model, Joined samples and a tare_recipe, which it borrows."""
+    options = ffi.new("tare_quantize_options *")
+    lib.tare_quantize_options_init(options)
+    options.source, options.recipe = model, recipe
+    options.calib_ids, options.calib_lengths = samples.ids, samples.lengths
+    options.calib_count = samples.count
+    return options

@@ -1,7 +1,5 @@
 """Positive verification by a model of Python's: each prompt on its own, so that padding, batch size
 and neighbours have no part in it. tare's own models answer in C, transformers' are called back."""
-import sys
-
 import numpy as np
 
 from ._calib_sets import c_text, py_text

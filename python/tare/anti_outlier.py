@@ -1,8 +1,10 @@
 """AntiOutlierConfig and AntiOutlier: outlier suppression, with msModelSlim's parameters and checks."""
-from . import _samples, _sources
+from . import _memory, _samples, _sources
 from ._checks import check_compat, check_elements, check_type
+from ._context import recipe
 from ._devices import host_device
 from ._log import logger
+from ._native import ffi, lib
 
 _METHODS = ("m1", "m2", "m3", "m4", "m5", "m6")
 _FLEX_KEYS = ("alpha", "beta")
@@ -83,4 +85,10 @@ class AntiOutlier:
 
     def process(self):
         """Runs the search; afterwards the model carries its result."""
-        _sources.attach_smoothing(self.model, self)
+        source, out = self.source, ffi.new("tare_smoothing **")
+        settings = (self.cfg.recipe_settings() + _memory.settings(source.max_memory)
+                    + _sources.run_settings(source, self.compat))
+        with recipe(source.context, settings) as r, source.open() as model:
+            options = _samples.quantize_options(model, _samples.Joined(self.calib_data), r)
+            source.context.run(lib.tare_smooth, source.context.handle, options, out)
+        _sources.attach_smoothing(self.model, _sources.Smoothing(source.context, out[0]))

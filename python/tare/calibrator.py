@@ -44,14 +44,9 @@ class Calibrator:
         self._done = False
 
     def _settings(self):
-        source, smoothing = self.source, _sources.smoothing_of(self.model)
-        settings = self.cfg.recipe_settings() + _memory.settings(source.max_memory)
+        settings = self.cfg.recipe_settings() + _memory.settings(self.source.max_memory)
         settings.append(("fallback.disable_level", self.disable_level))
-        if source.serving_dtype:
-            settings.append(("run.dtype", source.serving_dtype))
-        if self.compat:
-            settings.append(("run.compat", self.compat))
-        return settings + (smoothing.cfg.recipe_settings() if smoothing else [])
+        return settings + _sources.run_settings(self.source, self.compat)
 
     def run(self, int_infer=False):
         """Calibrates. int_infer has no effect: the result is the same."""
@@ -89,12 +84,11 @@ class Calibrator:
         if part_file_size is not None:
             settings.append(("save.part_file_size", part_file_size))
         result = ffi.new("tare_quantize_result *")
-        context, ids = self.source.context, _samples.Joined(self.calib_data)
+        context = self.source.context
+        smoothing = _sources.smoothing_of(self.model)
         with recipe(context, settings) as r, self.source.open() as model:
-            options = ffi.new("tare_quantize_options *")
-            lib.tare_quantize_options_init(options)
+            options = _samples.quantize_options(model, _samples.Joined(self.calib_data), r)
             out = encode(output_path)
-            options.source, options.out, options.recipe, options.overwrite = model, out, r, True
-            options.calib_ids, options.calib_lengths = ids.ids, ids.lengths
-            options.calib_count = ids.count
+            options.out, options.overwrite = out, True
+            options.smoothing = smoothing.handle if smoothing else ffi.NULL
             context.run(lib.tare_quantize, context.handle, options, result)

@@ -32,7 +32,7 @@ static tare_status open_model(run *r)
             r->ctx,
             "the serving dtype is float32, which engines serve as float16: give --dtype float16 or "
             "bfloat16 so that the scales are rounded for it");
-    for (size_t i = 0; i < recipe->save_types.count; i++) {
+    for (size_t i = 0; !r->tape && i < recipe->save_types.count; i++) {
         unsigned bit = 0;
         output_save_type(recipe->save_types.items[i], &bit);
         r->save |= bit;
@@ -116,6 +116,7 @@ static tare_status load_samples(run *r)
 tare_status open_output(run *r)
 {
     output_options o = {.dir = r->options->out,
+                        .tape = r->tape,
                         .model_dir = r->model->folder,
                         .config_json = r->model->config_given ? r->model->config_json : NULL,
                         .save = r->save,
@@ -127,7 +128,7 @@ tare_status open_output(run *r)
                         .overwrite = r->overwrite,
                         .copy_code = r->options->copy_code,
                         .verify = r->options->verify,
-                        .journal = !r->options->no_resume,
+                        .journal = !r->options->no_resume && !r->tape,
                         .before_publish = resume_before_publish,
                         .user = r};
     return output_open(r->ctx, &o, &r->out);
@@ -158,7 +159,8 @@ static size_t most_rows(const run *r)
 static tare_status plan_run(run *r, memory_plan *plan)
 {
     tare_status status = TARE_OK;
-    TRY(recipe_check(r->recipe));
+    bool saves = r->goal == GOAL_OUTPUT && !r->tape;
+    TRY(saves ? recipe_check(r->recipe) : recipe_check_scheme(r->recipe));
     r->scheme = r->recipe->a_bit == 16 ? LINEAR_W8A16 : LINEAR_W8A8;
     TRY(open_model(r));
     TRY(plan_linears(r));
@@ -323,6 +325,8 @@ static tare_status finish(run *r, tare_quantize_result *result)
     TRY(checkpoint_check_unchanged(r->model->checkpoint));
     free_states(r);
     TRY(run_record(r, &record));
+    if (r->tape)
+        TRY(recording_note(r, record.data));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
     result->linears_quantized = r->num_quantized;
     result->saturated_rows = r->saturated_rows;
@@ -349,7 +353,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     result->samples = r->samples.count;
     result->tokens = r->samples.tokens;
     result->bytes_in = checkpoint_bytes(r->model->checkpoint);
-    TRY(resume_open(r));
+    TRY(r->tape ? open_output(r) : resume_open(r));
     if ((result->was_finished = r->resume.finished))
         goto done;
     TRY(alloc_workspace(r));
@@ -451,22 +455,19 @@ done:
     return status;
 }
 
-tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
-                          tare_quantize_result *result)
+tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
+                     tare_recording *recording, tare_quantize_result *result)
 {
     double started = clock_seconds();
+    size_t owners_limit = ctx->options.memory_limit;
     tare_recipe *defaults;
     tare_quantize_result ignored;
     run r;
     result = result ? result : &ignored;
     *result = (tare_quantize_result){0};
-    tare_status status = check_options(ctx, options);
-    if (status != TARE_OK)
-        return status;
-    if (!options->out)
-        return TARE_FAIL(ctx, TARE_E_USAGE, "an output folder is needed");
-    size_t owners_limit = ctx->options.memory_limit;
-    status = run_init(&r, ctx, options, &defaults);
+    tare_status status = run_init(&r, ctx, options, &defaults);
+    r.recording = recording;
+    r.tape = recording_tape(recording);
     if (status == TARE_OK)
         status = run_all(&r, result);
     overlap_stop(&r); /* nobody writes any more */
@@ -475,4 +476,13 @@ tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *option
     result->peak_memory = run_end(&r, defaults);
     result->seconds = clock_seconds() - started;
     return status;
+}
+
+tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
+                          tare_quantize_result *result)
+{
+    tare_status status = check_options(ctx, options);
+    if (status == TARE_OK && !options->out)
+        status = TARE_FAIL(ctx, TARE_E_USAGE, "an output folder is needed");
+    return status == TARE_OK ? quantize(ctx, options, NULL, result) : status;
 }

@@ -10,6 +10,7 @@
 #include "model/linear.h"
 #include "output/layout.h"
 #include "output/output.h"
+#include "output/tape.h"
 #include "pipeline/journal.h"
 #include "pipeline/streams.h"
 #include "quantize/fa3.h"
@@ -89,6 +90,8 @@ typedef struct run {
     numerics num;
     gemm_compute compute;
     output *out;
+    tare_recording *recording; /* NULL: the output is written as it is made; else it is kept in */
+    output_tape *tape;         /* the recording's tape */
     progress progress;
     size_t earlier_peak; /* of the context, before this call */
 
@@ -128,6 +131,9 @@ typedef struct run {
 tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
                      tare_recipe **owned);
 size_t run_end(run *r, tare_recipe *owned);
+/* tare_quantize on checked options; into a recording if that is not NULL. */
+tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
+                     tare_recording *recording, tare_quantize_result *result);
 /* What can be refused before any weight is read; from then on accounted memory stays within the
  * budget. */
 tare_status plan_memory(run *r);
@@ -158,6 +164,13 @@ tare_status resume_before_publish(void *user);
 /* Ends output and journal: what resume needs stays if the run failed in a way that can be mended.
  */
 void resume_close(run *r, tare_status status);
+
+/* ---- recording.c ---- */
+
+/* NULL for NULL. */
+output_tape *recording_tape(tare_recording *recording);
+/* What the recording's outputs say of the run: its recipe and the text of tare_run.json. */
+tare_status recording_note(run *r, const char *run_json);
 
 /* ---- plan.c ---- */
 

@@ -9,7 +9,7 @@ struct tare_smoothing {
     tare_context *ctx;
     arena arena; /* names, lists */
     smooth_config config;
-    tare_recipe recipe; /* its section anti_outlier alone; the list in the arena */
+    tare_recipe recipe; /* for its section anti_outlier; lists in the arena */
     layer_smoothing *layers;
     size_t num_layers;
     tare_smoothing_vector *vectors;
@@ -88,27 +88,6 @@ done:
     return status;
 }
 
-static tare_status copy_settings(tare_smoothing *s, const tare_recipe *from)
-{
-    string_list *names = &s->recipe.disable_anti_names;
-    size_t count = from->disable_anti_names.count;
-    s->recipe.anti_method = from->anti_method;
-    s->recipe.anti_w_bit = from->anti_w_bit;
-    s->recipe.anti_a_bit = from->anti_a_bit;
-    s->recipe.anti_w_sym = from->anti_w_sym;
-    s->recipe.anti_alpha = from->anti_alpha;
-    s->recipe.anti_beta = from->anti_beta;
-    if (!(names->items = arena_alloc_array(&s->arena, count, sizeof *names->items)))
-        return TARE_E_MEMORY;
-    for (size_t i = 0; i < count; i++) {
-        const char *name = from->disable_anti_names.items[i];
-        if (!(names->items[i] = arena_strndup(&s->arena, name, strlen(name))))
-            return TARE_E_MEMORY;
-        names->count++;
-    }
-    return TARE_OK;
-}
-
 static tare_status copy_samples(tare_smoothing *s, const run *r)
 {
     buffer digest;
@@ -135,7 +114,8 @@ size_t smoothing_keep_bytes(const run *r)
     enum { NAMES = 512, LISTS = 64 << 10 };
     const model_config *c = &r->model->config;
     return LISTS + most_vectors(c) * (sizeof(tare_smoothing_vector) + NAMES) +
-           c->num_layers * sizeof(layer_smoothing) + r->recipe->disable_anti_names.count * NAMES;
+           c->num_layers * sizeof(layer_smoothing) +
+           (r->recipe->disable_anti_names.count + r->recipe->disable_names.count) * NAMES;
 }
 
 tare_status smoothing_keep(run *r, tare_smoothing **out)
@@ -149,7 +129,7 @@ tare_status smoothing_keep(run *r, tare_smoothing **out)
     s->ctx = r->ctx;
     s->config = r->smooth;
     arena_init(&s->arena, r->ctx);
-    TRY(copy_settings(s, r->recipe));
+    TRY(recipe_copy(r->recipe, &s->arena, &s->recipe));
     TRY(copy_samples(s, r));
     s->vectors = arena_alloc_array(&s->arena, most, sizeof *s->vectors);
     s->layers = arena_alloc_array(&s->arena, c->num_layers, sizeof *s->layers);
