@@ -100,10 +100,8 @@ tare_status weight_source_open(tare_model *model, weight_mode mode, const kept_w
     if (mode == WEIGHTS_KEPT)
         return TARE_OK;
     TRY(model_read_vector(model, model->final_norm, &out->final_norm));
-    if (mode == WEIGHTS_AHEAD) {
+    if (mode == WEIGHTS_AHEAD)
         TRY(background_create(model->ctx, 1, &out->reader));
-        TRY(background_submit(out->reader, read_ahead, out, &out->ahead_ticket));
-    }
 done:
     if (status != TARE_OK)
         weight_source_close(out);
@@ -128,17 +126,24 @@ void weight_source_close(weight_source *w)
 }
 
 /* The layer that was read ahead becomes the current one, and while it is packed the next one is
- * read. */
+ * read. (The first one is not: whether there is another pass is not known before the head.) */
 static tare_status take_ahead(weight_source *w)
 {
     tare_status status = TARE_OK;
     raw_weight raw[ROLE_COUNT];
     const model_config *c = &w->model->config;
+    if (w->ahead_ticket == 0) {
+        w->ahead_layer = w->layer;
+        TRY(background_submit(w->reader, read_ahead, w, &w->ahead_ticket));
+    }
     TRY(background_wait(w->reader, w->ahead_ticket));
+    w->ahead_ticket = 0;
     memcpy(raw, w->ahead, sizeof raw);
     memset(w->ahead, 0, sizeof w->ahead);
-    w->ahead_layer = w->layer + 1 < c->num_layers ? w->layer + 1 : 0;
-    status = background_submit(w->reader, read_ahead, w, &w->ahead_ticket);
+    if (w->layer + 1 < c->num_layers) {
+        w->ahead_layer = w->layer + 1;
+        status = background_submit(w->reader, read_ahead, w, &w->ahead_ticket);
+    }
     for (size_t i = 0; i < c->arch->num_linears; i++) {
         linear_role role = c->arch->linears[i].role;
         if (status == TARE_OK)

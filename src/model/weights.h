@@ -28,7 +28,7 @@ typedef struct weight_source {
     background *reader; /* AHEAD */
     raw_weight ahead[ROLE_COUNT];
     size_t ahead_layer;
-    uint64_t ahead_ticket;
+    uint64_t ahead_ticket; /* 0: nothing is read ahead */
     size_t layer;
     float_layer linears;    /* AHEAD, LAYER */
     layer_norms norms;      /* all but KEPT */
