@@ -183,10 +183,11 @@ tare_status generation_layout_make(tare_model *model, const generation_work *wor
     } while (next_candidate(work, &s, &l));
     if (found)
         return TARE_OK;
+    uint64_t reserve = model->ctx->memory_reserve;
     return TARE_FAIL(model->ctx, TARE_E_BUDGET,
-                     "the memory limit of %llu MiB is too small to generate: the smallest that "
+                     "a memory budget of %llu MiB is too small to generate: the smallest that "
                      "works here is %llu MiB%s",
-                     (unsigned long long)(plan->budget >> 20),
-                     (unsigned long long)((plan->smallest + (1 << 20) - 1) >> 20),
+                     (unsigned long long)((plan->budget + reserve) >> 20),
+                     (unsigned long long)((plan->smallest + reserve + (1 << 20) - 1) >> 20),
                      work->may_spill ? "" : "; less might do with a scratch folder");
 }
