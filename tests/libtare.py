@@ -12,6 +12,13 @@ class TareError(Exception):
         self.status = status
 
 
+class ContextOptions(ctypes.Structure):
+    """tare_context_options"""
+    _fields_ = [("threads", ctypes.c_int), ("memory_limit", c_size_t), ("cpu", ctypes.c_int),
+                ("log", c_void_p), ("progress", c_void_p), ("allow_allocation", c_void_p),
+                ("user", c_void_p)]
+
+
 class GenerateOptions(ctypes.Structure):
     """tare_generate_options"""
     _fields_ = [("max_new_tokens", c_size_t), ("do_sample", c_bool), ("temperature", c_double),
@@ -42,11 +49,12 @@ def id_arrays(prompts):
 class Library:
     """One context; `Model` and `Tokenizer` handles come from it and are closed with it."""
 
-    def __init__(self, path):
+    def __init__(self, path, threads=0):
         self.lib = lib = ctypes.CDLL(str(path))
         for name in ("tare_last_error", "tare_cpu_name", "tare_version"):
             getattr(lib, name).restype = c_char_p
         lib.tare_last_error.argtypes = lib.tare_cpu_name.argtypes = [c_void_p]
+        lib.tare_context_options_init.argtypes = [POINTER(ContextOptions)]
         lib.tare_context_create.argtypes = [POINTER(c_void_p), c_void_p]
         lib.tare_model_open.argtypes = [c_void_p, c_char_p, POINTER(c_void_p)]
         lib.tare_model_free.argtypes = [c_void_p]
@@ -68,7 +76,10 @@ class Library:
                                               POINTER(POINTER(c_uint32)), POINTER(c_size_t)]
         lib.tare_free.argtypes = [c_void_p, c_void_p]
         self.context = c_void_p()
-        self.check(lib.tare_context_create(byref(self.context), None))
+        options = ContextOptions()
+        lib.tare_context_options_init(byref(options))
+        options.threads = threads
+        self.check(lib.tare_context_create(byref(self.context), byref(options)))
 
     def check(self, status):
         if status:
