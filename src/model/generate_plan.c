@@ -123,7 +123,7 @@ static void describe(const tare_model *model, const generation_work *work, const
     p->passes = count_passes(work, s, l->batch);
     p->key_values = work->max_new > 0 ? key_value_bytes(model, s, l->batch, false) : 0;
     p->weights = p->weights_kept ? kept_weights_bytes(model)
-                                 : weight_source_bytes(model, l->mode, 1, l->batch);
+                                 : weight_source_bytes(model, l->mode, l->batch);
     p->bytes_read_once = p->weights_kept ? weight_source_read(model) : 0;
     p->bytes_read_pass = p->weights_kept ? 0 : weight_source_read(model);
 }
