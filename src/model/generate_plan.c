@@ -123,7 +123,7 @@ static void describe(const tare_model *model, const generation_work *work, const
     p->passes = count_passes(work, s, l->batch);
     p->key_values = work->max_new > 0 ? key_value_bytes(model, s, l->batch, false) : 0;
     p->weights = p->weights_kept ? kept_weights_bytes(model)
-                                 : weight_source_bytes(model, l->mode, 1, l->batch);
+                                 : weight_source_bytes(model, l->mode, l->batch);
     p->bytes_read_once = p->weights_kept ? weight_source_read(model) : 0;
     p->bytes_read_pass = p->weights_kept ? 0 : weight_source_read(model);
 }
@@ -183,10 +183,11 @@ tare_status generation_layout_make(tare_model *model, const generation_work *wor
     } while (next_candidate(work, &s, &l));
     if (found)
         return TARE_OK;
+    uint64_t reserve = model->ctx->memory_reserve;
     return TARE_FAIL(model->ctx, TARE_E_BUDGET,
-                     "the memory limit of %llu MiB is too small to generate: the smallest that "
+                     "a memory budget of %llu MiB is too small to generate: the smallest that "
                      "works here is %llu MiB%s",
-                     (unsigned long long)(plan->budget >> 20),
-                     (unsigned long long)((plan->smallest + (1 << 20) - 1) >> 20),
+                     (unsigned long long)((plan->budget + reserve) >> 20),
+                     (unsigned long long)((plan->smallest + reserve + (1 << 20) - 1) >> 20),
                      work->may_spill ? "" : "; less might do with a scratch folder");
 }
