@@ -61,10 +61,10 @@ static size_t forward_bytes(const planner *p, size_t layer)
     for (size_t i = 0; i < r->linears_per_layer; i++) {
         const model_linear *l = linear_at(r, layer, i);
         tare_dtype dtype = linear_raw_dtype(r->model, l);
-        size_t bytes = gemm_float_bytes(r->ctx, r->compute, l->k, p->rows, p->samples);
+        size_t bytes = gemm_float_bytes(r->ctx);
         if (!p->layout.whole_layer)
             bytes = float_linear_bytes(r->model, l, r->compute, dtype) +
-                    larger(bytes, float_linear_making_bytes(r->model, l, r->compute, dtype));
+                    larger(bytes, float_linear_making_bytes(l));
         most = larger(most, larger(bytes, score_update_bytes(l->k)));
     }
     return most;
@@ -78,7 +78,7 @@ static void pack_layer(planner *p, size_t layer)
         const model_linear *l = linear_at(r, layer, i);
         tare_dtype dtype = linear_raw_dtype(r->model, l);
         p->now[TERM_PACKED] += float_linear_bytes(r->model, l, r->compute, dtype);
-        making = larger(making, float_linear_making_bytes(r->model, l, r->compute, dtype));
+        making = larger(making, float_linear_making_bytes(l));
     }
     layer_moment(p, layer, making);
 }
@@ -139,9 +139,7 @@ static size_t calibrate_bytes(const planner *p, size_t layer)
     const run *r = p->r;
     const model_config *c = &r->model->config;
     size_t most = larger(gemm_u8s8_tiles_bytes(r->ctx), observer_update_bytes(r->ctx));
-    for (size_t i = 0; i < r->linears_per_layer; i++)
-        most = larger(most, gemm_float_bytes(r->ctx, r->compute, linear_at(r, layer, i)->k, p->rows,
-                                             p->samples));
+    most = larger(most, gemm_float_bytes(r->ctx));
     if (r->attentions[layer].quantize)
         most = larger(most, fa_observe_bytes(
                                 r->ctx, (size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads},

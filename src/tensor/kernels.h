@@ -11,6 +11,7 @@ enum {
     GEMM_PANEL = 32,         /* columns of a float GEMM tile */
     GEMM_DEPTH = 256,        /* most of K that one tile takes; the row stride of its left operand */
     GEMM_TILE_ROWS_MAX = 16, /* bound of kernels.tile_rows */
+    GEMM_BLOCK_STEP = 32,    /* rows of the left operand, and bytes / 2 of K, come in multiples */
 };
 
 /* Levels are whole numbers in [low, high], below 2^22. */
@@ -73,6 +74,21 @@ typedef struct kernels {
      * then added to c: an element depends on nothing but its row and column. */
     size_t tile_rows;
     void (*gemm_tile)(const float *a, const float *b, size_t k, size_t rows, float *c, size_t ldc);
+    /* c[rows,GEMM_PANEL] += a[rows,k] b[k,GEMM_PANEL] in BF16, summed in FP32 (subnormals count as
+     * zero). rows and k are multiples of GEMM_BLOCK_STEP, k at most GEMM_DEPTH, the row stride of
+     * a; c is dense; b in pairs of k, [k/2][GEMM_PANEL][2]; all 64-byte aligned. `next`: a hint,
+     * the b of the next call. An element depends on nothing but its row and column. NULL where the
+     * CPU has no such products. */
+    void (*gemm_bf16)(const uint16_t *a, const uint16_t *b, size_t k, size_t rows, float *c,
+                      const uint16_t *next);
+    /* The same in 8 bits: acc += a (u8) b (s8), exact; rows a multiple of GEMM_BLOCK_STEP, k of
+     * 2 * GEMM_BLOCK_STEP, lda and ldc in elements. b in fours of k, as pack_u8s8 leaves it. NULL
+     * where the CPU has no such tiles. */
+    void (*block_u8s8)(const uint8_t *a, size_t lda, const int8_t *b, size_t k, size_t rows,
+                       int32_t *c, size_t ldc);
+    /* b [k/4][GEMM_PANEL][4] of w[columns,k], ldw apart; what is missing to GEMM_PANEL columns and
+     * to a multiple of 2 * GEMM_BLOCK_STEP is zero. */
+    void (*pack_u8s8)(const int8_t *w, size_t ldw, size_t columns, size_t k, int8_t *b);
     /* acc[m,n] = x[m,k] w[n,k]^T, acc with row stride ldacc. Exact while k <= GEMM_MAX_K. */
     void (*gemm_u8s8)(const uint8_t *x, size_t m, const int8_t *w, size_t n, size_t k, int32_t *acc,
                       size_t ldacc);
@@ -80,7 +96,7 @@ typedef struct kernels {
 
 const kernels *kernels_get(const tare_context *ctx);
 /* The table of one instruction set; NULL if this CPU or build lacks it. AMX has the AVX-512
- * kernels. */
+ * kernels, and products of its own. */
 const kernels *kernels_of(tare_cpu cpu);
 /* The best set of this CPU, by its features alone. */
 tare_cpu cpu_detect(void);

@@ -62,4 +62,4 @@ static inline __m256i vs_from_s8(const void *p)
 
 #include "tensor/kernels_vector.inc.h"
 
-const kernels kernels_avx2 = V_TABLE("avx2");
+const kernels kernels_avx2 = {V_MEMBERS("avx2")};

@@ -49,4 +49,7 @@ static inline __m512i vs_from_s8(const void *p)
 
 #include "tensor/kernels_vector.inc.h"
 
-const kernels kernels_avx512 = V_TABLE("avx512");
+const kernels kernels_avx512 = {V_MEMBERS("avx512")};
+const kernels kernels_avx512bf16 = {V_MEMBERS("avx512"), .gemm_bf16 = avx512_gemm_bf16};
+const kernels kernels_amx = {V_MEMBERS("amx"), .gemm_bf16 = amx_gemm_bf16,
+                             .block_u8s8 = amx_block_u8s8, .pack_u8s8 = amx_pack_u8s8};

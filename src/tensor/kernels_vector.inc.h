@@ -572,14 +572,13 @@ static void v_gemm_u8s8(const uint8_t *x, size_t m, const int8_t *w, size_t n, s
     }
 }
 
-#define V_TABLE(set)                                                                               \
-    {                                                                                              \
-        .name = (set), .bf16_to_float = v_bf16_to_float, .fp16_to_float = v_fp16_to_float,         \
-        .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16, .min_max = v_min_max,  \
-        .abs_max = v_abs_max, .quantize_symmetric = v_quantize_symmetric, .multiply = v_multiply,  \
-        .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,                      \
-        .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,      \
-        .silu_mul = v_silu_mul, .add = v_add, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax,  \
-        .dequantize_row = v_dequantize_row, .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile,    \
-        .gemm_u8s8 = v_gemm_u8s8,                                                                  \
-    }
+/* The members of a table that every vector set has. */
+#define V_MEMBERS(set)                                                                             \
+    .name = (set), .bf16_to_float = v_bf16_to_float, .fp16_to_float = v_fp16_to_float,             \
+    .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16, .min_max = v_min_max,      \
+    .abs_max = v_abs_max, .quantize_symmetric = v_quantize_symmetric, .multiply = v_multiply,      \
+    .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,                          \
+    .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,          \
+    .silu_mul = v_silu_mul, .add = v_add, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax,      \
+    .dequantize_row = v_dequantize_row, .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile,        \
+    .gemm_u8s8 = v_gemm_u8s8
