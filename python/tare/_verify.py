@@ -43,7 +43,20 @@ def try_out(model, tokenizer):
 
 def make(mix):
     """The tare_calib_verifier of a CalibrationData, as the `.c` of an object that keeps it alive."""
-    return TransformersVerifier(mix)
+    return (ModelVerifier if isinstance(mix.model, Model) else TransformersVerifier)(mix)
+
+
+class ModelVerifier:
+    """Answers with a tare model and its tokenizer, in C."""
+
+    def __init__(self, mix):
+        context = mix.model.context
+        tokenizer = mix.tokenizer
+        if tokenizer.context is not context:  # C wants both from one
+            tokenizer = type(tokenizer)(tokenizer.name_or_path, context=context)
+        self._keep = mix.model, tokenizer
+        self.c = ffi.gc(ffi.new("tare_calib_verifier *"), lib.tare_model_verifier_free)
+        context.run(lib.tare_model_verifier_create, mix.model.handle, tokenizer.handle, self.c)
 
 
 class TransformersVerifier:

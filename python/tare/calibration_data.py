@@ -63,7 +63,7 @@ class CalibrationData:
         check_type(config_path, str, "config_path")
         if not config_path:
             raise ValueError("The value of the path cannot be empty.")
-        self.context = Context()
+        self.context = model.context if isinstance(model, Model) else Context()
         self._sets, self.mixed_dataset = {}, []
         self.batch_size, self.shuffle_seed = 4, 0
         if not isinstance(save_path, str) and save_path is not None:

@@ -43,11 +43,12 @@ class Tokenizer:
     """The tokenizer of a checkpoint folder: its tokenizer.json, and what its tokenizer_config.json
     says of special tokens, padding and chat."""
 
-    def __init__(self, path, *, padding_side=None, pad_token=None, model_max_length=None):
+    def __init__(self, path, *, padding_side=None, pad_token=None, model_max_length=None,
+                 context=None):
         self.name_or_path = os.fspath(path)
         folder = pathlib.Path(self.name_or_path)
         self._folder = folder if folder.is_dir() else folder.parent
-        self.context = shared_context()
+        self.context = context or shared_context()
         out = ffi.new("tare_tokenizer **")
         self.context.call(lib.tare_tokenizer_open, self.context.handle, encode(self.name_or_path), out)
         self.handle = ffi.gc(out[0], lib.tare_tokenizer_free)

@@ -43,10 +43,12 @@ static const verify_rule RULES[] = {
     {15, A | S | C, NEEDS_TENSORS | NEEDS_BASE, NULL, rule_base_distance},
     {16, A, NEEDS_TENSORS, rule_norms_ascend, NULL},
     {17, S, NEEDS_TENSORS, rule_norms_module, NULL},
+    {18, A | S, NEEDS_TENSORS, rule_kv, NULL},
     {19, A | S, NEEDS_TENSORS, rule_fa, NULL},
     {20, A | S, 0, rule_kv_or_fa, NULL},
     {21, A, 0, rule_config_ascend, NULL},
     {22, S, 0, rule_config_quantize, NULL},
+    {24, A | C, NEEDS_TENSORS, rule_experts, NULL},
     {25, A | S | C, NEEDS_BASE, rule_base_files, NULL},
     {26, N, NEEDS_TENSORS, rule_npy_keys, NULL},
     {27, A | S | N | C, NEEDS_TENSORS, rule_layouts_agree, NULL},
@@ -265,14 +267,24 @@ done:
     return status;
 }
 
+/* The engines, and what they load (specification, section 1). */
+static const struct {
+    const char *name;
+    unsigned layouts;
+} TARGETS[] = {{"vllm-ascend", A | C}, {"mindie", S}, {"vllm", C}};
+
+static unsigned layouts_of_target(const char *name)
+{
+    for (size_t i = 0; name && i < sizeof TARGETS / sizeof *TARGETS; i++)
+        if (strcmp(name, TARGETS[i].name) == 0)
+            return TARGETS[i].layouts;
+    return 0;
+}
+
 static tare_status check_options(verify *v)
 {
-    static const char *const TARGETS[] = {"vllm-ascend", "mindie", "vllm"};
     const tare_verify_options *o = v->options;
-    bool known = !o->target;
-    for (size_t i = 0; i < 3 && !known; i++)
-        known = strcmp(o->target, TARGETS[i]) == 0;
-    if (!known)
+    if (o->target && layouts_of_target(o->target) == 0)
         return TARE_FAIL(v->ctx, TARE_E_USAGE,
                          "target %s is unknown; known are vllm-ascend, mindie and vllm", o->target);
     if (o->compat && strcmp(o->compat, "msmodelslim") != 0)
@@ -324,6 +336,9 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
         verify_fail(&v, 0, options->dir,
                     "files of the layouts ascendv1, safe_tensor, numpy or compressed-tensors",
                     "none of them");
+    else if (options->target && !(found & layouts_of_target(options->target)))
+        verify_warn(&v, 0, options->dir, verify_layouts_text(layouts_of_target(options->target)),
+                    "%s, which %s does not load", verify_layouts_text(found), options->target);
     for (size_t i = 0; i < v.num_folders; i++) {
         v.result->tensors += v.folders[i].num_tensors;
         TRY(run_rules(&v, &v.folders[i]));

@@ -159,12 +159,14 @@ tare_status rule_fused(vfolder *f);              /* 13 */
 tare_status rule_base_tensors(vfolder *f);       /* 14 */
 tare_status rule_norms_ascend(vfolder *f);       /* 16 */
 tare_status rule_norms_module(vfolder *f);       /* 17 */
+tare_status rule_kv(vfolder *f);                 /* 18 */
 tare_status rule_fa(vfolder *f);                 /* 19 */
 tare_status rule_kv_or_fa(vfolder *f);           /* 20 */
 tare_status rule_config_ascend(vfolder *f);      /* 21 */
 tare_status rule_config_quantize(vfolder *f);    /* 22 */
 tare_status rule_compressed_config(vfolder *f);  /* 23, without tensors */
 tare_status rule_compressed_linears(vfolder *f); /* 23; settles which linears are complete */
+tare_status rule_experts(vfolder *f);            /* 24 */
 tare_status rule_base_files(vfolder *f);         /* 25 */
 tare_status rule_npy_keys(vfolder *f);           /* 26 */
 tare_status rule_layouts_agree(vfolder *f);      /* 27 */

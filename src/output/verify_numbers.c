@@ -128,7 +128,8 @@ tare_status rule_deq_product(vfolder *f, const vlinear *l, const vnumbers *n)
     breach bad = {0};
     for (size_t i = 0; i < n->num_deq; i++) {
         float scale = n->weight_scale[n->num_scales == 1 ? 0 : i];
-        if (n->deq_scale[i] != expected_deq(f, l, n->input_scale, scale))
+        float product = expected_deq(f, l, n->input_scale, scale);
+        if (n->deq_scale[i] != product && !(isnan(n->deq_scale[i]) && isnan(product)))
             note(&bad, i);
     }
     if (bad.count > 0) {
