@@ -69,13 +69,13 @@ def _environment():
     return environment
 
 
-def render(template, values, seconds=SECONDS):
+def render(template, values):
     """The text of a template. ValueError if it is faulty, refuses the messages or takes too long."""
     try:
         import jinja2
     except ImportError as error:
         raise ImportError("chat templates need the package jinja2") from error
-    outcome = {}
+    outcome, seconds = {}, SECONDS
 
     def work():
         try:

@@ -109,29 +109,40 @@ class Context:
             raise _ERRORS[status](decode(lib.tare_last_error(self.handle)))
 
     def call(self, function, *args):
-        """A short call: runs at once."""
-        with self._lock:
-            self.check(function(*args))
+        """A short call: runs at once, in this thread."""
+        with self._job() as job:
+            status = function(*args)
+        self._finish(job, status)
 
     def run(self, function, *args):
-        """A long call: cancellable, with progress; callbacks made by `callback()` may be in it."""
+        """A long call: cancellable, with progress. From within a callback it is as call(): one
+        worker and one bar are enough."""
+        if self._jobs and self._jobs[0].owner == threading.get_ident():
+            return self.call(function, *args)
+        with self._job() as job:
+            self._bars = _progress.make_bars()
+            try:
+                status = self._wait(job, job.start(lambda: function(*args)))
+            finally:
+                if self._bars is not None:
+                    self._bars.close()
+                self._bars = None
+        self._finish(job, status)
+
+    @contextlib.contextmanager
+    def _job(self):
         with self._lock:
-            nested = bool(self._jobs)  # from within a callback: no second thread, no second bar
             job = _Job()
             self._jobs.append(job)
-            if not nested:
-                self._bars = _progress.make_bars()
             try:
-                status = (function(*args) if nested
-                          else self._wait(job, job.start(lambda: function(*args))))
+                yield job
             finally:
                 self._jobs.pop()
-                if not nested and self._bars is not None:
-                    self._bars.close()
-                    self._bars = None
-            if job.error is not None:
-                raise job.error
-            self.check(status)
+
+    def _finish(self, job, status):
+        if job.error is not None:
+            raise job.error
+        self.check(status)
 
     def _wait(self, job, thread):
         interrupt = None

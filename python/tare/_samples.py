@@ -76,21 +76,17 @@ def token_ids(calib_data, name="calib_data"):
     return samples
 
 
-class Joined:
-    """Samples as C takes them: ids one sample after the other, and lengths. NULL without samples."""
+class QuantizeOptions:
+    """tare_quantize_options, `.c`, of a tare_model and a tare_recipe, which are borrowed, and of
+    samples, which this object holds: ids one sample after the other, and lengths; NULL for none."""
 
-    def __init__(self, samples):
+    def __init__(self, model, samples, recipe):
         self._ids = np.concatenate(samples) if samples else np.empty(0, np.uint32)
-        self.count = len(samples)
-        self.ids = ffi.from_buffer("uint32_t[]", self._ids) if samples else ffi.NULL
-        self.lengths = ffi.new("size_t[]", [s.size for s in samples]) if samples else ffi.NULL
-
-
-def quantize_options(model, samples, recipe):
-    """tare_quantize_options of a tare_model, Joined samples and a tare_recipe, which it borrows."""
-    options = ffi.new("tare_quantize_options *")
-    lib.tare_quantize_options_init(options)
-    options.source, options.recipe = model, recipe
-    options.calib_ids, options.calib_lengths = samples.ids, samples.lengths
-    options.calib_count = samples.count
-    return options
+        self._lengths = ffi.new("size_t[]", [s.size for s in samples])
+        self.c = ffi.new("tare_quantize_options *")
+        lib.tare_quantize_options_init(self.c)
+        self.c.source, self.c.recipe = model, recipe
+        self._buffer = ffi.from_buffer("uint32_t[]", self._ids) if samples else ffi.NULL
+        self.c.calib_ids = self._buffer
+        self.c.calib_lengths = self._lengths if samples else ffi.NULL
+        self.c.calib_count = len(samples)

@@ -89,6 +89,6 @@ class AntiOutlier:
         settings = (self.cfg.recipe_settings() + _memory.settings(source.max_memory)
                     + _sources.run_settings(source, self.compat))
         with recipe(source.context, settings) as r, source.open() as model:
-            options = _samples.quantize_options(model, _samples.Joined(self.calib_data), r)
-            source.context.run(lib.tare_smooth, source.context.handle, options, out)
+            options = _samples.QuantizeOptions(model, self.calib_data, r)
+            source.context.run(lib.tare_smooth, source.context.handle, options.c, out)
         _sources.attach_smoothing(self.model, _sources.Smoothing(source.context, out[0]))

@@ -60,10 +60,10 @@ class Calibrator:
         smoothing, out = _sources.smoothing_of(self.model), ffi.new("tare_recording **")
         scratch = encode(self.scratch_dir)
         with recipe(context, self.settings) as r, self.source.open() as model:
-            options = _samples.quantize_options(model, _samples.Joined(self.calib_data), r)
-            options.scratch_dir = scratch
-            options.smoothing = smoothing.handle if smoothing else ffi.NULL
-            context.run(lib.tare_record, context.handle, options, out, result)
+            options = _samples.QuantizeOptions(model, self.calib_data, r)
+            options.c.scratch_dir = scratch
+            options.c.smoothing = smoothing.handle if smoothing else ffi.NULL
+            context.run(lib.tare_record, context.handle, options.c, out, result)
         self._context_handle = context.handle  # outlives the recording
         self._recording = ffi.gc(out[0], lib.tare_recording_free)
         self.result = {name: getattr(result, name) for name in _RESULT}

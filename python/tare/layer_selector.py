@@ -36,11 +36,10 @@ class LayerSelector:
         def score(_user, name, value):
             scores[decode(name)] = value
         take = ffi.callback("tare_status (*)(void *, const char *, double)", context.callback(score))
-        joined = _samples.Joined(samples)
         with recipe(context, memory_settings(self.source.max_memory)) as r, \
                 self.source.open() as model:
-            options = _samples.quantize_options(model, joined, r)
-            context.run(lib.tare_score_layers, context.handle, options, _METHODS[self.range_method],
+            options = _samples.QuantizeOptions(model, samples, r)
+            context.run(lib.tare_score_layers, context.handle, options.c, _METHODS[self.range_method],
                         take, ffi.NULL)
         self._rank(scores)
 

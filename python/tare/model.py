@@ -66,7 +66,7 @@ class Model:
 
     def __init__(self, path, max_memory, dtype, threads):
         self.path, self.max_memory, self.serving_dtype = checkpoint_folder(path), max_memory, dtype
-        limit = _memory.host_bytes(max_memory)
+        self.memory_limit = limit = _memory.host_bytes(max_memory)
         self.context = Context(limit, threads) if limit or threads else shared_context()
         self.config = read_json(self.path, "config.json", required=True)
         self.generation_config = read_json(self.path, "generation_config.json")
@@ -172,7 +172,7 @@ class Model:
         for value in (pad, self.generation_config.get("pad_token_id"),
                       self.config.get("pad_token_id"), eos,
                       self.generation_config.get("eos_token_id"), self.config.get("eos_token_id")):
-            if value is not None:
+            if value is not None and value != []:
                 return value[0] if isinstance(value, (list, tuple)) else value
         return 0
 

@@ -38,6 +38,7 @@ class QuantConfig:
         self.percdamp, self.pdmix, self.seed, self.compat = percdamp, pdmix, seed, compat
         self.kv_sym, self.use_fa_quant, self.fa_amp = True, False, 0
         self.block_size = self.tp_size = self.max_dynamic_step = None
+        self.device, self.dev_id = host_device(dev_type, dev_id)
         self._check()
 
     # ---- chained calls
@@ -95,7 +96,6 @@ class QuantConfig:
     # ---- checks, in the order of the reference, so that the same fault of several is told
 
     def _check(self):
-        self.device, self.dev_id = host_device(self.dev_type, self.dev_id)
         check_type(self.w_bit, int, "w_bit")
         check_type(self.a_bit, int, "a_bit")
         check_number(self.act_method, int, 1, 3, "act_method")
