@@ -106,6 +106,10 @@ TARE_API void tare_cancel(tare_context *ctx);
  * tare_quantize or tare_quantize_plan runs: since the call began). */
 TARE_API size_t tare_memory_used(const tare_context *ctx);
 TARE_API size_t tare_memory_peak(const tare_context *ctx);
+/* Sets the context's memory_limit from a budget of the whole process, "cpu=8GiB" (the setting
+ * run.max_memory): what the program itself takes is set aside. TARE_E_BUDGET: nothing would be
+ * left. */
+TARE_API tare_status tare_context_set_max_memory(tare_context *ctx, const char *max_memory);
 /* "scalar", "avx2", "avx512" or "amx": the kernels in use. */
 TARE_API const char *tare_cpu_name(const tare_context *ctx);
 TARE_API const char *tare_version(void);
@@ -267,6 +271,18 @@ TARE_API tare_status tare_tokenizer_decode(tare_tokenizer *tokenizer, const uint
 TARE_API size_t tare_tokenizer_vocab_size(const tare_tokenizer *tokenizer);
 TARE_API void tare_free(tare_context *ctx, void *pointer);
 
+typedef struct tare_chat_message {
+    const char *role; /* "system", "user" or "assistant" */
+    const char *content;
+} tare_chat_message;
+
+/* The prompt that the chat model in the folder `model` expects behind these messages, for
+ * tare_tokenizer_encode without special tokens; freed with tare_free(). A chat template is code and
+ * is never run: the exact texts of published ones are known (docs/generate.md), another is
+ * TARE_E_MODEL. */
+TARE_API tare_status tare_chat_prompt(tare_context *ctx, const char *model,
+                                      const tare_chat_message *messages, size_t n, char **prompt);
+
 /* Calls `row` with the token ids of each sample of a calibration file, in order. */
 TARE_API tare_status tare_tokenize_file(tare_context *ctx, const char *model, const char *file,
                                         tare_status (*row)(void *user, const uint32_t *ids,
@@ -285,6 +301,91 @@ TARE_API size_t tare_model_vocab_size(const tare_model *model);
 /* Float logits [count, vocab_size] of one sequence, streamed layer by layer, in FP32. */
 TARE_API tare_status tare_model_logits(tare_model *model, const uint32_t *ids, size_t count,
                                        float *logits);
+
+/* Lets go of the weights that tare_generate and tare_last_logprobs keep in the model between calls;
+ * tare_model_free does it too. */
+TARE_API void tare_model_unload(tare_model *model);
+
+/* ---- generate
+ * ---------------------------------------------------------------------------------------------------
+ *
+ * Tokens that a model adds to prompts. FP32 arithmetic on the weights as they are stored. What
+ * comes out for a prompt depends on that prompt, its record number and the options alone: not on
+ * the other prompts, on `batch`, on threads or on the memory limit. The first call keeps the
+ * weights in the model, if they fit the context's memory_limit (0: 80 % of what the machine has
+ * free); else all prompts of a batch go through the model layer by layer, for each token anew. */
+
+typedef struct tare_generate_options {
+    size_t max_new_tokens; /* 20 */
+    bool do_sample;        /* false: always the most probable token, of equal ones the lowest id */
+    /* Below 0: as in the checkpoint's generation_config.json, else 1, 50, 1 and 1. */
+    double temperature; /* of do_sample */
+    int64_t top_k;      /* of do_sample; 0: all */
+    double top_p;       /* of do_sample */
+    double repetition_penalty;
+    /* The draws of do_sample: Mersenne Twister keyed by seed's low word, its high word and the
+     * record number (docs/generate.md). */
+    uint64_t seed;
+    const uint32_t *records; /* [n] record numbers; NULL: the prompts' indices */
+    /* Tokens that end a text. NULL: eos_token_id of generation_config.json, else of config.json;
+     * not NULL with num_eos 0: none. */
+    const uint32_t *eos_ids;
+    size_t num_eos;
+    size_t batch;            /* most prompts that are worked on together; 0: chosen */
+    const char *scratch_dir; /* for keys and values that do not fit in memory; NULL: they must */
+    /* Called with each new token at once; false: this prompt's text is complete. NULL: nobody
+     * looks. */
+    bool (*token)(void *user, size_t prompt, uint32_t id);
+    void *user;
+} tare_generate_options;
+
+typedef enum tare_finish {
+    TARE_FINISH_LENGTH,  /* max_new_tokens */
+    TARE_FINISH_EOS,     /* the last id is one of the end tokens */
+    TARE_FINISH_STOPPED, /* `token` returned false */
+    TARE_FINISH_CONTEXT, /* prompt and text fill max_position_embeddings */
+    TARE_FINISH_TOO_LONG /* the prompt alone is longer than that: nothing was generated */
+} tare_finish;
+
+/* The new tokens of one prompt, the end token included. */
+typedef struct tare_generation {
+    uint32_t *ids;
+    size_t count;
+    tare_finish finish;
+} tare_generation;
+
+/* What tare_generate would do. Bytes; memory is what the accounted allocator holds. */
+typedef struct tare_generation_plan {
+    uint64_t budget;          /* UINT64_MAX: none */
+    uint64_t smallest, peak;  /* the least that works; the most that is held, `peak` <= `budget` */
+    uint64_t weights;         /* of these: weights in memory */
+    uint64_t key_values;      /* keys and values of a batch, in memory or in scratch files */
+    uint64_t bytes_read_once; /* of the checkpoint, when the weights are kept */
+    uint64_t bytes_read_pass; /* for each pass */
+    size_t passes;            /* through the layers, at most: each gives a token to each prompt */
+    size_t batch;             /* prompts worked on together */
+    bool weights_kept, read_ahead, spill;
+} tare_generation_plan;
+
+TARE_API void tare_generate_options_init(tare_generate_options *options);
+/* results[n], freed by tare_generations_free; after a failure (TARE_E_CANCELLED too) they are
+ * empty. `options` NULL: the defaults. TARE_E_DATA: an empty prompt, an id beyond the vocabulary.
+ * TARE_E_BUDGET: the memory limit is too small; the message names the smallest that works. */
+TARE_API tare_status tare_generate(tare_model *model, const tare_generate_options *options,
+                                   const uint32_t *const *prompts, const size_t *lengths, size_t n,
+                                   tare_generation *results);
+TARE_API void tare_generations_free(tare_context *ctx, tare_generation *results, size_t n);
+/* logprobs [n, num_ids] <- the log-softmax (FP32) of the tokens ids[num_ids] behind each prompt. Of
+ * `options` (NULL: the defaults) only batch and scratch_dir count. NaN for a prompt that is
+ * longer than max_position_embeddings. */
+TARE_API tare_status tare_last_logprobs(tare_model *model, const tare_generate_options *options,
+                                        const uint32_t *const *prompts, const size_t *lengths,
+                                        size_t n, const uint32_t *ids, size_t num_ids,
+                                        float *logprobs);
+/* Reads no weight. TARE_E_BUDGET as tare_generate, with *plan filled in. */
+TARE_API tare_status tare_generate_plan(tare_model *model, const tare_generate_options *options,
+                                        const size_t *lengths, size_t n,
+                                        tare_generation_plan *plan);
 
 #ifdef __cplusplus
 }

@@ -4,7 +4,7 @@
 #include "cli/cli.h"
 
 static const command *const commands[] = {&command_quantize, &command_verify, &command_inspect,
-                                          &command_tokenize};
+                                          &command_generate, &command_tokenize};
 
 enum { NUM_COMMANDS = sizeof commands / sizeof *commands };
 

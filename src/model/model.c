@@ -181,6 +181,7 @@ void tare_model_free(tare_model *m)
 {
     if (!m)
         return;
+    tare_model_unload(m);
     checkpoint_close(m->checkpoint);
     mem_free(m->ctx, m->config_json);
     mem_free(m->ctx, m->dir);

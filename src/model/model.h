@@ -40,6 +40,7 @@ struct tare_model {
     /* TARE_DTYPE_COUNT: weights are used as stored. F16, BF16, F32: float tensors are rounded to it
      * when they are read, as loading the model in that dtype does. */
     tare_dtype load_dtype;
+    struct generation *generation; /* what generation keeps between calls (generate.h); NULL yet */
 };
 
 /* `n` stored elements to FP32, by way of load_dtype. */

@@ -1,9 +1,6 @@
 /* Budget, layouts, refusal. The bytes of each step are in memory_steps.c. */
 #include "pipeline/memory_plan.h"
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
 #include <stdio.h>
 
 #include "base/machine.h"
@@ -14,26 +11,6 @@
 /* Rows of a batch: enough for the matrix products to be efficient, few enough for a 70B model's
  * intermediates to stay small. */
 enum { BATCH_ROWS = 2048 };
-
-/* What no allocation of ours accounts for: pages of the program and its libraries, the heap's
- * fragments, small vectors; and for each thread its stack and oneDNN's packing buffers. Constants,
- * so that the smallest budget does not waver from run to run; a program that holds more by itself
- * (Python) is measured. */
-static const size_t PROGRAM_RESERVE = (size_t)24 << 20, THREAD_RESERVE = (size_t)6 << 20;
-static const size_t MEASURE_STEP = (size_t)16 << 20;
-
-static size_t reserve_bytes(const run *r)
-{
-    size_t reserve = PROGRAM_RESERVE;
-#if defined(__GLIBC__)
-    malloc_trim(0); /* what the tokenizer left in the heap */
-#endif
-    size_t resident = machine_resident_bytes(), accounted = tare_memory_used(r->ctx);
-    size_t others = resident > accounted ? resident - accounted : 0;
-    if (others > reserve)
-        reserve = (others + MEASURE_STEP - 1) / MEASURE_STEP * MEASURE_STEP + PROGRAM_RESERVE / 2;
-    return reserve + (size_t)parallel_threads(r->ctx) * THREAD_RESERVE;
-}
 
 /* ---- layouts, from the fastest to the smallest ---- */
 
@@ -167,7 +144,7 @@ tare_status memory_plan_make(run *r, memory_plan *out)
     bool given, found = false;
     run_layout candidate = {.batch_rows = most_batch_rows(r), .overlap = true};
     candidate.whole_layer = copies_pay(r, candidate.batch_rows);
-    *out = (memory_plan){.reserve = reserve_bytes(r)};
+    *out = (memory_plan){.reserve = machine_reserve_bytes(r->ctx)};
     out->budget = limit_by_owner(r, budget_of(r, &given), out->reserve);
     size_t fixed = out->fixed = out->reserve + tare_memory_used(r->ctx);
     max_memory_warn(r->ctx, &r->recipe->max_memory);
