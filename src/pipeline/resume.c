@@ -36,6 +36,10 @@ tare_status fingerprint_write(run *r, buffer *out)
     digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
     buffer_puts(out, ", \"lengths of the samples\": ");
     digest_write(out, r->samples.lengths, r->samples.count * sizeof *r->samples.lengths);
+    if (r->smoothing_given) {
+        buffer_puts(out, ", \"smoothing\": ");
+        TRY(smoothing_digest(r, r->options->smoothing, out));
+    }
     buffer_puts(out, ", \"config.json\": ");
     digest_write(out, r->model->config_json, r->model->config_length);
     TRY(fingerprint_files(r, out));
@@ -99,7 +103,7 @@ done:
 static tare_status archive_smoothing(run *r, archive *a)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
+    for (size_t i = 0; smoothing_solves(r) && i < r->model->config.num_layers; i++)
         TRY(smoothing_archive(r, i, a));
 done:
     return status;
