@@ -102,6 +102,8 @@ TARE_API tare_status tare_context_create(tare_context **out, const tare_context_
 TARE_API void tare_context_free(tare_context *ctx);
 /* One sentence on the last failed call; "" if none failed. */
 TARE_API const char *tare_last_error(const tare_context *ctx);
+/* The errno of the operating system behind that failure; 0 if it was none of the system's. */
+TARE_API int tare_last_errno(const tare_context *ctx);
 /* Makes the running call return TARE_E_CANCELLED soon. Safe in a signal handler. */
 TARE_API void tare_cancel(tare_context *ctx);
 /* Bytes that the accounted allocator holds now, and the most it ever held (while a call of
@@ -382,6 +384,174 @@ TARE_API tare_status tare_tokenize_file(tare_context *ctx, const char *model, co
                                         tare_status (*row)(void *user, const uint32_t *ids,
                                                            size_t count),
                                         void *user);
+
+/* ---- calibration sets
+ * -------------------------------------------------------------------------------------------- */
+
+/* A mix of question sets (docs/calibration.md): samples {"prompt", "ans"} drawn from each set of a
+ * config file, shuffled together. Strings are UTF-8 with a length and may hold \0; lone surrogates,
+ * which JSON lines may hold as escapes, stand as their three bytes (ED A0 80 …).
+ *
+ *     tare_calib *calib;
+ *     tare_calib_open(ctx, "mix_config.json", "mix_dataset.json", NULL, &calib);
+ *     tare_calib_set_sizes(calib, (const char *[]){"boolq", "gsm8k"}, (int64_t[]){4, 3}, 2);
+ *     tare_calib_process(calib, NULL);
+ *     tare_calib_free(calib);
+ *
+ * TARE_E_USAGE: a wrong value, config or set name; TARE_E_DATA: bad content of a data file;
+ * TARE_E_IO. After an error the handle is as before and may be used again. */
+typedef struct tare_calib tare_calib;
+typedef struct tare_calib_result tare_calib_result;
+
+#define TARE_CALIB_UNSET INT32_MIN /* of a switch or number: as the config file says */
+
+typedef struct tare_calib_options {
+    const char *compat; /* "msmodelslim"; "": none; NULL: as the config file says */
+    int32_t skip_bad;   /* 0, 1 or TARE_CALIB_UNSET */
+    int32_t mmlu_shots; /* 0 to 5 or TARE_CALIB_UNSET */
+    int32_t gsm8k_sampling;
+    /* Seeds are the 32-bit words of their absolute value, lowest first; NULL: as the config says */
+    const uint32_t *sample_seed;
+    size_t sample_seed_words;
+    const uint32_t *gsm8k_seed; /* two words count */
+    size_t gsm8k_seed_words;
+    bool overwrite; /* an existing save file is replaced, with a warning, instead of refused */
+} tare_calib_options;
+
+TARE_API void tare_calib_options_init(tare_calib_options *options);
+/* Reads the config and checks every record of every set. `save_path` (NULL or "": nothing is saved)
+ * gets the result of tare_calib_process; `options` NULL: as the config says. */
+TARE_API tare_status tare_calib_open(tare_context *ctx, const char *config_path,
+                                     const char *save_path, const tare_calib_options *options,
+                                     tare_calib **out);
+TARE_API void tare_calib_free(tare_calib *calib);
+
+typedef struct tare_calib_sample {
+    const char *prompt;
+    size_t prompt_length;
+    const char *ans; /* JSON text of any value */
+    size_t ans_length;
+    const char *extra; /* JSON text of an object whose members follow in the output; NULL: none */
+    size_t extra_length;
+    uint64_t record; /* index within the set; a set of the caller's may put there what it likes */
+} tare_calib_sample;
+
+/* Hands one sample over; it is copied. A failure is to be returned by who calls. */
+typedef tare_status (*tare_calib_sink)(void *sink, const tare_calib_sample *sample);
+
+/* A set of the caller's. What a callback returns other than TARE_OK ends the call with it. */
+typedef struct tare_calib_source {
+    tare_status (*size)(void *user, uint64_t *size); /* how many records there are */
+    /* Gives the samples of these records to `emit`, in order. */
+    tare_status (*process)(void *user, const uint64_t *records, size_t count, tare_calib_sink emit,
+                           void *sink);
+    /* Gives those of the samples to `emit` that the set's own model answers right. Asked if and
+     * only if the mix has a model or verifier. */
+    tare_status (*verify)(void *user, const tare_calib_sample *samples, size_t count,
+                          tare_calib_sink emit, void *sink);
+    void (*release)(void *user); /* NULL: none. Called when the set is replaced or freed */
+    void *user;
+} tare_calib_source;
+
+/* Adds a set, or replaces the one of this name at its place; its size is 0. On failure `release` is
+ * not called. */
+TARE_API tare_status tare_calib_add_set(tare_calib *calib, const char *name,
+                                        const tare_calib_source *source);
+/* How many samples of which set, 0 or more; sets not named keep theirs (0 at first). All or
+ * nothing. */
+TARE_API tare_status tare_calib_set_sizes(tare_calib *calib, const char *const *names,
+                                          const int64_t *sizes, size_t count);
+/* Most prompts handled together (default 4); without influence on the result. */
+TARE_API tare_status tare_calib_set_batch_size(tare_calib *calib, int64_t size);
+/* 32-bit words of the absolute value, lowest first (default: 0). */
+TARE_API tare_status tare_calib_set_shuffle_seed(tare_calib *calib, const uint32_t *words,
+                                                 size_t count);
+
+/* What a model is asked about a prompt, each as if it were alone; ids are those of the raw text
+ * with the special tokens that the tokenizer adds. */
+typedef enum tare_calib_task {
+    /* The float32 log-probabilities, behind the last token of the prompt, of the last token of
+     * TARE_CALIB_YES and of TARE_CALIB_NO (encoded without special tokens). The ids are cut to the
+     * tokenizer's model_max_length. */
+    TARE_CALIB_CHOOSE,
+    /* At most 20 greedy tokens, decoded alone, special tokens kept; ids cut as above. */
+    TARE_CALIB_CONTINUE,
+    /* At most 256 tokens, uncut, ended by the tokenizer's eos alone; prompt and new tokens decoded
+     * together without special tokens. Sampled where the question says so. */
+    TARE_CALIB_SOLVE
+} tare_calib_task;
+
+#define TARE_CALIB_YES "How can we learning machine learning: yes"
+#define TARE_CALIB_NO  "How can we learning machine learning: no"
+
+typedef struct tare_calib_question {
+    const char *prompt;
+    size_t prompt_length;
+    bool sample;      /* SOLVE: draw by a generator whose seed has the words `seed` */
+    uint32_t seed[3]; /* gsm8k_seed, low and high word; the record's index */
+} tare_calib_question;
+
+typedef struct tare_calib_answer {
+    float yes, no; /* CHOOSE: log-probabilities */
+    bool too_long; /* beyond the engine's context limit: not positive, and counted in a warning */
+    void *text;    /* set by tare_calib_answer_text */
+} tare_calib_answer;
+
+/* Answers `count` questions of one kind into answers[count], which come without text, log-
+ * probabilities of 0 and fitting the context. */
+typedef struct tare_calib_verifier {
+    tare_status (*answer)(void *user, tare_calib_task task, const tare_calib_question *questions,
+                          size_t count, tare_calib_answer *answers);
+    void *user; /* must live as long as the mix, or until another verifier is set */
+} tare_calib_verifier;
+
+/* A verifier that asks a model of this library, whose checkpoint folder may hold a
+ * tokenizer_config.json (model_max_length, eos_token). Tries both on a short text first:
+ * TARE_E_USAGE if the tokenizer does not fit the model. Both are of one context, and must outlive
+ * it. */
+TARE_API tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokenizer,
+                                                tare_calib_verifier *out);
+TARE_API void tare_model_verifier_free(tare_calib_verifier *verifier);
+
+/* Only samples that the verifier answers right are taken from now on; NULL: all are. */
+TARE_API tare_status tare_calib_set_verifier(tare_calib *calib,
+                                             const tare_calib_verifier *verifier);
+/* Sets the text of an answer (CONTINUE, SOLVE), copied. */
+TARE_API tare_status tare_calib_answer_text(tare_calib_answer *answer, const char *text,
+                                            size_t length);
+
+/* Draws, joins and shuffles; saves if a path was given. `out` may be NULL. The same again gives the
+ * same. The result is independent of `calib`, not of its context. */
+TARE_API tare_status tare_calib_process(tare_calib *calib, tare_calib_result **out);
+TARE_API void tare_calib_result_free(tare_calib_result *result);
+TARE_API size_t tare_calib_result_count(const tare_calib_result *result);
+
+typedef struct tare_calib_entry {
+    tare_calib_sample sample;
+    const char *set; /* its name */
+} tare_calib_entry;
+
+TARE_API void tare_calib_result_entry(const tare_calib_result *result, size_t index,
+                                      tare_calib_entry *entry);
+/* The bytes that are saved, zero-terminated, freed with tare_free(). */
+TARE_API tare_status tare_calib_result_json(const tare_calib_result *result, char **text,
+                                            size_t *length);
+/* Token ids of an entry's prompt with special tokens, whole; freed with tare_free(). */
+TARE_API tare_status tare_calib_token_ids(const tare_calib_result *result, size_t index,
+                                          tare_tokenizer *tokenizer, uint32_t **ids, size_t *count);
+
+typedef struct tare_calib_stats {
+    uint64_t available; /* good records */
+    uint64_t skipped;   /* bad ones, with skip_bad */
+    uint64_t requested; /* the size that was set */
+    uint64_t delivered; /* by the last tare_calib_process */
+} tare_calib_stats;
+
+TARE_API size_t tare_calib_num_sets(const tare_calib *calib);
+/* In the order of the mix. */
+TARE_API const char *tare_calib_set_name(const tare_calib *calib, size_t index);
+TARE_API tare_status tare_calib_get_stats(tare_calib *calib, const char *name,
+                                          tare_calib_stats *stats);
 
 /* ---- model
  * ------------------------------------------------------------------------------------------------------
