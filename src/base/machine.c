@@ -1,11 +1,15 @@
 /* Reads /proc and /sys. Nothing here fails: what cannot be read is unknown. */
 #include "base/machine.h"
 
-#include <stdbool.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
+
+#include "base/parallel.h"
 
 enum { PATH_SIZE = 4096, LINE = 4096 + 64 };
 
@@ -129,4 +133,22 @@ size_t machine_resident_bytes(void)
 {
     uint64_t kib = read_number("/proc/self/status", "VmRSS:");
     return kib == UINT64_MAX ? 0 : (size_t)kib * 1024;
+}
+
+/* Constants, so that the smallest budget does not waver from run to run; a program that holds more
+ * by itself (Python) is measured. */
+static const size_t PROGRAM_RESERVE = (size_t)24 << 20, THREAD_RESERVE = (size_t)6 << 20;
+static const size_t MEASURE_STEP = (size_t)16 << 20;
+
+size_t machine_reserve_bytes(const tare_context *ctx)
+{
+    size_t reserve = PROGRAM_RESERVE;
+#if defined(__GLIBC__)
+    malloc_trim(0); /* what the tokenizer left in the heap */
+#endif
+    size_t resident = machine_resident_bytes(), accounted = tare_memory_used(ctx);
+    size_t others = resident > accounted ? resident - accounted : 0;
+    if (others > reserve)
+        reserve = (others + MEASURE_STEP - 1) / MEASURE_STEP * MEASURE_STEP + PROGRAM_RESERVE / 2;
+    return reserve + (size_t)parallel_threads(ctx) * THREAD_RESERVE;
 }

@@ -2,8 +2,7 @@
 #ifndef TARE_BASE_MACHINE_H
 #define TARE_BASE_MACHINE_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "base/context.h"
 
 /* UINT64_MAX where a number is unknown or unlimited. */
 typedef struct machine_memory {
@@ -18,5 +17,9 @@ machine_memory machine_memory_read(const char *root);
 
 /* Resident bytes of this process now (VmRSS); 0: unknown. */
 size_t machine_resident_bytes(void);
+
+/* What no allocation of ours accounts for: pages of the program and its libraries, the heap's
+ * fragments, small vectors; and for each thread its stack and oneDNN's packing buffers. */
+size_t machine_reserve_bytes(const tare_context *ctx);
 
 #endif

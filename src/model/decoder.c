@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "base/parallel.h"
-#include "tensor/attention.h"
 #include "tensor/kernels.h"
 #include "tensor/rounded.h"
 
@@ -33,7 +32,7 @@ void layer_norms_free(tare_context *ctx, layer_norms *norms)
     *norms = (layer_norms){0};
 }
 
-static attention_shape layer_attention_shape(const model_config *c, size_t layer, size_t tokens)
+attention_shape layer_attention_shape(const model_config *c, size_t layer, size_t tokens)
 {
     return (attention_shape){.tokens = tokens,
                              .num_heads = c->num_heads,
@@ -268,7 +267,8 @@ static void rotate_sample(void *user, size_t index, int thread)
     size_t row = 0;
     for (size_t s = 0; s < index; s++)
         row += w->b->lengths[s];
-    for (size_t p = 0; p < w->b->lengths[index]; p++, row++) {
+    size_t past = w->b->past ? w->b->past[index] : 0;
+    for (size_t p = past; p < past + w->b->lengths[index]; p++, row++) {
         rotate_heads(w, w->q + row * w->num_heads * w->head_dim, w->num_heads, w->q_norm, p);
         rotate_heads(w, w->k + row * w->num_kv_heads * w->head_dim, w->num_kv_heads, w->k_norm, p);
     }
@@ -294,6 +294,8 @@ static tare_status attend(tare_model *model, size_t layer, const layer_norms *no
     tare_status status = ops->attention ? ops->attention(ops->user, b, q, k, v) : TARE_OK;
     if (status != TARE_OK)
         return status;
+    if (ops->attend)
+        return ops->attend(ops->user, b, q, k, v, w->input, w->attention_scratch);
     size_t query = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim, row = 0;
     for (size_t s = 0; s < b->samples; s++) {
         attention_shape shape = layer_attention_shape(c, layer, b->lengths[s]);

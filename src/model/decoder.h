@@ -5,6 +5,7 @@
 #define TARE_MODEL_DECODER_H
 
 #include "model/model.h"
+#include "tensor/attention.h"
 
 /* Consecutive samples of a set; their rows (tokens) lie one after the other. */
 typedef struct batch {
@@ -12,6 +13,7 @@ typedef struct batch {
     size_t samples;
     const size_t *lengths; /* [samples] tokens of each */
     size_t rows;           /* sum of the lengths */
+    const size_t *past;    /* [samples] tokens of each that went through before; NULL: none did */
 } batch;
 
 /* What a decoder layer asks of its owner. */
@@ -25,6 +27,11 @@ typedef struct layer_ops {
      * KV heads are repeated; rows dense [rows, heads*head_dim]. NULL: nobody looks. */
     tare_status (*attention)(void *user, const batch *b, const float *q, const float *k,
                              const float *v);
+    /* Attention itself, for samples whose earlier keys and values somebody keeps: out [rows, H*D]
+     * from the same q, k and v. `scratch` as attention_forward's, for the workspace's longest
+     * sample. NULL: a batch without a past. */
+    tare_status (*attend)(void *user, const batch *b, const float *q, const float *k,
+                          const float *v, float *out, float *scratch);
 } layer_ops;
 
 /* Norm weights of one layer in FP32, by role; NULL: none. */
@@ -33,10 +40,14 @@ typedef struct layer_norms {
     float *biases[NORM_COUNT]; /* NULL: none; what a shift of the norm's output made */
 } layer_norms;
 
+/* How attention is shaped for a sample of so many tokens in this layer. */
+attention_shape layer_attention_shape(const model_config *c, size_t layer, size_t tokens);
+
 tare_status layer_norms_load(tare_model *model, size_t layer, layer_norms *out);
 void layer_norms_free(tare_context *ctx, layer_norms *norms);
 
-/* Buffers for batches of up to `rows` rows whose longest sample has `longest` tokens. */
+/* Buffers for batches of up to `rows` rows whose longest sample has `longest` tokens, past
+ * included. */
 typedef struct decoder_workspace {
     tare_context *ctx;
     size_t rows;

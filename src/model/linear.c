@@ -227,6 +227,14 @@ size_t embed_tokens_bytes(const tare_model *model, size_t count)
            model_stream_bytes(model->embedding);
 }
 
+static tare_status check_id(const tare_model *model, uint32_t id)
+{
+    if (id < model->config.vocab_size)
+        return TARE_OK;
+    return TARE_FAIL(model->ctx, TARE_E_DATA, "token id %u is out of range: the vocabulary has %zu",
+                     id, model->config.vocab_size);
+}
+
 tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, embed_row_fn row,
                          model_rows_fn also, void *user)
 {
@@ -239,12 +247,7 @@ tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, e
         goto done;
     }
     for (size_t i = 0; i < count; i++) {
-        if (ids[i] >= model->config.vocab_size) {
-            status = TARE_FAIL(model->ctx, TARE_E_DATA,
-                               "token id %u is out of range: the vocabulary has %zu", ids[i],
-                               model->config.vocab_size);
-            goto done;
-        }
+        TRY(check_id(model, ids[i]));
         places[i] = (token_place){ids[i], i};
         order[i] = &places[i];
     }
@@ -264,22 +267,29 @@ done:
     return status;
 }
 
-typedef struct embedded {
-    float *x; /* [count, hidden] */
-    size_t hidden;
-} embedded;
-
-static tare_status put_row(void *user, size_t index, const float *x)
-{
-    const embedded *e = user;
-    memcpy(e->x + index * e->hidden, x, e->hidden * sizeof *x);
-    return TARE_OK;
-}
-
 tare_status embed_into(tare_model *model, const uint32_t *ids, size_t count, float *x)
 {
-    embedded e = {x, model->config.hidden_size};
-    return embed_tokens(model, ids, count, put_row, NULL, &e);
+    tare_status status = TARE_OK;
+    const tensor_info *t = model->embedding;
+    size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype);
+    void *row = mem_alloc(model->ctx, row_bytes);
+    if (!row)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < count; i++)
+        TRY(check_id(model, ids[i]));
+    for (size_t i = 0; i < count; i++) {
+        TRY(checkpoint_read(model->checkpoint, t, (uint64_t)ids[i] * row_bytes, row, row_bytes));
+        model_widen(model, t->dtype, row, h, x + i * h);
+    }
+done:
+    mem_free(model->ctx, row);
+    return status;
+}
+
+size_t embed_into_bytes(const tare_model *model)
+{
+    return mem_block_bytes(model->config.hidden_size * sizeof(float)) +
+           file_read_bytes(model->config.hidden_size * sizeof(float));
 }
 
 gemm_compute compute_default(const tare_model *model)

@@ -67,11 +67,11 @@ tare_status float_layer_linears(void *user, linear_group group, const batch *b, 
 typedef tare_status (*embed_row_fn)(void *user, size_t index, const float *x);
 tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, embed_row_fn row,
                          model_rows_fn also, void *user);
-/* x [count, hidden] <- the embeddings of ids[count]. */
-tare_status embed_into(tare_model *model, const uint32_t *ids, size_t count, float *x);
-
 /* Accounted bytes, at most, without those that `also` needs. */
 size_t embed_tokens_bytes(const tare_model *model, size_t count);
+/* x [count, hidden] <- the embeddings of a few ids[count]: their rows alone are read. */
+tare_status embed_into(tare_model *model, const uint32_t *ids, size_t count, float *x);
+size_t embed_into_bytes(const tare_model *model);
 
 /* BF16 operands where the checkpoint is BF16 and the context's kernels are AMX; else FP32. */
 gemm_compute compute_default(const tare_model *model);

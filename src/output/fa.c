@@ -132,6 +132,8 @@ tare_status output_write_fa(output *o, const char *module, const float *const sc
             TRY(output_write_tensor(o, f, t, 0, scratch, (size_t)t->info.bytes));
         }
     }
+    if (o->options.tape)
+        TRY(output_tape_fa(o, u, scales));
     u->complete = true;
     o->fa_written++;
 done:

@@ -9,11 +9,11 @@
 /* Left by a killed run, or the journal of one that will be resumed: not a reason to refuse. */
 #define WORK_FOLDER ".tare"
 
-static bool is_foreign_weight_file(const char *name, bool ours)
+static bool is_foreign_weight_file(const output *o, const char *name, bool ours)
 {
     bool weights = str_ends_with(name, ".safetensors") ||
                    str_ends_with(name, ".safetensors.index.json");
-    return weights && !layout_owns_file(name, ours);
+    return weights && !output_owns_file(o, name, ours);
 }
 
 /* Did tare write what lies here? A record says so, or the stage of a run that was killed while it
@@ -43,7 +43,7 @@ static tare_status check_contents(output *o, const char *dir, bool *ours)
     for (size_t i = 0; i < count && status == TARE_OK; i++) {
         if (strcmp(names[i], WORK_FOLDER) == 0)
             continue;
-        if (is_foreign_weight_file(names[i], *ours))
+        if (is_foreign_weight_file(o, names[i], *ours))
             status = TARE_FAIL(
                 o->ctx, TARE_E_FOLDER,
                 "output folder %s holds %s, which tare did not write; choose an empty folder", dir,
@@ -60,6 +60,8 @@ static tare_status check_contents(output *o, const char *dir, bool *ours)
 
 static tare_status check_overlap(output *o)
 {
+    if (!o->model_dir)
+        return TARE_OK;
     if (!path_contains(o->dir, o->model_dir) && !path_contains(o->model_dir, o->dir))
         return TARE_OK;
     return TARE_FAIL(o->ctx, TARE_E_FOLDER,
@@ -131,7 +133,8 @@ tare_status output_prepare_folders(output *o)
     char *work = NULL;
 
     TRY(resolve(o, o->options.dir, &o->dir));
-    TRY(resolve(o, o->options.model_dir, &o->model_dir));
+    if (o->options.model_dir)
+        TRY(resolve(o, o->options.model_dir, &o->model_dir));
     TRY(check_overlap(o));
     work = output_path(o, o->dir, WORK_FOLDER);
     o->stage = work ? output_path(o, work, "stage") : NULL;

@@ -64,6 +64,8 @@ tare_status output_write_norm(output *o, const char *weight_name, const void *we
             TRY(output_write_tensor(o, f, t, 0, data, t->info.bytes));
         }
     }
+    if (o->options.tape)
+        TRY(output_tape_norm(o, u, weight, bias));
     u->complete = true;
 done:
     mem_free(o->ctx, zeros);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "output/output_internal.h"
+#include "output/tape.h"
 
 #define GIB ((uint64_t)1 << 30)
 
@@ -68,11 +69,12 @@ tare_status output_open(tare_context *ctx, const output_options *options, output
     strmap_init(&o->floats, ctx);
     strmap_init(&o->linears, ctx);
     buffer_init(&o->new_biases, ctx);
-    if (!(options->save & ((1u << SAVE_TYPES) - 1)))
+    if (!options->tape && !(options->save & ((1u << SAVE_TYPES) - 1)))
         TRY(TARE_FAIL(ctx, TARE_E_USAGE, "no save type was given"));
     o->quant_type = arena_strndup(&o->arena, options->quant_type, strlen(options->quant_type));
     TRY(o->quant_type ? TARE_OK : TARE_E_MEMORY);
-    TRY(output_prepare_folders(o));
+    if (!options->tape)
+        TRY(output_prepare_folders(o));
     *out = o;
     o = NULL;
 done:
@@ -134,6 +136,7 @@ static tare_status declare_linear(output *o, const char *module, const linear_fo
     u->linear = *form;
     u->linear.has_bias = bias != NULL;
     u->linear.bias_dtype = bias ? bias->dtype : TARE_F32;
+    u->is_head = is_head;
     o->num_linears++;
     o->head_quantized |= is_head;
 done:
@@ -162,7 +165,11 @@ tare_status output_declare_new_bias(output *o, const tensor_info *bias)
         buffer_printf(&o->new_biases, "%s%.*s", o->new_biases.length ? ", " : "",
                       (int)(length > 5 ? length - 5 : length), bias->name);
     tare_status status = o->new_biases.status;
-    return status == TARE_OK ? output_declare_float(o, bias) : status;
+    TRY(status);
+    TRY(output_declare_float(o, bias));
+    o->units[o->num_units - 1].new_bias = true;
+done:
+    return status;
 }
 
 tare_status output_declare_float_linear(output *o, const char *module)
@@ -244,6 +251,11 @@ tare_status output_begin(output *o)
         o->quant_type = "FLOAT";
     TRY(refuse_new_biases(o));
     TRY(output_settle_fa(o));
+    if (o->options.tape) {
+        TRY(output_tape_begin(o));
+        o->begun = true;
+        goto done;
+    }
     for (size_t i = 0; i < o->num_folders; i++) {
         uint64_t limit;
         bool sharded;
@@ -316,6 +328,8 @@ static tare_status verify_stage(output *o)
     tare_verify_options_init(&options);
     options.dir = o->stage;
     options.compat = o->options.num.compat ? "msmodelslim" : NULL;
+    options.safetensors_name = o->options.safetensors_name;
+    options.json_name = o->options.json_name;
     options.finding = keep_first_failure;
     options.user = &first;
     tare_status status = tare_verify(o->ctx, &options, &result);
@@ -330,6 +344,12 @@ tare_status output_finish(output *o, const char *run_json, uint64_t *bytes)
 {
     tare_status status = TARE_OK;
     TRY(check_complete(o));
+    if (o->options.tape) {
+        TRY(output_tape_finish(o));
+        if (bytes)
+            *bytes = output_tape_bytes(o->options.tape);
+        goto done;
+    }
     for (size_t i = 0; i < o->num_folders; i++)
         TRY(stage_folder(o, &o->folders[i], run_json));
     if (o->options.verify)

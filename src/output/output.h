@@ -30,11 +30,19 @@ enum {
     SAVE_TYPES = 4 /* how many bits */
 };
 
+typedef struct output_tape output_tape;
+
 typedef struct output_options {
-    const char *dir, *model_dir;
-    unsigned save;      /* SAVE_* bits, at least one */
-    int part_file_size; /* GiB; 0: one file; -1: the save type's default (ascendv1 and
-                           compressed-tensors 4, others one file) */
+    const char *dir;
+    output_tape *tape;       /* instead of dir and save: everything is kept there (tape.h) */
+    const char *model_dir;   /* of what is copied beside the weights; NULL: nothing is */
+    const char *config_json; /* text of the model's config.json; NULL: that in model_dir */
+    unsigned save;           /* SAVE_* bits, at least one */
+    int part_file_size;      /* GiB; 0: one file; -1: the save type's default (ascendv1 and
+                                compressed-tensors 4, others one file) */
+    /* Names that the safe_tensor layout goes by instead of its own (a shard: with its number before
+     * the ending); NULL: its own. */
+    const char *safetensors_name, *json_name;
     numerics num;
     bool dtype_given; /* the recipe names a dtype: config.json's torch_dtype is set to num.dtype */
     const char *quant_type; /* "W8A8", "W8A16" */

@@ -42,8 +42,9 @@ static tare_status remove_old(output *o, const output_folder *f)
     TRY(folder_list(o->ctx, dir, &names, &count));
     for (int pass = 0; pass < 2; pass++) {
         for (size_t i = 0; i < count; i++)
-            if (layout_owns_file(names[i], f->ours) &&
-                (kind_of_file(names[i]) != PLAIN_FILE) == (pass == 0))
+            if (output_owns_file(o, names[i], f->ours) &&
+                (kind_of_file(names[i]) != PLAIN_FILE || output_is_description(o, names[i])) ==
+                    (pass == 0))
                 TRY(remove_file(o, dir, names[i]));
         TRY(folder_sync(o->ctx, dir));
     }

@@ -126,15 +126,23 @@ done:
     return status;
 }
 
+/* The name of the safe_tensor layout's description or only weight file as the options give it. */
+static bool is_given_name(const verify *v, const char *name)
+{
+    const tare_verify_options *o = v->options;
+    return (o->json_name && strcmp(name, o->json_name) == 0) ||
+           (o->safetensors_name && strcmp(name, o->safetensors_name) == 0);
+}
+
 /* Layouts whose files are among the names, as a set of A, S, N; C has no names of its own. */
-static unsigned recognise(char *const *names, size_t count)
+static unsigned recognise(const verify *v, char *const *names, size_t count)
 {
     bool ascend = false, safe = false, ascend_weights = false, safe_weights = false;
     unsigned found = 0;
     for (size_t i = 0; i < count; i++) {
         const char *name = names[i];
         ascend |= strcmp(name, "quant_model_description.json") == 0;
-        safe |= str_starts_with(name, "quant_model_description_");
+        safe |= str_starts_with(name, "quant_model_description_") || is_given_name(v, name);
         ascend_weights |= str_starts_with(name, "quant_model_weights");
         safe_weights |= str_starts_with(name, "quant_model_weight_");
         for (int k = 0; k < NPY_FILES; k++)
@@ -155,7 +163,7 @@ static tare_status open_layouts(verify *v, const char *dir, unsigned *found)
     tare_status status = TARE_OK;
 
     TRY(folder_list(v->ctx, dir, &names, &count));
-    *found = recognise(names, count);
+    *found = recognise(v, names, count);
     if (!*found) {
         bool compressed;
         TRY(is_compressed(v->ctx, dir, names, count, &compressed));

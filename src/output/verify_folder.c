@@ -80,10 +80,12 @@ static tare_status open_config(vfolder *f)
 static tare_status open_description(vfolder *f)
 {
     tare_status status = TARE_OK;
+    const char *given = f->v->options->json_name;
     for (size_t i = 0; i < f->num_names; i++) {
         const char *name = f->names[i];
         bool plain = strcmp(name, "quant_model_description.json") == 0;
-        bool typed = str_starts_with(name, "quant_model_description_");
+        bool typed = given ? strcmp(name, given) == 0
+                           : str_starts_with(name, "quant_model_description_");
         if (f->layout == LAYOUT_ASCENDV1 ? plain : typed)
             f->description_name = name;
     }
@@ -137,7 +139,11 @@ static bool is_member(const vfolder *f, const char *name)
 static tare_status open_weight_files(vfolder *f)
 {
     tare_status status = TARE_OK;
-    f->prefix = layout_weight_prefix(&f->arena, f->layout, f->num.compat, f->quant_type);
+    const char *given = f->v->options->safetensors_name;
+    if (given && f->layout == LAYOUT_SAFE_TENSOR && str_ends_with(given, ".safetensors"))
+        f->prefix = arena_strndup(&f->arena, given, strlen(given) - strlen(".safetensors"));
+    else
+        f->prefix = layout_weight_prefix(&f->arena, f->layout, f->num.compat, f->quant_type);
     f->file_names = arena_alloc_array(&f->arena, f->num_names, sizeof *f->file_names);
     f->files = arena_calloc(&f->arena, f->num_names, sizeof *f->files);
     TRY(f->prefix && f->file_names && f->files ? TARE_OK : TARE_E_MEMORY);

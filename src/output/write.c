@@ -60,6 +60,8 @@ tare_status output_write_float(output *o, const char *name, uint64_t offset, con
         output_folder *f = &o->folders[i];
         TRY(output_write_tensor(o, f, &f->tensors[u->first[i]], offset, data, size));
     }
+    if (o->options.tape)
+        TRY(output_tape_float(o, u, offset, data, size));
     u->written += size;
     u->complete = u->written == u->tensor.bytes;
 done:
@@ -170,6 +172,8 @@ tare_status output_write_w8a8(output *o, const char *module, const quantized_wei
     scratch = mem_alloc_array(o->ctx, w->n, sizeof(int64_t));
     TRY(scratch ? TARE_OK : TARE_E_MEMORY);
     TRY(write_linear(o, u, w, act, deq_scale, quant_bias, bias, scratch));
+    if (o->options.tape)
+        TRY(output_tape_w8a8(o, u, w, act, deq_scale, quant_bias, bias));
     u->complete = true;
 done:
     mem_free(o->ctx, scratch);
@@ -267,6 +271,8 @@ tare_status output_write_w8a16(output *o, const char *module, size_t first, size
         pack_rows(codes->q, count, u->linear.k, d.packed);
     }
     TRY(write_all_rows(o, u, &d, bias));
+    if (o->options.tape)
+        TRY(output_tape_w8a16(o, u, first, count, codes, bias));
     u->written += count;
     u->complete = last;
 done:

@@ -1,9 +1,6 @@
 /* Budget, layouts, refusal. The bytes of each step are in memory_steps.c. */
 #include "pipeline/memory_plan.h"
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
 #include <stdio.h>
 
 #include "base/machine.h"
@@ -14,26 +11,6 @@
 /* Rows of a batch: enough for the matrix products to be efficient, few enough for a 70B model's
  * intermediates to stay small. */
 enum { BATCH_ROWS = 2048 };
-
-/* What no allocation of ours accounts for: pages of the program and its libraries, the heap's
- * fragments, small vectors; and for each thread its stack and oneDNN's packing buffers. Constants,
- * so that the smallest budget does not waver from run to run; a program that holds more by itself
- * (Python) is measured. */
-static const size_t PROGRAM_RESERVE = (size_t)24 << 20, THREAD_RESERVE = (size_t)6 << 20;
-static const size_t MEASURE_STEP = (size_t)16 << 20;
-
-static size_t reserve_bytes(const run *r)
-{
-    size_t reserve = PROGRAM_RESERVE;
-#if defined(__GLIBC__)
-    malloc_trim(0); /* what the tokenizer left in the heap */
-#endif
-    size_t resident = machine_resident_bytes(), accounted = tare_memory_used(r->ctx);
-    size_t others = resident > accounted ? resident - accounted : 0;
-    if (others > reserve)
-        reserve = (others + MEASURE_STEP - 1) / MEASURE_STEP * MEASURE_STEP + PROGRAM_RESERVE / 2;
-    return reserve + (size_t)parallel_threads(r->ctx) * THREAD_RESERVE;
-}
 
 /* ---- layouts, from the fastest to the smallest ---- */
 
@@ -46,9 +23,10 @@ static size_t most_batch_rows(const run *r)
 /* False: there is no smaller one. */
 static bool next_layout(const run *r, run_layout *l)
 {
+    bool can_spill = r->goal == GOAL_OUTPUT || r->options->scratch_dir;
     if (l->overlap) {
         l->overlap = false;
-    } else if (!l->spill) {
+    } else if (!l->spill && can_spill) {
         l->spill = true;
     } else if (l->whole_layer) {
         l->whole_layer = false;
@@ -129,6 +107,15 @@ static tare_status refuse(const run *r, const memory_plan *plan, bool given)
 
 /* ---- the plan ---- */
 
+/* A model in memory is held by the process already, and measured with it. */
+static uint64_t resident_model_bytes(const run *r)
+{
+    uint64_t resident = machine_resident_bytes(), bytes = checkpoint_bytes(r->model->checkpoint);
+    if (checkpoint_file_count(r->model->checkpoint) > 0)
+        return 0;
+    return bytes < resident ? bytes : resident;
+}
+
 static uint64_t budget_of(const run *r, bool *given)
 {
     uint64_t budget = max_memory_of(&r->recipe->max_memory, DEVICE_CPU);
@@ -139,10 +126,11 @@ static uint64_t budget_of(const run *r, bool *given)
                   "max_memory cpu=%lluMiB is more than this machine has (%lluMiB): it will swap or "
                   "be killed before the budget is used",
                   (unsigned long long)(budget / MIB), (unsigned long long)(machine.physical / MIB));
-    if (!*given)
-        budget = machine.available == UINT64_MAX ? UINT64_MAX
-                                                 : (uint64_t)((double)machine.available * 0.8);
-    return budget;
+    if (*given)
+        return budget;
+    if (machine.available == UINT64_MAX)
+        return UINT64_MAX;
+    return (uint64_t)((double)machine.available * 0.8) + resident_model_bytes(r);
 }
 
 /* A limit that the context's owner set is on accounted bytes alone. */
@@ -167,7 +155,7 @@ tare_status memory_plan_make(run *r, memory_plan *out)
     bool given, found = false;
     run_layout candidate = {.batch_rows = most_batch_rows(r), .overlap = true};
     candidate.whole_layer = copies_pay(r, candidate.batch_rows);
-    *out = (memory_plan){.reserve = reserve_bytes(r)};
+    *out = (memory_plan){.reserve = machine_reserve_bytes(r->ctx)};
     out->budget = limit_by_owner(r, budget_of(r, &given), out->reserve);
     size_t fixed = out->fixed = out->reserve + tare_memory_used(r->ctx);
     max_memory_warn(r->ctx, &r->recipe->max_memory);

@@ -36,6 +36,10 @@ tare_status fingerprint_write(run *r, buffer *out)
     digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
     buffer_puts(out, ", \"lengths of the samples\": ");
     digest_write(out, r->samples.lengths, r->samples.count * sizeof *r->samples.lengths);
+    if (r->smoothing_given) {
+        buffer_puts(out, ", \"smoothing\": ");
+        TRY(smoothing_digest(r, r->options->smoothing, out));
+    }
     buffer_puts(out, ", \"config.json\": ");
     digest_write(out, r->model->config_json, r->model->config_length);
     TRY(fingerprint_files(r, out));
@@ -99,7 +103,7 @@ done:
 static tare_status archive_smoothing(run *r, archive *a)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
+    for (size_t i = 0; smoothing_solves(r) && i < r->model->config.num_layers; i++)
         TRY(smoothing_archive(r, i, a));
 done:
     return status;
@@ -378,18 +382,18 @@ tare_status resume_open(run *r)
 {
     tare_status status = TARE_OK;
     const tare_quantize_options *o = r->options;
-    char *folder = path_join(r->ctx, o->out, ".tare"),
-         *path = folder ? path_join(r->ctx, folder, "journal") : NULL;
-    TRY(path ? TARE_OK : TARE_E_MEMORY);
-    bool left = path_exists(path);
+    char *folder = path_join(r->ctx, o->out, ".tare");
+    TRY(folder ? TARE_OK : TARE_E_MEMORY);
+    bool left = path_exists(folder);
     r->overwrite = o->overwrite;
     r->made_out = !path_exists(o->out);
     if (left) {
         TRY(journal_open(r->ctx, folder, &r->resume.journal));
         TRY(take_over(r));
-    } else if (o->resume) {
-        TRY(check_finished(r));
     }
+    /* A run that ends removes the journal first, then the folder. */
+    if (o->resume && !(left && journal_count(r->resume.journal)))
+        TRY(check_finished(r));
     if (r->resume.finished)
         goto done;
     TRY(open_output(r));
@@ -401,7 +405,6 @@ tare_status resume_open(run *r)
         TRY(first_record(r));
 done:
     mem_free(r->ctx, folder);
-    mem_free(r->ctx, path);
     return status;
 }
 

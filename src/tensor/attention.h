@@ -25,4 +25,18 @@ void attention_forward(const tare_context *ctx, const attention_shape *shape, co
  */
 size_t attention_scratch_size(const attention_shape *shape);
 
+/* The last token of a sequence against all of it, itself included. */
+typedef struct attention_step {
+    const float *q;     /* [num_heads*head_dim], rotated */
+    const float *k, *v; /* [tokens, num_kv_heads*head_dim] */
+    size_t tokens;
+    float *out; /* [num_heads*head_dim] */
+} attention_step;
+
+/* The same attention for `count` sequences, one query each; in FP32, in an order of its own. Of
+ * `shape`, tokens is the most that any of them has, and scratch as above for that many. Parallel
+ * over sequences and key/value heads; a sequence's result depends on nothing but that sequence. */
+void attention_steps(const tare_context *ctx, const attention_shape *shape,
+                     const attention_step *steps, size_t count, float *scratch);
+
 #endif

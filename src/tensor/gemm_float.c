@@ -15,6 +15,10 @@
  * of rows. */
 enum { ROWS = 192, PANELS = 32 };
 
+/* So few rows are multiplied straight from the panels: to copy rows and widen panels first pays
+ * from here on. */
+enum { FEW_ROWS = 16 };
+
 struct gemm_weight {
     gemm_compute compute;
     tare_dtype dtype;   /* of the panels */
@@ -471,6 +475,65 @@ static tare_status panels_gemm(tare_context *ctx, const gemm_weight *w, const fl
     return TARE_OK;
 }
 
+/* ---- a few rows: straight from the panels ---- */
+
+static void few_rows(const float_job *job, size_t panel, size_t k0, float *y, size_t ldy)
+{
+    const gemm_weight *w = job->w;
+    size_t start = (panel * w->k + k0) * GEMM_PANEL, depth = min_size(w->k - k0, GEMM_DEPTH);
+    for (size_t r = 0; r < job->m; r += GEMM_FEW_ROWS) {
+        size_t rows = min_size(job->m - r, GEMM_FEW_ROWS);
+        const float *x = job->x + r * w->k + k0;
+        if (w->dtype == TARE_F32)
+            job->kernels->gemm_few_f32(x, w->k, (const float *)w->panels + start, depth, rows,
+                                       y + r * ldy, ldy);
+        else if (w->dtype == TARE_BF16)
+            job->kernels->gemm_few_bf16(x, w->k, (const uint16_t *)w->panels + start, depth, rows,
+                                        y + r * ldy, ldy);
+        else
+            job->kernels->gemm_few_fp16(x, w->k, (const uint16_t *)w->panels + start, depth, rows,
+                                        y + r * ldy, ldy);
+    }
+}
+
+static void few_panel(const float_job *job, size_t panel)
+{
+    const gemm_weight *w = job->w;
+    size_t column = panel * GEMM_PANEL, columns = min_size(w->n - column, GEMM_PANEL);
+    float tile[FEW_ROWS * GEMM_PANEL];
+    bool whole = columns == GEMM_PANEL;
+    float *y = whole ? job->y + column : tile;
+    size_t ldy = whole ? w->n : GEMM_PANEL;
+    for (size_t r = 0; r < job->m; r++) {
+        memset(y + r * ldy, 0, GEMM_PANEL * sizeof *y);
+        if (job->bias)
+            memcpy(y + r * ldy, job->bias + column, columns * sizeof *y);
+    }
+    for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH)
+        few_rows(job, panel, k0, y, ldy);
+    for (size_t r = 0; r < job->m && !whole; r++)
+        memcpy(job->y + r * w->n + column, tile + r * GEMM_PANEL, columns * sizeof *y);
+}
+
+static void few_block(void *user, size_t index, int thread)
+{
+    const float_job *job = user;
+    size_t panels = divide_up(job->w->n, GEMM_PANEL), step = job->columns / GEMM_PANEL;
+    (void)thread;
+    for (size_t p = index * step; p < min_size((index + 1) * step, panels); p++)
+        few_panel(job, p);
+}
+
+/* As panels_gemm, with the same sums. */
+static void few_gemm(tare_context *ctx, const gemm_weight *w, const float *x, size_t m,
+                     const float *bias, float *y)
+{
+    float_job job = {.kernels = kernels_get(ctx), .w = w, .x = x, .bias = bias, .y = y, .m = m};
+    size_t panels = divide_up(w->n, GEMM_PANEL), pieces = 8 * (size_t)parallel_threads(ctx);
+    job.columns = divide_up(panels, pieces) * GEMM_PANEL;
+    parallel_for(ctx, divide_up(w->n, job.columns), few_block, &job);
+}
+
 tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, const size_t *rows,
                        size_t segments, const float *bias, float *y)
 {
@@ -479,5 +542,8 @@ tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, 
         m += rows[i];
     if (m == 0)
         return TARE_OK;
-    return panels_gemm(ctx, w, x, m, bias, y);
+    if (w->compute == GEMM_BF16 || m > FEW_ROWS)
+        return panels_gemm(ctx, w, x, m, bias, y);
+    few_gemm(ctx, w, x, m, bias, y);
+    return TARE_OK;
 }

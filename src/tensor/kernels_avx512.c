@@ -1,7 +1,7 @@
 /* AVX-512 (F, BW, DQ, VL) and FMA. Built for that CPU: entered only through its table. */
 #include <immintrin.h>
 
-enum { V_LANES = 16, V_TILE_ROWS = 12, V_DOT_ROWS = 4 };
+enum { V_LANES = 16, V_TILE_ROWS = 12, V_DOT_ROWS = 4, V_FEW_ROWS = 8 };
 
 static inline __m512 v_fma(__m512 a, __m512 b, __m512 c)
 {

@@ -197,6 +197,25 @@ static void scalar_gemm_tile(const float *a, const float *b, size_t k, size_t ro
     }
 }
 
+#define SCALAR_GEMM_FEW(name, type, widen)                                                         \
+    static void name(const float *x, size_t ldx, const type *b, size_t k, size_t rows, float *c,   \
+                     size_t ldc)                                                                   \
+    {                                                                                              \
+        for (size_t r = 0; r < rows; r++) {                                                        \
+            float acc[GEMM_PANEL] = {0};                                                           \
+            for (size_t i = 0; i < k; i++) {                                                       \
+                for (size_t j = 0; j < GEMM_PANEL; j++)                                            \
+                    acc[j] += x[r * ldx + i] * widen(b[i * GEMM_PANEL + j]);                       \
+            }                                                                                      \
+            for (size_t j = 0; j < GEMM_PANEL; j++)                                                \
+                c[r * ldc + j] += acc[j];                                                          \
+        }                                                                                          \
+    }
+
+SCALAR_GEMM_FEW(scalar_gemm_few_f32, float, )
+SCALAR_GEMM_FEW(scalar_gemm_few_bf16, uint16_t, bf16_to_float)
+SCALAR_GEMM_FEW(scalar_gemm_few_fp16, uint16_t, fp16_to_float)
+
 static void scalar_gemm_u8s8(const uint8_t *x, size_t m, const int8_t *w, size_t n, size_t k,
                              int32_t *acc, size_t ldacc)
 {
@@ -233,5 +252,8 @@ const kernels kernels_scalar = {
     .dequantize_row = scalar_dequantize_row,
     .tile_rows = TILE_ROWS,
     .gemm_tile = scalar_gemm_tile,
+    .gemm_few_f32 = scalar_gemm_few_f32,
+    .gemm_few_bf16 = scalar_gemm_few_bf16,
+    .gemm_few_fp16 = scalar_gemm_few_fp16,
     .gemm_u8s8 = scalar_gemm_u8s8,
 };

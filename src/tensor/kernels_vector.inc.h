@@ -4,13 +4,12 @@
  *     V_LANES              floats in a vector
  *     V_TILE_ROWS          rows of the float GEMM tile: 2 * V_TILE_ROWS sums fill the registers
  *     V_DOT_ROWS           rows of the 8-bit tile
- *     v_fma(a, b, c)       a * b + c, rounded once
- *     v_max(a, b)          a > b ? a : b, and v_min alike: b if either is NaN
- *     v_from_half(p)       V_LANES FP16 at p; v_to_half(p, v) stores them, half to even
- *     v_store_bytes(p, i)  the low bytes of integer lanes
- *     vd_from_i64(p)       V_LANES / 2 int64 below 2^51 at p as doubles
- *     vs_from_u8(p)        2 * V_LANES u8 at p as int16 lanes, and vs_from_s8
- *     vs_madd(a, b)        sums of neighbouring int16 products as int32 lanes
+ *     V_FEW_ROWS           rows whose sums, two vectors each, live in registers beside two of
+ * weights v_fma(a, b, c)       a * b + c, rounded once v_max(a, b)          a > b ? a : b, and
+ * v_min alike: b if either is NaN v_from_half(p)       V_LANES FP16 at p; v_to_half(p, v) stores
+ * them, half to even v_store_bytes(p, i)  the low bytes of integer lanes vd_from_i64(p) V_LANES / 2
+ * int64 below 2^51 at p as doubles vs_from_u8(p)        2 * V_LANES u8 at p as int16 lanes, and
+ * vs_from_s8 vs_madd(a, b)        sums of neighbouring int16 products as int32 lanes
  *
  * Everything here is static: code built for a newer CPU must not be what the linker picks for the
  * rest. Rows that end inside a vector go through a padded copy in the same arithmetic, so an
@@ -526,6 +525,85 @@ static void v_gemm_tile(const float *a, const float *b, size_t k, size_t rows, f
     }
 }
 
+/* ---- a few rows ---- */
+
+static inline v_float v_widen_f32(const float *p)
+{
+    return v_load(p);
+}
+
+static inline v_float v_widen_bf16(const uint16_t *p)
+{
+    v_half h;
+    memcpy(&h, p, sizeof h);
+    return (v_float)(__builtin_convertvector(h, v_uint) << 16);
+}
+
+static inline v_float v_widen_fp16(const uint16_t *p)
+{
+    return v_from_half(p);
+}
+
+/* `rows` and `vectors` are constants where this is used: the sums live in registers. */
+#define V_GEMM_FEW(suffix, type)                                                                   \
+    static inline __attribute__((always_inline)) void v_few_rows_##suffix(                         \
+        const float *x, size_t ldx, const type *b, size_t k, const size_t rows,                    \
+        const size_t vectors, float *c, size_t ldc)                                                \
+    {                                                                                              \
+        for (size_t column = 0; column < GEMM_PANEL; column += vectors * V_LANES) {                \
+            v_float acc[GEMM_FEW_ROWS][GEMM_PANEL / V_LANES];                                      \
+            for (size_t r = 0; r < rows; r++) {                                                    \
+                for (size_t j = 0; j < vectors; j++)                                               \
+                    acc[r][j] = (v_float){0};                                                      \
+            }                                                                                      \
+            for (size_t i = 0; i < k; i++) {                                                       \
+                v_float w[GEMM_PANEL / V_LANES];                                                   \
+                for (size_t j = 0; j < vectors; j++)                                               \
+                    w[j] = v_widen_##suffix(b + i * GEMM_PANEL + column + j * V_LANES);            \
+                for (size_t r = 0; r < rows; r++) {                                                \
+                    v_float factor = v_set1(x[r * ldx + i]);                                       \
+                    for (size_t j = 0; j < vectors; j++)                                           \
+                        acc[r][j] = v_fma(factor, w[j], acc[r][j]);                                \
+                }                                                                                  \
+            }                                                                                      \
+            for (size_t r = 0; r < rows; r++) {                                                    \
+                for (size_t j = 0; j < vectors; j++) {                                             \
+                    float *y = c + r * ldc + column + j * V_LANES;                                 \
+                    v_store(y, v_load(y) + acc[r][j]);                                             \
+                }                                                                                  \
+            }                                                                                      \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    static void v_gemm_few_##suffix(const float *x, size_t ldx, const type *b, size_t k,           \
+                                    size_t rows, float *c, size_t ldc)                             \
+    {                                                                                              \
+        const size_t all = GEMM_PANEL / V_LANES;                                                   \
+        for (size_t n; rows > 0; rows -= n, x += n * ldx, c += n * ldc) {                          \
+            n = rows < V_FEW_ROWS ? rows : V_FEW_ROWS;                                             \
+            if (n == 1)                                                                            \
+                v_few_rows_##suffix(x, ldx, b, k, 1, all, c, ldc);                                 \
+            else if (n == 2)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 2, all, c, ldc);                                 \
+            else if (n == 3)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 3, 2, c, ldc);                                   \
+            else if (n == 4)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 4, 2, c, ldc);                                   \
+            else if (n == 5)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 5, 2, c, ldc);                                   \
+            else if (n == 6)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 6, 2, c, ldc);                                   \
+            else if (n == 7)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 7, 2, c, ldc);                                   \
+            else                                                                                   \
+                v_few_rows_##suffix(x, ldx, b, k, 8, 2, c, ldc);                                   \
+        }                                                                                          \
+    }
+
+V_GEMM_FEW(f32, float)
+V_GEMM_FEW(bf16, uint16_t)
+V_GEMM_FEW(fp16, uint16_t)
+
 /* acc[r][j] = x_r . w_j for V_DOT_ROWS rows and 4 columns; `rows` and `columns` of them exist, the
  * others repeat the last one. */
 static void v_dot_tile(const uint8_t *x, size_t rows, const int8_t *w, size_t columns, size_t k,
@@ -581,4 +659,5 @@ static void v_gemm_u8s8(const uint8_t *x, size_t m, const int8_t *w, size_t n, s
     .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,          \
     .silu_mul = v_silu_mul, .add = v_add, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax,      \
     .dequantize_row = v_dequantize_row, .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile,        \
-    .gemm_u8s8 = v_gemm_u8s8
+    .gemm_few_f32 = v_gemm_few_f32, .gemm_few_bf16 = v_gemm_few_bf16,                              \
+    .gemm_few_fp16 = v_gemm_few_fp16, .gemm_u8s8 = v_gemm_u8s8

@@ -1,0 +1,193 @@
+/* What a call of tare_generate will hold and read, known before it begins. The order of preference:
+ * weights kept in memory, whatever that does to the batch; else they are read once for each token
+ * of a batch, so the batch stays as large as it can: keys and values go to scratch files, then the
+ * next layer is not read ahead, then one linear at a time is in memory; then the batch shrinks. */
+#include "base/machine.h"
+#include "model/generate.h"
+
+enum { KEPT_BATCH = 16, READ_BATCH = 256, PASS_ROWS = 512 };
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+size_t generation_most(const model_config *config, size_t length, size_t max_new)
+{
+    size_t limit = config->max_position_embeddings;
+    if (length > limit)
+        return 0;
+    /* The last token is chosen, but need not go through the model. */
+    return max_new <= limit - length + 1 ? length + max_new : limit + 1;
+}
+
+typedef struct work_size {
+    size_t prompts; /* that are not too long */
+    size_t longest; /* prompt */
+    size_t most;    /* tokens of a sequence that go through the model */
+    size_t tokens;  /* of all prompts */
+} work_size;
+
+static work_size measure(const tare_model *model, const generation_work *work)
+{
+    work_size s = {0};
+    for (size_t i = 0; i < work->n; i++) {
+        size_t most = generation_most(&model->config, work->lengths[i], work->max_new);
+        if (most == 0)
+            continue;
+        s.prompts++;
+        s.longest = larger(s.longest, work->lengths[i]);
+        s.most = larger(s.most, larger(most - 1, work->lengths[i]));
+        s.tokens += work->lengths[i];
+    }
+    return s;
+}
+
+/* How many rows pass at a time. Where weights are read for each pass, all prompts begin together,
+ * so that they end together; where they are read for each batch, a pass is one batch. */
+static void lay_rows(const work_size *s, generation_layout *l)
+{
+    size_t all, places = l->batch;
+    if (!size_mul(places, s->longest, &all))
+        all = SIZE_MAX / 2;
+    all = smaller(all, s->tokens + places);
+    if (l->mode == WEIGHTS_KEPT || l->mode == WEIGHTS_LINEAR)
+        l->pass_rows = l->batch_rows = smaller(all, larger(s->longest, PASS_ROWS)) + places;
+    else {
+        l->pass_rows = all + places;
+        l->batch_rows = smaller(l->pass_rows, larger(s->longest, PASS_ROWS));
+    }
+    if (l->mode == WEIGHTS_LINEAR)
+        l->pass_rows = l->batch_rows = s->longest + places;
+}
+
+static size_t key_value_bytes(const tare_model *model, const work_size *s, size_t places,
+                              bool spill)
+{
+    const model_config *c = &model->config;
+    size_t bytes = kv_cache_bytes(c->num_layers, c->num_kv_heads * c->head_dim, s->most, spill);
+    return size_mul(bytes, places, &bytes) && bytes < MEM_ABSURD ? bytes : MEM_ABSURD;
+}
+
+/* Accounted bytes at most, beside those that are held already. */
+static size_t peak_bytes(const tare_model *model, const generation_work *work, const work_size *s,
+                         const generation_layout *l)
+{
+    size_t texts = s->prompts * 128 + larger(s->tokens, 1) * sizeof(uint32_t) +
+                   l->batch * (larger(s->most, s->longest) + 1) * sizeof(uint32_t);
+    size_t results;
+    if (!size_mul(s->prompts, mem_array_bytes(work->max_new, sizeof(uint32_t)), &results))
+        results = MEM_ABSURD;
+    size_t bytes = texts + smaller(results, MEM_ABSURD) + forward_bytes(model, l, s->most) +
+                   sampler_bytes(model->config.vocab_size, work->sampled) +
+                   mem_array_bytes(l->batch, sizeof(sequence) + sizeof(rng) + 256) + 16384;
+    if (work->max_new > 0)
+        bytes += key_value_bytes(model, s, l->batch, l->spill);
+    if (l->mode == WEIGHTS_KEPT) {
+        size_t loading = kept_weights_loading_bytes(model);
+        bytes = larger(loading, kept_weights_bytes(model) + bytes);
+    }
+    return bytes;
+}
+
+/* Passes if no text ends early: a prompt takes max_new of them from where it finds a place. */
+static size_t count_passes(const generation_work *work, const work_size *s, size_t places)
+{
+    size_t rounds = s->prompts / places + (s->prompts % places != 0), passes;
+    return size_mul(rounds, larger(work->max_new, 1), &passes) ? passes : SIZE_MAX;
+}
+
+static uint64_t budget_of(const tare_model *model)
+{
+    uint64_t limit = model->ctx->options.memory_limit;
+    if (limit)
+        return limit;
+    machine_memory machine = machine_memory_read("");
+    if (machine.available == UINT64_MAX)
+        return UINT64_MAX;
+    return (uint64_t)((double)machine.available * 0.8) + tare_memory_used(model->ctx);
+}
+
+static void describe(const tare_model *model, const generation_work *work, const work_size *s,
+                     const generation_layout *l, tare_generation_plan *p)
+{
+    p->weights_kept = l->mode == WEIGHTS_KEPT;
+    p->read_ahead = l->mode == WEIGHTS_AHEAD;
+    p->spill = l->spill;
+    p->batch = l->batch;
+    p->passes = count_passes(work, s, l->batch);
+    p->key_values = work->max_new > 0 ? key_value_bytes(model, s, l->batch, false) : 0;
+    p->weights = p->weights_kept ? kept_weights_bytes(model)
+                                 : weight_source_bytes(model, l->mode, l->batch);
+    p->bytes_read_once = p->weights_kept ? weight_source_read(model) : 0;
+    p->bytes_read_pass = p->weights_kept ? 0 : weight_source_read(model);
+}
+
+/* The candidate after `l`; false: there is none. */
+static bool next_candidate(const generation_work *work, const work_size *s, generation_layout *l)
+{
+    size_t first = smaller(s->prompts, work->max_batch ? work->max_batch : READ_BATCH);
+    if (l->mode == WEIGHTS_KEPT) {
+        if (l->batch > 1) {
+            l->batch /= 2;
+            return true;
+        }
+        l->mode = WEIGHTS_AHEAD;
+        l->batch = first;
+        return true;
+    }
+    if (!l->spill && work->may_spill && work->max_new > 0) {
+        l->spill = true;
+        return true;
+    }
+    l->spill = false;
+    if (l->mode < WEIGHTS_LINEAR) {
+        l->mode++;
+        return true;
+    }
+    l->mode = WEIGHTS_AHEAD;
+    l->batch /= 2;
+    return l->batch > 0;
+}
+
+tare_status generation_layout_make(tare_model *model, const generation_work *work,
+                                   generation_layout *out, tare_generation_plan *plan)
+{
+    work_size s = measure(model, work);
+    bool found = false;
+    size_t kept = model->generation && model->generation->weights ? kept_weights_bytes(model) : 0;
+    size_t used = tare_memory_used(model->ctx) - smaller(kept, tare_memory_used(model->ctx));
+    *plan = (tare_generation_plan){.budget = budget_of(model)};
+    *out = (generation_layout){.mode = WEIGHTS_KEPT};
+    if (s.prompts == 0)
+        return TARE_OK;
+    generation_layout l = {
+        .mode = WEIGHTS_KEPT,
+        .batch = smaller(s.prompts, work->max_batch ? work->max_batch : KEPT_BATCH)};
+    do {
+        lay_rows(&s, &l);
+        uint64_t peak = used + (uint64_t)peak_bytes(model, work, &s, &l);
+        if (!found && peak <= plan->budget) {
+            found = true;
+            *out = l;
+            plan->peak = peak;
+            describe(model, work, &s, &l, plan);
+        }
+        if (plan->smallest == 0 || peak < plan->smallest)
+            plan->smallest = peak;
+    } while (next_candidate(work, &s, &l));
+    if (found)
+        return TARE_OK;
+    uint64_t reserve = model->ctx->memory_reserve;
+    return TARE_FAIL(model->ctx, TARE_E_BUDGET,
+                     "a memory budget of %llu MiB is too small to generate: the smallest that "
+                     "works here is %llu MiB%s",
+                     (unsigned long long)((plan->budget + reserve) >> 20),
+                     (unsigned long long)((plan->smallest + reserve + (1 << 20) - 1) >> 20),
+                     work->may_spill ? "" : "; less might do with a scratch folder");
+}

@@ -1,0 +1,153 @@
+#include "model/head.h"
+
+#include <string.h>
+
+#include "tensor/convert.h"
+
+enum { HEAD_PANEL = 4096 };
+
+static size_t panel_rows(const tare_model *model, size_t first)
+{
+    size_t left = model->head.n - first;
+    return left < HEAD_PANEL ? left : HEAD_PANEL;
+}
+
+/* y [count, n] to columns [first, first+n) of the logits. */
+static void place(const tare_model *model, const float *y, size_t count, size_t first, size_t n,
+                  float *logits)
+{
+    for (size_t r = 0; r < count; r++)
+        memcpy(logits + r * model->head.n + first, y + r * n, n * sizeof *y);
+}
+
+/* ---- streamed ---- */
+
+typedef struct head_stream {
+    tare_model *model;
+    const float *x; /* [count, hidden] */
+    size_t count;
+    float *y; /* [count, HEAD_PANEL] */
+    float *logits;
+} head_stream;
+
+/* model_stream_rows gives pieces by bytes; a piece is cut into panels so that y stays small. */
+static tare_status stream_rows(void *user, size_t first, size_t count, const void *rows)
+{
+    head_stream *s = user;
+    const tensor_info *t = s->model->head.weight;
+    size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype);
+    for (size_t at = 0, n; at < count; at += n) {
+        n = count - at < HEAD_PANEL ? count - at : HEAD_PANEL;
+        gemm_weight *w = NULL;
+        tare_status status = gemm_weight_create(s->model->ctx, GEMM_FP32, t->dtype,
+                                                (const char *)rows + at * row_bytes, n, h, &w);
+        if (status == TARE_OK)
+            status = gemm_float(s->model->ctx, w, s->x, &s->count, 1, NULL, s->y);
+        gemm_weight_free(s->model->ctx, w);
+        if (status != TARE_OK)
+            return status;
+        place(s->model, s->y, s->count, first + at, n, s->logits);
+    }
+    return TARE_OK;
+}
+
+static float *panel_results(tare_model *model, size_t count)
+{
+    size_t cells = SIZE_MAX;
+    if (!size_mul(count, HEAD_PANEL, &cells))
+        cells = SIZE_MAX;
+    return mem_alloc_array(model->ctx, cells, sizeof(float));
+}
+
+tare_status head_logits(tare_model *model, const float *x, size_t count, float *logits)
+{
+    head_stream s = {.model = model, .x = x, .count = count, .logits = logits};
+    s.y = panel_results(model, count);
+    if (!s.y)
+        return TARE_E_MEMORY;
+    tare_status status = model_stream_rows(model, model->head.weight, stream_rows, &s);
+    mem_free(model->ctx, s.y);
+    return status;
+}
+
+/* ---- kept ---- */
+
+tare_status head_weights_load(tare_model *model, head_weights *out)
+{
+    tare_status status = TARE_OK;
+    const tensor_info *t = model->head.weight;
+    size_t row_bytes = t->shape[1] * dtype_size(t->dtype);
+    *out = (head_weights){.count = (model->head.n + HEAD_PANEL - 1) / HEAD_PANEL};
+    char *raw = mem_alloc_array(model->ctx, panel_rows(model, 0), row_bytes);
+    out->panels = mem_calloc(model->ctx, out->count, sizeof(gemm_weight *));
+    TRY(raw && out->panels ? TARE_OK : TARE_E_MEMORY);
+    for (size_t i = 0; i < out->count; i++) {
+        size_t first = i * HEAD_PANEL, n = panel_rows(model, first);
+        TRY(context_check_cancelled(model->ctx));
+        TRY(checkpoint_read(model->checkpoint, t, (uint64_t)first * row_bytes, raw, n * row_bytes));
+        TRY(gemm_weight_create(model->ctx, GEMM_FP32, t->dtype, raw, n, t->shape[1],
+                               &out->panels[i]));
+    }
+done:
+    mem_free(model->ctx, raw);
+    if (status != TARE_OK)
+        head_weights_free(model->ctx, out);
+    return status;
+}
+
+void head_weights_free(tare_context *ctx, head_weights *h)
+{
+    for (size_t i = 0; i < h->count && h->panels; i++)
+        gemm_weight_free(ctx, h->panels[i]);
+    mem_free(ctx, h->panels);
+    *h = (head_weights){0};
+}
+
+tare_status head_logits_kept(tare_model *model, const head_weights *h, const float *x, size_t count,
+                             float *logits)
+{
+    tare_status status = TARE_OK;
+    float *y = panel_results(model, count);
+    if (!y)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < h->count; i++) {
+        size_t first = i * HEAD_PANEL;
+        TRY(gemm_float(model->ctx, h->panels[i], x, &count, 1, NULL, y));
+        place(model, y, count, first, panel_rows(model, first), logits);
+    }
+done:
+    mem_free(model->ctx, y);
+    return status;
+}
+
+/* ---- sizes ---- */
+
+static size_t panel_bytes(const tare_model *model)
+{
+    const tensor_info *t = model->head.weight;
+    return mem_block_bytes(gemm_weight_bytes(GEMM_FP32, t->dtype, HEAD_PANEL, t->shape[1]));
+}
+
+size_t head_weights_bytes(const tare_model *model)
+{
+    size_t count = (model->head.n + HEAD_PANEL - 1) / HEAD_PANEL;
+    return count * panel_bytes(model) + mem_array_bytes(count, sizeof(gemm_weight *));
+}
+
+size_t head_weights_loading_bytes(const tare_model *model)
+{
+    const tensor_info *t = model->head.weight;
+    size_t bytes = HEAD_PANEL * t->shape[1] * dtype_size(t->dtype);
+    return mem_block_bytes(bytes) + file_read_bytes(bytes);
+}
+
+size_t head_kept_bytes(const tare_model *model, size_t count)
+{
+    return mem_array_bytes(count, HEAD_PANEL * sizeof(float)) + gemm_float_bytes(model->ctx);
+}
+
+size_t head_logits_bytes(const tare_model *model, size_t count)
+{
+    return head_kept_bytes(model, count) + panel_bytes(model) +
+           model_stream_bytes(model->head.weight);
+}

@@ -1,0 +1,29 @@
+/* Keys and values of the sequences that are being continued, after rotation, FP32: in memory, or in
+ * a scratch file a sequence, of which one layer at a time is in memory. */
+#ifndef TARE_MODEL_KV_CACHE_H
+#define TARE_MODEL_KV_CACHE_H
+
+#include "file/io.h"
+
+typedef struct kv_cache {
+    tare_context *ctx;
+    size_t capacity; /* tokens */
+    size_t layers, cols;
+    float *data;        /* in memory: [layers, 2, capacity, cols] */
+    scratch_file *file; /* spilled: the same */
+} kv_cache;
+
+/* `folder` NULL: in memory. */
+tare_status kv_cache_create(tare_context *ctx, size_t layers, size_t cols, size_t capacity,
+                            const char *folder, kv_cache *out);
+void kv_cache_free(kv_cache *c);
+/* Accounted bytes, at most; and those of `room`. */
+size_t kv_cache_bytes(size_t layers, size_t cols, size_t capacity, bool spill);
+size_t kv_cache_room_bytes(size_t cols, size_t capacity);
+/* Appends `count` tokens of one layer behind `past` ones; k and v [count, cols]. *keys and *values
+ * are the past+count that there are then; where they are spilled they lie in `room`
+ * [2, capacity, cols] (else it may be NULL), and with past 0 are not brought there: both NULL. */
+tare_status kv_cache_append(kv_cache *c, size_t layer, size_t past, size_t count, const float *k,
+                            const float *v, float *room, const float **keys, const float **values);
+
+#endif

@@ -1,0 +1,319 @@
+#include "model/weights.h"
+
+#include <string.h>
+
+#include "model/head.h"
+
+/* Products between two looks for cancellation, so that a look comes several times a second. */
+enum { PIECE_ROWS = 192 };
+static const double PIECE_PRODUCTS = 2e9;
+
+struct kept_weights {
+    tare_model *model;
+    float_layer *layers; /* [num_layers] */
+    layer_norms *norms;
+    head_weights head;
+    float *final_norm;
+};
+
+/* ---- kept ---- */
+
+tare_status kept_weights_load(tare_model *model, kept_weights **out)
+{
+    tare_status status = TARE_OK;
+    tare_context *ctx = model->ctx;
+    size_t layers = model->config.num_layers;
+    *out = NULL;
+    kept_weights *k = mem_calloc(ctx, 1, sizeof *k);
+    if (!k)
+        return TARE_E_MEMORY;
+    k->model = model;
+    k->layers = mem_calloc(ctx, layers, sizeof *k->layers);
+    k->norms = mem_calloc(ctx, layers, sizeof *k->norms);
+    TRY(k->layers && k->norms ? TARE_OK : TARE_E_MEMORY);
+    for (size_t i = 0; i < layers; i++)
+        k->layers[i].model = model;
+    for (size_t i = 0; i < layers; i++) {
+        TRY(context_check_cancelled(ctx));
+        TRY(TARE_WRAP(ctx, layer_norms_load(model, i, &k->norms[i]), "layer %zu", i));
+        TRY(TARE_WRAP(ctx, float_layer_load(model, i, GEMM_FP32, &k->layers[i]), "layer %zu", i));
+    }
+    TRY(model_read_vector(model, model->final_norm, &k->final_norm));
+    TRY(head_weights_load(model, &k->head));
+    *out = k;
+    k = NULL;
+done:
+    kept_weights_free(k);
+    return status;
+}
+
+void kept_weights_free(kept_weights *k)
+{
+    if (!k)
+        return;
+    tare_context *ctx = k->model->ctx;
+    for (size_t i = 0; i < k->model->config.num_layers && k->norms && k->layers; i++) {
+        if (k->layers[i].model)
+            float_layer_free(&k->layers[i]);
+        layer_norms_free(ctx, &k->norms[i]);
+    }
+    head_weights_free(ctx, &k->head);
+    mem_free(ctx, k->final_norm);
+    mem_free(ctx, k->layers);
+    mem_free(ctx, k->norms);
+    mem_free(ctx, k);
+}
+
+/* ---- read in each pass ---- */
+
+static void free_ahead(weight_source *w)
+{
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        mem_free(w->model->ctx, w->ahead[role].data);
+        w->ahead[role] = (raw_weight){0};
+    }
+}
+
+/* A job of the reader. */
+static tare_status read_ahead(void *user)
+{
+    tare_status status = TARE_OK;
+    weight_source *w = user;
+    const architecture *arch = w->model->config.arch;
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        linear_role role = arch->linears[i].role;
+        TRY(context_check_cancelled(w->model->ctx));
+        TRY(TARE_WRAP(
+            w->model->ctx,
+            linear_read(w->model, &w->model->layers[w->ahead_layer].linears[role], &w->ahead[role]),
+            "layer %zu", w->ahead_layer));
+    }
+done:
+    return status;
+}
+
+tare_status weight_source_open(tare_model *model, weight_mode mode, const kept_weights *kept,
+                               weight_source *out)
+{
+    tare_status status = TARE_OK;
+    *out = (weight_source){.model = model, .mode = mode, .kept = kept, .linears.model = model};
+    if (mode == WEIGHTS_KEPT)
+        return TARE_OK;
+    TRY(model_read_vector(model, model->final_norm, &out->final_norm));
+    if (mode == WEIGHTS_AHEAD)
+        TRY(background_create(model->ctx, 1, &out->reader));
+done:
+    if (status != TARE_OK)
+        weight_source_close(out);
+    return status;
+}
+
+static void drop_layer(weight_source *w)
+{
+    float_layer_free(&w->linears);
+    layer_norms_free(w->model->ctx, &w->norms);
+}
+
+void weight_source_close(weight_source *w)
+{
+    if (!w->model)
+        return;
+    background_free(w->reader);
+    free_ahead(w);
+    drop_layer(w);
+    mem_free(w->model->ctx, w->final_norm);
+    *w = (weight_source){0};
+}
+
+/* The layer that was read ahead becomes the current one, and while it is packed the next one is
+ * read. (The first one is not: whether there is another pass is not known before the head.) */
+static tare_status take_ahead(weight_source *w)
+{
+    tare_status status = TARE_OK;
+    raw_weight raw[ROLE_COUNT];
+    const model_config *c = &w->model->config;
+    if (w->ahead_ticket == 0) {
+        w->ahead_layer = w->layer;
+        TRY(background_submit(w->reader, read_ahead, w, &w->ahead_ticket));
+    }
+    TRY(background_wait(w->reader, w->ahead_ticket));
+    w->ahead_ticket = 0;
+    memcpy(raw, w->ahead, sizeof raw);
+    memset(w->ahead, 0, sizeof w->ahead);
+    if (w->layer + 1 < c->num_layers) {
+        w->ahead_layer = w->layer + 1;
+        status = background_submit(w->reader, read_ahead, w, &w->ahead_ticket);
+    }
+    for (size_t i = 0; i < c->arch->num_linears; i++) {
+        linear_role role = c->arch->linears[i].role;
+        if (status == TARE_OK)
+            status = float_linear_create(w->model, &w->model->layers[w->layer].linears[role],
+                                         GEMM_FP32, &raw[role], &w->linears.linears[role]);
+        mem_free(w->model->ctx, raw[role].data);
+    }
+done:
+    return status;
+}
+
+tare_status weight_source_layer(weight_source *w, size_t layer, const layer_norms **norms)
+{
+    tare_status status = TARE_OK;
+    w->layer = layer;
+    TRY(context_check_cancelled(w->model->ctx));
+    if (w->mode == WEIGHTS_KEPT) {
+        *norms = &w->kept->norms[layer];
+        return TARE_OK;
+    }
+    drop_layer(w);
+    TRY(layer_norms_load(w->model, layer, &w->norms));
+    if (w->mode == WEIGHTS_AHEAD)
+        TRY(take_ahead(w));
+    else if (w->mode == WEIGHTS_LAYER)
+        TRY(float_layer_load(w->model, layer, GEMM_FP32, &w->linears));
+    *norms = &w->norms;
+done:
+    return status;
+}
+
+/* ---- products ---- */
+
+static tare_status multiply(weight_source *w, const model_linear *l, const float_linear *f,
+                            size_t rows, const float *x, float *y)
+{
+    tare_status status = TARE_OK;
+    double products = (double)l->n * (double)l->k;
+    size_t most = PIECE_PRODUCTS / products > PIECE_ROWS ? (size_t)(PIECE_PRODUCTS / products)
+                                                         : PIECE_ROWS;
+    for (size_t first = 0, count; first < rows; first += count) {
+        count = rows - first < most ? rows - first : most;
+        TRY(context_check_cancelled(w->model->ctx));
+        TRY(gemm_float(w->model->ctx, f->weight, x + first * l->k, &count, 1, f->bias,
+                       y + first * l->n));
+    }
+done:
+    return status;
+}
+
+tare_status weight_source_linears(void *user, linear_group group, const batch *b, const float *x,
+                                  float *const *y)
+{
+    weight_source *w = user;
+    const architecture *arch = w->model->config.arch;
+    const float_layer *layer = w->mode == WEIGHTS_KEPT ? &w->kept->layers[w->layer] : &w->linears;
+    for (size_t i = 0, member = 0; i < arch->num_linears; i++) {
+        if (arch->linears[i].group != group)
+            continue;
+        linear_role role = arch->linears[i].role;
+        const model_linear *l = &w->model->layers[w->layer].linears[role];
+        float_linear made = {0};
+        const float_linear *f = &layer->linears[role];
+        tare_status status = TARE_OK;
+        if (w->mode == WEIGHTS_LINEAR) {
+            status = float_linear_load(w->model, l, GEMM_FP32, &made);
+            f = &made;
+        }
+        if (status == TARE_OK)
+            status = multiply(w, l, f, b->rows, x, y[member++]);
+        float_linear_free(w->model->ctx, &made);
+        if (status != TARE_OK)
+            return TARE_WRAP(w->model->ctx, status, "%s", l->name);
+    }
+    return TARE_OK;
+}
+
+tare_status weight_source_logits(weight_source *w, float *x, size_t rows, float *logits)
+{
+    const model_config *c = &w->model->config;
+    bool kept = w->mode == WEIGHTS_KEPT;
+    norm_rows(w->model->ctx, x, kept ? w->kept->final_norm : w->final_norm, NULL, rows,
+              c->hidden_size, c->rms_norm_eps, TARE_F32, x);
+    if (kept)
+        return head_logits_kept(w->model, &w->kept->head, x, rows, logits);
+    return head_logits(w->model, x, rows, logits);
+}
+
+/* ---- sizes ---- */
+
+static size_t larger(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Packed weights of a layer, and what loading one linear needs beside its result at most. */
+static size_t layer_bytes(const tare_model *model, size_t layer, size_t *loading)
+{
+    const architecture *arch = model->config.arch;
+    size_t bytes = 0;
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        const model_linear *l = &model->layers[layer].linears[arch->linears[i].role];
+        tare_dtype dtype = linear_raw_dtype(model, l);
+        bytes += float_linear_bytes(model, l, GEMM_FP32, dtype);
+        size_t making = linear_raw_bytes(model, l) + float_linear_making_bytes(l);
+        *loading = larger(*loading, larger(linear_read_bytes(model, l), making));
+    }
+    return bytes;
+}
+
+static size_t layers_bytes(const tare_model *model, size_t *loading)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < model->config.num_layers; i++)
+        bytes += layer_bytes(model, i, loading) + layer_norms_bytes(model, i);
+    return bytes + 2 * mem_array_bytes(model->config.num_layers,
+                                       larger(sizeof(float_layer), sizeof(layer_norms)));
+}
+
+size_t kept_weights_bytes(const tare_model *model)
+{
+    size_t loading = 0;
+    return layers_bytes(model, &loading) + head_weights_bytes(model) +
+           model_vector_bytes(model->final_norm) + mem_block_bytes(sizeof(kept_weights));
+}
+
+size_t kept_weights_loading_bytes(const tare_model *model)
+{
+    size_t loading = 0;
+    layers_bytes(model, &loading);
+    return kept_weights_bytes(model) + larger(loading, head_weights_loading_bytes(model));
+}
+
+size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t head_rows)
+{
+    size_t layer = 0, norms = 0, linear = 0, loading = 0, raw = 0;
+    const architecture *arch = model->config.arch;
+    size_t head = mode == WEIGHTS_KEPT ? head_kept_bytes(model, head_rows)
+                                       : head_logits_bytes(model, head_rows);
+    if (mode == WEIGHTS_KEPT)
+        return larger(gemm_float_bytes(model->ctx), head);
+    for (size_t i = 0; i < model->config.num_layers; i++) {
+        size_t bytes = 0;
+        layer = larger(layer, layer_bytes(model, i, &loading));
+        norms = larger(norms, layer_norms_bytes(model, i));
+        for (size_t j = 0; j < arch->num_linears; j++) {
+            const model_linear *l = &model->layers[i].linears[arch->linears[j].role];
+            linear = larger(linear,
+                            float_linear_bytes(model, l, GEMM_FP32, linear_raw_dtype(model, l)));
+            bytes += larger(linear_raw_bytes(model, l), l->weight->bytes);
+        }
+        raw = larger(raw, bytes);
+    }
+    size_t fixed = norms + model_read_vector_bytes(model->final_norm) + 4096;
+    if (mode == WEIGHTS_LINEAR)
+        return fixed + larger(head, linear + larger(loading, gemm_float_bytes(model->ctx)));
+    if (mode == WEIGHTS_LAYER)
+        return fixed + larger(head + layer, layer + larger(loading, gemm_float_bytes(model->ctx)));
+    /* A layer read ahead, one packed; while it is packed, its raw weights go one by one. */
+    return fixed + raw + layer + loading +
+           larger(loading, larger(head, gemm_float_bytes(model->ctx)));
+}
+
+uint64_t weight_source_read(const tare_model *model)
+{
+    const architecture *arch = model->config.arch;
+    uint64_t bytes = model->head.weight->bytes;
+    for (size_t i = 0; i < model->config.num_layers; i++) {
+        for (size_t j = 0; j < arch->num_linears; j++)
+            bytes += model->layers[i].linears[arch->linears[j].role].weight->bytes;
+    }
+    return bytes;
+}
