@@ -46,6 +46,16 @@ def id_arrays(prompts):
     return pointers, (c_size_t * len(prompts))(*map(len, prompts)), arrays
 
 
+class QuantizeOptions(ctypes.Structure):
+    """The beginning of tare_quantize_options; the rest stays as tare_quantize_options_init left it."""
+    _fields_ = [("model", c_char_p), ("source", c_void_p), ("out", c_char_p), ("calib", c_char_p),
+                ("calib_ids", POINTER(c_uint32)), ("calib_lengths", POINTER(c_size_t)),
+                ("calib_count", c_size_t), ("rest", ctypes.c_char * 512)]
+
+
+LAYER_SCORE = ctypes.CFUNCTYPE(ctypes.c_int, c_void_p, c_char_p, ctypes.c_double)
+
+
 class Library:
     """One context; `Model` and `Tokenizer` handles come from it and are closed with it."""
 
@@ -76,6 +86,9 @@ class Library:
                                               POINTER(POINTER(c_uint32)), POINTER(c_size_t)]
         lib.tare_free.argtypes = [c_void_p, c_void_p]
         self.context = c_void_p()
+        lib.tare_quantize_options_init.argtypes = [POINTER(QuantizeOptions)]
+        lib.tare_score_layers.argtypes = [c_void_p, POINTER(QuantizeOptions), ctypes.c_int,
+                                          LAYER_SCORE, c_void_p]
         options = ContextOptions()
         lib.tare_context_options_init(byref(options))
         options.threads = threads
@@ -84,6 +97,25 @@ class Library:
     def check(self, status):
         if status:
             raise TareError(status, self.lib.tare_last_error(self.context).decode())
+
+    def layer_scores(self, folder, samples, method):
+        """{linear: score} by "quantile" or "std"; samples are lists of token ids."""
+        options, scores = QuantizeOptions(), {}
+        self.lib.tare_quantize_options_init(byref(options))
+        ids = [i for sample in samples for i in sample]
+        options.model = str(folder).encode()
+        options.calib_ids = (c_uint32 * len(ids))(*ids)
+        options.calib_lengths = (c_size_t * len(samples))(*map(len, samples))
+        options.calib_count = len(samples)
+
+        @LAYER_SCORE
+        def put(_, name, value):
+            scores[name.decode()] = value
+            return 0
+
+        self.check(self.lib.tare_score_layers(self.context, byref(options),
+                                              ["quantile", "std"].index(method), put, None))
+        return scores
 
     def model(self, folder):
         return Model(self, folder)

@@ -59,6 +59,11 @@ const char *tare_last_error(const tare_context *ctx)
     return ctx->error;
 }
 
+int tare_last_errno(const tare_context *ctx)
+{
+    return ctx->error_number;
+}
+
 void tare_cancel(tare_context *ctx)
 {
     atomic_store(&ctx->cancelled, 1);
@@ -94,17 +99,33 @@ static void make_printable(char *text)
     }
 }
 
-tare_status context_fail(tare_context *ctx, tare_status status, const char *format, ...)
+static void set_error(tare_context *ctx, int error_number, const char *format, va_list args)
 {
     char text[sizeof ctx->error];
-    va_list args;
-    va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
-    va_end(args);
     make_printable(text);
     error_lock(ctx);
     memcpy(ctx->error, text, sizeof text);
+    ctx->error_number = error_number;
     error_unlock(ctx);
+}
+
+tare_status context_fail(tare_context *ctx, tare_status status, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    set_error(ctx, 0, format, args);
+    va_end(args);
+    return status;
+}
+
+tare_status context_fail_errno(tare_context *ctx, tare_status status, int error_number,
+                               const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    set_error(ctx, error_number, format, args);
+    va_end(args);
     return status;
 }
 

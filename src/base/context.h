@@ -19,11 +19,15 @@ struct tare_context {
     pthread_mutex_t callback_lock; /* log and progress: one call at a time */
     struct thread_pool *pool;      /* base/parallel.c; NULL: one thread */
     char error[2048];
+    int error_number; /* errno behind it, or 0 */
 };
 
 /* Sets the message of `ctx` and returns `status`. Thread-safe. */
 tare_status context_fail(tare_context *ctx, tare_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+/* The same for a failure of the operating system, with its errno. */
+tare_status context_fail_errno(tare_context *ctx, tare_status status, int error_number,
+                               const char *format, ...) __attribute__((format(printf, 4, 5)));
 /* Puts "<text>: " before the message, and returns `status`; does nothing for TARE_OK. */
 tare_status context_wrap(tare_context *ctx, tare_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -4,6 +4,7 @@
 #ifndef TARE_FILE_IO_H
 #define TARE_FILE_IO_H
 
+#include <sys/stat.h>
 #include <time.h>
 
 #include "base/memory.h"
@@ -19,6 +20,7 @@ void file_close(file *f);
 uint64_t file_size(const file *f);
 const char *file_path(const file *f);
 struct timespec file_modified(const file *f);
+tare_status file_stat(const file *f, struct stat *out);
 /* TARE_E_DATA if somebody wrote to the file since it was opened. */
 tare_status file_check_unchanged(const file *f);
 /* Reads exactly `size` bytes at `offset`; the end of the file before that is TARE_E_FORMAT
@@ -63,6 +65,10 @@ tare_status file_finish(file_writer *w);
 void file_abandon(file_writer *w);
 /* Closes the file and leaves it as it is, for file_reopen; NULL is allowed. */
 void file_leave(file_writer *w);
+/* Puts a file of these bytes, with mode 0640 whatever the umask, in the place of `path`, a real
+ * path: written and synced beside it first, so that it is the old file or the new, and nothing else
+ * stays after a failure. */
+tare_status file_replace(tare_context *ctx, const char *path, const void *data, size_t size);
 /* file_create + append + finish. */
 tare_status file_write_all(tare_context *ctx, const char *path, const void *data, size_t size);
 /* Copies a regular file of at most `limit` bytes to a new file. */

@@ -50,8 +50,8 @@ static const char *io_hint(int error)
 tare_status io_fail(tare_context *ctx, const char *verb, const char *path, int error)
 {
     char text[128];
-    return TARE_FAIL(ctx, TARE_E_IO, "cannot %s '%s': %s%s", verb, path,
-                     strerror_r(error, text, sizeof text), io_hint(error));
+    return context_fail_errno(ctx, TARE_E_IO, error, "cannot %s '%s': %s%s", verb, path,
+                              strerror_r(error, text, sizeof text), io_hint(error));
 }
 
 int io_open_direct(const char *path, int fd, int access)
@@ -138,6 +138,11 @@ const char *file_path(const file *f)
 struct timespec file_modified(const file *f)
 {
     return f->modified;
+}
+
+tare_status file_stat(const file *f, struct stat *out)
+{
+    return fstat(f->fd, out) == 0 ? TARE_OK : io_fail(f->ctx, "read", f->path, errno);
 }
 
 tare_status file_check_unchanged(const file *f)

@@ -271,6 +271,51 @@ done:
     return status;
 }
 
+/* A name in the folder of `path` that no file has. */
+static tare_status name_beside(tare_context *ctx, const char *path, char **out)
+{
+    const char *slash = strrchr(path, '/');
+    size_t folder = slash ? (size_t)(slash - path) + 1 : 0;
+    char *name = mem_alloc(ctx, folder + 64);
+    if (!name)
+        return TARE_E_MEMORY;
+    memcpy(name, path, folder);
+    for (unsigned n = 0;; n++) {
+        snprintf(name + folder, 64, ".tare-%ld-%u.tmp", (long)getpid(), n);
+        if (!path_exists(name))
+            break;
+    }
+    *out = name;
+    return TARE_OK;
+}
+
+tare_status file_replace(tare_context *ctx, const char *path, const void *data, size_t size)
+{
+    tare_status status = TARE_OK;
+    char *fresh = NULL;
+    file_writer *w = NULL;
+    bool written = false;
+    TRY(name_beside(ctx, path, &fresh));
+    TRY(file_create(ctx, fresh, size, &w));
+    if (fchmod(w->fd, 0640) != 0) {
+        status = io_fail(ctx, "set the mode of", fresh, errno);
+        goto done;
+    }
+    TRY(file_append(w, data, size));
+    file_writer *finished = w;
+    w = NULL;
+    TRY(file_finish(finished));
+    written = true;
+    TRY(file_rename(ctx, fresh, path));
+    written = false;
+done:
+    file_abandon(w);
+    if (written)
+        (void)unlink(fresh); /* the first error is the one worth telling */
+    mem_free(ctx, fresh);
+    return TARE_WRAP(ctx, status, "'%s' was not written", path);
+}
+
 tare_status file_copy(tare_context *ctx, const char *from, const char *to, uint64_t limit)
 {
     tare_status status = TARE_OK;

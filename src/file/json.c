@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <locale.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,7 +26,7 @@ struct json_reader {
     int line;
     json_expect expect;
     int depth;
-    bool in_map[JSON_MAX_DEPTH];
+    bool in_map[JSON_DATA_MAX_DEPTH];
     char *scratch;
     size_t capacity;
     tare_status status; /* errors stick */
@@ -57,22 +58,27 @@ void json_reader_free(json_reader *r)
 
 /* ---- errors ---- */
 
-static tare_status fail(const json_reader *r, const char *problem)
+static tare_status fail(const json_reader *r, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+static tare_status fail(const json_reader *r, const char *format, ...)
 {
-    return TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s: line %d: %s", r->what, r->line, problem);
+    char problem[128];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(problem, sizeof problem, format, args);
+    va_end(args);
+    tare_status status = TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s", problem);
+    return r->what ? TARE_WRAP(r->ctx, status, "%s: line %d", r->what, r->line) : status;
 }
 
 static tare_status unexpected(const json_reader *r, const char *expected)
 {
     if (r->next == r->end)
-        return TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s: line %d: expected %s, but the text ends",
-                         r->what, r->line, expected);
+        return fail(r, "expected %s, but the text ends", expected);
     unsigned char c = (unsigned char)*r->next;
     if (c > ' ' && c < 0x7f)
-        return TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s: line %d: expected %s, found '%c'", r->what,
-                         r->line, expected, c);
-    return TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s: line %d: expected %s, found byte 0x%02x", r->what,
-                     r->line, expected, c);
+        return fail(r, "expected %s, found '%c'", expected, c);
+    return fail(r, "expected %s, found byte 0x%02x", expected, c);
 }
 
 /* ---- characters ---- */
@@ -168,10 +174,10 @@ static tare_status decode_unicode(const json_reader *r, const char **p, const ch
         if (low >= 0xdc00 && low <= 0xdfff) {
             code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
             *p += 6;
+        } else if (r->dialect == JSON_STRICT) {
+            return fail(r, "a \\u surrogate without its partner");
         } else if (r->dialect == JSON_PYTHON) {
             code = 0xfffd;
-        } else {
-            return fail(r, "a \\u surrogate without its partner");
         }
     }
     *out = put_utf8(*out, code);
@@ -234,9 +240,7 @@ static tare_status read_string(json_reader *r, json_token *token)
         if (c == '"')
             break;
         if (c < 0x20)
-            return TARE_FAIL(r->ctx, TARE_E_FORMAT,
-                             "%s: line %d: control character 0x%02x in a string", r->what, r->line,
-                             c);
+            return fail(r, "control character 0x%02x in a string", c);
         escaped = true;
         p += r->end - p > 1 ? 2 : 1;
     }
@@ -371,9 +375,9 @@ static void value_ended(json_reader *r)
 
 static tare_status open_container(json_reader *r, json_token *token)
 {
-    if (r->depth == JSON_MAX_DEPTH)
-        return TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s: line %d: nested deeper than %d levels",
-                         r->what, r->line, JSON_MAX_DEPTH);
+    int limit = r->dialect == JSON_DATA ? JSON_DATA_MAX_DEPTH : JSON_MAX_DEPTH;
+    if (r->depth == limit)
+        return fail(r, "nested deeper than %d levels", limit);
     bool map = *r->next++ == '{';
     r->in_map[r->depth++] = map;
     r->expect = EXPECT_FIRST;
@@ -389,7 +393,7 @@ static tare_status read_value(json_reader *r, json_token *token)
 
     if (c == '{' || c == '[')
         return open_container(r, token);
-    if (r->dialect == JSON_PYTHON && (c == 'N' || c == 'I' || c == '-'))
+    if (r->dialect != JSON_STRICT && (c == 'N' || c == 'I' || c == '-'))
         status = read_python_number(r, token, &python);
     if (python) {
         /* done */

@@ -1,21 +1,25 @@
 /* JSON: a pull reader over a buffer in memory, a tree built from it, and a writer. The reader is
  * strict RFC 8259 (UTF-8 checked, no trailing text, no duplicate keys in trees, nesting at most
- * JSON_MAX_DEPTH) except for what `dialect` allows. Errors are TARE_E_FORMAT: "<what>: line L: …".
- */
+ * JSON_MAX_DEPTH) except for what `dialect` allows. Errors are TARE_E_FORMAT: "<what>: line L: …",
+ * or the bare reason where `what` is NULL. */
 #ifndef TARE_FILE_JSON_H
 #define TARE_FILE_JSON_H
 
 #include "base/strings.h"
 #include "file/value.h"
 
-enum { JSON_MAX_DEPTH = 64 };
+enum { JSON_MAX_DEPTH = 64, JSON_DATA_MAX_DEPTH = 512 };
 
 typedef enum json_dialect {
     JSON_STRICT,
     /* Also NaN, Infinity, -Infinity, and lone surrogates (\ud800), which become U+FFFD: what
        Python's json module writes. Numbers beyond the range of double become infinite, where
        JSON_STRICT refuses them. */
-    JSON_PYTHON
+    JSON_PYTHON,
+    /* As JSON_PYTHON, for data sets, of which nothing may be lost: lone surrogates are kept as the
+       three bytes that UTF-8 would give them (ED A0 80 …), the last of duplicate keys counts, at
+       the place of the first, and nesting is at most JSON_DATA_MAX_DEPTH. */
+    JSON_DATA
 } json_dialect;
 
 typedef enum json_kind {
@@ -61,7 +65,7 @@ size_t json_number_length(const char *text, size_t length);
 void json_number_convert(json_token *token);
 
 /* Parses the whole document; *root lives in `a`, also when `data` is gone. A duplicate key is
- * an error. */
+ * an error but in JSON_DATA. */
 tare_status json_parse(tare_context *ctx, arena *a, const char *data, size_t length,
                        const char *what, json_dialect dialect, const value **root);
 /* Reads and parses a file of at most `limit` bytes, strictly. */
@@ -77,5 +81,12 @@ void json_write_value(buffer *out, const value *v, int indent, int level);
 /* Appends the shortest decimal text that reads back as the same double; NaN and infinities as
  * Python writes them. */
 void json_write_double(buffer *out, double number);
+
+/* Appends a tree with the bytes that Python's json.dumps gives what json.loads made of it: as
+ * json_write_value, but numbers other than integers are written as Python's repr of their double,
+ * and the bytes of a lone surrogate as its escape. */
+void json_write_data(buffer *out, const value *v, int indent, int level);
+/* Appends Python's repr of a double, finite or not ("nan", "inf"): "100000.0", "1e+16". */
+void json_write_repr(buffer *out, double number);
 
 #endif

@@ -47,6 +47,7 @@ tare_status json_parse(tare_context *ctx, arena *a, const char *data, size_t len
 
     *root = NULL;
     value_builder_init(&builder, ctx, a, what);
+    builder.last_wins = dialect == JSON_DATA;
     TRY(json_reader_create(ctx, data, length, what, dialect, &reader));
     for (;;) {
         TRY(json_next(reader, &token));

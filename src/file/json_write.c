@@ -1,19 +1,23 @@
 /* JSON writing, with the escapes, separators and layout of Python's json.dumps. */
 #include "file/json.h"
 
+#include <inttypes.h>
 #include <locale.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Code point at text[0], 1 to 4 bytes long, or U+FFFD for one byte that begins none. */
-static uint32_t decode_utf8(const char *text, size_t length, size_t *used)
+/* Code point at text[0], 1 to 4 bytes long, or U+FFFD for one byte that begins none. `surrogates`:
+ * so are their three bytes. */
+static uint32_t decode_utf8(const char *text, size_t length, bool surrogates, size_t *used)
 {
     const unsigned char *p = (const unsigned char *)text;
     size_t n = p[0] < 0xc0 ? 1 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : 4;
     *used = 1;
-    if (n == 1 || n > length || !utf8_valid(text, n))
+    surrogates = surrogates && n <= length && p[0] == 0xed && p[1] >= 0xa0 && p[1] <= 0xbf &&
+                 p[2] >= 0x80 && p[2] <= 0xbf;
+    if (n == 1 || n > length || (!surrogates && !utf8_valid(text, n)))
         return 0xfffd;
     *used = n;
     uint32_t code = p[0] & (0x7fU >> n);
@@ -54,7 +58,7 @@ static void write_escape(buffer *out, uint32_t code)
     }
 }
 
-void json_write_string(buffer *out, const char *text, size_t length)
+static void write_string(buffer *out, const char *text, size_t length, bool surrogates)
 {
     buffer_putc(out, '"');
     size_t i = 0;
@@ -67,10 +71,15 @@ void json_write_string(buffer *out, const char *text, size_t length)
             break;
         size_t used = 1;
         unsigned char c = (unsigned char)text[i];
-        write_escape(out, c < 0x80 ? c : decode_utf8(text + i, length - i, &used));
+        write_escape(out, c < 0x80 ? c : decode_utf8(text + i, length - i, surrogates, &used));
         i += used;
     }
     buffer_putc(out, '"');
+}
+
+void json_write_string(buffer *out, const char *text, size_t length)
+{
+    write_string(out, text, length, false);
 }
 
 static void write_break(buffer *out, int indent, int level)
@@ -81,8 +90,10 @@ static void write_break(buffer *out, int indent, int level)
     buffer_printf(out, "%*s", indent * level, "");
 }
 
-/* Recurses as deep as the tree, which the parsers limit to JSON_MAX_DEPTH. */
-static void write_container(buffer *out, const value *v, int indent, int level)
+static void write_value(buffer *out, const value *v, int indent, int level, bool data);
+
+/* Recurses as deep as the tree, which the parsers limit. */
+static void write_container(buffer *out, const value *v, int indent, int level, bool data)
 {
     bool map = v->type == VALUE_MAP;
     buffer_putc(out, map ? '{' : '[');
@@ -91,17 +102,31 @@ static void write_container(buffer *out, const value *v, int indent, int level)
             buffer_puts(out, indent ? "," : ", ");
         write_break(out, indent, level + 1);
         if (map) {
-            json_write_string(out, v->keys[i].text, v->keys[i].length);
+            write_string(out, v->keys[i].text, v->keys[i].length, data);
             buffer_puts(out, ": ");
         }
-        json_write_value(out, &v->items[i], indent, level + 1);
+        write_value(out, &v->items[i], indent, level + 1, data);
     }
     if (v->count)
         write_break(out, indent, level);
     buffer_putc(out, map ? '}' : ']');
 }
 
-void json_write_value(buffer *out, const value *v, int indent, int level)
+/* As Python writes the number that it read: integers of any length keep their digits. */
+static void write_data_number(buffer *out, const value *v)
+{
+    bool integer = v->text[strspn(v->text, "-0123456789")] == 0;
+    if (!integer && !isfinite(v->number))
+        json_write_double(out, v->number);
+    else if (!integer)
+        json_write_repr(out, v->number);
+    else if (strcmp(v->text, "-0") == 0)
+        buffer_putc(out, '0');
+    else
+        buffer_append(out, v->text, v->length);
+}
+
+static void write_value(buffer *out, const value *v, int indent, int level, bool data)
 {
     switch (v->type) {
     case VALUE_NULL:
@@ -111,16 +136,89 @@ void json_write_value(buffer *out, const value *v, int indent, int level)
         buffer_puts(out, v->boolean ? "true" : "false");
         break;
     case VALUE_NUMBER:
-        buffer_append(out, v->text, v->length);
+        if (data)
+            write_data_number(out, v);
+        else
+            buffer_append(out, v->text, v->length);
         break;
     case VALUE_STRING:
-        json_write_string(out, v->text, v->length);
+        write_string(out, v->text, v->length, data);
         break;
     case VALUE_LIST:
     case VALUE_MAP:
-        write_container(out, v, indent, level);
+        write_container(out, v, indent, level, data);
         break;
     }
+}
+
+void json_write_value(buffer *out, const value *v, int indent, int level)
+{
+    write_value(out, v, indent, level, false);
+}
+
+void json_write_data(buffer *out, const value *v, int indent, int level)
+{
+    write_value(out, v, indent, level, true);
+}
+
+/* The fewest decimal digits that read back as `number` (finite, above 0): *digits * 10^*exponent.
+ * The nearest decimal of a length is not always among them: below a power of two doubles lie twice
+ * as dense as above, so the next decimal above may read back where the nearest, below, does not. */
+static void shortest_digits(double number, uint64_t *digits, int *exponent)
+{
+    char text[48];
+    for (int length = 0; length < 17; length++) {
+        snprintf(text, sizeof text, "%.*e", length, number);
+        char *e = strchr(text, 'e');
+        *exponent = (int)strtol(e + 1, NULL, 10) - length;
+        *digits = (uint64_t)(text[0] - '0');
+        for (char *p = text + 2; p < e; p++)
+            *digits = *digits * 10 + (uint64_t)(*p - '0');
+        for (int up = 0; up < 2; up++, ++*digits) {
+            snprintf(text, sizeof text, "%" PRIu64 "e%d", *digits, *exponent);
+            if (strtod(text, NULL) == number)
+                return;
+        }
+    }
+}
+
+/* `length` digits with the point behind the `point`-th, which may lie outside them. */
+static void write_fixed(buffer *out, const char *digits, int length, int point)
+{
+    if (point <= 0)
+        buffer_printf(out, "0.%.*s%s", -point, "0000", digits);
+    else if (point >= length)
+        buffer_printf(out, "%s%.*s.0", digits, point - length, "0000000000000000");
+    else
+        buffer_printf(out, "%.*s.%s", point, digits, digits + point);
+}
+
+void json_write_repr(buffer *out, double number)
+{
+    char text[24];
+    uint64_t digits;
+    int exponent;
+    if (isnan(number)) {
+        buffer_puts(out, "nan");
+        return;
+    }
+    if (signbit(number))
+        buffer_putc(out, '-');
+    if (isinf(number) || number == 0) {
+        buffer_puts(out, number == 0 ? "0.0" : "inf");
+        return;
+    }
+    locale_t previous = uselocale(newlocale(LC_ALL_MASK, "C", NULL));
+    shortest_digits(fabs(number), &digits, &exponent);
+    uselocale(previous);
+    for (; digits % 10 == 0; exponent++)
+        digits /= 10;
+    int length = snprintf(text, sizeof text, "%" PRIu64, digits), point = length + exponent;
+    if (point > -4 && point <= 16)
+        write_fixed(out, text, length, point);
+    else
+        buffer_printf(out, "%c%s%se%c%02d", text[0], length > 1 ? "." : "", text + 1,
+                      point > 0 ? '+' : '-', abs(point - 1));
 }
 
 void json_write_double(buffer *out, double number)

@@ -96,9 +96,10 @@ tare_status value_builder_string(value_builder *b, const char *text, size_t leng
 
 tare_status value_builder_open(value_builder *b, value_type type, int line)
 {
-    if (b->depth == JSON_MAX_DEPTH)
+    int limit = b->last_wins ? JSON_DATA_MAX_DEPTH : JSON_MAX_DEPTH;
+    if (b->depth == limit)
         return TARE_FAIL(b->ctx, TARE_E_FORMAT, "%s: line %d: nested deeper than %d levels",
-                         b->what, line, JSON_MAX_DEPTH);
+                         b->what, line, limit);
     b->open[b->depth].type = type;
     b->open[b->depth].line = line;
     b->open[b->depth].first = b->count;
@@ -148,6 +149,34 @@ done:
     return status;
 }
 
+/* Of members with the same key one stays: the first's place, the last's value. */
+static tare_status merge_duplicates(const value_builder *b, value *keys, value *items,
+                                    size_t *count)
+{
+    tare_status status = TARE_OK;
+    size_t kept = 0;
+    strmap seen;
+    strmap_init(&seen, b->ctx);
+    for (size_t i = 0; i < *count; i++) {
+        uint32_t at;
+        if (strmap_get(&seen, keys[i].text, keys[i].length, &at)) {
+            items[at] = items[i];
+            continue;
+        }
+        if (kept == UINT32_MAX) {
+            status = TARE_FAIL(b->ctx, TARE_E_FORMAT, "%s: too many keys", b->what);
+            goto done;
+        }
+        TRY(strmap_put(&seen, keys[i].text, keys[i].length, (uint32_t)kept, NULL));
+        keys[kept] = keys[i];
+        items[kept++] = items[i];
+    }
+    *count = kept;
+done:
+    strmap_free(&seen);
+    return status;
+}
+
 tare_status value_builder_close(value_builder *b)
 {
     b->depth--;
@@ -170,8 +199,10 @@ tare_status value_builder_close(value_builder *b)
         }
         v.keys = array;
         v.items = array ? array + v.count : NULL;
-        tare_status status = v.count <= FEW_KEYS ? check_few_keys(b, v.keys, v.count)
-                                                 : check_many_keys(b, v.keys, v.count);
+        tare_status status = v.count < 2    ? TARE_OK
+                             : b->last_wins ? merge_duplicates(b, array, array + v.count, &v.count)
+                             : v.count <= FEW_KEYS ? check_few_keys(b, v.keys, v.count)
+                                                   : check_many_keys(b, v.keys, v.count);
         if (status != TARE_OK)
             return status;
     }

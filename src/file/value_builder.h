@@ -19,13 +19,14 @@ typedef struct value_builder {
     tare_context *ctx;
     arena *arena;
     const char *what; /* borrowed */
+    bool last_wins;   /* of duplicate keys, to JSON_DATA_MAX_DEPTH; else they are refused */
     value *stack;     /* finished children of all open containers; in maps key, value, key, … */
     size_t count, capacity;
     struct {
         value_type type;
         int line;
         size_t first; /* its children begin here in the stack */
-    } open[JSON_MAX_DEPTH];
+    } open[JSON_DATA_MAX_DEPTH];
     int depth;
     char *front,
         *back; /* free rest of the newest chunk: arrays from its front, texts from behind */
@@ -39,9 +40,10 @@ void value_builder_free(value_builder *b);
  * keys are strings. */
 tare_status value_builder_add(value_builder *b, const value *v);
 tare_status value_builder_string(value_builder *b, const char *text, size_t length, int line);
-/* VALUE_LIST or VALUE_MAP. TARE_E_FORMAT beyond JSON_MAX_DEPTH. */
+/* VALUE_LIST or VALUE_MAP. TARE_E_FORMAT beyond JSON_MAX_DEPTH (JSON_DATA_MAX_DEPTH with
+ * last_wins). */
 tare_status value_builder_open(value_builder *b, value_type type, int line);
-/* TARE_E_FORMAT if a map has a key twice. */
+/* TARE_E_FORMAT if a map has a key twice, but with last_wins. */
 tare_status value_builder_close(value_builder *b);
 /* In a map: is a key due? */
 bool value_builder_wants_key(const value_builder *b);

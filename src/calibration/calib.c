@@ -1,0 +1,308 @@
+/* Opening a mix, its sets, sizes and seeds. */
+#include "calibration/calib.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "file/io.h"
+
+void tare_calib_options_init(tare_calib_options *options)
+{
+    *options = (tare_calib_options){.skip_bad = TARE_CALIB_UNSET,
+                                    .mmlu_shots = TARE_CALIB_UNSET,
+                                    .gsm8k_sampling = TARE_CALIB_UNSET};
+}
+
+tare_status seed_set(tare_context *ctx, calib_seed *seed, const uint32_t *words, size_t count)
+{
+    while (count && !words[count - 1]) /* zeros in front: the same number is the same seed */
+        count--;
+    uint32_t *copy = mem_alloc_array(ctx, count, sizeof *copy);
+    if (!copy)
+        return TARE_E_MEMORY;
+    if (count)
+        memcpy(copy, words, count * sizeof *copy);
+    mem_free(ctx, seed->words);
+    *seed = (calib_seed){copy, count};
+    return TARE_OK;
+}
+
+static void seed_free(tare_context *ctx, calib_seed *seed)
+{
+    mem_free(ctx, seed->words);
+    *seed = (calib_seed){0};
+}
+
+/* ---- sets ---- */
+
+static void set_free(tare_context *ctx, calib_set *s)
+{
+    if (s->kind && s->data)
+        s->kind->free(ctx, s->data);
+    if (!s->kind && s->source.release)
+        s->source.release(s->source.user);
+    seed_free(ctx, &s->seed);
+    mem_free(ctx, s->name);
+    *s = (calib_set){0};
+}
+
+static calib_set *find_set(const tare_calib *c, const char *name)
+{
+    for (size_t i = 0; i < c->num_sets; i++) {
+        if (strcmp(c->sets[i].name, name) == 0)
+            return &c->sets[i];
+    }
+    return NULL;
+}
+
+/* Puts *s, which it takes, at the end or in the place of the set of its name. */
+static tare_status put_set(tare_calib *c, calib_set *s)
+{
+    calib_set *old = find_set(c, s->name);
+    if (!old) {
+        tare_status status = mem_grow(c->ctx, (void **)&c->sets, &c->sets_capacity, c->num_sets + 1,
+                                      sizeof *c->sets);
+        if (status != TARE_OK)
+            return status;
+        old = &c->sets[c->num_sets++];
+    } else {
+        set_free(c->ctx, old);
+    }
+    *old = *s;
+    *s = (calib_set){0};
+    return TARE_OK;
+}
+
+static tare_status check_folder(tare_context *ctx, const char *path)
+{
+    struct stat st;
+    int failed = stat(path, &st) != 0 ? errno : S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
+    char text[128];
+    if (!failed)
+        return TARE_OK;
+    return context_fail_errno(ctx, TARE_E_IO, failed, "cannot open folder '%s': %s", path,
+                              strerror_r(failed, text, sizeof text));
+}
+
+static tare_status load_set(tare_calib *c, const config_entry *e)
+{
+    tare_status status = TARE_OK;
+    calib_set s = {.kind = e->kind, .compat_batch = CALIB_COMPAT_BATCH};
+    if (!(s.name = mem_strdup(c->ctx, e->name)))
+        return TARE_E_MEMORY;
+    c->input.skipped = 0;
+    if (e->kind->folder)
+        TRY(check_folder(c->ctx, e->path));
+    TRY(e->kind->load(&c->input, e->path, &s.data, &s.count));
+    s.skipped = c->input.skipped;
+    TRY(put_set(c, &s));
+done:
+    set_free(c->ctx, &s);
+    return TARE_WRAP(c->ctx, status, "Dataset %s", e->name);
+}
+
+/* ---- opening ---- */
+
+/* What `options` say wins over the config. */
+static tare_status apply_options(tare_calib *c, const calib_config *config,
+                                 const tare_calib_options *o)
+{
+    tare_status status = TARE_OK;
+    bool compat = o->compat ? strcmp(o->compat, "msmodelslim") == 0 : config->compat;
+    calib_seed gsm8k = config->gsm8k_seed, sample = config->sample_seed;
+    if (o->compat && *o->compat && !compat)
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "compat must be \"msmodelslim\", not \"%s\"",
+                         o->compat);
+    if (o->mmlu_shots != TARE_CALIB_UNSET && (o->mmlu_shots < 0 || o->mmlu_shots > CALIB_MAX_SHOTS))
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "mmlu_shots must be from 0 to %d, not %d",
+                         CALIB_MAX_SHOTS, o->mmlu_shots);
+    c->input.compat = compat;
+    c->input.skip_bad = o->skip_bad == TARE_CALIB_UNSET ? config->skip_bad : o->skip_bad != 0;
+    c->input.mmlu_shots = o->mmlu_shots == TARE_CALIB_UNSET ? config->mmlu_shots
+                                                            : (uint32_t)o->mmlu_shots;
+    c->gsm8k_sampling = o->gsm8k_sampling == TARE_CALIB_UNSET ? config->gsm8k_sampling
+                                                              : o->gsm8k_sampling != 0;
+    if (o->gsm8k_seed)
+        gsm8k = (calib_seed){(uint32_t *)o->gsm8k_seed, o->gsm8k_seed_words};
+    for (size_t i = 0; i < 2 && i < gsm8k.count; i++)
+        c->gsm8k_seed[i] = gsm8k.words[i];
+    if (o->sample_seed)
+        sample = (calib_seed){(uint32_t *)o->sample_seed, o->sample_seed_words};
+    c->has_sample_seed = o->sample_seed || config->has_sample_seed;
+    TRY(seed_set(c->ctx, &c->sample_seed, sample.words, sample.count));
+done:
+    return status;
+}
+
+static tare_status check_save_folder(tare_context *ctx, const char *path)
+{
+    char text[128];
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? mem_strndup(ctx, path, slash > path ? (size_t)(slash - path) : 1)
+                         : mem_strdup(ctx, ".");
+    if (!folder)
+        return TARE_E_MEMORY;
+    tare_status status = TARE_OK;
+    struct stat st;
+    int failed = stat(folder, &st) != 0 ? errno : S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
+    if (!failed && faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) != 0)
+        failed = errno;
+    if (failed)
+        status = context_fail_errno(ctx, TARE_E_USAGE, failed, "cannot save '%s': folder '%s': %s",
+                                    path, folder, strerror_r(failed, text, sizeof text));
+    mem_free(ctx, folder);
+    return status;
+}
+
+static tare_status check_save_path(tare_calib *c, const char *path, bool overwrite)
+{
+    tare_status status = TARE_OK;
+    struct stat st;
+    if (!str_ends_with(path, ".json"))
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "cannot save '%s': its name must end in .json",
+                         path);
+    if (stat(path, &st) == 0) {
+        if (!S_ISREG(st.st_mode))
+            return TARE_FAIL(c->ctx, TARE_E_USAGE, "cannot save '%s': it is %s", path,
+                             S_ISDIR(st.st_mode) ? "a folder" : "no regular file");
+        if (input_has_read(&c->input, &st))
+            return TARE_FAIL(c->ctx, TARE_E_USAGE,
+                             "cannot save '%s': the mix is made from this file", path);
+        if (!overwrite)
+            return TARE_FAIL(c->ctx, TARE_E_USAGE,
+                             "cannot save '%s': it exists (--overwrite replaces it)", path);
+        TARE_WARN(c->ctx, "%s exists and will be replaced", path);
+    }
+    TRY(check_save_folder(c->ctx, path));
+    status = path_real(c->ctx, path, &c->save_path);
+    if (status == TARE_E_IO)
+        status = TARE_E_USAGE;
+    TRY(status);
+    TRY(check_save_folder(c->ctx, c->save_path)); /* where a link leads */
+done:
+    return status;
+}
+
+tare_status tare_calib_open(tare_context *ctx, const char *config_path, const char *save_path,
+                            const tare_calib_options *options, tare_calib **out)
+{
+    tare_status status = TARE_OK;
+    tare_calib_options defaults;
+    calib_config config;
+    *out = NULL;
+    tare_calib *c = mem_calloc(ctx, 1, sizeof *c);
+    if (!c)
+        return TARE_E_MEMORY;
+    c->ctx = c->input.ctx = ctx;
+    c->batch_size = 4;
+    tare_calib_options_init(&defaults);
+    options = options ? options : &defaults;
+    TRY(config_read(&c->input, config_path, &config));
+    TRY(apply_options(c, &config, options));
+    for (size_t i = 0; i < config.count; i++)
+        TRY(load_set(c, &config.entries[i]));
+    if (save_path && *save_path)
+        TRY(check_save_path(c, save_path, options->overwrite));
+    *out = c;
+    c = NULL;
+done:
+    config_free(&config);
+    tare_calib_free(c);
+    return status;
+}
+
+void tare_calib_free(tare_calib *c)
+{
+    if (!c)
+        return;
+    for (size_t i = 0; i < c->num_sets; i++)
+        set_free(c->ctx, &c->sets[i]);
+    mem_free(c->ctx, c->sets);
+    seed_free(c->ctx, &c->shuffle_seed);
+    seed_free(c->ctx, &c->sample_seed);
+    mem_free(c->ctx, c->save_path);
+    input_free(&c->input);
+    mem_free(c->ctx, c);
+}
+
+/* ---- settings ---- */
+
+tare_status tare_calib_add_set(tare_calib *c, const char *name, const tare_calib_source *source)
+{
+    tare_status status = TARE_OK;
+    calib_set s = {.compat_batch = c->batch_size};
+    if (!source->size || !source->process)
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s: size and process are needed", name);
+    if (!(s.name = mem_strdup(c->ctx, name)))
+        return TARE_E_MEMORY;
+    TRY(seed_set(c->ctx, &s.seed, c->shuffle_seed.words, c->shuffle_seed.count));
+    s.source = *source;
+    status = put_set(c, &s);
+    if (status != TARE_OK)
+        s.source.release = NULL; /* stays with the caller */
+done:
+    set_free(c->ctx, &s);
+    return status;
+}
+
+tare_status tare_calib_set_sizes(tare_calib *c, const char *const *names, const int64_t *sizes,
+                                 size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (sizes[i] < 0)
+            return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s: a size of %lld is below 0",
+                             names[i], (long long)sizes[i]);
+        if (!find_set(c, names[i]))
+            return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s has no handler", names[i]);
+    }
+    for (size_t i = 0; i < count; i++)
+        find_set(c, names[i])->requested = (uint64_t)sizes[i];
+    return TARE_OK;
+}
+
+tare_status tare_calib_set_batch_size(tare_calib *c, int64_t size)
+{
+    if (size == 0)
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "batch_size cant be zero");
+    if (size < 0)
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "batch_size must be above 0, not %lld",
+                         (long long)size);
+    c->batch_size = (uint64_t)size;
+    return TARE_OK;
+}
+
+tare_status tare_calib_set_shuffle_seed(tare_calib *c, const uint32_t *words, size_t count)
+{
+    return seed_set(c->ctx, &c->shuffle_seed, words, count);
+}
+
+tare_status tare_calib_set_verifier(tare_calib *c, const tare_calib_verifier *verifier)
+{
+    c->has_verifier = verifier != NULL;
+    c->verifier = verifier ? *verifier : (tare_calib_verifier){0};
+    return TARE_OK;
+}
+
+size_t tare_calib_num_sets(const tare_calib *c)
+{
+    return c->num_sets;
+}
+
+const char *tare_calib_set_name(const tare_calib *c, size_t index)
+{
+    return index < c->num_sets ? c->sets[index].name : NULL;
+}
+
+tare_status tare_calib_get_stats(tare_calib *c, const char *name, tare_calib_stats *stats)
+{
+    const calib_set *s = find_set(c, name);
+    if (!s)
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s has no handler", name);
+    *stats = (tare_calib_stats){.available = s->count,
+                                .skipped = s->skipped,
+                                .requested = s->requested,
+                                .delivered = s->delivered};
+    return s->kind ? TARE_OK : s->source.size(s->source.user, &stats->available);
+}

@@ -1,0 +1,272 @@
+/* The verifier that asks a model of this library. Prompts go to tare_generate as they are, without
+ * padding, so none can disturb another. */
+#include <math.h>
+#include <string.h>
+
+#include "calibration/calib.h"
+#include "file/io.h"
+#include "file/json.h"
+#include "model/model.h"
+
+enum { CONTINUE_TOKENS = 20, SOLVE_TOKENS = 256, CONFIG_LIMIT = 16 << 20 };
+
+typedef struct model_verifier {
+    tare_context *ctx;
+    tare_model *model;
+    tare_tokenizer *tokenizer;
+    size_t max_length;   /* of prompts, in tokens; SIZE_MAX: no limit stated */
+    uint32_t choices[2]; /* ids of yes and no */
+    uint32_t eos;
+    size_t num_eos; /* 0 where the tokenizer has none */
+} model_verifier;
+
+/* The ids of a batch of prompts. */
+typedef struct prompt_ids {
+    uint32_t **ids;
+    size_t *lengths;
+    size_t count;
+} prompt_ids;
+
+static void prompts_free(tare_context *ctx, prompt_ids *p)
+{
+    for (size_t i = 0; p->ids && i < p->count; i++)
+        mem_free(ctx, p->ids[i]);
+    mem_free(ctx, p->ids);
+    mem_free(ctx, p->lengths);
+}
+
+static tare_status encode_prompts(const model_verifier *m, const tare_calib_question *questions,
+                                  size_t count, size_t max_length, prompt_ids *out)
+{
+    tare_status status = TARE_OK;
+    *out = (prompt_ids){.ids = mem_calloc(m->ctx, count, sizeof *out->ids),
+                        .lengths = mem_calloc(m->ctx, count, sizeof *out->lengths),
+                        .count = count};
+    if (!out->ids || !out->lengths)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < count; i++) {
+        TRY(TARE_WRAP(m->ctx,
+                      tare_tokenizer_encode(m->tokenizer, questions[i].prompt,
+                                            questions[i].prompt_length, true, &out->ids[i],
+                                            &out->lengths[i]),
+                      "the prompt of record %u", questions[i].seed[2]));
+        if (out->lengths[i] > max_length)
+            out->lengths[i] = max_length;
+    }
+done:
+    return status;
+}
+
+/* ---- the three tasks ---- */
+
+static tare_status choose(const model_verifier *m, const prompt_ids *p, tare_calib_answer *answers)
+{
+    float *logprobs = mem_alloc_array(m->ctx, p->count, 2 * sizeof *logprobs);
+    if (!logprobs)
+        return TARE_E_MEMORY;
+    tare_status status = tare_last_logprobs(m->model, NULL, (const uint32_t *const *)p->ids,
+                                            p->lengths, p->count, m->choices, 2, logprobs);
+    for (size_t i = 0; status == TARE_OK && i < p->count; i++) {
+        answers[i].yes = logprobs[2 * i];
+        answers[i].no = logprobs[2 * i + 1];
+        answers[i].too_long = isnan(logprobs[2 * i]) && isnan(logprobs[2 * i + 1]);
+    }
+    mem_free(m->ctx, logprobs);
+    return status;
+}
+
+/* The text of the new tokens, or with `prompt` of both, without special tokens. */
+static tare_status set_text(const model_verifier *m, const uint32_t *prompt, size_t length,
+                            const tare_generation *g, tare_calib_answer *answer)
+{
+    tare_status status = TARE_OK;
+    char *text = NULL;
+    size_t size;
+    uint32_t *ids = mem_alloc_array(m->ctx, length + g->count, sizeof *ids);
+    if (!ids)
+        return TARE_E_MEMORY;
+    if (length)
+        memcpy(ids, prompt, length * sizeof *ids);
+    if (g->count)
+        memcpy(ids + length, g->ids, g->count * sizeof *ids);
+    TRY(tare_tokenizer_decode(m->tokenizer, ids, length + g->count, prompt != NULL, &text, &size));
+    TRY(tare_calib_answer_text(answer, text, size));
+done:
+    mem_free(m->ctx, text);
+    mem_free(m->ctx, ids);
+    return status;
+}
+
+static tare_status generate(const model_verifier *m, const tare_generate_options *o,
+                            const prompt_ids *p, bool whole, tare_calib_answer *answers)
+{
+    tare_status status = TARE_OK;
+    tare_generation *results = mem_calloc(m->ctx, p->count, sizeof *results);
+    if (!results)
+        return TARE_E_MEMORY;
+    TRY(tare_generate(m->model, o, (const uint32_t *const *)p->ids, p->lengths, p->count, results));
+    for (size_t i = 0; i < p->count; i++) {
+        answers[i].too_long = results[i].finish == TARE_FINISH_TOO_LONG;
+        TRY(set_text(m, whole ? p->ids[i] : NULL, whole ? p->lengths[i] : 0, &results[i],
+                     &answers[i]));
+    }
+done:
+    tare_generations_free(m->ctx, results, p->count);
+    mem_free(m->ctx, results);
+    return status;
+}
+
+static tare_status solve(const model_verifier *m, const tare_calib_question *questions,
+                         const prompt_ids *p, tare_calib_answer *answers)
+{
+    tare_generate_options o;
+    uint32_t *records = mem_alloc_array(m->ctx, p->count, sizeof *records);
+    if (!records)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < p->count; i++)
+        records[i] = questions[i].seed[2];
+    tare_generate_options_init(&o);
+    o.max_new_tokens = SOLVE_TOKENS;
+    o.do_sample = questions[0].sample;
+    o.seed = (uint64_t)questions[0].seed[1] << 32 | questions[0].seed[0];
+    o.records = records;
+    o.eos_ids = &m->eos;
+    o.num_eos = m->num_eos;
+    tare_status status = generate(m, &o, p, true, answers);
+    mem_free(m->ctx, records);
+    return status;
+}
+
+static tare_status answer(void *user, tare_calib_task task, const tare_calib_question *questions,
+                          size_t count, tare_calib_answer *answers)
+{
+    tare_status status = TARE_OK;
+    const model_verifier *m = user;
+    prompt_ids p = {0};
+    tare_generate_options o;
+    TRY(encode_prompts(m, questions, count, task == TARE_CALIB_SOLVE ? SIZE_MAX : m->max_length,
+                       &p));
+    switch (task) {
+    case TARE_CALIB_CHOOSE:
+        TRY(choose(m, &p, answers));
+        break;
+    case TARE_CALIB_CONTINUE:
+        tare_generate_options_init(&o);
+        o.max_new_tokens = CONTINUE_TOKENS;
+        TRY(generate(m, &o, &p, false, answers));
+        break;
+    case TARE_CALIB_SOLVE:
+        TRY(solve(m, questions, &p, answers));
+        break;
+    }
+done:
+    prompts_free(m->ctx, &p);
+    return status;
+}
+
+/* ---- setting up ---- */
+
+/* Id of the last token of a text; *count: how many it has. */
+static tare_status last_token(const model_verifier *m, const char *text, size_t length,
+                              uint32_t *id, size_t *count)
+{
+    uint32_t *ids;
+    tare_status status = tare_tokenizer_encode(m->tokenizer, text, length, false, &ids, count);
+    if (status == TARE_OK && *count > 0)
+        *id = ids[*count - 1];
+    mem_free(m->ctx, ids);
+    return status;
+}
+
+/* eos_token of tokenizer_config.json: a string, or an object with its "content". */
+static tare_status read_eos(model_verifier *m, const value *root)
+{
+    size_t count;
+    const value *v = value_get(root, "eos_token");
+    if (v && v->type == VALUE_MAP)
+        v = value_get(v, "content");
+    if (!v || v->type != VALUE_STRING)
+        return TARE_OK;
+    tare_status status = last_token(m, v->text, v->length, &m->eos, &count);
+    m->num_eos = status == TARE_OK && count == 1; /* else it is no token of this tokenizer */
+    return status;
+}
+
+static tare_status read_tokenizer_config(model_verifier *m)
+{
+    tare_status status = TARE_OK;
+    const value *root;
+    arena a;
+    arena_init(&a, m->ctx);
+    char *path = path_join(m->ctx, m->model->dir, "tokenizer_config.json");
+    if (!path) {
+        status = TARE_E_MEMORY;
+    } else if (path_exists(path)) {
+        TRY(json_parse_file(m->ctx, &a, path, CONFIG_LIMIT, &root));
+        const value *length = value_get(root, "model_max_length");
+        if (length && length->type == VALUE_NUMBER && length->number >= 1 &&
+            length->number < (double)(1 << 30)) /* transformers writes 1e30 for "not known" */
+            m->max_length = (size_t)length->number;
+        TRY(read_eos(m, root));
+    }
+done:
+    mem_free(m->ctx, path);
+    arena_free(&a);
+    return status;
+}
+
+/* One forward and one greedy token. */
+static tare_status try_model(const model_verifier *m)
+{
+    static const char text[] = "hello world";
+    tare_status status = TARE_OK;
+    const tare_calib_question question = {.prompt = text, .prompt_length = sizeof text - 1};
+    prompt_ids p = {0};
+    float logprobs[2];
+    tare_generation result = {0};
+    tare_generate_options o;
+    tare_generate_options_init(&o);
+    o.max_new_tokens = 1;
+    TRY(encode_prompts(m, &question, 1, SIZE_MAX, &p));
+    TRY(tare_last_logprobs(m->model, NULL, (const uint32_t *const *)p.ids, p.lengths, 1, m->choices,
+                           2, logprobs));
+    TRY(tare_generate(m->model, &o, (const uint32_t *const *)p.ids, p.lengths, 1, &result));
+done:
+    tare_generations_free(m->ctx, &result, 1);
+    prompts_free(m->ctx, &p);
+    return status;
+}
+
+tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokenizer,
+                                       tare_calib_verifier *out)
+{
+    tare_status status = TARE_OK;
+    size_t count;
+    *out = (tare_calib_verifier){0};
+    model_verifier *m = mem_calloc(model->ctx, 1, sizeof *m);
+    if (!m)
+        return TARE_E_MEMORY;
+    *m = (model_verifier){
+        .ctx = model->ctx, .model = model, .tokenizer = tokenizer, .max_length = SIZE_MAX};
+    TRY(last_token(m, TARE_CALIB_YES, strlen(TARE_CALIB_YES), &m->choices[0], &count));
+    TRY(last_token(m, TARE_CALIB_NO, strlen(TARE_CALIB_NO), &m->choices[1], &count));
+    TRY(read_tokenizer_config(m));
+    status = try_model(m);
+    if (status == TARE_E_DATA) /* an id that the model does not have, or no ids at all */
+        status = TARE_WRAP(m->ctx, TARE_E_USAGE, "Tokenizer must be matched with model.");
+    if (status != TARE_OK)
+        goto done;
+    *out = (tare_calib_verifier){.answer = answer, .user = m};
+    m = NULL;
+done:
+    mem_free(model->ctx, m);
+    return status;
+}
+
+void tare_model_verifier_free(tare_calib_verifier *verifier)
+{
+    model_verifier *m = verifier->user;
+    if (m)
+        mem_free(m->ctx, m);
+    *verifier = (tare_calib_verifier){0};
+}
