@@ -18,7 +18,7 @@ GOLDEN = DATA / "golden"
 SHARED = ROOT.parent / "shared"
 EXAMPLES = ROOT / "examples"
 
-sys.path.insert(0, str(TESTS))
+sys.path[:0] = [str(TESTS), str(ROOT / "python")]
 
 
 def from_environment(name, default):
@@ -27,6 +27,7 @@ def from_environment(name, default):
 
 TARE_BIN = from_environment("TARE_BIN", "build/release/tare")
 TARE_LIBRARY = from_environment("TARE_LIBRARY", "build/release/libtare.so")
+os.environ["TARE_LIBRARY"] = str(TARE_LIBRARY)  # for the package `tare`, here and in child processes
 
 
 def run_tare(*args, timeout=120, **kwargs):

@@ -106,6 +106,8 @@ TARE_API const char *tare_last_error(const tare_context *ctx);
 TARE_API int tare_last_errno(const tare_context *ctx);
 /* Makes the running call return TARE_E_CANCELLED soon. Safe in a signal handler. */
 TARE_API void tare_cancel(tare_context *ctx);
+/* Takes a cancellation back: calls work again. */
+TARE_API void tare_cancel_clear(tare_context *ctx);
 /* Bytes that the accounted allocator holds now, and the most it ever held (while a call of
  * tare_quantize or tare_quantize_plan runs: since the call began). */
 TARE_API size_t tare_memory_used(const tare_context *ctx);
@@ -135,6 +137,8 @@ TARE_API tare_status tare_recipe_load(tare_recipe *recipe, const char *path);
 TARE_API tare_status tare_recipe_set(tare_recipe *recipe, const char *name, const char *value);
 /* Appends to a list setting (fallback.disable_names, save.types). */
 TARE_API tare_status tare_recipe_append(tare_recipe *recipe, const char *name, const char *value);
+/* Bytes that run.max_memory grants the host; 0: no limit is set. */
+TARE_API uint64_t tare_recipe_memory_limit(const tare_recipe *recipe);
 
 /* ---- quantize
  * ---------------------------------------------------------------------------------------------------
@@ -306,6 +310,42 @@ typedef enum tare_range_method { TARE_RANGE_QUANTILE, TARE_RANGE_STD } tare_rang
 TARE_API tare_status
 tare_score_layers(tare_context *ctx, const tare_quantize_options *options, tare_range_method method,
                   tare_status (*score)(void *user, const char *name, double value), void *user);
+
+/* ---- FA scales of the caller's own attention
+ * -------------------------------------------------------------------------------
+ *
+ * tare_quantize observes q, k and v itself. For a model that only its owner's program can run,
+ * these are the statistics behind the INT8 scales, one observer a tensor kind and attention module.
+ */
+
+/* q, k or v: element (b, head, token, channel) wherever it lies. */
+typedef struct tare_fa_tensor {
+    const char *dtype; /* "F32", "F16", "BF16" or "F64" */
+    const void *data;
+    size_t shape[4];      /* batch, heads, tokens, channels */
+    ptrdiff_t strides[4]; /* in elements */
+} tare_fa_tensor;
+
+typedef struct tare_fa_observer tare_fa_observer;
+
+/* `module` names the attention in messages; `kind` is 'q', 'k' or 'v'. */
+TARE_API tare_status tare_fa_observer_create(tare_context *ctx, const char *module, char kind,
+                                             tare_fa_observer **out);
+TARE_API void tare_fa_observer_free(tare_fa_observer *o);
+/* One calibration sample. TARE_E_DATA: no elements, or another number of heads than before;
+ * TARE_E_NUMERIC: NaN or infinity. Nothing changes on failure. */
+TARE_API tare_status tare_fa_observer_add(tare_fa_observer *o, const tare_fa_tensor *tensor);
+/* 0 before the first sample. */
+TARE_API size_t tare_fa_observer_heads(const tare_fa_observer *o);
+/* scales [heads], rounded to `dtype` ("F32", "F16", "BF16"); all offsets are 0. */
+TARE_API tare_status tare_fa_observer_scales(const tare_fa_observer *o, const char *dtype,
+                                             float *scales);
+/* How hard the first sample is to quantize; 0 before it. */
+TARE_API float tare_fa_observer_score(const tare_fa_observer *o);
+/* fallback [count] <- whether a module is one of the `fa_amp` hardest, by scores [count,3] of its
+ * q, k and v. */
+TARE_API tare_status tare_fa_fall_back(tare_context *ctx, const char *const *modules, size_t count,
+                                       const float *scores, size_t fa_amp, bool *fallback);
 
 /* ---- verify, inspect
  * -------------------------------------------------------------------------------------------- */

@@ -69,6 +69,11 @@ void tare_cancel(tare_context *ctx)
     atomic_store(&ctx->cancelled, 1);
 }
 
+void tare_cancel_clear(tare_context *ctx)
+{
+    atomic_store(&ctx->cancelled, 0);
+}
+
 size_t tare_memory_used(const tare_context *ctx)
 {
     return atomic_load(&ctx->memory_used);

@@ -23,6 +23,8 @@ typedef struct fa_window {
     bool finite;
 } fa_window;
 
+/* The share of a row that its window spans: 0.9999 of q and k, all of v. */
+double fa_window_share(fa_kind kind);
 /* N - m + 1 of a row of `count` > 0 values. */
 size_t fa_window_keep(double rho, size_t count);
 /* `storage` [2*keep] is borrowed. */
@@ -62,6 +64,8 @@ size_t fa_observe_bytes(const tare_context *ctx, const size_t heads[FA_KINDS], s
  * sample, or if a scale does not fit the dtype. */
 tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kind kind,
                                float *scales);
+/* Of one head, whose windows reach from `low` to `high`; infinite if it does not fit `dtype`. */
+float fa_scale(float low, float high, tare_dtype dtype);
 /* The scores of q, k and v on the first sample; NULL before it. */
 const float *fa_observer_scores(const fa_observer *o);
 

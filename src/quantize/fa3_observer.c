@@ -16,6 +16,11 @@ const char *fa_kind_name(fa_kind kind)
 
 /* ---- window ---- */
 
+double fa_window_share(fa_kind kind)
+{
+    return RATIOS[kind];
+}
+
 size_t fa_window_keep(double rho, size_t count)
 {
     size_t m = (size_t)(rho * (double)count);
@@ -331,6 +336,12 @@ size_t fa_observe_bytes(const tare_context *ctx, const size_t heads[FA_KINDS], s
            fa_score_bytes(ctx, most);
 }
 
+float fa_scale(float low, float high, tare_dtype dtype)
+{
+    float reach = fmaxf(fmaxf(0.0f, -low), fmaxf(0.0f, high));
+    return round_native(fmaxf(reach / 127.0f, ROUND_EPS), dtype);
+}
+
 tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kind kind,
                                float *scales)
 {
@@ -341,13 +352,13 @@ tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kin
         return TARE_FAIL(o->ctx, TARE_E_NUMERIC, "%s: %s was never observed", o->module,
                          fa_kind_name(kind));
     for (size_t h = 0; h < o->heads[kind]; h++) {
-        float reach = fmaxf(fmaxf(0.0f, -o->low[first + h]), fmaxf(0.0f, o->high[first + h]));
-        scales[h] = round_native(fmaxf(reach / 127.0f, ROUND_EPS), num->dtype);
+        float low = o->low[first + h], high = o->high[first + h];
+        scales[h] = fa_scale(low, high, num->dtype);
         if (!isfinite(scales[h]))
-            return TARE_FAIL(o->ctx, TARE_E_NUMERIC,
-                             "%s: head %zu of %s reaches %g, whose scale does not fit %s",
-                             o->module, h, fa_kind_name(kind), (double)reach,
-                             dtype_name(num->dtype));
+            return TARE_FAIL(
+                o->ctx, TARE_E_NUMERIC,
+                "%s: head %zu of %s reaches from %g to %g, whose scale does not fit %s", o->module,
+                h, fa_kind_name(kind), (double)low, (double)high, dtype_name(num->dtype));
     }
     return TARE_OK;
 }

@@ -1,5 +1,5 @@
 /* Reading run.max_memory. */
-#include "quantize/max_memory.h"
+#include "quantize/recipe.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -164,4 +164,9 @@ void max_memory_clear(tare_context *ctx, max_memory *m)
 {
     mem_free(ctx, m->items);
     *m = (max_memory){0};
+}
+
+uint64_t tare_recipe_memory_limit(const tare_recipe *r)
+{
+    return max_memory_of(&r->max_memory, DEVICE_CPU);
 }

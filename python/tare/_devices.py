@@ -1,0 +1,32 @@
+"""Device names of scripts that were written for NPUs. tare computes on the host."""
+from ._log import logger
+
+_KNOWN = ("cpu", "npu", "gpu")
+
+
+class Device(str):
+    """"cpu", as torch's device would say it: tensors go `.to()` it."""
+
+    type, index = "cpu", None
+
+
+CPU = Device("cpu")
+
+
+def host_device(dev_type, dev_id):
+    """("cpu", None) for dev_type and dev_id of a config. ValueError for an unknown dev_type."""
+    if dev_type not in _KNOWN:
+        raise ValueError(f"Device type must be in choices [{', '.join(_KNOWN)}], not {dev_type!r}")
+    if dev_id is not None and (isinstance(dev_id, bool) or not isinstance(dev_id, int)):
+        raise TypeError(f"dev_id must be int, not {type(dev_id).__name__}.")
+    if dev_type != "cpu":
+        logger.warning("dev_type %r: tare computes on the CPU.", dev_type)
+    elif dev_id is not None:
+        logger.warning("dev_type is 'cpu': dev_id %d has no meaning.", dev_id)
+    return CPU, None
+
+
+def is_accelerator(device):
+    """Whether a torch device string names an NPU ("npu", "npu:3")."""
+    text = str(device)
+    return text == "npu" or (text.startswith("npu:") and text[4:].isdigit())

@@ -1,0 +1,92 @@
+"""Tokenized calibration data, as scripts give it, as arrays of token ids.
+
+calib_data is a list; an element is a list [input_ids] or [input_ids, attention_mask], or a dict with
+these names; tensors are torch's or numpy's, [n] or [rows, n]. Each row is a sample of its own, without
+the positions whose attention_mask is 0.
+"""
+import numpy as np
+
+from ._checks import check_type
+from ._native import ffi, lib
+
+
+def as_array(value, name):
+    """A numpy view of a torch tensor or an array; TypeError for anything else."""
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "detach") and hasattr(value, "numpy"):  # torch's, without importing torch
+        return value.detach().cpu().numpy()
+    if isinstance(value, (list, tuple)):
+        return np.asarray(value)
+    raise TypeError(f"{name} must be a tensor of token ids, not {type(value).__name__}.")
+
+
+def _rows(value, name):
+    array = as_array(value, name)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must hold integers, not {array.dtype}.")
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim != 2:
+        raise ValueError(f"{name} must have the shape [rows, tokens], not {list(array.shape)}.")
+    return array
+
+
+def _parts(item, name):
+    """(input_ids, attention_mask or None) of an element."""
+    if isinstance(item, dict):
+        if "input_ids" not in item:
+            raise ValueError(f"{name} has no input_ids")
+        known = {"input_ids", "attention_mask", "token_type_ids"}
+        odd = [k for k in item if k not in known and item[k] is not None]
+        if odd:
+            raise ValueError(f"{name} has {odd[0]!r}; possible: input_ids, attention_mask")
+        return item["input_ids"], item.get("attention_mask")
+    if len(item) > 2 and any(x is not None for x in item[2:]):
+        raise ValueError(f"{name} has {len(item)} tensors; possible: [input_ids] or [input_ids, "
+                         "attention_mask]")
+    return item[0], item[1] if len(item) > 1 else None
+
+
+def token_ids(calib_data, name="calib_data"):
+    """A list of uint32 arrays, a sample each. TypeError or ValueError that names the element."""
+    check_type(calib_data, list, name)
+    samples = []
+    for i, item in enumerate(calib_data):
+        where = f"{name}[{i}]"
+        if not isinstance(item, dict) and hasattr(item, "keys") and hasattr(item, "data"):
+            item = dict(item)  # transformers' BatchEncoding
+        check_type(item, (list, tuple, dict), where)
+        if len(item) < 1:
+            raise ValueError(f"{where}: Each data in {name} must not be empty.")
+        ids, mask = _parts(item, where)
+        ids = _rows(ids, where)
+        keep = np.ones(ids.shape, bool) if mask is None else _rows(mask, f"{where} mask") != 0
+        if keep.shape != ids.shape:
+            raise ValueError(f"{where}: attention_mask has the shape {list(keep.shape)}, input_ids "
+                             f"{list(ids.shape)}")
+        if ids.size and (ids.min() < 0 or ids.max() >= 2**32):
+            raise ValueError(f"{where}: token id {int(ids.min() if ids.min() < 0 else ids.max())} "
+                             "is out of range")
+        for row, kept in zip(ids, keep):
+            sample = np.ascontiguousarray(row[kept], dtype=np.uint32)
+            if sample.size == 0:
+                raise ValueError(f"{where}: a sample without tokens")
+            samples.append(sample)
+    return samples
+
+
+class QuantizeOptions:
+    """tare_quantize_options, `.c`, of a tare_model and a tare_recipe, which are borrowed, and of
+    samples, which this object holds: ids one sample after the other, and lengths; NULL for none."""
+
+    def __init__(self, model, samples, recipe):
+        self._ids = np.concatenate(samples) if samples else np.empty(0, np.uint32)
+        self._lengths = ffi.new("size_t[]", [s.size for s in samples])
+        self.c = ffi.new("tare_quantize_options *")
+        lib.tare_quantize_options_init(self.c)
+        self.c.source, self.c.recipe = model, recipe
+        self._buffer = ffi.from_buffer("uint32_t[]", self._ids) if samples else ffi.NULL
+        self.c.calib_ids = self._buffer
+        self.c.calib_lengths = self._lengths if samples else ffi.NULL
+        self.c.calib_count = len(samples)

@@ -1,0 +1,4 @@
+"""See tare.msmodelslim."""
+from tare import AntiOutlier
+
+__all__ = ["AntiOutlier"]

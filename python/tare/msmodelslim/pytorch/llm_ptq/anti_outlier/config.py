@@ -1,0 +1,4 @@
+"""See tare.msmodelslim."""
+from tare import AntiOutlierConfig
+
+__all__ = ["AntiOutlierConfig"]

@@ -1,0 +1,4 @@
+"""See tare.msmodelslim."""
+from tare import Calibrator, LayerSelector, QuantConfig
+
+__all__ = ["Calibrator", "LayerSelector", "QuantConfig"]

@@ -1,0 +1,4 @@
+"""See tare.msmodelslim."""
+from tare import FAQuantizer, TensorType
+
+__all__ = ["FAQuantizer", "TensorType"]

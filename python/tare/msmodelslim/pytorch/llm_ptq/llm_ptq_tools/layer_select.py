@@ -1,0 +1,4 @@
+"""See tare.msmodelslim."""
+from tare import LayerSelector
+
+__all__ = ["LayerSelector"]

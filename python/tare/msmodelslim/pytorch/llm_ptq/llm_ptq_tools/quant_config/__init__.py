@@ -1,0 +1,4 @@
+"""See tare.msmodelslim."""
+from tare import QuantConfig
+
+__all__ = ["QuantConfig"]

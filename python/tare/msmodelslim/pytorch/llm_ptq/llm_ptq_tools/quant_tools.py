@@ -1,0 +1,4 @@
+"""See tare.msmodelslim."""
+from tare import Calibrator
+
+__all__ = ["Calibrator"]

@@ -1,0 +1,4 @@
+"""See tare.msmodelslim."""
+from tare import CalibrationData
+
+__all__ = ["CalibrationData"]

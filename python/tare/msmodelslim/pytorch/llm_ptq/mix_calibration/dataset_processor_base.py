@@ -1,0 +1,4 @@
+"""See tare.msmodelslim."""
+from tare import DatasetProcessorBase
+
+__all__ = ["DatasetProcessorBase"]
