@@ -10,8 +10,9 @@ its output.
 
 The bound is the larger of two times. One is that of the matrix products, each at the best rate of
 tare's own GEMM in the format in which it has to run (--gemm, both before and after, the better
-one): fake-quantized linears in INT8; FP32: linears that stay float, the float stream of the scored
-samples, m3's 20 candidates on the first sample, attention. The other is that of the disk: the
+one): fake-quantized linears in INT8; linears that stay float, the float stream of the scored
+samples and attention in FP32, or BF16 where the run computes in it; m3's 20 candidates on the first
+sample in the faster of the two, and one more in FP32. The other is that of the disk: the
 checkpoint read once or twice (disable_level), the output written, at the rates of plain direct
 reads and synced writes. `share` is bound over time; `cpu_share` the same in processor seconds,
 which stays meaningful while other programs use the machine.
@@ -57,7 +58,7 @@ def linear_shapes(config):
 
 
 def operations(config, record, samples, length):
-    """(FP32, INT8) multiplications and additions that the run cannot do without."""
+    """{kind: multiplications and additions that the run cannot do without}"""
     sizes, recipe = linear_shapes(config), record["recipe"]
     weights = {name: n * k for name, (n, k) in sizes.items()}
     scores = recipe["quant"]["act_method"] == 3 or recipe["fallback"]["disable_level"] != "L0"
@@ -65,7 +66,7 @@ def operations(config, record, samples, length):
     stream = 0 if method in (None, "none") else 1 if method == "m3" else samples
     stream = max(stream, min(samples, SCORED) if scores else 0)
     attention = 2 * length * length * config["num_attention_heads"] * config["head_dim"]
-    floats, integers = 0, 0
+    floats, integers, candidate = 0, 0, 0
     for layer in range(config["num_hidden_layers"]):
         floats += 2 * stream * length * sum(weights.values()) + (stream + samples) * attention
         for name, count in weights.items():
@@ -74,19 +75,25 @@ def operations(config, record, samples, length):
             else:
                 integers += 2 * samples * length * count
         if method == "m3":
-            floats += 2 * CANDIDATES * length * sum(weights[name] for group in ("qkv", "gate_up")
-                                                    for name in GROUPS[group])
-    return floats, integers
+            candidate += 2 * length * sum(weights[name] for group in ("qkv", "gate_up")
+                                          for name in GROUPS[group])
+    stream = "bf16" if record["compute"] == "bf16" else "fp32"
+    kinds = {"int8": integers, "fp32": candidate, "fast": CANDIDATES * candidate}
+    kinds[stream] = kinds.get(stream, 0) + floats
+    return kinds
 
 
 def gemm_rates(program):
-    """{"float" and "int8": (operations a second, the same a second that every thread computed)}"""
+    """{"fp32", "bf16", "int8" and the "fast" one of the first two:
+    (operations a second, the same a second that every thread computed)}"""
     if not program.exists():
         sys.exit(f"{program}: not built")
     _, _, out = measure.run([program])
     rows = csv.DictReader(line for line in out.splitlines() if not line.startswith("#"))
-    return {row["kind"][8:]: (float(row["gops"]) * 1e9, float(row["gops_cpu"]) * 1e9)
-            for row in rows if row["kind"].startswith("machine_")}
+    rates = {row["kind"][8:]: (float(row["gops"]) * 1e9, float(row["gops_cpu"]) * 1e9)
+             for row in rows if row["kind"].startswith("machine_")}
+    rates["fast"] = tuple(map(max, rates["fp32"], rates["bf16"]))
+    return rates
 
 
 def better(a, b):
@@ -188,19 +195,20 @@ def main():
     rates = better(rates, gemm_rates(args.gemm))
 
     record = json.loads((out / "tare_run.json").read_text())
-    floats, integers = operations(config, record, samples, args.length)
+    work = operations(config, record, samples, args.length)
     passes = 1 if record["recipe"]["fallback"]["disable_level"] == "L0" else 2
     disk = passes * folder_bytes(model) / read + folder_bytes(out) / write
-    products, busy = (floats / rates["float"][i] + integers / rates["int8"][i] for i in (0, 1))
+    products, busy = (sum(count / rates[kind][i] for kind, count in work.items())
+                      for i in (0, 1))
     measure.print_csv([measure.stamp() | {
         "bench": f"{args.shape}-{args.layers}", "recipe": args.recipe or args.shape,
         "tokens": samples * args.length, "budget": args.max_memory,
         "seconds_a_layer": f"{seconds / args.layers:.2f}",
         "estimate": f"{estimate / (seconds / args.layers * WHOLE):.3f}",
         "cpu_seconds_a_layer": f"{cpu / args.layers:.2f}", "peak_gib": f"{peak / 2**30:.2f}",
-        "float_tops": f"{floats / args.layers / 1e12:.2f}",
-        "int8_tops": f"{integers / args.layers / 1e12:.2f}",
-        "float_gops": f"{rates['float'][0] / 1e9:.0f}", "int8_gops": f"{rates['int8'][0] / 1e9:.0f}",
+        "float_tops": f"{(sum(work.values()) - work['int8']) / args.layers / 1e12:.2f}",
+        "int8_tops": f"{work['int8'] / args.layers / 1e12:.2f}",
+        **{f"{kind}_gops": f"{rates[kind][0] / 1e9:.0f}" for kind in ("fp32", "bf16", "int8")},
         "read_mbs": f"{read / 1e6:.0f}", "write_mbs": f"{write / 1e6:.0f}",
         "bound_products": f"{products / args.layers:.2f}", "bound_disk": f"{disk / args.layers:.2f}",
         "share": f"{max(products, disk) / seconds:.3f}", "cpu_share": f"{busy / cpu:.3f}"}])

@@ -1,7 +1,7 @@
 /* Rates of the matrix products, as CSV: kind,cpu,threads,m,n,k,gops,gops_cpu (10^9 multiplications
  * and additions a second of the clock, and a second that every thread computed, which a busy
  * machine does not change; the best of several runs). oneDNN's dnnl_sgemm is the yardstick in the
- * same run. The last two lines are the machine's rates: the best of the FP32 and of the 8-bit
+ * same run. The last lines are the machine's rates: the best of the FP32, the BF16 and the 8-bit
  * lines.
  */
 #include <dnnl.h>
@@ -28,6 +28,9 @@ typedef struct product {
 typedef struct rates {
     double clock, cpu;
 } rates;
+
+enum { INT8 = GEMM_BF16 + 1, KINDS };
+static const char *const kinds[KINDS] = {"fp32", "bf16", "int8"};
 
 static double seconds(clockid_t clock)
 {
@@ -99,8 +102,7 @@ static rates measure(const char *kind, product *p, void (*run)(product *))
     return best;
 }
 
-static void measure_shape(tare_context *ctx, const size_t *shape, rates *best_float,
-                          rates *best_int8)
+static void measure_shape(tare_context *ctx, const size_t *shape, rates best[KINDS])
 {
     product p = {.ctx = ctx, .m = shape[0], .n = shape[1], .k = shape[2]};
     p.x = allocate(ctx, p.m * p.k, sizeof *p.x);
@@ -113,16 +115,14 @@ static void measure_shape(tare_context *ctx, const size_t *shape, rates *best_fl
         p.x[i] = (float)(p.x8[i] = (uint8_t)(i * 2654435761u >> 24)) / 128 - 1;
     for (size_t i = 0; i < p.n * p.k; i++)
         p.w[i] = (float)(p.w8[i] = (int8_t)(i * 2246822519u >> 24)) / 128;
-    const char *kinds[] = {"fp32", "bf16"};
     for (int compute = GEMM_FP32; compute <= GEMM_BF16; compute++) {
         require(ctx,
                 gemm_weight_create(ctx, (gemm_compute)compute, TARE_F32, p.w, p.n, p.k, &p.weight));
         rates found = measure(kinds[compute], &p, run_float);
-        if (compute == GEMM_FP32)
-            raise_rates(best_float, found);
+        raise_rates(&best[compute], found);
         gemm_weight_free(ctx, p.weight);
     }
-    raise_rates(best_int8, measure("int8", &p, run_int8));
+    raise_rates(&best[INT8], measure(kinds[INT8], &p, run_int8));
     if (parallel_threads(ctx) == parallel_default_threads())
         measure("dnnl_sgemm", &p, run_sgemm);
     void *blocks[] = {p.x, p.w, p.y, p.x8, p.w8, p.acc};
@@ -159,7 +159,7 @@ int main(void)
     /* A sample through SmolLM2's MLP, ten samples, a slice of a 70B layer. */
     const size_t shapes[][3] = {
         {165, 1536, 576}, {1650, 1536, 576}, {1650, 576, 1536}, {1024, 2048, 8192}};
-    rates best_float = {0}, best_int8 = {0};
+    rates best[KINDS] = {{0}};
     printf("kind,cpu,threads,m,n,k,gops,gops_cpu\n");
     for (int cpu = TARE_CPU_AVX2; cpu <= TARE_CPU_AMX; cpu++) {
         tare_context_options options;
@@ -171,13 +171,12 @@ int main(void)
         if (tare_context_create(&ctx, &options) != TARE_OK)
             return 1;
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-            measure_shape(ctx, shapes[i], &best_float, &best_int8);
+            measure_shape(ctx, shapes[i], best);
         measure_few(ctx);
         tare_context_free(ctx);
     }
-    printf("machine_float,,%d,,,,%.1f,%.1f\n", parallel_default_threads(), best_float.clock,
-           best_float.cpu);
-    printf("machine_int8,,%d,,,,%.1f,%.1f\n", parallel_default_threads(), best_int8.clock,
-           best_int8.cpu);
+    for (int i = 0; i < KINDS; i++)
+        printf("machine_%s,,%d,,,,%.1f,%.1f\n", kinds[i], parallel_default_threads(), best[i].clock,
+               best[i].cpu);
     return 0;
 }

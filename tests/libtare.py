@@ -12,14 +12,6 @@ class TareError(Exception):
         self.status = status
 
 
-class QuantizeOptions(ctypes.Structure):
-    """The beginning of tare_quantize_options; the rest stays as tare_quantize_options_init left it."""
-    _fields_ = [("model", c_char_p), ("source", c_void_p), ("out", c_char_p), ("calib", c_char_p),
-                ("calib_ids", POINTER(c_uint32)), ("calib_lengths", POINTER(c_size_t)),
-                ("calib_count", c_size_t), ("rest", ctypes.c_char * 512)]
-
-
-LAYER_SCORE = ctypes.CFUNCTYPE(ctypes.c_int, c_void_p, c_char_p, ctypes.c_double)
 class ContextOptions(ctypes.Structure):
     """tare_context_options"""
     _fields_ = [("threads", ctypes.c_int), ("memory_limit", c_size_t), ("cpu", ctypes.c_int),
@@ -52,6 +44,16 @@ def id_arrays(prompts):
     pointers = (POINTER(c_uint32) * len(prompts))(
         *(ctypes.cast(a, POINTER(c_uint32)) for a in arrays))
     return pointers, (c_size_t * len(prompts))(*map(len, prompts)), arrays
+
+
+class QuantizeOptions(ctypes.Structure):
+    """The beginning of tare_quantize_options; the rest stays as tare_quantize_options_init left it."""
+    _fields_ = [("model", c_char_p), ("source", c_void_p), ("out", c_char_p), ("calib", c_char_p),
+                ("calib_ids", POINTER(c_uint32)), ("calib_lengths", POINTER(c_size_t)),
+                ("calib_count", c_size_t), ("rest", ctypes.c_char * 512)]
+
+
+LAYER_SCORE = ctypes.CFUNCTYPE(ctypes.c_int, c_void_p, c_char_p, ctypes.c_double)
 
 
 class Library:
@@ -87,7 +89,6 @@ class Library:
         lib.tare_quantize_options_init.argtypes = [POINTER(QuantizeOptions)]
         lib.tare_score_layers.argtypes = [c_void_p, POINTER(QuantizeOptions), ctypes.c_int,
                                           LAYER_SCORE, c_void_p]
-        self.check(lib.tare_context_create(byref(self.context), None))
         options = ContextOptions()
         lib.tare_context_options_init(byref(options))
         options.threads = threads

@@ -100,7 +100,7 @@ static tare_status load_set(tare_calib *c, const config_entry *e)
     TRY(put_set(c, &s));
 done:
     set_free(c->ctx, &s);
-    return TARE_WRAP(c->ctx, status, "Dataset %s", e->name);
+    return status;
 }
 
 /* ---- opening ---- */

@@ -106,7 +106,7 @@ static void write_member(buffer *out, const char *separator, const value *key, c
 }
 
 /* The texts of answers are JSON in one line: read again, they are laid out. */
-static tare_status write_entry(tare_calib_result *const r, const tare_calib_sample *s, buffer *out)
+static tare_status write_entry(tare_context *ctx, const tare_calib_sample *s, buffer *out)
 {
     tare_status status = TARE_OK;
     static const value prompt_key = {.type = VALUE_STRING, .text = "prompt", .length = 6};
@@ -114,10 +114,10 @@ static tare_status write_entry(tare_calib_result *const r, const tare_calib_samp
     value prompt = {.type = VALUE_STRING, .text = s->prompt, .length = s->prompt_length};
     const value *ans, *extra = NULL;
     arena a;
-    arena_init(&a, r->ctx);
-    TRY(json_parse(r->ctx, &a, s->ans, s->ans_length, "ans", JSON_DATA, &ans));
+    arena_init(&a, ctx);
+    TRY(json_parse(ctx, &a, s->ans, s->ans_length, "ans", JSON_DATA, &ans));
     if (s->extra)
-        TRY(json_parse(r->ctx, &a, s->extra, s->extra_length, "extra", JSON_DATA, &extra));
+        TRY(json_parse(ctx, &a, s->extra, s->extra_length, "extra", JSON_DATA, &extra));
     buffer_puts(out, "\n  {");
     write_member(out, "", &prompt_key, &prompt);
     write_member(out, ",", &ans_key, ans);
@@ -130,10 +130,9 @@ done:
     return status;
 }
 
-tare_status tare_calib_result_json(const tare_calib_result *result, char **text, size_t *length)
+tare_status tare_calib_result_json(const tare_calib_result *r, char **text, size_t *length)
 {
     tare_status status = TARE_OK;
-    tare_calib_result *r = (tare_calib_result *)result; /* for its context's messages */
     buffer out;
     *text = NULL;
     *length = 0;
@@ -142,7 +141,7 @@ tare_status tare_calib_result_json(const tare_calib_result *result, char **text,
     for (size_t i = 0; i < r->count; i++) {
         if (i)
             buffer_putc(&out, ',');
-        TRY(write_entry(r, &r->entries[i].sample, &out));
+        TRY(write_entry(r->ctx, &r->entries[i].sample, &out));
     }
     buffer_puts(&out, r->count ? "\n]" : "]");
     TRY(out.status);

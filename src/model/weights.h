@@ -49,8 +49,8 @@ tare_status weight_source_linears(void *user, linear_group group, const batch *b
 /* logits [rows, vocab] of hidden states x [rows, hidden], which are normed in place. */
 tare_status weight_source_logits(weight_source *w, float *x, size_t rows, float *logits);
 
-/* Accounted bytes, at most: of kept_weights (while they are loaded, and after), and of a
- * source with the most that its calls need for `head_rows` rows at the head. */
+/* Accounted bytes, at most: of kept_weights (while they are loaded, and after), and of a pass with
+ * the most that its calls need, with `head_rows` rows at the head. */
 size_t kept_weights_loading_bytes(const tare_model *model);
 size_t kept_weights_bytes(const tare_model *model);
 size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t head_rows);

@@ -382,18 +382,18 @@ tare_status resume_open(run *r)
 {
     tare_status status = TARE_OK;
     const tare_quantize_options *o = r->options;
-    char *folder = path_join(r->ctx, o->out, ".tare"),
-         *path = folder ? path_join(r->ctx, folder, "journal") : NULL;
-    TRY(path ? TARE_OK : TARE_E_MEMORY);
-    bool left = path_exists(path);
+    char *folder = path_join(r->ctx, o->out, ".tare");
+    TRY(folder ? TARE_OK : TARE_E_MEMORY);
+    bool left = path_exists(folder);
     r->overwrite = o->overwrite;
     r->made_out = !path_exists(o->out);
     if (left) {
         TRY(journal_open(r->ctx, folder, &r->resume.journal));
         TRY(take_over(r));
-    } else if (o->resume) {
-        TRY(check_finished(r));
     }
+    /* A run that ends removes the journal first, then the folder. */
+    if (o->resume && !(left && journal_count(r->resume.journal)))
+        TRY(check_finished(r));
     if (r->resume.finished)
         goto done;
     TRY(open_output(r));
@@ -405,7 +405,6 @@ tare_status resume_open(run *r)
         TRY(first_record(r));
 done:
     mem_free(r->ctx, folder);
-    mem_free(r->ctx, path);
     return status;
 }
 

@@ -11,8 +11,8 @@ enum {
     GEMM_PANEL = 32,         /* columns of a float GEMM tile */
     GEMM_DEPTH = 256,        /* most of K that one tile takes; the row stride of its left operand */
     GEMM_TILE_ROWS_MAX = 16, /* bound of kernels.tile_rows */
+    GEMM_BLOCK_STEP = 32,    /* rows of a block, and its K in BF16, come in multiples of it */
     GEMM_FEW_ROWS = 8,       /* most rows of kernels.gemm_few_* */
-    GEMM_BLOCK_STEP = 32,    /* rows of the left operand, and bytes / 2 of K, come in multiples */
 };
 
 /* Levels are whole numbers in [low, high], below 2^22. */
@@ -75,15 +75,6 @@ typedef struct kernels {
      * then added to c: an element depends on nothing but its row and column. */
     size_t tile_rows;
     void (*gemm_tile)(const float *a, const float *b, size_t k, size_t rows, float *c, size_t ldc);
-    /* The same product and the same sums, bit for bit, for rows <= GEMM_FEW_ROWS with row stride
-     * ldx and a panel [k,GEMM_PANEL] that is widened on the way: nothing is copied, so the memory
-     * that holds the panel sets the pace. */
-    void (*gemm_few_f32)(const float *x, size_t ldx, const float *b, size_t k, size_t rows,
-                         float *c, size_t ldc);
-    void (*gemm_few_bf16)(const float *x, size_t ldx, const uint16_t *b, size_t k, size_t rows,
-                          float *c, size_t ldc);
-    void (*gemm_few_fp16)(const float *x, size_t ldx, const uint16_t *b, size_t k, size_t rows,
-                          float *c, size_t ldc);
     /* c[rows,GEMM_PANEL] += a[rows,k] b[k,GEMM_PANEL] in BF16, summed in FP32 (subnormals count as
      * zero). rows and k are multiples of GEMM_BLOCK_STEP, k at most GEMM_DEPTH, the row stride of
      * a; c is dense; b in pairs of k, [k/2][GEMM_PANEL][2]; all 64-byte aligned. `next`: a hint,
@@ -99,6 +90,15 @@ typedef struct kernels {
     /* b [k/4][GEMM_PANEL][4] of w[columns,k], ldw apart; what is missing to GEMM_PANEL columns and
      * to a multiple of 2 * GEMM_BLOCK_STEP is zero. */
     void (*pack_u8s8)(const int8_t *w, size_t ldw, size_t columns, size_t k, int8_t *b);
+    /* The product and the sums of gemm_tile, bit for bit, for rows <= GEMM_FEW_ROWS with row stride
+     * ldx and a panel [k,GEMM_PANEL] that is widened on the way: nothing is copied, so the memory
+     * that holds the panel sets the pace. */
+    void (*gemm_few_f32)(const float *x, size_t ldx, const float *b, size_t k, size_t rows,
+                         float *c, size_t ldc);
+    void (*gemm_few_bf16)(const float *x, size_t ldx, const uint16_t *b, size_t k, size_t rows,
+                          float *c, size_t ldc);
+    void (*gemm_few_fp16)(const float *x, size_t ldx, const uint16_t *b, size_t k, size_t rows,
+                          float *c, size_t ldc);
     /* acc[m,n] = x[m,k] w[n,k]^T, acc with row stride ldacc. Exact while k <= GEMM_MAX_K. */
     void (*gemm_u8s8)(const uint8_t *x, size_t m, const int8_t *w, size_t n, size_t k, int32_t *acc,
                       size_t ldacc);

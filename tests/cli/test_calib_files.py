@@ -423,3 +423,55 @@ def test_quantize_takes_the_mix(mix, tmp_path):
     done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", mix.out)
     assert done.returncode == 0, done.stderr
     assert "3 samples" in done.stdout
+
+
+# ---- a model that judges
+
+def boolq_records(count):
+    return [{"title": f"t{i}", "passage": "x" * i, "question": "q", "answer": i % 2 == 0}
+            for i in range(count)]
+
+
+def test_positive_does_not_depend_on_batches(mix, tmp_path):
+    """What a model of random weights answers right is half of what is asked; that it is the same
+    for every batch size, and a subset in the order of sampling, is what counts here."""
+    model = tiny.write_checkpoint(tmp_path / "model")
+    mix.lines("boolq", boolq_records(40), file="boolq.jsonl").lines("notes", notes(3), "jsonl")
+    written = []
+    for size in (1, 3, 8):
+        done = mix.run("boolq=40,notes=2", "--overwrite", "--model", model, "--positive",
+                       "--batch-size", size)
+        assert_done(done)
+        assert "Dataset notes : its samples pass unverified" in done.stderr
+        written.append(mix.out.read_bytes())
+    assert written[0] == written[1] == written[2]
+    titles = {e["prompt"].split(" ")[0] for e in mix.read()} & {f"t{i}" for i in range(40)}
+    assert 0 < len(titles) < 40
+    assert_done(mix.run("boolq=2", "--overwrite", "--model", model, "--positive"))
+    first = [f"t{i}" for i in shuffled_by_default(range(40)) if f"t{i}" in titles][:2]
+    assert [e["prompt"].split(" ")[0] for e in mix.read()] == shuffled(first)
+
+
+def test_prompts_beyond_the_context(mix, tmp_path):
+    """Prompts are cut to the tokenizer's model_max_length, if it states one, but never gsm8k's."""
+    model = tiny.write_checkpoint(tmp_path / "model")
+    config = model / "tokenizer_config.json"
+    long = "y " * 3000
+    mix.lines("boolq", [r | {"passage": long} for r in boolq_records(2)], file="boolq.jsonl")
+    mix.lines("gsm8k", [{"question": long, "answer": "####"}], file="gsm8k.jsonl")
+    for limit, cut in ((None, False), (64, True), (10**30, False)):
+        config.write_text(json.dumps({"model_max_length": limit, "eos_token": "<|end|>"}))
+        done = mix.run("boolq=2,gsm8k=1", "--model", model, "--positive", "--overwrite")
+        assert_done(done)
+        assert ("Dataset boolq : 2 prompts exceed the model's context" in done.stderr) == (not cut)
+        assert "Dataset gsm8k : 1 prompts exceed the model's context" in done.stderr
+        assert len(mix.read()) == (1 if cut else 0)  # the same text cut, labels true and false
+
+
+def test_positive_without_a_model(mix, tmp_path):
+    mix.lines("boolq", boolq_records(2))
+    done = mix.run("boolq=1", "--model", tmp_path / "gone", "--positive")
+    assert done.returncode == 1 and "gone" in done.stderr and not mix.out.exists()
+    done = mix.run("boolq=1", "--model", tmp_path / "gone")
+    assert_done(done)
+    assert "--model does nothing without --positive" in done.stderr

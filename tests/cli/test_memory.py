@@ -15,6 +15,7 @@ SMOLLM2 = from_environment("TARE_SMOLLM2", "build/demo/SmolLM2-135M-Instruct")
 RECIPES = [
     [], ["--act-method", "3", "--anti-method", "m3"], ["--recipe", "llama3.1-70b"],
     ["--anti-method", "m6", "--threads", "1"], ["--anti-method", "m2", "--act-method", "2"],
+    ["--a-bit", "16", "--save", "compressed-tensors"],
     ["--anti-method", "m4", "--save", "safe_tensor,numpy"], ["--anti-method", "m5", "--pr", "0.5"],
     ["--disable-level", "L3", "--no-disable-last-linear", "--fa-quant", "--fa-amp", "1"],
     ["--compat", "msmodelslim", "--dtype", "float16", "--anti-method", "m1", "--act-method", "3"],

@@ -74,6 +74,18 @@ def test_random_kills(setting, tmp_path):
         assert_same(whole, out)
 
 
+def test_a_kill_behind_the_journal_s_end_leaves_nothing(setting, tmp_path):
+    model, ids, whole, _ = setting
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    (out / ".tare").mkdir()
+    (out / ".tare" / "lock").touch()
+    done = quantize(model, ids, out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "finished already" in done.stderr
+    assert_same(whole, out)
+
+
 def stop_in_the_middle(setting, out, number):
     """A run that was stopped behind its first checkpoint and before its end."""
     for share in (0.5, 0.6, 0.4, 0.7, 0.3, 0.8, 0.2, 0.9) * 3:

@@ -50,7 +50,10 @@ static inline void run_set(const set_kind *kind, const char *path, calib_input i
 {
     void *data = NULL;
     uint64_t count = 0;
-    check(tare_context_create(&in.ctx, NULL) == TARE_OK);
+    tare_context_options options;
+    tare_context_options_init(&options);
+    options.threads = 1; /* none is started */
+    check(tare_context_create(&in.ctx, &options) == TARE_OK);
     tare_status status = kind->load(&in, path, &data, &count);
     check(status == TARE_OK || status == TARE_E_DATA || status == TARE_E_IO);
     check(status == TARE_OK || tare_last_error(in.ctx)[0]);

@@ -1,5 +1,6 @@
 /* JSON: whatever the bytes, the parser ends with a tree or a message. What it accepts is written
- * and parsed again: the second text must equal the first. The first byte chooses the dialect. */
+ * and parsed again: the second text must equal the first. The first byte chooses the dialect
+ * (with its writer) and the indentation. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,7 +21,8 @@ static void pull(tare_context *ctx, const char *text, size_t length, json_dialec
     tare_status status = json_reader_create(ctx, text, length, "fuzz", dialect, &reader);
     while (status == TARE_OK && (status = json_next(reader, &token)) == TARE_OK) {
         if (token.text)
-            check(token.text[token.length] == 0 && utf8_valid(token.text, token.length));
+            check(token.text[token.length] == 0 &&
+                  (dialect == JSON_DATA || utf8_valid(token.text, token.length)));
         if (token.kind == JSON_END)
             break;
         if (token.kind == JSON_KEY && token.length % 2)
@@ -36,7 +38,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (!size)
         return 0;
-    json_dialect dialect = data[0] & 1 ? JSON_PYTHON : JSON_STRICT;
+    json_dialect dialect = data[0] & 8 ? JSON_DATA : data[0] & 1 ? JSON_PYTHON : JSON_STRICT;
+    void (*write)(buffer *, const value *, int, int) = dialect == JSON_DATA ? json_write_data
+                                                                            : json_write_value;
     const char *text = (const char *)data + 1;
     tare_context *ctx;
     check(tare_context_create(&ctx, NULL) == TARE_OK);
@@ -50,9 +54,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     check(status == TARE_OK || (status == TARE_E_FORMAT && !root && tare_last_error(ctx)[0]));
     pull(ctx, text, size - 1, dialect, status == TARE_OK);
     if (status == TARE_OK) {
-        json_write_value(&first, root, data[0] >> 1 & 3, 0);
+        write(&first, root, data[0] >> 1 & 3, 0);
         check(json_parse(ctx, &a, first.data, first.length, "fuzz", dialect, &again) == TARE_OK);
-        json_write_value(&second, again, data[0] >> 1 & 3, 0);
+        write(&second, again, data[0] >> 1 & 3, 0);
         check(first.length == second.length && !memcmp(first.data, second.data, first.length));
     }
     buffer_free(&first);

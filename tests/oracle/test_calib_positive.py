@@ -60,11 +60,6 @@ class Judge:
         return runs[-1] if runs else ""
 
 
-@pytest.fixture(scope="module")
-def judge():
-    return Judge()
-
-
 def labelled(answers, wrong):
     """The right answer for the records of even index, for the others `wrong` of it."""
     return [a if i % 2 == 0 else wrong(a) for i, a in enumerate(answers)]
@@ -98,6 +93,13 @@ def write_sets(folder, judge):
     return chosen
 
 
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """Folder of the sets, and what must be chosen."""
+    folder = tmp_path_factory.mktemp("sets")
+    return folder, write_sets(folder, Judge())
+
+
 def positive(folder, out, *flags):
     done = run_tare("calib", "--config", "config.json", "--size", "boolq=9,mmlu=9,gsm8k=9", "--out",
                     out, "--model", MODEL, "--positive", *flags, cwd=folder, timeout=1800)
@@ -105,21 +107,21 @@ def positive(folder, out, *flags):
     return (folder / out).read_bytes()
 
 
-def test_same_choice_as_transformers(judge, tmp_path):
-    chosen = write_sets(tmp_path, judge)
-    written = positive(tmp_path, "mix.json")
+def test_same_choice_as_transformers(sets):
+    folder, chosen = sets
+    written = positive(folder, "mix.json")
     prompts = [e["prompt"] for e in json.loads(written)]
     assert sorted(prompts) == sorted(p for of_set in chosen.values() for p in of_set)
     for size in (1, 3, 8):
-        assert positive(tmp_path, f"mix{size}.json", "--batch-size", size) == written
+        assert positive(folder, f"mix{size}.json", "--batch-size", size) == written
 
 
-def test_sampling_is_reproducible(judge, tmp_path):
-    """Other batches, the same draws; another seed or greedy text may choose others."""
-    write_sets(tmp_path, judge)
+def test_sampling_is_reproducible(sets):
+    """Other batches, the same draws."""
+    folder, _ = sets
     flags = ["--gsm8k-sampling", "--gsm8k-seed", "5"]
-    assert positive(tmp_path, "a.json", *flags, "--batch-size", "1") == \
-        positive(tmp_path, "b.json", *flags, "--batch-size", "4")
+    assert positive(folder, "a.json", *flags, "--batch-size", "1") == \
+        positive(folder, "b.json", *flags, "--batch-size", "4")
 
 
 def test_model_alone_is_not_loaded(tmp_path):

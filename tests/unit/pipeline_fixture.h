@@ -135,6 +135,18 @@ static inline void some_allocations_fail(tare_status (*work)(tare_context *ctx, 
     }
 }
 
+/* The smallest budget that the refusal of the last call names, as a setting. */
+static inline const char *smallest_budget(const tare_context *ctx)
+{
+    static char text[32];
+    unsigned mib = 0;
+    const char *at = strstr(tare_last_error(ctx), "works here is cpu=");
+    assert_non_null(at);
+    assert_int_equal(sscanf(at, "works here is cpu=%uMiB", &mib), 1);
+    snprintf(text, sizeof text, "cpu=%uMiB", mib);
+    return text;
+}
+
 static inline void remove_tree(const char *path)
 {
     tare_context *ctx = new_context(1);

@@ -388,6 +388,45 @@ static tare_status smooth_and_quantize(tare_context *ctx, void *user)
     return status;
 }
 
+/* Within the smallest budget that works, hidden states in scratch files, the same vectors; and so
+ * for the run that takes them, recorded there. */
+static void test_the_smallest_budget(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    tare_smoothing *plain = smooth(ctx, MODEL("llama"), "anti_outlier.anti_method=m6"), *tight;
+    tare_recipe *recipe = make_recipe(ctx,
+                                      (const char *const[]){"anti_outlier.anti_method=m6", NULL});
+    tare_recording *recording;
+    tare_quantize_options o;
+    tare_quantize_options_init(&o);
+    o.model = MODEL("llama");
+    o.calib = CALIB;
+    o.recipe = recipe;
+    o.scratch_dir = folder;
+    assert_ok(ctx, tare_recipe_set(recipe, "run.max_memory", "cpu=1MiB"));
+    assert_int_equal(tare_smooth(ctx, &o, &tight), TARE_E_BUDGET);
+    assert_ok(ctx, tare_recipe_set(recipe, "run.max_memory", smallest_budget(ctx)));
+    assert_ok(ctx, tare_smooth(ctx, &o, &tight));
+    assert_int_equal(tare_smoothing_count(tight), tare_smoothing_count(plain));
+    for (size_t i = 0; i < tare_smoothing_count(plain); i++) {
+        const tare_smoothing_vector *a = tare_smoothing_at(plain, i),
+                                    *b = tare_smoothing_at(tight, i);
+        assert_string_equal(a->name, b->name);
+        assert_memory_equal(a->values, b->values, a->length * sizeof(float));
+    }
+    o.smoothing = tight;
+    assert_ok(ctx, tare_recipe_set(recipe, "run.max_memory", "cpu=1MiB"));
+    assert_int_equal(tare_record(ctx, &o, &recording, NULL), TARE_E_BUDGET);
+    assert_ok(ctx, tare_recipe_set(recipe, "run.max_memory", smallest_budget(ctx)));
+    assert_ok(ctx, tare_record(ctx, &o, &recording, NULL));
+    tare_recording_free(recording);
+    tare_smoothing_free(plain);
+    tare_smoothing_free(tight);
+    tare_recipe_free(recipe);
+    free_context(ctx);
+}
+
 static void test_allocations_may_fail(void **state)
 {
     (void)state;
@@ -403,6 +442,7 @@ int main(void)
         cmocka_unit_test(test_vectors),
         cmocka_unit_test(test_resume),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_the_smallest_budget),
         cmocka_unit_test(test_allocations_may_fail),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
