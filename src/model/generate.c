@@ -136,10 +136,17 @@ static void warn_ignored(generate_run *r)
 
 tare_status generation_settle(tare_model *model, generation *g, weight_mode mode)
 {
-    if (mode == WEIGHTS_KEPT)
-        return g->weights ? TARE_OK : kept_weights_load(model, &g->weights);
+    size_t before = tare_memory_used(model->ctx);
+    if (mode == WEIGHTS_KEPT && g->weights)
+        return TARE_OK;
+    if (mode == WEIGHTS_KEPT) {
+        tare_status status = kept_weights_load(model, &g->weights);
+        g->weight_bytes = tare_memory_used(model->ctx) - before;
+        return status;
+    }
     kept_weights_free(g->weights);
     g->weights = NULL;
+    g->weight_bytes = 0;
     return TARE_OK;
 }
 

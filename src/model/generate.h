@@ -12,6 +12,7 @@ typedef struct generation {
     arena arena;
     struct generation_config *config;
     kept_weights *weights; /* NULL: not loaded */
+    size_t weight_bytes;   /* accounted, of these */
 } generation;
 
 /* generation_config.json, and what config.json says where that is silent. */

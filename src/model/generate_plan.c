@@ -81,7 +81,8 @@ static size_t peak_bytes(const tare_model *model, const generation_work *work, c
     size_t texts = s->prompts * 128 + larger(s->tokens, 1) * sizeof(uint32_t) +
                    l->batch * (larger(s->most, s->longest) + 1) * sizeof(uint32_t);
     size_t results;
-    if (!size_mul(s->prompts, mem_array_bytes(work->max_new, sizeof(uint32_t)), &results))
+    size_t longest = smaller(work->max_new, model->config.max_position_embeddings + 1);
+    if (!size_mul(s->prompts, mem_array_bytes(longest, sizeof(uint32_t)), &results))
         results = MEM_ABSURD;
     size_t bytes = texts + smaller(results, MEM_ABSURD) + forward_bytes(model, l, s->most) +
                    sampler_bytes(model->config.vocab_size, work->sampled) +
@@ -160,8 +161,9 @@ tare_status generation_layout_make(tare_model *model, const generation_work *wor
 {
     work_size s = measure(model, work);
     bool found = false;
-    size_t kept = model->generation && model->generation->weights ? kept_weights_bytes(model) : 0;
-    size_t used = tare_memory_used(model->ctx) - smaller(kept, tare_memory_used(model->ctx));
+    /* What is kept already is planned anew. */
+    size_t used = tare_memory_used(model->ctx) -
+                  (model->generation ? model->generation->weight_bytes : 0);
     *plan = (tare_generation_plan){.budget = budget_of(model)};
     *out = (generation_layout){.mode = WEIGHTS_KEPT};
     if (s.prompts == 0)

@@ -90,7 +90,7 @@ typedef struct kernels {
     /* b [k/4][GEMM_PANEL][4] of w[columns,k], ldw apart; what is missing to GEMM_PANEL columns and
      * to a multiple of 2 * GEMM_BLOCK_STEP is zero. */
     void (*pack_u8s8)(const int8_t *w, size_t ldw, size_t columns, size_t k, int8_t *b);
-    /* The same product and the same sums, bit for bit, for rows <= GEMM_FEW_ROWS with row stride
+    /* The product and the sums of gemm_tile, bit for bit, for rows <= GEMM_FEW_ROWS with row stride
      * ldx and a panel [k,GEMM_PANEL] that is widened on the way: nothing is copied, so the memory
      * that holds the panel sets the pace. */
     void (*gemm_few_f32)(const float *x, size_t ldx, const float *b, size_t k, size_t rows,
