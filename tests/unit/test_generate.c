@@ -504,7 +504,8 @@ static void test_generation_config(void **state)
     tare_model_free(model);
 
     static const char *const wrong[] = {"{\"eos_token_id\": \"a\"}", "{\"eos_token_id\": [-1]}",
-                                        "{\"top_k\": 0.5}", "[", "{\"temperature\": \"x\"}"};
+                                        "{\"top_k\": 0.5}",          "[",
+                                        "{\"temperature\": \"x\"}",  "[]"};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         write_text(d, "generation_config.json", wrong[i]);
         assert_ok(ctx, tare_model_open(ctx, d, &model));
