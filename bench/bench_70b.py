@@ -18,6 +18,10 @@ which stays meaningful while other programs use the machine.
 
 disable_level is L1 unless --level says otherwise: the score pass takes place as in a full run, but
 the recipe's five linears of 560 would be most of a few layers.
+
+`estimate` is what --dry-run says, before the run, of a checkpoint with 80 such layers (one with
+data, the others holes) and the level in proportion: the median of --estimates, over what the run's
+time comes to for 80 layers.
 """
 import argparse
 import csv
@@ -26,6 +30,7 @@ import mmap
 import os
 import pathlib
 import shutil
+import statistics
 import sys
 import time
 
@@ -38,6 +43,7 @@ GROUPS = {"qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
           "down": ("mlp.down_proj",)}
 SCORED, CANDIDATES = 5, 20
 BLOCK = 4 << 20
+WHOLE = 80  # layers of the whole model
 
 
 def linear_shapes(config):
@@ -112,6 +118,31 @@ def write_rate(path, size=1 << 30):
     return rate
 
 
+def make_checkpoint(path, args, layers, data_layers):
+    if not (path / "config.json").exists():  # written last
+        measure.run([sys.executable, measure.ROOT / "examples/make_random_checkpoint.py", path,
+                     "--shape", SHAPES[args.shape], "--layers", layers,
+                     "--data-layers", data_layers])
+
+
+def settings(args, calib, level):
+    return ["--calib", calib, "--recipe", args.recipe or args.shape, "--samples", args.samples,
+            "--disable-level", level, "--no-verify", "--quiet",
+            *(["--max-memory", args.max_memory] if args.max_memory else [])]
+
+
+def estimated_seconds(args, calib):
+    """What --dry-run says of the whole model; the median of some."""
+    model = args.work / f"{args.shape}-{WHOLE}"
+    make_checkpoint(model, args, WHOLE, 1)
+    level = f"L{int(args.level[1:]) * WHOLE // args.layers}"
+    command = [args.tare, "quantize", model, "--dry-run", "--json", *settings(args, calib, level)]
+    seconds = [json.loads(measure.run(command)[2])["seconds"] for _ in range(args.estimates)]
+    if not args.keep:
+        shutil.rmtree(model)
+    return statistics.median(seconds)
+
+
 def folder_bytes(folder):
     return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
 
@@ -128,6 +159,7 @@ def arguments():
     ap.add_argument("--gemm", type=pathlib.Path, default=RELEASE / "bench/bench_gemm")
     ap.add_argument("--work", type=pathlib.Path, default=measure.ROOT / "build/bench")
     ap.add_argument("--max-memory", default="", help="the budget, for example cpu=4GiB")
+    ap.add_argument("--estimates", type=int, default=3)
     ap.add_argument("--keep", action="store_true", help="leave checkpoint and output behind")
     return ap.parse_args()
 
@@ -135,24 +167,21 @@ def arguments():
 def main():
     args = arguments()
     model, out = args.work / f"{args.shape}-{args.layers}", args.work / "out"
-    samples = -(-args.tokens // args.length)
-    if not (model / "model.safetensors.index.json").exists():
-        measure.run([sys.executable, measure.ROOT / "examples/make_random_checkpoint.py", model,
-                     "--shape", SHAPES[args.shape], "--layers", args.layers])
+    args.samples = samples = -(-args.tokens // args.length)
+    make_checkpoint(model, args, args.layers, args.layers)
     config = json.loads((model / "config.json").read_text())
     ids = [[(7919 * s + 104729 * t * t + t) % config["vocab_size"] for t in range(args.length)]
            for s in range(samples)]
-    (model / "calib_ids.json").write_text(json.dumps(ids))
+    calib = model / "calib_ids.json"
+    calib.write_text(json.dumps(ids))
 
     rates = gemm_rates(args.gemm)
     read = read_rate(max(model.glob("*.safetensors"), key=lambda f: f.stat().st_size))
     write = write_rate(args.work / "write.bin")
+    estimate = estimated_seconds(args, calib)
     before = os.times()
-    seconds, peak, _ = measure.run([args.tare, "quantize", model, "--out", out, "--calib",
-                                    model / "calib_ids.json", "--recipe", args.recipe or args.shape,
-                                    "--samples", samples, "--disable-level", args.level,
-                                    "--overwrite", "--no-verify", "--quiet",
-                                     *(["--max-memory", args.max_memory] if args.max_memory else [])])
+    seconds, peak, _ = measure.run([args.tare, "quantize", model, "--out", out, "--overwrite",
+                                    *settings(args, calib, args.level)])
     after = os.times()
     cpu = (after.children_user + after.children_system - before.children_user
            - before.children_system) / os.cpu_count()
@@ -165,7 +194,9 @@ def main():
     products, busy = (floats / rates["float"][i] + integers / rates["int8"][i] for i in (0, 1))
     measure.print_csv([measure.stamp() | {
         "bench": f"{args.shape}-{args.layers}", "recipe": args.recipe or args.shape,
-        "tokens": samples * args.length, "budget": args.max_memory, "seconds_a_layer": f"{seconds / args.layers:.2f}",
+        "tokens": samples * args.length, "budget": args.max_memory,
+        "seconds_a_layer": f"{seconds / args.layers:.2f}",
+        "estimate": f"{estimate / (seconds / args.layers * WHOLE):.3f}",
         "cpu_seconds_a_layer": f"{cpu / args.layers:.2f}", "peak_gib": f"{peak / 2**30:.2f}",
         "float_tops": f"{floats / args.layers / 1e12:.2f}",
         "int8_tops": f"{integers / args.layers / 1e12:.2f}",

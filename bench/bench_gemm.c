@@ -130,6 +130,30 @@ static void measure_shape(tare_context *ctx, const size_t *shape, rates *best_fl
         mem_free(ctx, blocks[i]);
 }
 
+/* A few rows of text that is being generated, by a BF16 weight that no cache holds: 2 * n * k bytes
+ * pass by for 2 * m * n * k operations. The last two straddle where the tiles take over. */
+static void measure_few(tare_context *ctx)
+{
+    static const size_t rows[] = {1, 2, 3, 4, 6, 8, 12, 16, 17};
+    product p = {.ctx = ctx, .n = 8192, .k = 3072};
+    uint16_t *w = allocate(ctx, p.n * p.k, sizeof *w);
+    p.x = allocate(ctx, 17 * p.k, sizeof *p.x);
+    p.y = allocate(ctx, 17 * p.n, sizeof *p.y);
+    for (size_t i = 0; i < p.n * p.k; i++)
+        w[i] = (uint16_t)(0x3c00 + (i * 2654435761u >> 25));
+    for (size_t i = 0; i < 17 * p.k; i++)
+        p.x[i] = (float)(i % 251) / 128 - 1;
+    require(ctx, gemm_weight_create(ctx, GEMM_FP32, TARE_BF16, w, p.n, p.k, &p.weight));
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        p.m = rows[i];
+        measure("few_bf16", &p, run_float);
+    }
+    gemm_weight_free(ctx, p.weight);
+    mem_free(ctx, w);
+    mem_free(ctx, p.x);
+    mem_free(ctx, p.y);
+}
+
 int main(void)
 {
     /* A sample through SmolLM2's MLP, ten samples, a slice of a 70B layer. */
@@ -148,6 +172,7 @@ int main(void)
             return 1;
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
             measure_shape(ctx, shapes[i], &best_float, &best_int8);
+        measure_few(ctx);
         tare_context_free(ctx);
     }
     printf("machine_float,,%d,,,,%.1f,%.1f\n", parallel_default_threads(), best_float.clock,

@@ -6,7 +6,8 @@ vocabulary, and beside it `calib_ids.json`, random token ids to calibrate it wit
     tare quantize llama-70b-3 --calib llama-70b-3/calib_ids.json --out llama-70b-3-W8A8
 
 For measuring time and memory: a layer costs what a layer of the real model costs. The weights are
-normal with standard deviation 0.02, BF16, written row block by row block, so memory stays small.
+normal with standard deviation 0.02 (a norm's: log-normal, so that channels differ as they do in
+trained models), BF16, written row block by row block, so memory stays small.
 """
 import argparse
 import json
@@ -36,6 +37,7 @@ ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM",
                  "qwen3": "Qwen3ForCausalLM"}
 BLOCK_VALUES = 1 << 22  # random numbers made at a time
 SCALE = 0.02
+SPREAD = 0.5  # of the logarithm of a norm's weight
 
 
 def layer_tensors(config, i):
@@ -74,7 +76,8 @@ def to_bf16(w):
 
 
 def write_shard(path, tensors, rng):
-    """Streams one shard to disk and returns the bytes of its tensors."""
+    """Streams one shard to disk and returns the bytes of its tensors. `rng` None: a header, and a
+    hole in the file for the data."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape in tensors:
         size = 2 * int(np.prod(shape))
@@ -85,25 +88,28 @@ def write_shard(path, tensors, rng):
     head += b" " * (-len(head) % 8)
     with open(path, "wb") as f:
         f.write(len(head).to_bytes(8, "little") + head)
+        if rng is None:
+            f.truncate(8 + len(head) + offset)
+            return offset
         for name, shape in tensors:
             left = int(np.prod(shape))
             while left:
                 n = min(left, BLOCK_VALUES)
-                w = rng.standard_normal(n, dtype=np.float32) * np.float32(SCALE)
-                if name.endswith("norm.weight"):
-                    w += 1
+                w = rng.standard_normal(n, dtype=np.float32)
+                w = np.exp(w * SPREAD) if name.endswith("norm.weight") else w * np.float32(SCALE)
                 f.write(to_bf16(w).tobytes())
                 left -= n
     return offset
 
 
-def write_checkpoint(out, config, seed):
+def write_checkpoint(out, config, seed, data_layers):
     out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     shards, index, total = list(model_shards(config)), {}, 0
     for s, tensors in enumerate(shards):
         file = f"model-{s + 1:05d}-of-{len(shards):05d}.safetensors"
-        total += write_shard(out / file, tensors, rng)
+        hole = data_layers < s <= config["num_hidden_layers"]
+        total += write_shard(out / file, tensors, None if hole else rng)
         index |= {name: file for name, _ in tensors}
     (out / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2))
@@ -119,6 +125,8 @@ def main():
     ap.add_argument("--set", action="append", default=[], metavar="KEY=JSON",
                     help="change one key of config.json, for example hidden_size=1024")
     ap.add_argument("--layers", type=int, default=3)
+    ap.add_argument("--data-layers", type=int, default=None,
+                    help="only the first so many have data, which suffices for --dry-run")
     ap.add_argument("--vocab", type=int, default=1024)
     ap.add_argument("--samples", type=int, default=8)
     ap.add_argument("--length", type=int, default=256, help="tokens a sample")
@@ -133,7 +141,8 @@ def main():
                "num_hidden_layers": args.layers, "vocab_size": args.vocab,
                "max_position_embeddings": 8192, "tie_word_embeddings": False,
                "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2}
-    total = write_checkpoint(args.out, config, args.seed)
+    data_layers = args.layers if args.data_layers is None else args.data_layers
+    total = write_checkpoint(args.out, config, args.seed, data_layers)
     rng = np.random.default_rng(args.seed + 1)
     ids = rng.integers(0, args.vocab, size=(args.samples, args.length)).tolist()
     (args.out / "calib_ids.json").write_text(json.dumps(ids))

@@ -51,6 +51,8 @@ typedef enum tare_status {
 typedef struct tare_context tare_context;
 typedef struct tare_recipe tare_recipe;
 typedef struct tare_model tare_model;
+typedef struct tare_smoothing tare_smoothing;
+typedef struct tare_recording tare_recording;
 typedef struct tare_tokenizer tare_tokenizer;
 
 /* ---- context
@@ -140,11 +142,22 @@ TARE_API tare_status tare_recipe_append(tare_recipe *recipe, const char *name, c
 
 typedef struct tare_quantize_options {
     const char *model; /* Hugging Face checkpoint folder */
-    const char *out;   /* output folder; made if absent */
+    /* Or, with `model` NULL, an open model; its tensors are read from where it has them. What a
+     * model in memory takes is the process's, and counts towards run.max_memory. */
+    const tare_model *source;
+    const char *out; /* output folder; made if absent */
     const char
         *calib; /* calibration file (docs/calibration.md); NULL only for schemes that need none */
+    /* Or, with `calib` NULL, samples in memory: token ids one sample after the other, and the
+     * number of tokens of each. */
+    const uint32_t *calib_ids;
+    const size_t *calib_lengths; /* [calib_count] */
+    size_t calib_count;
     const tare_recipe *recipe; /* NULL: the defaults */
-    bool overwrite;            /* replace an earlier output in `out` */
+    /* What tare_smooth found: it is applied, and none is computed. Its own settings stand in for
+     * the recipe's section anti_outlier. NULL: as the recipe says. */
+    const tare_smoothing *smoothing;
+    bool overwrite; /* replace an earlier output in `out` */
     bool resume;    /* go on with an unfinished run in `out`; a finished one is left as it is */
     bool no_resume; /* make no checkpoints: nothing is left to go on from */
     size_t checkpoint_every; /* layers between two checkpoints; 0: 20 seconds */
@@ -174,6 +187,33 @@ TARE_API void tare_quantize_options_init(tare_quantize_options *options);
 /* Quantizes; `result` may be NULL. On failure nothing stands under a final name in `out`. */
 TARE_API tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
                                    tare_quantize_result *result);
+
+/* Quantizes without an output yet: everything that it will be made of is kept in one file without a
+ * name in options->scratch_dir (which must be given), about as large as one output; it goes with
+ * the recording or the process. What only an output has (out, overwrite, resume, checkpoint_every,
+ * verify, the recipe's section save) does not count. Memory is that of tare_quantize. */
+TARE_API tare_status tare_record(tare_context *ctx, const tare_quantize_options *options,
+                                 tare_recording **out, tare_quantize_result *result);
+TARE_API void tare_recording_free(tare_recording *recording);
+
+typedef struct tare_save_options {
+    const char *out;          /* output folder; made if absent */
+    const char *const *types; /* [num_types] as in save.types of a recipe */
+    size_t num_types;
+    int part_file_size; /* as save.part_file_size: GiB; 0: one file; -1: the save type's default */
+    /* File names of save type safe_tensor; NULL: its own. The others have fixed ones. */
+    const char *safetensors_name, *json_name;
+    bool overwrite; /* replace an earlier output in `out` */
+    bool verify;    /* on by default */
+} tare_save_options;
+
+TARE_API void tare_save_options_init(tare_save_options *options);
+/* Writes an output from a recording, as often as one likes; to the same bytes as tare_quantize with
+ * these save types. *bytes (may be NULL): of the weight files of one layout. The model is not read
+ * again, but for the other files of its folder, which are copied. It has the recording's context.
+ */
+TARE_API tare_status tare_save(const tare_recording *recording, const tare_save_options *options,
+                               uint64_t *bytes);
 
 /* A kind of work: how much of it a run has, and how fast this machine does it. */
 typedef struct tare_work {
@@ -215,6 +255,58 @@ typedef struct tare_plan {
 TARE_API tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
                                         tare_plan *plan);
 
+/* ---- smoothing
+ * ---------------------------------------------------------------------------------------------------
+ */
+
+/* Outlier suppression as a step of its own, with data of its own: scales (and shifts) that move
+ * outliers of activations into weights, for tare_quantize_options.smoothing. Of `options` model or
+ * source, the calibration data, scratch_dir (NULL: hidden states stay in memory) and of the recipe
+ * the sections anti_outlier (with an anti_method), calibration, run and the names in fallback
+ * count; no output folder is touched. The model is not changed. With the same model, data and
+ * recipe tare_quantize then writes the bytes that it writes alone, but for tare_run.json, which
+ * tells of the smoothing's own data. TARE_E_USAGE from tare_quantize if the smoothing's dtype,
+ * compat or model's shapes are others. */
+TARE_API tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
+                                 tare_smoothing **out);
+TARE_API void tare_smoothing_free(tare_smoothing *smoothing);
+
+/* What smoothing makes of a linear "L" or a norm "N", FP32:
+ *   "L.weight.columns" [in]   each column of L's weight is multiplied by it,
+ *   "L.weight.rows"    [out]  each row is divided by it,
+ *   "L.bias"           [out]  replaces the bias, or is a new one,
+ *   "N.weight", "N.bias" [C]  replace the norm's; a bias is there only if it is shifted.
+ * A vector that would change nothing is left out. */
+typedef struct tare_smoothing_vector {
+    const char *name;
+    const float *values; /* [length] */
+    size_t length;
+} tare_smoothing_vector;
+
+TARE_API size_t tare_smoothing_count(const tare_smoothing *smoothing);
+/* In model order; NULL behind the last. */
+TARE_API const tare_smoothing_vector *tare_smoothing_at(const tare_smoothing *smoothing,
+                                                        size_t index);
+
+/* ---- scores of layers
+ * -----------------------------------------------------------------------------------------------
+ */
+
+/* How hard the input of a linear is to quantize; x: all its elements in all samples, FP32.
+ * QUANTILE: (2 max|x| / 254) / (third quartile - first quartile), of every 100th value of each
+ * sample's sorted elements. STD: max|x| / the largest of the samples' std(x - (column max + column
+ * min)). */
+typedef enum tare_range_method { TARE_RANGE_QUANTILE, TARE_RANGE_STD } tare_range_method;
+
+/* Runs the float model over the calibration data, layer by layer, and calls `score` once for each
+ * linear, in module order, lm_head last. Linears that read the same input have equal scores. Of
+ * `options` model or source, the calibration data, scratch_dir (NULL: hidden states stay in memory)
+ * and of the recipe the sections calibration and run count; no output folder is touched. A `score`
+ * that fails ends the call with its status. */
+TARE_API tare_status
+tare_score_layers(tare_context *ctx, const tare_quantize_options *options, tare_range_method method,
+                  tare_status (*score)(void *user, const char *name, double value), void *user);
+
 /* ---- verify, inspect
  * -------------------------------------------------------------------------------------------- */
 
@@ -233,12 +325,15 @@ typedef struct tare_verify_options {
     const char *base;   /* source checkpoint, for the rules that compare with it; NULL: left out */
     const char *target; /* "vllm-ascend", "mindie", "vllm" or NULL */
     const char *compat; /* "msmodelslim" or NULL */
+    /* File names that the safe_tensor layout was given; NULL: its own. */
+    const char *safetensors_name, *json_name;
     void (*finding)(void *user, const tare_finding *finding);
     void *user;
 } tare_verify_options;
 
 typedef struct tare_verify_result {
-    const char *layout; /* "ascendv1", "safe_tensor", "numpy" (static strings) */
+    const char
+        *layout; /* "ascendv1", "safe_tensor, numpy", "compressed-tensors", … (static strings) */
     size_t tensors, failures, warnings;
 } tare_verify_result;
 
@@ -410,7 +505,7 @@ typedef struct tare_calib_verifier {
     void *user; /* must live as long as the mix, or until another verifier is set */
 } tare_calib_verifier;
 
-/* A verifier that asks a model of this library, whose checkpoint folder may hold a
+/* A verifier that asks a model of this library, whose folder may hold a
  * tokenizer_config.json (model_max_length, eos_token). Tries both on a short text first:
  * TARE_E_USAGE if the tokenizer does not fit the model. Both are of one context, and must outlive
  * it. */
@@ -465,6 +560,30 @@ TARE_API tare_status tare_calib_get_stats(tare_calib *calib, const char *name,
 /* Opens a checkpoint folder: reads config.json and the headers of the weight files, checks every
  * tensor's presence, shape and dtype. No weight is read yet. */
 TARE_API tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **out);
+
+/* A tensor in the caller's memory. */
+typedef struct tare_tensor {
+    const char *name;  /* as in a checkpoint: "model.layers.0.self_attn.q_proj.weight" */
+    const char *dtype; /* as in a safetensors header: "BF16", "F16", "F32", … */
+    size_t rank;
+    const size_t *shape; /* [rank] */
+    /* [rank] in elements; NULL: contiguous. Anything but contiguous rows is TARE_E_MODEL. */
+    const ptrdiff_t *strides;
+    const void *data;
+    size_t bytes;
+} tare_tensor;
+
+/* A model of tensors in memory. They are used in place, a layer at a time, and must stay as they
+ * are until the model, and every call that it is the `source` of, is done; the table itself, its
+ * names and shapes are copied. `config_json` is the text of a config.json; NULL: it is read from
+ * `folder`. `folder` (may be NULL) also has the tokenizer, and what tare_quantize copies into its
+ * output beside the weights. Tensors are checked as those of a folder are; a tied head may be
+ * given too, if it lies where the embedding does. Outputs are byte-identical to those from a folder
+ * that holds the same tensors in the same order, but for what comes from the folder's other files
+ * and what tare_run.json says of the weight files. */
+TARE_API tare_status tare_model_from_tensors(tare_context *ctx, const char *config_json,
+                                             const char *folder, const tare_tensor *tensors,
+                                             size_t count, tare_model **out);
 TARE_API void tare_model_free(tare_model *model);
 TARE_API size_t tare_model_vocab_size(const tare_model *model);
 /* Float logits [count, vocab_size] of one sequence, streamed layer by layer, in FP32. */

@@ -1,4 +1,4 @@
-/* Reading calibration files. */
+/* Reading calibration files, and taking samples from memory. */
 #include "calibration/samples.h"
 
 #include <string.h>
@@ -18,9 +18,15 @@ typedef struct loader {
     size_t row; /* in the file, from 1 */
 } loader;
 
+/* What messages call the source. */
+static const char *source_name(const sample_options *o)
+{
+    return o->file ? o->file : "calibration data";
+}
+
 #define REFUSE(l, ...)                                                                             \
     TARE_WRAP((l)->ctx, TARE_FAIL((l)->ctx, TARE_E_DATA, __VA_ARGS__), "%s: row %zu",              \
-              (l)->options->file, (l)->row)
+              source_name((l)->options), (l)->row)
 
 static bool is_full(const loader *l)
 {
@@ -63,6 +69,8 @@ static tare_status add_text(loader *l, const char *text, size_t length)
     tare_status status = TARE_OK;
     uint32_t *ids = NULL;
     size_t count;
+    if (!l->tokenizer && !l->options->model)
+        return REFUSE(l, "text needs a tokenizer, and the model has no folder with one");
     if (!l->tokenizer)
         TRY(tare_tokenizer_open(l->ctx, l->options->model, &l->tokenizer));
     TRY(TARE_WRAP(l->ctx, tare_tokenizer_encode(l->tokenizer, text, length, true, &ids, &count),
@@ -182,6 +190,19 @@ static tare_status load_data(loader *l, const char *data, size_t length)
                                                 : load_lines(l, data, length, true);
 }
 
+static tare_status load_memory(loader *l)
+{
+    tare_status status = TARE_OK;
+    const sample_options *o = l->options;
+    const uint32_t *ids = o->ids;
+    for (size_t i = 0; i < o->count && !is_full(l); ids += o->lengths[i++]) {
+        l->row = i + 1;
+        TRY(add_ids(l, ids, o->lengths[i]));
+    }
+done:
+    return status;
+}
+
 tare_status sample_set_load(tare_context *ctx, const sample_options *options, sample_set *out)
 {
     tare_status status = TARE_OK;
@@ -189,10 +210,15 @@ tare_status sample_set_load(tare_context *ctx, const sample_options *options, sa
     size_t length;
     loader l = {.ctx = ctx, .options = options, .set = out};
     *out = (sample_set){0};
-    TRY(file_read_all(ctx, options->file, FILE_LIMIT, &data, &length));
-    TRY(load_data(&l, data, length));
+    if (options->file) {
+        TRY(file_read_all(ctx, options->file, FILE_LIMIT, &data, &length));
+        TRY(load_data(&l, data, length));
+    } else {
+        TRY(load_memory(&l));
+    }
     if (out->count == 0 && !options->keep_empty)
-        status = TARE_FAIL(ctx, TARE_E_DATA, "%s: holds no calibration samples", options->file);
+        status = TARE_FAIL(ctx, TARE_E_DATA, "%s: holds no calibration samples",
+                           source_name(options));
 done:
     tare_tokenizer_free(l.tokenizer);
     mem_free(ctx, data);

@@ -1,4 +1,4 @@
-/* Calibration samples as token ids, from a file:
+/* Calibration samples as token ids, from memory or from a file:
  *   .txt, a sample a line; any other name is JSON:
  *   JSONL, an object a line with "inputs_pretokenized", "prompt" or "text" (the first that is there
  * and not empty); a JSON list of strings; a JSON list of objects with "prompt" (what `tare calib`
@@ -19,7 +19,11 @@ typedef struct sample_set {
 
 typedef struct sample_options {
     const char *file;
-    const char *model; /* folder of the tokenizer; read only if the file holds text */
+    /* `file` NULL: samples one after the other, and the tokens of each. */
+    const uint32_t *ids;
+    const size_t *lengths; /* [count] */
+    size_t count;
+    const char *model; /* folder of the tokenizer, read only if the file holds text; NULL: none */
     size_t samples;    /* take the first; 0: all */
     size_t max_length; /* cut longer samples; 0: none is cut */
     size_t model_max;  /* max_position_embeddings: a longer sample is TARE_E_DATA; 0: no limit */
@@ -28,7 +32,7 @@ typedef struct sample_options {
                           refused */
 } sample_options;
 
-/* TARE_E_DATA for a file without samples, a sample without tokens or one that is too long (names
+/* TARE_E_DATA for a source without samples, a sample without tokens or one that is too long (names
  * the row). */
 tare_status sample_set_load(tare_context *ctx, const sample_options *options, sample_set *out);
 void sample_set_free(tare_context *ctx, sample_set *set);

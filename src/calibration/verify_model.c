@@ -197,8 +197,10 @@ static tare_status read_tokenizer_config(model_verifier *m)
     tare_status status = TARE_OK;
     const value *root;
     arena a;
+    if (!m->model->folder)
+        return TARE_OK;
     arena_init(&a, m->ctx);
-    char *path = path_join(m->ctx, m->model->dir, "tokenizer_config.json");
+    char *path = path_join(m->ctx, m->model->folder, "tokenizer_config.json");
     if (!path) {
         status = TARE_E_MEMORY;
     } else if (path_exists(path)) {

@@ -50,7 +50,7 @@ typedef struct stream {
     tare_tokenizer *tokenizer;
     tare_context *ctx;
     uint32_t *ids;
-    size_t count, prefix, shown;
+    size_t count, capacity, prefix, shown;
     bool quiet; /* print nothing */
     tare_status status;
 } stream;
@@ -88,6 +88,16 @@ static bool on_token(void *user, size_t prompt, uint32_t id)
 {
     stream *s = user;
     (void)prompt;
+    if (s->count == s->capacity) {
+        s->capacity = 2 * s->capacity + 256;
+        uint32_t *grown = realloc(s->ids, s->capacity * sizeof *grown);
+        if (!grown) {
+            fprintf(stderr, "tare: out of memory\n");
+            s->status = TARE_E_MEMORY;
+            return false;
+        }
+        s->ids = grown;
+    }
     s->ids[s->count++] = id;
     show(s, false);
     return s->status == TARE_OK && !ferror(stdout);
@@ -196,11 +206,6 @@ static tare_status generate(tare_context *ctx, tare_model *model, stream *s,
     o->token = on_token;
     o->user = s;
     s->quiet = json;
-    s->ids = malloc(o->max_new_tokens * sizeof *s->ids);
-    if (!s->ids) {
-        fprintf(stderr, "tare: out of memory\n");
-        return TARE_E_MEMORY;
-    }
     tare_status status = tare_generate(model, o, &ids, &count, 1, &result);
     if (status == TARE_OK)
         status = s->status;

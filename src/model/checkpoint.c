@@ -1,4 +1,5 @@
-/* Opening the weight files of a checkpoint and finding tensors in them. */
+/* Opening the weight files of a checkpoint, or a table of tensors in memory, and finding tensors.
+ */
 #include "model/checkpoint.h"
 
 #include <string.h>
@@ -14,12 +15,13 @@ enum { INDEX_LIMIT = 256 << 20, MAX_FILES = 10000 };
 typedef struct tensor_place {
     const tensor_info *tensor;
     size_t file;
+    const void *data; /* in memory, instead of a file */
 } tensor_place;
 
 struct checkpoint {
     tare_context *ctx;
-    arena arena; /* names of the index */
-    char *dir;
+    arena arena; /* names of the index; tensors in memory */
+    char *dir;   /* or what stands for it in messages */
     safetensors **files;
     size_t num_files;
     tensor_place *places; /* [count] */
@@ -39,18 +41,24 @@ static tare_status add_file(checkpoint *c, const char *name)
     return status;
 }
 
-static tare_status add_tensor(checkpoint *c, size_t shard, const tensor_info *tensor)
+static tare_status add_place(checkpoint *c, const tensor_place *place)
 {
+    const tensor_info *tensor = place->tensor;
     tare_status status = TARE_OK;
     bool existed;
     TRY(mem_grow(c->ctx, (void **)&c->places, &c->capacity, c->count + 1, sizeof *c->places));
     TRY(strmap_put(&c->by_name, tensor->name, strlen(tensor->name), (uint32_t)c->count, &existed));
     if (existed)
-        return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: tensor \"%s\" is in two files", c->dir,
-                         tensor->name);
-    c->places[c->count++] = (tensor_place){tensor, shard};
+        return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: tensor \"%s\" is %s", c->dir, tensor->name,
+                         place->data ? "given twice" : "in two files");
+    c->places[c->count++] = *place;
 done:
     return status;
+}
+
+static tare_status add_tensor(checkpoint *c, size_t shard, const tensor_info *tensor)
+{
+    return add_place(c, &(tensor_place){.tensor = tensor, .file = shard});
 }
 
 static tare_status open_single(checkpoint *c)
@@ -174,22 +182,113 @@ static tare_status open_files(checkpoint *c)
     return status;
 }
 
-tare_status checkpoint_open(tare_context *ctx, const char *dir, checkpoint **out)
+/* ---- tensors in memory ---- */
+
+static bool is_contiguous(const tare_tensor *t)
 {
-    *out = NULL;
+    size_t step = 1;
+    for (size_t i = t->rank; t->strides && i-- > 0;) {
+        if (t->shape[i] != 1 && (t->strides[i] < 0 || (size_t)t->strides[i] != step))
+            return false;
+        step *= t->shape[i];
+    }
+    return true;
+}
+
+static tare_status describe_tensor(checkpoint *c, const tare_tensor *t, tensor_info *out)
+{
+    size_t bytes = 1;
+    const char *name = t->name ? t->name : "";
+    *out = (tensor_info){.rank = (int)t->rank, .bytes = t->bytes};
+    if (!*name)
+        return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: a tensor has no name", c->dir);
+    if (!t->dtype || !dtype_from_name(t->dtype, strlen(t->dtype), &out->dtype))
+        return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: %s: unknown dtype \"%s\"", c->dir, name,
+                         t->dtype ? t->dtype : "");
+    if (t->rank > TENSOR_MAX_RANK || (t->rank && !t->shape))
+        return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: %s: %zu dimensions, at most %d are possible",
+                         c->dir, name, t->rank, (int)TENSOR_MAX_RANK);
+    bool fits = true;
+    for (size_t i = 0; i < t->rank; i++) {
+        out->shape[i] = t->shape[i];
+        fits = fits && size_mul(bytes, t->shape[i], &bytes);
+    }
+    fits = fits && size_mul(bytes, dtype_size(out->dtype), &bytes);
+    if (!fits || bytes != t->bytes || (bytes && !t->data))
+        return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: %s: %zu bytes are not what its shape takes",
+                         c->dir, name, t->data ? t->bytes : 0);
+    if (!is_contiguous(t))
+        return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: %s: its rows are not contiguous in memory",
+                         c->dir, name);
+    out->name = arena_strndup(&c->arena, name, strlen(name));
+    return out->name ? TARE_OK : TARE_E_MEMORY;
+}
+
+static tare_status take_tensors(checkpoint *c, const tare_tensor *tensors, size_t count)
+{
+    tare_status status = TARE_OK;
+    static const char nothing; /* data of a tensor without elements */
+    tensor_info *infos = arena_alloc_array(&c->arena, count, sizeof *infos);
+    if (!infos)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < count; i++) {
+        const void *data = tensors[i].data ? tensors[i].data : &nothing;
+        TRY(describe_tensor(c, &tensors[i], &infos[i]));
+        TRY(add_place(c, &(tensor_place){.tensor = &infos[i], .data = data}));
+    }
+done:
+    return status;
+}
+
+/* ---- opening and closing ---- */
+
+static checkpoint *new_checkpoint(tare_context *ctx, const char *dir)
+{
     checkpoint *c = mem_calloc(ctx, 1, sizeof *c);
     if (!c)
-        return TARE_E_MEMORY;
+        return NULL;
     c->ctx = ctx;
     arena_init(&c->arena, ctx);
     strmap_init(&c->by_name, ctx);
-    c->dir = mem_strdup(ctx, dir);
-    tare_status status = c->dir ? open_files(c) : TARE_E_MEMORY;
-    if (status == TARE_OK)
-        *out = c;
-    else
+    if (!(c->dir = mem_strdup(ctx, dir))) {
+        checkpoint_close(c);
+        return NULL;
+    }
+    return c;
+}
+
+static tare_status opened(checkpoint *c, tare_status status, checkpoint **out)
+{
+    *out = status == TARE_OK ? c : NULL;
+    if (status != TARE_OK)
         checkpoint_close(c);
     return status;
+}
+
+tare_status checkpoint_open(tare_context *ctx, const char *dir, checkpoint **out)
+{
+    checkpoint *c = new_checkpoint(ctx, dir);
+    return opened(c, c ? open_files(c) : TARE_E_MEMORY, out);
+}
+
+tare_status checkpoint_from_tensors(tare_context *ctx, const char *what, const tare_tensor *tensors,
+                                    size_t count, checkpoint **out)
+{
+    checkpoint *c = new_checkpoint(ctx, what);
+    return opened(c, c ? take_tensors(c, tensors, count) : TARE_E_MEMORY, out);
+}
+
+tare_status checkpoint_reopen(tare_context *ctx, const checkpoint *source, checkpoint **out)
+{
+    tare_status status = TARE_OK;
+    if (source->num_files > 0)
+        return checkpoint_open(ctx, source->dir, out);
+    checkpoint *c = new_checkpoint(ctx, source->dir);
+    if (!c)
+        status = TARE_E_MEMORY;
+    for (size_t i = 0; i < source->count && status == TARE_OK; i++)
+        status = add_place(c, &source->places[i]);
+    return opened(c, status, out);
 }
 
 void checkpoint_close(checkpoint *c)
@@ -268,32 +367,57 @@ tare_status checkpoint_check_finite(checkpoint *c, const tensor_info *t, uint64_
                      (unsigned long long)(offset / width + at));
 }
 
-static safetensors *file_of(const checkpoint *c, const tensor_info *tensor)
+static const tensor_place *place_of(const checkpoint *c, const tensor_info *tensor)
 {
     uint32_t place = 0;
     strmap_get(&c->by_name, tensor->name, strlen(tensor->name), &place);
-    return c->files[c->places[place].file];
+    return &c->places[place];
+}
+
+static tare_status read_bytes(checkpoint *c, const tensor_info *tensor, uint64_t offset, void *data,
+                              size_t size)
+{
+    const tensor_place *p = place_of(c, tensor);
+    if (!p->data)
+        return safetensors_read(c->files[p->file], tensor, offset, data, size);
+    if (size)
+        memcpy(data, (const char *)p->data + offset, size);
+    return TARE_OK;
 }
 
 tare_status checkpoint_read(checkpoint *c, const tensor_info *tensor, uint64_t offset, void *data,
                             size_t size)
 {
-    tare_status status = safetensors_read(file_of(c, tensor), tensor, offset, data, size);
+    tare_status status = read_bytes(c, tensor, offset, data, size);
     return status == TARE_OK ? checkpoint_check_finite(c, tensor, offset, data, size) : status;
 }
 
 tare_status checkpoint_read_in(checkpoint *c, const tensor_info *tensor, uint64_t offset,
                                size_t size, void *room, void **data)
 {
-    return safetensors_read_in(file_of(c, tensor), tensor, offset, size, room, data);
+    const tensor_place *p = place_of(c, tensor);
+    if (!p->data)
+        return safetensors_read_in(c->files[p->file], tensor, offset, size, room, data);
+    *data = room;
+    return read_bytes(c, tensor, offset, room, size);
+}
+
+bool checkpoint_same_data(const checkpoint *c, const tensor_info *a, const tensor_info *b)
+{
+    const void *data = checkpoint_data(c, a);
+    return data && data == checkpoint_data(c, b) && a->bytes == b->bytes;
 }
 
 bool checkpoint_has_data(const checkpoint *c, const tensor_info *tensor, uint64_t offset,
                          size_t size)
 {
-    uint32_t place = 0;
-    strmap_get(&c->by_name, tensor->name, strlen(tensor->name), &place);
-    return safetensors_has_data(c->files[c->places[place].file], tensor, offset, size);
+    const tensor_place *p = place_of(c, tensor);
+    return p->data || safetensors_has_data(c->files[p->file], tensor, offset, size);
+}
+
+const void *checkpoint_data(const checkpoint *c, const tensor_info *tensor)
+{
+    return place_of(c, tensor)->data;
 }
 
 size_t checkpoint_file_count(const checkpoint *c)
@@ -319,5 +443,7 @@ uint64_t checkpoint_bytes(const checkpoint *c)
     uint64_t sum = 0;
     for (size_t i = 0; i < c->num_files; i++)
         sum += safetensors_file_size(c->files[i]);
+    for (size_t i = 0; c->num_files == 0 && i < c->count; i++)
+        sum += c->places[i].tensor->bytes;
     return sum;
 }

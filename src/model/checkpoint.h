@@ -1,6 +1,7 @@
-/* The weight files of a checkpoint folder: model.safetensors, or the shards that
- * model.safetensors.index.json names. Headers are read and checked on opening; tensor data only
- * through checkpoint_read. No pickle, no code, no path outside the folder. */
+/* The tensors of a checkpoint: in the weight files of a folder (model.safetensors, or the shards
+ * that model.safetensors.index.json names), or in a caller's memory. Headers are read and checked
+ * on opening; tensor data only through checkpoint_read. No pickle, no code, no path outside the
+ * folder. */
 #ifndef TARE_MODEL_CHECKPOINT_H
 #define TARE_MODEL_CHECKPOINT_H
 
@@ -9,6 +10,12 @@
 typedef struct checkpoint checkpoint;
 
 tare_status checkpoint_open(tare_context *ctx, const char *dir, checkpoint **out);
+/* `what` stands for the folder in messages. The data stays where it is and must outlive `out`.
+ * TARE_E_MODEL for a tensor that is not what it says. */
+tare_status checkpoint_from_tensors(tare_context *ctx, const char *what, const tare_tensor *tensors,
+                                    size_t count, checkpoint **out);
+/* The same tensors once more; of a folder, its files are opened again. `source` must outlive it. */
+tare_status checkpoint_reopen(tare_context *ctx, const checkpoint *source, checkpoint **out);
 void checkpoint_close(checkpoint *c);
 const char *checkpoint_dir(const checkpoint *c);
 
@@ -29,14 +36,19 @@ tare_status checkpoint_read_in(checkpoint *c, const tensor_info *tensor, uint64_
 tare_status checkpoint_check_finite(checkpoint *c, const tensor_info *tensor, uint64_t offset,
                                     const void *data, size_t size);
 
-/* Do these bytes of the tensor lie on disk? */
+/* Do two tensors share their data? (In memory alone; safetensors files cannot.) */
+bool checkpoint_same_data(const checkpoint *c, const tensor_info *a, const tensor_info *b);
+/* Do these bytes of the tensor lie on disk (or in memory)? */
 bool checkpoint_has_data(const checkpoint *c, const tensor_info *tensor, uint64_t offset,
                          size_t size);
+/* Where the data of a tensor in memory lies; NULL: in a file. */
+const void *checkpoint_data(const checkpoint *c, const tensor_info *tensor);
+/* 0: the tensors are in memory. */
 size_t checkpoint_file_count(const checkpoint *c);
 const safetensors *checkpoint_file(const checkpoint *c, size_t index);
 /* TARE_E_DATA if a weight file was written to since the checkpoint was opened. */
 tare_status checkpoint_check_unchanged(const checkpoint *c);
-/* Sum of the sizes of the weight files. */
+/* Sum of the sizes of the weight files, or of the tensors in memory. */
 uint64_t checkpoint_bytes(const checkpoint *c);
 
 #endif

@@ -66,8 +66,7 @@ size_t forward_bytes(const tare_model *model, const generation_layout *layout, s
                    mem_array_bytes(places, sizeof(attention_step));
     bytes += layout->spill ? kv_cache_room_bytes(cols, longest) : 0;
     bytes += decoder_workspace_bytes(model, layout->batch_rows, longest);
-    return bytes + embed_into_bytes(model) +
-           weight_source_bytes(model, layout->mode, layout->batch_rows, places);
+    return bytes + embed_into_bytes(model) + weight_source_bytes(model, layout->mode, places);
 }
 
 /* ---- attention ---- */

@@ -136,10 +136,17 @@ static void warn_ignored(generate_run *r)
 
 tare_status generation_settle(tare_model *model, generation *g, weight_mode mode)
 {
-    if (mode == WEIGHTS_KEPT)
-        return g->weights ? TARE_OK : kept_weights_load(model, &g->weights);
+    size_t before = tare_memory_used(model->ctx);
+    if (mode == WEIGHTS_KEPT && g->weights)
+        return TARE_OK;
+    if (mode == WEIGHTS_KEPT) {
+        tare_status status = kept_weights_load(model, &g->weights);
+        g->weight_bytes = tare_memory_used(model->ctx) - before;
+        return status;
+    }
     kept_weights_free(g->weights);
     g->weights = NULL;
+    g->weight_bytes = 0;
     return TARE_OK;
 }
 
@@ -317,6 +324,31 @@ static size_t sort_out(generate_run *r)
     return longest;
 }
 
+tare_status generation_run(tare_model *model, const tare_generate_options *options,
+                           const generation_layout *layout, const uint32_t *const *prompts,
+                           const size_t *lengths, size_t n, tare_generation *results)
+{
+    tare_status status = TARE_OK;
+    sampling_settings settings;
+    generate_run r = {.model = model,
+                      .options = options,
+                      .prompts = prompts,
+                      .lengths = lengths,
+                      .n = n,
+                      .layout = *layout,
+                      .results = results};
+    TRY(generation_get(model, &r.g));
+    TRY(resolve(&r, &settings));
+    warn_ignored(&r);
+    r.longest = sort_out(&r);
+    if (r.longest > 0 && options->max_new_tokens > 0) {
+        TRY(generation_settle(model, r.g, layout->mode));
+        TRY(run_sequences(&r, &settings));
+    }
+done:
+    return status;
+}
+
 tare_status tare_generate(tare_model *model, const tare_generate_options *options,
                           const uint32_t *const *prompts, const size_t *lengths, size_t n,
                           tare_generation *results)
@@ -324,26 +356,14 @@ tare_status tare_generate(tare_model *model, const tare_generate_options *option
     tare_status status = TARE_OK;
     tare_generate_options defaults;
     tare_generation_plan plan;
-    sampling_settings settings;
+    generation_layout layout;
     tare_generate_options_init(&defaults);
-    generate_run r = {.model = model,
-                      .options = options ? options : &defaults,
-                      .prompts = prompts,
-                      .lengths = lengths,
-                      .n = n,
-                      .results = results};
+    options = options ? options : &defaults;
+    generation_work work = work_of(options, lengths, n);
     memset(results, 0, n * sizeof *results);
-    generation_work work = work_of(r.options, lengths, n);
     TRY(generation_check_prompts(model, prompts, lengths, n));
-    TRY(generation_get(model, &r.g));
-    TRY(resolve(&r, &settings));
-    warn_ignored(&r);
-    r.longest = sort_out(&r);
-    if (r.longest > 0 && work.max_new > 0) {
-        TRY(generation_layout_make(model, &work, &r.layout, &plan));
-        TRY(generation_settle(model, r.g, r.layout.mode));
-        TRY(run_sequences(&r, &settings));
-    }
+    TRY(generation_layout_make(model, &work, &layout, &plan));
+    TRY(generation_run(model, options, &layout, prompts, lengths, n, results));
 done:
     if (status != TARE_OK)
         tare_generations_free(model->ctx, results, n);

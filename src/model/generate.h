@@ -12,6 +12,7 @@ typedef struct generation {
     arena arena;
     struct generation_config *config;
     kept_weights *weights; /* NULL: not loaded */
+    size_t weight_bytes;   /* accounted, of these */
 } generation;
 
 /* generation_config.json, and what config.json says where that is silent. */
@@ -67,6 +68,11 @@ tare_status generation_check_prompts(const tare_model *model, const uint32_t *co
                                      const size_t *lengths, size_t n);
 /* Tokens that a prompt of `length` may grow to; 0: it is too long. */
 size_t generation_most(const model_config *config, size_t length, size_t max_new);
+
+/* tare_generate with a layout; prompts are checked, results empty. */
+tare_status generation_run(tare_model *model, const tare_generate_options *options,
+                           const generation_layout *layout, const uint32_t *const *prompts,
+                           const size_t *lengths, size_t n, tare_generation *results);
 
 /* The rooms that passes work in. */
 typedef struct forward {

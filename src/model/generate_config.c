@@ -117,14 +117,14 @@ tare_status generation_config_read(tare_model *model, generation *g)
     tare_status status = TARE_OK;
     tare_context *ctx = model->ctx;
     const value *root;
-    char *path = path_join(ctx, model->dir, "generation_config.json");
+    char *path = model->folder ? path_join(ctx, model->folder, "generation_config.json") : NULL;
     generation_config *c = arena_calloc(&g->arena, 1, sizeof *c);
-    TRY(path && c ? TARE_OK : TARE_E_MEMORY);
+    TRY((path || !model->folder) && c ? TARE_OK : TARE_E_MEMORY);
     *c = (generation_config){.temperature = 1, .top_p = 1, .repetition_penalty = 1, .top_k = 50};
     buffer_init(&c->greedy_ignored, ctx);
     buffer_init(&c->sampling_ignored, ctx);
     g->config = c;
-    if (path_exists(path)) {
+    if (path && path_exists(path)) {
         TRY(json_parse_file(ctx, &g->arena, path, FILE_LIMIT, &root));
         TRY(read_eos(model, &g->arena, root, path, c));
         TRY(read_settings(model, root, path, c));

@@ -81,7 +81,8 @@ static size_t peak_bytes(const tare_model *model, const generation_work *work, c
     size_t texts = s->prompts * 128 + larger(s->tokens, 1) * sizeof(uint32_t) +
                    l->batch * (larger(s->most, s->longest) + 1) * sizeof(uint32_t);
     size_t results;
-    if (!size_mul(s->prompts, mem_array_bytes(work->max_new, sizeof(uint32_t)), &results))
+    size_t longest = smaller(work->max_new, model->config.max_position_embeddings + 1);
+    if (!size_mul(s->prompts, mem_array_bytes(longest, sizeof(uint32_t)), &results))
         results = MEM_ABSURD;
     size_t bytes = texts + smaller(results, MEM_ABSURD) + forward_bytes(model, l, s->most) +
                    sampler_bytes(model->config.vocab_size, work->sampled) +
@@ -123,7 +124,7 @@ static void describe(const tare_model *model, const generation_work *work, const
     p->passes = count_passes(work, s, l->batch);
     p->key_values = work->max_new > 0 ? key_value_bytes(model, s, l->batch, false) : 0;
     p->weights = p->weights_kept ? kept_weights_bytes(model)
-                                 : weight_source_bytes(model, l->mode, 1, l->batch);
+                                 : weight_source_bytes(model, l->mode, l->batch);
     p->bytes_read_once = p->weights_kept ? weight_source_read(model) : 0;
     p->bytes_read_pass = p->weights_kept ? 0 : weight_source_read(model);
 }
@@ -160,8 +161,9 @@ tare_status generation_layout_make(tare_model *model, const generation_work *wor
 {
     work_size s = measure(model, work);
     bool found = false;
-    size_t kept = model->generation && model->generation->weights ? kept_weights_bytes(model) : 0;
-    size_t used = tare_memory_used(model->ctx) - smaller(kept, tare_memory_used(model->ctx));
+    /* What is kept already is planned anew. */
+    size_t used = tare_memory_used(model->ctx) -
+                  (model->generation ? model->generation->weight_bytes : 0);
     *plan = (tare_generation_plan){.budget = budget_of(model)};
     *out = (generation_layout){.mode = WEIGHTS_KEPT};
     if (s.prompts == 0)
@@ -183,10 +185,11 @@ tare_status generation_layout_make(tare_model *model, const generation_work *wor
     } while (next_candidate(work, &s, &l));
     if (found)
         return TARE_OK;
+    uint64_t reserve = model->ctx->memory_reserve;
     return TARE_FAIL(model->ctx, TARE_E_BUDGET,
-                     "the memory limit of %llu MiB is too small to generate: the smallest that "
+                     "a memory budget of %llu MiB is too small to generate: the smallest that "
                      "works here is %llu MiB%s",
-                     (unsigned long long)(plan->budget >> 20),
-                     (unsigned long long)((plan->smallest + (1 << 20) - 1) >> 20),
+                     (unsigned long long)((plan->budget + reserve) >> 20),
+                     (unsigned long long)((plan->smallest + reserve + (1 << 20) - 1) >> 20),
                      work->may_spill ? "" : "; less might do with a scratch folder");
 }

@@ -143,8 +143,7 @@ size_t head_weights_loading_bytes(const tare_model *model)
 
 size_t head_kept_bytes(const tare_model *model, size_t count)
 {
-    return mem_array_bytes(count, HEAD_PANEL * sizeof(float)) +
-           gemm_float_bytes(model->ctx, GEMM_FP32, model->head.k, count, 1);
+    return mem_array_bytes(count, HEAD_PANEL * sizeof(float)) + gemm_float_bytes(model->ctx);
 }
 
 size_t head_logits_bytes(const tare_model *model, size_t count)

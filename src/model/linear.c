@@ -99,12 +99,9 @@ size_t float_linear_bytes(const tare_model *model, const model_linear *linear, g
            (linear->bias ? model_vector_bytes(linear->bias) : 0);
 }
 
-size_t float_linear_making_bytes(const tare_model *model, const model_linear *linear,
-                                 gemm_compute compute, tare_dtype dtype)
+size_t float_linear_making_bytes(const model_linear *linear)
 {
-    size_t packing = gemm_packing_bytes(model->ctx, compute, dtype, linear->k);
-    size_t bias = linear->bias ? model_read_vector_bytes(linear->bias) : 0;
-    return packing > bias ? packing : bias;
+    return linear->bias ? model_read_vector_bytes(linear->bias) : 0;
 }
 
 void float_linear_free(tare_context *ctx, float_linear *l)

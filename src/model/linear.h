@@ -34,8 +34,7 @@ tare_status float_linear_load(tare_model *model, const model_linear *linear, gem
  */
 size_t float_linear_bytes(const tare_model *model, const model_linear *linear, gemm_compute compute,
                           tare_dtype dtype);
-size_t float_linear_making_bytes(const tare_model *model, const model_linear *linear,
-                                 gemm_compute compute, tare_dtype dtype);
+size_t float_linear_making_bytes(const model_linear *linear);
 void float_linear_free(tare_context *ctx, float_linear *l);
 
 /* All float linears of one layer, by role; `ops` runs them. */

@@ -96,10 +96,14 @@ static tare_status find_head(tare_model *m, strmap *known)
                              .layer = c->num_layers,
                              .n = c->vocab_size,
                              .k = c->hidden_size};
-    m->head_is_tied = c->tie_word_embeddings && !checkpoint_find(m->checkpoint, "lm_head.weight");
+    const tensor_info *own = checkpoint_find(m->checkpoint, "lm_head.weight");
+    m->head_is_tied = c->tie_word_embeddings &&
+                      (!own || checkpoint_same_data(m->checkpoint, own, m->embedding));
     if (m->head_is_tied)
         m->head.weight = m->embedding;
-    else
+    if (m->head_is_tied && own)
+        TRY(strmap_put(known, own->name, strlen(own->name), 0, NULL));
+    if (!m->head_is_tied)
         TRY(find_tensor(m, "lm_head", "weight", 2, c->vocab_size, c->hidden_size, known,
                         &m->head.weight));
 done:
@@ -147,10 +151,57 @@ done:
     return status;
 }
 
-tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **out)
+/* Where a model comes from. */
+typedef struct model_origin {
+    const char *dir, *folder;
+    const char *config_json; /* NULL: folder/config.json is read */
+    size_t config_length;
+    const tare_tensor *tensors; /* NULL: of the model `again`, or of the folder */
+    size_t num_tensors;
+    const tare_model *again;
+} model_origin;
+
+static tare_status take_config(tare_model *m, const model_origin *from)
 {
     tare_status status = TARE_OK;
-    char *config_path = NULL;
+    char *path = from->folder ? path_join(m->ctx, from->folder, "config.json") : NULL;
+    TRY(!from->folder || path ? TARE_OK : TARE_E_MEMORY);
+    m->config_given = from->config_json != NULL;
+    if (m->config_given) {
+        m->config_length = from->config_length;
+        m->config_json = mem_strndup(m->ctx, from->config_json, from->config_length);
+        TRY(m->config_json ? TARE_OK : TARE_E_MEMORY);
+    } else {
+        TRY(file_read_all(m->ctx, path, CONFIG_LIMIT, &m->config_json, &m->config_length));
+    }
+    TRY(model_config_parse(m->ctx, &m->arena, m->config_json, m->config_length,
+                           m->config_given ? "config.json" : path, &m->config));
+done:
+    mem_free(m->ctx, path);
+    return status;
+}
+
+static tare_status open_origin(tare_model *m, const model_origin *from)
+{
+    tare_status status = TARE_OK;
+    m->dir = mem_strdup(m->ctx, from->dir);
+    m->folder = from->folder ? mem_strdup(m->ctx, from->folder) : NULL;
+    TRY(m->dir && (m->folder || !from->folder) ? TARE_OK : TARE_E_MEMORY);
+    TRY(take_config(m, from));
+    if (from->again)
+        TRY(checkpoint_reopen(m->ctx, from->again->checkpoint, &m->checkpoint));
+    else if (from->tensors)
+        TRY(checkpoint_from_tensors(m->ctx, m->dir, from->tensors, from->num_tensors,
+                                    &m->checkpoint));
+    else
+        TRY(checkpoint_open(m->ctx, m->dir, &m->checkpoint));
+    TRY(find_tensors(m));
+done:
+    return status;
+}
+
+static tare_status open_model(tare_context *ctx, const model_origin *from, tare_model **out)
+{
     *out = NULL;
     tare_model *m = mem_calloc(ctx, 1, sizeof *m);
     if (!m)
@@ -158,23 +209,46 @@ tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **ou
     m->ctx = ctx;
     m->load_dtype = TARE_DTYPE_COUNT;
     arena_init(&m->arena, ctx);
-    m->dir = mem_strdup(ctx, path);
-    config_path = path_join(ctx, path, "config.json");
-    if (!m->dir || !config_path) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
-    TRY(file_read_all(ctx, config_path, CONFIG_LIMIT, &m->config_json, &m->config_length));
-    TRY(model_config_parse(ctx, &m->arena, m->config_json, m->config_length, config_path,
-                           &m->config));
-    TRY(checkpoint_open(ctx, path, &m->checkpoint));
-    TRY(find_tensors(m));
-    *out = m;
-done:
-    mem_free(ctx, config_path);
-    if (status != TARE_OK)
+    tare_status status = open_origin(m, from);
+    if (status == TARE_OK)
+        *out = m;
+    else
         tare_model_free(m);
     return status;
+}
+
+tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **out)
+{
+    return open_model(ctx, &(model_origin){.dir = path, .folder = path}, out);
+}
+
+tare_status tare_model_from_tensors(tare_context *ctx, const char *config_json, const char *folder,
+                                    const tare_tensor *tensors, size_t count, tare_model **out)
+{
+    *out = NULL;
+    if (!config_json && !folder)
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "a model in memory needs the text of its config.json, or its folder");
+    if (!tensors || count == 0)
+        return TARE_FAIL(ctx, TARE_E_MODEL, "the model in memory has no tensors");
+    return open_model(ctx,
+                      &(model_origin){.dir = "the model in memory",
+                                      .folder = folder,
+                                      .config_json = config_json,
+                                      .config_length = config_json ? strlen(config_json) : 0,
+                                      .tensors = tensors,
+                                      .num_tensors = count},
+                      out);
+}
+
+tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model **out)
+{
+    model_origin from = {.dir = source->dir, .folder = source->folder, .again = source};
+    if (source->config_given) {
+        from.config_json = source->config_json;
+        from.config_length = source->config_length;
+    }
+    return open_model(ctx, &from, out);
 }
 
 void tare_model_free(tare_model *m)
@@ -184,6 +258,7 @@ void tare_model_free(tare_model *m)
     tare_model_unload(m);
     checkpoint_close(m->checkpoint);
     mem_free(m->ctx, m->config_json);
+    mem_free(m->ctx, m->folder);
     mem_free(m->ctx, m->dir);
     arena_free(&m->arena);
     mem_free(m->ctx, m);

@@ -25,9 +25,11 @@ typedef struct model_layer {
 struct tare_model {
     tare_context *ctx;
     arena arena;
-    char *dir;
+    char *dir;    /* the checkpoint's folder, or what stands for it in messages */
+    char *folder; /* of the tokenizer and other files; NULL: none */
     model_config config;
     char *config_json; /* text of config.json, zero-terminated */
+    bool config_given; /* as such: there is no file */
     size_t config_length;
     checkpoint *checkpoint;
     const tensor_info *embedding, *final_norm;
@@ -42,6 +44,9 @@ struct tare_model {
     tare_dtype load_dtype;
     struct generation *generation; /* what generation keeps between calls (generate.h); NULL yet */
 };
+
+/* The same model once more, for a caller that sets load_dtype; `source` must outlive it. */
+tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model **out);
 
 /* `n` stored elements to FP32, by way of load_dtype. */
 void model_widen(const tare_model *model, tare_dtype dtype, const void *from, size_t n, float *to);

@@ -100,10 +100,8 @@ tare_status weight_source_open(tare_model *model, weight_mode mode, const kept_w
     if (mode == WEIGHTS_KEPT)
         return TARE_OK;
     TRY(model_read_vector(model, model->final_norm, &out->final_norm));
-    if (mode == WEIGHTS_AHEAD) {
+    if (mode == WEIGHTS_AHEAD)
         TRY(background_create(model->ctx, 1, &out->reader));
-        TRY(background_submit(out->reader, read_ahead, out, &out->ahead_ticket));
-    }
 done:
     if (status != TARE_OK)
         weight_source_close(out);
@@ -128,17 +126,24 @@ void weight_source_close(weight_source *w)
 }
 
 /* The layer that was read ahead becomes the current one, and while it is packed the next one is
- * read. */
+ * read. (The first one is not: whether there is another pass is not known before the head.) */
 static tare_status take_ahead(weight_source *w)
 {
     tare_status status = TARE_OK;
     raw_weight raw[ROLE_COUNT];
     const model_config *c = &w->model->config;
+    if (w->ahead_ticket == 0) {
+        w->ahead_layer = w->layer;
+        TRY(background_submit(w->reader, read_ahead, w, &w->ahead_ticket));
+    }
     TRY(background_wait(w->reader, w->ahead_ticket));
+    w->ahead_ticket = 0;
     memcpy(raw, w->ahead, sizeof raw);
     memset(w->ahead, 0, sizeof w->ahead);
-    w->ahead_layer = w->layer + 1 < c->num_layers ? w->layer + 1 : 0;
-    status = background_submit(w->reader, read_ahead, w, &w->ahead_ticket);
+    if (w->layer + 1 < c->num_layers) {
+        w->ahead_layer = w->layer + 1;
+        status = background_submit(w->reader, read_ahead, w, &w->ahead_ticket);
+    }
     for (size_t i = 0; i < c->arch->num_linears; i++) {
         linear_role role = c->arch->linears[i].role;
         if (status == TARE_OK)
@@ -243,8 +248,7 @@ static size_t layer_bytes(const tare_model *model, size_t layer, size_t *loading
         const model_linear *l = &model->layers[layer].linears[arch->linears[i].role];
         tare_dtype dtype = linear_raw_dtype(model, l);
         bytes += float_linear_bytes(model, l, GEMM_FP32, dtype);
-        size_t making = linear_raw_bytes(model, l) +
-                        float_linear_making_bytes(model, l, GEMM_FP32, dtype);
+        size_t making = linear_raw_bytes(model, l) + float_linear_making_bytes(l);
         *loading = larger(*loading, larger(linear_read_bytes(model, l), making));
     }
     return bytes;
@@ -273,22 +277,14 @@ size_t kept_weights_loading_bytes(const tare_model *model)
     return kept_weights_bytes(model) + larger(loading, head_weights_loading_bytes(model));
 }
 
-/* Scratch of gemm_float for the widest weight; of few rows it has none. */
-static size_t product_bytes(const tare_model *model, size_t rows)
-{
-    const model_config *c = &model->config;
-    size_t k = larger(c->hidden_size, c->intermediate_size);
-    return gemm_float_bytes(model->ctx, GEMM_FP32, larger(k, c->num_heads * c->head_dim), rows, 1);
-}
-
-size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t rows, size_t head_rows)
+size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t head_rows)
 {
     size_t layer = 0, norms = 0, linear = 0, loading = 0, raw = 0;
     const architecture *arch = model->config.arch;
     size_t head = mode == WEIGHTS_KEPT ? head_kept_bytes(model, head_rows)
                                        : head_logits_bytes(model, head_rows);
     if (mode == WEIGHTS_KEPT)
-        return larger(product_bytes(model, rows), head);
+        return larger(gemm_float_bytes(model->ctx), head);
     for (size_t i = 0; i < model->config.num_layers; i++) {
         size_t bytes = 0;
         layer = larger(layer, layer_bytes(model, i, &loading));
@@ -303,12 +299,12 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t row
     }
     size_t fixed = norms + model_read_vector_bytes(model->final_norm) + 4096;
     if (mode == WEIGHTS_LINEAR)
-        return fixed + larger(head, linear + larger(loading, product_bytes(model, rows)));
+        return fixed + larger(head, linear + larger(loading, gemm_float_bytes(model->ctx)));
     if (mode == WEIGHTS_LAYER)
-        return fixed + larger(head + layer, layer + larger(loading, product_bytes(model, rows)));
+        return fixed + larger(head + layer, layer + larger(loading, gemm_float_bytes(model->ctx)));
     /* A layer read ahead, one packed; while it is packed, its raw weights go one by one. */
     return fixed + raw + layer + loading +
-           larger(loading, larger(head, product_bytes(model, rows)));
+           larger(loading, larger(head, gemm_float_bytes(model->ctx)));
 }
 
 uint64_t weight_source_read(const tare_model *model)

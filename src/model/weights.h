@@ -28,7 +28,7 @@ typedef struct weight_source {
     background *reader; /* AHEAD */
     raw_weight ahead[ROLE_COUNT];
     size_t ahead_layer;
-    uint64_t ahead_ticket;
+    uint64_t ahead_ticket; /* 0: nothing is read ahead */
     size_t layer;
     float_layer linears;    /* AHEAD, LAYER */
     layer_norms norms;      /* all but KEPT */
@@ -50,11 +50,10 @@ tare_status weight_source_linears(void *user, linear_group group, const batch *b
 tare_status weight_source_logits(weight_source *w, float *x, size_t rows, float *logits);
 
 /* Accounted bytes, at most: of kept_weights (while they are loaded, and after), and of a pass with
- * the most that its calls need for batches of `rows` rows and `head_rows` at the head. */
+ * the most that its calls need, with `head_rows` rows at the head. */
 size_t kept_weights_loading_bytes(const tare_model *model);
 size_t kept_weights_bytes(const tare_model *model);
-size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t rows,
-                           size_t head_rows);
+size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t head_rows);
 /* Of the checkpoint: bytes of all layers and the head. */
 uint64_t weight_source_read(const tare_model *model);
 

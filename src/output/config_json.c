@@ -90,7 +90,7 @@ static bool code_is_copied(output *o, const value *reference)
 
 static bool keep_auto_map(output *o, const value *auto_map)
 {
-    if (!o->options.copy_code || auto_map->type != VALUE_MAP)
+    if (!o->options.copy_code || !o->model_dir || auto_map->type != VALUE_MAP)
         return false;
     for (size_t i = 0; i < auto_map->count; i++)
         if (!code_is_copied(o, &auto_map->items[i]))
@@ -115,6 +115,7 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
 {
     value dtype = string_value(torch_name(o->options.num.dtype)), no = {.type = VALUE_BOOL};
     value text_config, type = {0}, quantization;
+    const value *compressed = NULL;
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
     const value *tied = value_get(config, "tie_word_embeddings");
@@ -139,6 +140,10 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     m = n;
     for (size_t i = 0; i < m; i++)
         inner[i].only_if_present = true;
+    if (f->layout == LAYOUT_COMPRESSED_TENSORS && o->num_linears > 0) {
+        TRY(output_quantization_config(o, a, &compressed));
+        edits[0].to = compressed;
+    }
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files && o->fa_kept > 0) {
         TRY(fa_quantization(a, &quantization));
         edits[0].to = &quantization;
@@ -158,26 +163,41 @@ done:
     return status;
 }
 
-tare_status output_stage_config(output *o, output_folder *f)
+static tare_status read_config(output *o, arena *a, const value **config)
 {
     char *path = NULL, *data = NULL;
-    const char *why;
+    const char *why, *text = o->options.config_json;
+    size_t length = text ? strlen(text) : 0;
+    tare_status status = TARE_OK;
+
+    if (!text) {
+        TRY(copy_resolve(o->ctx, o->model_dir, "config.json", &path, &why));
+        if (!path)
+            TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s/config.json: %s", o->model_dir, why));
+        TRY(file_read_all(o->ctx, path, CONFIG_MAX_BYTES, &data, &length));
+        text = data;
+    }
+    TRY(json_parse(o->ctx, a, text, length, path ? path : "config.json", JSON_PYTHON, config));
+    if ((*config)->type != VALUE_MAP)
+        TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s is not a JSON object",
+                      path ? path : "config.json"));
+done:
+    mem_free(o->ctx, data);
+    mem_free(o->ctx, path);
+    return status;
+}
+
+tare_status output_stage_config(output *o, output_folder *f)
+{
     const value *config;
     value edited;
-    size_t length;
     arena a;
     buffer b;
     tare_status status = TARE_OK;
 
     arena_init(&a, o->ctx);
     buffer_init(&b, o->ctx);
-    TRY(copy_resolve(o->ctx, o->model_dir, "config.json", &path, &why));
-    if (!path)
-        TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s/config.json: %s", o->model_dir, why));
-    TRY(file_read_all(o->ctx, path, CONFIG_MAX_BYTES, &data, &length));
-    TRY(json_parse(o->ctx, &a, data, length, path, JSON_PYTHON, &config));
-    if (config->type != VALUE_MAP)
-        TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s is not a JSON object", path));
+    TRY(read_config(o, &a, &config));
     TRY(edit_config(o, f, &a, config, &edited));
     json_write_value(&b, &edited, 2, 0);
     buffer_putc(&b, '\n');
@@ -185,8 +205,6 @@ tare_status output_stage_config(output *o, output_folder *f)
     TRY(output_stage_text(o, f, "config.json", b.data, b.length));
 done:
     buffer_free(&b);
-    mem_free(o->ctx, data);
-    mem_free(o->ctx, path);
     arena_free(&a);
     return status;
 }

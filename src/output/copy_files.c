@@ -139,6 +139,8 @@ tare_status output_copy_files(output *o, output_folder *f)
     buffer left_out;
     tare_status status = TARE_OK;
 
+    if (!o->model_dir)
+        return TARE_OK;
     buffer_init(&left_out, o->ctx);
     TRY(folder_list(o->ctx, o->model_dir, &names, &count));
     for (size_t i = 0; i < count; i++)

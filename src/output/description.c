@@ -59,7 +59,7 @@ tare_status output_stage_description(output *o, output_folder *f)
 {
     bool first = true;
     buffer b;
-    if (!f->has_files)
+    if (!f->has_files || f->layout == LAYOUT_COMPRESSED_TENSORS)
         return TARE_OK;
     buffer_init(&b, o->ctx);
     buffer_putc(&b, '{');
@@ -69,7 +69,7 @@ tare_status output_stage_description(output *o, output_folder *f)
             put_member(&b, "  ", f->tensors[i].info.name, f->tensors[i].type, &first);
     buffer_puts(&b, "\n}\n");
     tare_status status = b.status;
-    char *name = layout_description_name(&o->arena, f->layout, o->quant_type);
+    char *name = output_description_name(o, f->layout);
     TRY(status);
     TRY(name ? TARE_OK : TARE_E_MEMORY);
     TRY(output_stage_text(o, f, name, b.data, b.length));

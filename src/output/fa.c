@@ -11,6 +11,8 @@ tare_status output_declare_fa(output *o, const char *module, const size_t heads[
 {
     output_unit *u;
     tare_status status = TARE_OK;
+    if (o->options.save & SAVE_COMPRESSED_TENSORS)
+        TRY(TARE_FAIL(o->ctx, TARE_E_USAGE, "compressed-tensors has no FA tensors (%s)", module));
     TRY(output_add_unit(o, &o->linears, module, UNIT_FA, &u));
     memcpy(u->heads, heads, sizeof u->heads);
     o->num_fa++;
@@ -130,6 +132,8 @@ tare_status output_write_fa(output *o, const char *module, const float *const sc
             TRY(output_write_tensor(o, f, t, 0, scratch, (size_t)t->info.bytes));
         }
     }
+    if (o->options.tape)
+        TRY(output_tape_fa(o, u, scales));
     u->complete = true;
     o->fa_written++;
 done:

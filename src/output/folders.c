@@ -9,15 +9,26 @@
 /* Left by a killed run, or the journal of one that will be resumed: not a reason to refuse. */
 #define WORK_FOLDER ".tare"
 
-static bool is_foreign_weight_file(const char *name)
+static bool is_foreign_weight_file(const output *o, const char *name, bool ours)
 {
     bool weights = str_ends_with(name, ".safetensors") ||
                    str_ends_with(name, ".safetensors.index.json");
-    return weights && !layout_owns_file(name);
+    return weights && !output_owns_file(o, name, ours);
 }
 
-/* Engines read every *.safetensors of a folder: a float shard beside ours corrupts the model. */
-static tare_status check_contents(output *o, const char *dir)
+/* Did tare write what lies here? A record says so, or the stage of a run that was killed while it
+ * gave its files their names. */
+static bool written_by_tare(const output *o, char *const *names, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(names[i], "tare_run.json") == 0)
+            return true;
+    return path_exists(o->stage);
+}
+
+/* Engines read every *.safetensors of a folder: a float shard beside ours corrupts the model.
+ * *ours: an earlier output may be replaced. */
+static tare_status check_contents(output *o, const char *dir, bool *ours)
 {
     char **names = NULL;
     size_t count = 0;
@@ -28,10 +39,11 @@ static tare_status check_contents(output *o, const char *dir)
     tare_status status = folder_list(o->ctx, dir, &names, &count);
     if (status != TARE_OK)
         return status;
+    *ours = written_by_tare(o, names, count);
     for (size_t i = 0; i < count && status == TARE_OK; i++) {
         if (strcmp(names[i], WORK_FOLDER) == 0)
             continue;
-        if (is_foreign_weight_file(names[i]))
+        if (is_foreign_weight_file(o, names[i], *ours))
             status = TARE_FAIL(
                 o->ctx, TARE_E_FOLDER,
                 "output folder %s holds %s, which tare did not write; choose an empty folder", dir,
@@ -48,6 +60,8 @@ static tare_status check_contents(output *o, const char *dir)
 
 static tare_status check_overlap(output *o)
 {
+    if (!o->model_dir)
+        return TARE_OK;
     if (!path_contains(o->dir, o->model_dir) && !path_contains(o->model_dir, o->dir))
         return TARE_OK;
     return TARE_FAIL(o->ctx, TARE_E_FOLDER,
@@ -66,12 +80,13 @@ static tare_status resolve(output *o, const char *path, char **out)
     return *out ? TARE_OK : TARE_E_MEMORY;
 }
 
-static tare_status add_folder(output *o, layout which, const char *sub)
+static tare_status add_folder(output *o, layout which, bool alone)
 {
     output_folder *f = &o->folders[o->num_folders++];
+    const char *sub = alone ? NULL : layout_folder_name(which);
     f->layout = which;
-    f->has_files = which == LAYOUT_ASCENDV1 || (o->options.save & SAVE_SAFE_TENSOR) != 0;
-    f->has_numpy = which != LAYOUT_ASCENDV1 && (o->options.save & SAVE_NUMPY) != 0;
+    f->has_files = which != LAYOUT_SAFE_TENSOR || (o->options.save & SAVE_SAFE_TENSOR) != 0;
+    f->has_numpy = which == LAYOUT_SAFE_TENSOR && (o->options.save & SAVE_NUMPY) != 0;
     f->dir = sub ? output_path(o, o->dir, sub) : o->dir;
     f->stage = sub ? output_path(o, o->stage, sub) : o->stage;
     return f->dir && f->stage ? TARE_OK : TARE_E_MEMORY;
@@ -79,13 +94,16 @@ static tare_status add_folder(output *o, layout which, const char *sub)
 
 static tare_status choose_folders(output *o)
 {
-    bool ascend = (o->options.save & SAVE_ASCENDV1) != 0;
-    bool other = (o->options.save & (SAVE_SAFE_TENSOR | SAVE_NUMPY)) != 0;
+    static const struct {
+        layout layout;
+        unsigned save;
+    } folders[OUTPUT_FOLDERS] = {{LAYOUT_ASCENDV1, SAVE_ASCENDV1},
+                                 {LAYOUT_SAFE_TENSOR, SAVE_SAFE_TENSOR | SAVE_NUMPY},
+                                 {LAYOUT_COMPRESSED_TENSORS, SAVE_COMPRESSED_TENSORS}};
     tare_status status = TARE_OK;
-    if (ascend)
-        TRY(add_folder(o, LAYOUT_ASCENDV1, other ? "ascendv1" : NULL));
-    if (other)
-        TRY(add_folder(o, LAYOUT_SAFE_TENSOR, ascend ? "safe_tensor" : NULL));
+    for (size_t i = 0; i < OUTPUT_FOLDERS; i++)
+        if (o->options.save & folders[i].save)
+            TRY(add_folder(o, folders[i].layout, (o->options.save & ~folders[i].save) == 0));
 done:
     return status;
 }
@@ -115,16 +133,17 @@ tare_status output_prepare_folders(output *o)
     char *work = NULL;
 
     TRY(resolve(o, o->options.dir, &o->dir));
-    TRY(resolve(o, o->options.model_dir, &o->model_dir));
+    if (o->options.model_dir)
+        TRY(resolve(o, o->options.model_dir, &o->model_dir));
     TRY(check_overlap(o));
     work = output_path(o, o->dir, WORK_FOLDER);
     o->stage = work ? output_path(o, work, "stage") : NULL;
     TRY(o->stage ? TARE_OK : TARE_E_MEMORY);
     TRY(choose_folders(o));
     if (o->num_folders == 1 || !o->options.overwrite)
-        TRY(check_contents(o, o->dir));
+        TRY(check_contents(o, o->dir, &o->folders[0].ours));
     for (size_t i = 0; i < o->num_folders && o->num_folders > 1; i++)
-        TRY(check_contents(o, o->folders[i].dir));
+        TRY(check_contents(o, o->folders[i].dir, &o->folders[i].ours));
 done:
     return status;
 }

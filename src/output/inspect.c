@@ -176,12 +176,7 @@ static size_t count_fallbacks(const vfolder *f)
         if (role_of_name(t->info.name, &length) != TENSOR_WEIGHT || t->info.rank != 2 ||
             verify_find_linear(f, t->info.name, length))
             continue;
-        for (size_t j = 0; j < f->arch->num_linears; j++) {
-            const char *name = f->arch->linears[j].name;
-            size_t tail = strlen(name);
-            count += length > tail && t->info.name[length - tail - 1] == '.' &&
-                     memcmp(t->info.name + length - tail, name, tail) == 0;
-        }
+        count += verify_linear_spec(f->arch, t->info.name, length) != NULL;
     }
     return count;
 }

@@ -12,6 +12,9 @@ static const char *const SUFFIXES[TENSOR_COUNT] = {
     [TENSOR_INPUT_OFFSET] = ".input_offset",
     [TENSOR_QUANT_BIAS] = ".quant_bias",
     [TENSOR_DEQ_SCALE] = ".deq_scale",
+    [TENSOR_INPUT_ZERO_POINT] = ".input_zero_point",
+    [TENSOR_WEIGHT_PACKED] = ".weight_packed",
+    [TENSOR_WEIGHT_SHAPE] = ".weight_shape",
 };
 
 static const char *const NPY_NAMES[NPY_FILES] = {
@@ -88,26 +91,56 @@ tare_dtype layout_scale_dtype(layout which, const numerics *num)
     return which == LAYOUT_ASCENDV1 && !num->compat ? TARE_F32 : num->dtype;
 }
 
+/* Which tensors a linear has there, whatever their form. */
+static bool has_tensor(layout which, const linear_form *linear, tensor_role role)
+{
+    bool compressed = which == LAYOUT_COMPRESSED_TENSORS;
+    bool alone = linear->scheme == LINEAR_W8A16; /* weights alone */
+    switch (role) {
+    case TENSOR_WEIGHT:
+        return !(compressed && alone);
+    case TENSOR_BIAS:
+        return linear->has_bias;
+    case TENSOR_WEIGHT_SCALE:
+        return true;
+    case TENSOR_WEIGHT_OFFSET:
+        return !compressed;
+    case TENSOR_INPUT_SCALE:
+        return !alone;
+    case TENSOR_INPUT_OFFSET:
+    case TENSOR_QUANT_BIAS:
+    case TENSOR_DEQ_SCALE:
+        return !compressed && !alone;
+    case TENSOR_INPUT_ZERO_POINT:
+        return compressed && !alone;
+    case TENSOR_WEIGHT_PACKED:
+    case TENSOR_WEIGHT_SHAPE:
+        return compressed && alone;
+    default:
+        return false;
+    }
+}
+
+size_t packed_words(size_t k)
+{
+    return k / 4 + (k % 4 != 0);
+}
+
 bool linear_tensor(layout which, const numerics *num, const linear_form *linear, tensor_role role,
                    tensor_info *out)
 {
     tare_dtype scale = layout_scale_dtype(which, num);
     tare_dtype act = num->compat ? linear->act_dtype : scale;
-    /* Engines assert [N,1] and [N], so ascendv1 repeats a single scale. */
-    bool single = linear->per_tensor && which != LAYOUT_ASCENDV1;
-    bool of_activations = role == TENSOR_INPUT_SCALE || role == TENSOR_INPUT_OFFSET ||
-                          role == TENSOR_QUANT_BIAS || role == TENSOR_DEQ_SCALE;
+    /* Engines assert [N,1] and [N], so a single scale is repeated where they load the file. */
+    bool single = linear->per_tensor && (which == LAYOUT_SAFE_TENSOR || which == LAYOUT_NUMPY);
 
-    if (of_activations && linear->scheme == LINEAR_W8A16)
+    if (!has_tensor(which, linear, role))
         return false;
-
     switch (role) {
     case TENSOR_WEIGHT:
         set_shape(out, TARE_I8, 2, linear->n, linear->k);
         break;
     case TENSOR_BIAS:
-        if (!linear->has_bias)
-            return false;
         set_shape(out, linear->bias_dtype, 1, linear->n, 0);
         break;
     case TENSOR_WEIGHT_SCALE:
@@ -124,8 +157,15 @@ bool linear_tensor(layout which, const numerics *num, const linear_form *linear,
     case TENSOR_DEQ_SCALE:
         set_shape(out, deq_scale_dtype(num->dtype), 1, single ? 1 : linear->n, 0);
         break;
-    default:
-        return false;
+    case TENSOR_INPUT_ZERO_POINT:
+        set_shape(out, TARE_I8, 1, 1, 0);
+        break;
+    case TENSOR_WEIGHT_PACKED:
+        set_shape(out, TARE_I32, 2, linear->n, packed_words(linear->k));
+        break;
+    default: /* TENSOR_WEIGHT_SHAPE */
+        set_shape(out, TARE_I64, 1, 2, 0);
+        break;
     }
     if (which == LAYOUT_NUMPY)
         out->dtype = numpy_dtype(out->dtype);
@@ -168,8 +208,29 @@ static char *lower_case(arena *a, const char *text)
     return copy;
 }
 
+bool layout_is_model_file(const char *name)
+{
+    return strcmp(name, "model.safetensors") == 0 ||
+           strcmp(name, "model.safetensors.index.json") == 0 ||
+           pattern_match("model-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].safetensors",
+                         name);
+}
+
+const char *layout_folder_name(layout which)
+{
+    static const char *const NAMES[LAYOUT_COUNT] = {
+        [LAYOUT_ASCENDV1] = "ascendv1",
+        [LAYOUT_SAFE_TENSOR] = "safe_tensor",
+        [LAYOUT_NUMPY] = "safe_tensor",
+        [LAYOUT_COMPRESSED_TENSORS] = "compressed-tensors",
+    };
+    return NAMES[which];
+}
+
 char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quant_type)
 {
+    if (which == LAYOUT_COMPRESSED_TENSORS)
+        return arena_printf(a, "model");
     if (which == LAYOUT_ASCENDV1 && !compat)
         return arena_printf(a, "quant_model_weights");
     char *type = lower_case(a, quant_type);
@@ -191,8 +252,10 @@ char *layout_shard_name(arena *a, const char *prefix, size_t number, size_t of)
     return arena_printf(a, "%s-%05zu-of-%05zu.safetensors", prefix, number, of);
 }
 
-bool layout_owns_file(const char *name)
+bool layout_owns_file(const char *name, bool by_tare)
 {
+    if (layout_is_model_file(name) || strcmp(name, "config.json") == 0)
+        return by_tare;
     if (str_starts_with(name, "quant_model_weight"))
         return str_ends_with(name, ".safetensors") ||
                str_ends_with(name, ".safetensors.index.json");

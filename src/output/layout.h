@@ -7,7 +7,13 @@
 #include "file/safetensors.h"
 #include "quantize/scheme.h"
 
-typedef enum layout { LAYOUT_ASCENDV1, LAYOUT_SAFE_TENSOR, LAYOUT_NUMPY, LAYOUT_COUNT } layout;
+typedef enum layout {
+    LAYOUT_ASCENDV1,
+    LAYOUT_SAFE_TENSOR,
+    LAYOUT_NUMPY,
+    LAYOUT_COMPRESSED_TENSORS,
+    LAYOUT_COUNT
+} layout;
 
 /* What a tensor is to its linear; the order is that of the description (section 10.2). */
 typedef enum tensor_role {
@@ -19,6 +25,10 @@ typedef enum tensor_role {
     TENSOR_INPUT_OFFSET,
     TENSOR_QUANT_BIAS,
     TENSOR_DEQ_SCALE,
+    /* of compressed-tensors alone (section 7) */
+    TENSOR_INPUT_ZERO_POINT,
+    TENSOR_WEIGHT_PACKED,
+    TENSOR_WEIGHT_SHAPE,
     TENSOR_COUNT,
     TENSOR_FLOAT = TENSOR_COUNT /* a tensor on its own */
 } tensor_role;
@@ -50,10 +60,13 @@ typedef struct linear_form {
     tare_dtype bias_dtype;
 } linear_form;
 
-/* dtype and shape of one tensor of a quantized linear (section 4.1); name, offset and bytes stay as
- * they are. False: this linear has no such tensor. */
+/* dtype and shape of one tensor of a quantized linear (sections 4.1 and 7); name, offset and bytes
+ * stay as they are. False: this linear has no such tensor. */
 bool linear_tensor(layout which, const numerics *num, const linear_form *linear, tensor_role role,
                    tensor_info *out);
+/* 32-bit words of a row of `k` 8-bit integers in TENSOR_WEIGHT_PACKED: value + 128 in a byte each,
+ * the first one lowest, what is left of the last word 0. */
+size_t packed_words(size_t k);
 /* dtype of scales: that of S; in ascendv1 FP32 (but for compat). */
 tare_dtype layout_scale_dtype(layout which, const numerics *num);
 
@@ -73,6 +86,9 @@ tare_dtype deq_scale_dtype(tare_dtype serving);
 /* numpy has no bfloat16. */
 tare_dtype numpy_dtype(tare_dtype dtype);
 
+/* Where a layout goes when several do not fit in one folder: "ascendv1", …; safe_tensor and numpy
+ * share theirs. */
+const char *layout_folder_name(layout which);
 /* Names of files; in `arena`, NULL when out of memory. `quant_type` as in the description ("W8A8").
  */
 char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quant_type);
@@ -80,9 +96,12 @@ char *layout_description_name(arena *a, layout which, const char *quant_type);
 /* "<prefix>.safetensors", or with `of` > 0 "<prefix>-00001-of-00002.safetensors" (`number` from 1).
  */
 char *layout_shard_name(arena *a, const char *prefix, size_t number, size_t of);
+/* "model.safetensors", its shards and their index: the names of any checkpoint. */
+bool layout_is_model_file(const char *name);
 /* Is this file a weight file, index, description, npy file or run record that tare may have
- * written? */
-bool layout_owns_file(const char *name);
+ * written? `by_tare`: something else in its folder says that tare wrote there, without which
+ * model.safetensors and config.json are somebody's checkpoint. */
+bool layout_owns_file(const char *name, bool by_tare);
 
 typedef enum npy_file {
     NPY_QUANT_WEIGHT,

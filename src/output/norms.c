@@ -16,6 +16,7 @@ tare_status output_declare_norm(output *o, const tensor_info *weight, norm_kind 
     u->tensor = *weight;
     u->tensor.name = u->name;
     u->norm = kind;
+    o->shifts_norms |= kind == NORM_SHIFTED;
 done:
     return status;
 }
@@ -24,7 +25,9 @@ size_t output_expand_norm(const output *o, const output_folder *f, const output_
                           planned_tensor *tensors)
 {
     bool ascend = f->layout == LAYOUT_ASCENDV1, wrapped = u->norm != NORM_PLAIN;
-    bool bias = ascend && !o->options.num.compat ? u->norm == NORM_SHIFTED : wrapped;
+    bool bias = f->layout == LAYOUT_COMPRESSED_TENSORS ? false
+                : ascend && !o->options.num.compat     ? u->norm == NORM_SHIFTED
+                                                       : wrapped;
     size_t count = bias ? (ascend ? 2 : 4) : 1;
     for (size_t i = 0; tensors && i < count; i++) {
         bool copy = i >= 2;
@@ -61,6 +64,8 @@ tare_status output_write_norm(output *o, const char *weight_name, const void *we
             TRY(output_write_tensor(o, f, t, 0, data, t->info.bytes));
         }
     }
+    if (o->options.tape)
+        TRY(output_tape_norm(o, u, weight, bias));
     u->complete = true;
 done:
     mem_free(o->ctx, zeros);

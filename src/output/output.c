@@ -4,10 +4,11 @@
 #include <string.h>
 
 #include "output/output_internal.h"
+#include "output/tape.h"
 
 #define GIB ((uint64_t)1 << 30)
 
-enum { ASCENDV1_PART_GIB = 4 };
+enum { ENGINE_PART_GIB = 4 }; /* of layouts that engines load */
 
 bool output_save_type(const char *name, unsigned *bit)
 {
@@ -17,6 +18,8 @@ bool output_save_type(const char *name, unsigned *bit)
         *bit = SAVE_SAFE_TENSOR;
     else if (strcmp(name, "numpy") == 0)
         *bit = SAVE_NUMPY;
+    else if (strcmp(name, "compressed-tensors") == 0)
+        *bit = SAVE_COMPRESSED_TENSORS;
     else
         return false;
     return true;
@@ -66,11 +69,12 @@ tare_status output_open(tare_context *ctx, const output_options *options, output
     strmap_init(&o->floats, ctx);
     strmap_init(&o->linears, ctx);
     buffer_init(&o->new_biases, ctx);
-    if (!(options->save & (SAVE_ASCENDV1 | SAVE_SAFE_TENSOR | SAVE_NUMPY)))
+    if (!options->tape && !(options->save & ((1u << SAVE_TYPES) - 1)))
         TRY(TARE_FAIL(ctx, TARE_E_USAGE, "no save type was given"));
     o->quant_type = arena_strndup(&o->arena, options->quant_type, strlen(options->quant_type));
     TRY(o->quant_type ? TARE_OK : TARE_E_MEMORY);
-    TRY(output_prepare_folders(o));
+    if (!options->tape)
+        TRY(output_prepare_folders(o));
     *out = o;
     o = NULL;
 done:
@@ -132,6 +136,7 @@ static tare_status declare_linear(output *o, const char *module, const linear_fo
     u->linear = *form;
     u->linear.has_bias = bias != NULL;
     u->linear.bias_dtype = bias ? bias->dtype : TARE_F32;
+    u->is_head = is_head;
     o->num_linears++;
     o->head_quantized |= is_head;
 done:
@@ -156,23 +161,45 @@ tare_status output_declare_w8a16(output *o, const char *module, size_t n, size_t
 tare_status output_declare_new_bias(output *o, const tensor_info *bias)
 {
     size_t length = strlen(bias->name);
-    if (o->options.save & SAVE_ASCENDV1)
+    if (o->options.save & (SAVE_ASCENDV1 | SAVE_COMPRESSED_TENSORS))
         buffer_printf(&o->new_biases, "%s%.*s", o->new_biases.length ? ", " : "",
                       (int)(length > 5 ? length - 5 : length), bias->name);
     tare_status status = o->new_biases.status;
-    return status == TARE_OK ? output_declare_float(o, bias) : status;
+    TRY(status);
+    TRY(output_declare_float(o, bias));
+    o->units[o->num_units - 1].new_bias = true;
+done:
+    return status;
 }
 
+tare_status output_declare_float_linear(output *o, const char *module)
+{
+    const char *copy = arena_strndup(&o->arena, module, strlen(module));
+    if (!copy)
+        return TARE_E_MEMORY;
+    tare_status status = mem_grow(o->ctx, (void **)&o->float_linears, &o->float_linears_capacity,
+                                  o->num_float_linears + 1, sizeof *o->float_linears);
+    if (status == TARE_OK)
+        o->float_linears[o->num_float_linears++] = copy;
+    return status;
+}
+
+/* What a layout has no place for, and engines would drop. */
 static tare_status refuse_new_biases(const output *o)
 {
+    if ((o->options.save & SAVE_COMPRESSED_TENSORS) && o->shifts_norms)
+        return TARE_FAIL(o->ctx, TARE_E_USAGE,
+                         "compressed-tensors cannot hold the biases that anti_outlier's shift "
+                         "gives to norms and linears (engines drop them); choose another "
+                         "anti_method or another save type");
     if (o->new_biases.length == 0)
         return TARE_OK;
     return TARE_FAIL(
         o->ctx, TARE_E_USAGE,
-        "ascendv1 cannot hold the bias that anti_outlier's shift gives to float linears "
+        "%s cannot hold the bias that anti_outlier's shift gives to float linears "
         "(engines drop it): %.1500s; choose another anti_method, quantize them, or save "
         "as safe_tensor",
-        o->new_biases.data);
+        o->options.save & SAVE_ASCENDV1 ? "ascendv1" : "compressed-tensors", o->new_biases.data);
 }
 
 /* Size of the npy files, whose float tensors are as wide as float32. */
@@ -209,7 +236,7 @@ static void sharding(const output *o, const output_folder *f, uint64_t *limit, b
 {
     int gib = o->options.part_file_size;
     if (gib < 0)
-        gib = f->layout == LAYOUT_ASCENDV1 && !o->options.num.compat ? ASCENDV1_PART_GIB : 0;
+        gib = f->layout != LAYOUT_SAFE_TENSOR && !o->options.num.compat ? ENGINE_PART_GIB : 0;
     *limit = (uint64_t)gib * GIB;
     *sharded = gib > 0;
 }
@@ -224,6 +251,11 @@ tare_status output_begin(output *o)
         o->quant_type = "FLOAT";
     TRY(refuse_new_biases(o));
     TRY(output_settle_fa(o));
+    if (o->options.tape) {
+        TRY(output_tape_begin(o));
+        o->begun = true;
+        goto done;
+    }
     for (size_t i = 0; i < o->num_folders; i++) {
         uint64_t limit;
         bool sharded;
@@ -264,6 +296,11 @@ static tare_status stage_folder(output *o, output_folder *f, const char *run_jso
     TRY(output_close_files(o, f));
     TRY(output_stage_index(o, f));
     TRY(output_copy_files(o, f));
+    if (f->layout == LAYOUT_COMPRESSED_TENSORS) {
+        TRY(output_stage_text(o, f, "tare_run.json", run_json, strlen(run_json)));
+        TRY(output_stage_config(o, f));
+        return TARE_OK;
+    }
     TRY(output_stage_config(o, f));
     TRY(output_stage_text(o, f, "tare_run.json", run_json, strlen(run_json)));
     TRY(output_stage_description(o, f));
@@ -291,6 +328,8 @@ static tare_status verify_stage(output *o)
     tare_verify_options_init(&options);
     options.dir = o->stage;
     options.compat = o->options.num.compat ? "msmodelslim" : NULL;
+    options.safetensors_name = o->options.safetensors_name;
+    options.json_name = o->options.json_name;
     options.finding = keep_first_failure;
     options.user = &first;
     tare_status status = tare_verify(o->ctx, &options, &result);
@@ -305,6 +344,12 @@ tare_status output_finish(output *o, const char *run_json, uint64_t *bytes)
 {
     tare_status status = TARE_OK;
     TRY(check_complete(o));
+    if (o->options.tape) {
+        TRY(output_tape_finish(o));
+        if (bytes)
+            *bytes = output_tape_bytes(o->options.tape);
+        goto done;
+    }
     for (size_t i = 0; i < o->num_folders; i++)
         TRY(stage_folder(o, &o->folders[i], run_json));
     if (o->options.verify)
@@ -330,6 +375,7 @@ void output_free(output *o)
     mem_free(o->ctx, o->saved.complete);
     mem_free(o->ctx, o->saved.ranges);
     mem_free(o->ctx, o->units);
+    mem_free(o->ctx, o->float_linears);
     strmap_free(&o->floats);
     strmap_free(&o->linears);
     buffer_free(&o->new_biases);
@@ -348,7 +394,8 @@ enum {
 
 static size_t folder_count(unsigned save)
 {
-    return (save & SAVE_ASCENDV1 ? 1u : 0u) + (save & (SAVE_SAFE_TENSOR | SAVE_NUMPY) ? 1u : 0u);
+    return (save & SAVE_ASCENDV1 ? 1u : 0u) + (save & (SAVE_SAFE_TENSOR | SAVE_NUMPY) ? 1u : 0u) +
+           (save & SAVE_COMPRESSED_TENSORS ? 1u : 0u);
 }
 
 /* Tables that grow by doubling hold up to three times what they need while they grow. */
@@ -364,6 +411,13 @@ size_t output_state_bytes(size_t tensors, unsigned save)
 size_t output_write_bytes(size_t n)
 {
     return mem_array_bytes(n, sizeof(int64_t)) + mem_array_bytes(32768, sizeof(float));
+}
+
+size_t output_rows_bytes(size_t rows, size_t k, unsigned save)
+{
+    return save & SAVE_COMPRESSED_TENSORS
+               ? mem_array_bytes(rows * packed_words(k), sizeof(uint32_t))
+               : 0;
 }
 
 size_t output_finish_bytes(size_t tensors, size_t n)

@@ -1,5 +1,5 @@
-/* Writing an output: the save types ascendv1, safe_tensor and numpy from one stream of tensors
- * (specification: spec/output_formats.md). The life of an output:
+/* Writing an output: the save types ascendv1, safe_tensor, numpy and compressed-tensors from one
+ * stream of tensors (specification: spec/output_formats.md). The life of an output:
  *
  *   output_open       checks the folder (TARE_E_FOLDER)
  *   output_declare_*  once for every tensor that will be written, in model order: the shards are
@@ -11,9 +11,9 @@
  * renames, the description last output_free       in any case; without a successful finish (or
  * output_keep) nothing stays in the folder
  *
- * One folder needed (any of: ascendv1; safe_tensor and/or numpy): it is `dir`; more: dir/ascendv1
- * and dir/safe_tensor. With `overwrite`, an earlier output's files go at the end of
- * output_finish, its description first. */
+ * One folder needed (any of: ascendv1; safe_tensor and/or numpy; compressed-tensors): it is `dir`;
+ * more: dir/ascendv1, dir/safe_tensor and dir/compressed-tensors. With `overwrite`, an earlier
+ * output's files go at the end of output_finish, its description first. */
 #ifndef TARE_OUTPUT_OUTPUT_H
 #define TARE_OUTPUT_OUTPUT_H
 
@@ -22,13 +22,27 @@
 #include "quantize/fa3.h"
 #include "quantize/scheme.h"
 
-enum { SAVE_ASCENDV1 = 1, SAVE_SAFE_TENSOR = 2, SAVE_NUMPY = 4 };
+enum {
+    SAVE_ASCENDV1 = 1,
+    SAVE_SAFE_TENSOR = 2,
+    SAVE_NUMPY = 4,
+    SAVE_COMPRESSED_TENSORS = 8,
+    SAVE_TYPES = 4 /* how many bits */
+};
+
+typedef struct output_tape output_tape;
 
 typedef struct output_options {
-    const char *dir, *model_dir;
-    unsigned save;      /* SAVE_* bits, at least one */
-    int part_file_size; /* GiB; 0: one file; -1: the save type's default (ascendv1 4, others one
-                           file) */
+    const char *dir;
+    output_tape *tape;       /* instead of dir and save: everything is kept there (tape.h) */
+    const char *model_dir;   /* of what is copied beside the weights; NULL: nothing is */
+    const char *config_json; /* text of the model's config.json; NULL: that in model_dir */
+    unsigned save;           /* SAVE_* bits, at least one */
+    int part_file_size;      /* GiB; 0: one file; -1: the save type's default (ascendv1 and
+                                compressed-tensors 4, others one file) */
+    /* Names that the safe_tensor layout goes by instead of its own (a shard: with its number before
+     * the ending); NULL: its own. */
+    const char *safetensors_name, *json_name;
     numerics num;
     bool dtype_given; /* the recipe names a dtype: config.json's torch_dtype is set to num.dtype */
     const char *quant_type; /* "W8A8", "W8A16" */
@@ -46,7 +60,7 @@ typedef struct output_options {
 
 typedef struct output output;
 
-/* Parses "ascendv1", "ascendV1", "safe_tensor", "numpy"; false if unknown. */
+/* Parses "ascendv1", "ascendV1", "safe_tensor", "numpy", "compressed-tensors"; false if unknown. */
 bool output_save_type(const char *name, unsigned *bit);
 
 tare_status output_open(tare_context *ctx, const output_options *options, output **out);
@@ -63,8 +77,13 @@ tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t 
 tare_status output_declare_w8a16(output *o, const char *module, size_t n, size_t k, bool per_tensor,
                                  const tensor_info *bias, bool is_head);
 
+/* A linear that stays float, beside the declaration of its tensors (a tied head has none):
+ * compressed-tensors names it in config.json. */
+tare_status output_declare_float_linear(output *o, const char *module);
+
 /* What outlier suppression does to norms (section 4.2). Ascend's layout has a bias only with
- * NORM_SHIFTED (compat: with both), and then for every norm, as engines give every norm a slot. */
+ * NORM_SHIFTED (compat: with both), and then for every norm, as engines give every norm a slot.
+ * compressed-tensors has none: with NORM_SHIFTED output_begin fails with TARE_E_USAGE. */
 typedef enum norm_kind {
     NORM_PLAIN,   /* none, or m6: the weight alone */
     NORM_WRAPPED, /* m1 to m5 without shift: biases are zero */
@@ -73,12 +92,13 @@ typedef enum norm_kind {
 
 /* A norm by its weight, which is named "<norm>.weight" and stored as in the source. */
 tare_status output_declare_norm(output *o, const tensor_info *weight, norm_kind kind);
-/* The bias that a shift creates on a FLOAT linear whose architecture has none. With ascendv1
- * output_begin then fails with TARE_E_USAGE and names these linears: engines drop such a bias. (On
- * a W8A8 linear it is an ordinary bias.) */
+/* The bias that a shift creates on a FLOAT linear whose architecture has none. With ascendv1 and
+ * compressed-tensors output_begin then fails with TARE_E_USAGE and names these linears: engines
+ * drop such a bias. (On a W8A8 linear it is an ordinary bias.) */
 tare_status output_declare_new_bias(output *o, const tensor_info *bias);
 /* The FA tensors of an attention module, directly before its first linear; heads of q, k and v.
- * With fa_amp > 0 all modules must have the same heads. */
+ * With fa_amp > 0 all modules must have the same heads. TARE_E_USAGE with compressed-tensors, which
+ * has no such tensors. */
 tare_status output_declare_fa(output *o, const char *module, const size_t heads[FA_KINDS]);
 tare_status output_begin(output *o);
 /* Bytes [offset, offset+size) of a declared FLOAT tensor, in its own dtype. Ranges come in
@@ -127,6 +147,8 @@ void output_free(output *o);
  * verification of linears of up to `n` rows included. */
 size_t output_state_bytes(size_t tensors, unsigned save);
 size_t output_write_bytes(size_t n);
+/* And, beside that, of writing `rows` rows of `k` integers of a W8A16 linear. */
+size_t output_rows_bytes(size_t rows, size_t k, unsigned save);
 size_t output_finish_bytes(size_t tensors, size_t n);
 
 #endif

@@ -9,6 +9,9 @@
 #include "output/layout.h"
 #include "output/output.h"
 
+/* ascendv1; safe_tensor and numpy; compressed-tensors */
+enum { OUTPUT_FOLDERS = 3 };
+
 typedef enum unit_kind { UNIT_FLOAT, UNIT_LINEAR, UNIT_NORM, UNIT_FA } unit_kind;
 
 /* What is declared at a time, in the order of declaration. */
@@ -19,9 +22,11 @@ typedef struct output_unit {
     linear_form linear;
     norm_kind norm;
     size_t heads[FA_KINDS];
+    bool is_head;     /* a linear: lm_head */
+    bool new_bias;    /* FLOAT: declared as such */
     uint64_t written; /* FLOAT: bytes so far; W8A16: rows */
     bool complete;
-    size_t first[2]; /* its first planned tensor in each folder */
+    size_t first[OUTPUT_FOLDERS]; /* its first planned tensor in each folder */
 } output_unit;
 
 typedef struct planned_tensor {
@@ -48,11 +53,12 @@ typedef struct weight_file {
     safetensors_writer *writer; /* NULL before begin and once complete */
 } weight_file;
 
-/* One folder with safetensors (ascendv1 or safe_tensor), npy files, or both. */
+/* One folder with safetensors files, npy files, or both. */
 typedef struct output_folder {
-    layout layout;  /* of the safetensors files: LAYOUT_ASCENDV1 or LAYOUT_SAFE_TENSOR */
+    layout layout;  /* of the safetensors files; never LAYOUT_NUMPY */
     bool has_files; /* false: npy files alone */
     bool has_numpy;
+    bool ours; /* what it holds was written by tare */
     char *dir, *stage;
 
     planned_tensor *tensors;
@@ -91,17 +97,20 @@ struct output {
     tare_context *ctx;
     arena arena;
     output_options options;
-    char *dir, *stage, *model_dir; /* real paths */
+    char *dir, *stage, *model_dir; /* real paths; model_dir NULL: there is none */
     bool made_dir, staged, begun, head_quantized, numpy_widened;
     size_t num_linears;
     size_t num_fa, fa_kept, fa_written; /* modules declared, that will have tensors, written */
     buffer new_biases;                  /* names of the linears, for a refusal */
-    const char *quant_type;             /* "FLOAT" if nothing is quantized */
+    bool shifts_norms;                  /* a norm has a bias */
+    const char **float_linears;         /* names; mem_free */
+    size_t num_float_linears, float_linears_capacity;
+    const char *quant_type; /* "FLOAT" if nothing is quantized */
 
     output_unit *units; /* mem_free */
     size_t num_units, units_capacity;
     strmap floats, linears;
-    output_folder folders[2];
+    output_folder folders[OUTPUT_FOLDERS];
     size_t num_folders;
 
     bool keep;           /* the stage outlives this handle */
@@ -172,9 +181,32 @@ tare_status output_stage_description(output *o, output_folder *f);
 
 /* config_json.c: the edited config.json (section 1.2). */
 tare_status output_stage_config(output *o, output_folder *f);
+/* compressed_config.c: the quantization_config of section 7, in `a`. */
+tare_status output_quantization_config(output *o, arena *a, const value **out);
 
 /* copy_files.c: everything that is copied; one warning lists what is left out. */
 tare_status output_copy_files(output *o, output_folder *f);
+
+/* tape.c: keeps the calls of an output with options.tape. */
+tare_status output_tape_begin(output *o);
+tare_status output_tape_float(output *o, const output_unit *u, uint64_t offset, const void *data,
+                              size_t size);
+tare_status output_tape_norm(output *o, const output_unit *u, const void *weight,
+                             const float *bias);
+tare_status output_tape_w8a8(output *o, const output_unit *u, const quantized_weight *w,
+                             const act_params *act, const float *deq_scale,
+                             const int32_t *quant_bias, const void *bias);
+tare_status output_tape_w8a16(output *o, const output_unit *u, size_t first, size_t count,
+                              const weight_codes *codes, const void *bias);
+tare_status output_tape_fa(output *o, const output_unit *u, const float *const scales[FA_KINDS]);
+tare_status output_tape_finish(output *o);
+
+/* layout.c's names, or those that the options give the safe_tensor layout. In the arena. */
+char *output_weight_prefix(output *o, layout which);
+char *output_description_name(output *o, layout which);
+/* layout_owns_file, with those names. */
+bool output_owns_file(const output *o, const char *name, bool by_tare);
+bool output_is_description(const output *o, const char *name);
 
 /* verify_read.c: accounted bytes, at most, of the numbers of a linear with `n` rows. */
 size_t verify_numbers_bytes(size_t n);

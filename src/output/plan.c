@@ -171,7 +171,7 @@ tare_status output_plan_folder(output *o, output_folder *f, uint64_t limit, bool
     TRY(expand(o, f));
     TRY(output_make_slots(o, f));
     f->sharded = sharded;
-    f->prefix = layout_weight_prefix(&o->arena, f->layout, o->options.num.compat, o->quant_type);
+    f->prefix = output_weight_prefix(o, f->layout);
     TRY(f->prefix ? TARE_OK : TARE_E_MEMORY);
     TRY(assign_files(o, f, limit));
     f->files = arena_calloc(&o->arena, f->num_files, sizeof *f->files);

@@ -1,5 +1,6 @@
 /* From the stage to the final names. A folder that has a description is complete at every moment:
- * with --overwrite the old description goes first, the new one comes last. */
+ * with --overwrite the old description goes first, the new one comes last.
+ * (compressed-tensors has none; there it is config.json.) */
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -20,14 +21,20 @@ static tare_status remove_file(output *o, const char *dir, const char *name)
     return status;
 }
 
-static bool is_description(const char *name)
+/* What says that a folder is complete: the description, or config.json where there is none. */
+enum { PLAIN_FILE, CONFIG_FILE, DESCRIPTION_FILE };
+
+static int kind_of_file(const char *name)
 {
-    return str_starts_with(name, "quant_model_description");
+    if (str_starts_with(name, "quant_model_description"))
+        return DESCRIPTION_FILE;
+    return strcmp(name, "config.json") == 0 ? CONFIG_FILE : PLAIN_FILE;
 }
 
 /* Removes an earlier output's own files: its description, and when that is on disk the rest. */
-static tare_status remove_old(output *o, const char *dir)
+static tare_status remove_old(output *o, const output_folder *f)
 {
+    const char *dir = f->dir;
     char **names = NULL;
     size_t count = 0;
     tare_status status = TARE_OK;
@@ -35,7 +42,9 @@ static tare_status remove_old(output *o, const char *dir)
     TRY(folder_list(o->ctx, dir, &names, &count));
     for (int pass = 0; pass < 2; pass++) {
         for (size_t i = 0; i < count; i++)
-            if (layout_owns_file(names[i]) && is_description(names[i]) == (pass == 0))
+            if (output_owns_file(o, names[i], f->ours) &&
+                (kind_of_file(names[i]) != PLAIN_FILE || output_is_description(o, names[i])) ==
+                    (pass == 0))
                 TRY(remove_file(o, dir, names[i]));
         TRY(folder_sync(o->ctx, dir));
     }
@@ -96,7 +105,7 @@ tare_status output_publish(output *o)
     tare_status status = TARE_OK;
     for (size_t i = 0; i < o->num_folders; i++) {
         if (o->options.overwrite && path_exists(o->folders[i].dir))
-            TRY(remove_old(o, o->folders[i].dir));
+            TRY(remove_old(o, &o->folders[i]));
     }
     if (o->options.before_publish)
         TRY(o->options.before_publish(o->options.user));
@@ -133,9 +142,9 @@ tare_status output_publish_rest(tare_context *ctx, const char *stage, const char
     tare_status status = TARE_OK;
     TRY(folder_create(ctx, dir));
     TRY(folder_list(ctx, stage, &names, &count));
-    for (int last = 0; last < 2; last++) {
+    for (int kind = PLAIN_FILE; kind <= DESCRIPTION_FILE; kind++) {
         for (size_t i = 0; i < count; i++)
-            if (is_description(names[i]) == (last == 1))
+            if (kind_of_file(names[i]) == kind)
                 TRY(move_file(ctx, stage, dir, names[i]));
         TRY(folder_sync(ctx, dir));
     }

@@ -4,9 +4,16 @@
 #include <string.h>
 
 #include "base/progress.h"
+#include "file/json.h"
 #include "output/verify_internal.h"
 
-enum { A = 1 << LAYOUT_ASCENDV1, S = 1 << LAYOUT_SAFE_TENSOR, N = 1 << LAYOUT_NUMPY };
+enum {
+    A = 1 << LAYOUT_ASCENDV1,
+    S = 1 << LAYOUT_SAFE_TENSOR,
+    N = 1 << LAYOUT_NUMPY,
+    C = 1 << LAYOUT_COMPRESSED_TENSORS
+};
+enum { CONFIG_MAX_BYTES = 16 << 20 };
 enum { NEEDS_TENSORS = 1, NEEDS_BASE = 2 };
 
 typedef struct verify_rule {
@@ -17,30 +24,34 @@ typedef struct verify_rule {
 } verify_rule;
 
 static const verify_rule RULES[] = {
-    {1, A | S | N, 0, rule_containers, NULL},
-    {2, A | S, 0, rule_shards, NULL},
+    {1, A | S | N | C, 0, rule_containers, NULL},
+    {2, A | S | C, 0, rule_shards, NULL},
     {3, A | S, 0, rule_description, NULL},
     {4, A | S, NEEDS_TENSORS, rule_keys, NULL},
     {5, A | S, NEEDS_TENSORS, rule_types, NULL},
     {6, A | S | N, NEEDS_TENSORS, rule_linear_tensors, NULL},
+    {23, C, 0, rule_compressed_config, NULL},
+    {23, C, NEEDS_TENSORS, rule_compressed_linears, NULL},
     {7, A | S | N, NEEDS_TENSORS, rule_deq_dtype, rule_deq_bits},
-    {8, A | S | N, NEEDS_TENSORS, NULL, rule_scales},
-    {9, A | S | N, NEEDS_TENSORS, NULL, rule_offsets},
+    {8, A | S | N | C, NEEDS_TENSORS, NULL, rule_scales},
+    {9, A | S | N | C, NEEDS_TENSORS, NULL, rule_offsets},
     {10, A | S | N, NEEDS_TENSORS, NULL, rule_deq_product},
     {11, A | S | N, NEEDS_TENSORS, NULL, rule_quant_bias},
     {12, A | S | N, NEEDS_TENSORS, NULL, rule_integer_range},
-    {13, A | S, NEEDS_TENSORS, rule_fused, NULL},
+    {13, A | S | C, NEEDS_TENSORS, rule_fused, NULL},
     {14, A | S, NEEDS_TENSORS | NEEDS_BASE, rule_base_tensors, NULL},
-    {15, A | S, NEEDS_TENSORS | NEEDS_BASE, NULL, rule_base_distance},
+    {15, A | S | C, NEEDS_TENSORS | NEEDS_BASE, NULL, rule_base_distance},
     {16, A, NEEDS_TENSORS, rule_norms_ascend, NULL},
     {17, S, NEEDS_TENSORS, rule_norms_module, NULL},
+    {18, A | S, NEEDS_TENSORS, rule_kv, NULL},
     {19, A | S, NEEDS_TENSORS, rule_fa, NULL},
     {20, A | S, 0, rule_kv_or_fa, NULL},
     {21, A, 0, rule_config_ascend, NULL},
     {22, S, 0, rule_config_quantize, NULL},
-    {25, A | S, NEEDS_BASE, rule_base_files, NULL},
+    {24, A | C, NEEDS_TENSORS, rule_experts, NULL},
+    {25, A | S | C, NEEDS_BASE, rule_base_files, NULL},
     {26, N, NEEDS_TENSORS, rule_npy_keys, NULL},
-    {27, A | S | N, NEEDS_TENSORS, rule_layouts_agree, NULL},
+    {27, A | S | N | C, NEEDS_TENSORS, rule_layouts_agree, NULL},
     {28, A, NEEDS_TENSORS, rule_new_biases, NULL},
     {29, A, NEEDS_TENSORS, rule_prefixes, NULL},
 };
@@ -82,15 +93,56 @@ void verify_warn(verify *v, int rule, const char *tensor, const char *expected, 
 
 /* ---- which layouts ---- */
 
-/* Layouts whose files are among the names, as a set of A, S, N. */
-static unsigned recognise(char *const *names, size_t count)
+/* A checkpoint is tare's if tare left its record beside it, and anybody's compressed-tensors if
+ * config.json says so. */
+static tare_status is_compressed(tare_context *ctx, const char *dir, char *const *names,
+                                 size_t count, bool *out)
+{
+    const value *config = NULL;
+    bool weights = false;
+    tare_status status = TARE_OK;
+    char *path = NULL;
+    arena a;
+    arena_init(&a, ctx);
+    *out = false;
+    for (size_t i = 0; i < count; i++) {
+        weights |= layout_is_model_file(names[i]);
+        *out |= strcmp(names[i], "tare_run.json") == 0;
+    }
+    *out &= weights;
+    if (*out || !weights)
+        goto done;
+    path = path_join(ctx, dir, "config.json");
+    TRY(path ? TARE_OK : TARE_E_MEMORY);
+    status = json_parse_file(ctx, &a, path, CONFIG_MAX_BYTES, &config);
+    if (status == TARE_E_FORMAT || status == TARE_E_IO)
+        status = TARE_OK; /* it says nothing */
+    const value *method = value_get(value_get(config, "quantization_config"), "quant_method");
+    *out = method && method->type == VALUE_STRING &&
+           strcmp(method->text, "compressed-tensors") == 0;
+done:
+    mem_free(ctx, path);
+    arena_free(&a);
+    return status;
+}
+
+/* The name of the safe_tensor layout's description or only weight file as the options give it. */
+static bool is_given_name(const verify *v, const char *name)
+{
+    const tare_verify_options *o = v->options;
+    return (o->json_name && strcmp(name, o->json_name) == 0) ||
+           (o->safetensors_name && strcmp(name, o->safetensors_name) == 0);
+}
+
+/* Layouts whose files are among the names, as a set of A, S, N; C has no names of its own. */
+static unsigned recognise(const verify *v, char *const *names, size_t count)
 {
     bool ascend = false, safe = false, ascend_weights = false, safe_weights = false;
     unsigned found = 0;
     for (size_t i = 0; i < count; i++) {
         const char *name = names[i];
         ascend |= strcmp(name, "quant_model_description.json") == 0;
-        safe |= str_starts_with(name, "quant_model_description_");
+        safe |= str_starts_with(name, "quant_model_description_") || is_given_name(v, name);
         ascend_weights |= str_starts_with(name, "quant_model_weights");
         safe_weights |= str_starts_with(name, "quant_model_weight_");
         for (int k = 0; k < NPY_FILES; k++)
@@ -111,7 +163,12 @@ static tare_status open_layouts(verify *v, const char *dir, unsigned *found)
     tare_status status = TARE_OK;
 
     TRY(folder_list(v->ctx, dir, &names, &count));
-    *found = recognise(names, count);
+    *found = recognise(v, names, count);
+    if (!*found) {
+        bool compressed;
+        TRY(is_compressed(v->ctx, dir, names, count, &compressed));
+        *found = compressed ? C : 0;
+    }
     for (int which = 0; which < LAYOUT_COUNT; which++) {
         if (!(*found & 1u << which) || v->num_folders == VERIFY_MAX_FOLDERS)
             continue;
@@ -125,15 +182,15 @@ done:
 
 tare_status verify_open_folders(verify *v, arena *a, unsigned *found)
 {
-    static const char *const SUB_FOLDERS[] = {"ascendv1", "safe_tensor"};
+    static const layout PLACES[] = {LAYOUT_ASCENDV1, LAYOUT_SAFE_TENSOR, LAYOUT_COMPRESSED_TENSORS};
     tare_status status = TARE_OK;
     unsigned here;
 
     TRY(open_layouts(v, v->options->dir, found));
     if (*found)
         goto done;
-    for (size_t i = 0; i < 2; i++) {
-        char *dir = arena_printf(a, "%s/%s", v->options->dir, SUB_FOLDERS[i]);
+    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES; i++) {
+        char *dir = arena_printf(a, "%s/%s", v->options->dir, layout_folder_name(PLACES[i]));
         TRY(dir ? TARE_OK : TARE_E_MEMORY);
         if (!path_is_folder(dir))
             continue;
@@ -146,10 +203,24 @@ done:
 
 const char *verify_layouts_text(unsigned found)
 {
-    static const char *const TEXTS[8] = {
-        "unknown", "ascendv1",        "safe_tensor",        "ascendv1, safe_tensor",
-        "numpy",   "ascendv1, numpy", "safe_tensor, numpy", "ascendv1, safe_tensor, numpy"};
-    return TEXTS[found & 7];
+    static const char *const TEXTS[1 << LAYOUT_COUNT] = {
+        "unknown",
+        "ascendv1",
+        "safe_tensor",
+        "ascendv1, safe_tensor",
+        "numpy",
+        "ascendv1, numpy",
+        "safe_tensor, numpy",
+        "ascendv1, safe_tensor, numpy",
+        "compressed-tensors",
+        "ascendv1, compressed-tensors",
+        "safe_tensor, compressed-tensors",
+        "ascendv1, safe_tensor, compressed-tensors",
+        "numpy, compressed-tensors",
+        "ascendv1, numpy, compressed-tensors",
+        "safe_tensor, numpy, compressed-tensors",
+        "ascendv1, safe_tensor, numpy, compressed-tensors"};
+    return TEXTS[found & (A | S | N | C)];
 }
 
 /* ---- running the rules ---- */
@@ -196,14 +267,24 @@ done:
     return status;
 }
 
+/* The engines, and what they load (specification, section 1). */
+static const struct {
+    const char *name;
+    unsigned layouts;
+} TARGETS[] = {{"vllm-ascend", A | C}, {"mindie", S}, {"vllm", C}};
+
+static unsigned layouts_of_target(const char *name)
+{
+    for (size_t i = 0; name && i < sizeof TARGETS / sizeof *TARGETS; i++)
+        if (strcmp(name, TARGETS[i].name) == 0)
+            return TARGETS[i].layouts;
+    return 0;
+}
+
 static tare_status check_options(verify *v)
 {
-    static const char *const TARGETS[] = {"vllm-ascend", "mindie", "vllm"};
     const tare_verify_options *o = v->options;
-    bool known = !o->target;
-    for (size_t i = 0; i < 3 && !known; i++)
-        known = strcmp(o->target, TARGETS[i]) == 0;
-    if (!known)
+    if (o->target && layouts_of_target(o->target) == 0)
         return TARE_FAIL(v->ctx, TARE_E_USAGE,
                          "target %s is unknown; known are vllm-ascend, mindie and vllm", o->target);
     if (o->compat && strcmp(o->compat, "msmodelslim") != 0)
@@ -252,8 +333,12 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
     TRY(verify_open_folders(&v, &a, &found));
     v.result->layout = verify_layouts_text(found);
     if (!found)
-        verify_fail(&v, 0, options->dir, "files of the layouts ascendv1, safe_tensor or numpy",
+        verify_fail(&v, 0, options->dir,
+                    "files of the layouts ascendv1, safe_tensor, numpy or compressed-tensors",
                     "none of them");
+    else if (options->target && !(found & layouts_of_target(options->target)))
+        verify_warn(&v, 0, options->dir, verify_layouts_text(layouts_of_target(options->target)),
+                    "%s, which %s does not load", verify_layouts_text(found), options->target);
     for (size_t i = 0; i < v.num_folders; i++) {
         v.result->tensors += v.folders[i].num_tensors;
         TRY(run_rules(&v, &v.folders[i]));

@@ -238,7 +238,7 @@ static tare_status measure(vfolder *f, const vlinear *l, const vnumbers *n,
     for (size_t at = 0; at < total; at += PIECE_BYTES) {
         size_t count = total - at < PIECE_BYTES ? total - at : PIECE_BYTES;
         TRY(context_check_cancelled(ctx));
-        TRY(verify_read(f, l->parts[TENSOR_WEIGHT], at, q, count));
+        TRY(verify_read_codes(f, l, at, count, q));
         TRY(read_base(f, source, (uint64_t)at * width, w, count * width));
         for (size_t i = 0; i < count; i++) {
             size_t row = (at + i) / n->k;
@@ -259,12 +259,14 @@ done:
 
 tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n)
 {
-    const char *name = l->parts[TENSOR_WEIGHT]->info.name;
-    const tensor_info *source = checkpoint_find(f->v->base, name);
+    const char *name = arena_printf(&f->arena, "%s.weight", l->module);
+    const tensor_info *source = name ? checkpoint_find(f->v->base, name) : NULL;
+    const tensor_info matrix = {.rank = 2, .shape = {n->n, n->k}};
     distance d = {0};
     verify *v = f->v;
-    if (!source || !same_shape(&l->parts[TENSOR_WEIGHT]->info, source) ||
-        !dtype_is_float(source->dtype))
+    if (!name)
+        return TARE_E_MEMORY;
+    if (!source || !same_shape(&matrix, source) || !dtype_is_float(source->dtype))
         return TARE_OK; /* rule 14 */
     smoothing s;
     tare_status status = find_smoothing(f, name, &s);

@@ -220,7 +220,10 @@ static void check_globals(vfolder *f)
 
 tare_status rule_description(vfolder *f)
 {
-    char *expected = layout_description_name(&f->arena, f->layout, f->quant_type);
+    const char *given = f->v->options->json_name,
+               *expected = given && f->layout == LAYOUT_SAFE_TENSOR
+                               ? given
+                               : layout_description_name(&f->arena, f->layout, f->quant_type);
     if (!expected)
         return TARE_E_MEMORY;
     if (!f->description_name) {

@@ -63,7 +63,7 @@ static bool dtype_from_torch(const value *v, tare_dtype *out)
 
 static tare_status open_config(vfolder *f)
 {
-    int rule = f->layout == LAYOUT_ASCENDV1 ? 21 : 22;
+    int rule = f->layout == LAYOUT_ASCENDV1 ? 21 : f->layout == LAYOUT_COMPRESSED_TENSORS ? 23 : 22;
     tare_status status = open_json(f, "config.json", rule, JSON_PYTHON, &f->config);
     const value *nested = value_get(f->config, "text_config");
     const value *type = value_get(f->config, "model_type");
@@ -80,10 +80,12 @@ static tare_status open_config(vfolder *f)
 static tare_status open_description(vfolder *f)
 {
     tare_status status = TARE_OK;
+    const char *given = f->v->options->json_name;
     for (size_t i = 0; i < f->num_names; i++) {
         const char *name = f->names[i];
         bool plain = strcmp(name, "quant_model_description.json") == 0;
-        bool typed = str_starts_with(name, "quant_model_description_");
+        bool typed = given ? strcmp(name, given) == 0
+                           : str_starts_with(name, "quant_model_description_");
         if (f->layout == LAYOUT_ASCENDV1 ? plain : typed)
             f->description_name = name;
     }
@@ -101,6 +103,14 @@ static tare_status open_description(vfolder *f)
                        (uint32_t)i, NULL));
 done:
     return status;
+}
+
+/* compressed-tensors describes its tensors in config.json. */
+static void type_of_compressed(vfolder *f)
+{
+    const value *format = value_get(value_get(f->config, "quantization_config"), "format");
+    if (format && format->type == VALUE_STRING && strcmp(format->text, "pack-quantized") == 0)
+        f->quant_type = linear_scheme_name(LINEAR_W8A16);
 }
 
 /* ---- weight files ---- */
@@ -129,7 +139,11 @@ static bool is_member(const vfolder *f, const char *name)
 static tare_status open_weight_files(vfolder *f)
 {
     tare_status status = TARE_OK;
-    f->prefix = layout_weight_prefix(&f->arena, f->layout, f->num.compat, f->quant_type);
+    const char *given = f->v->options->safetensors_name;
+    if (given && f->layout == LAYOUT_SAFE_TENSOR && str_ends_with(given, ".safetensors"))
+        f->prefix = arena_strndup(&f->arena, given, strlen(given) - strlen(".safetensors"));
+    else
+        f->prefix = layout_weight_prefix(&f->arena, f->layout, f->num.compat, f->quant_type);
     f->file_names = arena_alloc_array(&f->arena, f->num_names, sizeof *f->file_names);
     f->files = arena_calloc(&f->arena, f->num_names, sizeof *f->files);
     TRY(f->prefix && f->file_names && f->files ? TARE_OK : TARE_E_MEMORY);
@@ -322,6 +336,21 @@ done:
     return status;
 }
 
+/* No file of compressed-tensors says which tensor has which type: their names do. */
+static void name_types(vfolder *f)
+{
+    size_t length;
+    if (f->num_linears == 0)
+        f->quant_type = "FLOAT";
+    for (size_t i = 0; i < f->num_tensors; i++) {
+        vtensor *t = &f->tensors[i];
+        tensor_role role = role_of_name(t->info.name, &length);
+        bool quantized = role != TENSOR_FLOAT && role != TENSOR_BIAS &&
+                         verify_find_linear(f, t->info.name, length);
+        t->type = quantized ? f->quant_type : "FLOAT";
+    }
+}
+
 /* Without a dtype in config.json the first float weight stands in for it. */
 static void guess_dtype(vfolder *f)
 {
@@ -348,7 +377,10 @@ tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder
     TRY(out->dir ? TARE_OK : TARE_E_MEMORY);
     TRY(folder_list(v->ctx, dir, &out->names, &out->num_names));
     TRY(open_config(out));
-    if (which != LAYOUT_NUMPY) {
+    if (which == LAYOUT_COMPRESSED_TENSORS) {
+        type_of_compressed(out);
+        TRY(open_weight_files(out));
+    } else if (which != LAYOUT_NUMPY) {
         TRY(open_description(out));
         TRY(open_weight_files(out));
     } else {
@@ -357,6 +389,8 @@ tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder
     TRY(collect_tensors(out));
     TRY(collect_linears(out));
     guess_dtype(out);
+    if (which == LAYOUT_COMPRESSED_TENSORS)
+        name_types(out);
     /* The npy layout has no description: its weights are alone if no linear has an input scale. */
     if (which == LAYOUT_NUMPY && out->npy[NPY_WEIGHT_SCALE] && !out->npy[NPY_INPUT_SCALE])
         out->quant_type = linear_scheme_name(LINEAR_W8A16);

@@ -31,15 +31,17 @@ typedef struct vlinear {
 } vlinear;
 
 /* The numbers of one complete linear; of activations (input_*, quant_bias, deq_*) only if its
- * scheme has them: num_deq is 0 otherwise. */
+ * scheme has them. compressed-tensors has neither quant_bias nor deq_*, its weight offsets are
+ * zeros, and the integers are not looked at. */
 typedef struct vnumbers {
     size_t n, k, num_scales, num_deq;
+    bool activations;                           /* input_scale and input_offset are there */
     float *weight_scale, *weight_offset, *bias; /* bias NULL: none */
     float input_scale, input_offset;
     int32_t *quant_bias;
     float *deq_scale;  /* decoded */
     int64_t *deq_bits; /* as stored in I64; NULL: F32 */
-    int64_t *row_sums; /* of the integers of a row */
+    int64_t *row_sums; /* of the integers of a row; NULL: not looked at */
     int8_t *row_min, *row_max;
 } vnumbers;
 
@@ -111,14 +113,21 @@ const vtensor *verify_find(const vfolder *f, const char *name);
 const vlinear *verify_find_linear(const vfolder *f, const char *module, size_t length);
 tare_status verify_read(const vfolder *f, const vtensor *t, uint64_t offset, void *data,
                         size_t size);
-/* Elements [first, first+count) of a F32, F16 or BF16 tensor, widened, or of a deq_scale in I64,
- * decoded. */
+/* Elements [first, first+count) of a F32, F16 or BF16 tensor, widened, of a zero point in I8, or of
+ * a deq_scale in I64, decoded. */
 tare_status verify_read_elements(const vfolder *f, const vtensor *t, size_t first, size_t count,
                                  float *out);
 /* All elements; freed with mem_free. */
 tare_status verify_read_floats(const vfolder *f, const vtensor *t, float **out);
+/* Integers [first, first+count) of a complete linear's matrix [N,K], unpacked if they are stored in
+ * words. */
+tare_status verify_read_codes(const vfolder *f, const vlinear *l, size_t first, size_t count,
+                              int8_t *out);
 /* "F32 [4,1]" in `out`. */
 void verify_shape_text(const tensor_info *t, char *out, size_t size);
+
+/* The stored weight of a linear, packed or not; NULL: none. */
+const vtensor *verify_weight(const vlinear *l);
 
 /* verify_read.c: the small tensors of a complete linear, and one streamed pass over its weight.
  */
@@ -131,31 +140,38 @@ bool verify_is_global_key(const char *key);
 /* verify_types.c: is this a type string that engines know? */
 bool verify_is_known_type(const char *type);
 
-/* fused.c: does `module` belong to a group that engines fuse? The group's key ("<layer>|qkv") in
+/* fused.c: the architecture's row for a module, of whose name the first `length` bytes count; NULL:
+ * none. */
+const linear_spec *verify_linear_spec(const architecture *arch, const char *module, size_t length);
+/* Does `module` belong to a group that engines fuse? The group's key ("<layer>|qkv") in
  * `key`. */
 bool fused_group_of(const architecture *arch, const char *module, buffer *key);
 
 /* The rules (docs/verify.md). */
-tare_status rule_containers(vfolder *f);      /* 1 */
-tare_status rule_shards(vfolder *f);          /* 2 */
-tare_status rule_description(vfolder *f);     /* 3 */
-tare_status rule_keys(vfolder *f);            /* 4 */
-tare_status rule_types(vfolder *f);           /* 5 */
-tare_status rule_linear_tensors(vfolder *f);  /* 6; settles which linears are complete */
-tare_status rule_deq_dtype(vfolder *f);       /* 7 */
-tare_status rule_fused(vfolder *f);           /* 13 */
-tare_status rule_base_tensors(vfolder *f);    /* 14 */
-tare_status rule_norms_ascend(vfolder *f);    /* 16 */
-tare_status rule_norms_module(vfolder *f);    /* 17 */
-tare_status rule_fa(vfolder *f);              /* 19 */
-tare_status rule_kv_or_fa(vfolder *f);        /* 20 */
-tare_status rule_config_ascend(vfolder *f);   /* 21 */
-tare_status rule_config_quantize(vfolder *f); /* 22 */
-tare_status rule_base_files(vfolder *f);      /* 25 */
-tare_status rule_npy_keys(vfolder *f);        /* 26 */
-tare_status rule_layouts_agree(vfolder *f);   /* 27 */
-tare_status rule_new_biases(vfolder *f);      /* 28 */
-tare_status rule_prefixes(vfolder *f);        /* 29 */
+tare_status rule_containers(vfolder *f);         /* 1 */
+tare_status rule_shards(vfolder *f);             /* 2 */
+tare_status rule_description(vfolder *f);        /* 3 */
+tare_status rule_keys(vfolder *f);               /* 4 */
+tare_status rule_types(vfolder *f);              /* 5 */
+tare_status rule_linear_tensors(vfolder *f);     /* 6; settles which linears are complete */
+tare_status rule_deq_dtype(vfolder *f);          /* 7 */
+tare_status rule_fused(vfolder *f);              /* 13 */
+tare_status rule_base_tensors(vfolder *f);       /* 14 */
+tare_status rule_norms_ascend(vfolder *f);       /* 16 */
+tare_status rule_norms_module(vfolder *f);       /* 17 */
+tare_status rule_kv(vfolder *f);                 /* 18 */
+tare_status rule_fa(vfolder *f);                 /* 19 */
+tare_status rule_kv_or_fa(vfolder *f);           /* 20 */
+tare_status rule_config_ascend(vfolder *f);      /* 21 */
+tare_status rule_config_quantize(vfolder *f);    /* 22 */
+tare_status rule_compressed_config(vfolder *f);  /* 23, without tensors */
+tare_status rule_compressed_linears(vfolder *f); /* 23; settles which linears are complete */
+tare_status rule_experts(vfolder *f);            /* 24 */
+tare_status rule_base_files(vfolder *f);         /* 25 */
+tare_status rule_npy_keys(vfolder *f);           /* 26 */
+tare_status rule_layouts_agree(vfolder *f);      /* 27 */
+tare_status rule_new_biases(vfolder *f);         /* 28 */
+tare_status rule_prefixes(vfolder *f);           /* 29 */
 
 /* Rules on one complete linear. */
 tare_status rule_deq_bits(vfolder *f, const vlinear *l, const vnumbers *n);      /* 7 */

@@ -33,23 +33,61 @@ tare_status rule_npy_keys(vfolder *f)
 /* The tensor of another layout; the numpy layout adds ".weight" to names that are no weights. */
 static const vtensor *counterpart(const vfolder *f, const char *name)
 {
-    char longer[1024];
+    char other[1024];
+    size_t length;
     const vtensor *t = verify_find(f, name);
-    if (t || f->layout != LAYOUT_NUMPY)
+    tensor_role role = role_of_name(name, &length);
+    if (t)
         return t;
-    snprintf(longer, sizeof longer, "%s%s", name, role_suffix(TENSOR_WEIGHT));
-    return verify_find(f, longer);
+    if (f->layout == LAYOUT_NUMPY)
+        snprintf(other, sizeof other, "%s%s", name, role_suffix(TENSOR_WEIGHT));
+    else if (role == TENSOR_INPUT_OFFSET)
+        snprintf(other, sizeof other, "%.*s%s", (int)length, name,
+                 role_suffix(TENSOR_INPUT_ZERO_POINT));
+    else if (role == TENSOR_WEIGHT && verify_find_linear(f, name, length))
+        snprintf(other, sizeof other, "%.*s%s", (int)length, name,
+                 role_suffix(TENSOR_WEIGHT_PACKED));
+    else if (role == TENSOR_WEIGHT) /* of the numpy layout, and no weight */
+        snprintf(other, sizeof other, "%.*s", (int)length, name);
+    else
+        return NULL;
+    return verify_find(f, other);
 }
 
-/* Copies and zero biases of norms are stored in some layouts only (section 4.2). */
-static bool may_be_absent(const char *name)
+/* Copies and zero biases of norms are stored in some layouts only (section 4.2), and
+ * compressed-tensors has tensors of its own for a linear (section 7). */
+static bool may_be_absent(const vfolder *f, const char *name)
 {
-    return strstr(name, ".module.") || str_ends_with(name, "norm.bias");
+    size_t length;
+    tensor_role role = role_of_name(name, &length);
+    return strstr(name, ".module.") || str_ends_with(name, "norm.bias") ||
+           role == TENSOR_WEIGHT_SHAPE ||
+           (f->layout == LAYOUT_COMPRESSED_TENSORS &&
+            (role == TENSOR_WEIGHT_OFFSET || role == TENSOR_QUANT_BIAS ||
+             role == TENSOR_DEQ_SCALE));
 }
 
 static bool is_decodable(tare_dtype dtype)
 {
     return dtype_is_float(dtype) || dtype == TARE_I64;
+}
+
+/* Integers of a complete linear, one of which is packed. */
+static tare_status equal_codes(vfolder *f, const vlinear *a, vfolder *g, const vlinear *b,
+                               bool *equal)
+{
+    int8_t left[COMPARE_ELEMENTS], right[COMPARE_ELEMENTS];
+    size_t count = a->shape.n * a->shape.k;
+    tare_status status = TARE_OK;
+    *equal = a->shape.n == b->shape.n && a->shape.k == b->shape.k;
+    for (size_t at = 0; *equal && at < count; at += COMPARE_ELEMENTS) {
+        size_t n = count - at < COMPARE_ELEMENTS ? count - at : COMPARE_ELEMENTS;
+        TRY(verify_read_codes(f, a, at, n, left));
+        TRY(verify_read_codes(g, b, at, n, right));
+        *equal = memcmp(left, right, n) == 0;
+    }
+done:
+    return status;
 }
 
 static tare_status equal_bytes(vfolder *f, const vtensor *a, vfolder *g, const vtensor *b,
@@ -92,8 +130,16 @@ done:
 static tare_status compare(vfolder *f, const vtensor *a, vfolder *g, const vtensor *b)
 {
     tare_status status = TARE_OK;
-    bool equal = false;
-    if (is_decodable(a->info.dtype) && is_decodable(b->info.dtype))
+    size_t length;
+    bool equal = false, packed = role_of_name(a->info.name, &length) == TENSOR_WEIGHT_PACKED;
+    bool zero_point = a->info.dtype == TARE_I8 && is_decodable(b->info.dtype);
+    const vlinear *l = verify_find_linear(f, a->info.name, length);
+    const vlinear *m = verify_find_linear(g, a->info.name, length);
+    if (packed && l && m && l->complete && m->complete)
+        TRY(equal_codes(f, l, g, m, &equal));
+    else if (zero_point)
+        TRY(equal_values(f, a, g, b, &equal));
+    else if (is_decodable(a->info.dtype) && is_decodable(b->info.dtype))
         TRY(equal_values(f, a, g, b, &equal));
     else if (a->info.dtype == b->info.dtype)
         TRY(equal_bytes(f, a, g, b, &equal));
@@ -116,15 +162,15 @@ tare_status rule_layouts_agree(vfolder *f)
         const vtensor *b = &first->tensors[i], *a = counterpart(f, b->info.name);
         TRY(context_check_cancelled(f->v->ctx));
         if (a) {
-            found += !may_be_absent(a->info.name);
+            found += !may_be_absent(f, a->info.name);
             TRY(compare(f, a, first, b));
-        } else if (!may_be_absent(b->info.name)) {
+        } else if (!may_be_absent(f, b->info.name)) {
             verify_fail(f->v, 27, b->info.name, "the tensors of the other layout", "none in %s",
                         f->dir);
         }
     }
     for (size_t i = 0; i < f->num_tensors; i++)
-        expected += !may_be_absent(f->tensors[i].info.name);
+        expected += !may_be_absent(f, f->tensors[i].info.name);
     if (expected > found)
         verify_fail(f->v, 27, f->dir, "the tensors of the other layout", "%zu more",
                     expected - found);

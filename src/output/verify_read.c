@@ -30,6 +30,34 @@ tare_status verify_read(const vfolder *f, const vtensor *t, uint64_t offset, voi
     return safetensors_read(f->files[t->source], &t->info, offset, data, size);
 }
 
+const vtensor *verify_weight(const vlinear *l)
+{
+    return l->parts[TENSOR_WEIGHT_PACKED] ? l->parts[TENSOR_WEIGHT_PACKED]
+                                          : l->parts[TENSOR_WEIGHT];
+}
+
+tare_status verify_read_codes(const vfolder *f, const vlinear *l, size_t first, size_t count,
+                              int8_t *out)
+{
+    const vtensor *t = verify_weight(l);
+    size_t k = l->shape.k, stride = packed_words(k) * sizeof(uint32_t);
+    tare_status status = TARE_OK;
+    if (t == l->parts[TENSOR_WEIGHT])
+        return verify_read(f, t, first, out, count);
+    while (count > 0) {
+        size_t column = first % k, left = stride == k ? count : k - column;
+        size_t n = left < count ? left : count;
+        TRY(verify_read(f, t, (uint64_t)(first / k) * stride + column, out, n));
+        for (size_t i = 0; i < n; i++)
+            out[i] = (int8_t)(out[i] ^ INT8_MIN);
+        first += n;
+        out += n;
+        count -= n;
+    }
+done:
+    return status;
+}
+
 static float element_value(tare_dtype dtype, const char *raw)
 {
     uint16_t half;
@@ -42,6 +70,8 @@ static float element_value(tare_dtype dtype, const char *raw)
         memcpy(&wide, raw, sizeof wide);
         word = (uint32_t)wide;
         memcpy(&x, &word, sizeof x);
+    } else if (dtype == TARE_I8) { /* a zero point */
+        x = (float)(int8_t)*raw;
     } else {
         memcpy(&half, raw, sizeof half);
         x = dtype == TARE_BF16 ? bf16_to_float(half) : fp16_to_float(half);
@@ -214,9 +244,14 @@ done:
 
 static tare_status load_activations(const vfolder *f, const vtensor *const *parts, vnumbers *out)
 {
+    const vtensor *zero_point = parts[TENSOR_INPUT_ZERO_POINT];
     tare_status status = TARE_OK;
+    out->activations = true;
     TRY(verify_read_elements(f, parts[TENSOR_INPUT_SCALE], 0, 1, &out->input_scale));
-    TRY(verify_read_elements(f, parts[TENSOR_INPUT_OFFSET], 0, 1, &out->input_offset));
+    TRY(verify_read_elements(f, zero_point ? zero_point : parts[TENSOR_INPUT_OFFSET], 0, 1,
+                             &out->input_offset));
+    if (zero_point)
+        goto done;
     out->quant_bias = mem_alloc_array(f->v->ctx, out->n, sizeof *out->quant_bias);
     TRY(out->quant_bias ? TARE_OK : TARE_E_MEMORY);
     TRY(verify_read(f, parts[TENSOR_QUANT_BIAS], 0, out->quant_bias,
@@ -234,12 +269,17 @@ tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *ou
     *out = (vnumbers){.n = l->shape.n, .k = l->shape.k};
     out->num_scales = tensor_elements(&parts[TENSOR_WEIGHT_SCALE]->info);
     TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_SCALE], &out->weight_scale));
-    TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_OFFSET], &out->weight_offset));
+    if (parts[TENSOR_WEIGHT_OFFSET])
+        TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_OFFSET], &out->weight_offset));
+    else
+        out->weight_offset = mem_calloc(f->v->ctx, out->num_scales, sizeof *out->weight_offset);
+    TRY(out->weight_offset ? TARE_OK : TARE_E_MEMORY);
     if (parts[TENSOR_BIAS])
         TRY(verify_read_floats(f, parts[TENSOR_BIAS], &out->bias));
     if (l->shape.scheme == LINEAR_W8A8)
         TRY(load_activations(f, parts, out));
-    TRY(scan_weight(f, parts[TENSOR_WEIGHT], out));
+    if (f->layout != LAYOUT_COMPRESSED_TENSORS)
+        TRY(scan_weight(f, parts[TENSOR_WEIGHT], out));
 done:
     if (status != TARE_OK)
         verify_numbers_free(f->v->ctx, out);

@@ -106,10 +106,37 @@ static bool same_form(const tensor_info *a, const tensor_info *b)
     return same;
 }
 
+/* The rule that judges a linear's tensors. */
+static int rule_of_tensors(const vfolder *f)
+{
+    return f->layout == LAYOUT_COMPRESSED_TENSORS ? 23 : 6;
+}
+
+/* Columns of a packed weight, which only weight_shape knows; 0: it contradicts the weight. */
+static tare_status packed_columns(vfolder *f, const vlinear *l, size_t *k)
+{
+    const vtensor *w = verify_weight(l), *shape = l->parts[TENSOR_WEIGHT_SHAPE];
+    int64_t stored[2] = {0, 0};
+    tare_status status = TARE_OK;
+    *k = w->info.shape[1] * 4;
+    if (!shape || shape->info.dtype != TARE_I64 || tensor_elements(&shape->info) != 2)
+        return TARE_OK; /* reported with the other tensors */
+    TRY(verify_read(f, shape, 0, stored, sizeof stored));
+    bool fits = stored[1] > 0 && (uint64_t)stored[1] <= *k &&
+                packed_words((size_t)stored[1]) == w->info.shape[1] && stored[0] > 0 &&
+                (uint64_t)stored[0] == w->info.shape[0];
+    *k = fits ? (size_t)stored[1] : 0;
+    if (!fits)
+        verify_fail(f->v, 23, shape->info.name, "the shape of the packed weight", "[%lld,%lld]",
+                    (long long)stored[0], (long long)stored[1]);
+done:
+    return status;
+}
+
 /* What the stored tensors say of the linear; false if it has no weight to go by. */
 static bool shape_of_linear(vfolder *f, vlinear *l)
 {
-    const vtensor *w = l->parts[TENSOR_WEIGHT], *scale = l->parts[TENSOR_WEIGHT_SCALE];
+    const vtensor *w = verify_weight(l), *scale = l->parts[TENSOR_WEIGHT_SCALE];
     const vtensor *act = l->parts[TENSOR_INPUT_SCALE], *bias = l->parts[TENSOR_BIAS];
     if (!w || w->info.rank != 2 || w->info.shape[0] == 0 || w->info.shape[1] == 0)
         return false;
@@ -129,13 +156,14 @@ static bool check_part(vfolder *f, vlinear *l, tensor_role role)
     char want[96], have[96], name[512];
     if (!linear_tensor(f->layout, &f->num, &l->shape, role, &expected)) {
         if (t)
-            verify_fail(f->v, 6, t->info.name, "only the tensors of its type", "an extra one");
+            verify_fail(f->v, rule_of_tensors(f), t->info.name, "only the tensors of its type",
+                        "an extra one");
         return !t;
     }
     verify_shape_text(&expected, want, sizeof want);
     if (!t) {
         snprintf(name, sizeof name, "%s%s", l->module, role_suffix(role));
-        verify_fail(f->v, 6, name, want, "no such tensor");
+        verify_fail(f->v, rule_of_tensors(f), name, want, "no such tensor");
         return false;
     }
     /* rule 7 judges the dtype of deq_scale */
@@ -144,39 +172,46 @@ static bool check_part(vfolder *f, vlinear *l, tensor_role role)
     if (same_form(&expected, &t->info))
         return true;
     verify_shape_text(&t->info, have, sizeof have);
-    verify_fail(f->v, 6, t->info.name, want, "%s", have);
+    verify_fail(f->v, rule_of_tensors(f), t->info.name, want, "%s", have);
     return false;
 }
 
-static void check_linear(vfolder *f, vlinear *l)
+static tare_status check_linear(vfolder *f, vlinear *l)
 {
-    const vtensor *w = l->parts[TENSOR_WEIGHT];
+    const vtensor *w = verify_weight(l);
+    tare_status status = TARE_OK;
     if (w && w->type && strcmp(w->type, "FLOAT") == 0) {
         verify_fail(f->v, 6, l->module, "a FLOAT weight alone", "tensors of a quantized linear");
-        return;
+        return TARE_OK;
     }
     const char *type = w ? w->type : NULL;
     if (!linear_scheme_of_name(type ? type : f->quant_type, &l->shape.scheme) && type &&
         verify_is_known_type(type)) {
         verify_warn(f->v, 6, l->module, "W8A8 or W8A16",
                     "%s, whose tensors this version does not check", type);
-        return;
+        return TARE_OK;
     }
     if (!shape_of_linear(f, l)) {
-        verify_fail(f->v, 6, l->module, "a weight [N,K]", "%s", w ? "another shape" : "none");
-        return;
+        verify_fail(f->v, rule_of_tensors(f), l->module, "a weight [N,K]", "%s",
+                    w ? "another shape" : "none");
+        return TARE_OK;
     }
-    l->complete = true;
-    for (int role = 0; role < TENSOR_COUNT; role++)
+    if (w == l->parts[TENSOR_WEIGHT_PACKED])
+        TRY(packed_columns(f, l, &l->shape.k));
+    l->complete = l->shape.k > 0;
+    for (int role = 0; role < TENSOR_COUNT && l->shape.k > 0; role++)
         l->complete &= check_part(f, l, (tensor_role)role);
+done:
+    return status;
 }
 
 tare_status rule_linear_tensors(vfolder *f)
 {
     size_t length;
     linear_scheme scheme;
+    tare_status status = TARE_OK;
     for (size_t i = 0; i < f->num_linears; i++)
-        check_linear(f, &f->linears[i]);
+        TRY(check_linear(f, &f->linears[i]));
     for (size_t i = 0; i < f->num_tensors; i++) {
         const vtensor *t = &f->tensors[i];
         if (t->type && linear_scheme_of_name(t->type, &scheme) &&
@@ -185,7 +220,8 @@ tare_status rule_linear_tensors(vfolder *f)
             verify_fail(f->v, 6, t->info.name, "a tensor that quantized linears have",
                         "an extra one");
     }
-    return TARE_OK;
+done:
+    return status;
 }
 
 tare_status rule_deq_dtype(vfolder *f)
@@ -219,13 +255,19 @@ done:
 
 typedef void (*report_function)(verify *, int, const char *, const char *, const char *, ...);
 
+static const vlinear *linear_of_weight(const vfolder *f, const vtensor *weight)
+{
+    size_t length;
+    role_of_name(weight->info.name, &length);
+    return verify_find_linear(f, weight->info.name, length);
+}
+
 static tare_status check_fused_pair(vfolder *f, const vtensor *first, const vtensor *other)
 {
-    static const tensor_role SHARED[] = {TENSOR_INPUT_SCALE, TENSOR_INPUT_OFFSET};
+    static const tensor_role SHARED[] = {TENSOR_INPUT_SCALE, TENSOR_INPUT_OFFSET,
+                                         TENSOR_INPUT_ZERO_POINT};
     report_function say = f->num.compat ? verify_warn : verify_fail;
-    size_t weight = strlen(role_suffix(TENSOR_WEIGHT));
-    const vlinear *a = verify_find_linear(f, first->info.name, strlen(first->info.name) - weight);
-    const vlinear *b = verify_find_linear(f, other->info.name, strlen(other->info.name) - weight);
+    const vlinear *a = linear_of_weight(f, first), *b = linear_of_weight(f, other);
     tare_status status = TARE_OK;
 
     if (first->type && other->type && strcmp(first->type, other->type) != 0) {
@@ -233,7 +275,7 @@ static tare_status check_fused_pair(vfolder *f, const vtensor *first, const vten
             first->info.name);
         return TARE_OK;
     }
-    for (int i = 0; i < 2 && a && b && a->complete && b->complete; i++) {
+    for (int i = 0; i < 3 && a && b && a->complete && b->complete; i++) {
         bool differ;
         if (!a->parts[SHARED[i]] || !b->parts[SHARED[i]]) /* no static activations */
             continue;
@@ -260,7 +302,8 @@ tare_status rule_fused(vfolder *f)
     for (size_t i = 0; i < f->num_tensors; i++) {
         const vtensor *t = &f->tensors[i];
         uint32_t first;
-        if (role_of_name(t->info.name, &length) != TENSOR_WEIGHT)
+        tensor_role role = role_of_name(t->info.name, &length);
+        if (role != TENSOR_WEIGHT && role != TENSOR_WEIGHT_PACKED)
             continue;
         char *module = arena_strndup(&f->arena, t->info.name, length);
         TRY(module ? TARE_OK : TARE_E_MEMORY);
@@ -362,18 +405,6 @@ static bool config_flag(const vfolder *f, const char *key)
     return v && v->type == VALUE_BOOL && v->boolean;
 }
 
-/* The architecture's row for a module; NULL: none. */
-static const linear_spec *spec_of(const architecture *arch, const char *module, size_t length)
-{
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        size_t tail = strlen(arch->linears[i].name);
-        if (length > tail && module[length - tail - 1] == '.' &&
-            memcmp(module + length - tail, arch->linears[i].name, tail) == 0)
-            return &arch->linears[i];
-    }
-    return NULL;
-}
-
 tare_status rule_new_biases(vfolder *f)
 {
     const value *type = value_get(f->config, "model_type");
@@ -386,7 +417,7 @@ tare_status rule_new_biases(vfolder *f)
         const char *name = f->tensors[i].info.name;
         if (role_of_name(name, &length) != TENSOR_BIAS || verify_find_linear(f, name, length))
             continue;
-        const linear_spec *spec = spec_of(arch, name, length);
+        const linear_spec *spec = verify_linear_spec(arch, name, length);
         if (spec && !model_config_has_bias(&config, spec->bias))
             verify_fail(f->v, 28, name, "no bias: this architecture has none here", "one");
     }

@@ -60,6 +60,8 @@ tare_status output_write_float(output *o, const char *name, uint64_t offset, con
         output_folder *f = &o->folders[i];
         TRY(output_write_tensor(o, f, &f->tensors[u->first[i]], offset, data, size));
     }
+    if (o->options.tape)
+        TRY(output_tape_float(o, u, offset, data, size));
     u->written += size;
     u->complete = u->written == u->tensor.bytes;
 done:
@@ -80,6 +82,8 @@ static void store_value(tare_dtype dtype, float x, void *at)
         int32_t bits;
         memcpy(&bits, &x, sizeof bits);
         memcpy(at, &(int64_t){bits}, sizeof(int64_t));
+    } else if (dtype == TARE_I8) { /* a zero point: integral */
+        memcpy(at, &(int8_t){(int8_t)x}, sizeof(int8_t));
     } else if (dtype == TARE_BF16) {
         memcpy(at, &(uint16_t){float_to_bf16(x)}, sizeof(uint16_t));
     } else if (dtype == TARE_F16) {
@@ -119,6 +123,7 @@ static const void *linear_data(const tensor_info *t, tensor_role role, const qua
         s = (small_tensor){&act->scale, 1};
         break;
     case TENSOR_INPUT_OFFSET:
+    case TENSOR_INPUT_ZERO_POINT:
         s = (small_tensor){&act->offset, 1};
         break;
     default: /* the weight offset of a symmetric scheme */
@@ -137,7 +142,8 @@ static tare_status write_linear(output *o, const output_unit *u, const quantized
         output_folder *f = &o->folders[i];
         const planned_tensor *t = &f->tensors[u->first[i]];
         for (int role = 0; role < TENSOR_COUNT; role++) {
-            if (role == TENSOR_BIAS && !u->linear.has_bias)
+            tensor_info info;
+            if (!linear_tensor(f->layout, &o->options.num, &u->linear, (tensor_role)role, &info))
                 continue;
             const void *data = linear_data(&t->info, t->role, w, act, deq_scale, quant_bias, bias,
                                            scratch);
@@ -166,21 +172,50 @@ tare_status output_write_w8a8(output *o, const char *module, const quantized_wei
     scratch = mem_alloc_array(o->ctx, w->n, sizeof(int64_t));
     TRY(scratch ? TARE_OK : TARE_E_MEMORY);
     TRY(write_linear(o, u, w, act, deq_scale, quant_bias, bias, scratch));
+    if (o->options.tape)
+        TRY(output_tape_w8a8(o, u, w, act, deq_scale, quant_bias, bias));
     u->complete = true;
 done:
     mem_free(o->ctx, scratch);
     return TARE_WRAP(o->ctx, status, "%s", module);
 }
 
-/* Rows [first, first+count) of one tensor of a W8A16 linear; a single scale goes with the first. */
-static tare_status write_rows(output *o, output_folder *f, const planned_tensor *t, bool per_tensor,
-                              size_t first, size_t count, const weight_codes *codes, void *scratch)
+/* What the rows of a W8A16 linear are written from. */
+typedef struct row_data {
+    const weight_codes *codes;
+    size_t first, count;
+    void *scratch; /* [count] of float */
+    char *packed;  /* NULL: no folder holds them packed */
+} row_data;
+
+/* [count,k] integers as words of four (packed_words). */
+static void pack_rows(const int8_t *q, size_t count, size_t k, char *out)
+{
+    size_t row_bytes = packed_words(k) * sizeof(uint32_t);
+    for (size_t i = 0; i < count; i++, q += k, out += row_bytes) {
+        for (size_t j = 0; j < k; j++)
+            out[j] = (char)(q[j] ^ INT8_MIN);
+        memset(out + k, 0, row_bytes - k);
+    }
+}
+
+/* Rows of one tensor of a W8A16 linear; what is not by row goes with the first. */
+static tare_status write_rows(output *o, output_folder *f, const planned_tensor *t,
+                              const linear_form *form, const row_data *d)
 {
     uint64_t row_bytes = t->info.bytes / t->info.shape[0];
-    if (t->role == TENSOR_WEIGHT)
-        return output_write_tensor(o, f, t, first * row_bytes, codes->q, count * row_bytes);
-    small_tensor s = {t->role == TENSOR_WEIGHT_SCALE ? codes->scales : codes->offsets,
-                      per_tensor ? 1 : count};
+    size_t first = d->first, count = d->count;
+    void *scratch = d->scratch;
+    if (t->role == TENSOR_WEIGHT || t->role == TENSOR_WEIGHT_PACKED)
+        return output_write_tensor(o, f, t, first * row_bytes,
+                                   t->role == TENSOR_WEIGHT ? (const void *)d->codes->q : d->packed,
+                                   count * row_bytes);
+    if (t->role == TENSOR_WEIGHT_SHAPE) {
+        int64_t shape[2] = {(int64_t)form->n, (int64_t)form->k};
+        return first > 0 ? TARE_OK : output_write_tensor(o, f, t, 0, shape, sizeof shape);
+    }
+    small_tensor s = {t->role == TENSOR_WEIGHT_SCALE ? d->codes->scales : d->codes->offsets,
+                      form->per_tensor ? 1 : count};
     tensor_info rows = t->info;
     if (t->info.rank == 1 && first > 0)
         return TARE_OK;
@@ -191,8 +226,8 @@ static tare_status write_rows(output *o, output_folder *f, const planned_tensor 
 }
 
 /* The bias comes after the weight: in the npy layout they follow each other in one file. */
-static tare_status write_all_rows(output *o, const output_unit *u, size_t first, size_t count,
-                                  const weight_codes *codes, const void *bias, void *scratch)
+static tare_status write_all_rows(output *o, const output_unit *u, const row_data *d,
+                                  const void *bias)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < o->num_folders; i++) {
@@ -205,7 +240,7 @@ static tare_status write_all_rows(output *o, const output_unit *u, size_t first,
             if (role == TENSOR_BIAS)
                 bias_tensor = t;
             else
-                TRY(write_rows(o, f, t, u->linear.per_tensor, first, count, codes, scratch));
+                TRY(write_rows(o, f, t, &u->linear, d));
             t++;
         }
         if (bias && bias_tensor)
@@ -220,7 +255,7 @@ tare_status output_write_w8a16(output *o, const char *module, size_t first, size
 {
     output_unit *u = output_find_unit(o, &o->linears, module, UNIT_LINEAR);
     tare_status status = TARE_OK;
-    void *scratch = NULL;
+    row_data d = {.codes = codes, .first = first, .count = count};
 
     if (!u)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s was not declared for the output", module);
@@ -228,13 +263,21 @@ tare_status output_write_w8a16(output *o, const char *module, size_t first, size
     if (u->complete || u->linear.scheme != LINEAR_W8A16 || first != u->written ||
         count > u->linear.n - u->written || (bias != NULL) != (last && u->linear.has_bias))
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s differs from what was declared", module);
-    scratch = mem_alloc_array(o->ctx, count, sizeof(float));
-    TRY(scratch ? TARE_OK : TARE_E_MEMORY);
-    TRY(write_all_rows(o, u, first, count, codes, bias, scratch));
+    d.scratch = mem_alloc_array(o->ctx, count, sizeof(float));
+    TRY(d.scratch ? TARE_OK : TARE_E_MEMORY);
+    if (o->options.save & SAVE_COMPRESSED_TENSORS) {
+        d.packed = mem_alloc_array(o->ctx, count * packed_words(u->linear.k), sizeof(uint32_t));
+        TRY(d.packed ? TARE_OK : TARE_E_MEMORY);
+        pack_rows(codes->q, count, u->linear.k, d.packed);
+    }
+    TRY(write_all_rows(o, u, &d, bias));
+    if (o->options.tape)
+        TRY(output_tape_w8a16(o, u, first, count, codes, bias));
     u->written += count;
     u->complete = last;
 done:
-    mem_free(o->ctx, scratch);
+    mem_free(o->ctx, d.scratch);
+    mem_free(o->ctx, d.packed);
     return TARE_WRAP(o->ctx, status, "%s", module);
 }
 

@@ -17,8 +17,9 @@ typedef struct float_work {
     bool measuring;               /* or measured, to be scored once their scales are known */
     score_state scores[GROUP_COUNT];
     score_columns columns[GROUP_COUNT][SCORE_SAMPLES];
-    float *scratch;  /* for score_update: 2 * the widest input */
-    float *smoothed; /* one sample's input divided by its scales */
+    layer_selector *selectors[GROUP_COUNT]; /* NULL: nobody asks */
+    float *scratch;                         /* for score_update: 2 * the widest input */
+    float *smoothed;                        /* one sample's input divided by its scales */
 } float_work;
 
 static const model_linear *group_first(const run *r, size_t layer, linear_group group)
@@ -77,6 +78,19 @@ static tare_status measure_samples(float_work *w, linear_group group, const batc
     return TARE_OK;
 }
 
+static tare_status select_samples(float_work *w, linear_group group, const batch *b, const float *x,
+                                  size_t k)
+{
+    for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
+        tare_status status = layer_selector_update(w->selectors[group], x + row * k, b->lengths[i],
+                                                   k);
+        if (status != TARE_OK)
+            return TARE_WRAP(w->run->ctx, status, "input of group %s, sample %zu",
+                             linear_group_name(group), b->first + i);
+    }
+    return TARE_OK;
+}
+
 static void score_measured(float_work *w)
 {
     const layer_smoothing *s = &w->run->smoothing[w->layer];
@@ -101,6 +115,8 @@ static tare_status observed_linears(void *user, linear_group group, const batch 
         TRY(score_samples(w, group, b, x, k));
     if (w->measuring)
         TRY(measure_samples(w, group, b, x, k));
+    if (w->selectors[group])
+        TRY(select_samples(w, group, b, x, k));
     TRY(float_layer_linears(&w->linears, group, b, x, y));
 done:
     return status;
@@ -125,6 +141,52 @@ static tare_status forward(float_work *w, const layer_norms *norms)
     stream_flip(r->float_states);
 done:
     return status;
+}
+
+static tare_status create_selectors(float_work *w)
+{
+    tare_status status = TARE_OK;
+    for (int g = 0; g < GROUP_COUNT && status == TARE_OK; g++)
+        status = layer_selector_create(w->run->ctx, w->run->range_method, &w->selectors[g]);
+    return status;
+}
+
+/* Members of a group stand next to each other. */
+static tare_status store_selections(float_work *w)
+{
+    tare_status status = TARE_OK;
+    run *r = w->run;
+    const architecture *arch = r->model->config.arch;
+    fallback_linear *f = &r->linears[w->layer * r->linears_per_layer];
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        linear_group group = arch->linears[i].group;
+        if (i > 0 && arch->linears[i - 1].group == group)
+            f[i].score = f[i - 1].score;
+        else
+            TRY(layer_selector_score(w->selectors[group], &f[i].score));
+        f[i].has_score = true;
+    }
+done:
+    return status;
+}
+
+/* The buffers of one update and the final one do not meet. */
+size_t layer_selectors_bytes(const run *r)
+{
+    const sample_set *s = &r->samples;
+    size_t bytes = 0, most = 0;
+    for (int g = 0; g < GROUP_COUNT; g++) {
+        const model_linear *l = group_first(r, 0, (linear_group)g);
+        if (!l)
+            continue;
+        size_t update = layer_selector_update_bytes(r->ctx, r->range_method, s->longest, l->k),
+               score = layer_selector_score_bytes(r->ctx, r->range_method, s->lengths, s->count,
+                                                  l->k);
+        bytes += layer_selector_bytes(r->range_method, s->lengths, s->count, l->k);
+        most = update > most ? update : most;
+        most = score > most ? score : most;
+    }
+    return bytes + most;
 }
 
 static void store_scores(float_work *w)
@@ -228,9 +290,11 @@ static tare_status smooth_then_score(float_work *w, const layer_norms *norms, la
     w->measuring = r->wants_scores && !r->num.compat;
     if (r->wants_scores && r->num.compat)
         TRY(copy_scored(r, &again));
-    TRY(smoothing_watch(r, w->layer, w->watch));
+    if (smoothing_solves(r))
+        TRY(smoothing_watch(r, w->layer, w->watch));
     TRY(forward(w, norms));
-    TRY(smoothing_solve(r, w->layer, source, w->watch));
+    if (smoothing_solves(r))
+        TRY(smoothing_solve(r, w->layer, source, w->watch));
     smoothing_unwatch(r, w->watch);
     if (w->measuring)
         score_measured(w);
@@ -249,6 +313,8 @@ tare_status float_layer_pass(run *r, size_t layer, layer_source *source)
     float_work w = {.run = r, .layer = layer, .linears = {.model = r->model}};
     TRY(layer_source_load(r, layer, source));
     TRY(alloc_scoring(&w));
+    if (r->goal == GOAL_SCORES)
+        TRY(create_selectors(&w));
     TRY(layer_norms_load(r->model, layer, &norms));
     if (r->layout.whole_layer)
         TRY(float_layer_create(r->model, layer, r->compute, source->raw, &w.linears));
@@ -262,8 +328,11 @@ tare_status float_layer_pass(run *r, size_t layer, layer_source *source)
     }
     if (r->wants_scores)
         store_scores(&w);
+    if (r->goal == GOAL_SCORES)
+        TRY(store_selections(&w));
 done:
     for (int group = 0; group < GROUP_COUNT; group++) {
+        layer_selector_free(w.selectors[group]);
         for (size_t i = 0; i < SCORE_SAMPLES; i++)
             score_columns_free(r->ctx, &w.columns[group][i]);
     }
@@ -280,21 +349,31 @@ tare_status score_head(run *r)
     const model_config *c = &r->model->config;
     fallback_linear *f = &r->linears[r->num_linears - 1];
     score_state state;
+    layer_selector *selector = NULL;
     float *norm = NULL, *x, *y = mem_alloc_array(r->ctx, r->samples.longest * c->hidden_size, 4),
           *scratch = mem_alloc_array(r->ctx, 2 * c->hidden_size, sizeof *scratch);
     score_init(&state);
     TRY(y && scratch ? TARE_OK : TARE_E_MEMORY);
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
-    for (size_t i = 0, row = 0; i < r->score_samples; row += r->samples.lengths[i++]) {
+    if (r->goal == GOAL_SCORES)
+        TRY(layer_selector_create(r->ctx, r->range_method, &selector));
+    for (size_t i = 0, row = 0; i < (selector ? r->float_samples : r->score_samples);
+         row += r->samples.lengths[i++]) {
         size_t rows = r->samples.lengths[i];
         TRY(stream_get(r->float_states, row, rows, &x));
         norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->workspace.round,
                   y);
-        TRY(score_update(r->ctx, &r->num, &state, y, rows, c->hidden_size, scratch));
+        if (selector)
+            TRY(layer_selector_update(selector, y, rows, c->hidden_size));
+        else
+            TRY(score_update(r->ctx, &r->num, &state, y, rows, c->hidden_size, scratch));
     }
     f->has_score = true;
     f->score = score_value(&r->num, &state);
+    if (selector)
+        TRY(layer_selector_score(selector, &f->score));
 done:
+    layer_selector_free(selector);
     mem_free(r->ctx, norm);
     mem_free(r->ctx, y);
     mem_free(r->ctx, scratch);
@@ -312,7 +391,8 @@ tare_status float_pass(run *r)
     tare_status status = TARE_OK;
     size_t layers = r->model->config.num_layers;
     memory_plan_pass(r, r->plan, PASS_FLOAT);
-    progress_begin(&r->progress, r->ctx, "score", "layer", layers);
+    progress_begin(&r->progress, r->ctx, r->goal == GOAL_SMOOTHING ? "smooth" : "score", "layer",
+                   layers);
     if (!r->resume.restores) {
         TRY(create_states(r, true));
         TRY(embed_tokens(r->model, r->samples.ids, r->float_tokens, put_float_row, NULL, r));
@@ -331,7 +411,7 @@ tare_status float_pass(run *r)
         if (resume_due(r))
             TRY(resume_save(r, i + 1));
     }
-    if (!r->linears[r->num_linears - 1].is_float)
+    if (r->goal == GOAL_SCORES || (r->wants_scores && !r->linears[r->num_linears - 1].is_float))
         TRY(score_head(r));
     overlap_stop(r);
     stream_free(r->float_states);

@@ -174,8 +174,7 @@ void live_linear_bytes(const run *r, const model_linear *l, bool quantize, live_
     }
     if (wide || !quantize) {
         out->packed = mem_block_bytes(gemm_weight_bytes(r->compute, dtype, n, k));
-        out->loading = larger(out->loading, source + out->packed + output_write_bytes(n) +
-                                                gemm_packing_bytes(r->ctx, r->compute, dtype, k));
+        out->loading = larger(out->loading, source + out->packed + output_write_bytes(n));
     }
     out->loading = larger(out->loading, out->weights + out->packed + 2 * bias);
     out->weights += 2 * mem_array_bytes(n, sizeof(float)); /* the bias in both its forms */

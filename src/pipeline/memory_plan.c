@@ -23,9 +23,10 @@ static size_t most_batch_rows(const run *r)
 /* False: there is no smaller one. */
 static bool next_layout(const run *r, run_layout *l)
 {
+    bool can_spill = r->goal == GOAL_OUTPUT || r->options->scratch_dir;
     if (l->overlap) {
         l->overlap = false;
-    } else if (!l->spill) {
+    } else if (!l->spill && can_spill) {
         l->spill = true;
     } else if (l->whole_layer) {
         l->whole_layer = false;
@@ -106,6 +107,15 @@ static tare_status refuse(const run *r, const memory_plan *plan, bool given)
 
 /* ---- the plan ---- */
 
+/* A model in memory is held by the process already, and measured with it. */
+static uint64_t resident_model_bytes(const run *r)
+{
+    uint64_t resident = machine_resident_bytes(), bytes = checkpoint_bytes(r->model->checkpoint);
+    if (checkpoint_file_count(r->model->checkpoint) > 0)
+        return 0;
+    return bytes < resident ? bytes : resident;
+}
+
 static uint64_t budget_of(const run *r, bool *given)
 {
     uint64_t budget = max_memory_of(&r->recipe->max_memory, DEVICE_CPU);
@@ -116,10 +126,11 @@ static uint64_t budget_of(const run *r, bool *given)
                   "max_memory cpu=%lluMiB is more than this machine has (%lluMiB): it will swap or "
                   "be killed before the budget is used",
                   (unsigned long long)(budget / MIB), (unsigned long long)(machine.physical / MIB));
-    if (!*given)
-        budget = machine.available == UINT64_MAX ? UINT64_MAX
-                                                 : (uint64_t)((double)machine.available * 0.8);
-    return budget;
+    if (*given)
+        return budget;
+    if (machine.available == UINT64_MAX)
+        return UINT64_MAX;
+    return (uint64_t)((double)machine.available * 0.8) + resident_model_bytes(r);
 }
 
 /* A limit that the context's owner set is on accounted bytes alone. */

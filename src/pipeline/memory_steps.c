@@ -61,10 +61,10 @@ static size_t forward_bytes(const planner *p, size_t layer)
     for (size_t i = 0; i < r->linears_per_layer; i++) {
         const model_linear *l = linear_at(r, layer, i);
         tare_dtype dtype = linear_raw_dtype(r->model, l);
-        size_t bytes = gemm_float_bytes(r->ctx, r->compute, l->k, p->rows, p->samples);
+        size_t bytes = gemm_float_bytes(r->ctx);
         if (!p->layout.whole_layer)
             bytes = float_linear_bytes(r->model, l, r->compute, dtype) +
-                    larger(bytes, float_linear_making_bytes(r->model, l, r->compute, dtype));
+                    larger(bytes, float_linear_making_bytes(l));
         most = larger(most, larger(bytes, score_update_bytes(l->k)));
     }
     return most;
@@ -78,7 +78,7 @@ static void pack_layer(planner *p, size_t layer)
         const model_linear *l = linear_at(r, layer, i);
         tare_dtype dtype = linear_raw_dtype(r->model, l);
         p->now[TERM_PACKED] += float_linear_bytes(r->model, l, r->compute, dtype);
-        making = larger(making, float_linear_making_bytes(r->model, l, r->compute, dtype));
+        making = larger(making, float_linear_making_bytes(l));
     }
     layer_moment(p, layer, making);
 }
@@ -101,7 +101,7 @@ static void load_source(planner *p, size_t layer)
 static void float_step(planner *p, size_t layer)
 {
     const run *r = p->r;
-    size_t before[TERM_COUNT], smooth = r->smoothing ? smoothing_layer_bytes(r, layer) : 0;
+    size_t before[TERM_COUNT], smooth = smoothing_solves(r) ? smoothing_layer_bytes(r, layer) : 0;
     load_source(p, layer);
     memcpy(before, p->now, sizeof before);
     p->now[TERM_SCRATCH] += float_scoring_bytes(r) + layer_norms_bytes(r->model, layer);
@@ -111,16 +111,18 @@ static void float_step(planner *p, size_t layer)
         if (r->wants_scores && r->num.compat)
             p->now[TERM_ACTIVATIONS] += mem_array_bytes(
                 r->score_tokens * r->model->config.hidden_size, sizeof(float));
-        size_t watched = smoothing_watch_bytes(r, layer);
+        size_t watched = smoothing_solves(r) ? smoothing_watch_bytes(r, layer) : 0;
         p->now[TERM_ACTIVATIONS] += watched;
         layer_moment(p, layer, forward_bytes(p, layer));
-        size_t solving = smooth + smoothing_solve_bytes(r, layer);
+        size_t solving = smoothing_solves(r) ? smooth + smoothing_solve_bytes(r, layer) : 0;
         p->now[TERM_SMOOTHING] += solving;
         layer_moment(p, layer, 0);
         p->now[TERM_SMOOTHING] -= solving;
         p->now[TERM_ACTIVATIONS] -= watched;
     }
     p->now[TERM_SMOOTHING] += smooth;
+    if (r->goal == GOAL_SCORES)
+        p->now[TERM_SCRATCH] += layer_selectors_bytes(r);
     layer_moment(p, layer, forward_bytes(p, layer));
     memcpy(p->now, before, sizeof before);
 }
@@ -139,9 +141,7 @@ static size_t calibrate_bytes(const planner *p, size_t layer)
     const run *r = p->r;
     const model_config *c = &r->model->config;
     size_t most = larger(gemm_u8s8_tiles_bytes(r->ctx), observer_update_bytes(r->ctx));
-    for (size_t i = 0; i < r->linears_per_layer; i++)
-        most = larger(most, gemm_float_bytes(r->ctx, r->compute, linear_at(r, layer, i)->k, p->rows,
-                                             p->samples));
+    most = larger(most, gemm_float_bytes(r->ctx));
     if (r->attentions[layer].quantize)
         most = larger(most, fa_observe_bytes(
                                 r->ctx, (size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads},
@@ -235,7 +235,7 @@ static void quantized_layer(planner *p, size_t layer)
     memcpy(before, p->now, sizeof before);
     if (r->float_beside) {
         float_step(p, layer);
-        p->now[TERM_SMOOTHING] += r->smoothing ? smoothing_layer_bytes(r, layer) : 0;
+        p->now[TERM_SMOOTHING] += smoothing_solves(r) ? smoothing_layer_bytes(r, layer) : 0;
     } else if (has_source(p)) {
         load_source(p, layer);
     }
@@ -324,7 +324,8 @@ static void first_pass(planner *p)
         float_step(p, i);
         p->now[TERM_WEIGHTS] = held;
     }
-    moment(p, r->model->head.name, score_head_bytes(r));
+    moment(p, r->model->head.name,
+           score_head_bytes(r) + (r->goal == GOAL_SCORES ? layer_selectors_bytes(r) : 0));
     memcpy(p->now, before, sizeof before);
 }
 
@@ -332,7 +333,7 @@ static void first_pass(planner *p)
 static size_t waiting_vectors(const run *r)
 {
     size_t bytes = 0;
-    for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
+    for (size_t i = 0; smoothing_solves(r) && i < r->model->config.num_layers; i++)
         bytes += smoothing_layer_bytes(r, i);
     return bytes;
 }
@@ -377,6 +378,12 @@ void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_
         p.now[TERM_SMOOTHING] = waiting_vectors(r);
         if (!only || *only == PASS_FLOAT)
             first_pass(&p);
+    }
+    if (r->goal != GOAL_OUTPUT) {
+        if (r->goal == GOAL_SMOOTHING)
+            moment(&p, "the smoothing", smoothing_keep_bytes(r));
+        *out = p.peak;
+        return;
     }
     p.now[TERM_OUTPUT] = files;
     if (r->scheme == LINEAR_W8A16) {

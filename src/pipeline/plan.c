@@ -89,6 +89,8 @@ static tare_status declare_linear(run *r, const model_linear *l, const fallback_
 {
     tare_status status = TARE_OK;
     tensor_info bias;
+    if (f->is_float)
+        TRY(output_declare_float_linear(r->out, l->name));
     if (f->is_float && f->is_head && r->model->head_is_tied)
         return TARE_OK;
     TRY(linear_bias(r, l, &bias));

@@ -16,7 +16,10 @@ static tare_status open_model(run *r)
 {
     tare_status status = TARE_OK;
     const tare_recipe *recipe = r->recipe;
-    TRY(tare_model_open(r->ctx, r->options->model, &r->model));
+    if (r->options->source)
+        TRY(model_reopen(r->ctx, r->options->source, &r->model));
+    else
+        TRY(tare_model_open(r->ctx, r->options->model, &r->model));
     const model_config *c = &r->model->config;
     r->num.compat = recipe->compat;
     r->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype
@@ -24,12 +27,12 @@ static tare_status open_model(run *r)
                                       : TARE_F32;
     if (r->num.compat)
         r->model->load_dtype = r->num.dtype;
-    if (r->num.dtype == TARE_F32 && !r->num.compat)
+    if (r->num.dtype == TARE_F32 && !r->num.compat && r->goal == GOAL_OUTPUT)
         TARE_WARN(
             r->ctx,
             "the serving dtype is float32, which engines serve as float16: give --dtype float16 or "
             "bfloat16 so that the scales are rounded for it");
-    for (size_t i = 0; i < recipe->save_types.count; i++) {
+    for (size_t i = 0; !r->tape && i < recipe->save_types.count; i++) {
         unsigned bit = 0;
         output_save_type(recipe->save_types.items[i], &bit);
         r->save |= bit;
@@ -61,24 +64,39 @@ static void plan_float_stream(run *r)
     size_t all = r->samples.count;
     r->wants_scores = r->recipe->disable_level > 0 ||
                       (r->recipe->act_method == 3 && r->scheme == LINEAR_W8A8);
+    r->wants_scores = r->wants_scores && r->goal == GOAL_OUTPUT;
     r->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
-    if (r->smoothing)
+    if (smoothing_solves(r))
         r->float_samples = r->smooth.method == SMOOTH_M3 ? 1 : all;
+    if (r->goal == GOAL_SCORES)
+        r->float_samples = all;
     if (r->wants_scores && r->float_samples < r->score_samples)
         r->float_samples = r->score_samples;
     r->score_tokens = tokens_of(r, r->score_samples);
     r->float_tokens = tokens_of(r, r->float_samples);
-    r->two_passes = r->wants_scores && (r->recipe->disable_level > 0 || r->num.compat);
+    r->two_passes = r->goal != GOAL_OUTPUT ||
+                    (r->wants_scores && (r->recipe->disable_level > 0 || r->num.compat));
     r->float_beside = !r->two_passes && r->float_samples > 0;
+}
+
+static bool samples_given(const run *r)
+{
+    return r->options->calib || r->options->calib_count > 0;
 }
 
 static tare_status load_samples(run *r)
 {
     const model_config *c = &r->model->config;
-    if (!r->options->calib)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE, "W8A8 needs calibration samples: give --calib FILE");
+    if (!samples_given(r))
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "%s calibration samples: give --calib FILE",
+                         r->goal == GOAL_SCORES      ? "scores need"
+                         : r->goal == GOAL_SMOOTHING ? "smoothing needs"
+                                                     : "W8A8 needs");
     sample_options o = {.file = r->options->calib,
-                        .model = r->options->model,
+                        .ids = r->options->calib_ids,
+                        .lengths = r->options->calib_lengths,
+                        .count = r->options->calib_count,
+                        .model = r->model->folder,
                         .samples = (size_t)r->recipe->samples,
                         .max_length = (size_t)r->recipe->max_length,
                         .model_max = c->max_position_embeddings,
@@ -98,7 +116,9 @@ static tare_status load_samples(run *r)
 tare_status open_output(run *r)
 {
     output_options o = {.dir = r->options->out,
-                        .model_dir = r->options->model,
+                        .tape = r->tape,
+                        .model_dir = r->model->folder,
+                        .config_json = r->model->config_given ? r->model->config_json : NULL,
                         .save = r->save,
                         .part_file_size = (int)r->recipe->part_file_size,
                         .num = r->num,
@@ -108,7 +128,7 @@ tare_status open_output(run *r)
                         .overwrite = r->overwrite,
                         .copy_code = r->options->copy_code,
                         .verify = r->options->verify,
-                        .journal = !r->options->no_resume,
+                        .journal = !r->options->no_resume && !r->tape,
                         .before_publish = resume_before_publish,
                         .user = r};
     return output_open(r->ctx, &o, &r->out);
@@ -117,8 +137,8 @@ tare_status open_output(run *r)
 /* Weights alone need prompts for nothing but a ranking. */
 static bool needs_samples(const run *r)
 {
-    bool given = r->options->calib != NULL;
-    if (r->scheme == LINEAR_W8A8)
+    bool given = samples_given(r);
+    if (r->scheme == LINEAR_W8A8 || r->goal != GOAL_OUTPUT)
         return true;
     if (r->recipe->disable_level > 0 && !given)
         TARE_WARN(r->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
@@ -139,7 +159,8 @@ static size_t most_rows(const run *r)
 static tare_status plan_run(run *r, memory_plan *plan)
 {
     tare_status status = TARE_OK;
-    TRY(recipe_check(r->recipe));
+    bool saves = r->goal == GOAL_OUTPUT && !r->tape;
+    TRY(saves ? recipe_check(r->recipe) : recipe_check_scheme(r->recipe));
     r->scheme = r->recipe->a_bit == 16 ? LINEAR_W8A16 : LINEAR_W8A8;
     TRY(open_model(r));
     TRY(plan_linears(r));
@@ -151,8 +172,7 @@ done:
     return status;
 }
 
-/* From here on accounted memory stays within the budget. */
-static tare_status plan_memory(run *r)
+tare_status plan_memory(run *r)
 {
     memory_plan plan;
     tare_status status = plan_run(r, &plan);
@@ -161,11 +181,11 @@ static tare_status plan_memory(run *r)
     if (!(r->plan = arena_alloc(&r->arena, sizeof *r->plan)))
         return TARE_E_MEMORY;
     *r->plan = plan;
+    int passes = r->two_passes && r->goal == GOAL_OUTPUT ? 2 : 1;
     TARE_INFO(r->ctx,
               "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s",
-              (plan.peak.total >> 20) + 1, plan.peak.unit, r->two_passes ? 2 : 1,
-              r->two_passes ? "passes" : "pass", plan.layout.batch_rows,
-              plan.layout.overlap ? ", layers read ahead" : "",
+              (plan.peak.total >> 20) + 1, plan.peak.unit, passes, passes == 1 ? "pass" : "passes",
+              plan.layout.batch_rows, plan.layout.overlap ? ", layers read ahead" : "",
               plan.layout.spill ? ", hidden states in scratch files" : "",
               plan.layout.whole_layer || r->float_samples == 0 ? "" : ", one linear at a time");
     r->ctx->options.memory_limit = plan.budget - plan.reserve < SIZE_MAX
@@ -174,8 +194,7 @@ static tare_status plan_memory(run *r)
     return TARE_OK;
 }
 
-/* What lives through all layers. */
-static tare_status alloc_workspace(run *r)
+tare_status alloc_workspace(run *r)
 {
     size_t rows = most_rows(r);
     rows = r->samples.tokens < rows ? r->samples.tokens : rows;
@@ -306,6 +325,8 @@ static tare_status finish(run *r, tare_quantize_result *result)
     TRY(checkpoint_check_unchanged(r->model->checkpoint));
     free_states(r);
     TRY(run_record(r, &record));
+    if (r->tape)
+        TRY(recording_note(r, record.data));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
     result->linears_quantized = r->num_quantized;
     result->saturated_rows = r->saturated_rows;
@@ -332,7 +353,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     result->samples = r->samples.count;
     result->tokens = r->samples.tokens;
     result->bytes_in = checkpoint_bytes(r->model->checkpoint);
-    TRY(resume_open(r));
+    TRY(r->tape ? open_output(r) : resume_open(r));
     if ((result->was_finished = r->resume.finished))
         goto done;
     TRY(alloc_workspace(r));
@@ -350,24 +371,28 @@ done:
     return status;
 }
 
-/* A run with the recipe of `options`, or the default one, which *owned then holds. */
-static tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
-                            tare_recipe **owned)
+tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
+                     tare_recipe **owned)
 {
     *owned = NULL;
     *r = (run){.ctx = ctx, .options = options, .recipe = options->recipe};
     arena_init(&r->arena, ctx);
     /* The plan looks at the peak of this call alone. */
     r->earlier_peak = atomic_exchange(&ctx->memory_peak, atomic_load(&ctx->memory_used));
-    if (options->recipe)
-        return TARE_OK;
-    tare_status status = tare_recipe_create(ctx, owned);
-    r->recipe = *owned;
-    return status;
+    if (!options->recipe) {
+        tare_status status = tare_recipe_create(ctx, owned);
+        if (status != TARE_OK)
+            return status;
+        r->recipe = *owned;
+    }
+    if (options->smoothing) {
+        smoothing_recipe(options->smoothing, r->recipe, &r->effective);
+        r->recipe = &r->effective;
+    }
+    return TARE_OK;
 }
 
-/* The end of a call; gives its own peak. */
-static size_t run_end(run *r, tare_recipe *owned)
+size_t run_end(run *r, tare_recipe *owned)
 {
     tare_context *ctx = r->ctx;
     size_t own = tare_memory_peak(ctx);
@@ -376,6 +401,18 @@ static size_t run_end(run *r, tare_recipe *owned)
     if (r->earlier_peak > own)
         atomic_store(&ctx->memory_peak, r->earlier_peak);
     return own;
+}
+
+tare_status check_options(tare_context *ctx, const tare_quantize_options *o)
+{
+    if (!o->model == !o->source)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "a model is needed: a folder or an open model");
+    if (o->calib && o->calib_count > 0)
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "calibration samples come from a file or from memory, not from both");
+    if (o->calib_count > 0 && (!o->calib_ids || !o->calib_lengths))
+        return TARE_FAIL(ctx, TARE_E_USAGE, "calibration samples in memory lack ids or lengths");
+    return TARE_OK;
 }
 
 static void note_memory(const memory_plan *m, tare_plan *out)
@@ -407,8 +444,7 @@ tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *o
     memory_plan memory = {0};
     run r;
     *plan = (tare_plan){.seconds = -1};
-    if (!options->model)
-        return TARE_FAIL(ctx, TARE_E_USAGE, "a model folder is needed");
+    TRY(check_options(ctx, options));
     TRY(run_init(&r, ctx, options, &defaults));
     status = plan_run(&r, &memory);
     note_memory(&memory, plan);
@@ -419,19 +455,19 @@ done:
     return status;
 }
 
-tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
-                          tare_quantize_result *result)
+tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
+                     tare_recording *recording, tare_quantize_result *result)
 {
     double started = clock_seconds();
+    size_t owners_limit = ctx->options.memory_limit;
     tare_recipe *defaults;
     tare_quantize_result ignored;
     run r;
     result = result ? result : &ignored;
     *result = (tare_quantize_result){0};
-    if (!options->model || !options->out)
-        return TARE_FAIL(ctx, TARE_E_USAGE, "a model folder and an output folder are needed");
-    size_t owners_limit = ctx->options.memory_limit;
     tare_status status = run_init(&r, ctx, options, &defaults);
+    r.recording = recording;
+    r.tape = recording_tape(recording);
     if (status == TARE_OK)
         status = run_all(&r, result);
     overlap_stop(&r); /* nobody writes any more */
@@ -440,4 +476,13 @@ tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *option
     result->peak_memory = run_end(&r, defaults);
     result->seconds = clock_seconds() - started;
     return status;
+}
+
+tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
+                          tare_quantize_result *result)
+{
+    tare_status status = check_options(ctx, options);
+    if (status == TARE_OK && !options->out)
+        status = TARE_FAIL(ctx, TARE_E_USAGE, "an output folder is needed");
+    return status == TARE_OK ? quantize(ctx, options, NULL, result) : status;
 }

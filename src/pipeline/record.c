@@ -18,6 +18,16 @@ static const char *file_name(const safetensors *s)
     return slash ? slash + 1 : safetensors_path(s);
 }
 
+/* The digest of a text that is made for it. */
+static tare_status write_text_digest(buffer *text, buffer *out)
+{
+    tare_status status = text->status;
+    if (status == TARE_OK)
+        digest_write(out, text->data ? text->data : "", text->length);
+    buffer_free(text);
+    return status;
+}
+
 /* The digest of what the header of a weight file says. */
 static tare_status write_header_digest(run *r, const safetensors *s, buffer *out)
 {
@@ -28,10 +38,40 @@ static tare_status write_header_digest(run *r, const safetensors *s, buffer *out
         buffer_printf(&header, "%s %s %llu %llu\n", info->name, dtype_name(info->dtype),
                       (unsigned long long)info->offset, (unsigned long long)info->bytes);
     }
-    tare_status status = header.status;
+    return write_text_digest(&header, out);
+}
+
+/* The same of tensors in memory: names, dtypes and shapes. */
+static tare_status write_table_digest(run *r, buffer *out)
+{
+    const checkpoint *c = r->model->checkpoint;
+    buffer table;
+    buffer_init(&table, r->ctx);
+    for (size_t t = 0; t < checkpoint_count(c); t++) {
+        const tensor_info *info = checkpoint_at(c, t);
+        buffer_printf(&table, "%s %s", info->name, dtype_name(info->dtype));
+        for (int i = 0; i < info->rank; i++)
+            buffer_printf(&table, " %zu", info->shape[i]);
+        buffer_putc(&table, '\n');
+    }
+    return write_text_digest(&table, out);
+}
+
+/* Of what lies in memory nothing but the values themselves tells whether they changed. */
+static tare_status write_values_digest(run *r, buffer *out)
+{
+    tare_status status = TARE_OK;
+    const checkpoint *c = r->model->checkpoint;
+    buffer digests;
+    buffer_init(&digests, r->ctx);
+    for (size_t t = 0; t < checkpoint_count(c) && status == TARE_OK; t++) {
+        const tensor_info *info = checkpoint_at(c, t);
+        digest_write(&digests, checkpoint_data(c, info), info->bytes);
+        status = context_check_cancelled(r->ctx);
+    }
     if (status == TARE_OK)
-        digest_write(out, header.data ? header.data : "", header.length);
-    buffer_free(&header);
+        return write_text_digest(&digests, out);
+    buffer_free(&digests);
     return status;
 }
 
@@ -39,6 +79,13 @@ static tare_status write_files(run *r, buffer *out)
 {
     tare_status status = TARE_OK;
     const checkpoint *c = r->model->checkpoint;
+    if (checkpoint_file_count(c) == 0) {
+        buffer_printf(out, "[],\n    \"memory\": {\"tensors\": %zu, \"size\": %llu, \"header\": ",
+                      checkpoint_count(c), (unsigned long long)checkpoint_bytes(c));
+        TRY(write_table_digest(r, out));
+        buffer_putc(out, '}');
+        return TARE_OK;
+    }
     buffer_puts(out, "[");
     for (size_t i = 0; i < checkpoint_file_count(c); i++) {
         const safetensors *s = checkpoint_file(c, i);
@@ -65,12 +112,17 @@ tare_status fingerprint_files(run *r, buffer *out)
         buffer_puts(out, ": ");
         TRY(write_header_digest(r, s, out)); /* which holds the size, as tensors fill the file */
     }
+    if (checkpoint_file_count(c) == 0) {
+        buffer_puts(out, ", \"tensors in memory\": ");
+        TRY(write_table_digest(r, out));
+    }
 done:
     return status;
 }
 
 tare_status fingerprint_times(run *r, buffer *out)
 {
+    tare_status status = TARE_OK;
     const checkpoint *c = r->model->checkpoint;
     buffer_putc(out, '{');
     for (size_t i = 0; i < checkpoint_file_count(c); i++) {
@@ -81,8 +133,12 @@ tare_status fingerprint_times(run *r, buffer *out)
         json_write_string(out, file_name(s), strlen(file_name(s)));
         buffer_printf(out, ": \"%s\"", text);
     }
+    if (checkpoint_file_count(c) == 0) {
+        buffer_puts(out, "\"values of the tensors in memory\": ");
+        status = write_values_digest(r, out);
+    }
     buffer_putc(out, '}');
-    return out->status;
+    return status == TARE_OK ? out->status : status;
 }
 
 static void write_linears(run *r, buffer *out)
@@ -171,6 +227,11 @@ tare_status run_record(run *r, buffer *out)
     buffer_puts(out, "\n  },\n");
     if (r->samples.count > 0)
         write_samples(r, out);
+    if (r->smoothing_given && status == TARE_OK) {
+        buffer_puts(out, "  \"smoothing\": ");
+        status = smoothing_record(r, r->options->smoothing, out);
+        buffer_puts(out, ",\n");
+    }
     buffer_puts(out, "  \"fingerprint\": ");
     if (status == TARE_OK)
         status = fingerprint_write(r, out);

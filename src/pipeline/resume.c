@@ -36,6 +36,10 @@ tare_status fingerprint_write(run *r, buffer *out)
     digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
     buffer_puts(out, ", \"lengths of the samples\": ");
     digest_write(out, r->samples.lengths, r->samples.count * sizeof *r->samples.lengths);
+    if (r->smoothing_given) {
+        buffer_puts(out, ", \"smoothing\": ");
+        TRY(smoothing_digest(r, r->options->smoothing, out));
+    }
     buffer_puts(out, ", \"config.json\": ");
     digest_write(out, r->model->config_json, r->model->config_length);
     TRY(fingerprint_files(r, out));
@@ -99,7 +103,7 @@ done:
 static tare_status archive_smoothing(run *r, archive *a)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; r->smoothing && i < r->model->config.num_layers; i++)
+    for (size_t i = 0; smoothing_solves(r) && i < r->model->config.num_layers; i++)
         TRY(smoothing_archive(r, i, a));
 done:
     return status;
@@ -294,12 +298,15 @@ static tare_status check_finished(run *r)
 {
     tare_status status = TARE_OK;
     const value *root;
-    char *path = path_join(r->ctx, r->options->out, "tare_run.json");
-    if (path && !path_exists(path)) { /* each layout has its folder */
+    /* Several layouts have a folder each, and of two one is among these. */
+    static const char *const PLACES[] = {"tare_run.json", "ascendv1/tare_run.json",
+                                         "compressed-tensors/tare_run.json"};
+    char *path = NULL;
+    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES && !(path && path_exists(path)); i++) {
         mem_free(r->ctx, path);
-        path = path_join(r->ctx, r->options->out, "ascendv1/tare_run.json");
+        path = path_join(r->ctx, r->options->out, PLACES[i]);
+        TRY(path ? TARE_OK : TARE_E_MEMORY);
     }
-    TRY(path ? TARE_OK : TARE_E_MEMORY);
     if (!path_exists(path))
         goto done;
     TRY(json_parse_file(r->ctx, &r->arena, path, 64 << 20, &root));

@@ -1,6 +1,7 @@
 /* One quantization run: what its stages share. quantize.c holds the run as a whole, plan.c decides
  * and declares, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer
- * and the head; weight_pass.c is all that a run of weights alone needs. */
+ * and the head; weight_pass.c is all that a run of weights alone needs. float_goals.c holds the
+ * runs that end with the float pass: scores, smoothing. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
@@ -9,10 +10,12 @@
 #include "model/linear.h"
 #include "output/layout.h"
 #include "output/output.h"
+#include "output/tape.h"
 #include "pipeline/journal.h"
 #include "pipeline/streams.h"
 #include "quantize/fa3.h"
 #include "quantize/fallback.h"
+#include "quantize/layer_selector.h"
 #include "quantize/observer.h"
 #include "quantize/recipe.h"
 #include "quantize/score.h"
@@ -67,16 +70,28 @@ typedef struct run_resume {
     size_t layers_since;
 } run_resume;
 
+/* What a run is for. */
+typedef enum run_goal {
+    GOAL_OUTPUT,
+    GOAL_SMOOTHING, /* run.smoothing of all layers: the float pass, no output */
+    GOAL_SCORES /* of all linears, by range_method: the float pass over all samples, no output */
+} run_goal;
+
 typedef struct run {
     tare_context *ctx;
+    run_goal goal;
+    tare_range_method range_method;
     const tare_quantize_options *options;
     const tare_recipe *recipe;
+    tare_recipe effective; /* what `recipe` points to if the caller's does not hold as it is */
     linear_scheme scheme;
     tare_model *model;
     sample_set samples;
     numerics num;
     gemm_compute compute;
     output *out;
+    tare_recording *recording; /* NULL: the output is written as it is made; else it is kept in */
+    output_tape *tape;         /* the recording's tape */
     progress progress;
     size_t earlier_peak; /* of the context, before this call */
 
@@ -94,6 +109,7 @@ typedef struct run {
     size_t float_samples, float_tokens; /* the first samples, which the float stream carries */
     smooth_config smooth;
     layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
+    bool smoothing_given;       /* by the caller, who owns its vectors: none is solved */
 
     run_layout layout;
     struct memory_plan *plan;   /* the plan that it comes from */
@@ -110,6 +126,21 @@ typedef struct run {
 
 /* ---- quantize.c ---- */
 
+/* The beginning and the end of a call: a run with the recipe of `options`, or the default one,
+ * which *owned then holds. run_end gives the call's own peak of memory. */
+tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
+                     tare_recipe **owned);
+size_t run_end(run *r, tare_recipe *owned);
+/* tare_quantize on checked options; into a recording if that is not NULL. */
+tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
+                     tare_recording *recording, tare_quantize_result *result);
+/* What can be refused before any weight is read; from then on accounted memory stays within the
+ * budget. */
+tare_status plan_memory(run *r);
+/* What lives through all layers. */
+tare_status alloc_workspace(run *r);
+/* Is there one model, and at most one source of samples? */
+tare_status check_options(tare_context *ctx, const tare_quantize_options *o);
 /* The output, after all checks of its folder. */
 tare_status open_output(run *r);
 /* The hidden states, empty: of the float stream, or of the calibrating one. */
@@ -134,6 +165,13 @@ tare_status resume_before_publish(void *user);
  */
 void resume_close(run *r, tare_status status);
 
+/* ---- recording.c ---- */
+
+/* NULL for NULL. */
+output_tape *recording_tape(tare_recording *recording);
+/* What the recording's outputs say of the run: its recipe and the text of tare_run.json. */
+tare_status recording_note(run *r, const char *run_json);
+
 /* ---- plan.c ---- */
 
 /* The index of a linear in run.linears. */
@@ -152,8 +190,10 @@ size_t run_tensors(const run *r);
 tare_status float_layer_pass(run *r, size_t layer, layer_source *source);
 /* Accounted bytes, at most, of the buffers for scores. */
 size_t float_scoring_bytes(const run *r);
-/* Scores the head, whose input is the final norm's output. */
+/* Scores the head (as the goal says), whose input is the final norm's output. */
 tare_status score_head(run *r);
+/* Accounted bytes, at most, of scores by range_method for one layer, updates included. */
+size_t layer_selectors_bytes(const run *r);
 /* All layers: the first of two passes. */
 tare_status float_pass(run *r);
 
@@ -166,8 +206,11 @@ typedef struct pair_watch {
     float *inputs; /* [rows, channels], the first of the pair's inputs; NULL: none are needed */
 } pair_watch;
 
-/* The configuration; run.smoothing if there is any. Checks disable_anti_names. */
+/* The configuration; run.smoothing if there is any. Checks disable_anti_names, or whether a given
+ * smoothing fits. */
 tare_status smoothing_plan(run *r);
+/* Is it this run that solves it? */
+bool smoothing_solves(const run *r);
 bool smoothing_shifts(const run *r);
 norm_kind smoothing_norm_kind(const run *r);
 /* Does a shift give `l` a bias that its architecture lacks? */
@@ -184,9 +227,11 @@ tare_status smoothing_norms(run *r, size_t layer, layer_norms *norms);
 /* Replaces a weight by the smoothed one: FP32 if it will be quantized, else as it is written. */
 tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw);
 void smoothing_free_layer(run *r, size_t layer);
+/* Frees what layer_smoothing owns. */
+void layer_smoothing_free(tare_context *ctx, layer_smoothing *s);
 /* The vectors of a layer (none: nothing is there), written to or read from an archive. */
 tare_status smoothing_archive(run *r, size_t layer, archive *a);
-/* Is `l` a target of a pair that is smoothed? */
+/* Is `l` a target of a pair that this run smooths? */
 bool smoothing_targets(const run *r, const model_linear *l);
 /* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
  * smoothing_solve beside that; of smoothing_weight with both its weights. */
@@ -194,6 +239,22 @@ size_t smoothing_layer_bytes(const run *r, size_t layer);
 size_t smoothing_watch_bytes(const run *r, size_t layer);
 size_t smoothing_solve_bytes(const run *r, size_t layer);
 size_t smoothing_weight_bytes(const run *r, const model_linear *l, bool quantize);
+
+/* ---- smoothing_handle.c ---- */
+
+/* The recipe with the smoothing's section anti_outlier. */
+void smoothing_recipe(const tare_smoothing *s, const tare_recipe *recipe, tare_recipe *out);
+/* Its configuration and vectors, which stay the smoothing's, into the run. TARE_E_USAGE unless they
+ * fit. */
+tare_status smoothing_take(run *r, const tare_smoothing *s);
+/* A digest of all vectors, as a JSON string. */
+tare_status smoothing_digest(run *r, const tare_smoothing *s, buffer *out);
+/* What tare_run.json says of it: a JSON map. */
+tare_status smoothing_record(run *r, const tare_smoothing *s, buffer *out);
+/* The result of a run with GOAL_SMOOTHING, which gives its vectors away. */
+tare_status smoothing_keep(run *r, tare_smoothing **out);
+/* Accounted bytes of that, at most, beside the vectors. */
+size_t smoothing_keep_bytes(const run *r);
 
 /* ---- layer.c, live_linear.c ---- */
 
@@ -315,7 +376,7 @@ tare_status run_record(run *r, buffer *out);
 void digest_write(buffer *out, const void *data, size_t length);
 /* Members of a JSON map: digests of what the weight files' headers say. */
 tare_status fingerprint_files(run *r, buffer *out);
-/* A JSON map: when each weight file was changed last. */
+/* A JSON map: when each weight file was changed last, or a digest of all values in memory. */
 tare_status fingerprint_times(run *r, buffer *out);
 
 #endif

@@ -100,12 +100,19 @@ bool smoothing_creates_bias(const run *r, const model_linear *l)
            pair_is_active(r, l->layer, l->group == GROUP_QKV ? PAIR_INPUT : PAIR_POST_ATTENTION);
 }
 
+bool smoothing_solves(const run *r)
+{
+    return r->smoothing && !r->smoothing_given;
+}
+
 tare_status smoothing_plan(run *r)
 {
     const tare_recipe *recipe = r->recipe;
     tare_status status = TARE_OK;
     if (recipe->anti_method == 0)
         return TARE_OK;
+    if (r->options->smoothing)
+        return smoothing_take(r, r->options->smoothing);
     r->smooth = (smooth_config){.method = (smooth_method)recipe->anti_method,
                                 .w_bit = (int)recipe->anti_w_bit,
                                 .w_sym = recipe->anti_w_sym,
@@ -178,25 +185,28 @@ done:
     return status;
 }
 
-void smoothing_free_layer(run *r, size_t layer)
+void layer_smoothing_free(tare_context *ctx, layer_smoothing *s)
 {
-    if (!r->smoothing)
-        return;
-    layer_smoothing *s = &r->smoothing[layer];
     for (int role = 0; role < ROLE_COUNT; role++) {
-        mem_free(r->ctx, s->weights[role].row_scale);
-        mem_free(r->ctx, s->weights[role].col_scale);
-        mem_free(r->ctx, s->weights[role].bias);
+        mem_free(ctx, s->weights[role].row_scale);
+        mem_free(ctx, s->weights[role].col_scale);
+        mem_free(ctx, s->weights[role].bias);
     }
     for (int role = 0; role < NORM_COUNT; role++) {
-        mem_free(r->ctx, s->norms[role].weight);
-        mem_free(r->ctx, s->norms[role].bias);
+        mem_free(ctx, s->norms[role].weight);
+        mem_free(ctx, s->norms[role].bias);
     }
     for (int group = 0; group < GROUP_COUNT; group++) {
-        mem_free(r->ctx, s->input_scale[group]);
-        mem_free(r->ctx, s->input_shift[group]);
+        mem_free(ctx, s->input_scale[group]);
+        mem_free(ctx, s->input_shift[group]);
     }
     *s = (layer_smoothing){0};
+}
+
+void smoothing_free_layer(run *r, size_t layer)
+{
+    if (smoothing_solves(r))
+        layer_smoothing_free(r->ctx, &r->smoothing[layer]);
 }
 
 static tare_status archive_weight(archive *a, const model_linear *l, smooth_weight *w)
@@ -486,7 +496,7 @@ size_t smoothing_layer_bytes(const run *r, size_t layer)
 
 bool smoothing_targets(const run *r, const model_linear *l)
 {
-    for (int p = 0; r->smoothing && p < PAIR_COUNT; p++) {
+    for (int p = 0; smoothing_solves(r) && p < PAIR_COUNT; p++) {
         if (smooth_pair_targets((smooth_pair)p) == l->group)
             return pair_is_active(r, l->layer, (smooth_pair)p);
     }

@@ -45,7 +45,7 @@ typedef struct weight_pass {
     weight_step *steps;
     size_t num_steps;
     struct { /* bytes and rows of the largest piece */
-        size_t stored, quantized, scales, bias, columns;
+        size_t stored, quantized, scales, bias, columns, packed;
     } most;
     size_t step, row;   /* what is read next */
     weight_range range; /* of the matrix in work */
@@ -90,6 +90,7 @@ static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
     w->most.quantized = larger(w->most.quantized, rows * linear->k);
     w->most.scales = larger(w->most.scales, rows);
     w->most.columns = larger(w->most.columns, linear->k);
+    w->most.packed = larger(w->most.packed, output_rows_bytes(rows, linear->k, w->run->save));
     w->most.bias = larger(w->most.bias, linear->bias ? linear->bias->bytes : 0);
 }
 
@@ -148,7 +149,7 @@ size_t weight_pass_bytes(run *r)
                     mem_array_bytes((size_t)parallel_threads(r->ctx) * w.most.columns,
                                     sizeof(float)) +
                     mem_array_bytes(w.most.scales, sizeof(weight_range)) +
-                    mem_array_bytes(w.most.scales, sizeof(int64_t));
+                    mem_array_bytes(w.most.scales, sizeof(int64_t)) + w.most.packed;
     if (r->num.compat)
         others += 3 * mem_array_bytes(2 * w.most.stored, 1);
     return PIECES * piece + others;

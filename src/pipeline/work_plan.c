@@ -148,8 +148,8 @@ static void plan_disk(const run *r, tare_plan *out)
         written += written_linear(r, &r->model->head, head);
         written -= r->model->head_is_tied ? 0 : (double)r->model->head.weight->bytes;
     }
-    for (unsigned bit = SAVE_ASCENDV1; bit <= SAVE_NUMPY; bit *= 2)
-        folders += r->save & bit ? 1 : 0;
+    for (unsigned i = 0; i < SAVE_TYPES; i++)
+        folders += r->save & 1u << i ? 1 : 0;
     double read = layers + others;
     if (r->two_passes)
         read += layers + (double)r->model->embedding->bytes;

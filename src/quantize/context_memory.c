@@ -14,6 +14,7 @@ tare_status tare_context_set_max_memory(tare_context *ctx, const char *max_memor
         TRY(TARE_FAIL(ctx, TARE_E_BUDGET,
                       "max_memory cpu=%lluMiB is too small: the program itself takes %zu MiB",
                       (unsigned long long)(budget >> 20), (reserve >> 20) + 1));
+    ctx->memory_reserve = budget == 0 ? 0 : reserve;
     ctx->options.memory_limit = budget == 0                   ? 0
                                 : budget - reserve < SIZE_MAX ? (size_t)(budget - reserve)
                                                               : 0;

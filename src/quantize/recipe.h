@@ -52,6 +52,11 @@ struct tare_recipe {
 /* Checks what no single setting shows: widths that go together, settings without the one that they
  * belong to. TARE_E_USAGE; warns of what is odd but allowed. */
 tare_status recipe_check(const tare_recipe *recipe);
+/* Its two halves: of what is computed, of what the save types can hold. */
+tare_status recipe_check_scheme(const tare_recipe *recipe);
+tare_status recipe_check_save(const tare_recipe *recipe);
+/* A copy without max_memory whose lists live in `a`; not to be freed. */
+tare_status recipe_copy(const tare_recipe *recipe, arena *a, tare_recipe *out);
 /* Appends the effective settings as a JSON map, indented by two spaces from `level` on. */
 void recipe_write(const tare_recipe *recipe, buffer *out, int level);
 

@@ -44,6 +44,23 @@ static tare_status check_anti_outlier(const tare_recipe *r)
     return TARE_OK;
 }
 
+/* What compressed-tensors has no tensors for (spec/output_formats.md 7). */
+static tare_status check_compressed(const tare_recipe *r)
+{
+    bool wanted = false;
+    for (size_t i = 0; i < r->save_types.count; i++)
+        wanted |= strcmp(r->save_types.items[i], "compressed-tensors") == 0;
+    if (wanted && r->fa_quant)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "save.types: compressed-tensors cannot hold the scales of fa_quant; save "
+                         "as ascendv1, safe_tensor or numpy, or leave fa_quant out");
+    if (wanted && !r->w_sym)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "save.types: compressed-tensors needs symmetric weights (quant.w_sym "
+                         "true)");
+    return TARE_OK;
+}
+
 /* spec/w8a8.md 8.1, output_formats.md 8.8. No forward runs, so nothing sees an activation. */
 static tare_status check_weights_alone(const tare_recipe *r)
 {
@@ -52,16 +69,23 @@ static tare_status check_weights_alone(const tare_recipe *r)
                          "%s needs the calibration of quant.a_bit 8; quant.a_bit 16 quantizes "
                          "weights alone",
                          r->fa_quant ? "fa_quant" : "anti_outlier.anti_method");
+    return TARE_OK;
+}
+
+tare_status recipe_check_save(const tare_recipe *r)
+{
     for (size_t i = 0; i < r->save_types.count && !r->w_sym; i++) {
         if (strcmp(r->save_types.items[i], "ascendv1") == 0 ||
             strcmp(r->save_types.items[i], "ascendV1") == 0)
             TARE_WARN(r->ctx, "quant.w_sym false: vLLM-Ascend adds weight_offset where these files "
                               "mean that it is subtracted; give it symmetric weights");
     }
-    return TARE_OK;
+    if (r->save_types.count == 0)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "save.types: at least one save type is needed");
+    return check_compressed(r);
 }
 
-tare_status recipe_check(const tare_recipe *r)
+tare_status recipe_check_scheme(const tare_recipe *r)
 {
     tare_status status = TARE_OK;
     if (r->fa_amp_given && !r->fa_quant)
@@ -77,9 +101,13 @@ tare_status recipe_check(const tare_recipe *r)
     if (!r->w_sym && r->a_bit == 8)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.w_sym: 8-bit activations need symmetric weights (true)");
-    if (r->save_types.count == 0)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE, "save.types: at least one save type is needed");
     TRY(check_anti_outlier(r));
 done:
     return status;
+}
+
+tare_status recipe_check(const tare_recipe *r)
+{
+    tare_status status = recipe_check_scheme(r);
+    return status == TARE_OK ? recipe_check_save(r) : status;
 }

@@ -310,8 +310,7 @@ size_t smooth_m2_bytes(const tare_context *ctx, const smooth_group *g, size_t fi
            mem_array_bytes(SMOOTH_BLOCK * first_rows, sizeof(float)) + /* y */
            mem_array_bytes(rows, sizeof(double)) +                     /* sums */
            mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, first_rows, n)) +
-           gemm_float_bytes(ctx, GEMM_FP32, n, SMOOTH_BLOCK, 1) +
-           attention_bytes(ctx, g, first_rows);
+           gemm_float_bytes(ctx) + attention_bytes(ctx, g, first_rows);
 }
 
 static void search_free(m2_search *m, float *x)

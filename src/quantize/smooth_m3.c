@@ -7,7 +7,12 @@
  * (5e-6 relative, specification 1.7):
  * error form: E = W' - W, loss = mean((E X1^T)^2);
  * Gram form:  H = X1^T X1, loss = sum((E H) o E) / (T1*out): less work once T1 > C.
- * The native-dtype switch rounds both outputs, so there the two products are made apart. */
+ * The native-dtype switch rounds both outputs, so there the two products are made apart.
+ *
+ * Where the CPU multiplies BF16, the error form goes through all candidates in BF16 first. Rounding
+ * E and X1 to 9 bits moves a product by 2e-3 of itself at random, and so the mean of T1*out squares
+ * by some 1e-5; the candidates within ROUGH_MARGIN of the least loss are evaluated again in FP32,
+ * which decides. */
 #include <string.h>
 
 #include "base/parallel.h"
@@ -16,6 +21,7 @@
 
 /* AT_ONCE: blocks between two looks at whether the user has had enough. */
 enum { CANDIDATES = 20, ROWS = GEMM_ROWS, AT_ONCE = 64 };
+#define ROUGH_MARGIN 0.001
 
 /* What one thread works in. */
 typedef struct m3_scratch {
@@ -31,14 +37,17 @@ typedef struct m3_search {
     const float *x; /* [T1,C] */
     size_t tokens;
     bool gram;
-    gemm_weight *packed;    /* X1 [T1,C] or H [C,C] */
-    size_t outputs;         /* T1 or C */
-    float *scales;          /* [CANDIDATES,C] */
-    m3_scratch *scratch;    /* [threads] */
-    const smooth_weight *w; /* the target in work, */
-    size_t first_block;     /* from this block on */
-    kernel_grid *grids;     /* [rows of w, CANDIDATES]; NULL: native */
-    double *sums;           /* [CANDIDATES, blocks of w] */
+    gemm_weight *packed;                  /* X1 [T1,C] or H [C,C] */
+    gemm_weight *rough;                   /* X1 in BF16; NULL: no need of it */
+    const gemm_weight *now;               /* the one in use, */
+    size_t count, candidates[CANDIDATES]; /* and for which */
+    size_t outputs;                       /* T1 or C */
+    float *scales;                        /* [CANDIDATES,C] */
+    m3_scratch *scratch;                  /* [threads] */
+    const smooth_weight *w;               /* the target in work, */
+    size_t first_block;                   /* from this block on */
+    kernel_grid *grids;                   /* [rows of w, CANDIDATES]; NULL: native */
+    double *sums;                         /* [CANDIDATES, blocks of w] */
 } m3_search;
 
 /* Some rows of a target under one candidate. */
@@ -176,19 +185,19 @@ static void candidate_block(void *user, size_t index, int thread)
 {
     const m3_search *m = user;
     const smooth_task *t = m->t;
-    size_t block = m->first_block + index / CANDIDATES, left = m->w->n - block * ROWS;
+    size_t block = m->first_block + index / m->count, left = m->w->n - block * ROWS;
     row_block b = {.m = m,
                    .scratch = &m->scratch[thread],
-                   .candidate = index % CANDIDATES,
+                   .candidate = m->candidates[index % m->count],
                    .first = block * ROWS,
                    .rows = left < ROWS ? left : ROWS};
     const m3_scratch *s = b.scratch;
     bool native = t->native != TARE_F32;
     if (native) {
         requantize_rows(&b);
-        gemm_float_rows(t->ctx, m->packed, b.rows, make_weights, &b, s->reference, s->gemm);
+        gemm_float_rows(t->ctx, m->now, b.rows, make_weights, &b, s->reference, s->gemm);
     }
-    gemm_float_rows(t->ctx, m->packed, b.rows, native ? make_requantized : make_errors, &b, s->y,
+    gemm_float_rows(t->ctx, m->now, b.rows, native ? make_requantized : make_errors, &b, s->y,
                     s->gemm);
     m->sums[b.candidate * block_count(m->w->n) + block] = block_error(&b);
 }
@@ -212,13 +221,13 @@ static tare_status target_losses(m3_search *m, const smooth_weight *w, double lo
         size_t count = blocks - first < AT_ONCE ? blocks - first : AT_ONCE;
         TRY(context_check_cancelled(ctx));
         m->first_block = first;
-        parallel_for(ctx, CANDIDATES * count, candidate_block, m);
+        parallel_for(ctx, m->count * count, candidate_block, m);
     }
-    for (size_t i = 0; i < CANDIDATES; i++) {
+    for (size_t i = 0; i < m->count; i++) {
         double sum = 0;
         for (size_t b = 0; b < blocks; b++)
-            sum += m->sums[i * blocks + b];
-        losses[i] += sum / ((double)m->tokens * (double)w->n);
+            sum += m->sums[m->candidates[i] * blocks + b];
+        losses[m->candidates[i]] += sum / ((double)m->tokens * (double)w->n);
     }
 done:
     mem_free(ctx, m->grids);
@@ -322,8 +331,14 @@ static tare_status alloc_scratch(m3_search *m)
     return ok ? TARE_OK : TARE_E_MEMORY;
 }
 
+static bool wants_rough(const tare_context *ctx, tare_dtype native, bool gram)
+{
+    return native == TARE_F32 && !gram && kernels_get(ctx)->gemm_bf16;
+}
+
 static tare_status prepare(m3_search *m)
 {
+    tare_status status = TARE_OK;
     tare_context *ctx = m->t->ctx;
     size_t n = m->t->g->channels;
     m->gram = m->t->native == TARE_F32 && !m->t->cfg->naive && m->tokens > n;
@@ -333,7 +348,11 @@ static tare_status prepare(m3_search *m)
         return TARE_E_MEMORY;
     if (m->gram)
         return pack_gram(m);
-    return gemm_weight_create(ctx, GEMM_FP32, TARE_F32, m->x, m->tokens, n, &m->packed);
+    if (wants_rough(ctx, m->t->native, m->gram))
+        TRY(gemm_weight_create(ctx, GEMM_BF16, TARE_F32, m->x, m->tokens, n, &m->rough));
+    TRY(gemm_weight_create(ctx, GEMM_FP32, TARE_F32, m->x, m->tokens, n, &m->packed));
+done:
+    return status;
 }
 
 size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
@@ -342,16 +361,17 @@ size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const 
     size_t n = g->channels;
     bool native = smooth_native(cfg) != TARE_F32;
     bool gram = !native && !cfg->naive && first_rows > n;
-    size_t outputs = gram ? n : first_rows, rows = 0, packing = 0;
+    size_t outputs = gram ? n : first_rows, rows = 0, rough = 0, packing = 0;
     size_t threads = (size_t)parallel_threads(ctx);
     size_t x = mem_array_bytes(first_rows * n, sizeof(float)),
            y = mem_array_bytes(ROWS * outputs, sizeof(float));
     for (size_t k = 0; k < g->num_targets; k++)
         rows = g->targets[k]->n > rows ? g->targets[k]->n : rows;
+    if (wants_rough(ctx, smooth_native(cfg), gram))
+        rough = mem_block_bytes(gemm_weight_bytes(GEMM_BF16, TARE_F32, outputs, n));
     if (gram) /* transposed, packed, H */
         packing = x + mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, n, first_rows)) +
-                  mem_array_bytes(n * n, sizeof(float)) +
-                  gemm_float_bytes(ctx, GEMM_FP32, first_rows, n, 1);
+                  mem_array_bytes(n * n, sizeof(float)) + gemm_float_bytes(ctx);
     return x + mem_array_bytes(CANDIDATES * n, sizeof(float)) +                     /* scales */
            mem_array_bytes(n, sizeof(float)) + mem_array_bytes(n, sizeof(double)) + /* mu */
            mem_array_bytes(threads, sizeof(m3_scratch)) +
@@ -360,7 +380,7 @@ size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const 
                 mem_array_bytes(n, sizeof(float)) + mem_array_bytes(ROWS * n, sizeof(float))) +
            mem_array_bytes(CANDIDATES * block_count(rows), sizeof(double)) +
            mem_array_bytes(CANDIDATES * rows, sizeof(kernel_grid)) +
-           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, outputs, n)) + packing;
+           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, outputs, n)) + rough + packing;
 }
 
 static void search_free(m3_search *m, float *x)
@@ -368,6 +388,7 @@ static void search_free(m3_search *m, float *x)
     tare_context *ctx = m->t->ctx;
     size_t threads = m->scratch ? (size_t)parallel_threads(ctx) : 0;
     gemm_weight_free(ctx, m->packed);
+    gemm_weight_free(ctx, m->rough);
     mem_free(ctx, x);
     mem_free(ctx, m->scales);
     for (size_t i = 0; i < threads; i++) {
@@ -379,25 +400,56 @@ static void search_free(m3_search *m, float *x)
     mem_free(ctx, m->scratch);
 }
 
+/* Losses of the candidates in m->candidates. */
+static tare_status all_losses(m3_search *m, const gemm_weight *packed, double losses[CANDIDATES])
+{
+    tare_status status = TARE_OK;
+    m->now = packed;
+    for (size_t i = 0; i < m->count; i++)
+        losses[m->candidates[i]] = 0;
+    for (size_t k = 0; status == TARE_OK && k < m->t->g->num_targets; k++)
+        status = target_losses(m, m->t->g->targets[k], losses);
+    return status;
+}
+
+/* Leaves the candidates that may be best by the rough losses. One that is not finite stays. */
+static void keep_best(m3_search *m, const double losses[CANDIDATES])
+{
+    double least = INFINITY;
+    size_t kept = 0;
+    for (size_t i = 0; i < m->count; i++)
+        least = losses[m->candidates[i]] < least ? losses[m->candidates[i]] : least;
+    for (size_t i = 0; i < m->count; i++) {
+        if (!(losses[m->candidates[i]] > least * (1 + ROUGH_MARGIN)))
+            m->candidates[kept++] = m->candidates[i];
+    }
+    m->count = kept;
+}
+
 tare_status smooth_solve_m3(const smooth_task *t)
 {
     tare_status status = TARE_OK;
     m3_search m = {.t = t, .kernels = kernels_get(t->ctx), .tokens = t->stats->first_rows};
     size_t n = t->g->channels;
-    double losses[CANDIDATES] = {0};
+    double losses[CANDIDATES];
     float *x = NULL;
     TRY(smooth_first_sample(t, &x));
     m.x = x;
     TRY(prepare(&m));
     TRY(all_scales(&m));
-    for (size_t k = 0; k < t->g->num_targets; k++)
-        TRY(target_losses(&m, t->g->targets[k], losses));
+    for (m.count = 0; m.count < CANDIDATES; m.count++)
+        m.candidates[m.count] = m.count;
+    if (m.rough) {
+        TRY(all_losses(&m, m.rough, losses));
+        keep_best(&m, losses);
+    }
+    TRY(all_losses(&m, m.packed, losses));
     t->out->loss = INFINITY;
     t->out->evaluated = CANDIDATES;
-    for (int i = 0; i < CANDIDATES; i++) {
-        if ((float)losses[i] < (float)t->out->loss) {
-            t->out->loss = losses[i];
-            t->out->candidate = i;
+    for (size_t i = 0; i < m.count; i++) {
+        if ((float)losses[m.candidates[i]] < (float)t->out->loss) {
+            t->out->loss = losses[m.candidates[i]];
+            t->out->candidate = (int)m.candidates[i];
         }
     }
     if (t->out->candidate < 0)

@@ -300,7 +300,8 @@ size_t smooth_m6_bytes(const tare_context *ctx, const smooth_config *cfg, const 
                       mem_array_bytes(tile_rows, sizeof(int64_t)) + mem_array_bytes(tile_rows, n) +
                       mem_array_bytes(SMOOTH_BLOCK, n) +
                       mem_array_bytes(tile_rows, SMOOTH_BLOCK * sizeof(int32_t)) +
-                      mem_array_bytes(threads * n, sizeof(float));
+                      mem_array_bytes(threads * n, sizeof(float)) +
+                      gemm_u8s8_bytes(ctx, tile_rows, SMOOTH_BLOCK);
     size_t native = mem_array_bytes(SMOOTH_BLOCK * SMOOTH_BLOCK, sizeof(float));
     return mem_array_bytes(panels, sizeof(m6_panel)) +
            mem_array_bytes((M6_STEPS + 1) * panels, sizeof(double)) +
@@ -309,8 +310,7 @@ size_t smooth_m6_bytes(const tare_context *ctx, const smooth_config *cfg, const 
            mem_array_bytes(tile_rows * rows, sizeof(float)) +
            mem_array_bytes(tile * M6_CELLS, sizeof(double)) +
            mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, SMOOTH_BLOCK, n)) +
-           gemm_float_bytes(ctx, GEMM_FP32, n, SMOOTH_BLOCK, 1) +
-           (smooth_native(cfg) == TARE_F32 ? integers : native);
+           gemm_float_bytes(ctx) + (smooth_native(cfg) == TARE_F32 ? integers : native);
 }
 
 static void search_free(m6_search *m, double *squares)

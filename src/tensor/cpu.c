@@ -4,8 +4,17 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <stdatomic.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
-enum { HAS_AVX2 = 1, HAS_AVX512 = 2, HAS_VNNI = 4, HAS_AMX = 8, DETECTED = 16 };
+enum {
+    HAS_AVX2 = 1,
+    HAS_AVX512 = 2,
+    HAS_VNNI = 4,
+    HAS_AVX512_BF16 = 8,
+    HAS_AMX = 16,
+    DETECTED = 32
+};
 
 static uint64_t enabled_registers(void)
 {
@@ -19,6 +28,37 @@ static bool has_all(uint64_t value, uint64_t bits)
     return (value & bits) == bits;
 }
 
+/* Linux keeps the tiles' 8 KiB of state only for a process that asks for them. */
+static bool tiles_permitted(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
+
+/* What comes with AVX-512; c and d of leaf 7. */
+static int detect_avx512(uint64_t enabled, uint32_t c, uint32_t d)
+{
+    enum {
+        VNNI = 1 << 11,
+        AVX512_BF16 = 1 << 5,
+        AMX_BF16 = 1 << 22,
+        AMX_TILE = 1 << 24,
+        AMX_INT8 = 1 << 25,
+        TILE_STATE = 0x60000
+    };
+    int features = HAS_AVX512;
+    uint32_t a1, b1, c1, d1;
+    if (__get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) && has_all(a1, AVX512_BF16))
+        features |= HAS_AVX512_BF16;
+    if (!has_all(c, VNNI))
+        return features;
+    features |= HAS_VNNI;
+    if (has_all(enabled, TILE_STATE) && has_all(d, AMX_TILE | AMX_BF16 | AMX_INT8) &&
+        tiles_permitted())
+        features |= HAS_AMX;
+    return features;
+}
+
 static int detect_features(void)
 {
     enum {
@@ -30,13 +70,8 @@ static int detect_features(void)
         AVX512F = 1 << 16,
         AVX512DQ = 1 << 17,
         AVX512BW = 1 << 30,
-        VNNI = 1 << 11,
-        AMX_BF16 = 1 << 22,
-        AMX_TILE = 1 << 24,
-        AMX_INT8 = 1 << 25,
         YMM_STATE = 0x6,
-        ZMM_STATE = 0xe6,
-        TILE_STATE = 0x60000
+        ZMM_STATE = 0xe6
     };
     const uint64_t avx512vl = 1u << 31;
     uint32_t a, b, c, d;
@@ -48,11 +83,7 @@ static int detect_features(void)
         return 0;
     if (!has_all(enabled, ZMM_STATE) || !has_all(b, AVX512F | AVX512DQ | AVX512BW | avx512vl))
         return HAS_AVX2;
-    if (!has_all(c, VNNI))
-        return HAS_AVX2 | HAS_AVX512;
-    if (!has_all(enabled, TILE_STATE) || !has_all(d, AMX_TILE | AMX_BF16 | AMX_INT8))
-        return HAS_AVX2 | HAS_AVX512 | HAS_VNNI;
-    return HAS_AVX2 | HAS_AVX512 | HAS_VNNI | HAS_AMX;
+    return HAS_AVX2 | detect_avx512(enabled, c, d);
 }
 
 /* Asked once a process: CPUID traps in virtual machines and takes microseconds there. Every thread
@@ -79,9 +110,9 @@ const kernels *kernels_of(tare_cpu cpu)
     case TARE_CPU_AVX2:
         return f & HAS_AVX2 ? &kernels_avx2 : NULL;
     case TARE_CPU_AVX512:
-        return f & HAS_AVX512 ? &kernels_avx512 : NULL;
+        return f & HAS_AVX512_BF16 ? &kernels_avx512bf16 : f & HAS_AVX512 ? &kernels_avx512 : NULL;
     case TARE_CPU_AMX:
-        return f & HAS_AMX ? &kernels_avx512 : NULL;
+        return f & HAS_AMX ? &kernels_amx : NULL;
     }
     return NULL;
 }
@@ -132,5 +163,5 @@ const kernels *kernels_get(const tare_context *ctx)
 
 const char *tare_cpu_name(const tare_context *ctx)
 {
-    return cpu_of(ctx) == TARE_CPU_AMX ? "amx" : kernels_get(ctx)->name;
+    return kernels_get(ctx)->name;
 }

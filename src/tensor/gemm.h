@@ -2,9 +2,9 @@
  * that row and on W alone, never on threads, on its neighbours or on how samples are grouped.
  * INT8: u8 x s8 -> s32, exact; oneDNN where the CPU has VNNI, else kernels of our own that widen to
  * 16 bits. FP32: tiles of our own (kernels.gemm_tile) on a weight packed once into panels. BF16
- * operands with FP32 accumulation: oneDNN on AVX-512 and AMX, on tiles of one fixed, zero-padded
- * shape, one thread a call; elsewhere the FP32 tiles on rounded operands. oneDNN's own heap (its
- * packing buffers, compiled code) is not accounted: a few MiB a thread. */
+ * operands with FP32 accumulation: likewise (kernels.gemm_bf16) on AMX and AVX512-BF16, elsewhere
+ * the FP32 tiles on rounded operands. oneDNN's own heap (its packing buffers, compiled code) is not
+ * accounted: a few MiB a thread. */
 #ifndef TARE_TENSOR_GEMM_H
 #define TARE_TENSOR_GEMM_H
 
@@ -29,7 +29,8 @@ typedef void (*gemm_tile_fn)(void *user, size_t row, size_t rows, size_t column,
 tare_status gemm_u8s8_tiles(tare_context *ctx, const uint8_t *x, const int8_t *w, size_t m,
                             size_t n, size_t k, gemm_tile_fn tile, void *user);
 
-/* Accounted bytes of its accumulators, at most. */
+/* Accounted bytes of what they take while they run: the first exactly, the second at most. */
+size_t gemm_u8s8_bytes(const tare_context *ctx, size_t m, size_t n);
 size_t gemm_u8s8_tiles_bytes(const tare_context *ctx);
 
 /* A float weight made ready for gemm_float: packed once, used for all samples. It keeps the
@@ -42,16 +43,9 @@ tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dty
                                const void *w, size_t n, size_t k, gemm_weight **out);
 /* `w` NULL is allowed. */
 void gemm_weight_free(tare_context *ctx, gemm_weight *w);
-/* Accounted bytes of a weight, at most, and of gemm_float's scratch for one thread (K of the widest
- * weight). */
+/* Accounted bytes of a weight, at most, and of a gemm_float on all threads. */
 size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_t k);
-size_t gemm_scratch_bytes(gemm_compute compute, size_t k);
-/* What gemm_weight_create needs beside its result, and a gemm_float of at most `segments` samples
- * of `m` rows together on all threads. */
-size_t gemm_packing_bytes(const tare_context *ctx, gemm_compute compute, tare_dtype dtype,
-                          size_t k);
-size_t gemm_float_bytes(const tare_context *ctx, gemm_compute compute, size_t k, size_t m,
-                        size_t segments);
+size_t gemm_float_bytes(const tare_context *ctx);
 
 /* y[M,N] = x[M,K] W^T + bias (NULL: none), over `segments` of consecutive rows (samples) of lengths
  * rows[], sum M. Parallel over tiles. TARE_E_MEMORY when the scratch does not fit. */
@@ -60,8 +54,8 @@ tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, 
 
 /* The same product of a few rows that are made while they are needed, in the calling thread: `make`
  * fills x [rows, depth] with columns [k0, k0+depth) of them, GEMM_DEPTH (kernels.h) apart. y has
- * row stride N. `w` must be of GEMM_FP32; scratch: GEMM_ROWS_SCRATCH bytes, 64-byte aligned. */
-enum { GEMM_ROWS = 96, GEMM_ROWS_SCRATCH = 256 * 1024 };
+ * row stride N. scratch: GEMM_ROWS_SCRATCH bytes, 64-byte aligned. */
+enum { GEMM_ROWS = 96, GEMM_ROWS_SCRATCH = 640 * 1024 };
 typedef void (*gemm_make_fn)(void *user, size_t k0, size_t depth, float *x);
 void gemm_float_rows(const tare_context *ctx, const gemm_weight *w, size_t rows, gemm_make_fn make,
                      void *user, float *y, void *scratch);

@@ -1,13 +1,13 @@
 /* y = x W^T in floating point. The weight is packed once into panels of GEMM_PANEL columns,
  * [K][GEMM_PANEL] each, in its own element size; a 16-bit panel is widened piece by piece while it
- * is used. kernels.gemm_tile sums every element in the same order whatever tile it falls into, so
- * tiles may follow the number of threads. */
+ * is used. Where the CPU multiplies BF16, the panels of a BF16 product are [K/2][GEMM_PANEL][2],
+ * with K filled up by zeros. Either kernel sums every element in the same order whatever tile it
+ * falls into, so tiles may follow the number of threads. */
 #include <string.h>
 
 #include "base/parallel.h"
 #include "tensor/convert.h"
 #include "tensor/gemm.h"
-#include "tensor/gemm_bf16.h"
 #include "tensor/kernels.h"
 
 /* A block of x stays in the L2 cache while the panels of one block of columns pass. Many panels,
@@ -21,10 +21,10 @@ enum { FEW_ROWS = 16 };
 
 struct gemm_weight {
     gemm_compute compute;
-    tare_dtype dtype; /* of the panels */
-    size_t n, k;
-    void *panels;        /* NULL when oneDNN computes */
-    bf16_weight *onednn; /* NULL when the panels are used */
+    tare_dtype dtype;   /* of the panels */
+    bool pairs;         /* in their order */
+    size_t n, k, depth; /* depth: K as it is packed */
+    void *panels;
 };
 
 typedef struct panel_scratch {
@@ -32,17 +32,32 @@ typedef struct panel_scratch {
     float tile[GEMM_TILE_ROWS_MAX * GEMM_PANEL];
 } panel_scratch;
 
-typedef struct thread_scratch {
-    panel_scratch panel;
-    float x[(ROWS + GEMM_TILE_ROWS_MAX) * GEMM_DEPTH];
-    uint16_t rounded[GEMM_DEPTH];
+typedef union thread_scratch {
+    struct {
+        panel_scratch panel;
+        float x[(ROWS + GEMM_TILE_ROWS_MAX) * GEMM_DEPTH];
+        uint16_t rounded[GEMM_DEPTH];
+    } plain;
+    struct {
+        _Alignas(64) uint16_t x[ROWS * GEMM_DEPTH];
+        _Alignas(64) float c[PANELS * ROWS * GEMM_PANEL];
+    } pairs;
 } thread_scratch;
 
-typedef struct rows_scratch {
-    panel_scratch panel;
-    float x[(GEMM_ROWS + GEMM_TILE_ROWS_MAX) * GEMM_DEPTH];
+typedef union rows_scratch {
+    struct {
+        panel_scratch panel;
+        float x[(GEMM_ROWS + GEMM_TILE_ROWS_MAX) * GEMM_DEPTH];
+    } plain;
+    struct {
+        _Alignas(64) uint16_t x[GEMM_ROWS * GEMM_DEPTH];
+        float made[GEMM_ROWS * GEMM_DEPTH];
+        _Alignas(64) float c[PANELS * GEMM_ROWS * GEMM_PANEL];
+    } pairs;
 } rows_scratch;
 
+_Static_assert(ROWS % GEMM_BLOCK_STEP == 0 && GEMM_ROWS % GEMM_BLOCK_STEP == 0,
+               "blocks of pairs need no more rows");
 _Static_assert(sizeof(rows_scratch) <= GEMM_ROWS_SCRATCH, "the header promises enough");
 
 static size_t divide_up(size_t a, size_t b)
@@ -59,18 +74,17 @@ static size_t min_size(size_t a, size_t b)
 
 typedef struct pack_job {
     const kernels *kernels;
-    tare_dtype from, to;
+    tare_dtype from;
     const char *w;
-    size_t n, k;
-    char *panels;
+    const gemm_weight *to;
 } pack_job;
 
 /* `count` elements of one row to the panels' dtype: as they are, or rounded to BF16. */
 static void pack_convert(const pack_job *job, const char *from, size_t count, void *to)
 {
     float wide[GEMM_DEPTH];
-    if (job->from == job->to) {
-        memcpy(to, from, count * dtype_size(job->to));
+    if (job->from == job->to->dtype) {
+        memcpy(to, from, count * dtype_size(job->from));
     } else if (job->from == TARE_F16) {
         job->kernels->fp16_to_float((const uint16_t *)(const void *)from, count, wide);
         job->kernels->float_to_bf16(wide, count, to);
@@ -79,79 +93,88 @@ static void pack_convert(const pack_job *job, const char *from, size_t count, vo
     }
 }
 
+/* Spreads one row over a panel: `count` units, FP32 values or pairs of BF16, or halves. */
+static void scatter_words(const uint32_t *row, size_t count, uint32_t *to)
+{
+    for (size_t i = 0; i < count; i++)
+        to[i * GEMM_PANEL] = row[i];
+}
+
+static void scatter_halves(const uint16_t *row, size_t count, uint16_t *to)
+{
+    for (size_t i = 0; i < count; i++)
+        to[i * GEMM_PANEL] = row[i];
+}
+
 static void pack_panel(void *user, size_t panel, int thread)
 {
     (void)thread;
     const pack_job *job = user;
-    size_t from_size = dtype_size(job->from), size = dtype_size(job->to);
-    size_t columns = min_size(job->n - panel * GEMM_PANEL, GEMM_PANEL);
-    char *out = job->panels + panel * GEMM_PANEL * job->k * size;
+    const gemm_weight *w = job->to;
+    size_t from_size = dtype_size(job->from), size = dtype_size(w->dtype);
+    size_t columns = min_size(w->n - panel * GEMM_PANEL, GEMM_PANEL);
+    char *out = (char *)w->panels + panel * GEMM_PANEL * w->depth * size;
     if (columns < GEMM_PANEL)
-        memset(out, 0, GEMM_PANEL * job->k * size);
-    for (size_t k0 = 0; k0 < job->k; k0 += GEMM_DEPTH) {
-        size_t depth = min_size(job->k - k0, GEMM_DEPTH);
+        memset(out, 0, GEMM_PANEL * w->depth * size);
+    for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
+        size_t depth = min_size(w->k - k0, GEMM_DEPTH),
+               padded = min_size(w->depth - k0, GEMM_DEPTH);
         for (size_t j = 0; j < columns; j++) {
-            _Alignas(64) uint32_t row[GEMM_DEPTH];
-            const char *from = job->w + ((panel * GEMM_PANEL + j) * job->k + k0) * from_size;
-            pack_convert(job, from, depth, row);
+            _Alignas(64) union {
+                uint32_t words[GEMM_DEPTH];
+                uint16_t halves[GEMM_DEPTH];
+            } row;
+            const char *from = job->w + ((panel * GEMM_PANEL + j) * w->k + k0) * from_size;
+            pack_convert(job, from, depth, &row);
             if (size == 4) {
-                uint32_t *to = (uint32_t *)(void *)out + k0 * GEMM_PANEL + j;
-                for (size_t i = 0; i < depth; i++)
-                    to[i * GEMM_PANEL] = row[i];
+                scatter_words(row.words, depth, (uint32_t *)(void *)out + k0 * GEMM_PANEL + j);
+            } else if (w->pairs) {
+                memset(row.halves + depth, 0, (padded - depth) * sizeof *row.halves);
+                scatter_words(row.words, padded / 2,
+                              (uint32_t *)(void *)out + k0 / 2 * GEMM_PANEL + j);
             } else {
-                uint16_t half, *to = (uint16_t *)(void *)out + k0 * GEMM_PANEL + j;
-                for (size_t i = 0; i < depth; i++) {
-                    memcpy(&half, (const char *)row + 2 * i, sizeof half);
-                    to[i * GEMM_PANEL] = half;
-                }
+                scatter_halves(row.halves, depth, (uint16_t *)(void *)out + k0 * GEMM_PANEL + j);
             }
         }
     }
 }
 
-static tare_status pack_weight(tare_context *ctx, tare_dtype dtype, const void *w,
-                               gemm_weight *weight)
+static size_t padded_depth(size_t k)
 {
-    size_t size, panels = divide_up(weight->n, GEMM_PANEL);
-    weight->dtype = weight->compute == GEMM_BF16 ? TARE_BF16 : dtype;
-    if (!size_mul(panels * GEMM_PANEL, weight->k, &size))
-        size = SIZE_MAX;
-    weight->panels = mem_alloc_array(ctx, size, dtype_size(weight->dtype));
-    if (!weight->panels)
-        return TARE_E_MEMORY;
-    pack_job job = {kernels_get(ctx), dtype,     weight->dtype, w,
-                    weight->n,        weight->k, weight->panels};
-    parallel_for(ctx, panels, pack_panel, &job);
-    return TARE_OK;
+    return divide_up(k, GEMM_BLOCK_STEP) * GEMM_BLOCK_STEP;
 }
 
 tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
                                const void *w, size_t n, size_t k, gemm_weight **out)
 {
-    tare_status status = TARE_OK;
+    size_t size, panels = divide_up(n, GEMM_PANEL);
     *out = NULL;
     gemm_weight *weight = mem_calloc(ctx, 1, sizeof *weight);
     if (!weight)
         return TARE_E_MEMORY;
-    weight->compute = compute;
-    weight->n = n;
-    weight->k = k;
-    if (compute == GEMM_BF16 && cpu_of(ctx) >= TARE_CPU_AVX512)
-        TRY(bf16_weight_create(ctx, dtype, w, n, k, &weight->onednn));
-    else
-        TRY(pack_weight(ctx, dtype, w, weight));
+    *weight = (gemm_weight){.compute = compute, .dtype = dtype, .n = n, .k = k, .depth = k};
+    if (compute == GEMM_BF16) {
+        weight->dtype = TARE_BF16;
+        weight->pairs = kernels_get(ctx)->gemm_bf16;
+        weight->depth = weight->pairs ? padded_depth(k) : k;
+    }
+    if (!size_mul(panels * GEMM_PANEL, weight->depth, &size))
+        size = SIZE_MAX;
+    weight->panels = mem_alloc_array(ctx, size, dtype_size(weight->dtype));
+    if (!weight->panels) {
+        gemm_weight_free(ctx, weight);
+        return TARE_E_MEMORY;
+    }
+    pack_job job = {kernels_get(ctx), dtype, w, weight};
+    parallel_for(ctx, panels, pack_panel, &job);
     *out = weight;
-    weight = NULL;
-done:
-    gemm_weight_free(ctx, weight);
-    return status;
+    return TARE_OK;
 }
 
 void gemm_weight_free(tare_context *ctx, gemm_weight *w)
 {
     if (!w)
         return;
-    bf16_weight_free(ctx, w->onednn);
     mem_free(ctx, w->panels);
     mem_free(ctx, w);
 }
@@ -159,30 +182,80 @@ void gemm_weight_free(tare_context *ctx, gemm_weight *w)
 size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_t k)
 {
     size_t columns = divide_up(n, GEMM_PANEL) * GEMM_PANEL;
-    if (compute == GEMM_BF16)
-        return bf16_weight_bytes(n, k);
-    return columns * k * dtype_size(dtype) + 1024; /* heads of allocations */
+    size_t elements = columns * (compute == GEMM_BF16 ? padded_depth(k) : k);
+    return elements * dtype_size(compute == GEMM_BF16 ? TARE_BF16 : dtype) + 1024; /* heads */
 }
 
-size_t gemm_scratch_bytes(gemm_compute compute, size_t k)
+size_t gemm_float_bytes(const tare_context *ctx)
 {
-    size_t bf16 = compute == GEMM_BF16 ? bf16_scratch_bytes(k) : 0;
-    return bf16 > sizeof(thread_scratch) ? bf16 : sizeof(thread_scratch);
-}
-
-size_t gemm_packing_bytes(const tare_context *ctx, gemm_compute compute, tare_dtype dtype, size_t k)
-{
-    return compute == GEMM_BF16 ? bf16_packing_bytes(ctx, dtype, k) : 0;
-}
-
-size_t gemm_float_bytes(const tare_context *ctx, gemm_compute compute, size_t k, size_t m,
-                        size_t segments)
-{
-    size_t places = compute == GEMM_BF16 ? bf16_places_bytes(m, segments) : 0;
-    return mem_array_bytes((size_t)parallel_threads(ctx), gemm_scratch_bytes(compute, k)) + places;
+    return mem_array_bytes((size_t)parallel_threads(ctx), sizeof(thread_scratch));
 }
 
 /* ---- products ---- */
+
+/* ---- a block in pairs ---- */
+
+typedef struct pairs_job {
+    const kernels *kernels;
+    const gemm_weight *w;
+    size_t rows, column, columns; /* at most PANELS panels */
+    const float *bias;            /* [n] or NULL */
+    gemm_make_fn make;            /* fills `made`; NULL: `rounded` makes BF16 at once */
+    void (*rounded)(void *user, size_t k0, size_t depth, uint16_t *x);
+    void *user;
+    float *y;        /* [rows, n], of the whole width */
+    uint16_t *x;     /* [rows and more, GEMM_DEPTH] */
+    float *made, *c; /* c: [panels][rows and more][GEMM_PANEL] */
+} pairs_job;
+
+/* The left operand of a stretch of K, filled up by zeros. */
+static void load_pairs(const pairs_job *job, size_t k0, size_t depth, size_t padded)
+{
+    if (job->make)
+        job->make(job->user, k0, depth, job->made);
+    else
+        job->rounded(job->user, k0, depth, job->x);
+    for (size_t r = 0; r < job->rows; r++) {
+        uint16_t *to = job->x + r * GEMM_DEPTH;
+        if (job->make)
+            job->kernels->float_to_bf16(job->made + r * GEMM_DEPTH, depth, to);
+        memset(to + depth, 0, (padded - depth) * sizeof *to);
+    }
+}
+
+/* y = c + bias. */
+static void store_pairs(const pairs_job *job, size_t rows)
+{
+    for (size_t c = 0; c < job->columns; c += GEMM_PANEL) {
+        size_t column = job->column + c, columns = min_size(job->columns - c, GEMM_PANEL);
+        for (size_t r = 0; r < job->rows; r++) {
+            float *y = job->y + r * job->w->n + column;
+            memcpy(y, job->c + c * rows + r * GEMM_PANEL, columns * sizeof *y);
+            if (job->bias)
+                job->kernels->add(y, job->bias + column, columns);
+        }
+    }
+}
+
+static void multiply_pairs(const pairs_job *job)
+{
+    const gemm_weight *w = job->w;
+    size_t rows = divide_up(job->rows, GEMM_BLOCK_STEP) * GEMM_BLOCK_STEP;
+    size_t panels = divide_up(job->columns, GEMM_PANEL);
+    memset(job->x + job->rows * GEMM_DEPTH, 0, (rows - job->rows) * GEMM_DEPTH * sizeof *job->x);
+    memset(job->c, 0, panels * rows * GEMM_PANEL * sizeof *job->c);
+    for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
+        size_t padded = min_size(w->depth - k0, GEMM_DEPTH);
+        load_pairs(job, k0, min_size(w->k - k0, GEMM_DEPTH), padded);
+        const uint16_t *b = (const uint16_t *)w->panels + job->column * w->depth + k0 * GEMM_PANEL;
+        for (size_t p = 0; p < panels; p++, b += GEMM_PANEL * w->depth)
+            job->kernels->gemm_bf16(job->x, b, padded, rows, job->c + p * rows * GEMM_PANEL,
+                                    b + GEMM_PANEL * w->depth);
+    }
+    store_pairs(job, rows);
+}
+
+/* ---- a block in FP32 ---- */
 
 /* A block of rows against some of the panels. */
 typedef struct block_job {
@@ -245,10 +318,34 @@ static void multiply_block(const block_job *job)
     }
 }
 
+/* Made anew for each stretch of columns, of which there is mostly one. */
+static void made_pairs(const kernels *ops, const gemm_weight *w, size_t rows, gemm_make_fn make,
+                       void *user, float *y, rows_scratch *s)
+{
+    for (size_t c = 0; c < w->n; c += PANELS * GEMM_PANEL) {
+        pairs_job job = {.kernels = ops,
+                         .w = w,
+                         .rows = rows,
+                         .column = c,
+                         .columns = min_size(w->n - c, PANELS * GEMM_PANEL),
+                         .make = make,
+                         .user = user,
+                         .y = y,
+                         .x = s->pairs.x,
+                         .made = s->pairs.made,
+                         .c = s->pairs.c};
+        multiply_pairs(&job);
+    }
+}
+
 void gemm_float_rows(const tare_context *ctx, const gemm_weight *w, size_t rows, gemm_make_fn make,
                      void *user, float *y, void *scratch)
 {
     rows_scratch *s = scratch;
+    if (w->pairs) {
+        made_pairs(kernels_get(ctx), w, rows, make, user, y, s);
+        return;
+    }
     block_job job = {.kernels = kernels_get(ctx),
                      .w = w,
                      .rows = rows,
@@ -256,8 +353,8 @@ void gemm_float_rows(const tare_context *ctx, const gemm_weight *w, size_t rows,
                      .make = make,
                      .user = user,
                      .y = y,
-                     .x = s->x,
-                     .scratch = &s->panel};
+                     .x = s->plain.x,
+                     .scratch = &s->plain.panel};
     memset(y, 0, rows * w->n * sizeof *y);
     multiply_block(&job);
 }
@@ -277,7 +374,7 @@ typedef struct stored_rows {
     uint16_t *rounded; /* [GEMM_DEPTH] */
 } stored_rows;
 
-/* Copies x[rows, k0 .. k0+depth). */
+/* Copies x[rows, k0 .. k0+depth), */
 static void load_rows(void *user, size_t k0, size_t depth, float *x)
 {
     const stored_rows *s = user;
@@ -295,40 +392,77 @@ static void load_rows(void *user, size_t k0, size_t depth, float *x)
     }
 }
 
-static void float_block(void *user, size_t index, int thread)
+/* or leaves them in BF16. */
+static void round_rows(void *user, size_t k0, size_t depth, uint16_t *x)
 {
-    const float_job *job = user;
+    const stored_rows *s = user;
+    for (size_t r = 0; r < s->rows; r++)
+        s->job->kernels->float_to_bf16(s->job->x + (s->row + r) * s->job->w->k + k0, depth,
+                                       x + r * GEMM_DEPTH);
+}
+
+/* One piece of the work: some rows, some columns. */
+static void pairs_block(const float_job *job, stored_rows *source, size_t column, thread_scratch *s)
+{
     const gemm_weight *w = job->w;
-    thread_scratch *scratch = &job->scratch[thread];
-    size_t row = index % job->row_blocks * job->rows;
-    size_t column = index / job->row_blocks * job->columns;
-    stored_rows source = {job, row, min_size(job->m - row, job->rows), scratch->rounded};
+    pairs_job block = {.kernels = job->kernels,
+                       .w = w,
+                       .rows = source->rows,
+                       .column = column,
+                       .columns = min_size(w->n - column, job->columns),
+                       .bias = job->bias,
+                       .rounded = round_rows,
+                       .user = source,
+                       .y = job->y + source->row * w->n,
+                       .x = s->pairs.x,
+                       .c = s->pairs.c};
+    multiply_pairs(&block);
+}
+
+static void plain_block(const float_job *job, stored_rows *source, size_t column, thread_scratch *s)
+{
+    const gemm_weight *w = job->w;
+    source->rounded = s->plain.rounded;
     block_job block = {.kernels = job->kernels,
                        .w = w,
-                       .rows = source.rows,
+                       .rows = source->rows,
                        .column = column,
                        .columns = min_size(w->n - column, job->columns),
                        .make = load_rows,
-                       .user = &source,
-                       .y = job->y + row * w->n,
-                       .x = scratch->x,
-                       .scratch = &scratch->panel};
-    for (size_t r = row; r < row + source.rows; r++) {
+                       .user = source,
+                       .y = job->y + source->row * w->n,
+                       .x = s->plain.x,
+                       .scratch = &s->plain.panel};
+    for (size_t r = 0; r < source->rows; r++) {
+        float *y = block.y + r * w->n + column;
         if (job->bias)
-            memcpy(job->y + r * w->n + column, job->bias + column, block.columns * sizeof(float));
+            memcpy(y, job->bias + column, block.columns * sizeof *y);
         else
-            memset(job->y + r * w->n + column, 0, block.columns * sizeof(float));
+            memset(y, 0, block.columns * sizeof *y);
     }
     multiply_block(&block);
+}
+
+static void float_block(void *user, size_t index, int thread)
+{
+    const float_job *job = user;
+    size_t row = index % job->row_blocks * job->rows;
+    size_t column = index / job->row_blocks * job->columns;
+    stored_rows source = {.job = job, .row = row, .rows = min_size(job->m - row, job->rows)};
+    if (job->w->pairs)
+        pairs_block(job, &source, column, &job->scratch[thread]);
+    else
+        plain_block(job, &source, column, &job->scratch[thread]);
 }
 
 static tare_status panels_gemm(tare_context *ctx, const gemm_weight *w, const float *x, size_t m,
                                const float *bias, float *y)
 {
     float_job job = {.kernels = kernels_get(ctx), .w = w, .x = x, .bias = bias, .y = y, .m = m};
-    size_t tile_rows = job.kernels->tile_rows, threads = (size_t)parallel_threads(ctx);
+    size_t step = w->pairs ? GEMM_BLOCK_STEP : job.kernels->tile_rows,
+           threads = (size_t)parallel_threads(ctx);
     size_t blocks = divide_up(m, ROWS);
-    job.rows = divide_up(divide_up(m, blocks), tile_rows) * tile_rows;
+    job.rows = divide_up(divide_up(m, blocks), step) * step;
     job.row_blocks = divide_up(m, job.rows);
     job.columns = PANELS * GEMM_PANEL;
     while (job.columns > GEMM_PANEL && job.row_blocks * divide_up(w->n, job.columns) < 4 * threads)
@@ -408,8 +542,6 @@ tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, 
         m += rows[i];
     if (m == 0)
         return TARE_OK;
-    if (w->onednn)
-        return bf16_gemm(ctx, w->onednn, x, rows, segments, bias, y);
     if (w->compute == GEMM_BF16 || m > FEW_ROWS)
         return panels_gemm(ctx, w, x, m, bias, y);
     few_gemm(ctx, w, x, m, bias, y);

@@ -1,6 +1,7 @@
 /* u8 x s8 -> s32: tiles of rows x columns over threads. Integer sums are exact in any order, so
  * tiles may follow the number of threads. */
 #include <dnnl.h>
+#include <string.h>
 
 #include "base/parallel.h"
 #include "tensor/gemm.h"
@@ -9,6 +10,17 @@
 /* oneDNN packs both operands anew in every call, so large tiles are best (512 x 512: 1.0 Tops a
  * core at K = 8192, 256 x 512: 0.87; Zen 5); small ones serve to keep all threads at work. */
 enum { LARGEST = 512, SMALLEST = 128 };
+
+/* AMX: a block of x of so many columns stays in the L2 cache, and of w in the L1. */
+enum { BLOCK_DEPTH = 512 };
+
+/* Beside the columns of a tile in memory: rows whole pages apart would share cache sets. */
+enum { STRIDE_MORE = 16 };
+
+typedef struct block_scratch {
+    _Alignas(64) uint8_t x[LARGEST * BLOCK_DEPTH];
+    _Alignas(64) int8_t w[GEMM_PANEL * BLOCK_DEPTH];
+} block_scratch;
 
 static size_t divide_up(size_t a, size_t b)
 {
@@ -22,8 +34,10 @@ typedef struct int8_job {
     const uint8_t *x;
     const int8_t *w;
     size_t m, n, k, rows, columns, row_tiles;
-    int32_t *acc; /* [m,n]; or with `tile`: [rows,columns] for each thread */
-    gemm_tile_fn tile;
+    int32_t *acc;          /* [m,n] */
+    int32_t *tiles;        /* [rows,columns] for each thread; NULL: straight into acc */
+    block_scratch *blocks; /* one a thread, for kernels.block_u8s8 */
+    gemm_tile_fn tile;     /* or NULL */
     void *user;
     atomic_int status;
 } int8_job;
@@ -41,6 +55,44 @@ static tare_status onednn_tile(const int8_job *job, const uint8_t *x, size_t m, 
                      (int)s);
 }
 
+static size_t round_up(size_t n, size_t step)
+{
+    return divide_up(n, step) * step;
+}
+
+/* Asks for the next panel while this one is multiplied. */
+static void fetch_panel(const int8_t *w, size_t ldw, size_t columns, size_t depth)
+{
+    for (size_t r = 0; r < GEMM_PANEL && r < columns; r++) {
+        for (size_t i = 0; i < depth; i += 64)
+            __builtin_prefetch(w + r * ldw + i, 0, 2);
+    }
+}
+
+/* acc has room for whole blocks; missing rows and columns count as zero. */
+static void block_tile(const int8_job *job, const uint8_t *x, size_t m, const int8_t *w, size_t n,
+                       int32_t *acc, size_t stride, block_scratch *s)
+{
+    size_t rows = round_up(m, GEMM_BLOCK_STEP);
+    memset(acc, 0, rows * stride * sizeof *acc);
+    memset(s->x + m * BLOCK_DEPTH, 0, (rows - m) * BLOCK_DEPTH);
+    for (size_t k0 = 0; k0 < job->k; k0 += BLOCK_DEPTH) {
+        size_t depth = job->k - k0 < BLOCK_DEPTH ? job->k - k0 : BLOCK_DEPTH;
+        size_t padded = round_up(depth, (size_t)2 * GEMM_BLOCK_STEP);
+        for (size_t i = 0; i < m; i++) {
+            memcpy(s->x + i * BLOCK_DEPTH, x + i * job->k + k0, depth);
+            memset(s->x + i * BLOCK_DEPTH + depth, 0, padded - depth);
+        }
+        for (size_t c = 0; c < n; c += GEMM_PANEL) {
+            size_t columns = n - c < GEMM_PANEL ? n - c : GEMM_PANEL;
+            fetch_panel(w + (c + GEMM_PANEL) * job->k + k0, job->k,
+                        n - c > GEMM_PANEL ? n - c - GEMM_PANEL : 0, depth);
+            job->kernels->pack_u8s8(w + c * job->k + k0, job->k, columns, depth, s->w);
+            job->kernels->block_u8s8(s->x, BLOCK_DEPTH, s->w, padded, rows, acc + c, stride);
+        }
+    }
+}
+
 static void int8_tile(void *user, size_t index, int thread)
 {
     int8_job *job = user;
@@ -49,11 +101,13 @@ static void int8_tile(void *user, size_t index, int thread)
     size_t n = job->n - column < job->columns ? job->n - column : job->columns;
     const uint8_t *x = job->x + row * job->k;
     const int8_t *w = job->w + column * job->k;
-    size_t stride = job->tile ? job->columns : job->n;
-    int32_t *acc = job->acc +
-                   (job->tile ? (size_t)thread * job->rows * job->columns : row * job->n + column);
+    size_t stride = job->tiles ? job->columns + STRIDE_MORE : job->n;
+    int32_t *acc = job->tiles ? job->tiles + (size_t)thread * job->rows * stride
+                              : job->acc + row * job->n + column;
     tare_status status = TARE_OK;
-    if (job->onednn)
+    if (job->blocks)
+        block_tile(job, x, m, w, n, acc, stride, &job->blocks[thread]);
+    else if (job->onednn)
         status = onednn_tile(job, x, m, w, n, acc, stride);
     else
         job->kernels->gemm_u8s8(x, m, w, n, job->k, acc, stride);
@@ -61,12 +115,15 @@ static void int8_tile(void *user, size_t index, int thread)
         atomic_store(&job->status, (int)status);
     else if (job->tile)
         job->tile(job->user, row, m, column, n, acc, stride);
+    else if (job->tiles)
+        for (size_t i = 0; i < m; i++)
+            memcpy(job->acc + (row + i) * job->n + column, acc + i * stride, n * sizeof *acc);
 }
 
 /* Large tiles, but enough of them for all threads. */
-static void choose_tiles(int8_job *job)
+static void choose_tiles(const tare_context *ctx, int8_job *job)
 {
-    size_t enough = 3 * (size_t)parallel_threads(job->ctx);
+    size_t enough = 3 * (size_t)parallel_threads(ctx);
     job->rows = job->columns = LARGEST;
     while (divide_up(job->m, job->rows) * divide_up(job->n, job->columns) < enough &&
            (job->rows > SMALLEST || job->columns > SMALLEST)) {
@@ -86,21 +143,25 @@ static tare_status run_job(int8_job *job)
                          job->k, GEMM_MAX_K);
     if (job->m == 0 || job->n == 0)
         return TARE_OK;
-    choose_tiles(job);
+    choose_tiles(ctx, job);
     job->kernels = kernels_get(ctx);
     job->onednn = cpu_of(ctx) >= TARE_CPU_AVX512 && cpu_has_vnni();
-    int32_t *scratch = NULL;
-    if (job->tile) {
-        size_t tiles = (size_t)parallel_threads(ctx);
-        scratch = mem_alloc_array(ctx, tiles * job->rows * job->columns, sizeof *scratch);
-        if (!scratch)
-            return TARE_E_MEMORY;
-        job->acc = scratch;
+    size_t threads = (size_t)parallel_threads(ctx);
+    bool blocks = job->kernels->block_u8s8;
+    tare_status status = TARE_E_MEMORY;
+    if (job->tile || blocks)
+        job->tiles = mem_alloc_array(ctx, threads * job->rows * (job->columns + STRIDE_MORE),
+                                     sizeof *job->tiles);
+    if (blocks)
+        job->blocks = mem_alloc_array(ctx, threads, sizeof *job->blocks);
+    if ((job->tiles || !job->tile) && (job->blocks || !blocks)) {
+        atomic_init(&job->status, TARE_OK);
+        parallel_for(ctx, job->row_tiles * divide_up(job->n, job->columns), int8_tile, job);
+        status = (tare_status)atomic_load(&job->status);
     }
-    atomic_init(&job->status, TARE_OK);
-    parallel_for(ctx, job->row_tiles * divide_up(job->n, job->columns), int8_tile, job);
-    mem_free(ctx, scratch);
-    return (tare_status)atomic_load(&job->status);
+    mem_free(ctx, job->tiles);
+    mem_free(ctx, job->blocks);
+    return status;
 }
 
 tare_status gemm_u8s8(tare_context *ctx, const uint8_t *x, const int8_t *w, size_t m, size_t n,
@@ -117,7 +178,23 @@ tare_status gemm_u8s8_tiles(tare_context *ctx, const uint8_t *x, const int8_t *w
     return run_job(&job);
 }
 
+static size_t job_bytes(const tare_context *ctx, size_t rows, size_t columns, bool tiles)
+{
+    size_t threads = (size_t)parallel_threads(ctx);
+    bool blocks = kernels_get(ctx)->block_u8s8;
+    size_t tile = rows * (columns + STRIDE_MORE) * sizeof(int32_t);
+    return (tiles || blocks ? mem_array_bytes(threads, tile) : 0) +
+           (blocks ? mem_array_bytes(threads, sizeof(block_scratch)) : 0);
+}
+
+size_t gemm_u8s8_bytes(const tare_context *ctx, size_t m, size_t n)
+{
+    int8_job job = {.m = m, .n = n};
+    choose_tiles(ctx, &job);
+    return job_bytes(ctx, job.rows, job.columns, false);
+}
+
 size_t gemm_u8s8_tiles_bytes(const tare_context *ctx)
 {
-    return mem_array_bytes((size_t)parallel_threads(ctx), LARGEST * LARGEST * sizeof(int32_t));
+    return job_bytes(ctx, LARGEST, LARGEST, true);
 }

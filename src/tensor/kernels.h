@@ -11,6 +11,7 @@ enum {
     GEMM_PANEL = 32,         /* columns of a float GEMM tile */
     GEMM_DEPTH = 256,        /* most of K that one tile takes; the row stride of its left operand */
     GEMM_TILE_ROWS_MAX = 16, /* bound of kernels.tile_rows */
+    GEMM_BLOCK_STEP = 32,    /* rows of a block, and its K in BF16, come in multiples of it */
     GEMM_FEW_ROWS = 8,       /* most rows of kernels.gemm_few_* */
 };
 
@@ -74,7 +75,22 @@ typedef struct kernels {
      * then added to c: an element depends on nothing but its row and column. */
     size_t tile_rows;
     void (*gemm_tile)(const float *a, const float *b, size_t k, size_t rows, float *c, size_t ldc);
-    /* The same product and the same sums, bit for bit, for rows <= GEMM_FEW_ROWS with row stride
+    /* c[rows,GEMM_PANEL] += a[rows,k] b[k,GEMM_PANEL] in BF16, summed in FP32 (subnormals count as
+     * zero). rows and k are multiples of GEMM_BLOCK_STEP, k at most GEMM_DEPTH, the row stride of
+     * a; c is dense; b in pairs of k, [k/2][GEMM_PANEL][2]; all 64-byte aligned. `next`: a hint,
+     * the b of the next call. An element depends on nothing but its row and column. NULL where the
+     * CPU has no such products. */
+    void (*gemm_bf16)(const uint16_t *a, const uint16_t *b, size_t k, size_t rows, float *c,
+                      const uint16_t *next);
+    /* The same in 8 bits: acc += a (u8) b (s8), exact; rows a multiple of GEMM_BLOCK_STEP, k of
+     * 2 * GEMM_BLOCK_STEP, lda and ldc in elements. b in fours of k, as pack_u8s8 leaves it. NULL
+     * where the CPU has no such tiles. */
+    void (*block_u8s8)(const uint8_t *a, size_t lda, const int8_t *b, size_t k, size_t rows,
+                       int32_t *c, size_t ldc);
+    /* b [k/4][GEMM_PANEL][4] of w[columns,k], ldw apart; what is missing to GEMM_PANEL columns and
+     * to a multiple of 2 * GEMM_BLOCK_STEP is zero. */
+    void (*pack_u8s8)(const int8_t *w, size_t ldw, size_t columns, size_t k, int8_t *b);
+    /* The product and the sums of gemm_tile, bit for bit, for rows <= GEMM_FEW_ROWS with row stride
      * ldx and a panel [k,GEMM_PANEL] that is widened on the way: nothing is copied, so the memory
      * that holds the panel sets the pace. */
     void (*gemm_few_f32)(const float *x, size_t ldx, const float *b, size_t k, size_t rows,
@@ -90,7 +106,7 @@ typedef struct kernels {
 
 const kernels *kernels_get(const tare_context *ctx);
 /* The table of one instruction set; NULL if this CPU or build lacks it. AMX has the AVX-512
- * kernels. */
+ * kernels, and products of its own. */
 const kernels *kernels_of(tare_cpu cpu);
 /* The best set of this CPU, by its features alone. */
 tare_cpu cpu_detect(void);

@@ -1,7 +1,7 @@
 /* AVX2, FMA and F16C. Built for that CPU: entered only through its table. */
 #include <immintrin.h>
 
-enum { V_LANES = 8, V_TILE_ROWS = 6, V_DOT_ROWS = 2 };
+enum { V_LANES = 8, V_TILE_ROWS = 6, V_DOT_ROWS = 2, V_FEW_ROWS = 6 };
 
 static inline __m256 v_fma(__m256 a, __m256 b, __m256 c)
 {
@@ -62,4 +62,4 @@ static inline __m256i vs_from_s8(const void *p)
 
 #include "tensor/kernels_vector.inc.h"
 
-const kernels kernels_avx2 = V_TABLE("avx2");
+const kernels kernels_avx2 = {V_MEMBERS("avx2")};

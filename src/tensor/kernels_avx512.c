@@ -1,7 +1,7 @@
 /* AVX-512 (F, BW, DQ, VL) and FMA. Built for that CPU: entered only through its table. */
 #include <immintrin.h>
 
-enum { V_LANES = 16, V_TILE_ROWS = 12, V_DOT_ROWS = 4 };
+enum { V_LANES = 16, V_TILE_ROWS = 12, V_DOT_ROWS = 4, V_FEW_ROWS = 8 };
 
 static inline __m512 v_fma(__m512 a, __m512 b, __m512 c)
 {
@@ -49,4 +49,7 @@ static inline __m512i vs_from_s8(const void *p)
 
 #include "tensor/kernels_vector.inc.h"
 
-const kernels kernels_avx512 = V_TABLE("avx512");
+const kernels kernels_avx512 = {V_MEMBERS("avx512")};
+const kernels kernels_avx512bf16 = {V_MEMBERS("avx512"), .gemm_bf16 = avx512_gemm_bf16};
+const kernels kernels_amx = {V_MEMBERS("amx"), .gemm_bf16 = amx_gemm_bf16,
+                             .block_u8s8 = amx_block_u8s8, .pack_u8s8 = amx_pack_u8s8};

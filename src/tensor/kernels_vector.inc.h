@@ -4,13 +4,12 @@
  *     V_LANES              floats in a vector
  *     V_TILE_ROWS          rows of the float GEMM tile: 2 * V_TILE_ROWS sums fill the registers
  *     V_DOT_ROWS           rows of the 8-bit tile
- *     v_fma(a, b, c)       a * b + c, rounded once
- *     v_max(a, b)          a > b ? a : b, and v_min alike: b if either is NaN
- *     v_from_half(p)       V_LANES FP16 at p; v_to_half(p, v) stores them, half to even
- *     v_store_bytes(p, i)  the low bytes of integer lanes
- *     vd_from_i64(p)       V_LANES / 2 int64 below 2^51 at p as doubles
- *     vs_from_u8(p)        2 * V_LANES u8 at p as int16 lanes, and vs_from_s8
- *     vs_madd(a, b)        sums of neighbouring int16 products as int32 lanes
+ *     V_FEW_ROWS           rows whose sums, two vectors each, live in registers beside two of
+ * weights v_fma(a, b, c)       a * b + c, rounded once v_max(a, b)          a > b ? a : b, and
+ * v_min alike: b if either is NaN v_from_half(p)       V_LANES FP16 at p; v_to_half(p, v) stores
+ * them, half to even v_store_bytes(p, i)  the low bytes of integer lanes vd_from_i64(p) V_LANES / 2
+ * int64 below 2^51 at p as doubles vs_from_u8(p)        2 * V_LANES u8 at p as int16 lanes, and
+ * vs_from_s8 vs_madd(a, b)        sums of neighbouring int16 products as int32 lanes
  *
  * Everything here is static: code built for a newer CPU must not be what the linker picks for the
  * rest. Rows that end inside a vector go through a padded copy in the same arithmetic, so an
@@ -552,7 +551,7 @@ static inline v_float v_widen_fp16(const uint16_t *p)
         const size_t vectors, float *c, size_t ldc)                                                \
     {                                                                                              \
         for (size_t column = 0; column < GEMM_PANEL; column += vectors * V_LANES) {                \
-            v_float acc[V_FEW_ROWS][GEMM_PANEL / V_LANES];                                         \
+            v_float acc[GEMM_FEW_ROWS][GEMM_PANEL / V_LANES];                                      \
             for (size_t r = 0; r < rows; r++) {                                                    \
                 for (size_t j = 0; j < vectors; j++)                                               \
                     acc[r][j] = (v_float){0};                                                      \
@@ -579,28 +578,27 @@ static inline v_float v_widen_fp16(const uint16_t *p)
     static void v_gemm_few_##suffix(const float *x, size_t ldx, const type *b, size_t k,           \
                                     size_t rows, float *c, size_t ldc)                             \
     {                                                                                              \
-        const size_t all = GEMM_PANEL / V_LANES, two = 2;                                          \
+        const size_t all = GEMM_PANEL / V_LANES;                                                   \
         for (size_t n; rows > 0; rows -= n, x += n * ldx, c += n * ldc) {                          \
             n = rows < V_FEW_ROWS ? rows : V_FEW_ROWS;                                             \
-            switch (n) {                                                                           \
-            case 1:                                                                                \
+            if (n == 1)                                                                            \
                 v_few_rows_##suffix(x, ldx, b, k, 1, all, c, ldc);                                 \
-                break;                                                                             \
-            case 2:                                                                                \
+            else if (n == 2)                                                                       \
                 v_few_rows_##suffix(x, ldx, b, k, 2, all, c, ldc);                                 \
-                break;                                                                             \
-            case 3:                                                                                \
-                v_few_rows_##suffix(x, ldx, b, k, 3, two, c, ldc);                                 \
-                break;                                                                             \
-            default:                                                                               \
-                n = 4;                                                                             \
-                v_few_rows_##suffix(x, ldx, b, k, 4, two, c, ldc);                                 \
-                break;                                                                             \
-            }                                                                                      \
+            else if (n == 3)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 3, 2, c, ldc);                                   \
+            else if (n == 4)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 4, 2, c, ldc);                                   \
+            else if (n == 5)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 5, 2, c, ldc);                                   \
+            else if (n == 6)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 6, 2, c, ldc);                                   \
+            else if (n == 7)                                                                       \
+                v_few_rows_##suffix(x, ldx, b, k, 7, 2, c, ldc);                                   \
+            else                                                                                   \
+                v_few_rows_##suffix(x, ldx, b, k, 8, 2, c, ldc);                                   \
         }                                                                                          \
     }
-
-enum { V_FEW_ROWS = 4 };
 
 V_GEMM_FEW(f32, float)
 V_GEMM_FEW(bf16, uint16_t)
@@ -652,15 +650,14 @@ static void v_gemm_u8s8(const uint8_t *x, size_t m, const int8_t *w, size_t n, s
     }
 }
 
-#define V_TABLE(set)                                                                               \
-    {                                                                                              \
-        .name = (set), .bf16_to_float = v_bf16_to_float, .fp16_to_float = v_fp16_to_float,         \
-        .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16, .min_max = v_min_max,  \
-        .abs_max = v_abs_max, .quantize_symmetric = v_quantize_symmetric, .multiply = v_multiply,  \
-        .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,                      \
-        .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,      \
-        .silu_mul = v_silu_mul, .add = v_add, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax,  \
-        .dequantize_row = v_dequantize_row, .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile,    \
-        .gemm_few_f32 = v_gemm_few_f32, .gemm_few_bf16 = v_gemm_few_bf16,                          \
-        .gemm_few_fp16 = v_gemm_few_fp16, .gemm_u8s8 = v_gemm_u8s8,                                \
-    }
+/* The members of a table that every vector set has. */
+#define V_MEMBERS(set)                                                                             \
+    .name = (set), .bf16_to_float = v_bf16_to_float, .fp16_to_float = v_fp16_to_float,             \
+    .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16, .min_max = v_min_max,      \
+    .abs_max = v_abs_max, .quantize_symmetric = v_quantize_symmetric, .multiply = v_multiply,      \
+    .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,                          \
+    .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,          \
+    .silu_mul = v_silu_mul, .add = v_add, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax,      \
+    .dequantize_row = v_dequantize_row, .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile,        \
+    .gemm_few_f32 = v_gemm_few_f32, .gemm_few_bf16 = v_gemm_few_bf16,                              \
+    .gemm_few_fp16 = v_gemm_few_fp16, .gemm_u8s8 = v_gemm_u8s8

@@ -133,6 +133,35 @@ def outputs(tmp_path_factory):
     return output
 
 
+def assert_verified(folder, *flags):
+    done = run_tare("verify", folder, "--compat", "msmodelslim", "--json", *flags)
+    report = json.loads(done.stdout)
+    assert done.returncode == 0 and report["failures"] == 0, report["findings"]
+    return report
+
+
+@EVERY_CASE
+def test_verify_passes(case, outputs):
+    report = assert_verified(outputs(case).folder, "--base", case.model)
+    assert report["layout"] == "safe_tensor, numpy"
+
+
+@EVERY_CASE
+def test_verify_passes_the_reference(case, tmp_path):
+    """What msModelSlim wrote keeps the rules too; the files that its API leaves to the caller, and
+    the float tensors that the goldens leave out, come from the model."""
+    path, = case.folder.glob("quant_model_description_*.json")
+    scheme = path.stem.removeprefix("quant_model_description_")
+    tensors, source = case.tensors(), case.source()
+    tensors |= {name: source[name] for name in LEFT_OUT - set(tensors) if name in source}
+    tensor_file.write(tmp_path / f"quant_model_weight_{scheme}.safetensors", tensors)
+    (tmp_path / path.name).write_text(path.read_text())
+    config = json.loads((case.model / "config.json").read_text())
+    config |= {"torch_dtype": case.dtype, "quantize": scheme}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_verified(tmp_path)
+
+
 def modules(tensors):
     return [name.removesuffix(".input_scale") for name in tensors if name.endswith(".input_scale")]
 

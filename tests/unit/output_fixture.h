@@ -36,7 +36,8 @@ typedef struct output_case {
     numerics num;
     bool per_tensor; /* q_proj with one scale, 0.5: numbers as far as that goes */
     bool overwrite, copy_code, verify, dtype_given, is_head;
-    float wrong_deq; /* added to the first deq_scale */
+    float wrong_deq;    /* added to the first deq_scale */
+    const char *target; /* of verify */
 } output_case;
 
 static inline tensor_info bf16_tensor(const char *name, size_t rows, size_t columns)
@@ -102,6 +103,9 @@ static inline tare_status declare_case(const output_case *c, output *o)
     TRY(output_declare_w8a8(o, Q_PROJ, 2, 3, c->per_tensor, c->num.dtype, &bias, false));
     TRY(output_declare_w8a8(o, K_PROJ, 1, 3, false, c->num.dtype, NULL, c->is_head));
     TRY(output_declare_float(o, &o_proj));
+    TRY(output_declare_float_linear(o, O_PROJ));
+    if (!c->is_head)
+        TRY(output_declare_float_linear(o, "lm_head"));
     TRY(output_declare_float(o, &norm));
 done:
     return status;
@@ -166,6 +170,39 @@ static inline const char *read_text(const char *folder, const char *name)
     text[fread(text, 1, sizeof text - 1, f)] = '\0';
     fclose(f);
     return text;
+}
+
+/* ---- reading back ---- */
+
+static inline void assert_tensor(safetensors *s, const char *name, tare_dtype dtype, int rank,
+                                 size_t rows, size_t columns, const void *data, size_t size)
+{
+    const tensor_info *t = safetensors_find(s, name);
+    char got[64];
+    if (!t)
+        fail_msg("%s is missing", name);
+    if (t->dtype != dtype || t->rank != rank || t->shape[0] != rows ||
+        (rank == 2 && t->shape[1] != columns))
+        fail_msg("%s: %s rank %d [%zu,%zu]", name, dtype_name(t->dtype), t->rank, t->shape[0],
+                 t->shape[1]);
+    assert_int_equal(t->bytes, size);
+    assert_int_equal(safetensors_read(s, t, 0, got, size), TARE_OK);
+    if (memcmp(got, data, size) != 0)
+        fail_msg("%s has other bytes", name);
+}
+
+#define FLOATS(...) (float[]){__VA_ARGS__}, sizeof((float[]){__VA_ARGS__})
+#define HALVES(...) (uint16_t[]){__VA_ARGS__}, sizeof((uint16_t[]){__VA_ARGS__})
+#define WORDS(...)  (int32_t[]){__VA_ARGS__}, sizeof((int32_t[]){__VA_ARGS__})
+#define LONGS(...)  (int64_t[]){__VA_ARGS__}, sizeof((int64_t[]){__VA_ARGS__})
+
+static inline safetensors *open_weights(tare_context *ctx, const char *folder, const char *name)
+{
+    safetensors *s;
+    char path[512];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    assert_ok(ctx, safetensors_open(ctx, path, &s));
+    return s;
 }
 
 /* Names in `folder`, sorted, separated by spaces; "" if it does not exist. Static. */

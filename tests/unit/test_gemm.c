@@ -173,6 +173,32 @@ static void test_float_same_bytes(void **state)
     }
 }
 
+/* One to sixteen rows go another way than many: the sums are the same. */
+static void test_few_rows(void **state)
+{
+    (void)state;
+    enum { ROWS = 40, N = 97, K = 600, MOST = 18 };
+    const tare_dtype dtypes[] = {TARE_F32, TARE_F16, TARE_BF16};
+    for (size_t c = 0; c < CPU_COUNT_ALL * 3; c++) {
+        tare_context *ctx = new_context_on(every_cpu[c / 3], 2);
+        float_case f = float_case_new(ctx, ROWS, N, K, dtypes[c % 3]);
+        float few[MOST * N];
+        const size_t all = ROWS;
+        gemm_weight *w;
+        assert_ok(ctx, gemm_weight_create(ctx, GEMM_FP32, dtypes[c % 3], f.stored, N, K, &w));
+        assert_ok(ctx, gemm_float(ctx, w, f.x, &all, 1, f.bias, f.y));
+        check_float(&f, GEMM_FP32, true);
+        for (size_t rows = 1; rows <= MOST; rows++) {
+            size_t first = rows % (ROWS - MOST);
+            assert_ok(ctx, gemm_float(ctx, w, f.x + first * K, &rows, 1, f.bias, few));
+            assert_memory_equal(few, f.y + first * N, rows * N * sizeof *few);
+        }
+        gemm_weight_free(ctx, w);
+        float_case_free(&f);
+        free_context(ctx);
+    }
+}
+
 typedef struct rows_source {
     const float *x;
     size_t rows, k;
@@ -270,9 +296,10 @@ static void test_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_int8_exact),        cmocka_unit_test(test_float_against_double),
-        cmocka_unit_test(test_float_same_bytes),  cmocka_unit_test(test_made_rows),
-        cmocka_unit_test(test_vector_sets_agree), cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_int8_exact),          cmocka_unit_test(test_float_against_double),
+        cmocka_unit_test(test_float_same_bytes),    cmocka_unit_test(test_few_rows),
+        cmocka_unit_test(test_made_rows),           cmocka_unit_test(test_vector_sets_agree),
+        cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,199 @@
+/* Rules on what attention modules have beside their linears: 18 KV cache, 19 FA. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "output/verify_internal.h"
+#include "quantize/fa3.h"
+#include "tensor/round.h"
+
+/* What config.json says of attention; 0: nothing. */
+typedef struct attention_config {
+    size_t heads, kv_heads, head_dim;
+    bool latent;
+} attention_config;
+
+static size_t config_size(const vfolder *f, const char *key)
+{
+    const value *nested = value_get(f->config, "text_config");
+    const value *v = value_get(f->config, key);
+    v = v ? v : value_get(nested, key);
+    return v && v->is_integer && v->integer > 0 ? (size_t)v->integer : 0;
+}
+
+static attention_config read_attention(const vfolder *f)
+{
+    attention_config a = {.heads = config_size(f, "num_attention_heads"),
+                          .kv_heads = config_size(f, "num_key_value_heads"),
+                          .latent = config_size(f, "kv_lora_rank") > 0};
+    size_t hidden = config_size(f, "hidden_size");
+    a.head_dim = config_size(f, "head_dim");
+    if (a.head_dim == 0 && a.heads > 0)
+        a.head_dim = hidden / a.heads;
+    if (a.latent)
+        a.kv_heads = 1;
+    else if (a.kv_heads == 0)
+        a.kv_heads = a.heads;
+    return a;
+}
+
+static bool is_target(const vfolder *f, const char *name)
+{
+    const char *target = f->v->options->target;
+    return target && strcmp(target, name) == 0;
+}
+
+/* Scales, or offsets that have to be 0, of floats or I8. */
+static tare_status check_values(vfolder *f, int rule, const vtensor *t, bool is_scale)
+{
+    tare_status status = TARE_OK;
+    size_t count = tensor_elements(&t->info), i = 0;
+    float *x = NULL;
+    TRY(verify_read_floats(f, t, &x));
+    while (i < count &&
+           (is_scale ? isfinite(x[i]) && x[i] > 0 && round_native(x[i], f->num.dtype) == x[i]
+                     : x[i] == 0))
+        i++;
+    if (i < count)
+        verify_fail(f->v, rule, t->info.name,
+                    is_scale ? "positive numbers of the serving dtype"
+                             : "0: attention is quantized symmetrically",
+                    "%.9g in element %zu", (double)x[i], i);
+done:
+    mem_free(f->v->ctx, x);
+    return status;
+}
+
+/* ---- rule 18 ---- */
+
+enum { KV_TENSORS = 4 };
+static const char *const KV_SUFFIXES[KV_TENSORS] = {
+    ".k_proj.kv_cache_scale", ".k_proj.kv_cache_offset", ".v_proj.kv_cache_scale",
+    ".v_proj.kv_cache_offset"};
+
+/* Which of the four the end of a tensor's name says, and the length before it; -1: none. */
+static int kv_tensor_of_name(const char *name, size_t *length)
+{
+    for (int i = 0; i < KV_TENSORS; i++)
+        if (str_ends_with(name, KV_SUFFIXES[i])) {
+            *length = strlen(name) - strlen(KV_SUFFIXES[i]);
+            return i;
+        }
+    return -1;
+}
+
+static tare_status check_kv_tensor(vfolder *f, const attention_config *a, const char *module,
+                                   size_t length, int which)
+{
+    char name[1024], want[96], have[96];
+    snprintf(name, sizeof name, "%.*s%s", (int)length, module, KV_SUFFIXES[which]);
+    const vtensor *t = verify_find(f, name);
+    if (!t) {
+        verify_fail(f->v, 18, name, "scale and offset of both k and v", "no such tensor");
+        return TARE_OK;
+    }
+    tensor_info expected = {.dtype = f->num.dtype, .rank = 1};
+    size_t channels = a->kv_heads * a->head_dim;
+    expected.shape[0] = channels > 0 ? channels : t->info.shape[0];
+    verify_shape_text(&expected, want, sizeof want);
+    verify_shape_text(&t->info, have, sizeof have);
+    if (strcmp(want, have) != 0) {
+        verify_fail(f->v, 18, name, want, "%s", have);
+        return TARE_OK;
+    }
+    if (t->type && strcmp(t->type, "C8") != 0)
+        verify_fail(f->v, 18, name, "type C8", "%s", t->type);
+    bool is_scale = which % 2 == 0;
+    return is_scale || is_target(f, "vllm-ascend") ? check_values(f, 18, t, is_scale) : TARE_OK;
+}
+
+tare_status rule_kv(vfolder *f)
+{
+    tare_status status = TARE_OK;
+    attention_config a = read_attention(f);
+    bool any = false;
+    size_t length;
+    for (size_t i = 0; i < f->num_tensors; i++) {
+        const char *name = f->tensors[i].info.name;
+        int which = kv_tensor_of_name(name, &length);
+        bool first = which >= 0; /* of the module's tensors that are there */
+        for (int j = 0; j < which && first; j++) {
+            char other[1024];
+            snprintf(other, sizeof other, "%.*s%s", (int)length, name, KV_SUFFIXES[j]);
+            first = verify_find(f, other) == NULL;
+        }
+        for (int j = 0; j < KV_TENSORS && first; j++)
+            TRY(check_kv_tensor(f, &a, name, length, j));
+        any |= first;
+    }
+    if (any && is_target(f, "vllm-ascend") && a.head_dim % 32 != 0)
+        verify_fail(f->v, 18, "head_dim", "a multiple of 32, as this engine needs", "%zu",
+                    a.head_dim);
+done:
+    return status;
+}
+
+/* ---- rule 19 ---- */
+
+/* One of the six: that it is there, its form, its type, its values. */
+static tare_status check_tensor(vfolder *f, const attention_config *a, const char *module,
+                                size_t length, int which)
+{
+    char name[1024], want[96], have[96];
+    tensor_info expected = {0};
+    size_t heads = which % FA_KINDS == FA_Q ? a->heads : a->kv_heads;
+    snprintf(name, sizeof name, "%.*s%s", (int)length, module, fa_suffix(which));
+    const vtensor *t = verify_find(f, name);
+    if (!t) {
+        verify_fail(f->v, 19, name, "scale and offset of q, k and v", "no such tensor");
+        return TARE_OK;
+    }
+    fa_tensor(f->layout, &f->num, which, heads ? heads : t->info.shape[0], &expected);
+    verify_shape_text(&expected, want, sizeof want);
+    verify_shape_text(&t->info, have, sizeof have);
+    if (strcmp(want, have) != 0) {
+        verify_fail(f->v, 19, name, want, "%s", have);
+        return TARE_OK;
+    }
+    if (t->type && strcmp(t->type, "FAQuant") != 0)
+        verify_fail(f->v, 19, name, "type FAQuant", "%s", t->type);
+    return check_values(f, 19, t, which < FA_KINDS);
+}
+
+static void check_key(vfolder *f, const attention_config *a)
+{
+    const value *key = value_get(f->description, "fa_quant_type");
+    bool by_latent = a->latent && f->layout == LAYOUT_ASCENDV1 && !f->num.compat;
+    const char *expected = by_latent ? "FAKQuant" : "FAQuant";
+    if (key && (key->type != VALUE_STRING || strcmp(key->text, expected) != 0))
+        verify_fail(f->v, 19, "fa_quant_type", expected, "%s",
+                    key->type == VALUE_STRING ? key->text : "no string");
+}
+
+tare_status rule_fa(vfolder *f)
+{
+    tare_status status = TARE_OK;
+    attention_config a = read_attention(f);
+    bool any = false;
+    size_t length;
+    check_key(f, &a);
+    for (size_t i = 0; i < f->num_tensors; i++) {
+        const char *name = f->tensors[i].info.name;
+        int which = fa_tensor_of_name(name, &length);
+        /* A module is looked at when the first of its tensors that are there comes by. */
+        bool first = which >= 0;
+        for (int j = 0; j < which && first; j++) {
+            char other[1024];
+            snprintf(other, sizeof other, "%.*s%s", (int)length, name, fa_suffix(j));
+            first = verify_find(f, other) == NULL;
+        }
+        for (int j = 0; j < FA_TENSORS && first; j++)
+            TRY(check_tensor(f, &a, name, length, j));
+        any |= first;
+    }
+    if (any && !a.latent && is_target(f, "vllm-ascend"))
+        verify_fail(f->v, 19, "fa_quant_type", "FA of latent attention (MLA) only",
+                    "another attention, whose FA tensors vLLM-Ascend does not load");
+done:
+    return status;
+}

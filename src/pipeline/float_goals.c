@@ -1,0 +1,99 @@
+/* Runs that end with the float pass: what a caller wants to know of the float model, without an
+ * output. The same plan, the same streaming, no journal. */
+#include <math.h>
+
+#include "pipeline/run.h"
+
+static tare_status run_float_model(run *r)
+{
+    tare_status status = TARE_OK;
+    TRY(plan_memory(r));
+    TRY(alloc_workspace(r));
+    TRY(float_pass(r));
+    TRY(checkpoint_check_unchanged(r->model->checkpoint));
+done:
+    return status;
+}
+
+/* ---- scores ---- */
+
+/* The float model as it stands: none of the settings that change it or choose from it. */
+static tare_recipe without_quantization(const tare_recipe *recipe)
+{
+    tare_recipe r = *recipe;
+    r.anti_method = 0;
+    r.anti_alpha = r.anti_beta = NAN;
+    r.disable_anti_names = r.disable_names = (string_list){0};
+    r.disable_level = 0;
+    r.fa_quant = r.fa_amp_given = false;
+    r.fa_amp = 0;
+    r.a_bit = 8;
+    return r;
+}
+
+tare_status tare_score_layers(tare_context *ctx, const tare_quantize_options *options,
+                              tare_range_method method,
+                              tare_status (*score)(void *user, const char *name, double value),
+                              void *user)
+{
+    run r;
+    tare_recipe *defaults;
+    size_t owners_limit = ctx->options.memory_limit;
+    tare_status status = check_options(ctx, options);
+    if (status != TARE_OK)
+        return status;
+    if (method != TARE_RANGE_QUANTILE && method != TARE_RANGE_STD)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "range method %d is not known", (int)method);
+    TRY(run_init(&r, ctx, options, &defaults));
+    r.effective = without_quantization(r.recipe);
+    r.recipe = &r.effective;
+    r.goal = GOAL_SCORES;
+    r.range_method = method;
+    TRY(run_float_model(&r));
+    for (size_t i = 0; i < r.num_linears; i++)
+        TRY(score(user, r.linears[i].name, r.linears[i].score));
+done:
+    ctx->options.memory_limit = owners_limit;
+    run_end(&r, defaults);
+    return status;
+}
+
+/* ---- smoothing ---- */
+
+/* Settings of what comes later have no say. */
+static tare_recipe smoothing_alone(const tare_recipe *recipe)
+{
+    tare_recipe r = *recipe;
+    r.disable_level = 0;
+    r.fa_quant = r.fa_amp_given = false;
+    r.fa_amp = 0;
+    r.a_bit = 8;
+    return r;
+}
+
+tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
+                        tare_smoothing **out)
+{
+    run r;
+    tare_recipe *defaults;
+    size_t owners_limit = ctx->options.memory_limit;
+    *out = NULL;
+    tare_status status = check_options(ctx, options);
+    if (status != TARE_OK)
+        return status;
+    if (options->smoothing)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "a smoothing cannot be made from another one");
+    TRY(run_init(&r, ctx, options, &defaults));
+    if (r.recipe->anti_method == 0)
+        TRY(TARE_FAIL(ctx, TARE_E_USAGE,
+                      "smoothing needs an anti_outlier.anti_method: m1, m2, m3, m4, m5 or m6"));
+    r.effective = smoothing_alone(r.recipe);
+    r.recipe = &r.effective;
+    r.goal = GOAL_SMOOTHING;
+    TRY(run_float_model(&r));
+    TRY(smoothing_keep(&r, out));
+done:
+    ctx->options.memory_limit = owners_limit;
+    run_end(&r, defaults);
+    return status;
+}

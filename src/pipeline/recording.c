@@ -1,0 +1,206 @@
+/* Computing now and saving later, as often as one likes: the run's output is kept on a tape
+ * (output/tape.h), from which tare_save writes what tare_quantize would have written. Its
+ * tare_run.json too: what the save types change in it is put in there, the recipe and its digest.
+ */
+#include <string.h>
+
+#include "output/copy_files.h"
+#include "pipeline/run.h"
+
+struct tare_recording {
+    tare_context *ctx;
+    arena arena;
+    output_tape *tape;
+    tare_recipe recipe; /* in the arena */
+    char *run_json;
+};
+
+output_tape *recording_tape(tare_recording *recording)
+{
+    return recording ? recording->tape : NULL;
+}
+
+tare_status recording_note(run *r, const char *run_json)
+{
+    tare_recording *k = r->recording;
+    tare_status status = TARE_OK;
+    TRY(recipe_copy(r->recipe, &k->arena, &k->recipe));
+    k->run_json = arena_strndup(&k->arena, run_json, strlen(run_json));
+    TRY(k->run_json ? TARE_OK : TARE_E_MEMORY);
+done:
+    return status;
+}
+
+tare_status tare_record(tare_context *ctx, const tare_quantize_options *options,
+                        tare_recording **out, tare_quantize_result *result)
+{
+    tare_recording *k = NULL;
+    *out = NULL;
+    tare_status status = check_options(ctx, options);
+    if (status == TARE_OK && !options->scratch_dir)
+        status = TARE_FAIL(ctx, TARE_E_USAGE, "a recording needs a folder for scratch files");
+    if (status != TARE_OK)
+        return status;
+    if (!(k = mem_calloc(ctx, 1, sizeof *k)))
+        return TARE_E_MEMORY;
+    k->ctx = ctx;
+    arena_init(&k->arena, ctx);
+    TRY(output_tape_create(ctx, options->scratch_dir, &k->tape));
+    TRY(quantize(ctx, options, k, result));
+    *out = k;
+    k = NULL;
+done:
+    tare_recording_free(k);
+    return status;
+}
+
+void tare_recording_free(tare_recording *k)
+{
+    if (!k)
+        return;
+    output_tape_free(k->tape);
+    arena_free(&k->arena);
+    mem_free(k->ctx, k);
+}
+
+/* ---- saving ---- */
+
+void tare_save_options_init(tare_save_options *options)
+{
+    *options = (tare_save_options){.part_file_size = -1, .verify = true};
+}
+
+/* A name of its own in the folder, beside what else is written there. */
+static tare_status check_name(tare_context *ctx, const char *key, const char *name,
+                              const char *ending)
+{
+    enum { LONGEST = 200 };
+    if (!name)
+        return TARE_OK;
+    bool plain = strlen(name) > strlen(ending) && strlen(name) < LONGEST && name[0] != '.' &&
+                 !strchr(name, '/') && str_ends_with(name, ending);
+    if (!plain)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "%s \"%s\" must be a file name that ends in %s", key,
+                         name, ending);
+    if (strcmp(name, "config.json") == 0 || strcmp(name, "tare_run.json") == 0 ||
+        str_ends_with(name, ".index.json") || copy_wanted(name, false))
+        return TARE_FAIL(ctx, TARE_E_USAGE, "%s \"%s\" is the name of another file of the output",
+                         key, name);
+    return TARE_OK;
+}
+
+static tare_status take_types(const tare_recording *k, const tare_save_options *o, unsigned *save)
+{
+    *save = 0;
+    for (size_t i = 0; i < o->num_types; i++) {
+        unsigned bit;
+        if (!o->types[i] || !output_save_type(o->types[i], &bit))
+            return TARE_FAIL(k->ctx, TARE_E_USAGE,
+                             "save type \"%s\" is not known; possible: ascendv1, safe_tensor, "
+                             "numpy, compressed-tensors",
+                             o->types[i] ? o->types[i] : "");
+        *save |= bit;
+    }
+    if (!(*save & SAVE_SAFE_TENSOR) && (o->safetensors_name || o->json_name))
+        TARE_WARN(k->ctx, "file names are for save type safe_tensor; the others have their own");
+    return TARE_OK;
+}
+
+static tare_status check_save(const tare_recording *k, const tare_save_options *o)
+{
+    tare_status status = TARE_OK;
+    if (!o->out)
+        return TARE_FAIL(k->ctx, TARE_E_USAGE, "an output folder is needed");
+    if (o->part_file_size < -1)
+        return TARE_FAIL(k->ctx, TARE_E_USAGE,
+                         "part_file_size %d is not possible: GiB, 0 for one file, -1 for the save "
+                         "type's default",
+                         o->part_file_size);
+    TRY(check_name(k->ctx, "safetensors_name", o->safetensors_name, ".safetensors"));
+    TRY(check_name(k->ctx, "json_name", o->json_name, ".json"));
+done:
+    return status;
+}
+
+/* `text` with the first `from` in it replaced by `to`, into `out`. */
+static void replace(const char *text, const buffer *from, const buffer *to, buffer *out)
+{
+    const char *at = from->data ? strstr(text, from->data) : NULL;
+    if (!at) {
+        buffer_puts(out, text);
+        return;
+    }
+    buffer_append(out, text, (size_t)(at - text));
+    buffer_append(out, to->data, to->length);
+    buffer_puts(out, at + from->length);
+}
+
+/* The digest of a recipe as the fingerprint has it. */
+static void recipe_member(const tare_recipe *recipe, buffer *out)
+{
+    buffer text;
+    buffer_init(&text, out->ctx);
+    recipe_write(recipe, &text, 0);
+    buffer_puts(out, "\"recipe\": ");
+    if (text.status == TARE_OK)
+        digest_write(out, text.data, text.length);
+    else
+        out->status = text.status;
+    buffer_free(&text);
+}
+
+/* tare_run.json of a run with `recipe`, which differs from the recorded one in its save types. */
+static tare_status run_json_with(const tare_recording *k, const tare_recipe *recipe, buffer *out)
+{
+    buffer parts[5];
+    tare_status status = TARE_OK;
+    for (int i = 0; i < 5; i++)
+        buffer_init(&parts[i], k->ctx);
+    recipe_write(&k->recipe, &parts[0], 1);
+    recipe_write(recipe, &parts[1], 1);
+    recipe_member(&k->recipe, &parts[2]);
+    recipe_member(recipe, &parts[3]);
+    for (int i = 0; i < 4; i++)
+        TRY(parts[i].status);
+    replace(k->run_json, &parts[0], &parts[1], &parts[4]);
+    TRY(parts[4].status);
+    replace(parts[4].data, &parts[2], &parts[3], out);
+    TRY(out->status);
+done:
+    for (int i = 0; i < 5; i++)
+        buffer_free(&parts[i]);
+    return status;
+}
+
+tare_status tare_save(const tare_recording *k, const tare_save_options *o, uint64_t *bytes)
+{
+    tare_status status = TARE_OK;
+    tare_recipe recipe = k->recipe;
+    output_options how = {.dir = o->out,
+                          .part_file_size = o->part_file_size,
+                          .safetensors_name = o->safetensors_name,
+                          .json_name = o->json_name,
+                          .overwrite = o->overwrite,
+                          .verify = o->verify};
+    arena names;
+    buffer run_json;
+    buffer_init(&run_json, k->ctx);
+    arena_init(&names, k->ctx);
+    TRY(check_save(k, o));
+    TRY(take_types(k, o, &how.save));
+    recipe.part_file_size = o->part_file_size;
+    recipe.save_types.count = o->num_types;
+    recipe.save_types.items = arena_alloc_array(&names, o->num_types, sizeof(char *));
+    TRY(recipe.save_types.items ? TARE_OK : TARE_E_MEMORY);
+    for (size_t i = 0; i < o->num_types; i++) {
+        recipe.save_types.items[i] = arena_strndup(&names, o->types[i], strlen(o->types[i]));
+        TRY(recipe.save_types.items[i] ? TARE_OK : TARE_E_MEMORY);
+    }
+    TRY(recipe_check_save(&recipe));
+    TRY(run_json_with(k, &recipe, &run_json));
+    TRY(output_tape_play(k->tape, &how, run_json.data, bytes));
+done:
+    buffer_free(&run_json);
+    arena_free(&names);
+    return status;
+}

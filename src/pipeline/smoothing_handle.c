@@ -1,0 +1,247 @@
+/* Smoothing that outlives its run: the vectors of all layers, the settings and the data they come
+ * from, and whether they fit another run. */
+#include <string.h>
+
+#include "file/json.h"
+#include "pipeline/run.h"
+
+struct tare_smoothing {
+    tare_context *ctx;
+    arena arena; /* names, lists */
+    smooth_config config;
+    tare_recipe recipe; /* for its section anti_outlier; lists in the arena */
+    layer_smoothing *layers;
+    size_t num_layers;
+    tare_smoothing_vector *vectors;
+    size_t num_vectors, samples, tokens;
+    char *ids_digest; /* a JSON string */
+};
+
+/* ---- making one ---- */
+
+static tare_status add_vector(tare_smoothing *s, const char *module, const char *part,
+                              const float *values, size_t length)
+{
+    tare_smoothing_vector *v = &s->vectors[s->num_vectors];
+    char *name = arena_printf(&s->arena, "%s%s", module, part);
+    if (!name)
+        return TARE_E_MEMORY;
+    *v = (tare_smoothing_vector){name, values, length};
+    s->num_vectors++;
+    return TARE_OK;
+}
+
+/* A bias that was not there before, or that a row's scale or a shift has changed. */
+static bool bias_changed(const smooth_weight *w, const layer_smoothing *layer, linear_group group)
+{
+    return w->bias && w->has_bias && (w->rows_scaled || layer->input_shift[group]);
+}
+
+static tare_status list_linear(tare_smoothing *s, const layer_smoothing *layer,
+                               const model_linear *l)
+{
+    tare_status status = TARE_OK;
+    const smooth_weight *w = &layer->weights[l->spec->role];
+    if (w->cols_scaled)
+        TRY(add_vector(s, l->name, ".weight.columns", w->col_scale, w->k));
+    if (w->rows_scaled)
+        TRY(add_vector(s, l->name, ".weight.rows", w->row_scale, w->n));
+    if (bias_changed(w, layer, l->group))
+        TRY(add_vector(s, l->name, ".bias", w->bias, w->n));
+done:
+    return status;
+}
+
+/* Norms are named by their weight. */
+static tare_status list_norm(tare_smoothing *s, const smooth_norm *n, const tensor_info *t)
+{
+    tare_status status = TARE_OK;
+    size_t length = strlen(t->name) - strlen(".weight");
+    char *module = arena_strndup(&s->arena, t->name, length);
+    TRY(module ? TARE_OK : TARE_E_MEMORY);
+    TRY(add_vector(s, module, ".weight", n->weight, t->shape[0]));
+    if (n->bias && n->has_bias)
+        TRY(add_vector(s, module, ".bias", n->bias, t->shape[0]));
+done:
+    return status;
+}
+
+static bool norm_is_smoothed(const layer_smoothing *layer, norm_role role)
+{
+    linear_group group = smooth_pair_targets(role == NORM_INPUT ? PAIR_INPUT : PAIR_POST_ATTENTION);
+    return layer->norms[role].weight && layer->input_scale[group];
+}
+
+static tare_status list_layer(tare_smoothing *s, const run *r, size_t index)
+{
+    tare_status status = TARE_OK;
+    const architecture *arch = r->model->config.arch;
+    const model_layer *m = &r->model->layers[index];
+    const layer_smoothing *layer = &s->layers[index];
+    for (norm_role role = NORM_INPUT; role <= NORM_POST_ATTENTION; role++) {
+        if (norm_is_smoothed(layer, role))
+            TRY(list_norm(s, &layer->norms[role], m->norms[role]));
+    }
+    for (size_t i = 0; i < arch->num_linears; i++)
+        TRY(list_linear(s, layer, &m->linears[arch->linears[i].role]));
+done:
+    return status;
+}
+
+static tare_status copy_samples(tare_smoothing *s, const run *r)
+{
+    buffer digest;
+    buffer_init(&digest, s->ctx);
+    digest_write(&digest, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
+    tare_status status = digest.status;
+    if (status == TARE_OK &&
+        !(s->ids_digest = arena_strndup(&s->arena, digest.data, digest.length)))
+        status = TARE_E_MEMORY;
+    s->samples = r->float_samples;
+    s->tokens = r->float_tokens;
+    buffer_free(&digest);
+    return status;
+}
+
+/* A linear has up to three vectors, a norm two; two norms are smoothed. */
+static size_t most_vectors(const model_config *c)
+{
+    return c->num_layers * (3 * c->arch->num_linears + 4);
+}
+
+size_t smoothing_keep_bytes(const run *r)
+{
+    enum { NAMES = 512, LISTS = 64 << 10 };
+    const model_config *c = &r->model->config;
+    return LISTS + most_vectors(c) * (sizeof(tare_smoothing_vector) + NAMES) +
+           c->num_layers * sizeof(layer_smoothing) +
+           (r->recipe->disable_anti_names.count + r->recipe->disable_names.count) * NAMES;
+}
+
+tare_status smoothing_keep(run *r, tare_smoothing **out)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &r->model->config;
+    size_t most = most_vectors(c);
+    tare_smoothing *s = mem_calloc(r->ctx, 1, sizeof *s);
+    if (!s)
+        return TARE_E_MEMORY;
+    s->ctx = r->ctx;
+    s->config = r->smooth;
+    arena_init(&s->arena, r->ctx);
+    TRY(recipe_copy(r->recipe, &s->arena, &s->recipe));
+    TRY(copy_samples(s, r));
+    s->vectors = arena_alloc_array(&s->arena, most, sizeof *s->vectors);
+    s->layers = arena_alloc_array(&s->arena, c->num_layers, sizeof *s->layers);
+    TRY(s->vectors && s->layers ? TARE_OK : TARE_E_MEMORY);
+    s->num_layers = c->num_layers;
+    memcpy(s->layers, r->smoothing, c->num_layers * sizeof *s->layers);
+    memset(r->smoothing, 0, c->num_layers * sizeof *s->layers);
+    for (size_t i = 0; i < c->num_layers; i++)
+        TRY(list_layer(s, r, i));
+    *out = s;
+    s = NULL;
+done:
+    tare_smoothing_free(s);
+    return status;
+}
+
+void tare_smoothing_free(tare_smoothing *s)
+{
+    if (!s)
+        return;
+    for (size_t i = 0; i < s->num_layers; i++)
+        layer_smoothing_free(s->ctx, &s->layers[i]);
+    arena_free(&s->arena);
+    mem_free(s->ctx, s);
+}
+
+size_t tare_smoothing_count(const tare_smoothing *s)
+{
+    return s->num_vectors;
+}
+
+const tare_smoothing_vector *tare_smoothing_at(const tare_smoothing *s, size_t index)
+{
+    return index < s->num_vectors ? &s->vectors[index] : NULL;
+}
+
+/* ---- in another run ---- */
+
+void smoothing_recipe(const tare_smoothing *s, const tare_recipe *recipe, tare_recipe *out)
+{
+    const tare_recipe *own = &s->recipe;
+    *out = *recipe;
+    out->anti_method = own->anti_method;
+    out->anti_w_bit = own->anti_w_bit;
+    out->anti_a_bit = own->anti_a_bit;
+    out->anti_w_sym = own->anti_w_sym;
+    out->anti_alpha = own->anti_alpha;
+    out->anti_beta = own->anti_beta;
+    out->disable_anti_names = own->disable_anti_names;
+}
+
+static bool layer_fits(const run *r, const tare_smoothing *s, size_t index)
+{
+    const architecture *arch = r->model->config.arch;
+    const model_layer *m = &r->model->layers[index];
+    for (size_t i = 0; i < arch->num_linears; i++) {
+        const model_linear *l = &m->linears[arch->linears[i].role];
+        const smooth_weight *w = &s->layers[index].weights[l->spec->role];
+        bool bias = l->bias || smoothing_creates_bias(r, l);
+        if (w->n != l->n || w->k != l->k || (w->bias != NULL) != bias)
+            return false;
+    }
+    return true;
+}
+
+tare_status smoothing_take(run *r, const tare_smoothing *s)
+{
+    const numerics *then = &s->config.num, *now = &r->num;
+    if (then->dtype != now->dtype || then->compat != now->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "the smoothing was computed for %s%s, this run is for %s%s",
+                         dtype_name(then->dtype), then->compat ? " with compat" : "",
+                         dtype_name(now->dtype), now->compat ? " with compat" : "");
+    r->smooth = s->config;
+    r->smoothing_given = true;
+    r->smoothing = arena_alloc_array(&r->arena, r->model->config.num_layers, sizeof *r->smoothing);
+    if (!r->smoothing)
+        return TARE_E_MEMORY;
+    bool fits = s->num_layers == r->model->config.num_layers;
+    for (size_t i = 0; fits && i < s->num_layers; i++)
+        fits = layer_fits(r, s, i);
+    if (!fits)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "the smoothing belongs to a model of other shapes than %s", r->model->dir);
+    memcpy(r->smoothing, s->layers, s->num_layers * sizeof *r->smoothing);
+    for (size_t i = 0; i < s->num_layers; i++) {
+        for (int role = 0; role < ROLE_COUNT; role++) /* names of a model that is gone */
+            r->smoothing[i].weights[role].name = r->model->layers[i].linears[role].name;
+    }
+    return TARE_OK;
+}
+
+tare_status smoothing_digest(run *r, const tare_smoothing *s, buffer *out)
+{
+    buffer digests;
+    buffer_init(&digests, r->ctx);
+    for (size_t i = 0; i < s->num_vectors; i++) {
+        buffer_puts(&digests, s->vectors[i].name);
+        digest_write(&digests, s->vectors[i].values, s->vectors[i].length * sizeof(float));
+    }
+    tare_status status = digests.status;
+    if (status == TARE_OK)
+        digest_write(out, digests.data ? digests.data : "", digests.length);
+    buffer_free(&digests);
+    return status;
+}
+
+tare_status smoothing_record(run *r, const tare_smoothing *s, buffer *out)
+{
+    buffer_printf(out, "{\"samples\": %zu, \"tokens\": %zu, \"ids\": %s, \"vectors\": ", s->samples,
+                  s->tokens, s->ids_digest);
+    tare_status status = smoothing_digest(r, s, out);
+    buffer_putc(out, '}');
+    return status == TARE_OK ? out->status : status;
+}
