@@ -545,7 +545,7 @@ typedef struct tare_calib_verifier {
     void *user; /* must live as long as the mix, or until another verifier is set */
 } tare_calib_verifier;
 
-/* A verifier that asks a model of this library, whose checkpoint folder may hold a
+/* A verifier that asks a model of this library, whose folder may hold a
  * tokenizer_config.json (model_max_length, eos_token). Tries both on a short text first:
  * TARE_E_USAGE if the tokenizer does not fit the model. Both are of one context, and must outlive
  * it. */

@@ -197,9 +197,9 @@ static tare_status read_tokenizer_config(model_verifier *m)
     tare_status status = TARE_OK;
     const value *root;
     arena a;
-    arena_init(&a, m->ctx);
     if (!m->model->folder)
         return TARE_OK;
+    arena_init(&a, m->ctx);
     char *path = path_join(m->ctx, m->model->folder, "tokenizer_config.json");
     if (!path) {
         status = TARE_E_MEMORY;
