@@ -105,8 +105,7 @@ class TransformersVerifier:
         else:
             text = self.tokenizer.decode(out, skip_special_tokens=True)
         raw = c_text(text)
-        self.mix.context.call(lib.tare_calib_answer_text, self.mix.handle, ffi.addressof(answer), raw,
-                              len(raw))
+        self.mix.context.call(lib.tare_calib_answer_text, ffi.addressof(answer), raw, len(raw))
 
     def _ids(self, prompt, cut):
         longest = self.tokenizer.model_max_length
