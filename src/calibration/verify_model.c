@@ -198,7 +198,9 @@ static tare_status read_tokenizer_config(model_verifier *m)
     const value *root;
     arena a;
     arena_init(&a, m->ctx);
-    char *path = path_join(m->ctx, m->model->dir, "tokenizer_config.json");
+    if (!m->model->folder)
+        return TARE_OK;
+    char *path = path_join(m->ctx, m->model->folder, "tokenizer_config.json");
     if (!path) {
         status = TARE_E_MEMORY;
     } else if (path_exists(path)) {

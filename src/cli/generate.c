@@ -51,7 +51,8 @@ typedef struct stream {
     tare_context *ctx;
     uint32_t *ids;
     size_t count, capacity, prefix, shown;
-    bool quiet; /* print nothing */
+    bool quiet;  /* print nothing */
+    bool failed; /* for a reason that was printed */
     tare_status status;
 } stream;
 
@@ -84,20 +85,29 @@ static void show(stream *s, bool all)
     tare_free(s->ctx, text);
 }
 
+/* Room for one more token: how many there will be, the model's context has a say in. */
+static bool reserve(stream *s)
+{
+    size_t capacity = 2 * s->capacity + 256;
+    if (s->count < s->capacity)
+        return true;
+    uint32_t *grown = realloc(s->ids, capacity * sizeof *grown);
+    if (!grown) {
+        fprintf(stderr, "tare: out of memory\n");
+        s->failed = true;
+        return false;
+    }
+    s->ids = grown;
+    s->capacity = capacity;
+    return true;
+}
+
 static bool on_token(void *user, size_t prompt, uint32_t id)
 {
     stream *s = user;
     (void)prompt;
-    if (s->count == s->capacity) {
-        s->capacity = 2 * s->capacity + 256;
-        uint32_t *grown = realloc(s->ids, s->capacity * sizeof *grown);
-        if (!grown) {
-            fprintf(stderr, "tare: out of memory\n");
-            s->status = TARE_E_MEMORY;
-            return false;
-        }
-        s->ids = grown;
-    }
+    if (!reserve(s))
+        return false;
     s->ids[s->count++] = id;
     show(s, false);
     return s->status == TARE_OK && !ferror(stdout);
@@ -188,14 +198,11 @@ static tare_status print_json(tare_context *ctx, tare_tokenizer *tokenizer,
 }
 
 /* The rest of the text, a line end, and why it ends where it does. */
-static void finish_text(stream *s, tare_finish finish, size_t prompt_tokens)
+static void finish_text(stream *s, tare_finish finish)
 {
     show(s, true);
     putchar('\n');
-    if (finish == TARE_FINISH_TOO_LONG)
-        fprintf(stderr, "tare: the prompt has %zu tokens, more than the model's context\n",
-                prompt_tokens);
-    else if (finish == TARE_FINISH_CONTEXT)
+    if (finish == TARE_FINISH_CONTEXT)
         fprintf(stderr, "tare: the text fills the model's context\n");
 }
 
@@ -209,10 +216,14 @@ static tare_status generate(tare_context *ctx, tare_model *model, stream *s,
     tare_status status = tare_generate(model, o, &ids, &count, 1, &result);
     if (status == TARE_OK)
         status = s->status;
+    bool too_long = status == TARE_OK && result.finish == TARE_FINISH_TOO_LONG;
     if (status == TARE_OK && json)
         status = print_json(ctx, s->tokenizer, &result, count);
-    else if (!json && (status == TARE_OK || s->count > 0))
-        finish_text(s, result.finish, count);
+    else if (!json && !too_long && (status == TARE_OK || s->count > 0))
+        finish_text(s, result.finish);
+    if (too_long)
+        fprintf(stderr, "tare: the prompt has %zu tokens, more than the model's context\n", count);
+    s->failed |= too_long;
     tare_generations_free(ctx, &result, 1);
     free(s->ids);
     return status;
@@ -258,7 +269,8 @@ static int run(int argc, char **argv)
     tare_free(ctx, ids);
     tare_tokenizer_free(s.tokenizer);
     tare_model_free(model);
-    return cli_close(ctx, status);
+    code = cli_close(ctx, status);
+    return code == 0 && s.failed ? 1 : code;
 }
 
 const command command_generate = {"generate", "continue a text", usage, run};

@@ -128,7 +128,7 @@ static void warn_ignored(generate_run *r)
             TARE_WARN(r->model->ctx,
                       "%s/generation_config.json: tare does not follow %s: the text may differ "
                       "from that of other engines",
-                      r->model->dir, notes[i]->data);
+                      r->model->folder, notes[i]->data);
         buffer_free(notes[i]);
         buffer_init(notes[i], r->model->ctx);
     }

@@ -126,6 +126,8 @@ tare_status generation_config_read(tare_model *model, generation *g)
     g->config = c;
     if (path && path_exists(path)) {
         TRY(json_parse_file(ctx, &g->arena, path, FILE_LIMIT, &root));
+        if (root->type != VALUE_MAP)
+            TRY(TARE_FAIL(ctx, TARE_E_FORMAT, "%s: must be a map of settings", path));
         TRY(read_eos(model, &g->arena, root, path, c));
         TRY(read_settings(model, root, path, c));
         note_foreign(root, c);

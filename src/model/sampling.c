@@ -139,8 +139,11 @@ static double weigh(sampler *s, size_t count)
 static uint32_t draw(sampler *s, rng *r, float *logits)
 {
     float temperature = (float)s->settings.temperature;
+    uint32_t best = most_probable(logits, s->vocab);
     for (size_t i = 0; i < s->vocab; i++)
         logits[i] /= temperature;
+    if (!isfinite(logits[best])) /* so cold that the quotients leave the range of float */
+        return best;
     size_t count = best_candidates(s, logits);
     double sum = weigh(s, count), limit = s->settings.top_p * sum, reached = 0;
     if (s->settings.top_p < 1) {

@@ -4,12 +4,14 @@
  *     V_LANES              floats in a vector
  *     V_TILE_ROWS          rows of the float GEMM tile: 2 * V_TILE_ROWS sums fill the registers
  *     V_DOT_ROWS           rows of the 8-bit tile
- *     V_FEW_ROWS           rows whose sums, two vectors each, live in registers beside two of
- * weights v_fma(a, b, c)       a * b + c, rounded once v_max(a, b)          a > b ? a : b, and
- * v_min alike: b if either is NaN v_from_half(p)       V_LANES FP16 at p; v_to_half(p, v) stores
- * them, half to even v_store_bytes(p, i)  the low bytes of integer lanes vd_from_i64(p) V_LANES / 2
- * int64 below 2^51 at p as doubles vs_from_u8(p)        2 * V_LANES u8 at p as int16 lanes, and
- * vs_from_s8 vs_madd(a, b)        sums of neighbouring int16 products as int32 lanes
+ *     V_FEW_ROWS           rows whose sums, two vectors each, live in registers
+ *     v_fma(a, b, c)       a * b + c, rounded once
+ *     v_max(a, b)          a > b ? a : b, and v_min alike: b if either is NaN
+ *     v_from_half(p)       V_LANES FP16 at p; v_to_half(p, v) stores them, half to even
+ *     v_store_bytes(p, i)  the low bytes of integer lanes
+ *     vd_from_i64(p)       V_LANES / 2 int64 below 2^51 at p as doubles
+ *     vs_from_u8(p)        2 * V_LANES u8 at p as int16 lanes, and vs_from_s8
+ *     vs_madd(a, b)        sums of neighbouring int16 products as int32 lanes
  *
  * Everything here is static: code built for a newer CPU must not be what the linker picks for the
  * rest. Rows that end inside a vector go through a padded copy in the same arithmetic, so an

@@ -113,6 +113,9 @@ def test_same_bytes(model):
     greedy = generate(model, "x y", "--max-new-tokens", 20, "--json")
     assert generate(model, "x y", "--max-new-tokens", 20, "--temperature", 0, "--json") == greedy
     assert generate(model, "x y", "--max-new-tokens", 20, "--top-k", 1, "--json") == greedy
+    for cold in ("1e-6", "1e-45", "1e-300"):
+        flags = ["--max-new-tokens", 20, "--temperature", cold, "--json"]
+        assert generate(model, "x y", *flags) == greedy
 
 
 def test_context(model):
@@ -120,9 +123,11 @@ def test_context(model):
     done = run_tare("generate", model, "a" * 126, "--json", "--temperature", 1)
     assert json.loads(done.stdout)["finish"] in ("context", "eos")
     assert len(json.loads(done.stdout)["ids"]) <= 3
-    done = run_tare("generate", model, "a" * 129)
-    assert done.returncode == 0 and done.stdout == "\n"
-    assert "129 tokens, more than the model's context" in done.stderr
+    for flags in ([], ["--json"]):
+        done = run_tare("generate", model, "a" * 129, *flags)
+        assert done.returncode == 1
+        assert "129 tokens, more than the model's context" in done.stderr
+        assert bool(flags) == ('"finish": "too_long"' in done.stdout) == bool(done.stdout)
 
 
 def test_chat(model, library):

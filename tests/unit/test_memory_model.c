@@ -298,6 +298,59 @@ static void test_tied_heads(void **state)
     free_context(ctx);
 }
 
+/* ---- what the folder says beside the weights ---- */
+
+/* A tokenizer of single letters, cut to `max_length` tokens. */
+static void write_tokenizer(const char *to, size_t max_length)
+{
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzH:";
+    char text[1024], *at = text;
+    at += sprintf(at, "{\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":{\"\u0120\":0");
+    for (size_t i = 0; letters[i]; i++)
+        at += sprintf(at, ",\"%c\":%zu", letters[i], i + 1);
+    sprintf(at, "}},\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+                "\"trim_offsets\":true,\"use_regex\":true},\"decoder\":{\"type\":\"ByteLevel\"}}");
+    write_text(to, "tokenizer.json", text);
+    sprintf(text, "{\"model_max_length\": %zu}", max_length);
+    write_text(to, "tokenizer_config.json", text);
+}
+
+/* The log-probability of yes behind `prompt`. */
+static float ask_yes(tare_context *ctx, const memory_tensors *m, const char *prompt)
+{
+    tare_model *model;
+    tare_tokenizer *tokenizer;
+    tare_calib_verifier verifier;
+    tare_calib_question question = {.prompt = prompt, .prompt_length = strlen(prompt)};
+    tare_calib_answer answer = {.yes = 0};
+    assert_ok(ctx, tare_model_from_tensors(ctx, NULL, folder, m->tensors, m->count, &model));
+    assert_ok(ctx, tare_tokenizer_open(ctx, folder, &tokenizer));
+    assert_ok(ctx, tare_model_verifier_create(model, tokenizer, &verifier));
+    assert_ok(ctx, verifier.answer(verifier.user, TARE_CALIB_CHOOSE, &question, 1, &answer));
+    tare_model_verifier_free(&verifier);
+    tare_tokenizer_free(tokenizer);
+    tare_model_free(model);
+    return answer.yes;
+}
+
+/* A verifier cuts prompts to the model_max_length of the folder. */
+static void test_tokenizer_config(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    memory_tensors m = load_tensors(ctx, MODEL("llama"));
+    char *config = read_text(MODEL("llama"), "config.json");
+    write_text(folder, "config.json", config);
+    write_tokenizer(folder, 100);
+    float two = ask_yes(ctx, &m, "ab"), four = ask_yes(ctx, &m, "abcd");
+    assert_true(two != four);
+    write_tokenizer(folder, 2);
+    assert_true(ask_yes(ctx, &m, "abcd") == two);
+    free(config);
+    free_tensors(ctx, &m);
+    free_context(ctx);
+}
+
 /* ---- memory ---- */
 
 static tare_status open_it(tare_context *ctx, void *user)
@@ -329,7 +382,7 @@ int main(void)
         cmocka_unit_test(test_the_same_bytes),          cmocka_unit_test(test_the_same_logits),
         cmocka_unit_test(test_resume_knows_the_values), cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_wrong_options),           cmocka_unit_test(test_tied_heads),
-        cmocka_unit_test(test_allocations_may_fail),
+        cmocka_unit_test(test_tokenizer_config),        cmocka_unit_test(test_allocations_may_fail),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
