@@ -42,7 +42,7 @@ def try_out(model, tokenizer):
 
 
 def make(mix):
-    """The tare_calib_verifier of a CalibrationData, as the `.c` of an object that keeps it alive."""
+    """The tare_calib_verifier of a CalibrationData: `.c` of an object that keeps it alive."""
     return (ModelVerifier if isinstance(mix.model, Model) else TransformersVerifier)(mix)
 
 

@@ -1,5 +1,5 @@
-"""Positive verification called back to a transformers model, prompt by prompt: the same selection as
-tare's own model and as the command, for every batch size and padding side; on a tiny model whose
+"""Positive verification called back to a transformers model, prompt by prompt: the same selection
+as tare's own model and as the command, for every batch size and padding side; on a tiny model whose
 answers differ from prompt to prompt."""
 import json
 
@@ -110,5 +110,6 @@ def test_the_model_is_left_as_it_was(theirs, config):
     assert model.generation_config is before and before.temperature == 0.7
     with pytest.raises(TypeError, match="Tokenizer must be matched with model."):
         tare.CalibrationData(str(config), model=model)
-    with pytest.raises(TypeError, match="tokenizer must be PreTrainedTokenizerBase, not Tokenizer."):
-        tare.CalibrationData(str(config), model=model, tokenizer=tare.Tokenizer(model.name_or_path))
+    own = tare.Tokenizer(model.name_or_path)
+    with pytest.raises(TypeError, match="must be PreTrainedTokenizerBase, not Tokenizer."):
+        tare.CalibrationData(str(config), model=model, tokenizer=own)

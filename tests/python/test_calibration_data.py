@@ -86,7 +86,8 @@ def test_a_set_of_ones_own(config):
 
 
 def test_values_and_further_keys_are_kept(config, tmp_path):
-    odd = {"prompt": "\ud800 é \0", "ans": [1, {"a": None}, 2**70, 1.5], "more": {"x": [True]}, "z": "y"}
+    odd = {"prompt": "\ud800 é \0", "ans": [1, {"a": None}, 2**70, 1.5], "more": {"x": [True]},
+           "z": "y"}
     mix = CalibrationData(config, str(tmp_path / "out.json"))
     mix.add_custormized_dataset_processor("odd", Numbers(1, lambda _: [odd]))
     mix.set_sample_size({"odd": 1})
@@ -127,8 +128,10 @@ def test_abstract_methods():
     (lambda m: m.set_sample_size({1: 1}), TypeError, "sample_size keys should be string"),
     (lambda m: m.set_sample_size({"boolq": True}), TypeError, "sample_size values should be int"),
     (lambda m: m.set_sample_size({"boolq": 1.0}), TypeError, "sample_size values should be int"),
-    (lambda m: m.set_sample_size({"boolq": 1, "nope": 1}), ValueError, "Dataset nope has no handler"),
-    (lambda m: m.set_sample_size({"nope": 1, "boolq": "x"}), ValueError, "Dataset nope has no handler"),
+    (lambda m: m.set_sample_size({"boolq": 1, "nope": 1}), ValueError,
+     "Dataset nope has no handler"),
+    (lambda m: m.set_sample_size({"nope": 1, "boolq": "x"}), ValueError,
+     "Dataset nope has no handler"),
     (lambda m: m.set_sample_size({"boolq": -1, "x": 1.0}), ValueError, "boolq"),
     (lambda m: m.set_batch_size(True), argparse.ArgumentTypeError, "True is not an int."),
     (lambda m: m.set_batch_size("2"), TypeError, "'2' is not an int."),
