@@ -3,8 +3,8 @@
     python examples/llama31_70b.py MODEL PROMPTS.jsonl OUT [--max-memory 8GiB]
 
 The recipe llama3.1-70b as a script: what the command
-`tare quantize MODEL --recipe llama3.1-70b --calib PROMPTS.jsonl --out OUT` does, with the same result.
-PROMPTS.jsonl has an object a line with "inputs_pretokenized", "prompt" or "text".
+`tare quantize MODEL --recipe llama3.1-70b --calib PROMPTS.jsonl --out OUT` does, with the same
+result. PROMPTS.jsonl has an object a line with "inputs_pretokenized", "prompt" or "text".
 """
 import argparse
 import json

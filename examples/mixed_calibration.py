@@ -2,9 +2,9 @@
 
     python examples/mixed_calibration.py MODEL mix_config.json OUT
 
-MODEL is a checkpoint folder. mix_config.json names the data sets (docs/calibration.md). Only samples
-that the model answers right are used. With transformers' classes instead of tare's the script works
-just as well: change the two imports that are marked.
+MODEL is a checkpoint folder. mix_config.json names the data sets (docs/calibration.md). Only
+samples that the model answers right are used. With transformers' classes instead of tare's the
+script works just as well: change the two imports that are marked.
 """
 import argparse
 

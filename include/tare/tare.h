@@ -102,7 +102,7 @@ TARE_API tare_status tare_context_create(tare_context **out, const tare_context_
 TARE_API void tare_context_free(tare_context *ctx);
 /* One sentence on the last failed call; "" if none failed. */
 TARE_API const char *tare_last_error(const tare_context *ctx);
-/* The errno of the operating system behind that failure; 0 if it was none of the system's. */
+/* The errno behind that failure (EISDIR, EINVAL: no regular file); 0: not of the system. */
 TARE_API int tare_last_errno(const tare_context *ctx);
 /* Makes the running call return TARE_E_CANCELLED soon. Safe in a signal handler. */
 TARE_API void tare_cancel(tare_context *ctx);

@@ -59,7 +59,7 @@ def test_notebook(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "build" / "demo").mkdir(parents=True)
     (tmp_path / "build" / "demo" / "SmolLM2-135M-Instruct").symlink_to(model)
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=600,
-                          cwd=tmp_path, env=ENVIRONMENT)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True,
+                          timeout=600, cwd=tmp_path, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert "int8 (1536, 576)" in done.stdout
