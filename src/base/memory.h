@@ -18,6 +18,12 @@ void *mem_alloc_array(tare_context *ctx, size_t count, size_t size);
 void *mem_realloc(tare_context *ctx, void *pointer, size_t size);
 /* NULL is allowed. */
 void mem_free(tare_context *ctx, void *pointer);
+/* Scratch of a call that comes again and again. While mem_keep_scratch(ctx, true) holds, the block
+ * that was given back last waits for the next taker, counted as used, instead of being unmapped and
+ * cleared anew each time. */
+void *mem_take_scratch(tare_context *ctx, size_t count, size_t size);
+void mem_give_scratch(tare_context *ctx, void *pointer);
+void mem_keep_scratch(tare_context *ctx, bool keep);
 char *mem_strdup(tare_context *ctx, const char *text);
 char *mem_strndup(tare_context *ctx, const char *text, size_t length);
 /* The bytes that an allocation of `size` takes, at most: its head, and whole pages where it is

@@ -191,6 +191,7 @@ tare_status plan_memory(run *r)
     r->ctx->options.memory_limit = plan.budget - plan.reserve < SIZE_MAX
                                        ? (size_t)plan.budget - plan.reserve
                                        : 0;
+    mem_keep_scratch(r->ctx, plan.keeps_scratch);
     return TARE_OK;
 }
 
@@ -396,6 +397,7 @@ size_t run_end(run *r, tare_recipe *owned)
 {
     tare_context *ctx = r->ctx;
     size_t own = tare_memory_peak(ctx);
+    mem_keep_scratch(ctx, false);
     run_free(r);
     tare_recipe_free(owned);
     if (r->earlier_peak > own)

@@ -467,11 +467,11 @@ static tare_status panels_gemm(tare_context *ctx, const gemm_weight *w, const fl
     job.columns = PANELS * GEMM_PANEL;
     while (job.columns > GEMM_PANEL && job.row_blocks * divide_up(w->n, job.columns) < 4 * threads)
         job.columns /= 2;
-    job.scratch = mem_alloc_array(ctx, threads, sizeof *job.scratch);
+    job.scratch = mem_take_scratch(ctx, threads, sizeof *job.scratch);
     if (!job.scratch)
         return TARE_E_MEMORY;
     parallel_for(ctx, job.row_blocks * divide_up(w->n, job.columns), float_block, &job);
-    mem_free(ctx, job.scratch);
+    mem_give_scratch(ctx, job.scratch);
     return TARE_OK;
 }
 
