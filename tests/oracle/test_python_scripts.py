@@ -166,7 +166,8 @@ def edited_modeling_file():
     init, use = ("        self.is_causal = True\n",
                  "        attention_interface: Callable = eager_attention_forward\n")
     assert text.count(init) == 1 and text.count(use) == 1
-    text = text.replace(init, f"{init}        self.fa_quantizer = FAQuantizer(config, logger=logger)\n")
+    text = text.replace(
+        init, f"{init}        self.fa_quantizer = FAQuantizer(config, logger=logger)\n")
     quant = "".join(f"        {n}_states = self.fa_quantizer.quant({n}_states, qkv={n[0]!r})\n"
                     for n in ("query", "key", "value"))
     return text.replace(use, quant + use)
