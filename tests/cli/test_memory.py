@@ -2,16 +2,13 @@
 import json
 import re
 import resource
-import time
 
 import numpy as np
 import pytest
-import tensor_file
 import tiny
-from conftest import EXAMPLES, from_environment, run_tare
+from conftest import EXAMPLES, SMOLLM2, run_tare
 
 MIB = 1 << 20
-SMOLLM2 = from_environment("TARE_SMOLLM2", "build/demo/SmolLM2-135M-Instruct")
 RECIPES = [
     [], ["--act-method", "3", "--anti-method", "m3"], ["--recipe", "llama3.1-70b"],
     ["--anti-method", "m6", "--threads", "1"], ["--anti-method", "m2", "--act-method", "2"],
