@@ -7,6 +7,7 @@
 #define TARE_BASE_MEMORY_H
 
 #include "base/context.h"
+#include "base/sizes.h"
 
 /* Contents undefined. A size of 0 gives a valid pointer. */
 void *mem_alloc(tare_context *ctx, size_t size);
@@ -32,15 +33,6 @@ char *mem_strndup(tare_context *ctx, const char *text, size_t length);
 #define MEM_ABSURD (SIZE_MAX / 4096)
 size_t mem_block_bytes(size_t size);
 size_t mem_array_bytes(size_t count, size_t size);
-/* True if a*b fits size_t; the product in *out. */
-static inline bool size_mul(size_t a, size_t b, size_t *out)
-{
-    return !__builtin_mul_overflow(a, b, out);
-}
-static inline bool size_add(size_t a, size_t b, size_t *out)
-{
-    return !__builtin_add_overflow(a, b, out);
-}
 
 /* Grows *array (elements of `size` bytes) so that at least `need` fit; doubles. For dynamic arrays.
  */

@@ -46,11 +46,6 @@ void *probe_weights(tare_context *ctx, tare_dtype dtype, size_t count)
     return w;
 }
 
-static size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 /* The linear with most weights, which has most of the work. */
 const model_linear *probe_linear(const run *r)
 {
@@ -112,9 +107,9 @@ tare_status probe_int8(run *r, double *rate)
     tare_context *ctx = r->ctx;
     const model_linear *l = probe_linear(r);
     size_t columns = 1024 * (size_t)ctx->options.threads;
-    int8_probe p = {.r = r, .k = l->k, .m = least(r->layout.batch_rows, 512)};
-    p.m = least(p.m, r->samples.tokens);
-    p.n = least(l->n, columns < 16384 ? columns : 16384);
+    int8_probe p = {.r = r, .k = l->k, .m = size_min(r->layout.batch_rows, 512)};
+    p.m = size_min(p.m, r->samples.tokens);
+    p.n = size_min(l->n, columns < 16384 ? columns : 16384);
     p.x = mem_calloc(ctx, p.m, p.k);
     p.w = mem_calloc(ctx, p.n, p.k);
     p.scales = probe_floats(ctx, p.n);
@@ -170,9 +165,9 @@ static tare_status probe_float_gemm(run *r, bool packing, double *rate)
     const model_linear *l = probe_linear(r);
     float_probe p = {.r = r,
                      .k = l->k,
-                     .m = least(r->samples.tokens, 192),
+                     .m = size_min(r->samples.tokens, 192),
                      .dtype = linear_raw_dtype(r->model, l)};
-    p.n = least(l->n, 512 * (size_t)least((size_t)ctx->options.threads, 16));
+    p.n = size_min(l->n, 512 * (size_t)size_min((size_t)ctx->options.threads, 16));
     p.w = probe_weights(ctx, p.dtype, p.n * p.k);
     p.x = probe_floats(ctx, p.m * p.k);
     p.y = mem_alloc_array(ctx, p.m * p.n, sizeof *p.y);
@@ -227,8 +222,8 @@ tare_status probe_attention(run *r, double *rate)
     const model_config *c = &r->model->config;
     size_t group = c->num_heads / c->num_kv_heads, threads = (size_t)ctx->options.threads;
     attention_probe p = {.r = r};
-    p.shape = (attention_shape){.tokens = least(r->samples.tokens / r->samples.count, 1024),
-                                .num_kv_heads = least(c->num_kv_heads, 2 * threads),
+    p.shape = (attention_shape){.tokens = size_min(r->samples.tokens / r->samples.count, 1024),
+                                .num_kv_heads = size_min(c->num_kv_heads, 2 * threads),
                                 .head_dim = c->head_dim};
     p.shape.num_heads = group * p.shape.num_kv_heads;
     size_t n = p.shape.tokens, query = p.shape.num_heads * c->head_dim;
@@ -271,7 +266,7 @@ static tare_status rows_piece(void *user)
 tare_status probe_rows(run *r, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    rows_probe p = {.r = r, .rows = least(r->samples.tokens, 512)};
+    rows_probe p = {.r = r, .rows = size_min(r->samples.tokens, 512)};
     p.cols = r->model->config.hidden_size;
     p.x = probe_floats(r->ctx, p.rows * p.cols);
     p.y = mem_alloc_array(r->ctx, p.rows * p.cols, sizeof(float));

@@ -441,12 +441,13 @@ static void note_memory(const memory_plan *m, tare_plan *out)
 tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
                                tare_plan *plan)
 {
-    tare_status status = TARE_OK;
+    tare_status status = check_options(ctx, options);
     tare_recipe *defaults;
     memory_plan memory = {0};
     run r;
     *plan = (tare_plan){.seconds = -1};
-    TRY(check_options(ctx, options));
+    if (status != TARE_OK)
+        return status;
     TRY(run_init(&r, ctx, options, &defaults));
     status = plan_run(&r, &memory);
     note_memory(&memory, plan);

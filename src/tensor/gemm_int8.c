@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 #include "tensor/gemm.h"
 #include "tensor/kernels.h"
 
@@ -21,11 +22,6 @@ typedef struct block_scratch {
     _Alignas(64) uint8_t x[LARGEST * BLOCK_DEPTH];
     _Alignas(64) int8_t w[GEMM_PANEL * BLOCK_DEPTH];
 } block_scratch;
-
-static size_t divide_up(size_t a, size_t b)
-{
-    return a / b + (a % b != 0);
-}
 
 typedef struct int8_job {
     tare_context *ctx;
@@ -55,11 +51,6 @@ static tare_status onednn_tile(const int8_job *job, const uint8_t *x, size_t m, 
                      (int)s);
 }
 
-static size_t round_up(size_t n, size_t step)
-{
-    return divide_up(n, step) * step;
-}
-
 /* Asks for the next panel while this one is multiplied. */
 static void fetch_panel(const int8_t *w, size_t ldw, size_t columns, size_t depth)
 {
@@ -73,12 +64,12 @@ static void fetch_panel(const int8_t *w, size_t ldw, size_t columns, size_t dept
 static void block_tile(const int8_job *job, const uint8_t *x, size_t m, const int8_t *w, size_t n,
                        int32_t *acc, size_t stride, block_scratch *s)
 {
-    size_t rows = round_up(m, GEMM_BLOCK_STEP);
+    size_t rows = size_round_up(m, GEMM_BLOCK_STEP);
     memset(acc, 0, rows * stride * sizeof *acc);
     memset(s->x + m * BLOCK_DEPTH, 0, (rows - m) * BLOCK_DEPTH);
     for (size_t k0 = 0; k0 < job->k; k0 += BLOCK_DEPTH) {
         size_t depth = job->k - k0 < BLOCK_DEPTH ? job->k - k0 : BLOCK_DEPTH;
-        size_t padded = round_up(depth, (size_t)2 * GEMM_BLOCK_STEP);
+        size_t padded = size_round_up(depth, (size_t)2 * GEMM_BLOCK_STEP);
         for (size_t i = 0; i < m; i++) {
             memcpy(s->x + i * BLOCK_DEPTH, x + i * job->k + k0, depth);
             memset(s->x + i * BLOCK_DEPTH + depth, 0, padded - depth);
@@ -128,14 +119,14 @@ static void choose_tiles(const tare_context *ctx, int8_job *job)
 {
     size_t enough = 3 * (size_t)parallel_threads(ctx);
     job->rows = job->columns = LARGEST;
-    while (divide_up(job->m, job->rows) * divide_up(job->n, job->columns) < enough &&
+    while (size_divide_up(job->m, job->rows) * size_divide_up(job->n, job->columns) < enough &&
            (job->rows > SMALLEST || job->columns > SMALLEST)) {
         if (job->rows < job->columns || job->rows == SMALLEST)
             job->columns /= 2;
         else
             job->rows /= 2;
     }
-    job->row_tiles = divide_up(job->m, job->rows);
+    job->row_tiles = size_divide_up(job->m, job->rows);
 }
 
 /* Of a thread. */
@@ -165,7 +156,7 @@ static tare_status run_job(int8_job *job)
             return TARE_E_MEMORY;
     }
     atomic_init(&job->status, TARE_OK);
-    parallel_for(ctx, job->row_tiles * divide_up(job->n, job->columns), int8_tile, job);
+    parallel_for(ctx, job->row_tiles * size_divide_up(job->n, job->columns), int8_tile, job);
     mem_give_scratch(ctx, job->scratch);
     return (tare_status)atomic_load(&job->status);
 }

@@ -98,6 +98,8 @@ def test_end_of_text(tmp_path):
     out = json.loads(generate(folder, "a", "--json"))
     assert (out["text"], out["finish"], out["ids"]) == ("bc", "eos", [98, 99, 257])
     assert generate(folder, "a", "--max-new-tokens", 2**64 - 1) == "bc\n"
+    nul = always(tmp_path / "nul", "a\0b")
+    assert json.loads(generate(nul, "a", "--json"))["text"] == "\0b"
     (folder / "generation_config.json").write_text('{"eos_token_id": [1, 98]}')
     out = json.loads(generate(folder, "a", "--json"))
     assert (out["text"], out["finish"]) == ("b", "eos")
