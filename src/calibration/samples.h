@@ -26,7 +26,7 @@ typedef struct sample_options {
     const char *model; /* folder of the tokenizer, read only if the file holds text; NULL: none */
     size_t samples;    /* take the first; 0: all */
     size_t max_length; /* cut longer samples; 0: none is cut */
-    size_t model_max;  /* max_position_embeddings: a longer sample is TARE_E_DATA; 0: no limit */
+    size_t model_max;  /* tokens of the longest; a longer one is TARE_E_DATA; 0: no limit */
     size_t vocab_size; /* an id beyond is TARE_E_DATA; 0: unchecked */
     bool keep_empty;   /* blank lines and samples without tokens are kept (length 0), not skipped or
                           refused */

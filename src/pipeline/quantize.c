@@ -99,7 +99,7 @@ static tare_status load_samples(run *r)
                         .model = r->model->folder,
                         .samples = (size_t)r->recipe->samples,
                         .max_length = (size_t)r->recipe->max_length,
-                        .model_max = c->max_position_embeddings,
+                        .model_max = model_config_max_tokens(c),
                         .vocab_size = c->vocab_size};
     tare_status status = sample_set_load(r->ctx, &o, &r->samples);
     if (status != TARE_OK)
