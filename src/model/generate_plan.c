@@ -9,7 +9,7 @@ enum { KEPT_BATCH = 16, READ_BATCH = 256, PASS_ROWS = 512 };
 
 size_t generation_most(const model_config *config, size_t length, size_t max_new)
 {
-    size_t limit = config->max_position_embeddings;
+    size_t limit = model_config_max_tokens(config);
     if (length > limit)
         return 0;
     /* The last token is chosen, but need not go through the model. */
@@ -71,7 +71,7 @@ static size_t peak_bytes(const tare_model *model, const generation_work *work, c
     size_t texts = s->prompts * 128 + size_max(s->tokens, 1) * sizeof(uint32_t) +
                    l->batch * (size_max(s->most, s->longest) + 1) * sizeof(uint32_t);
     size_t results;
-    size_t longest = size_min(work->max_new, model->config.max_position_embeddings + 1);
+    size_t longest = size_min(work->max_new, model_config_max_tokens(&model->config) + 1);
     if (!size_mul(s->prompts, mem_array_bytes(longest, sizeof(uint32_t)), &results))
         results = MEM_ABSURD;
     size_t bytes = texts + size_min(results, MEM_ABSURD) + forward_bytes(model, l, s->most) +

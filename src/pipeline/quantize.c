@@ -88,7 +88,8 @@ static tare_status load_samples(run *r)
 {
     const model_config *c = &r->model->config;
     if (!samples_given(r))
-        return TARE_FAIL(r->ctx, TARE_E_USAGE, "%s calibration samples: give --calib FILE",
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "%s calibration samples: give --calib FILE or --calib builtin",
                          r->goal == GOAL_SCORES      ? "scores need"
                          : r->goal == GOAL_SMOOTHING ? "smoothing needs"
                                                      : "W8A8 needs");
@@ -99,7 +100,7 @@ static tare_status load_samples(run *r)
                         .model = r->model->folder,
                         .samples = (size_t)r->recipe->samples,
                         .max_length = (size_t)r->recipe->max_length,
-                        .model_max = c->max_position_embeddings,
+                        .model_max = model_config_max_tokens(c),
                         .vocab_size = c->vocab_size};
     tare_status status = sample_set_load(r->ctx, &o, &r->samples);
     if (status != TARE_OK)
@@ -353,6 +354,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     result->linears = r->num_linears;
     result->samples = r->samples.count;
     result->tokens = r->samples.tokens;
+    result->truncated = r->samples.truncated;
     result->bytes_in = checkpoint_bytes(r->model->checkpoint);
     TRY(r->tape ? open_output(r) : resume_open(r));
     if ((result->was_finished = r->resume.finished))
