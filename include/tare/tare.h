@@ -686,10 +686,14 @@ typedef struct tare_generation {
 typedef struct tare_generation_plan {
     uint64_t budget;          /* UINT64_MAX: none */
     uint64_t smallest, peak;  /* the least that works; the most that is held, `peak` <= `budget` */
+    uint64_t smallest_kept;   /* the least with which weights stay in memory */
     uint64_t weights;         /* of these: weights in memory */
     uint64_t key_values;      /* keys and values of a batch, in memory or in scratch files */
     uint64_t bytes_read_once; /* of the checkpoint, when the weights are kept */
     uint64_t bytes_read_pass; /* for each pass */
+    uint64_t scratch_read;    /* keys and values from scratch files, in all, at most */
+    uint64_t scratch_written; /* and into them */
+    uint64_t tokens;          /* that go through the layers, at most: of prompts and texts */
     size_t passes;            /* through the layers, at most: each gives a token to each prompt */
     size_t batch;             /* prompts worked on together */
     bool weights_kept, read_ahead, spill;
