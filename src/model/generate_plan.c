@@ -179,6 +179,7 @@ static void describe(const tare_model *model, const generation_work *work, const
                                  : weight_source_bytes(model, l->mode, l->batch);
     p->bytes_read_once = p->weights_kept ? weight_source_read(model) : 0;
     p->bytes_read_pass = p->weights_kept ? 0 : weight_source_read(model);
+    p->parameters = weight_source_parameters(model);
     count_traffic(model, work, l, p);
 }
 
