@@ -313,3 +313,16 @@ uint64_t weight_source_read(const tare_model *model)
     }
     return bytes;
 }
+
+uint64_t weight_source_parameters(const tare_model *model)
+{
+    const architecture *arch = model->config.arch;
+    uint64_t count = (uint64_t)model->head.n * model->head.k;
+    for (size_t i = 0; i < model->config.num_layers; i++) {
+        for (size_t j = 0; j < arch->num_linears; j++) {
+            const model_linear *l = &model->layers[i].linears[arch->linears[j].role];
+            count += (uint64_t)l->n * l->k;
+        }
+    }
+    return count;
+}

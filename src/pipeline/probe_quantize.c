@@ -4,8 +4,7 @@
 #include "pipeline/probe.h"
 #include "tensor/kernels.h"
 
-enum { SLICE_ROWS = 256, MORE_TOKENS = 64, READ_PIECE = 16 << 20, READ_MOST = 256 << 20 };
-#define READ_SECONDS 0.3
+enum { SLICE_ROWS = 256, MORE_TOKENS = 64 };
 
 /* ---- smoothing: a whole search on a slice of rows ---- */
 
@@ -156,7 +155,7 @@ done:
 tare_status probe_quantize(run *r, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    const model_linear *l = probe_linear(r);
+    const model_linear *l = probe_linear(r->model);
     quantize_probe p = {.r = r};
     p.w = (smooth_weight){.n = size_min(l->n, 512),
                           .k = l->k,
@@ -274,31 +273,7 @@ done:
 
 /* ---- disk ---- */
 
-/* Weights of layers in order, by the run's own way of reading. */
 tare_status probe_read(run *r, double *rate)
 {
-    tare_status status = TARE_OK;
-    const architecture *arch = r->model->config.arch;
-    size_t total = 0;
-    double start = clock_seconds(), seconds = 0;
-    char *piece = mem_alloc(r->ctx, READ_PIECE);
-    TRY(piece ? TARE_OK : TARE_E_MEMORY);
-    for (size_t layer = 0; layer < r->model->config.num_layers; layer++) {
-        for (size_t i = 0; i < arch->num_linears; i++) {
-            const tensor_info *t = r->model->layers[layer].linears[arch->linears[i].role].weight;
-            for (uint64_t at = 0; at < t->bytes; at += READ_PIECE) {
-                size_t size = t->bytes - at < READ_PIECE ? (size_t)(t->bytes - at) : READ_PIECE;
-                if (total >= READ_MOST || seconds >= READ_SECONDS ||
-                    !checkpoint_has_data(r->model->checkpoint, t, at, size))
-                    goto done;
-                TRY(checkpoint_read(r->model->checkpoint, t, at, piece, size));
-                total += size;
-                seconds = clock_seconds() - start;
-                *rate = (double)total / seconds;
-            }
-        }
-    }
-done:
-    mem_free(r->ctx, piece);
-    return status;
+    return probe_reading(r->model, rate);
 }
