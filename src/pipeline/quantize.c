@@ -122,6 +122,7 @@ tare_status open_output(run *r)
                         .config_json = r->model->config_given ? r->model->config_json : NULL,
                         .save = r->save,
                         .part_file_size = (int)r->recipe->part_file_size,
+                        .npy_torch = recipe_npy_torch(r->recipe),
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
                         .quant_type = linear_scheme_name(r->scheme),

@@ -42,7 +42,7 @@ static const choice compute_choices[] = {
 static const choice compat_choices[] = {{"none", 0}, {"msmodelslim", 1}, {NULL, 0}};
 static const choice anti_choices[] = {{"none", 0}, {"m1", 1}, {"m2", 2}, {"m3", 3},
                                       {"m4", 4},   {"m5", 5}, {"m6", 6}, {NULL, 0}};
-static const choice npy_choices[] = {{"numpy", 0}, {NULL, 0}};
+static const choice npy_choices[] = {{"numpy", 0}, {"torch", 1}, {NULL, -1}};
 static const choice save_choices[] = {{"ascendv1", 0},           {"ascendV1", 0},
                                       {"safe_tensor", 0},        {"numpy", 0},
                                       {"compressed-tensors", 0}, {NULL, 0}};
@@ -142,6 +142,7 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
                        .anti_beta = NAN,
                        .disable_last_linear = true,
                        .part_file_size = -1,
+                       .npy_values = -1,
                        .dtype = -1};
     tare_status status = list_add(ctx, &r->save_types, "ascendv1", strlen("ascendv1"));
     if (status != TARE_OK)
