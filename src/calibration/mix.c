@@ -469,11 +469,7 @@ tare_status tare_calib_process(tare_calib *c, tare_calib_result **out)
         result = NULL;
     }
 done:
-    status = resume_end(c, status);
-    if (status != TARE_OK && out) {
-        result = *out ? *out : result;
-        *out = NULL;
-    }
+    resume_end(c, status);
     tare_calib_result_free(result);
     mem_free(c->ctx, delivered);
     return status;
