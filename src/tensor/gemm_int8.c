@@ -1,7 +1,10 @@
 /* u8 x s8 -> s32: tiles of rows x columns over threads. Integer sums are exact in any order, so
  * tiles may follow the number of threads. */
-#include <dnnl.h>
 #include <string.h>
+
+#ifdef TARE_ONEDNN
+#include <dnnl.h>
+#endif
 
 #include "base/parallel.h"
 #include "tensor/gemm.h"
@@ -30,7 +33,6 @@ static size_t divide_up(size_t a, size_t b)
 typedef struct int8_job {
     tare_context *ctx;
     const kernels *kernels;
-    bool onednn;
     const uint8_t *x;
     const int8_t *w;
     size_t m, n, k, rows, columns, row_tiles;
@@ -42,17 +44,25 @@ typedef struct int8_job {
     atomic_int status;
 } int8_job;
 
-static tare_status onednn_tile(const int8_job *job, const uint8_t *x, size_t m, const int8_t *w,
-                               size_t n, int32_t *acc, size_t stride)
+/* A tile whose operands are multiplied where they lie. */
+static tare_status plain_tile(const int8_job *job, const uint8_t *x, size_t m, const int8_t *w,
+                              size_t n, int32_t *acc, size_t stride)
 {
-    const int32_t no_offset = 0;
-    dnnl_status_t s = dnnl_gemm_u8s8s32(
-        'N', 'T', 'F', (dnnl_dim_t)m, (dnnl_dim_t)n, (dnnl_dim_t)job->k, 1.0f, x,
-        (dnnl_dim_t)job->k, 0, w, (dnnl_dim_t)job->k, 0, 0.0f, acc, (dnnl_dim_t)stride, &no_offset);
-    if (s == dnnl_success)
-        return TARE_OK;
-    return TARE_FAIL(job->ctx, TARE_E_MEMORY, "oneDNN's dnnl_gemm_u8s8s32 failed with status %d",
-                     (int)s);
+#ifdef TARE_ONEDNN
+    if (cpu_of(job->ctx) >= TARE_CPU_AVX512 && cpu_has_vnni()) {
+        const int32_t no_offset = 0;
+        dnnl_status_t s = dnnl_gemm_u8s8s32('N', 'T', 'F', (dnnl_dim_t)m, (dnnl_dim_t)n,
+                                            (dnnl_dim_t)job->k, 1.0f, x, (dnnl_dim_t)job->k, 0, w,
+                                            (dnnl_dim_t)job->k, 0, 0.0f, acc, (dnnl_dim_t)stride,
+                                            &no_offset);
+        if (s == dnnl_success)
+            return TARE_OK;
+        return TARE_FAIL(job->ctx, TARE_E_MEMORY,
+                         "oneDNN's dnnl_gemm_u8s8s32 failed with status %d", (int)s);
+    }
+#endif
+    job->kernels->gemm_u8s8(x, m, w, n, job->k, acc, stride);
+    return TARE_OK;
 }
 
 static size_t round_up(size_t n, size_t step)
@@ -107,10 +117,8 @@ static void int8_tile(void *user, size_t index, int thread)
     tare_status status = TARE_OK;
     if (job->blocks)
         block_tile(job, x, m, w, n, acc, stride, &job->blocks[thread]);
-    else if (job->onednn)
-        status = onednn_tile(job, x, m, w, n, acc, stride);
     else
-        job->kernels->gemm_u8s8(x, m, w, n, job->k, acc, stride);
+        status = plain_tile(job, x, m, w, n, acc, stride);
     if (status != TARE_OK)
         atomic_store(&job->status, (int)status);
     else if (job->tile)
@@ -145,7 +153,6 @@ static tare_status run_job(int8_job *job)
         return TARE_OK;
     choose_tiles(ctx, job);
     job->kernels = kernels_get(ctx);
-    job->onednn = cpu_of(ctx) >= TARE_CPU_AVX512 && cpu_has_vnni();
     size_t threads = (size_t)parallel_threads(ctx);
     bool blocks = job->kernels->block_u8s8;
     tare_status status = TARE_E_MEMORY;
@@ -162,6 +169,16 @@ static tare_status run_job(int8_job *job)
     mem_free(ctx, job->tiles);
     mem_free(ctx, job->blocks);
     return status;
+}
+
+void gemm_onednn_version(buffer *out)
+{
+#ifdef TARE_ONEDNN
+    const dnnl_version_t *v = dnnl_version();
+    buffer_printf(out, "%d.%d.%d", v->major, v->minor, v->patch);
+#else
+    buffer_puts(out, "none");
+#endif
 }
 
 tare_status gemm_u8s8(tare_context *ctx, const uint8_t *x, const int8_t *w, size_t m, size_t n,
