@@ -1,7 +1,10 @@
 /* u8 x s8 -> s32: tiles of rows x columns over threads. Integer sums are exact in any order, so
  * tiles may follow the number of threads. */
-#include <dnnl.h>
 #include <string.h>
+
+#ifdef TARE_ONEDNN
+#include <dnnl.h>
+#endif
 
 #include "base/parallel.h"
 #include "base/sizes.h"
@@ -26,7 +29,6 @@ typedef struct block_scratch {
 typedef struct int8_job {
     tare_context *ctx;
     const kernels *kernels;
-    bool onednn;
     const uint8_t *x;
     const int8_t *w;
     size_t m, n, k, rows, columns, row_tiles;
@@ -38,17 +40,25 @@ typedef struct int8_job {
     atomic_int status;
 } int8_job;
 
-static tare_status onednn_tile(const int8_job *job, const uint8_t *x, size_t m, const int8_t *w,
-                               size_t n, int32_t *acc, size_t stride)
+/* A tile whose operands are multiplied where they lie. */
+static tare_status plain_tile(const int8_job *job, const uint8_t *x, size_t m, const int8_t *w,
+                              size_t n, int32_t *acc, size_t stride)
 {
-    const int32_t no_offset = 0;
-    dnnl_status_t s = dnnl_gemm_u8s8s32(
-        'N', 'T', 'F', (dnnl_dim_t)m, (dnnl_dim_t)n, (dnnl_dim_t)job->k, 1.0f, x,
-        (dnnl_dim_t)job->k, 0, w, (dnnl_dim_t)job->k, 0, 0.0f, acc, (dnnl_dim_t)stride, &no_offset);
-    if (s == dnnl_success)
-        return TARE_OK;
-    return TARE_FAIL(job->ctx, TARE_E_MEMORY, "oneDNN's dnnl_gemm_u8s8s32 failed with status %d",
-                     (int)s);
+#ifdef TARE_ONEDNN
+    if (cpu_of(job->ctx) >= TARE_CPU_AVX512 && cpu_has_vnni()) {
+        const int32_t no_offset = 0;
+        dnnl_status_t s = dnnl_gemm_u8s8s32('N', 'T', 'F', (dnnl_dim_t)m, (dnnl_dim_t)n,
+                                            (dnnl_dim_t)job->k, 1.0f, x, (dnnl_dim_t)job->k, 0, w,
+                                            (dnnl_dim_t)job->k, 0, 0.0f, acc, (dnnl_dim_t)stride,
+                                            &no_offset);
+        if (s == dnnl_success)
+            return TARE_OK;
+        return TARE_FAIL(job->ctx, TARE_E_MEMORY,
+                         "oneDNN's dnnl_gemm_u8s8s32 failed with status %d", (int)s);
+    }
+#endif
+    job->kernels->gemm_u8s8(x, m, w, n, job->k, acc, stride);
+    return TARE_OK;
 }
 
 /* Asks for the next panel while this one is multiplied. */
@@ -101,10 +111,8 @@ static void int8_tile(void *user, size_t index, int thread)
     tare_status status = TARE_OK;
     if (block)
         block_tile(job, x, m, w, n, acc, stride, block);
-    else if (job->onednn)
-        status = onednn_tile(job, x, m, w, n, acc, stride);
     else
-        job->kernels->gemm_u8s8(x, m, w, n, job->k, acc, stride);
+        status = plain_tile(job, x, m, w, n, acc, stride);
     if (status != TARE_OK)
         atomic_store(&job->status, (int)status);
     else if (job->tile)
@@ -147,7 +155,6 @@ static tare_status run_job(int8_job *job)
         return TARE_OK;
     choose_tiles(ctx, job);
     job->kernels = kernels_get(ctx);
-    job->onednn = cpu_of(ctx) >= TARE_CPU_AVX512 && cpu_has_vnni();
     job->scratch_bytes = scratch_bytes(ctx, job->rows, job->columns, job->tile);
     if (job->scratch_bytes) {
         size_t threads = (size_t)parallel_threads(ctx);
@@ -159,6 +166,16 @@ static tare_status run_job(int8_job *job)
     parallel_for(ctx, job->row_tiles * size_divide_up(job->n, job->columns), int8_tile, job);
     mem_give_scratch(ctx, job->scratch);
     return (tare_status)atomic_load(&job->status);
+}
+
+void gemm_onednn_version(buffer *out)
+{
+#ifdef TARE_ONEDNN
+    const dnnl_version_t *v = dnnl_version();
+    buffer_printf(out, "%d.%d.%d", v->major, v->minor, v->patch);
+#else
+    buffer_puts(out, "none");
+#endif
 }
 
 tare_status gemm_u8s8(tare_context *ctx, const uint8_t *x, const int8_t *w, size_t m, size_t n,

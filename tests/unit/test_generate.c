@@ -160,7 +160,7 @@ static void test_greedy(void **state)
     make_prompts(&p);
     for (int tied = 0; tied < 2; tied++) {
         write_model(d, tied);
-        for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+        for (size_t c = 0; c < cpu_count(); c++) {
             for (int threads = 1; threads < 4; threads += 2) {
                 tare_model *model;
                 tare_context *ctx = new_context_on(every_cpu[c], threads);
