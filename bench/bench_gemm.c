@@ -1,13 +1,16 @@
 /* Rates of the matrix products, as CSV: kind,cpu,threads,m,n,k,gops,gops_cpu (10^9 multiplications
  * and additions a second of the clock, and a second that every thread computed, which a busy
  * machine does not change; the best of several runs). oneDNN's dnnl_sgemm is the yardstick in the
- * same run. The last lines are the machine's rates: the best of the FP32, the BF16 and the 8-bit
- * lines.
+ * same run of a build that has it. The last lines are the machine's rates: the best of the FP32,
+ * the BF16 and the 8-bit lines.
  */
-#include <dnnl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+
+#ifdef TARE_ONEDNN
+#include <dnnl.h>
+#endif
 
 #include "base/parallel.h"
 #include "tensor/gemm.h"
@@ -67,12 +70,14 @@ static void run_int8(product *p)
     require(p->ctx, gemm_u8s8(p->ctx, p->x8, p->w8, p->m, p->n, p->k, p->acc));
 }
 
+#ifdef TARE_ONEDNN
 static void run_sgemm(product *p)
 {
     dnnl_dim_t m = (dnnl_dim_t)p->m, n = (dnnl_dim_t)p->n, k = (dnnl_dim_t)p->k;
     if (dnnl_sgemm('N', 'T', m, n, k, 1.0f, p->x, k, p->w, k, 0.0f, p->y, n) != dnnl_success)
         exit(1);
 }
+#endif
 
 static void raise_rates(rates *best, rates found)
 {
@@ -123,8 +128,10 @@ static void measure_shape(tare_context *ctx, const size_t *shape, rates best[KIN
         gemm_weight_free(ctx, p.weight);
     }
     raise_rates(&best[INT8], measure(kinds[INT8], &p, run_int8));
+#ifdef TARE_ONEDNN
     if (parallel_threads(ctx) == parallel_default_threads())
         measure("dnnl_sgemm", &p, run_sgemm);
+#endif
     void *blocks[] = {p.x, p.w, p.y, p.x8, p.w8, p.acc};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
         mem_free(ctx, blocks[i]);

@@ -34,7 +34,7 @@ def main():
 
     # Outliers of activations go into the weights first: scales are searched per group, as in AWQ.
     tare.AntiOutlier(model, data, tare.AntiOutlierConfig(anti_method="m3")).process()
-    # Histogram or mean of extremes, chosen per layer; down_proj stays float, its inputs are the worst.
+    # Histogram or mean of extremes, chosen per layer; every down_proj stays float.
     config = tare.QuantConfig(act_method=3, mm_tensor=False,
                               disable_names=["model.layers.*.mlp.down_proj"]).fa_quant(fa_amp=0)
     # The five linears that score worst stay float too, with what engines fuse with them.

@@ -151,8 +151,9 @@ typedef struct tare_quantize_options {
      * model in memory takes is the process's, and counts towards run.max_memory. */
     const tare_model *source;
     const char *out; /* output folder; made if absent */
-    const char
-        *calib; /* calibration file (docs/calibration.md); NULL only for schemes that need none */
+    /* Calibration file (docs/calibration.md), or "builtin"; NULL only for schemes that need none.
+     */
+    const char *calib;
     /* Or, with `calib` NULL, samples in memory: token ids one sample after the other, and the
      * number of tokens of each. */
     const uint32_t *calib_ids;
@@ -181,6 +182,7 @@ typedef struct tare_quantize_options {
 typedef struct tare_quantize_result {
     size_t linears, linears_quantized; /* linear layers in the model, and those written in 8 bits */
     size_t samples, tokens;            /* of calibration */
+    size_t truncated;                  /* samples that calibration.max_length cut */
     size_t saturated_rows;             /* rows whose quant_bias did not fit int32 */
     uint64_t bytes_in, bytes_out;      /* weight files read, weight files written */
     double seconds;

@@ -23,8 +23,8 @@ class QuantConfig:
 
     def __init__(self, w_bit=8, a_bit=8, act_method=1, w_method="MinMax", disable_names=None,
                  pr=1.0, mm_tensor=True, dev_type="cpu", dev_id=None, fraction=0.01,
-                 nonuniform=False, co_sparse=False, w_sym=True, is_lowbit=False, do_smooth=False, use_sigma=False,
-                 sigma_factor=3.0, disable_last_linear=True, use_kvcache_quant=False,
+                 nonuniform=False, co_sparse=False, w_sym=True, is_lowbit=False, do_smooth=False,
+                 use_sigma=False, sigma_factor=3.0, disable_last_linear=True, use_kvcache_quant=False,
                  open_outlier=True, is_dynamic=False, group_size=64, percdamp=0.01, pdmix=False, *,
                  seed=0, compat=None):
         self.w_bit, self.a_bit, self.act_method, self.w_method = w_bit, a_bit, act_method, w_method

@@ -9,19 +9,9 @@
 /* READ_BATCH: a sequence that is spilled holds a file open, of which a process has about 1000. */
 enum { KEPT_BATCH = 16, READ_BATCH = 512, PASS_ROWS = 512 };
 
-static size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 size_t generation_most(const model_config *config, size_t length, size_t max_new)
 {
-    size_t limit = config->max_position_embeddings;
+    size_t limit = model_config_max_tokens(config);
     if (length > limit)
         return 0;
     /* The last token is chosen, but need not go through the model. */
@@ -44,9 +34,9 @@ static work_size measure(const tare_model *model, const generation_work *work)
         if (most == 0)
             continue;
         s.prompts++;
-        s.longest = larger(s.longest, work->lengths[i]);
-        s.text = larger(s.text, most - work->lengths[i]);
-        s.most = larger(s.most, larger(most - 1, work->lengths[i]));
+        s.longest = size_max(s.longest, work->lengths[i]);
+        s.text = size_max(s.text, most - work->lengths[i]);
+        s.most = size_max(s.most, size_max(most - 1, work->lengths[i]));
         s.tokens += work->lengths[i];
     }
     return s;
@@ -59,12 +49,12 @@ static void lay_rows(const work_size *s, generation_layout *l)
     size_t all, places = l->batch;
     if (!size_mul(places, s->longest, &all))
         all = SIZE_MAX / 2;
-    all = smaller(all, s->tokens + places);
+    all = size_min(all, s->tokens + places);
     if (l->mode == WEIGHTS_KEPT || l->mode == WEIGHTS_LINEAR)
-        l->pass_rows = l->batch_rows = smaller(all, larger(s->longest, PASS_ROWS)) + places;
+        l->pass_rows = l->batch_rows = size_min(all, size_max(s->longest, PASS_ROWS)) + places;
     else {
         l->pass_rows = all + places;
-        l->batch_rows = smaller(l->pass_rows, larger(s->longest, PASS_ROWS));
+        l->batch_rows = size_min(l->pass_rows, size_max(s->longest, PASS_ROWS));
     }
     if (l->mode == WEIGHTS_LINEAR)
         l->pass_rows = l->batch_rows = s->longest + places;
@@ -82,20 +72,20 @@ static size_t key_value_bytes(const tare_model *model, const work_size *s, size_
 static size_t peak_bytes(const tare_model *model, const generation_work *work, const work_size *s,
                          const generation_layout *l)
 {
-    size_t texts = s->prompts * 128 + larger(s->tokens, 1) * sizeof(uint32_t) +
-                   l->batch * (larger(s->most, s->longest) + 1) * sizeof(uint32_t);
+    size_t texts = s->prompts * 128 + size_max(s->tokens, 1) * sizeof(uint32_t) +
+                   l->batch * (size_max(s->most, s->longest) + 1) * sizeof(uint32_t);
     size_t results;
-    size_t longest = smaller(work->max_new, model->config.max_position_embeddings + 1);
+    size_t longest = size_min(work->max_new, model_config_max_tokens(&model->config) + 1);
     if (!size_mul(s->prompts, mem_array_bytes(longest, sizeof(uint32_t)), &results))
         results = MEM_ABSURD;
-    size_t bytes = texts + smaller(results, MEM_ABSURD) + forward_bytes(model, l, s->most) +
+    size_t bytes = texts + size_min(results, MEM_ABSURD) + forward_bytes(model, l, s->most) +
                    sampler_bytes(model->config.vocab_size, work->sampled) +
                    mem_array_bytes(l->batch, sizeof(sequence) + sizeof(rng) + 256) + 16384;
     if (work->max_new > 0)
         bytes += key_value_bytes(model, s, l->batch, l->spill);
     if (l->mode == WEIGHTS_KEPT) {
         size_t loading = kept_weights_loading_bytes(model);
-        bytes = larger(loading, kept_weights_bytes(model) + bytes);
+        bytes = size_max(loading, kept_weights_bytes(model) + bytes);
     }
     return bytes;
 }
@@ -187,7 +177,7 @@ static void describe(const tare_model *model, const generation_work *work, const
 
 static size_t most_places(const generation_work *work, const work_size *s)
 {
-    return smaller(s->prompts, work->max_batch ? work->max_batch : READ_BATCH);
+    return size_min(s->prompts, work->max_batch ? work->max_batch : READ_BATCH);
 }
 
 /* The largest batch below `places` that saves a round: of equal shares. */
@@ -198,7 +188,7 @@ static size_t next_places(const work_size *s, size_t places)
         return 0;
     rounds += 1 + rounds / 8;
     next = s->prompts / rounds + (s->prompts % rounds != 0);
-    return smaller(next, places - 1);
+    return size_min(next, places - 1);
 }
 
 /* The candidate after `l`; false: there is none. */
@@ -213,7 +203,8 @@ static bool next_candidate(const generation_work *work, const work_size *s, gene
         l->batch = most_places(work, s);
         return true;
     }
-    if (!l->spill && work->may_spill && work->max_new > 0) {
+    /* Each sequence has a scratch file of its own, and a process few descriptors. */
+    if (!l->spill && work->may_spill && work->max_new > 0 && l->batch <= READ_BATCH) {
         l->spill = true;
         return true;
     }
@@ -254,7 +245,7 @@ tare_status generation_layout_make(tare_model *model, const generation_work *wor
         return TARE_OK;
     generation_layout l = {
         .mode = WEIGHTS_KEPT,
-        .batch = smaller(s.prompts, work->max_batch ? work->max_batch : KEPT_BATCH)};
+        .batch = size_min(s.prompts, work->max_batch ? work->max_batch : KEPT_BATCH)};
     do {
         lay_rows(&s, &l);
         uint64_t peak = used + (uint64_t)peak_bytes(model, work, &s, &l);

@@ -9,11 +9,6 @@
 #include "tensor/attention.h"
 #include "tensor/kernels.h"
 
-static size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 /* ---- products ---- */
 
 typedef struct int8_probe {
@@ -47,9 +42,9 @@ tare_status probe_int8(run *r, double *rate)
     tare_context *ctx = r->ctx;
     const model_linear *l = probe_linear(r->model);
     size_t columns = 1024 * (size_t)ctx->options.threads;
-    int8_probe p = {.r = r, .k = l->k, .m = least(r->layout.batch_rows, 512)};
-    p.m = least(p.m, r->samples.tokens);
-    p.n = least(l->n, columns < 16384 ? columns : 16384);
+    int8_probe p = {.r = r, .k = l->k, .m = size_min(r->layout.batch_rows, 512)};
+    p.m = size_min(p.m, r->samples.tokens);
+    p.n = size_min(l->n, columns < 16384 ? columns : 16384);
     p.x = mem_calloc(ctx, p.m, p.k);
     p.w = mem_calloc(ctx, p.n, p.k);
     p.scales = probe_floats(ctx, p.n);
@@ -112,8 +107,8 @@ tare_status probe_attention(run *r, double *rate)
     const model_config *c = &r->model->config;
     size_t group = c->num_heads / c->num_kv_heads, threads = (size_t)ctx->options.threads;
     attention_probe p = {.r = r};
-    p.shape = (attention_shape){.tokens = least(r->samples.tokens / r->samples.count, 1024),
-                                .num_kv_heads = least(c->num_kv_heads, 2 * threads),
+    p.shape = (attention_shape){.tokens = size_min(r->samples.tokens / r->samples.count, 1024),
+                                .num_kv_heads = size_min(c->num_kv_heads, 2 * threads),
                                 .head_dim = c->head_dim};
     p.shape.num_heads = group * p.shape.num_kv_heads;
     size_t n = p.shape.tokens, query = p.shape.num_heads * c->head_dim;
@@ -156,7 +151,7 @@ static tare_status rows_piece(void *user)
 tare_status probe_rows(run *r, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    rows_probe p = {.r = r, .rows = least(r->samples.tokens, 512)};
+    rows_probe p = {.r = r, .rows = size_min(r->samples.tokens, 512)};
     p.cols = r->model->config.hidden_size;
     p.x = probe_floats(r->ctx, p.rows * p.cols);
     p.y = mem_alloc_array(r->ctx, p.rows * p.cols, sizeof(float));

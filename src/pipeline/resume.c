@@ -9,8 +9,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include <dnnl.h>
-
 #include "file/json.h"
 #include "pipeline/run.h"
 
@@ -25,9 +23,9 @@ tare_status fingerprint_write(run *r, buffer *out)
     buffer_init(&recipe, r->ctx);
     recipe_write(r->recipe, &recipe, 0);
     TRY(recipe.status);
-    const dnnl_version_t *dnnl = dnnl_version();
-    buffer_printf(out, "{\"version\": \"%s\", \"oneDNN\": \"%d.%d.%d\", \"cpu\": \"%s\"",
-                  tare_version(), dnnl->major, dnnl->minor, dnnl->patch, tare_cpu_name(r->ctx));
+    buffer_printf(out, "{\"version\": \"%s\", \"oneDNN\": \"", tare_version());
+    gemm_onednn_version(out);
+    buffer_printf(out, "\", \"cpu\": \"%s\"", tare_cpu_name(r->ctx));
     buffer_printf(out,
                   ", \"compute\": \"%s\", \"recipe\": ", r->compute == GEMM_BF16 ? "bf16" : "fp32");
     digest_write(out, recipe.data, recipe.length);

@@ -1,15 +1,17 @@
 /* Matrix products y = x W^T for linear layers, W [N,K] as stored. The result of a row depends on
  * that row and on W alone, never on threads, on its neighbours or on how samples are grouped.
- * INT8: u8 x s8 -> s32, exact; oneDNN where the CPU has VNNI, else kernels of our own that widen to
- * 16 bits. FP32: tiles of our own (kernels.gemm_tile) on a weight packed once into panels. BF16
- * operands with FP32 accumulation: likewise (kernels.gemm_bf16) on AMX and AVX512-BF16, elsewhere
- * the FP32 tiles on rounded operands. oneDNN's own heap (its packing buffers, compiled code) is not
- * accounted: a few MiB a thread. */
+ * INT8: u8 x s8 -> s32, exact; oneDNN where it was built in and the CPU has VNNI, else kernels of
+ * our own (kernels.block_u8s8 on AMX, kernels.gemm_u8s8). FP32: tiles of our own
+ * (kernels.gemm_tile) on a weight packed once into panels. BF16 operands with FP32 accumulation:
+ * likewise (kernels.gemm_bf16) on AMX and AVX512-BF16, elsewhere the FP32 tiles on rounded
+ * operands. oneDNN's own heap (its packing buffers, compiled code) is not accounted: a few MiB a
+ * thread. */
 #ifndef TARE_TENSOR_GEMM_H
 #define TARE_TENSOR_GEMM_H
 
 #include "base/dtype.h"
 #include "base/memory.h"
+#include "base/strings.h"
 
 enum {
     GEMM_MAX_K = 65536 /* 255*128*65536 < 2^31: no int32 overflow */
@@ -32,6 +34,9 @@ tare_status gemm_u8s8_tiles(tare_context *ctx, const uint8_t *x, const int8_t *w
 /* Accounted bytes of what they take while they run: the first exactly, the second at most. */
 size_t gemm_u8s8_bytes(const tare_context *ctx, size_t m, size_t n);
 size_t gemm_u8s8_tiles_bytes(const tare_context *ctx);
+
+/* Appends the version of the oneDNN in use, or "none". */
+void gemm_onednn_version(buffer *out);
 
 /* A float weight made ready for gemm_float: packed once, used for all samples. It keeps the
  * element size of `dtype` (BF16: 2 bytes), so that an FP32 product of a BF16 weight costs no FP32

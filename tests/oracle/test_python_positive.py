@@ -5,12 +5,12 @@ import json
 
 import pytest
 import tiny
+import torch
+import transformers
 from conftest import run_tare
 
 import tare
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 LETTERS = "ABCD"
 

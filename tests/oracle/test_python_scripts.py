@@ -14,11 +14,10 @@ import sys
 
 import pytest
 import tiny
-from conftest import ROOT, run_tare
+import torch
+import transformers
+from conftest import ROOT, SMOLLM2, run_tare
 
-SMOLLM2 = os.environ.get("TARE_SMOLLM2")
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 
 def run_script(tmp_path, text, *args, flags=()):
@@ -134,13 +133,11 @@ def the_commands_output(model, mix, out, *flags):
 
 @pytest.mark.parametrize("checkpoint, dev_type", [("tiny", "npu"), ("smollm2", "cpu")])
 def test_the_published_script(tmp_path, checkpoint, dev_type):
-    model = pathlib.Path(SMOLLM2 or "").resolve()
+    model = SMOLLM2.resolve()
     if checkpoint == "tiny":
         model = tiny.write_checkpoint(tmp_path / "model", max_position_embeddings=512)
         (model / "tokenizer_config.json").write_text(json.dumps(
             {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}))
-    elif not SMOLLM2:
-        pytest.skip("TARE_SMOLLM2 is not set")
     config = write_mix(tmp_path)
     done = run_script(tmp_path, MIXED, model, config, tmp_path, dev_type)
     assert done.returncode == 0, done.stderr
@@ -166,7 +163,8 @@ def edited_modeling_file():
     init, use = ("        self.is_causal = True\n",
                  "        attention_interface: Callable = eager_attention_forward\n")
     assert text.count(init) == 1 and text.count(use) == 1
-    text = text.replace(init, f"{init}        self.fa_quantizer = FAQuantizer(config, logger=logger)\n")
+    text = text.replace(
+        init, f"{init}        self.fa_quantizer = FAQuantizer(config, logger=logger)\n")
     quant = "".join(f"        {n}_states = self.fa_quantizer.quant({n}_states, qkv={n[0]!r})\n"
                     for n in ("query", "key", "value"))
     return text.replace(use, quant + use)

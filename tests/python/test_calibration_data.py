@@ -2,22 +2,20 @@
 specification (calibration_sets.md 5.6, 6.1, 10)."""
 import argparse
 import json
-import os
 import random
 
 import numpy as np
 import pytest
 import tiny
-from conftest import SHARED
+from conftest import ROOT
 
 import tare
 from tare import CalibrationData, DatasetProcessorBase
 
-FIXTURES = SHARED / "fixtures" / "calibration"
+FIXTURES = ROOT / "tests" / "data" / "calibration"
 CASES = [(n, compat) for n in range(1, 11) for compat in (None, "msmodelslim")]
 
 
-@pytest.mark.skipif(not FIXTURES.is_dir(), reason="no shared/fixtures beside the checkout")
 @pytest.mark.parametrize("number, compat", CASES)
 def test_the_references_results(tmp_path, monkeypatch, number, compat):
     monkeypatch.chdir(FIXTURES)

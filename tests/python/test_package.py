@@ -258,6 +258,7 @@ INTERRUPTED = """
 import logging, os, signal, sys, time
 import numpy as np
 import tare
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
 struck = []
 class Strike(logging.Handler):
     def emit(self, record):  # called by C while it works

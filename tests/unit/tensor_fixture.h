@@ -11,6 +11,15 @@
 static const tare_cpu every_cpu[] = {TARE_CPU_SCALAR, TARE_CPU_AVX2, TARE_CPU_AVX512, TARE_CPU_AMX};
 enum { CPU_COUNT_ALL = 4 };
 
+/* So many of them, the first ones, are there: each has what those before it have. */
+static inline size_t cpu_count(void)
+{
+    size_t count = 1;
+    while (count < CPU_COUNT_ALL && kernels_of(every_cpu[count]))
+        count++;
+    return count;
+}
+
 static inline tare_context *new_context_on(tare_cpu cpu, int threads)
 {
     tare_context *ctx;

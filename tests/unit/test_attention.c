@@ -100,7 +100,7 @@ static const attention_shape shapes[] = {
 static void test_against_double(void **state)
 {
     (void)state;
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+    for (size_t c = 0; c < cpu_count(); c++) {
         tare_context *ctx = new_context_on(every_cpu[c], 2);
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             attention_case a = case_new(&shapes[i], i % 2 * 3, 2);

@@ -115,7 +115,7 @@ static void test_arrays(void **state)
     enum { COUNT = (1 << 16) + 77 };
     uint16_t *narrow = malloc(COUNT * sizeof *narrow), *back = malloc(COUNT * sizeof *back);
     float *wide = malloc(COUNT * sizeof *wide), *copy = malloc(COUNT * sizeof *copy);
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+    for (size_t c = 0; c < cpu_count(); c++) {
         tare_context *ctx = new_context_on(every_cpu[c], 2);
         for (size_t i = 0; i < COUNT; i++)
             narrow[i] = (uint16_t)(i * 13 + (i >> 16));

@@ -36,7 +36,7 @@ static void test_int8_exact(void **state)
     (void)state;
     const size_t shapes[][3] = {{1, 1, 1},   {3, 5, 7},    {17, 33, 65}, {5, 67, 127},
                                 {64, 9, 31}, {257, 3, 40}, {2, 513, 33}, {33, 20, 576}};
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+    for (size_t c = 0; c < cpu_count(); c++) {
         tare_context *ctx = new_context_on(every_cpu[c], 2);
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             for (int extreme = 0; extreme < 4; extreme++)
@@ -112,7 +112,7 @@ static void test_float_against_double(void **state)
     const size_t shapes[][3] = {{1, 1, 1},    {1, 32, 256},  {13, 31, 257}, {12, 33, 5},
                                 {97, 64, 64}, {65, 513, 40}, {7, 100, 1030}};
     const tare_dtype dtypes[] = {TARE_F32, TARE_F16, TARE_BF16};
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+    for (size_t c = 0; c < cpu_count(); c++) {
         tare_context *ctx = new_context_on(every_cpu[c], 2);
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes * 6; i++) {
             const size_t *s = shapes[i / 6];
@@ -140,7 +140,7 @@ static void test_float_same_bytes(void **state)
     enum { SAMPLES = 5, N = 1060, K = 300, ROWS = 1 + 130 + 64 + 13 + 77 };
     const size_t rows[SAMPLES] = {1, 130, 64, 13, 77},
                  groups[][SAMPLES] = {{5}, {1, 1, 1, 1, 1}, {2, 3}, {4, 1}};
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+    for (size_t c = 0; c < cpu_count(); c++) {
         for (int compute = GEMM_FP32; compute <= GEMM_BF16; compute++) {
             tare_context *first = new_context_on(every_cpu[c], 1);
             float_case f = float_case_new(first, ROWS, N, K, TARE_BF16);
@@ -179,7 +179,7 @@ static void test_few_rows(void **state)
     (void)state;
     enum { ROWS = 40, N = 97, K = 600, MOST = 18 };
     const tare_dtype dtypes[] = {TARE_F32, TARE_F16, TARE_BF16};
-    for (size_t c = 0; c < CPU_COUNT_ALL * 3; c++) {
+    for (size_t c = 0; c < cpu_count() * 3; c++) {
         tare_context *ctx = new_context_on(every_cpu[c / 3], 2);
         float_case f = float_case_new(ctx, ROWS, N, K, dtypes[c % 3]);
         float few[MOST * N];
@@ -216,9 +216,9 @@ static void test_made_rows(void **state)
 {
     (void)state;
     const size_t shapes[][3] = {{1, 1, 1}, {GEMM_ROWS, 64, 600}, {37, 70, 256}, {13, 31, 255}};
-    for (size_t i = 0; i < CPU_COUNT_ALL * sizeof shapes / sizeof *shapes; i++) {
-        const size_t *shape = shapes[i / CPU_COUNT_ALL];
-        tare_context *ctx = new_context_on(every_cpu[i % CPU_COUNT_ALL], 1);
+    for (size_t i = 0; i < cpu_count() * sizeof shapes / sizeof *shapes; i++) {
+        const size_t *shape = shapes[i / cpu_count()];
+        tare_context *ctx = new_context_on(every_cpu[i % cpu_count()], 1);
         float_case f = float_case_new(ctx, shape[0], shape[1], shape[2], TARE_BF16);
         float *y = malloc(shape[0] * shape[1] * sizeof *y);
         void *scratch = mem_alloc(ctx, GEMM_ROWS_SCRATCH);

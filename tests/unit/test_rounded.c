@@ -136,7 +136,7 @@ static void test_rows(void **state)
 static void test_attention(void **state)
 {
     (void)state;
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+    for (size_t c = 0; c < cpu_count(); c++) {
         tare_context *ctx = new_context_on(every_cpu[c], 1);
         for_each_dtype(ctx, attention);
         free_context(ctx);
@@ -225,7 +225,7 @@ static void m3(const reference *r)
 static void test_m3(void **state)
 {
     (void)state;
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
+    for (size_t c = 0; c < cpu_count(); c++) {
         tare_context *ctx = new_context_on(every_cpu[c], 2);
         for_each_dtype(ctx, m3);
         free_context(ctx);

@@ -125,6 +125,10 @@ static void start(problem *p, const size_t *outputs, size_t targets, bool bias)
         scale_channel(p, 7 * c + 1, 3 + 5 * (float)c);
 }
 
+/* Relative, of a loss: the outputs are FP32 sums of 40 products and err by up to 4e-6; those with
+ * and without quantization are 0.04 apart. */
+static const double LOSS_TOLERANCE = 1e-4;
+
 static void check(problem *p)
 {
     naive_stats n = naive(p);
@@ -142,7 +146,7 @@ static void check(problem *p)
     }
     solve(p);
     assert_choice(p->found.candidate, best, losses);
-    assert_near(p->found.loss, losses[p->found.candidate], LOSS_TIE);
+    assert_near(p->found.loss, losses[p->found.candidate], LOSS_TOLERANCE);
     assert_int_equal(p->found.evaluated, distinct);
     candidate(p, &n, p->found.candidate, s);
     for (size_t c = 0; c < p->group.channels; c++)
