@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/progress.h"
 #include "calibration/calib.h"
 #include "file/io.h"
 #include "file/json.h"
@@ -118,6 +119,34 @@ static tare_generate_options options_of(const model_verifier *m, tare_calib_task
     return o;
 }
 
+/* tare_generate_options.token */
+static bool count_token(void *user, size_t prompt, uint32_t id)
+{
+    (void)prompt, (void)id;
+    progress_unit_done(user);
+    return true;
+}
+
+/* Where each token reads all weights anew, tokens are progress. */
+static tare_status generate_all(const model_verifier *m, const tare_generate_options *options,
+                                const prompt_ids *p, tare_generation *results)
+{
+    tare_status status = TARE_OK;
+    tare_generate_options o = *options;
+    tare_generation_plan made;
+    progress tokens;
+    TRY(tare_generate_plan(m->model, &o, p->lengths, p->count, &made));
+    if (!made.weights_kept) {
+        progress_begin(&tokens, m->ctx, "answer", "token", p->count * o.max_new_tokens);
+        o.token = count_token;
+        o.user = &tokens;
+    }
+    TRY(tare_generate(m->model, &o, (const uint32_t *const *)p->ids, p->lengths, p->count,
+                      results));
+done:
+    return status;
+}
+
 static tare_status generate(const model_verifier *m, const tare_generate_options *o,
                             const prompt_ids *p, bool whole, tare_calib_answer *answers)
 {
@@ -125,7 +154,7 @@ static tare_status generate(const model_verifier *m, const tare_generate_options
     tare_generation *results = mem_calloc(m->ctx, p->count, sizeof *results);
     if (!results)
         return TARE_E_MEMORY;
-    TRY(tare_generate(m->model, o, (const uint32_t *const *)p->ids, p->lengths, p->count, results));
+    TRY(generate_all(m, o, p, results));
     for (size_t i = 0; i < p->count; i++) {
         answers[i].too_long = results[i].finish == TARE_FINISH_TOO_LONG;
         TRY(set_text(m, whole ? p->ids[i] : NULL, whole ? p->lengths[i] : 0, &results[i],
