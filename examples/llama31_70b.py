@@ -3,8 +3,8 @@
     python examples/llama31_70b.py MODEL PROMPTS.jsonl OUT [--max-memory 8GiB]
 
 The recipe llama3.1-70b as a script: what the command
-`tare quantize MODEL --recipe llama3.1-70b --calib PROMPTS.jsonl --out OUT` does, with the same result.
-PROMPTS.jsonl has an object a line with "inputs_pretokenized", "prompt" or "text".
+`tare quantize MODEL --recipe llama3.1-70b --calib PROMPTS.jsonl --out OUT` does, with the same
+result. PROMPTS.jsonl has an object a line with "inputs_pretokenized", "prompt" or "text".
 """
 import argparse
 import json
@@ -34,7 +34,7 @@ def main():
 
     # Outliers of activations go into the weights first: scales are searched per group, as in AWQ.
     tare.AntiOutlier(model, data, tare.AntiOutlierConfig(anti_method="m3")).process()
-    # Histogram or mean of extremes, chosen per layer; down_proj stays float, its inputs are the worst.
+    # Histogram or mean of extremes, chosen per layer; every down_proj stays float.
     config = tare.QuantConfig(act_method=3, mm_tensor=False,
                               disable_names=["model.layers.*.mlp.down_proj"]).fa_quant(fa_amp=0)
     # The five linears that score worst stay float too, with what engines fuse with them.

@@ -2,9 +2,9 @@
 
     python examples/mixed_calibration.py MODEL mix_config.json OUT
 
-MODEL is a checkpoint folder. mix_config.json names the data sets (docs/calibration.md). Only samples
-that the model answers right are used. With transformers' classes instead of tare's the script works
-just as well: change the two imports that are marked.
+MODEL is a checkpoint folder. mix_config.json names the data sets (docs/calibration.md). Only
+samples that the model answers right are used. With transformers' classes instead of tare's the
+script works just as well: change the two imports that are marked.
 """
 import argparse
 
@@ -59,13 +59,15 @@ def main():
     mixed = calib.process()
     print(f"{len(mixed)} samples:", {n: c["delivered"] for n, c in calib.handlers.items()})
 
-    AntiOutlier(model, get_anti_dataset(tokenizer, mixed), AntiOutlierConfig(anti_method="m3")).process()
+    anti = AntiOutlierConfig(anti_method="m3")
+    AntiOutlier(model, get_anti_dataset(tokenizer, mixed), anti).process()
     config = QuantConfig(mm_tensor=False, disable_names=["*.mlp.down_proj"]).fa_quant(fa_amp=0)
     calibrator = Calibrator(model, config, get_calib_dataset(tokenizer, mixed), disable_level="L5")
     calibrator.run()
     calibrator.save(args.out, save_type=["safe_tensor"])
-    print(f"{calibrator.result['linears_quantized']} of {calibrator.result['linears']} linear layers "
-          f"are in 8 bits now, in {args.out}")
+    counts = calibrator.result
+    print(f"{counts['linears_quantized']} of {counts['linears']} linear layers are in 8 bits now, "
+          f"in {args.out}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python examples/qwen25_72b.py MODEL PROMPTS.jsonl OUT [--max-memory 8GiB]
 
 The recipe qwen2.5-72b as a script: what the command
-`tare quantize MODEL --recipe qwen2.5-72b --calib PROMPTS.jsonl --out OUT` does, with the same result.
-PROMPTS.jsonl has an object a line with "inputs_pretokenized", "prompt" or "text".
+`tare quantize MODEL --recipe qwen2.5-72b --calib PROMPTS.jsonl --out OUT` does, with the same
+result. PROMPTS.jsonl has an object a line with "inputs_pretokenized", "prompt" or "text".
 """
 import argparse
 import json

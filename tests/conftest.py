@@ -27,6 +27,7 @@ def from_environment(name, default):
 
 TARE_BIN = from_environment("TARE_BIN", "build/release/tare")
 TARE_LIBRARY = from_environment("TARE_LIBRARY", "build/release/libtare.so")
+SMOLLM2 = from_environment("TARE_SMOLLM2", "build/demo/SmolLM2-135M-Instruct")
 os.environ["TARE_LIBRARY"] = str(TARE_LIBRARY)  # for the package `tare`, here and in child processes
 
 

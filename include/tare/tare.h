@@ -54,6 +54,7 @@ typedef struct tare_model tare_model;
 typedef struct tare_smoothing tare_smoothing;
 typedef struct tare_recording tare_recording;
 typedef struct tare_tokenizer tare_tokenizer;
+typedef struct tare_generation_plan tare_generation_plan;
 
 /* ---- context
  * ----------------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ TARE_API tare_status tare_context_create(tare_context **out, const tare_context_
 TARE_API void tare_context_free(tare_context *ctx);
 /* One sentence on the last failed call; "" if none failed. */
 TARE_API const char *tare_last_error(const tare_context *ctx);
-/* The errno of the operating system behind that failure; 0 if it was none of the system's. */
+/* The errno behind that failure (EISDIR, EINVAL: no regular file); 0: not of the system. */
 TARE_API int tare_last_errno(const tare_context *ctx);
 /* Makes the running call return TARE_E_CANCELLED soon. Safe in a signal handler. */
 TARE_API void tare_cancel(tare_context *ctx);
@@ -150,8 +151,9 @@ typedef struct tare_quantize_options {
      * model in memory takes is the process's, and counts towards run.max_memory. */
     const tare_model *source;
     const char *out; /* output folder; made if absent */
-    const char
-        *calib; /* calibration file (docs/calibration.md); NULL only for schemes that need none */
+    /* Calibration file (docs/calibration.md), or "builtin"; NULL only for schemes that need none.
+     */
+    const char *calib;
     /* Or, with `calib` NULL, samples in memory: token ids one sample after the other, and the
      * number of tokens of each. */
     const uint32_t *calib_ids;
@@ -180,6 +182,7 @@ typedef struct tare_quantize_options {
 typedef struct tare_quantize_result {
     size_t linears, linears_quantized; /* linear layers in the model, and those written in 8 bits */
     size_t samples, tokens;            /* of calibration */
+    size_t truncated;                  /* samples that calibration.max_length cut */
     size_t saturated_rows;             /* rows whose quant_bias did not fit int32 */
     uint64_t bytes_in, bytes_out;      /* weight files read, weight files written */
     double seconds;
@@ -456,6 +459,11 @@ typedef struct tare_calib_options {
     const uint32_t *gsm8k_seed; /* two words count */
     size_t gsm8k_seed_words;
     bool overwrite; /* an existing save file is replaced, with a warning, instead of refused */
+    /* A verified mix keeps what it finished, set by set, in the folder "<save file>.tare" until it
+     * is saved, so that a killed run can go on: with `resume` tare_calib_process goes on with what
+     * such a run left (TARE_E_FOLDER names what has changed since), else, with `overwrite`, it
+     * begins anew, else it refuses (TARE_E_FOLDER). Sets of the caller's are always drawn anew. */
+    bool keep, resume;
 } tare_calib_options;
 
 TARE_API void tare_calib_options_init(tare_calib_options *options);
@@ -543,15 +551,26 @@ typedef struct tare_calib_verifier {
     tare_status (*answer)(void *user, tare_calib_task task, const tare_calib_question *questions,
                           size_t count, tare_calib_answer *answers);
     void *user; /* must live as long as the mix, or until another verifier is set */
+    /* May be NULL: tells what `answer` would do with these questions. Where weights do not stay in
+     * memory, many questions are asked at once, unless tare_calib_set_batch_size was called. */
+    tare_status (*plan)(void *user, tare_calib_task task, const tare_calib_question *questions,
+                        size_t count, tare_generation_plan *plan);
+    /* Who answers, as a JSON map of maps of strings: another one does not go on where this one was
+     * killed. NULL: nothing is kept for that. */
+    const char *identity;
 } tare_calib_verifier;
 
-/* A verifier that asks a model of this library, whose checkpoint folder may hold a
- * tokenizer_config.json (model_max_length, eos_token). Tries both on a short text first:
- * TARE_E_USAGE if the tokenizer does not fit the model. Both are of one context, and must outlive
- * it. */
+/* A verifier that asks a model of this library, whose folder may hold a
+ * tokenizer_config.json (model_max_length, eos_token). Tries both on a short text first, if the
+ * weights fit the memory: TARE_E_USAGE if the tokenizer does not fit the model. Both are of one
+ * context, and must outlive it. */
 TARE_API tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokenizer,
                                                 tare_calib_verifier *out);
 TARE_API void tare_model_verifier_free(tare_calib_verifier *verifier);
+/* Keys and values that do not fit in memory go to scratch files in `folder`, copied; it must exist
+ * when questions are asked. NULL: they must fit. */
+TARE_API tare_status tare_model_verifier_set_scratch(tare_calib_verifier *verifier,
+                                                     const char *folder);
 
 /* Only samples that the verifier answers right are taken from now on; NULL: all are. */
 TARE_API tare_status tare_calib_set_verifier(tare_calib *calib,
@@ -559,6 +578,9 @@ TARE_API tare_status tare_calib_set_verifier(tare_calib *calib,
 /* Sets the text of an answer (CONTINUE, SOLVE), copied. */
 TARE_API tare_status tare_calib_answer_text(tare_calib_answer *answer, const char *text,
                                             size_t length);
+
+/* The folder of tare_calib_options.keep; NULL where nothing is saved. */
+TARE_API const char *tare_calib_work_folder(const tare_calib *calib);
 
 /* Draws, joins and shuffles; saves if a path was given. `out` may be NULL. The same again gives the
  * same. The result is independent of `calib`, not of its context. */
@@ -683,17 +705,22 @@ typedef struct tare_generation {
 } tare_generation;
 
 /* What tare_generate would do. Bytes; memory is what the accounted allocator holds. */
-typedef struct tare_generation_plan {
+struct tare_generation_plan {
     uint64_t budget;          /* UINT64_MAX: none */
     uint64_t smallest, peak;  /* the least that works; the most that is held, `peak` <= `budget` */
+    uint64_t smallest_kept;   /* the least with which weights stay in memory */
     uint64_t weights;         /* of these: weights in memory */
     uint64_t key_values;      /* keys and values of a batch, in memory or in scratch files */
     uint64_t bytes_read_once; /* of the checkpoint, when the weights are kept */
     uint64_t bytes_read_pass; /* for each pass */
+    uint64_t scratch_read;    /* keys and values from scratch files, in all, at most */
+    uint64_t scratch_written; /* and into them */
+    uint64_t tokens;          /* that go through the layers, at most: of prompts and texts */
+    uint64_t parameters;      /* of layers and head: a token multiplies with each */
     size_t passes;            /* through the layers, at most: each gives a token to each prompt */
     size_t batch;             /* prompts worked on together */
     bool weights_kept, read_ahead, spill;
-} tare_generation_plan;
+};
 
 TARE_API void tare_generate_options_init(tare_generate_options *options);
 /* results[n], freed by tare_generations_free; after a failure (TARE_E_CANCELLED too) they are
@@ -714,6 +741,30 @@ TARE_API tare_status tare_last_logprobs(tare_model *model, const tare_generate_o
 TARE_API tare_status tare_generate_plan(tare_model *model, const tare_generate_options *options,
                                         const size_t *lengths, size_t n,
                                         tare_generation_plan *plan);
+
+/* How fast this machine does what generation with weights from the disk consists of. */
+typedef struct tare_model_rates {
+    double read;     /* bytes of weights a second; 0: not known, as there is no data on the disk */
+    double pack;     /* weights a second to compute format */
+    double products; /* operations a second */
+} tare_model_rates;
+
+/* Measures with the model's own shapes and `rows` tokens at a time, for about half a second. */
+TARE_API tare_status tare_model_probe(tare_model *model, size_t rows, tare_model_rates *rates);
+
+/* What verifying a set will take, known before it begins. */
+typedef struct tare_calib_plan {
+    bool verified; /* false: nobody is asked, and all else is 0 */
+    tare_calib_task task;
+    uint64_t records; /* that can be asked */
+    size_t together;  /* asked at once; more only if too few of them are answered right */
+    uint64_t rounds;  /* of asking, at most: when all records are asked */
+    tare_generation_plan generation; /* of the first round, if no text ends early */
+} tare_calib_plan;
+
+/* TARE_E_USAGE: no such set, or a verifier without a plan; TARE_E_BUDGET, with *plan filled in. */
+TARE_API tare_status tare_calib_get_plan(tare_calib *calib, const char *name,
+                                         tare_calib_plan *plan);
 
 #ifdef __cplusplus
 }

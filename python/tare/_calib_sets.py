@@ -1,4 +1,4 @@
-"""Data sets in Python as C sees them: the callbacks of a tare_calib_source and their conversions."""
+"""Data sets in Python as C sees them: callbacks of a tare_calib_source and their conversions."""
 import json
 
 from ._native import ffi, lib
@@ -36,8 +36,8 @@ class ProcessorSet:
     def _size(self, _user, size):
         count = self.processor.get_dataset_size()
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise TypeError(f"Dataset {self.name}: get_dataset_size() must give an int of 0 or more, "
-                            f"not {count!r}")
+            raise TypeError(f"Dataset {self.name}: get_dataset_size() must give an int of 0 or "
+                            f"more, not {count!r}")
         size[0] = count
 
     def _process(self, _user, records, count, emit, sink):
@@ -79,4 +79,5 @@ class ProcessorSet:
         try:
             return json.dumps(value).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise TypeError(f"Dataset {self.name}: a value that JSON cannot express: {error}") from None
+            raise TypeError(f"Dataset {self.name}: a value that JSON cannot express: "
+                            f"{error}") from None

@@ -70,7 +70,7 @@ def _environment():
 
 
 def render(template, values):
-    """The text of a template. ValueError if it is faulty, refuses the messages or takes too long."""
+    """The text of a template. ValueError: it is faulty, refuses the messages or takes too long."""
     try:
         import jinja2
     except ImportError as error:

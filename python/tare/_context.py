@@ -2,9 +2,9 @@
 
 A long call runs in a worker thread while the calling thread waits in Python, so that Ctrl-C reaches
 it: it then cancels the C call, waits for it (well under a second) and raises KeyboardInterrupt.
-Python code that C calls back (a user's data-set processor, a transformers model) runs in the calling
-thread, with its own thread-local state; what it raises ends the C call and is raised again, with its
-own traceback. cffi releases the GIL around each C call.
+Python code that C calls back (a user's data-set processor, a transformers model) runs in the
+calling thread, with its own thread-local state; what it raises ends the C call and is raised again,
+with its own traceback. cffi releases the GIL around each C call.
 """
 import collections
 import contextlib
@@ -162,8 +162,8 @@ class Context:
         return status
 
     def callback(self, function):
-        """`function` as C may call it during run(): it runs in the thread that waits. What it raises
-        is kept, TARE_E_CANCELLED goes back to C, and run() raises it."""
+        """`function` as C may call it during run(): it runs in the thread that waits. What it
+        raises is kept, TARE_E_CANCELLED goes back to C, and run() raises it."""
         def call(*args):
             job = self._jobs[-1]
             if threading.get_ident() == job.owner:

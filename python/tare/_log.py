@@ -26,7 +26,8 @@ class _Stderr(logging.StreamHandler):
 def _set_up():
     if not logger.handlers:
         handler = _Stderr()
-        handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s - %(levelname)s - %(message)s"))
+        form = "%(asctime)s - %(name)s - %(levelname)s - %(message)s"
+        handler.setFormatter(logging.Formatter(form))
         # Without this a program with a root handler would print every record twice.
         handler.addFilter(lambda record: not logging.getLogger().handlers)
         logger.addHandler(handler)

@@ -1,7 +1,7 @@
 """libtare through cffi (ABI mode): `ffi`, `lib` and the text helpers.
 
-The declarations are those of tare.h itself, the one place where the C interface is written down: the
-header lies beside this file in an installed package, and in include/tare of a source tree. The
+The declarations are those of tare.h itself, the one place where the C interface is written down:
+the header lies beside this file in an installed package, and in include/tare of a source tree. The
 library is looked for in the same way; TARE_LIBRARY names another one (tests of a build that is not
 installed).
 """
@@ -57,5 +57,5 @@ def encode(text):
 
 
 def decode(pointer):
-    """Text of a C string; None of NULL. Bytes that are not UTF-8 (file names) stay as surrogates."""
+    """Text of a C string; None of NULL. Bytes that are not UTF-8 (file names) are surrogates."""
     return None if pointer == ffi.NULL else ffi.string(pointer).decode("utf-8", "surrogateescape")

@@ -1,8 +1,8 @@
 """Tokenized calibration data, as scripts give it, as arrays of token ids.
 
-calib_data is a list; an element is a list [input_ids] or [input_ids, attention_mask], or a dict with
-these names; tensors are torch's or numpy's, [n] or [rows, n]. Each row is a sample of its own, without
-the positions whose attention_mask is 0.
+calib_data is a list; an element is a list [input_ids] or [input_ids, attention_mask], or a dict
+with these names; tensors are torch's or numpy's, [n] or [rows, n]. Each row is a sample of its own,
+without the positions whose attention_mask is 0.
 """
 import numpy as np
 

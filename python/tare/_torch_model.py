@@ -86,8 +86,8 @@ class TorchSource:
         folder = getattr(model.config, "_name_or_path", "") or ""
         self.folder = folder if os.path.isfile(os.path.join(folder, "config.json")) else None
         if self.folder is None:
-            logger.warning("%s is no folder with a config.json: the tokenizer and other files of the "
-                           "checkpoint will not be copied.", folder or "the model's origin")
+            logger.warning("%s is no folder with a config.json: the tokenizer and other files of "
+                           "the checkpoint will not be copied.", folder or "the model's origin")
         self.from_folder = self.folder is not None and _same_config(model, self.folder)
 
     @property
@@ -108,8 +108,8 @@ class TorchSource:
                 raise ModelError(f"{name} is on the device {tensor.device}; load or move the model "
                                  "to the CPU (a model that does not fit: tare.load)")
             if tensor.dtype not in _DTYPES:
-                raise ModelError(f"{name} has the dtype {tensor.dtype}; possible: bfloat16, float16, "
-                                 "float32")
+                raise ModelError(f"{name} has the dtype {tensor.dtype}; possible: bfloat16, "
+                                 "float16, float32")
             yield name, tensor.detach()
 
     @contextlib.contextmanager

@@ -42,7 +42,7 @@ def try_out(model, tokenizer):
 
 
 def make(mix):
-    """The tare_calib_verifier of a CalibrationData, as the `.c` of an object that keeps it alive."""
+    """The tare_calib_verifier of a CalibrationData: `.c` of an object that keeps it alive."""
     return (ModelVerifier if isinstance(mix.model, Model) else TransformersVerifier)(mix)
 
 
@@ -105,8 +105,7 @@ class TransformersVerifier:
         else:
             text = self.tokenizer.decode(out, skip_special_tokens=True)
         raw = c_text(text)
-        self.mix.context.call(lib.tare_calib_answer_text, self.mix.handle, ffi.addressof(answer), raw,
-                              len(raw))
+        self.mix.context.call(lib.tare_calib_answer_text, ffi.addressof(answer), raw, len(raw))
 
     def _ids(self, prompt, cut):
         longest = self.tokenizer.model_max_length

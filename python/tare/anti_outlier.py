@@ -1,4 +1,4 @@
-"""AntiOutlierConfig and AntiOutlier: outlier suppression, with msModelSlim's parameters and checks."""
+"""AntiOutlierConfig and AntiOutlier: outlier suppression, with msModelSlim's parameters."""
 from . import _memory, _samples, _sources
 from ._checks import check_compat, check_elements, check_type
 from ._context import recipe
@@ -12,8 +12,8 @@ _FLEX_KEYS = ("alpha", "beta")
 
 class AntiOutlierConfig:
     """Which method, and what its search assumes. `w_bit`, `a_bit` and `w_sym` are seen by m3 alone,
-    `flex_config` ({"alpha": …, "beta": …}; None: searched) by m6. `disable_anti_names`: linears whose
-    group is left as it is."""
+    `flex_config` ({"alpha": …, "beta": …}; None: searched) by m6. `disable_anti_names`: linears
+    whose group is left as it is."""
 
     def __init__(self, w_bit=8, a_bit=8, anti_method="m2", dev_type="cpu", dev_id=None, w_sym=True,
                  disable_anti_names=None, flex_config=None):

@@ -139,7 +139,7 @@ class CalibrationData:
     # ---- what is drawn
 
     def add_custormized_dataset_processor(self, dataset_name, processor):
-        """Adds a data set, or replaces the one of this name; its size is 0 until set_sample_size."""
+        """Adds a set, or replaces the one of this name; its size is 0 until set_sample_size."""
         if not isinstance(dataset_name, str):
             raise ArgumentTypeError(f"{dataset_name!r} is not an str.")
         if not isinstance(processor, DatasetProcessorBase):
@@ -210,7 +210,7 @@ class CalibrationData:
 
     @property
     def handlers(self):
-        """{set name: {"available", "requested", "delivered", "skipped"}}, in the order of the mix."""
+        """{set name: {"available", "requested", "delivered", "skipped"}}, in the mix's order."""
         stats, found = ffi.new("tare_calib_stats *"), {}
         for i in range(lib.tare_calib_num_sets(self.handle)):
             name = lib.tare_calib_set_name(self.handle, i)

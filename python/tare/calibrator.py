@@ -21,8 +21,8 @@ class Calibrator:
     calib_data: a list, each element [input_ids], [input_ids, attention_mask] or a dict with these
     names; torch or numpy, [rows, n] or [n]. disable_level "Ln": about n more linears stay float.
     all_tensors and mix_cfg are accepted where they ask for nothing. scratch_dir: where run() puts
-    what save() will write, about as large as the output, and hidden states that do not fit in memory
-    (None: the system's folder for temporary files). `result`: counts, after run().
+    what save() will write, about as large as the output, and hidden states that do not fit in
+    memory (None: the system's folder for temporary files). `result`: counts, after run().
     """
 
     def __init__(self, model, cfg, calib_data=None, disable_level="L0", all_tensors=None,
@@ -70,8 +70,8 @@ class Calibrator:
 
     def save(self, output_path, safetensors_name=None, json_name=None, save_type=None,
              part_file_size=None):
-        """Writes the quantized model into the folder output_path, replacing an earlier output there;
-        as often as one likes.
+        """Writes the quantized model into the folder output_path, replacing an earlier output
+        there; as often as one likes.
 
         save_type: a list of "numpy" (also if it is None), "safe_tensor", "ascendv1",
         "compressed-tensors". safetensors_name and json_name are file names for "safe_tensor", which

@@ -142,8 +142,8 @@ class FAQuantizer:
         """Does nothing: what fa_amp needs of the first observation is always kept."""
 
     def quant(self, states_tensor, qkv, *, layout=None):
-        """The same object, unchanged. While calibrating it is observed: in place on the CPU, through
-        a host copy elsewhere."""
+        """The same object, unchanged. While calibrating it is observed: in place on the CPU,
+        through a host copy elsewhere."""
         if not _is_tensor(states_tensor):
             raise TypeError(f"states_tensor must be Tensor, not {type(states_tensor).__name__}.")
         if not self.is_calib:
@@ -184,8 +184,8 @@ class FAQuantizer:
         expected = self.num_head if kind == "q" else self.num_kv_head
         if heads != expected and not self._warned:
             self._warned = True
-            self.logger.warning("%s has %d heads, the config says %d: scales go by the tensor.", kind,
-                                heads, expected)
+            self.logger.warning("%s has %d heads, the config says %d: scales go by the tensor.",
+                                kind, heads, expected)
 
     def _observer(self, kind):
         if kind not in self._observers:
@@ -209,14 +209,15 @@ class FAQuantizer:
         return torch.from_numpy(scales).to(getattr(torch, dtype)), torch.from_numpy(offsets)
 
     def _scores(self):
-        return [lib.tare_fa_observer_score(self._observers[kind]) for kind in TensorType.get_values()]
+        return [lib.tare_fa_observer_score(self._observers[kind])
+                for kind in TensorType.get_values()]
 
 
 def fa_tensors(quantizers, fa_amp=0):
     """{tensor name: tensor} of a whole model's FA scales and offsets, as a checkpoint holds them.
 
-    quantizers: {attention's name: FAQuantizer}, in module order. The fa_amp modules that are hardest
-    to quantize, by their first observation, are left out."""
+    quantizers: {attention's name: FAQuantizer}, in module order. The fa_amp modules that are
+    hardest to quantize, by their first observation, are left out."""
     check_type(quantizers, dict, "quantizers")
     check_number(fa_amp, int, 0, None, "fa_amp")
     params = {name: quantizer.export_quant_params() for name, quantizer in quantizers.items()}

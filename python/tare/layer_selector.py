@@ -35,12 +35,13 @@ class LayerSelector:
 
         def score(_user, name, value):
             scores[decode(name)] = value
-        take = ffi.callback("tare_status (*)(void *, const char *, double)", context.callback(score))
+        take = ffi.callback("tare_status (*)(void *, const char *, double)",
+                            context.callback(score))
         with recipe(context, memory_settings(self.source.max_memory)) as r, \
                 self.source.open() as model:
             options = _samples.QuantizeOptions(model, samples, r)
-            context.run(lib.tare_score_layers, context.handle, options.c, _METHODS[self.range_method],
-                        take, ffi.NULL)
+            context.run(lib.tare_score_layers, context.handle, options.c,
+                        _METHODS[self.range_method], take, ffi.NULL)
         self._rank(scores)
 
     def _rank(self, scores):

@@ -34,8 +34,8 @@ def checkpoint_folder(path):
     """`path` as a string; FileNotFoundError if it is no folder (nothing is downloaded)."""
     folder = pathlib.Path(os.fspath(path))
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder; tare reads checkpoints from the disk and "
-                                "downloads nothing")
+        raise FileNotFoundError(f"{folder} is not a folder; tare reads checkpoints from the disk "
+                                "and downloads nothing")
     return str(folder)
 
 
@@ -111,8 +111,8 @@ class Model:
         return out
 
     def __call__(self, input_ids, attention_mask=None, **ignored):
-        """An object with `.logits` [rows, n, vocab_size], each row as if alone: padding (mask 0) has
-        no influence, and logits of 0."""
+        """An object with `.logits` [rows, n, vocab_size], each row as if alone: padding (mask 0)
+        has no influence, and logits of 0."""
         batch = _arrays.Batch(input_ids, attention_mask)
         logits = np.zeros((*batch.ids.shape, self.vocab_size), np.float32)
         for row, (keep, ids) in enumerate(zip(batch.mask, batch.rows())):

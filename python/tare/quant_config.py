@@ -7,8 +7,8 @@ _W_METHODS = ("MinMax", "GPTQ", "HQQ", "NF")
 _GROUP_SIZES = (32, 64, 128, 256)
 _BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 _TP_SIZES = (2, 4, 8, 16)
-_PAIRS = ("8 with 8 (W8A8), 8 with 16 (W8A16), 4 with 16 (W4A16, NF4), 16 with 16 (FLOAT), 4 with 8 "
-          "(W8A8S, W4A8_DYNAMIC), 4 with 4 (W4A4_FLATQUANT_DYNAMIC)")
+_PAIRS = ("8 with 8 (W8A8), 8 with 16 (W8A16), 4 with 16 (W4A16, NF4), 16 with 16 (FLOAT), "
+          "4 with 8 (W8A8S, W4A8_DYNAMIC), 4 with 4 (W4A4_FLATQUANT_DYNAMIC)")
 DATA_FREE = ("W8A16", "W4A16", "W8A8_DYNAMIC", "W4A8_DYNAMIC", "NF4")
 _DATA_FREE_METHODS = ("MinMax", "HQQ", "NF")
 
@@ -17,14 +17,14 @@ class QuantConfig:
     """Settings of a Calibrator. The chained calls set what belongs to one scheme and check all
     again: QuantConfig(a_bit=16).weight_quant(w_sym=False), QuantConfig().fa_quant(fa_amp=2), …
 
-    `seed` (the generator for pr below 1) and `compat` ("msmodelslim": the reference's arithmetic and
-    file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
+    `seed` (the generator for pr below 1) and `compat` ("msmodelslim": the reference's arithmetic
+    and file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
     """
 
-    def __init__(self, w_bit=8, a_bit=8, act_method=1, w_method="MinMax", disable_names=None, pr=1.0,
-                 mm_tensor=True, dev_type="cpu", dev_id=None, fraction=0.01, nonuniform=False,
-                 co_sparse=False, w_sym=True, is_lowbit=False, do_smooth=False, use_sigma=False,
-                 sigma_factor=3.0, disable_last_linear=True, use_kvcache_quant=False,
+    def __init__(self, w_bit=8, a_bit=8, act_method=1, w_method="MinMax", disable_names=None,
+                 pr=1.0, mm_tensor=True, dev_type="cpu", dev_id=None, fraction=0.01,
+                 nonuniform=False, co_sparse=False, w_sym=True, is_lowbit=False, do_smooth=False,
+                 use_sigma=False, sigma_factor=3.0, disable_last_linear=True, use_kvcache_quant=False,
                  open_outlier=True, is_dynamic=False, group_size=64, percdamp=0.01, pdmix=False, *,
                  seed=0, compat=None):
         self.w_bit, self.a_bit, self.act_method, self.w_method = w_bit, a_bit, act_method, w_method

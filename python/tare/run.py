@@ -1,8 +1,8 @@
 """python -m tare.run [--compat] script.py [arguments]
 
-Runs a script written for msModelSlim, unchanged: in this process `import msmodelslim` (and the older
-name modelslim) means tare, and the devices "npu" and "npu:N" mean the CPU, which is said once.
---compat asks for the reference system's arithmetic and file names wherever the script leaves
+Runs a script written for msModelSlim, unchanged: in this process `import msmodelslim` (and the
+older name modelslim) means tare, and the devices "npu" and "npu:N" mean the CPU, which is said
+once. --compat asks for the reference system's arithmetic and file names wherever the script leaves
 `compat` open.
 """
 import importlib

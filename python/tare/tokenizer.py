@@ -13,8 +13,9 @@ from ._native import encode, ffi, lib
 from ._samples import as_array
 from .config import read_json
 
-_VERY_LARGE = int(1e30)  # model_max_length where the checkpoint states none, as transformers says it
-_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_VERY_LARGE = int(1e30)  # model_max_length of a checkpoint that states none, as in transformers
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
+            "mask_token")
 _WITHOUT_EFFECT = ("trust_remote_code", "local_files_only", "use_fast", "legacy", "cache_dir",
                    "token", "config", "add_eos_token", "revision")
 # decode() with clean_up_tokenization_spaces
@@ -50,7 +51,8 @@ class Tokenizer:
         self._folder = folder if folder.is_dir() else folder.parent
         self.context = context or shared_context()
         out = ffi.new("tare_tokenizer **")
-        self.context.call(lib.tare_tokenizer_open, self.context.handle, encode(self.name_or_path), out)
+        self.context.call(lib.tare_tokenizer_open, self.context.handle, encode(self.name_or_path),
+                          out)
         self.handle = ffi.gc(out[0], lib.tare_tokenizer_free)
         self.init_kwargs = config = read_json(self._folder, "tokenizer_config.json")
         tokens = {**read_json(self._folder, "special_tokens_map.json"), **config}
@@ -111,8 +113,8 @@ class Tokenizer:
         """input_ids and attention_mask of a text or a list of texts.
 
         padding: False, True or "longest", "max_length". truncation: to max_length, else to
-        model_max_length. return_tensors: None (lists), "np", "pt". return_token_type_ids is accepted;
-        there are none."""
+        model_max_length. return_tensors: None (lists), "np", "pt". return_token_type_ids is
+        accepted; there are none."""
         single = isinstance(text, str)
         texts = [text] if single else list(text)
         for i, one in enumerate(texts):
@@ -145,7 +147,8 @@ class Tokenizer:
             lists = {k: [row.tolist() for row in v] for k, v in out.items()}
             return Encoding({k: v[0] for k, v in lists.items()} if single else lists)
         if return_tensors not in ("np", "pt"):
-            raise ValueError(f"return_tensors {return_tensors!r} is not known; possible: 'np', 'pt'")
+            raise ValueError(f"return_tensors {return_tensors!r} is not known; possible: 'np', "
+                             "'pt'")
         if len({row.size for row in rows}) > 1:
             raise ValueError("texts of unequal length need padding=True to become one tensor")
         arrays = {k: np.stack(v).astype(np.int64) if v else np.empty((0, 0), np.int64)
@@ -186,15 +189,16 @@ class Tokenizer:
                             add_generation_prompt=False, tokenize=True, padding=False,
                             truncation=False, max_length=None, return_tensors=None,
                             return_dict=False, **template_values):
-        """The prompt of a list of {"role", "content"} messages, or of a list of such lists, as ids or
-        (tokenize=False) as text. The template runs in a sandbox, with a time limit."""
+        """The prompt of a list of {"role", "content"} messages, or of a list of such lists, as ids
+        or (tokenize=False) as text. The template runs in a sandbox, with a time limit."""
         template = self.chat_template if chat_template is None else chat_template
         if isinstance(template, dict):
             template = template.get("tool_use" if tools and "tool_use" in template else "default")
         if template is None:
             raise ValueError(f"{self.name_or_path} has no chat template; give chat_template=…")
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        special = {name: getattr(self, name) for name in _SPECIAL if getattr(self, name) is not None}
+        special = {name: getattr(self, name) for name in _SPECIAL
+                   if getattr(self, name) is not None}
         texts = [_chat.render(template, {**special, "messages": messages, "tools": tools,
                                          "documents": documents,
                                          "add_generation_prompt": add_generation_prompt,

@@ -14,6 +14,8 @@ struct tare_context {
     tare_context_options options; /* threads resolved: never 0 */
     atomic_size_t memory_used, memory_peak;
     size_t memory_reserve; /* of a budget for the whole process: what memory_limit leaves out */
+    _Atomic(void *) spare; /* base/memory.c: scratch that waits for its next use */
+    atomic_bool keeps_scratch;
     atomic_int cancelled;
     atomic_flag error_lock;
     pthread_mutex_t callback_lock; /* log and progress: one call at a time */

@@ -120,6 +120,30 @@ void tare_free(tare_context *ctx, void *pointer)
     mem_free(ctx, pointer);
 }
 
+void *mem_take_scratch(tare_context *ctx, size_t count, size_t size)
+{
+    size_t bytes;
+    void *spare = atomic_exchange(&ctx->spare, NULL);
+    if (spare && size_mul(count, size, &bytes) && ((block_head *)spare - 1)->size >= bytes)
+        return spare;
+    mem_free(ctx, spare);
+    return mem_alloc_array(ctx, count, size);
+}
+
+void mem_give_scratch(tare_context *ctx, void *pointer)
+{
+    if (pointer && atomic_load(&ctx->keeps_scratch))
+        pointer = atomic_exchange(&ctx->spare, pointer);
+    mem_free(ctx, pointer);
+}
+
+void mem_keep_scratch(tare_context *ctx, bool keep)
+{
+    atomic_store(&ctx->keeps_scratch, keep);
+    if (!keep)
+        mem_free(ctx, atomic_exchange(&ctx->spare, NULL));
+}
+
 void *mem_realloc(tare_context *ctx, void *pointer, size_t size)
 {
     void *fresh = mem_alloc(ctx, size);

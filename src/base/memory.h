@@ -7,6 +7,7 @@
 #define TARE_BASE_MEMORY_H
 
 #include "base/context.h"
+#include "base/sizes.h"
 
 /* Contents undefined. A size of 0 gives a valid pointer. */
 void *mem_alloc(tare_context *ctx, size_t size);
@@ -18,6 +19,12 @@ void *mem_alloc_array(tare_context *ctx, size_t count, size_t size);
 void *mem_realloc(tare_context *ctx, void *pointer, size_t size);
 /* NULL is allowed. */
 void mem_free(tare_context *ctx, void *pointer);
+/* Scratch of a call that comes again and again. While mem_keep_scratch(ctx, true) holds, the block
+ * that was given back last waits for the next taker, counted as used, instead of being unmapped and
+ * cleared anew each time. */
+void *mem_take_scratch(tare_context *ctx, size_t count, size_t size);
+void mem_give_scratch(tare_context *ctx, void *pointer);
+void mem_keep_scratch(tare_context *ctx, bool keep);
 char *mem_strdup(tare_context *ctx, const char *text);
 char *mem_strndup(tare_context *ctx, const char *text, size_t length);
 /* The bytes that an allocation of `size` takes, at most: its head, and whole pages where it is
@@ -26,15 +33,6 @@ char *mem_strndup(tare_context *ctx, const char *text, size_t length);
 #define MEM_ABSURD (SIZE_MAX / 4096)
 size_t mem_block_bytes(size_t size);
 size_t mem_array_bytes(size_t count, size_t size);
-/* True if a*b fits size_t; the product in *out. */
-static inline bool size_mul(size_t a, size_t b, size_t *out)
-{
-    return !__builtin_mul_overflow(a, b, out);
-}
-static inline bool size_add(size_t a, size_t b, size_t *out)
-{
-    return !__builtin_add_overflow(a, b, out);
-}
 
 /* Grows *array (elements of `size` bytes) so that at least `need` fit; doubles. For dynamic arrays.
  */

@@ -92,11 +92,12 @@ static tare_status load_set(tare_calib *c, const config_entry *e)
     calib_set s = {.kind = e->kind, .compat_batch = CALIB_COMPAT_BATCH};
     if (!(s.name = mem_strdup(c->ctx, e->name)))
         return TARE_E_MEMORY;
-    c->input.skipped = 0;
+    c->input.skipped = c->input.digest = 0;
     if (e->kind->folder)
         TRY(check_folder(c->ctx, e->path));
     TRY(e->kind->load(&c->input, e->path, &s.data, &s.count));
     s.skipped = c->input.skipped;
+    s.digest = c->input.digest;
     TRY(put_set(c, &s));
 done:
     set_free(c->ctx, &s);
@@ -156,9 +157,22 @@ static tare_status check_save_folder(tare_context *ctx, const char *path)
     return status;
 }
 
+static tare_status find_save_path(tare_calib *c, const char *path)
+{
+    tare_status status = path_real(c->ctx, path, &c->save_path);
+    if (status != TARE_OK)
+        return status == TARE_E_IO ? TARE_E_USAGE : status;
+    buffer folder;
+    buffer_init(&folder, c->ctx);
+    buffer_printf(&folder, "%s.tare", c->save_path);
+    c->work_folder = folder.data;
+    return folder.status;
+}
+
 static tare_status check_save_path(tare_calib *c, const char *path, bool overwrite)
 {
     tare_status status = TARE_OK;
+    bool exists = false;
     struct stat st;
     if (!str_ends_with(path, ".json"))
         return TARE_FAIL(c->ctx, TARE_E_USAGE, "cannot save '%s': its name must end in .json",
@@ -170,16 +184,16 @@ static tare_status check_save_path(tare_calib *c, const char *path, bool overwri
         if (input_has_read(&c->input, &st))
             return TARE_FAIL(c->ctx, TARE_E_USAGE,
                              "cannot save '%s': the mix is made from this file", path);
-        if (!overwrite)
-            return TARE_FAIL(c->ctx, TARE_E_USAGE,
-                             "cannot save '%s': it exists (--overwrite replaces it)", path);
-        TARE_WARN(c->ctx, "%s exists and will be replaced", path);
+        exists = true;
     }
     TRY(check_save_folder(c->ctx, path));
-    status = path_real(c->ctx, path, &c->save_path);
-    if (status == TARE_E_IO)
-        status = TARE_E_USAGE;
-    TRY(status);
+    TRY(find_save_path(c, path));
+    /* A run that was killed behind its end, or that had --overwrite, goes on. */
+    if (exists && !overwrite && !(c->resume && path_exists(c->work_folder)))
+        TRY(TARE_FAIL(c->ctx, TARE_E_USAGE, "cannot save '%s': it exists (--overwrite replaces it)",
+                      path));
+    if (exists)
+        TARE_WARN(c->ctx, "%s exists and will be replaced", path);
     TRY(check_save_folder(c->ctx, c->save_path)); /* where a link leads */
 done:
     return status;
@@ -200,9 +214,13 @@ tare_status tare_calib_open(tare_context *ctx, const char *config_path, const ch
     tare_calib_options_init(&defaults);
     options = options ? options : &defaults;
     TRY(config_read(&c->input, config_path, &config));
+    c->config_digest = c->input.digest;
     TRY(apply_options(c, &config, options));
     for (size_t i = 0; i < config.count; i++)
         TRY(load_set(c, &config.entries[i]));
+    c->keep = options->keep || options->resume;
+    c->resume = options->resume;
+    c->overwrite = options->overwrite;
     if (save_path && *save_path)
         TRY(check_save_path(c, save_path, options->overwrite));
     *out = c;
@@ -223,6 +241,7 @@ void tare_calib_free(tare_calib *c)
     seed_free(c->ctx, &c->shuffle_seed);
     seed_free(c->ctx, &c->sample_seed);
     mem_free(c->ctx, c->save_path);
+    mem_free(c->ctx, c->work_folder);
     input_free(&c->input);
     mem_free(c->ctx, c);
 }
@@ -270,6 +289,7 @@ tare_status tare_calib_set_batch_size(tare_calib *c, int64_t size)
         return TARE_FAIL(c->ctx, TARE_E_USAGE, "batch_size must be above 0, not %lld",
                          (long long)size);
     c->batch_size = (uint64_t)size;
+    c->batch_size_given = true;
     return TARE_OK;
 }
 
@@ -293,6 +313,19 @@ size_t tare_calib_num_sets(const tare_calib *c)
 const char *tare_calib_set_name(const tare_calib *c, size_t index)
 {
     return index < c->num_sets ? c->sets[index].name : NULL;
+}
+
+tare_status tare_calib_get_plan(tare_calib *c, const char *name, tare_calib_plan *plan)
+{
+    const calib_set *s = find_set(c, name);
+    if (!s)
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s has no handler", name);
+    return set_plan(c, s, plan);
+}
+
+const char *tare_calib_work_folder(const tare_calib *c)
+{
+    return c->work_folder;
 }
 
 tare_status tare_calib_get_stats(tare_calib *c, const char *name, tare_calib_stats *stats)

@@ -3,6 +3,7 @@
 #define TARE_CALIBRATION_CALIB_H
 
 #include "calibration/set.h"
+#include "file/journal.h"
 
 /* 32-bit words of |seed|, lowest first; no words: 0. */
 typedef struct calib_seed {
@@ -20,6 +21,7 @@ typedef struct calib_set {
     tare_calib_source source;
     calib_seed seed; /* of its sampling, unless there is one for all; for the caller's sets */
     uint64_t compat_batch;
+    uint64_t digest; /* of the files, of the kind */
     uint64_t skipped, requested, delivered;
 } calib_set;
 
@@ -31,7 +33,13 @@ struct tare_calib {
     calib_set *sets;
     size_t num_sets, sets_capacity;
     char *save_path; /* real path, or NULL */
+    uint64_t config_digest;
+    char *work_folder; /* NULL where save_path is */
+    bool keep, resume, overwrite;
+    journal *journal; /* while tare_calib_process runs; NULL: nothing is kept */
+    size_t finished;  /* records in it: what the mix is made of, then the sets */
     uint64_t batch_size;
+    bool batch_size_given;
     calib_seed shuffle_seed, sample_seed;
     bool has_sample_seed;
     bool gsm8k_sampling;
@@ -63,6 +71,9 @@ void config_free(calib_config *config);
 
 /* ---- mix.c */
 
+/* tare_calib_get_plan of a set. */
+tare_status set_plan(tare_calib *calib, const calib_set *set, tare_calib_plan *plan);
+
 /* A record that was drawn, while its batch is in work. */
 typedef struct drawn_sample {
     const char *prompt;
@@ -79,5 +90,22 @@ typedef struct drawn_sample {
  * of those that it could not take. */
 tare_status verify_samples(tare_calib *calib, calib_rule rule, const drawn_sample *samples,
                            size_t count, bool *positive, size_t *too_long);
+/* What the verifier, which has a plan, would do with them. */
+tare_status verify_plan(tare_calib *calib, calib_rule rule, const drawn_sample *samples,
+                        size_t count, tare_generation_plan *plan);
+tare_calib_task verify_task(calib_rule rule);
+
+/* ---- resume.c: sets that an earlier run finished */
+
+/* Opens the journal and checks that what it holds is of this mix; nothing if none is kept. */
+tare_status resume_begin(tare_calib *calib);
+/* What is left of a set that was finished: record numbers of its samples, in order (in the
+ * journal), and how many prompts were too long; *records NULL: it was not finished. */
+void resume_find(const tare_calib *calib, const calib_set *set, const value **records,
+                 size_t *too_long);
+tare_status resume_add(tare_calib *calib, const calib_set *set, const tare_calib_entry *entries,
+                       size_t count, size_t too_long);
+/* Removes the journal where `status` is TARE_OK or it holds no set, and closes it. */
+tare_status resume_end(tare_calib *calib, tare_status status);
 
 #endif

@@ -1,6 +1,7 @@
 #include "calibration/input.h"
 
 #include <string.h>
+#include <xxhash.h>
 
 #include "file/io.h"
 
@@ -55,6 +56,7 @@ tare_status input_read(calib_input *in, const char *path, input_text *out)
         goto done;
     }
     TRY(file_read_at(f, 0, out->data, out->length));
+    in->digest = XXH3_64bits_withSeed(out->data, out->length, in->digest);
     out->data[out->length] = 0;
     out->text = out->data;
     if (out->length >= 3 && memcmp(out->data, "\xef\xbb\xbf", 3) == 0) {

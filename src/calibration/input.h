@@ -13,6 +13,7 @@ typedef struct calib_input {
     bool compat;         /* cells as pandas types them, in batches of the reference's */
     uint32_t mmlu_shots; /* dev examples before each question of mmlu */
     uint64_t skipped;    /* bad records so far, of the set in work */
+    uint64_t digest;     /* of the files that were read since it was set to 0 */
     struct file_identity {
         dev_t device;
         ino_t inode;

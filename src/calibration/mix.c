@@ -17,6 +17,8 @@ typedef struct batch {
     size_t count, capacity;
     tare_calib_result *result;
     const char *name; /* of the set, in the result's arena */
+    size_t first;     /* entry of the set in the result */
+    size_t step;      /* records of a batch; several may be asked about at once */
     size_t too_long;
 } batch;
 
@@ -57,7 +59,13 @@ done:
     return status;
 }
 
-static tare_status keep_positive(batch *b)
+static bool has_enough(const batch *b)
+{
+    return b->result->count - b->first >= b->set->requested;
+}
+
+/* *taken: samples of the batches that were needed. */
+static tare_status keep_positive(batch *b, size_t *taken)
 {
     tare_status status = TARE_OK;
     size_t too_long = 0;
@@ -66,22 +74,30 @@ static tare_status keep_positive(batch *b)
         return TARE_E_MEMORY;
     TRY(verify_samples(b->calib, b->set->kind->rule, b->samples, b->count, positive, &too_long));
     b->too_long += too_long;
-    for (size_t i = 0; i < b->count; i++) {
-        if (positive[i])
-            TRY(result_add(b->result, &b->samples[i], b->name));
+    for (*taken = 0; *taken < b->count; ++*taken) {
+        if (*taken % b->step == 0 && has_enough(b))
+            break;
+        if (positive[*taken])
+            TRY(result_add(b->result, &b->samples[*taken], b->name));
     }
 done:
     mem_free(b->calib->ctx, positive);
     return status;
 }
 
-static tare_status draw_from_kind(batch *b, const uint32_t *records, size_t count)
+static bool is_verified(const batch *b)
+{
+    return b->calib->has_verifier && b->set->kind && b->set->kind->rule != RULE_NONE;
+}
+
+static tare_status draw_from_kind(batch *b, const uint32_t *records, size_t count, size_t *taken)
 {
     tare_status status = TARE_OK;
+    *taken = count;
     for (size_t i = 0; i < count; i++)
         TRY(make_sample(b, records[i]));
-    if (b->calib->has_verifier && b->set->kind->rule != RULE_NONE) {
-        TRY(keep_positive(b));
+    if (is_verified(b)) {
+        TRY(keep_positive(b, taken));
     } else {
         for (size_t i = 0; i < b->count; i++)
             TRY(result_add(b->result, &b->samples[i], b->name));
@@ -212,30 +228,115 @@ static tare_status shuffled_records(const tare_calib *c, const calib_set *s, uin
     return TARE_OK;
 }
 
-/* Whole batches until enough samples are there. What is beyond is cut off, but where the reference
- * does not: when no further batch came to see that there are enough. */
-static tare_status draw_batches(batch *b, const uint32_t *records, uint64_t count)
+/* The first `count` records, as the verifier would be asked about them. */
+static tare_status plan_round(batch *b, const uint32_t *records, size_t count,
+                              tare_generation_plan *plan)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < count; i++)
+        TRY(make_sample(b, records[i]));
+    TRY(verify_plan(b->calib, b->set->kind->rule, b->samples, b->count, plan));
+done:
+    clear(b);
+    return status;
+}
+
+enum { LEAST_ROUND = 16 };
+
+/* How many records are in work at once. Where every pass reads all weights, twice as many as are
+ * wanted: the fewer rounds the better, and what is asked in vain costs little more. */
+static tare_status choose_round(batch *b, const uint32_t *records, uint64_t count, size_t *round,
+                                tare_generation_plan *plan)
 {
     tare_status status = TARE_OK;
     const tare_calib *c = b->calib;
-    uint64_t size = c->input.compat ? b->set->compat_batch : c->batch_size, at = 0;
-    size_t first = b->result->count;
+    uint64_t wanted = b->set->requested < UINT32_MAX ? 2 * b->set->requested : UINT32_MAX;
+    *plan = (tare_generation_plan){0};
+    *round = b->step;
+    if (!is_verified(b) || !c->verifier.plan)
+        return TARE_OK;
+    wanted = wanted < LEAST_ROUND ? LEAST_ROUND : wanted;
+    size_t together = (size_t)(count < wanted ? count : wanted);
+    if (c->batch_size_given)
+        together = count < b->step ? (size_t)count : b->step;
+    if (together == 0)
+        return TARE_OK;
+    TRY(plan_round(b, records, together, plan));
+    if (plan->weights_kept && !c->batch_size_given && together > b->step)
+        TRY(plan_round(b, records, b->step, plan));
+    if (!plan->weights_kept && !c->batch_size_given)
+        *round = together;
+done:
+    return status;
+}
+
+/* Whole batches until enough samples are there. What is beyond is cut off, but where the reference
+ * does not: when no further batch came to see that there are enough. */
+static tare_status draw_batches(batch *b, const uint32_t *records, uint64_t count, size_t round)
+{
+    tare_status status = TARE_OK;
+    const tare_calib *c = b->calib;
+    uint64_t at = 0;
     progress p = {0};
     if (c->has_verifier)
         progress_begin(&p, c->ctx, b->set->name, "sample", (size_t)b->set->requested);
-    while (at < count && b->result->count - first < b->set->requested) {
-        size_t n = (size_t)(count - at < size ? count - at : size);
+    while (at < count && !has_enough(b)) {
+        size_t n = (size_t)(count - at < round ? count - at : round), taken = n;
         TRY(context_check_cancelled(c->ctx));
-        TRY(b->set->kind ? draw_from_kind(b, records + at, n)
+        TRY(b->set->kind ? draw_from_kind(b, records + at, n, &taken)
                          : draw_from_source(b, records + at, n));
         clear(b);
-        at += n;
-        while (c->has_verifier && p.done < p.total && p.done < b->result->count - first)
+        at += taken;
+        while (c->has_verifier && p.done < p.total && p.done < b->result->count - b->first)
             progress_unit_done(&p);
     }
-    if ((!c->input.compat || at < count) && b->result->count - first > b->set->requested)
-        result_cut(b->result, first + (size_t)b->set->requested);
+    if ((!c->input.compat || at < count) && b->result->count - b->first > b->set->requested)
+        result_cut(b->result, b->first + (size_t)b->set->requested);
 done:
+    return status;
+}
+
+/* The samples that an earlier run chose; *found false: none did. */
+static tare_status draw_again(batch *b, bool *found)
+{
+    tare_status status = TARE_OK;
+    const value *records;
+    resume_find(b->calib, b->set, &records, &b->too_long);
+    *found = records != NULL;
+    for (size_t i = 0; records && i < records->count; i++) {
+        TRY(make_sample(b, (uint32_t)records->items[i].integer));
+        TRY(result_add(b->result, &b->samples[0], b->name));
+        clear(b);
+    }
+done:
+    return status;
+}
+
+/* The kinds' sets are kept: the caller's may be another tomorrow. */
+static tare_status draw_anew(batch *b, uint64_t count)
+{
+    tare_status status = TARE_OK;
+    const tare_calib *c = b->calib;
+    uint32_t *records = NULL;
+    tare_generation_plan plan;
+    size_t round;
+    TRY(shuffled_records(c, b->set, (uint32_t)count, &records));
+    status = choose_round(b, records, count, &round, &plan);
+    if (status == TARE_E_BUDGET) /* fewer prompts may have no long one among them */
+        status = TARE_OK;
+    TRY(status);
+    if (round != b->step)
+        TARE_INFO(
+            c->ctx,
+            "%s: the weights do not fit in memory: %zu prompts are asked together, in at most "
+            "%zu passes over the weights",
+            b->set->name, round, plan.passes);
+    TRY(draw_batches(b, records, count, round));
+    if (b->set->kind)
+        TRY(resume_add(b->calib, b->set, b->result->entries + b->first, b->result->count - b->first,
+                       b->too_long));
+done:
+    mem_free(c->ctx, records);
     return status;
 }
 
@@ -255,35 +356,77 @@ static void warn_about(const batch *b, uint64_t delivered)
                   s->name);
 }
 
+/* Records of a set; each is named by 32 bits. */
+static tare_status count_records(const tare_calib *c, const calib_set *s, uint64_t *count)
+{
+    tare_status status = TARE_OK;
+    *count = s->count;
+    if (!s->kind)
+        status = s->source.size(s->source.user, count);
+    if (status == TARE_OK && *count > UINT32_MAX)
+        status = TARE_FAIL(c->ctx, TARE_E_DATA, "more than %u records", UINT32_MAX);
+    return status;
+}
+
+static batch batch_begin(tare_calib *c, const calib_set *s, tare_calib_result *result)
+{
+    uint64_t step = c->input.compat ? s->compat_batch : c->batch_size;
+    return (batch){.calib = c,
+                   .set = s,
+                   .arena = {.ctx = c->ctx},
+                   .result = result,
+                   .step = step < SIZE_MAX ? (size_t)step : SIZE_MAX};
+}
+
 static tare_status draw_set(tare_calib *c, const calib_set *s, tare_calib_result *result,
                             uint64_t *delivered)
 {
     tare_status status = TARE_OK;
-    uint32_t *records = NULL;
-    uint64_t count = s->count;
-    batch b = {.calib = c, .set = s, .arena = {.ctx = c->ctx}, .result = result};
+    uint64_t count;
+    bool found = false;
+    batch b = batch_begin(c, s, result);
     *delivered = 0;
     if (s->requested == 0)
         return TARE_OK;
-    if (!s->kind)
-        TRY(s->source.size(s->source.user, &count));
-    if (count > UINT32_MAX) {
-        status = TARE_FAIL(c->ctx, TARE_E_DATA, "more than %u records", UINT32_MAX);
-        goto done;
-    }
+    TRY(count_records(c, s, &count));
     if (!(b.name = arena_strndup(&result->arena, s->name, strlen(s->name)))) {
         status = TARE_E_MEMORY;
         goto done;
     }
-    size_t first = result->count;
-    TRY(shuffled_records(c, s, (uint32_t)count, &records));
-    TRY(draw_batches(&b, records, count));
-    *delivered = result->count - first;
+    b.first = result->count;
+    if (s->kind)
+        TRY(draw_again(&b, &found));
+    if (!found)
+        TRY(draw_anew(&b, count));
+    *delivered = result->count - b.first;
     warn_about(&b, *delivered);
 done:
     clear(&b);
     mem_free(c->ctx, b.samples);
+    return status;
+}
+
+tare_status set_plan(tare_calib *c, const calib_set *s, tare_calib_plan *plan)
+{
+    tare_status status = TARE_OK;
+    uint32_t *records = NULL;
+    size_t round;
+    batch b = batch_begin(c, s, NULL);
+    *plan = (tare_calib_plan){0};
+    if (s->requested == 0 || s->count == 0 || !is_verified(&b))
+        return TARE_OK;
+    if (!c->verifier.plan)
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s: the verifier has no plan", s->name);
+    TRY(count_records(c, s, &plan->records));
+    TRY(shuffled_records(c, s, (uint32_t)plan->records, &records));
+    status = choose_round(&b, records, plan->records, &round, &plan->generation);
+    plan->verified = true;
+    plan->task = verify_task(s->kind->rule);
+    plan->together = plan->records < round ? (size_t)plan->records : round;
+    plan->rounds = plan->records / plan->together + (plan->records % plan->together != 0);
+done:
     mem_free(c->ctx, records);
+    mem_free(c->ctx, b.samples);
     return status;
 }
 
@@ -312,6 +455,7 @@ tare_status tare_calib_process(tare_calib *c, tare_calib_result **out)
     if (!delivered)
         return TARE_E_MEMORY;
     TRY(result_create(c->ctx, &result));
+    TRY(resume_begin(c));
     for (size_t i = 0; i < c->num_sets; i++)
         TRY(draw_set(c, &c->sets[i], result, &delivered[i]));
     TRY(result_shuffle(result, &c->shuffle_seed));
@@ -323,6 +467,11 @@ tare_status tare_calib_process(tare_calib *c, tare_calib_result **out)
         result = NULL;
     }
 done:
+    status = resume_end(c, status);
+    if (status != TARE_OK && out) {
+        result = *out ? *out : result;
+        *out = NULL;
+    }
     tare_calib_result_free(result);
     mem_free(c->ctx, delivered);
     return status;

@@ -210,7 +210,9 @@ tare_status sample_set_load(tare_context *ctx, const sample_options *options, sa
     size_t length;
     loader l = {.ctx = ctx, .options = options, .set = out};
     *out = (sample_set){0};
-    if (options->file) {
+    if (options->file && strcmp(options->file, SAMPLES_BUILTIN) == 0) {
+        TRY(load_data(&l, (const char *)builtin_prompts, builtin_prompts_size));
+    } else if (options->file) {
         TRY(file_read_all(ctx, options->file, FILE_LIMIT, &data, &length));
         TRY(load_data(&l, data, length));
     } else {

@@ -2,7 +2,8 @@
  *   .txt, a sample a line; any other name is JSON:
  *   JSONL, an object a line with "inputs_pretokenized", "prompt" or "text" (the first that is there
  * and not empty); a JSON list of strings; a JSON list of objects with "prompt" (what `tare calib`
- * writes); a JSON list of lists of token ids. */
+ * writes); a JSON list of lists of token ids.
+ * The name "builtin" is no file but the prompts that ship with tare. */
 #ifndef TARE_CALIBRATION_SAMPLES_H
 #define TARE_CALIBRATION_SAMPLES_H
 
@@ -17,8 +18,14 @@ typedef struct sample_set {
     size_t truncated; /* samples that were cut to max_length */
 } sample_set;
 
+#define SAMPLES_BUILTIN "builtin"
+
+/* JSONL: src/calibration/builtin.jsonl, a zero behind it. */
+extern const unsigned char builtin_prompts[];
+extern const size_t builtin_prompts_size; /* without the zero */
+
 typedef struct sample_options {
-    const char *file;
+    const char *file; /* or SAMPLES_BUILTIN */
     /* `file` NULL: samples one after the other, and the tokens of each. */
     const uint32_t *ids;
     const size_t *lengths; /* [count] */
@@ -26,7 +33,7 @@ typedef struct sample_options {
     const char *model; /* folder of the tokenizer, read only if the file holds text; NULL: none */
     size_t samples;    /* take the first; 0: all */
     size_t max_length; /* cut longer samples; 0: none is cut */
-    size_t model_max;  /* max_position_embeddings: a longer sample is TARE_E_DATA; 0: no limit */
+    size_t model_max;  /* tokens of the longest; a longer one is TARE_E_DATA; 0: no limit */
     size_t vocab_size; /* an id beyond is TARE_E_DATA; 0: unchecked */
     bool keep_empty;   /* blank lines and samples without tokens are kept (length 0), not skipped or
                           refused */

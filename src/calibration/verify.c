@@ -86,17 +86,41 @@ static const struct {
     [RULE_LAST_NUMBER] = {TARE_CALIB_SOLVE, judge_last_number},
 };
 
-static tare_status ask(tare_calib *c, calib_rule rule, const drawn_sample *samples, size_t count,
-                       tare_calib_question *questions, tare_calib_answer *answers, buffer *texts)
+static void write_questions(const tare_calib *c, calib_rule rule, const drawn_sample *samples,
+                            size_t count, tare_calib_question *questions)
 {
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++)
         questions[i] = (tare_calib_question){
             .prompt = samples[i].prompt,
             .prompt_length = samples[i].prompt_length,
             .sample = rule == RULE_LAST_NUMBER && c->gsm8k_sampling,
             .seed = {c->gsm8k_seed[0], c->gsm8k_seed[1], (uint32_t)samples[i].record}};
+}
+
+tare_calib_task verify_task(calib_rule rule)
+{
+    return rules[rule].task;
+}
+
+tare_status verify_plan(tare_calib *c, calib_rule rule, const drawn_sample *samples, size_t count,
+                        tare_generation_plan *plan)
+{
+    tare_calib_question *questions = mem_alloc_array(c->ctx, count, sizeof *questions);
+    if (!questions)
+        return TARE_E_MEMORY;
+    write_questions(c, rule, samples, count, questions);
+    tare_status status = c->verifier.plan(c->verifier.user, rules[rule].task, questions, count,
+                                          plan);
+    mem_free(c->ctx, questions);
+    return status;
+}
+
+static tare_status ask(tare_calib *c, calib_rule rule, const drawn_sample *samples, size_t count,
+                       tare_calib_question *questions, tare_calib_answer *answers, buffer *texts)
+{
+    write_questions(c, rule, samples, count, questions);
+    for (size_t i = 0; i < count; i++)
         answers[i] = (tare_calib_answer){.text = &texts[i]};
-    }
     return c->verifier.answer(c->verifier.user, rules[rule].task, questions, count, answers);
 }
 

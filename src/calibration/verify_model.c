@@ -6,7 +6,8 @@
 #include "calibration/calib.h"
 #include "file/io.h"
 #include "file/json.h"
-#include "model/model.h"
+#include "model/fingerprint.h"
+#include "model/generate.h"
 
 enum { CONTINUE_TOKENS = 20, SOLVE_TOKENS = 256, CONFIG_LIMIT = 16 << 20 };
 
@@ -18,6 +19,8 @@ typedef struct model_verifier {
     uint32_t choices[2]; /* ids of yes and no */
     uint32_t eos;
     size_t num_eos; /* 0 where the tokenizer has none */
+    char *scratch_dir;
+    buffer identity;
 } model_verifier;
 
 /* The ids of a batch of prompts. */
@@ -97,6 +100,24 @@ done:
     return status;
 }
 
+/* How a task is done; `records` are set by solve. */
+static tare_generate_options options_of(const model_verifier *m, tare_calib_task task,
+                                        const tare_calib_question *questions)
+{
+    tare_generate_options o;
+    tare_generate_options_init(&o);
+    o.scratch_dir = m->scratch_dir;
+    o.max_new_tokens = task == TARE_CALIB_CHOOSE ? 0 : CONTINUE_TOKENS;
+    if (task == TARE_CALIB_SOLVE) {
+        o.max_new_tokens = SOLVE_TOKENS;
+        o.do_sample = questions[0].sample;
+        o.seed = (uint64_t)questions[0].seed[1] << 32 | questions[0].seed[0];
+        o.eos_ids = &m->eos;
+        o.num_eos = m->num_eos;
+    }
+    return o;
+}
+
 static tare_status generate(const model_verifier *m, const tare_generate_options *o,
                             const prompt_ids *p, bool whole, tare_calib_answer *answers)
 {
@@ -119,22 +140,21 @@ done:
 static tare_status solve(const model_verifier *m, const tare_calib_question *questions,
                          const prompt_ids *p, tare_calib_answer *answers)
 {
-    tare_generate_options o;
+    tare_generate_options o = options_of(m, TARE_CALIB_SOLVE, questions);
     uint32_t *records = mem_alloc_array(m->ctx, p->count, sizeof *records);
     if (!records)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < p->count; i++)
         records[i] = questions[i].seed[2];
-    tare_generate_options_init(&o);
-    o.max_new_tokens = SOLVE_TOKENS;
-    o.do_sample = questions[0].sample;
-    o.seed = (uint64_t)questions[0].seed[1] << 32 | questions[0].seed[0];
     o.records = records;
-    o.eos_ids = &m->eos;
-    o.num_eos = m->num_eos;
     tare_status status = generate(m, &o, p, true, answers);
     mem_free(m->ctx, records);
     return status;
+}
+
+static size_t longest_prompt(const model_verifier *m, tare_calib_task task)
+{
+    return task == TARE_CALIB_SOLVE ? SIZE_MAX : m->max_length;
 }
 
 static tare_status answer(void *user, tare_calib_task task, const tare_calib_question *questions,
@@ -144,21 +164,33 @@ static tare_status answer(void *user, tare_calib_task task, const tare_calib_que
     const model_verifier *m = user;
     prompt_ids p = {0};
     tare_generate_options o;
-    TRY(encode_prompts(m, questions, count, task == TARE_CALIB_SOLVE ? SIZE_MAX : m->max_length,
-                       &p));
+    TRY(encode_prompts(m, questions, count, longest_prompt(m, task), &p));
     switch (task) {
     case TARE_CALIB_CHOOSE:
         TRY(choose(m, &p, answers));
         break;
     case TARE_CALIB_CONTINUE:
-        tare_generate_options_init(&o);
-        o.max_new_tokens = CONTINUE_TOKENS;
+        o = options_of(m, task, questions);
         TRY(generate(m, &o, &p, false, answers));
         break;
     case TARE_CALIB_SOLVE:
         TRY(solve(m, questions, &p, answers));
         break;
     }
+done:
+    prompts_free(m->ctx, &p);
+    return status;
+}
+
+static tare_status plan(void *user, tare_calib_task task, const tare_calib_question *questions,
+                        size_t count, tare_generation_plan *out)
+{
+    tare_status status = TARE_OK;
+    const model_verifier *m = user;
+    prompt_ids p = {0};
+    const tare_generate_options o = options_of(m, task, questions);
+    TRY(encode_prompts(m, questions, count, longest_prompt(m, task), &p));
+    TRY(tare_generate_plan(m->model, &o, p.lengths, count, out));
 done:
     prompts_free(m->ctx, &p);
     return status;
@@ -197,9 +229,9 @@ static tare_status read_tokenizer_config(model_verifier *m)
     tare_status status = TARE_OK;
     const value *root;
     arena a;
-    arena_init(&a, m->ctx);
     if (!m->model->folder)
         return TARE_OK;
+    arena_init(&a, m->ctx);
     char *path = path_join(m->ctx, m->model->folder, "tokenizer_config.json");
     if (!path) {
         status = TARE_E_MEMORY;
@@ -217,6 +249,66 @@ done:
     return status;
 }
 
+/* A digest of a file of the model's folder, if there is one. */
+static tare_status identify_file(model_verifier *m, const char *name)
+{
+    tare_status status = TARE_OK;
+    char *data = NULL;
+    size_t length;
+    char *path = path_join(m->ctx, m->model->folder, name);
+    if (!path)
+        return TARE_E_MEMORY;
+    if (path_exists(path)) {
+        TRY(file_read_all(m->ctx, path, CONFIG_LIMIT << 4, &data, &length));
+        buffer_printf(&m->identity, ", \"%s\": ", name);
+        digest_write(&m->identity, data, length);
+    }
+done:
+    mem_free(m->ctx, data);
+    mem_free(m->ctx, path);
+    return status;
+}
+
+static tare_status identify(model_verifier *m)
+{
+    static const char *const files[] = {"tokenizer.json", "tokenizer_config.json",
+                                        "generation_config.json"};
+    tare_status status = TARE_OK;
+    buffer *out = &m->identity;
+    buffer_puts(out, "{\"model\": {\"config.json\": ");
+    digest_write(out, m->model->config_json, m->model->config_length);
+    for (size_t i = 0; m->model->folder && i < sizeof files / sizeof *files; i++)
+        TRY(identify_file(m, files[i]));
+    TRY(fingerprint_files(m->model, out));
+    buffer_puts(out, "}, \"times\": ");
+    TRY(fingerprint_times(m->model, out));
+    buffer_putc(out, '}');
+    TRY(out->status);
+done:
+    return status;
+}
+
+/* Weights that must be read for it alone would cost more than they tell. */
+static tare_status try_ids(const model_verifier *m, const prompt_ids *p, bool *kept)
+{
+    tare_status status = TARE_OK;
+    tare_generation_plan plan_of_one;
+    const tare_calib_question question = {.prompt = ""};
+    const tare_generate_options o = options_of(m, TARE_CALIB_SOLVE, &question);
+    TRY(generation_check_prompts(m->model, (const uint32_t *const *)p->ids, p->lengths, 1));
+    for (size_t i = 0; i < 2; i++) {
+        if (m->choices[i] >= m->model->config.vocab_size)
+            return TARE_FAIL(m->ctx, TARE_E_DATA,
+                             "token id %u is out of range: the vocabulary has %zu", m->choices[i],
+                             m->model->config.vocab_size);
+    }
+    status = tare_generate_plan(m->model, &o, p->lengths, 1, &plan_of_one);
+    *kept = status == TARE_OK && plan_of_one.weights_kept;
+    status = status == TARE_E_BUDGET ? TARE_OK : status; /* it may do with a scratch folder */
+done:
+    return status;
+}
+
 /* One forward and one greedy token. */
 static tare_status try_model(const model_verifier *m)
 {
@@ -229,7 +321,11 @@ static tare_status try_model(const model_verifier *m)
     tare_generate_options o;
     tare_generate_options_init(&o);
     o.max_new_tokens = 1;
+    bool kept = false;
     TRY(encode_prompts(m, &question, 1, SIZE_MAX, &p));
+    TRY(try_ids(m, &p, &kept));
+    if (!kept)
+        goto done;
     TRY(tare_last_logprobs(m->model, NULL, (const uint32_t *const *)p.ids, p.lengths, 1, m->choices,
                            2, logprobs));
     TRY(tare_generate(m->model, &o, (const uint32_t *const *)p.ids, p.lengths, 1, &result));
@@ -237,6 +333,15 @@ done:
     tare_generations_free(m->ctx, &result, 1);
     prompts_free(m->ctx, &p);
     return status;
+}
+
+static void free_verifier(model_verifier *m)
+{
+    if (!m)
+        return;
+    buffer_free(&m->identity);
+    mem_free(m->ctx, m->scratch_dir);
+    mem_free(m->ctx, m);
 }
 
 tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokenizer,
@@ -250,25 +355,37 @@ tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokeni
         return TARE_E_MEMORY;
     *m = (model_verifier){
         .ctx = model->ctx, .model = model, .tokenizer = tokenizer, .max_length = SIZE_MAX};
+    buffer_init(&m->identity, m->ctx);
     TRY(last_token(m, TARE_CALIB_YES, strlen(TARE_CALIB_YES), &m->choices[0], &count));
     TRY(last_token(m, TARE_CALIB_NO, strlen(TARE_CALIB_NO), &m->choices[1], &count));
     TRY(read_tokenizer_config(m));
+    TRY(identify(m));
     status = try_model(m);
     if (status == TARE_E_DATA) /* an id that the model does not have, or no ids at all */
         status = TARE_WRAP(m->ctx, TARE_E_USAGE, "Tokenizer must be matched with model.");
     if (status != TARE_OK)
         goto done;
-    *out = (tare_calib_verifier){.answer = answer, .user = m};
+    *out = (tare_calib_verifier){
+        .answer = answer, .user = m, .plan = plan, .identity = m->identity.data};
     m = NULL;
 done:
-    mem_free(model->ctx, m);
+    free_verifier(m);
     return status;
 }
 
 void tare_model_verifier_free(tare_calib_verifier *verifier)
 {
-    model_verifier *m = verifier->user;
-    if (m)
-        mem_free(m->ctx, m);
+    free_verifier(verifier->user);
     *verifier = (tare_calib_verifier){0};
+}
+
+tare_status tare_model_verifier_set_scratch(tare_calib_verifier *verifier, const char *folder)
+{
+    model_verifier *m = verifier->user;
+    char *copy = folder ? mem_strdup(m->ctx, folder) : NULL;
+    if (folder && !copy)
+        return TARE_E_MEMORY;
+    mem_free(m->ctx, m->scratch_dir);
+    m->scratch_dir = copy;
+    return TARE_OK;
 }

@@ -63,6 +63,8 @@ tare_status cli_recipe(tare_context *ctx, const common *options, const char *fil
                        tare_recipe **out);
 /* A JSON string on stdout. */
 void cli_print_json(const char *text);
+/* The same of text that may hold NUL bytes. */
+void cli_print_json_string(const char *text, size_t length);
 /* The result of a dry run, on stdout. */
 void cli_print_plan(const tare_quantize_options *o, const tare_plan *p, bool json);
 /* "1.2 GiB" */

@@ -191,7 +191,7 @@ static tare_status print_json(tare_context *ctx, tare_tokenizer *tokenizer,
     for (size_t i = 0; i < g->count; i++)
         printf("%s%" PRIu32, i ? ", " : "", g->ids[i]);
     printf("], \"text\": ");
-    cli_print_json(text);
+    cli_print_json_string(text, length);
     printf("}\n");
     tare_free(ctx, text);
     return TARE_OK;

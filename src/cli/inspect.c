@@ -1,10 +1,11 @@
 /* tare inspect */
 #include "cli/cli.h"
 
-static const char usage[] =
-    "usage: tare inspect PATH [--json]\n"
-    "\n"
-    "Describes a checkpoint folder, an output folder or a safetensors file. Reads headers only.\n";
+static const char usage[] = "usage: tare inspect PATH [--json]\n"
+                            "\n"
+                            "Describes a checkpoint folder, an output folder, a safetensors file "
+                            "or an npy file. Reads headers\n"
+                            "only; of a pickle it runs nothing.\n";
 
 static void print_line(void *user, const char *text)
 {
@@ -26,4 +27,4 @@ static int run(int argc, char **argv)
 }
 
 const command command_inspect = {
-    "inspect", "describe a checkpoint, an output or a safetensors file", usage, run};
+    "inspect", "describe a checkpoint, an output, a safetensors or an npy file", usage, run};

@@ -138,8 +138,14 @@ tare_status cli_recipe(tare_context *ctx, const common *options, const char *fil
 
 void cli_print_json(const char *text)
 {
+    cli_print_json_string(text, strlen(text));
+}
+
+void cli_print_json_string(const char *text, size_t length)
+{
+    const unsigned char *p = (const unsigned char *)text;
     putchar('"');
-    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+    for (const unsigned char *end = p + length; p < end; p++) {
         if (*p == '"' || *p == '\\')
             printf("\\%c", *p);
         else if (*p < 0x20 || *p == 0x7f)

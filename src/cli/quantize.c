@@ -10,12 +10,12 @@ static const char usage[] =
     "checkpoint that Ascend engines load.\n"
     "\n"
     "  --out DIR                  output folder\n"
-    "  --calib FILE               calibration prompts, which W8A8 needs: JSONL with "
+    "  --calib FILE|builtin       calibration prompts, which W8A8 needs: JSONL with "
     "inputs_pretokenized, prompt or text;\n"
     "                             a JSON list of strings, of {\"prompt\": ...} or of lists of "
     "token "
     "ids; a .txt with a\n"
-    "                             prompt a line\n"
+    "                             prompt a line; builtin: 50 prompts that ship with tare\n"
     "  --recipe FILE.yaml|NAME    settings from a file, or a recipe that ships with tare (default, "
     "llama3.1-70b,\n"
     "                             qwen2.5-72b); the options below win over it\n"
@@ -53,6 +53,9 @@ static const char usage[] =
     "What is written:\n"
     "  --save TYPES               ascendv1 (default), safe_tensor, numpy, compressed-tensors; "
     "comma-separated\n"
+    "  --npy-values numpy|torch   what the files of save type numpy hold (default numpy; with "
+    "--compat "
+    "torch)\n"
     "  --part-file-size GIB       size of a shard; 0: one file\n"
     "  --overwrite                replace an earlier output in DIR\n"
     "  --resume                   go on with a run that was interrupted or killed\n"
@@ -104,6 +107,8 @@ static void print_summary(const tare_quantize_options *o, const tare_quantize_re
     printf("quantized   %zu of %zu linear layers\n", r->linears_quantized, r->linears);
     if (r->samples > 0)
         printf("calibration %zu samples, %zu tokens\n", r->samples, r->tokens);
+    if (r->truncated > 0)
+        printf("truncated   %zu samples\n", r->truncated);
     printf("weights     %s -> %s (%.1f %%)\n", cli_size((double)r->bytes_in, in, sizeof in),
            cli_size((double)r->bytes_out, out, sizeof out),
            r->bytes_in ? 100.0 * (double)r->bytes_out / (double)r->bytes_in : 0.0);
@@ -120,10 +125,11 @@ static void print_json(const tare_quantize_options *o, const tare_quantize_resul
     printf(", \"out\": ");
     cli_print_json(o->out);
     printf(", \"linears\": %zu, \"linears_quantized\": %zu, \"samples\": %zu, \"tokens\": %zu, "
+           "\"truncated\": %zu, "
            "\"saturated_rows\": %zu, "
            "\"bytes_in\": %llu, \"bytes_out\": %llu, \"seconds\": %.3f, \"peak_resident_bytes\": "
            "%zu, \"was_finished\": %s}\n",
-           r->linears, r->linears_quantized, r->samples, r->tokens, r->saturated_rows,
+           r->linears, r->linears_quantized, r->samples, r->tokens, r->truncated, r->saturated_rows,
            (unsigned long long)r->bytes_in, (unsigned long long)r->bytes_out, r->seconds,
            peak_resident_bytes(), r->was_finished ? "true" : "false");
 }

@@ -96,8 +96,9 @@ tare_status file_open(tare_context *ctx, const char *path, file **out)
         goto done;
     }
     if (!S_ISREG(st.st_mode)) {
-        status = TARE_FAIL(ctx, TARE_E_IO, "cannot open '%s': it is %s, not a regular file", path,
-                           S_ISDIR(st.st_mode) ? "a folder" : "a device, pipe or socket");
+        status = context_fail_errno(ctx, TARE_E_IO, S_ISDIR(st.st_mode) ? EISDIR : EINVAL,
+                                    "cannot open '%s': it is %s, not a regular file", path,
+                                    S_ISDIR(st.st_mode) ? "a folder" : "a device, pipe or socket");
         goto done;
     }
     f->size = (uint64_t)st.st_size;

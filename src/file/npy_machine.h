@@ -14,19 +14,28 @@ enum {
 typedef enum value_kind {
     V_MARK,
     V_NONE,
-    V_BOOL,   /* number */
-    V_INT,    /* number */
-    V_STRING, /* at, size: in table.text */
-    V_BYTES,  /* at, size: in the file */
-    V_TUPLE,  /* at, size: in `items` */
-    V_GLOBAL, /* number: which */
-    V_DTYPE,  /* at: in `dtypes` */
-    V_ARRAY,  /* at: in `arrays` */
-    V_LIST,   /* there is one, */
-    V_DICT    /* and one */
+    V_BOOL,    /* number */
+    V_INT,     /* number */
+    V_STRING,  /* at, size: in table.text */
+    V_BYTES,   /* at, size: in the file */
+    V_TUPLE,   /* at, size: in `items` */
+    V_GLOBAL,  /* number: which */
+    V_DTYPE,   /* at: in `dtypes` */
+    V_ARRAY,   /* at: in `arrays`; a torch tensor too */
+    V_STORAGE, /* of torch; at, size: its data in the file; low: its tare_dtype */
+    V_HOOKS,   /* an empty OrderedDict */
+    V_LIST,    /* there is one, */
+    V_DICT     /* and one */
 } value_kind;
 
-typedef enum global { G_RECONSTRUCT, G_NDARRAY, G_DTYPE } global;
+typedef enum global {
+    G_RECONSTRUCT,
+    G_NDARRAY,
+    G_DTYPE,
+    G_TENSOR,  /* torch._utils._rebuild_tensor_v2 */
+    G_STORAGE, /* torch.storage._load_from_bytes */
+    G_HOOKS    /* collections.OrderedDict */
+} global;
 
 typedef struct pvalue {
     uint32_t kind;

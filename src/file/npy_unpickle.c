@@ -1,9 +1,9 @@
-/* A pickle machine for dicts of numpy arrays. It has a stack, a memo, and exactly two kinds of
- * objects: dtypes and arrays; the payload of an array stays in the file. Nothing is called: the
- * three globals it knows are numbers. */
+/* A pickle machine for dicts of numpy arrays or torch tensors. It has a stack, a memo, and exactly
+ * two kinds of objects: dtypes and arrays; the payload of an array stays in the file. Nothing is
+ * called: the globals it knows are numbers. */
 #include <string.h>
 
-#include "file/npy_machine.h"
+#include "file/npy_torch.h"
 
 static bool is_int(const pvalue *v, int64_t number)
 {
@@ -17,17 +17,22 @@ static bool is_text(const machine *m, const pvalue *v, const char *text)
 
 /* ---- globals */
 
+static const struct {
+    const char *module, *name;
+    global number;
+} globals[] = {{"numpy.core.multiarray", "_reconstruct", G_RECONSTRUCT},
+               {"numpy._core.multiarray", "_reconstruct", G_RECONSTRUCT},
+               {"numpy", "ndarray", G_NDARRAY},
+               {"numpy", "dtype", G_DTYPE},
+               {"torch._utils", "_rebuild_tensor_v2", G_TENSOR},
+               {"torch.storage", "_load_from_bytes", G_STORAGE},
+               {"collections", "OrderedDict", G_HOOKS}};
+
 static tare_status push_named(machine *m, const char *module, const char *name)
 {
-    bool core = strcmp(module, "numpy.core.multiarray") == 0 ||
-                strcmp(module, "numpy._core.multiarray") == 0;
-    bool numpy = strcmp(module, "numpy") == 0;
-    if (core && strcmp(name, "_reconstruct") == 0)
-        return machine_push(m, V_GLOBAL, G_RECONSTRUCT);
-    if (numpy && strcmp(name, "ndarray") == 0)
-        return machine_push(m, V_GLOBAL, G_NDARRAY);
-    if (numpy && strcmp(name, "dtype") == 0)
-        return machine_push(m, V_GLOBAL, G_DTYPE);
+    for (size_t i = 0; i < sizeof globals / sizeof *globals; i++)
+        if (strcmp(module, globals[i].module) == 0 && strcmp(name, globals[i].name) == 0)
+            return machine_push(m, V_GLOBAL, globals[i].number);
     return FAIL_AT(m, "it wants to use %.100s.%.100s, which is refused", module, name);
 }
 
@@ -102,6 +107,20 @@ static tare_status new_dtype(machine *m, const pvalue *args)
     return TARE_OK;
 }
 
+/* In place of the topmost value. */
+static tare_status add_array(machine *m, const array_object *array)
+{
+    if (m->array_count >= NPY_MAX_STACK)
+        return machine_reject(m, "too many arrays");
+    tare_status status = mem_grow(m->ctx, &m->arrays, &m->array_room, m->array_count + 1,
+                                  sizeof *array);
+    if (status != TARE_OK)
+        return status;
+    ((array_object *)m->arrays)[m->array_count] = *array;
+    *machine_top(m, 0) = (pvalue){.kind = V_ARRAY, .at = m->array_count++};
+    return TARE_OK;
+}
+
 /* _reconstruct(ndarray, (0,), b'b') */
 static tare_status new_array(machine *m, const pvalue *args)
 {
@@ -111,15 +130,83 @@ static tare_status new_array(machine *m, const pvalue *args)
         shape->size != 1 || !is_int(machine_item(m, shape, 0), 0) ||
         machine_item(m, args, 2)->kind != V_BYTES || machine_item(m, args, 2)->size != 1)
         return machine_reject(m, "an array has wrong arguments");
-    if (m->array_count >= NPY_MAX_STACK)
-        return machine_reject(m, "too many arrays");
-    tare_status status = mem_grow(m->ctx, &m->arrays, &m->array_room, m->array_count + 1,
-                                  sizeof(array_object));
+    return add_array(m, &(array_object){.state = NEW});
+}
+
+static tare_status take_shape(machine *m, const pvalue *shape, npy_entry *entry, size_t *bytes)
+{
+    for (size_t i = 0; i < shape->size; i++) {
+        const pvalue *v = machine_item(m, shape, i);
+        if (v->kind != V_INT || v->number < 0 || (uint64_t)v->number > SIZE_MAX)
+            return machine_reject(m, "an array's shape is not a tuple of sizes");
+        entry->shape[i] = (size_t)v->number;
+        if (!size_mul(*bytes, entry->shape[i], bytes))
+            return machine_reject(m, "an array's shape is too large");
+    }
+    entry->rank = (int)shape->size;
+    return TARE_OK;
+}
+
+/* Steps in elements, one for each size: those of an array in C order? Where there is one element or
+ * none, a step leads nowhere and may be anything. */
+static bool is_contiguous(const machine *m, const npy_entry *entry, const pvalue *strides)
+{
+    uint64_t step = 1;
+    for (size_t i = strides->size; i-- > 0; step *= entry->shape[i])
+        if (entry->shape[i] != 1 && !is_int(machine_item(m, strides, i), (int64_t)step))
+            return entry->bytes == 0;
+    return true;
+}
+
+/* _rebuild_tensor_v2(storage, offset in elements, shape, strides, requires_grad, OrderedDict()) */
+static tare_status new_tensor(machine *m, const pvalue *args)
+{
+    static const value_kind KINDS[] = {V_STORAGE, V_INT, V_TUPLE, V_TUPLE, V_BOOL, V_HOOKS};
+    bool right = args->size == sizeof KINDS / sizeof *KINDS;
+    for (size_t i = 0; right && i < args->size; i++)
+        right = machine_item(m, args, i)->kind == KINDS[i];
+    if (!right || machine_item(m, args, 3)->size != machine_item(m, args, 2)->size)
+        return machine_reject(m, "a tensor has wrong arguments");
+    const pvalue storage = *machine_item(m, args, 0);
+    int64_t first = machine_item(m, args, 1)->number;
+    tare_dtype dtype = (tare_dtype)storage.low;
+    array_object tensor = {.state = BUILT, .entry = {.dtype = dtype, .torch = true}};
+    size_t bytes = dtype_size(dtype), elements = (size_t)(storage.size / bytes);
+    tare_status status = take_shape(m, machine_item(m, args, 2), &tensor.entry, &bytes);
     if (status != TARE_OK)
         return status;
-    ((array_object *)m->arrays)[m->array_count] = (array_object){.state = NEW};
-    *machine_top(m, 0) = (pvalue){.kind = V_ARRAY, .at = m->array_count++};
-    return TARE_OK;
+    tensor.entry.bytes = bytes;
+    if (!is_contiguous(m, &tensor.entry, machine_item(m, args, 3)))
+        return machine_reject(m, "a tensor is not stored row by row");
+    if (first < 0 || (uint64_t)first > elements ||
+        bytes > storage.size - (uint64_t)first * dtype_size(dtype))
+        return machine_reject(m, "a tensor reaches beyond its storage");
+    tensor.entry.offset = storage.at + (uint64_t)first * dtype_size(dtype);
+    return add_array(m, &tensor);
+}
+
+/* What a global is called with becomes what it would return. */
+static tare_status call(machine *m, int64_t callable, const pvalue *args)
+{
+    switch (callable) {
+    case G_RECONSTRUCT:
+        return new_array(m, args);
+    case G_DTYPE:
+        return new_dtype(m, args);
+    case G_TENSOR:
+        return new_tensor(m, args);
+    case G_STORAGE:
+        if (args->size != 1)
+            return machine_reject(m, "a torch storage that is not bytes");
+        return torch_load_storage(m, machine_item(m, args, 0), machine_top(m, 0));
+    case G_HOOKS:
+        if (args->size != 0)
+            return machine_reject(m, "an OrderedDict that is not empty");
+        *machine_top(m, 0) = (pvalue){.kind = V_HOOKS};
+        return TARE_OK;
+    default:
+        return machine_reject(m, "a call of something unknown");
+    }
 }
 
 static tare_status reduce(machine *m)
@@ -127,11 +214,8 @@ static tare_status reduce(machine *m)
     if (m->depth < 2 || machine_top(m, 0)->kind != V_TUPLE || machine_top(m, 1)->kind != V_GLOBAL)
         return machine_reject(m, "a call of something unknown");
     pvalue args = *machine_top(m, 0);
-    int64_t callable = machine_top(m, 1)->number;
     m->depth--;
-    tare_status status = callable == G_RECONSTRUCT ? new_array(m, &args)
-                         : callable == G_DTYPE     ? new_dtype(m, &args)
-                                               : machine_reject(m, "a call of something unknown");
+    tare_status status = call(m, machine_top(m, 0)->number, &args);
     machine_forget_tuple(m, &args);
     return status;
 }
@@ -149,20 +233,6 @@ static tare_status build_dtype(machine *m, dtype_object *object, const pvalue *s
     if (!right || object->built)
         return machine_reject(m, "a dtype of another byte order or kind");
     object->built = true;
-    return TARE_OK;
-}
-
-static tare_status take_shape(machine *m, const pvalue *shape, npy_entry *entry, size_t *bytes)
-{
-    for (size_t i = 0; i < shape->size; i++) {
-        const pvalue *v = machine_item(m, shape, i);
-        if (v->kind != V_INT || v->number < 0 || (uint64_t)v->number > SIZE_MAX)
-            return machine_reject(m, "an array's shape is not a tuple of sizes");
-        entry->shape[i] = (size_t)v->number;
-        if (!size_mul(*bytes, entry->shape[i], bytes))
-            return machine_reject(m, "an array's shape is too large");
-    }
-    entry->rank = (int)shape->size;
     return TARE_OK;
 }
 

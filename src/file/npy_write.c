@@ -1,4 +1,4 @@
-#include "file/npy.h"
+#include "file/npy_torch.h"
 
 #include <string.h>
 #include <xxhash.h>
@@ -6,6 +6,9 @@
 struct npy_writer {
     tare_context *ctx;
     char *path;
+    npy_values values;
+    int rank; /* of the current entry, with its shape */
+    size_t shape[NPY_MAX_RANK];
     file_writer *file;
     buffer pending;     /* pickle text not yet appended to the file */
     uint64_t left;      /* bytes of the current entry that are still to come */
@@ -154,6 +157,63 @@ static void end_array(buffer *out)
     put(out, BUILD);
 }
 
+/* A storage of `elements` up to its data, as torch.save puts it. */
+static void put_storage_head(buffer *out, tare_dtype dtype, uint64_t elements)
+{
+    static const char key[] = "\x01\0\0\0"
+                              "0",
+                      location[] = "\x03\0\0\0"
+                                   "cpu";
+    buffer_append(out, TORCH_HEAD, sizeof TORCH_HEAD - 1);
+    buffer_puts(out, torch_storage_name(dtype));
+    buffer_append(out, TORCH_KEY, sizeof TORCH_KEY - 1);
+    buffer_append(out, key, sizeof key - 1);
+    buffer_append(out, TORCH_LOCATION, sizeof TORCH_LOCATION - 1);
+    buffer_append(out, location, sizeof location - 1);
+    buffer_append(out, TORCH_ELEMENTS, sizeof TORCH_ELEMENTS - 1);
+    put_int(out, (int64_t)elements);
+    buffer_append(out, TORCH_KEYS, sizeof TORCH_KEYS - 1);
+    buffer_append(out, key, sizeof key - 1);
+    buffer_append(out, TORCH_END, sizeof TORCH_END - 1);
+    put_little_endian(out, elements, 8);
+}
+
+/* A tensor up to its data; end_tensor follows that. */
+static void begin_tensor(buffer *out, tare_dtype dtype, uint64_t bytes)
+{
+    buffer head;
+    buffer_init(&head, out->ctx);
+    put_storage_head(&head, dtype, bytes / dtype_size(dtype));
+    put_global(out, "torch._utils", "_rebuild_tensor_v2");
+    put(out, MARK);
+    put_global(out, "torch.storage", "_load_from_bytes");
+    put_bytes_length(out, head.length + bytes);
+    buffer_append(out, head.data, head.length);
+    if (head.status != TARE_OK)
+        out->status = head.status;
+    buffer_free(&head);
+}
+
+static void end_tensor(buffer *out, int rank, const size_t *shape)
+{
+    size_t strides[NPY_MAX_RANK], step = 1;
+    for (int i = rank - 1; i >= 0; i--) {
+        strides[i] = step;
+        step *= shape[i] > 0 ? shape[i] : 1;
+    }
+    put(out, TUPLE1);
+    put(out, REDUCE);
+    put_int(out, 0);
+    put_shape(out, rank, shape);
+    put_shape(out, rank, strides);
+    put(out, NEWFALSE);
+    put_global(out, "collections", "OrderedDict");
+    put(out, EMPTY_TUPLE);
+    put(out, REDUCE);
+    put(out, TUPLE);
+    put(out, REDUCE);
+}
+
 /* Magic, version 1.0, length, text; padded so that the pickle begins at a multiple of 64. */
 static void put_file_header(buffer *out)
 {
@@ -184,13 +244,15 @@ static tare_status flush(npy_writer *w)
 }
 
 /* A writer without a file. */
-static tare_status writer_create(tare_context *ctx, const char *path, npy_writer **out)
+static tare_status writer_create(tare_context *ctx, const char *path, npy_values values,
+                                 npy_writer **out)
 {
     npy_writer *w = mem_calloc(ctx, 1, sizeof *w);
     *out = NULL;
     if (!w)
         return TARE_E_MEMORY;
     w->ctx = ctx;
+    w->values = values;
     buffer_init(&w->pending, ctx);
     w->path = mem_strdup(ctx, path);
     w->hash = XXH3_createState();
@@ -203,12 +265,12 @@ static tare_status writer_create(tare_context *ctx, const char *path, npy_writer
     return TARE_OK;
 }
 
-tare_status npy_create(tare_context *ctx, const char *path, npy_writer **out)
+tare_status npy_create(tare_context *ctx, const char *path, npy_values values, npy_writer **out)
 {
     tare_status status = TARE_OK;
     npy_writer *w = NULL;
     *out = NULL;
-    TRY(writer_create(ctx, path, &w));
+    TRY(writer_create(ctx, path, values, &w));
     put_file_header(&w->pending);
     put(&w->pending, PROTO);
     put(&w->pending, 4);
@@ -244,12 +306,13 @@ done:
     return status;
 }
 
-tare_status npy_reopen(tare_context *ctx, const char *path, uint64_t end, npy_writer **out)
+tare_status npy_reopen(tare_context *ctx, const char *path, npy_values values, uint64_t end,
+                       npy_writer **out)
 {
     tare_status status = TARE_OK;
     npy_writer *w = NULL;
     *out = NULL;
-    TRY(writer_create(ctx, path, &w));
+    TRY(writer_create(ctx, path, values, &w));
     TRY(file_reopen(ctx, path, 0, end, &w->file));
     TRY(hash_again(w, end));
     *out = w;
@@ -296,31 +359,45 @@ static tare_status check_complete(npy_writer *w)
                      (unsigned long long)w->left);
 }
 
+static tare_status end_entry(npy_writer *w)
+{
+    if (w->values == NPY_TENSORS)
+        end_tensor(&w->pending, w->rank, w->shape);
+    else
+        end_array(&w->pending);
+    put(&w->pending, SETITEM);
+    return w->pending.status;
+}
+
 tare_status npy_begin(npy_writer *w, const char *key, tare_dtype dtype, int rank,
                       const size_t *shape)
 {
     tare_status status = check_complete(w);
     if (status != TARE_OK)
         return status;
-    const char *code = dtype_code(dtype);
+    bool tensors = w->values == NPY_TENSORS;
+    const char *code = tensors ? torch_storage_name(dtype) : dtype_code(dtype);
     size_t bytes = dtype_size(dtype);
     bool fits = rank >= 0 && rank <= NPY_MAX_RANK;
     for (int i = 0; fits && i < rank; i++)
         fits = size_mul(bytes, shape[i], &bytes) && shape[i] <= INT64_MAX;
-    if (!code || !fits)
-        return TARE_FAIL(w->ctx, TARE_E_FORMAT, "%s: '%.300s': numpy has no %s of this shape",
-                         w->path, key, code ? "array" : dtype_name(dtype));
+    if (!code || !fits || bytes > INT64_MAX)
+        return TARE_FAIL(w->ctx, TARE_E_FORMAT, "%s: '%.300s': %s has no %s of this shape", w->path,
+                         key, tensors ? "torch" : "numpy", code ? "array" : dtype_name(dtype));
     if (!utf8_valid(key, strlen(key)))
         return TARE_FAIL(w->ctx, TARE_E_FORMAT, "%s: the key '%.300s' is not UTF-8", w->path, key);
     put_string(&w->pending, key);
-    begin_array(&w->pending, rank, shape, code, dtype == TARE_I8 ? "|" : "<", 0);
-    put_bytes_length(&w->pending, bytes);
-    w->left = bytes;
-    if (bytes == 0) {
-        end_array(&w->pending);
-        put(&w->pending, SETITEM);
+    if (tensors) {
+        begin_tensor(&w->pending, dtype, bytes);
+    } else {
+        begin_array(&w->pending, rank, shape, code, dtype == TARE_I8 ? "|" : "<", 0);
+        put_bytes_length(&w->pending, bytes);
     }
-    return w->pending.status;
+    w->rank = rank;
+    for (int i = 0; i < rank; i++)
+        w->shape[i] = shape[i];
+    w->left = bytes;
+    return bytes == 0 ? end_entry(w) : w->pending.status;
 }
 
 tare_status npy_append(npy_writer *w, const void *data, size_t size)
@@ -334,11 +411,8 @@ tare_status npy_append(npy_writer *w, const void *data, size_t size)
     TRY(flush(w));
     TRY(append(w, data, size));
     w->left -= size;
-    if (w->left == 0) {
-        end_array(&w->pending);
-        put(&w->pending, SETITEM);
-        status = w->pending.status;
-    }
+    if (w->left == 0)
+        status = end_entry(w);
 done:
     return status;
 }

@@ -29,6 +29,8 @@ static const linear_spec qwen2_linears[] = {DENSE_LINEARS(BIAS_ALWAYS, BIAS_NEVE
 static const linear_spec qwen3_linears[] = {
     DENSE_LINEARS(BIAS_ATTENTION, BIAS_ATTENTION, BIAS_NEVER)};
 
+static const linear_spec mistral_linears[] = {DENSE_LINEARS(BIAS_NEVER, BIAS_NEVER, BIAS_NEVER)};
+
 static const norm_spec dense_norms[] = {DENSE_NORMS};
 static const norm_spec qwen3_norms[] = {
     {NORM_Q, "self_attn.q_norm", DIM_HEAD}, {NORM_K, "self_attn.k_norm", DIM_HEAD}, DENSE_NORMS};
@@ -58,7 +60,7 @@ static const architecture architectures[] = {
      .pairs = NORMS_FIRST,
      .smooth_alpha = 0.9,
      .default_kv_heads = 32,
-     .window_by_layer = true},
+     .window = WINDOW_BY_LAYER},
     {.model_type = "qwen3",
      .linears = qwen3_linears,
      .num_linears = COUNT(qwen3_linears),
@@ -69,7 +71,16 @@ static const architecture architectures[] = {
      .smooth_shift = true,
      .default_kv_heads = 32,
      .default_head_dim = 128,
-     .window_by_layer = true},
+     .window = WINDOW_BY_LAYER},
+    {.model_type = "mistral",
+     .linears = mistral_linears,
+     .num_linears = COUNT(mistral_linears),
+     .norms = dense_norms,
+     .num_norms = COUNT(dense_norms),
+     .pairs = NORMS_FIRST,
+     .smooth_alpha = 0.9,
+     .default_kv_heads = 8,
+     .window = WINDOW_ALWAYS},
 };
 
 const architecture *architecture_find(const char *model_type)

@@ -59,6 +59,13 @@ typedef enum smooth_pair {
     PAIR_COUNT
 } smooth_pair;
 
+/* Which layers attend within config.json's sliding_window (spec/models.md 1.3). */
+typedef enum window_rule {
+    WINDOW_NEVER,
+    WINDOW_BY_LAYER, /* use_sliding_window, layer_types and max_window_layers say */
+    WINDOW_ALWAYS    /* all, unless sliding_window is null */
+} window_rule;
+
 typedef struct linear_spec {
     linear_role role;
     linear_group group;
@@ -84,9 +91,9 @@ typedef struct architecture {
     /* All pairs, in the order in which m4 and m6 treat them; other methods take the norms' alone.
      */
     smooth_pair pairs[PAIR_COUNT];
-    double smooth_alpha;  /* m4's exponent */
-    bool smooth_shift;    /* m4 moves the centre of norm outputs too, which creates biases */
-    bool window_by_layer; /* use_sliding_window, max_window_layers and layer_types apply */
+    double smooth_alpha; /* m4's exponent */
+    bool smooth_shift;   /* m4 moves the centre of norm outputs too, which creates biases */
+    window_rule window;
 } architecture;
 
 /* NULL if unknown. */

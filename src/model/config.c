@@ -2,12 +2,14 @@
  * checked here once. */
 #include "model/config.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "base/strings.h"
 #include "file/json.h"
 
 enum { MAX_DIM = 1 << 24, MAX_LAYERS = 1 << 16 };
+#define MAX_POSITION ((size_t)1 << 31)
 
 typedef struct parse {
     tare_context *ctx;
@@ -66,10 +68,12 @@ static tare_status parse_geometry(parse *p)
     TRY(parse_size(p, "vocab_size", 0, MAX_DIM, &c->vocab_size));
     TRY(parse_size(p, "num_hidden_layers", 0, MAX_LAYERS, &c->num_layers));
     TRY(parse_size(p, "num_attention_heads", 0, MAX_LAYERS, &c->num_heads));
-    size_t kv = c->arch->default_kv_heads ? c->arch->default_kv_heads : c->num_heads;
+    const value *heads = value_get(p->root, "num_key_value_heads");
+    size_t kv = c->arch->default_kv_heads && !(heads && heads->type == VALUE_NULL)
+                    ? c->arch->default_kv_heads
+                    : c->num_heads;
     TRY(parse_size(p, "num_key_value_heads", kv, MAX_LAYERS, &c->num_kv_heads));
-    TRY(parse_size(p, "max_position_embeddings", 2048, (size_t)1 << 31,
-                   &c->max_position_embeddings));
+    TRY(parse_size(p, "max_position_embeddings", 2048, MAX_POSITION, &c->max_position_embeddings));
     size_t head_dim = c->arch->default_head_dim ? c->arch->default_head_dim
                                                 : c->hidden_size / c->num_heads;
     const value *given = value_get(p->root, "head_dim");
@@ -88,7 +92,7 @@ done:
     return status;
 }
 
-/* A positive double of a rope map. */
+/* A positive double of a rope map; fallback 0: it is required. */
 static tare_status rope_number(parse *p, const value *map, const char *key, double fallback,
                                double *out)
 {
@@ -101,35 +105,101 @@ static tare_status rope_number(parse *p, const value *map, const char *key, doub
     return TARE_OK;
 }
 
+static tare_status parse_llama3(parse *p, const value *map, rope_config *r)
+{
+    tare_status status = TARE_OK;
+    TRY(rope_number(p, map, "low_freq_factor", 0, &r->low_freq_factor));
+    TRY(rope_number(p, map, "high_freq_factor", 0, &r->high_freq_factor));
+    TRY(rope_number(p, map, "original_max_position_embeddings", 0, &r->original_max_position));
+    if (r->high_freq_factor <= r->low_freq_factor)
+        return REFUSE(p, "high_freq_factor of the rope settings must exceed low_freq_factor");
+done:
+    return status;
+}
+
+/* 0 stands for "not given", as in transformers. */
+static tare_status yarn_number(parse *p, const value *map, const char *key, double fallback,
+                               double *out)
+{
+    const value *v = value_get(map, key);
+    if (v && v->type == VALUE_NUMBER && v->number == 0) {
+        *out = fallback;
+        return TARE_OK;
+    }
+    return rope_number(p, map, key, fallback, out);
+}
+
+static tare_status parse_yarn(parse *p, const value *map, rope_config *r)
+{
+    tare_status status = TARE_OK;
+    double mscale = 0, mscale_all = 0, given = NAN;
+    bool truncate = true;
+    TRY(yarn_number(p, map, "beta_fast", 32, &r->beta_fast));
+    TRY(yarn_number(p, map, "beta_slow", 1, &r->beta_slow));
+    TRY(yarn_number(p, map, "original_max_position_embeddings", r->max_position,
+                    &r->original_max_position));
+    TRY(value_get_bool(p->ctx, map, p->what, "truncate", &truncate));
+    TRY(value_get_double(p->ctx, map, p->what, "mscale", &mscale));
+    TRY(value_get_double(p->ctx, map, p->what, "mscale_all_dim", &mscale_all));
+    TRY(value_get_double(p->ctx, map, p->what, "attention_factor", &given));
+    if (r->theta <= 1)
+        return REFUSE(p, "rope_theta %g is too small for yarn, which needs one above 1", r->theta);
+    r->keep_fractions = !truncate;
+    if (!isnan(given))
+        r->attention_factor = given;
+    else if (mscale != 0 && mscale_all != 0)
+        r->attention_factor = rope_yarn_mscale(r->factor, mscale) /
+                              rope_yarn_mscale(r->factor, mscale_all);
+    else
+        r->attention_factor = rope_yarn_mscale(r->factor, 1);
+    if (!(fabs(r->attention_factor) < 1e30))
+        return REFUSE(p, "the attention factor of the rope settings is not a finite number");
+done:
+    return status == TARE_OK ? status : TARE_E_MODEL;
+}
+
+/* rope_parameters (transformers 5, theta inside) or rope_scaling; NULL: neither says anything. */
+static tare_status find_rope_map(parse *p, const value **out, bool *modern)
+{
+    const value *map = value_get(p->root, "rope_parameters");
+    *modern = map && map->type == VALUE_MAP;
+    if (!*modern)
+        map = value_get(p->root, "rope_scaling");
+    *out = map && map->type == VALUE_NULL ? NULL : map;
+    if (*out && map->type != VALUE_MAP)
+        return REFUSE(p, "rope_scaling is neither null nor a map");
+    for (size_t i = 0; *out && i < map->count; i++) {
+        if (map->items[i].type == VALUE_MAP)
+            return REFUSE(p, "rope settings by kind of layer (%.40s) are not supported",
+                          map->keys[i].text);
+    }
+    return TARE_OK;
+}
+
 static tare_status parse_rope(parse *p)
 {
     tare_status status = TARE_OK;
     rope_config *r = &p->out->rope;
-    const value *scaling = value_get(p->root, "rope_parameters");
-    bool modern = scaling && scaling->type == VALUE_MAP;
-    if (!modern)
-        scaling = value_get(p->root, "rope_scaling");
-    if (scaling && scaling->type == VALUE_NULL)
-        scaling = NULL;
-    if (scaling && scaling->type != VALUE_MAP)
-        return REFUSE(p, "rope_scaling is neither null nor a map");
+    const value *map;
+    bool modern;
     const char *name = "default";
-    if (value_get_string(p->ctx, scaling, p->what,
-                         value_get(scaling, "rope_type") ? "rope_type" : "type", &name) != TARE_OK)
+    TRY(find_rope_map(p, &map, &modern));
+    if (value_get_string(p->ctx, map, p->what, value_get(map, "rope_type") ? "rope_type" : "type",
+                         &name) != TARE_OK)
         return TARE_E_MODEL;
     if (!rope_type_find(name, &r->type))
-        return REFUSE(p, "rope type \"%.80s\" is not supported; supported: default, llama3", name);
-    TRY(rope_number(p, modern && value_get(scaling, "rope_theta") ? scaling : p->root, "rope_theta",
-                    10000, &r->theta));
-    if (r->type == ROPE_LLAMA3) {
-        TRY(rope_number(p, scaling, "factor", 0, &r->factor));
-        TRY(rope_number(p, scaling, "low_freq_factor", 0, &r->low_freq_factor));
-        TRY(rope_number(p, scaling, "high_freq_factor", 0, &r->high_freq_factor));
-        TRY(rope_number(p, scaling, "original_max_position_embeddings", 0,
-                        &r->original_max_position));
-        if (r->high_freq_factor <= r->low_freq_factor)
-            return REFUSE(p, "high_freq_factor of the rope settings must exceed low_freq_factor");
-    }
+        return REFUSE(p, "rope type \"%.80s\" is not supported; supported: %s", name,
+                      ROPE_TYPE_NAMES);
+    TRY(rope_number(p, modern && value_get(map, "rope_theta") ? map : p->root, "rope_theta", 10000,
+                    &r->theta));
+    r->attention_factor = 1;
+    r->max_position = (double)p->out->max_position_embeddings;
+    if (r->type != ROPE_DEFAULT)
+        TRY(rope_number(p, map, "factor", 0, &r->factor));
+    if (r->type == ROPE_LLAMA3)
+        TRY(parse_llama3(p, map, r));
+    if (r->type == ROPE_YARN)
+        TRY(parse_yarn(p, map, r));
 done:
     return status;
 }
@@ -157,33 +227,51 @@ static tare_status parse_dtype(parse *p)
                   v->text);
 }
 
+/* layer_types of config.json, if it is set; NULL: it is not. */
+static tare_status find_layer_types(parse *p, const value **out)
+{
+    const value *types = value_get(p->root, "layer_types");
+    *out = types && types->type == VALUE_NULL ? NULL : types;
+    if (!*out)
+        return TARE_OK;
+    if (types->type != VALUE_LIST || types->count != p->out->num_layers)
+        return REFUSE(p, "layer_types must be a list of %zu strings", p->out->num_layers);
+    for (size_t i = 0; i < types->count; i++) {
+        const value *v = &types->items[i];
+        if (v->type != VALUE_STRING ||
+            (strcmp(v->text, "sliding_attention") != 0 && strcmp(v->text, "full_attention") != 0))
+            return REFUSE(p,
+                          "layer_types says \"%.40s\" of layer %zu; supported: full_attention, "
+                          "sliding_attention",
+                          v->type == VALUE_STRING ? v->text : "(no string)", i);
+    }
+    return TARE_OK;
+}
+
 /* Which layers attend within a sliding window (spec/models.md 1.3). */
 static tare_status parse_windows(parse *p)
 {
     tare_status status = TARE_OK;
     model_config *c = p->out;
-    bool use = false;
+    window_rule rule = c->arch->window;
+    bool use = rule == WINDOW_ALWAYS;
     size_t window = 4096, first = 28;
-    if (!c->arch->window_by_layer)
-        return TARE_OK;
-    TRY(value_get_bool(p->ctx, p->root, p->what, "use_sliding_window", &use));
+    const value *types = NULL, *given = value_get(p->root, "sliding_window");
     TRY(value_get_size(p->ctx, p->root, p->what, "sliding_window", &window));
-    TRY(value_get_size(p->ctx, p->root, p->what, "max_window_layers", &first));
-    if (!use || window == 0)
+    if (rule == WINDOW_BY_LAYER) {
+        TRY(value_get_bool(p->ctx, p->root, p->what, "use_sliding_window", &use));
+        TRY(value_get_size(p->ctx, p->root, p->what, "max_window_layers", &first));
+        TRY(find_layer_types(p, &types));
+    }
+    if (!use || window == 0 || (given && given->type == VALUE_NULL))
         return TARE_OK;
-    const value *types = value_get(p->root, "layer_types");
-    if (types && (types->type != VALUE_LIST || types->count != c->num_layers))
-        types = types->type == VALUE_NULL ? NULL : types;
-    if (types && (types->type != VALUE_LIST || types->count != c->num_layers))
-        return REFUSE(p, "layer_types must be a list of %zu strings", c->num_layers);
     size_t *windows = arena_calloc(p->arena, c->num_layers, sizeof *windows);
     if (!windows)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < c->num_layers; i++) {
-        bool sliding = i >= first;
+        bool sliding = rule == WINDOW_ALWAYS || i >= first;
         if (types)
-            sliding = types->items[i].type == VALUE_STRING &&
-                      strcmp(types->items[i].text, "sliding_attention") == 0;
+            sliding = strcmp(types->items[i].text, "sliding_attention") == 0;
         windows[i] = sliding ? window : 0;
     }
     c->windows = windows;
@@ -256,4 +344,15 @@ bool model_config_has_bias(const model_config *config, bias_rule rule)
 size_t model_config_window(const model_config *config, size_t layer)
 {
     return config->windows ? config->windows[layer] : 0;
+}
+
+size_t model_config_max_tokens(const model_config *config)
+{
+    const rope_config *r = &config->rope;
+    double tokens = (double)config->max_position_embeddings;
+    if (r->type == ROPE_LINEAR || r->type == ROPE_DYNAMIC)
+        tokens *= r->factor;
+    else if (r->type == ROPE_YARN)
+        tokens = fmax(tokens, r->original_max_position * r->factor);
+    return tokens < (double)MAX_POSITION ? (size_t)tokens : MAX_POSITION;
 }

@@ -27,5 +27,8 @@ tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, si
 size_t model_config_dim(const model_config *config, model_dim dim);
 bool model_config_has_bias(const model_config *config, bias_rule rule);
 size_t model_config_window(const model_config *config, size_t layer);
+/* Tokens of the longest sequence that the model is made for: max_position_embeddings, stretched by
+ * the rope settings' factor where these leave that key at the length before stretching. */
+size_t model_config_max_tokens(const model_config *config);
 
 #endif

@@ -49,7 +49,8 @@ tare_status decoder_workspace_create(tare_model *model, size_t rows, size_t long
     size_t query = c->num_heads * c->head_dim,
            width = query > c->hidden_size ? query : c->hidden_size, count;
     *out = (decoder_workspace){.ctx = ctx, .rows = rows, .round = round};
-    tare_status status = rope_table_create(ctx, &c->rope, c->head_dim, longest, &out->rope);
+    tare_status status = rope_table_create(ctx, &c->rope, c->head_dim, longest,
+                                           (size_t)parallel_threads(ctx), &out->rope);
     bool ok = status == TARE_OK && size_mul(rows, width, &count) &&
               (out->input = mem_alloc_array(ctx, count, 4));
     for (size_t i = 0; ok && i < c->arch->num_linears; i++) {
@@ -73,8 +74,9 @@ size_t decoder_workspace_bytes(const tare_model *model, size_t rows, size_t long
     const model_config *c = &model->config;
     attention_shape shape = layer_attention_shape(c, 0, longest);
     size_t query = c->num_heads * c->head_dim,
-           width = query > c->hidden_size ? query : c->hidden_size, half = c->head_dim / 2;
-    size_t bytes = mem_array_bytes(half, 4) + 2 * mem_array_bytes(longest * half, 4); /* rope */
+           width = query > c->hidden_size ? query : c->hidden_size;
+    size_t bytes = rope_table_bytes(&c->rope, c->head_dim, longest,
+                                    (size_t)parallel_threads(model->ctx));
     bytes += mem_array_bytes(rows * width, 4);
     for (size_t i = 0; i < c->arch->num_linears; i++)
         bytes += mem_array_bytes(rows * model_config_dim(c, c->arch->linears[i].out), 4);
@@ -245,10 +247,8 @@ typedef struct rotate_work {
 /* Per-head norm (where the architecture has one), then rotary embedding, of the heads of one row.
  */
 static void rotate_heads(const rotate_work *w, float *row, size_t heads, const float *norm,
-                         size_t position)
+                         const float *cos, const float *sin)
 {
-    const float *cos = w->rope->cos + position * w->rope->half,
-                *sin = w->rope->sin + position * w->rope->half;
     for (size_t h = 0; h < heads; h++) {
         float *x = row + h * w->head_dim;
         if (norm)
@@ -263,14 +263,18 @@ static void rotate_heads(const rotate_work *w, float *row, size_t heads, const f
 static void rotate_sample(void *user, size_t index, int thread)
 {
     const rotate_work *w = user;
-    (void)thread;
     size_t row = 0;
     for (size_t s = 0; s < index; s++)
         row += w->b->lengths[s];
     size_t past = w->b->past ? w->b->past[index] : 0;
-    for (size_t p = past; p < past + w->b->lengths[index]; p++, row++) {
-        rotate_heads(w, w->q + row * w->num_heads * w->head_dim, w->num_heads, w->q_norm, p);
-        rotate_heads(w, w->k + row * w->num_kv_heads * w->head_dim, w->num_kv_heads, w->k_norm, p);
+    size_t tokens = past + w->b->lengths[index];
+    rope_sequence rope = rope_sequence_begin(w->rope, tokens, thread);
+    for (size_t p = past; p < tokens; p++, row++) {
+        const float *cos, *sin;
+        rope_sequence_at(&rope, p, &cos, &sin);
+        rotate_heads(w, w->q + row * w->num_heads * w->head_dim, w->num_heads, w->q_norm, cos, sin);
+        rotate_heads(w, w->k + row * w->num_kv_heads * w->head_dim, w->num_kv_heads, w->k_norm, cos,
+                     sin);
     }
 }
 

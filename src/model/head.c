@@ -77,7 +77,7 @@ tare_status head_weights_load(tare_model *model, head_weights *out)
     tare_status status = TARE_OK;
     const tensor_info *t = model->head.weight;
     size_t row_bytes = t->shape[1] * dtype_size(t->dtype);
-    *out = (head_weights){.count = (model->head.n + HEAD_PANEL - 1) / HEAD_PANEL};
+    *out = (head_weights){.count = size_divide_up(model->head.n, HEAD_PANEL)};
     char *raw = mem_alloc_array(model->ctx, panel_rows(model, 0), row_bytes);
     out->panels = mem_calloc(model->ctx, out->count, sizeof(gemm_weight *));
     TRY(raw && out->panels ? TARE_OK : TARE_E_MEMORY);
@@ -130,7 +130,7 @@ static size_t panel_bytes(const tare_model *model)
 
 size_t head_weights_bytes(const tare_model *model)
 {
-    size_t count = (model->head.n + HEAD_PANEL - 1) / HEAD_PANEL;
+    size_t count = size_divide_up(model->head.n, HEAD_PANEL);
     return count * panel_bytes(model) + mem_array_bytes(count, sizeof(gemm_weight *));
 }
 

@@ -5,7 +5,11 @@
 #include <math.h>
 #include <string.h>
 
-static const char *const rope_names[] = {[ROPE_DEFAULT] = "default", [ROPE_LLAMA3] = "llama3"};
+static const char *const rope_names[] = {[ROPE_DEFAULT] = "default",
+                                         [ROPE_LINEAR] = "linear",
+                                         [ROPE_DYNAMIC] = "dynamic",
+                                         [ROPE_LLAMA3] = "llama3",
+                                         [ROPE_YARN] = "yarn"};
 
 bool rope_type_find(const char *name, rope_type *out)
 {
@@ -16,6 +20,11 @@ bool rope_type_find(const char *name, rope_type *out)
         }
     }
     return false;
+}
+
+double rope_yarn_mscale(double factor, double mscale)
+{
+    return factor <= 1 ? 1 : 0.1 * mscale * log(factor) + 1;
 }
 
 /* Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, those between
@@ -32,44 +41,132 @@ static double scale_llama3(const rope_config *c, double f)
     return (1 - smooth) * f / c->factor + smooth * f;
 }
 
-void rope_frequencies(const rope_config *config, size_t head_dim, float *f)
+/* The (fractional) index of the frequency that turns `rotations` times in the original length. */
+static double yarn_index(const rope_config *c, double head_dim, double rotations)
 {
+    return head_dim * log(c->original_max_position / (2 * M_PI * rotations)) / (2 * log(c->theta));
+}
+
+/* Frequency j of head_dim/2: fast ones are kept, slow ones stretched, a ramp between. */
+static double scale_yarn(const rope_config *c, double head_dim, double j, double f)
+{
+    double first = yarn_index(c, head_dim, c->beta_fast),
+           last = yarn_index(c, head_dim, c->beta_slow);
+    if (!c->keep_fractions) {
+        first = floor(first);
+        last = ceil(last);
+    }
+    first = fmax(first, 0);
+    last = fmin(last, head_dim - 1);
+    if (first == last)
+        last += 0.001;
+    double ramp = fmin(fmax((j - first) / (last - first), 0), 1);
+    return f / c->factor * ramp + f * (1 - ramp);
+}
+
+static double scaled_theta(const rope_config *c, double head_dim, double tokens)
+{
+    if (c->type != ROPE_DYNAMIC || tokens <= c->max_position)
+        return c->theta;
+    return c->theta *
+           pow(c->factor * tokens / c->max_position - (c->factor - 1), head_dim / (head_dim - 2));
+}
+
+void rope_frequencies(const rope_config *config, size_t head_dim, size_t tokens, float *f)
+{
+    double d = (double)head_dim, theta = scaled_theta(config, d, (double)tokens);
     for (size_t j = 0; j < head_dim / 2; j++) {
-        double value = pow(config->theta, -2.0 * (double)j / (double)head_dim);
-        f[j] = (float)(config->type == ROPE_LLAMA3 ? scale_llama3(config, value) : value);
+        double value = pow(theta, -2.0 * (double)j / d);
+        if (config->type == ROPE_LINEAR)
+            value /= config->factor;
+        else if (config->type == ROPE_LLAMA3)
+            value = scale_llama3(config, value);
+        else if (config->type == ROPE_YARN)
+            value = scale_yarn(config, d, (double)j, value);
+        f[j] = (float)value;
     }
 }
 
-tare_status rope_table_create(tare_context *ctx, const rope_config *config, size_t head_dim,
-                              size_t tokens, rope_table *out)
+/* cos and sin [half] of a position. */
+static void fill_row(const rope_config *c, const float *f, size_t half, size_t position,
+                     float *cosines, float *sines)
 {
-    *out = (rope_table){.tokens = tokens, .half = head_dim / 2};
-    size_t count;
-    if (!size_mul(tokens, out->half, &count))
+    float factor = (float)c->attention_factor;
+    for (size_t j = 0; j < half; j++) {
+        float angle = (float)position * f[j];
+        cosines[j] = (float)cos((double)angle) * factor;
+        sines[j] = (float)sin((double)angle) * factor;
+    }
+}
+
+/* Longer sequences have frequencies of their own. */
+static bool outgrows(const rope_config *c, size_t tokens)
+{
+    return c->type == ROPE_DYNAMIC && (double)tokens > c->max_position;
+}
+
+static size_t table_tokens(const rope_config *c, size_t tokens)
+{
+    return outgrows(c, tokens) ? (size_t)c->max_position : tokens;
+}
+
+tare_status rope_table_create(tare_context *ctx, const rope_config *config, size_t head_dim,
+                              size_t tokens, size_t threads, rope_table *out)
+{
+    tare_status status = TARE_OK;
+    bool own = outgrows(config, tokens);
+    *out = (rope_table){
+        .config = config, .tokens = table_tokens(config, tokens), .half = head_dim / 2};
+    size_t count, rooms;
+    float *f = NULL;
+    if (!size_mul(out->tokens, out->half, &count) || !size_mul(3 * threads, out->half, &rooms))
         return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: rope table of %zu positions", tokens);
-    float *f = mem_alloc_array(ctx, out->half, sizeof *f);
+    f = mem_alloc_array(ctx, out->half, sizeof *f);
     out->cos = mem_alloc_array(ctx, count, sizeof *out->cos);
     out->sin = mem_alloc_array(ctx, count, sizeof *out->sin);
-    if (!f || !out->cos || !out->sin) {
-        mem_free(ctx, f);
-        rope_table_free(ctx, out);
-        return TARE_E_MEMORY;
-    }
-    rope_frequencies(config, head_dim, f);
-    for (size_t p = 0; p < tokens; p++) {
-        for (size_t j = 0; j < out->half; j++) {
-            float angle = (float)p * f[j];
-            out->cos[p * out->half + j] = (float)cos((double)angle);
-            out->sin[p * out->half + j] = (float)sin((double)angle);
-        }
-    }
+    out->rooms = own ? mem_alloc_array(ctx, rooms, sizeof *out->rooms) : NULL;
+    TRY(f && out->cos && out->sin && (out->rooms || !own) ? TARE_OK : TARE_E_MEMORY);
+    rope_frequencies(config, head_dim, out->tokens, f);
+    for (size_t p = 0; p < out->tokens; p++)
+        fill_row(config, f, out->half, p, out->cos + p * out->half, out->sin + p * out->half);
+done:
     mem_free(ctx, f);
-    return TARE_OK;
+    if (status != TARE_OK)
+        rope_table_free(ctx, out);
+    return status;
 }
 
 void rope_table_free(tare_context *ctx, rope_table *table)
 {
     mem_free(ctx, table->cos);
     mem_free(ctx, table->sin);
+    mem_free(ctx, table->rooms);
     *table = (rope_table){0};
+}
+
+size_t rope_table_bytes(const rope_config *config, size_t head_dim, size_t tokens, size_t threads)
+{
+    size_t half = head_dim / 2;
+    return mem_array_bytes(half, sizeof(float)) +
+           2 * mem_array_bytes(table_tokens(config, tokens) * half, sizeof(float)) +
+           (outgrows(config, tokens) ? mem_array_bytes(3 * threads * half, sizeof(float)) : 0);
+}
+
+rope_sequence rope_sequence_begin(const rope_table *table, size_t tokens, int thread)
+{
+    rope_sequence s = {.table = table};
+    if (outgrows(table->config, tokens)) {
+        s.room = table->rooms + (size_t)thread * 3 * table->half;
+        rope_frequencies(table->config, 2 * table->half, tokens, s.room);
+    }
+    return s;
+}
+
+void rope_sequence_at(const rope_sequence *s, size_t position, const float **cos, const float **sin)
+{
+    const rope_table *t = s->table;
+    if (s->room)
+        fill_row(t->config, s->room, t->half, position, s->room + t->half, s->room + 2 * t->half);
+    *cos = s->room ? s->room + t->half : t->cos + position * t->half;
+    *sin = s->room ? s->room + 2 * t->half : t->sin + position * t->half;
 }

@@ -234,11 +234,6 @@ tare_status weight_source_logits(weight_source *w, float *x, size_t rows, float 
 
 /* ---- sizes ---- */
 
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 /* Packed weights of a layer, and what loading one linear needs beside its result at most. */
 static size_t layer_bytes(const tare_model *model, size_t layer, size_t *loading)
 {
@@ -249,7 +244,7 @@ static size_t layer_bytes(const tare_model *model, size_t layer, size_t *loading
         tare_dtype dtype = linear_raw_dtype(model, l);
         bytes += float_linear_bytes(model, l, GEMM_FP32, dtype);
         size_t making = linear_raw_bytes(model, l) + float_linear_making_bytes(l);
-        *loading = larger(*loading, larger(linear_read_bytes(model, l), making));
+        *loading = size_max(*loading, size_max(linear_read_bytes(model, l), making));
     }
     return bytes;
 }
@@ -260,7 +255,7 @@ static size_t layers_bytes(const tare_model *model, size_t *loading)
     for (size_t i = 0; i < model->config.num_layers; i++)
         bytes += layer_bytes(model, i, loading) + layer_norms_bytes(model, i);
     return bytes + 2 * mem_array_bytes(model->config.num_layers,
-                                       larger(sizeof(float_layer), sizeof(layer_norms)));
+                                       size_max(sizeof(float_layer), sizeof(layer_norms)));
 }
 
 size_t kept_weights_bytes(const tare_model *model)
@@ -274,7 +269,7 @@ size_t kept_weights_loading_bytes(const tare_model *model)
 {
     size_t loading = 0;
     layers_bytes(model, &loading);
-    return kept_weights_bytes(model) + larger(loading, head_weights_loading_bytes(model));
+    return kept_weights_bytes(model) + size_max(loading, head_weights_loading_bytes(model));
 }
 
 size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t head_rows)
@@ -284,27 +279,28 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t hea
     size_t head = mode == WEIGHTS_KEPT ? head_kept_bytes(model, head_rows)
                                        : head_logits_bytes(model, head_rows);
     if (mode == WEIGHTS_KEPT)
-        return larger(gemm_float_bytes(model->ctx), head);
+        return size_max(gemm_float_bytes(model->ctx), head);
     for (size_t i = 0; i < model->config.num_layers; i++) {
         size_t bytes = 0;
-        layer = larger(layer, layer_bytes(model, i, &loading));
-        norms = larger(norms, layer_norms_bytes(model, i));
+        layer = size_max(layer, layer_bytes(model, i, &loading));
+        norms = size_max(norms, layer_norms_bytes(model, i));
         for (size_t j = 0; j < arch->num_linears; j++) {
             const model_linear *l = &model->layers[i].linears[arch->linears[j].role];
-            linear = larger(linear,
-                            float_linear_bytes(model, l, GEMM_FP32, linear_raw_dtype(model, l)));
-            bytes += larger(linear_raw_bytes(model, l), l->weight->bytes);
+            linear = size_max(linear,
+                              float_linear_bytes(model, l, GEMM_FP32, linear_raw_dtype(model, l)));
+            bytes += size_max(linear_raw_bytes(model, l), l->weight->bytes);
         }
-        raw = larger(raw, bytes);
+        raw = size_max(raw, bytes);
     }
     size_t fixed = norms + model_read_vector_bytes(model->final_norm) + 4096;
     if (mode == WEIGHTS_LINEAR)
-        return fixed + larger(head, linear + larger(loading, gemm_float_bytes(model->ctx)));
+        return fixed + size_max(head, linear + size_max(loading, gemm_float_bytes(model->ctx)));
     if (mode == WEIGHTS_LAYER)
-        return fixed + larger(head + layer, layer + larger(loading, gemm_float_bytes(model->ctx)));
+        return fixed +
+               size_max(head + layer, layer + size_max(loading, gemm_float_bytes(model->ctx)));
     /* A layer read ahead, one packed; while it is packed, its raw weights go one by one. */
     return fixed + raw + layer + loading +
-           larger(loading, larger(head, gemm_float_bytes(model->ctx)));
+           size_max(loading, size_max(head, gemm_float_bytes(model->ctx)));
 }
 
 uint64_t weight_source_read(const tare_model *model)
@@ -316,4 +312,17 @@ uint64_t weight_source_read(const tare_model *model)
             bytes += model->layers[i].linears[arch->linears[j].role].weight->bytes;
     }
     return bytes;
+}
+
+uint64_t weight_source_parameters(const tare_model *model)
+{
+    const architecture *arch = model->config.arch;
+    uint64_t count = (uint64_t)model->head.n * model->head.k;
+    for (size_t i = 0; i < model->config.num_layers; i++) {
+        for (size_t j = 0; j < arch->num_linears; j++) {
+            const model_linear *l = &model->layers[i].linears[arch->linears[j].role];
+            count += (uint64_t)l->n * l->k;
+        }
+    }
+    return count;
 }

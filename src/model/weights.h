@@ -56,5 +56,7 @@ size_t kept_weights_bytes(const tare_model *model);
 size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t head_rows);
 /* Of the checkpoint: bytes of all layers and the head. */
 uint64_t weight_source_read(const tare_model *model);
+/* Their elements. */
+uint64_t weight_source_parameters(const tare_model *model);
 
 #endif

@@ -137,9 +137,16 @@ done:
 static tare_status inspect_npy(report *r, const char *path)
 {
     npy_dict *d = NULL;
+    size_t tensors = 0;
     tare_status status = TARE_OK;
     TRY(npy_open(r->ctx, path, &d));
+    for (size_t i = 0; i < npy_count(d); i++)
+        tensors += npy_at(d, i)->torch;
     put_text(r, "kind", "npy");
+    put_text(r, "values",
+             tensors == 0              ? "numpy"
+             : tensors == npy_count(d) ? "torch"
+                                       : "numpy and torch");
     put_number(r, "tensors_total", npy_count(d));
     open_group(r, "tensors");
     for (size_t i = 0; i < npy_count(d); i++) {

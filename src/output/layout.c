@@ -167,8 +167,6 @@ bool linear_tensor(layout which, const numerics *num, const linear_form *linear,
         set_shape(out, TARE_I64, 1, 2, 0);
         break;
     }
-    if (which == LAYOUT_NUMPY)
-        out->dtype = numpy_dtype(out->dtype);
     return true;
 }
 
@@ -196,8 +194,6 @@ int fa_tensor_of_name(const char *name, size_t *module_length)
 void fa_tensor(layout l, const numerics *num, int which, size_t heads, tensor_info *out)
 {
     set_shape(out, which < FA_TENSORS / 2 ? layout_scale_dtype(l, num) : TARE_I8, 2, heads, 1);
-    if (l == LAYOUT_NUMPY)
-        out->dtype = numpy_dtype(out->dtype);
 }
 
 static char *lower_case(arena *a, const char *text)

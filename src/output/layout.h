@@ -60,8 +60,9 @@ typedef struct linear_form {
     tare_dtype bias_dtype;
 } linear_form;
 
-/* dtype and shape of one tensor of a quantized linear (sections 4.1 and 7); name, offset and bytes
- * stay as they are. False: this linear has no such tensor. */
+/* dtype and shape of one tensor of a quantized linear (sections 4.1 and 7; in numpy's layout an
+ * array has numpy_dtype() of it); name, offset and bytes stay as they are. False: this linear has
+ * no such tensor. */
 bool linear_tensor(layout which, const numerics *num, const linear_form *linear, tensor_role role,
                    tensor_info *out);
 /* 32-bit words of a row of `k` 8-bit integers in TENSOR_WEIGHT_PACKED: value + 128 in a byte each,
@@ -78,7 +79,7 @@ const char *fa_suffix(int which);
 /* Which of the six the end of a tensor's name says, and the length of the module before it; -1:
  * none. */
 int fa_tensor_of_name(const char *name, size_t *module_length);
-/* dtype and shape [heads,1]; name, offset and bytes stay as they are. */
+/* dtype and shape [heads,1], as linear_tensor; name, offset and bytes stay as they are. */
 void fa_tensor(layout l, const numerics *num, int which, size_t heads, tensor_info *out);
 
 /* Section 5.1: F32 if the serving dtype is BF16, else I64. */

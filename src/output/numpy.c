@@ -7,15 +7,21 @@
 
 enum { WIDEN_PIECE = 16384 }; /* elements converted at a time */
 
+/* numpy has no bfloat16, torch has. */
+static tare_dtype stored_dtype(const output *o, tare_dtype dtype)
+{
+    return o->options.npy_torch ? dtype : numpy_dtype(dtype);
+}
+
 static bool npy_can_hold(tare_dtype dtype)
 {
     return dtype == TARE_I8 || dtype == TARE_I32 || dtype == TARE_I64 || dtype == TARE_F16 ||
-           dtype == TARE_F32;
+           dtype == TARE_BF16 || dtype == TARE_F32;
 }
 
 tare_status output_numpy_check(output *o, const tensor_info *tensor)
 {
-    if (npy_can_hold(numpy_dtype(tensor->dtype)))
+    if (npy_can_hold(tensor->dtype))
         return TARE_OK;
     return TARE_FAIL(o->ctx, TARE_E_MODEL, "%s: save type numpy cannot hold dtype %s", tensor->name,
                      dtype_name(tensor->dtype));
@@ -29,8 +35,8 @@ static tare_status begin_entry(output *o, output_folder *f, const tensor_info *t
     char *key = mem_strndup(o->ctx, tensor->name, length);
     if (!key)
         return TARE_E_MEMORY;
-    tare_status status = npy_begin(f->npy[*where], key, numpy_dtype(tensor->dtype), tensor->rank,
-                                   tensor->shape);
+    tare_status status = npy_begin(f->npy[*where], key, stored_dtype(o, tensor->dtype),
+                                   tensor->rank, tensor->shape);
     mem_free(o->ctx, key);
     return status;
 }
@@ -45,6 +51,11 @@ static tare_status write_empty(output *o, output_folder *f)
             TRY(begin_entry(o, f, &o->units[i].tensor, TENSOR_FLOAT, &where));
 done:
     return status;
+}
+
+npy_values output_npy_values(const output *o)
+{
+    return o->options.npy_torch ? NPY_TENSORS : NPY_ARRAYS;
 }
 
 tare_status output_numpy_open(output *o, output_folder *f)
@@ -64,7 +75,7 @@ tare_status output_numpy_open(output *o, output_folder *f)
             continue;
         path = path_join(o->ctx, f->stage, npy_file_name((npy_file)i));
         TRY(path ? TARE_OK : TARE_E_MEMORY);
-        TRY(npy_create(o->ctx, path, &f->npy[i]));
+        TRY(npy_create(o->ctx, path, output_npy_values(o), &f->npy[i]));
         mem_free(o->ctx, path);
         path = NULL;
     }
@@ -102,7 +113,7 @@ tare_status output_numpy_write(output *o, output_folder *f, const tensor_info *t
 
     if (offset == 0)
         TRY(begin_entry(o, f, tensor, role, &where));
-    if (tensor->dtype != TARE_BF16)
+    if (stored_dtype(o, tensor->dtype) == tensor->dtype)
         return npy_append(f->npy[where], data, size);
     if (size % sizeof(uint16_t) != 0)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "%s: half an element was written", tensor->name);

@@ -202,14 +202,15 @@ static tare_status refuse_new_biases(const output *o)
         o->options.save & SAVE_ASCENDV1 ? "ascendv1" : "compressed-tensors", o->new_biases.data);
 }
 
-/* Size of the npy files, whose float tensors are as wide as float32. */
-static uint64_t numpy_bytes(const output_folder *f)
+/* Size of the npy files; numpy arrays hold BF16 as float32. */
+static uint64_t numpy_bytes(const output *o, const output_folder *f)
 {
-    uint64_t bytes = 0;
+    uint64_t bytes = 0, widened = o->options.npy_torch ? 1 : 2;
     for (size_t i = 0; i < f->num_tensors; i++)
         bytes += f->tensors[i].not_numpy
                      ? 0
-                     : f->tensors[i].info.bytes * (f->tensors[i].info.dtype == TARE_BF16 ? 2 : 1);
+                     : f->tensors[i].info.bytes *
+                           (f->tensors[i].info.dtype == TARE_BF16 ? widened : 1);
     return bytes;
 }
 
@@ -220,7 +221,7 @@ static tare_status check_free_space(output *o)
     for (size_t i = 0; i < o->num_folders; i++) {
         const output_folder *f = &o->folders[i];
         needed += f->has_files ? output_planned_bytes(f) : 0;
-        needed += f->has_numpy ? numpy_bytes(f) : 0;
+        needed += f->has_numpy ? numpy_bytes(o, f) : 0;
     }
     TRY(folder_free_space(o->ctx, o->stage, &available));
     if (available < needed)

@@ -43,6 +43,7 @@ typedef struct output_options {
     /* Names that the safe_tensor layout goes by instead of its own (a shard: with its number before
      * the ending); NULL: its own. */
     const char *safetensors_name, *json_name;
+    bool npy_torch; /* the npy files hold torch tensors, not numpy arrays */
     numerics num;
     bool dtype_given; /* the recipe names a dtype: config.json's torch_dtype is set to num.dtype */
     const char *quant_type; /* "W8A8", "W8A16" */

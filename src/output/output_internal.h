@@ -169,6 +169,7 @@ tare_status output_close_files(output *o, output_folder *f);
 void output_abandon_files(output_folder *f);
 
 /* numpy.c: the npy files of a folder. */
+npy_values output_npy_values(const output *o);
 tare_status output_numpy_check(output *o, const tensor_info *tensor);
 tare_status output_numpy_open(output *o, output_folder *f);
 tare_status output_numpy_write(output *o, output_folder *f, const tensor_info *tensor,

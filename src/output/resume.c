@@ -270,7 +270,8 @@ static tare_status reopen_npy(output *o, const saved_range *r)
 {
     output_folder *f = &o->folders[r->folder];
     char *path = path_join(o->ctx, f->stage, npy_file_name((npy_file)r->file));
-    tare_status status = path ? npy_reopen(o->ctx, path, r->length, &f->npy[r->file])
+    tare_status status = path ? npy_reopen(o->ctx, path, output_npy_values(o), r->length,
+                                           &f->npy[r->file])
                               : TARE_E_MEMORY;
     mem_free(o->ctx, path);
     return status;

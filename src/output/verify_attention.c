@@ -149,6 +149,7 @@ static tare_status check_tensor(vfolder *f, const attention_config *a, const cha
         return TARE_OK;
     }
     fa_tensor(f->layout, &f->num, which, heads ? heads : t->info.shape[0], &expected);
+    expected.dtype = verify_stored_dtype(f, t, expected.dtype);
     verify_shape_text(&expected, want, sizeof want);
     verify_shape_text(&t->info, have, sizeof have);
     if (strcmp(want, have) != 0) {

@@ -111,6 +111,9 @@ tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder
 void verify_folder_close(vfolder *f);
 const vtensor *verify_find(const vfolder *f, const char *name);
 const vlinear *verify_find_linear(const vfolder *f, const char *module, size_t length);
+/* What a tensor of `dtype` is stored as where `t` is (NULL: in this layout): numpy arrays have no
+ * BF16. */
+tare_dtype verify_stored_dtype(const vfolder *f, const vtensor *t, tare_dtype dtype);
 tare_status verify_read(const vfolder *f, const vtensor *t, uint64_t offset, void *data,
                         size_t size);
 /* Elements [first, first+count) of a F32, F16 or BF16 tensor, widened, of a zero point in I8, or of

@@ -22,6 +22,12 @@ const vlinear *verify_find_linear(const vfolder *f, const char *module, size_t l
     return strmap_get(&f->by_module, module, length, &index) ? &f->linears[index] : NULL;
 }
 
+tare_dtype verify_stored_dtype(const vfolder *f, const vtensor *t, tare_dtype dtype)
+{
+    bool array = f->layout == LAYOUT_NUMPY && !(t && t->entry->torch);
+    return array ? numpy_dtype(dtype) : dtype;
+}
+
 tare_status verify_read(const vfolder *f, const vtensor *t, uint64_t offset, void *data,
                         size_t size)
 {

@@ -160,6 +160,7 @@ static bool check_part(vfolder *f, vlinear *l, tensor_role role)
                         "an extra one");
         return !t;
     }
+    expected.dtype = verify_stored_dtype(f, t, expected.dtype);
     verify_shape_text(&expected, want, sizeof want);
     if (!t) {
         snprintf(name, sizeof name, "%s%s", l->module, role_suffix(role));

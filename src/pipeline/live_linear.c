@@ -144,11 +144,6 @@ done:
     return TARE_WRAP(r->ctx, status, "%s", l->linear->name);
 }
 
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 /* Each step of live_linear_load with all that it holds. */
 void live_linear_bytes(const run *r, const model_linear *l, bool quantize, live_linear_size *out)
 {
@@ -159,14 +154,14 @@ void live_linear_bytes(const run *r, const model_linear *l, bool quantize, live_
     size_t bias = l->bias ? model_read_vector_bytes(l->bias) : mem_array_bytes(n, sizeof(float));
     *out = (live_linear_size){.loading = linear_read_bytes(r->model, l)};
     if (smooth) {
-        out->loading = larger(out->loading, smoothing_weight_bytes(r, l, quantize));
+        out->loading = size_max(out->loading, smoothing_weight_bytes(r, l, quantize));
         dtype = quantize ? TARE_F32 : kept;
         source = mem_array_bytes(n * k, dtype_size(dtype));
     }
     if (quantize) {
         out->weights = weight_quantized_bytes(n, k);
-        out->loading = larger(out->loading,
-                              source + out->weights + weight_quantize_bytes(r->ctx, n, k));
+        out->loading = size_max(out->loading,
+                                source + out->weights + weight_quantize_bytes(r->ctx, n, k));
     }
     if (wide) {
         dtype = TARE_F32;
@@ -174,9 +169,9 @@ void live_linear_bytes(const run *r, const model_linear *l, bool quantize, live_
     }
     if (wide || !quantize) {
         out->packed = mem_block_bytes(gemm_weight_bytes(r->compute, dtype, n, k));
-        out->loading = larger(out->loading, source + out->packed + output_write_bytes(n));
+        out->loading = size_max(out->loading, source + out->packed + output_write_bytes(n));
     }
-    out->loading = larger(out->loading, out->weights + out->packed + 2 * bias);
+    out->loading = size_max(out->loading, out->weights + out->packed + 2 * bias);
     out->weights += 2 * mem_array_bytes(n, sizeof(float)); /* the bias in both its forms */
 }
 

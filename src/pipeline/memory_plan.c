@@ -5,6 +5,7 @@
 
 #include "base/machine.h"
 #include "base/parallel.h"
+#include "tensor/gemm.h"
 
 #define MIB ((uint64_t)1 << 20)
 
@@ -150,6 +151,13 @@ static bool copies_pay(const run *r, size_t batch_rows)
     return first < r->float_samples;
 }
 
+/* mem_keep_scratch: the products take and give back the same scratch all the time. */
+static size_t kept_scratch_bytes(const tare_context *ctx)
+{
+    size_t floats = gemm_float_bytes(ctx), integers = gemm_u8s8_tiles_bytes(ctx);
+    return floats > integers ? floats : integers;
+}
+
 tare_status memory_plan_make(run *r, memory_plan *out)
 {
     bool given, found = false;
@@ -175,7 +183,16 @@ tare_status memory_plan_make(run *r, memory_plan *out)
         if (out->smallest.total == 0 || peak.total < out->smallest.total)
             out->smallest = peak;
     } while (next_layout(r, &candidate));
-    return found ? TARE_OK : refuse(r, out, given);
+    if (!found)
+        return refuse(r, out, given);
+    size_t scratch = kept_scratch_bytes(r->ctx);
+    out->keeps_scratch = r->scheme == LINEAR_W8A8 && scratch <= out->budget - out->peak.total;
+    if (out->keeps_scratch) {
+        out->fixed += scratch;
+        out->peak.terms[TERM_FIXED] += scratch;
+        out->peak.total += scratch;
+    }
+    return TARE_OK;
 }
 
 void memory_plan_pass(run *r, const memory_plan *plan, run_pass pass)

@@ -15,11 +15,6 @@ typedef struct planner {
     memory_peak peak;
 } planner;
 
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 /* What is held now, with `scratch` bytes more for a moment. */
 static void moment(planner *p, const char *unit, size_t scratch)
 {
@@ -64,8 +59,8 @@ static size_t forward_bytes(const planner *p, size_t layer)
         size_t bytes = gemm_float_bytes(r->ctx);
         if (!p->layout.whole_layer)
             bytes = float_linear_bytes(r->model, l, r->compute, dtype) +
-                    larger(bytes, float_linear_making_bytes(l));
-        most = larger(most, larger(bytes, score_update_bytes(l->k)));
+                    size_max(bytes, float_linear_making_bytes(l));
+        most = size_max(most, size_max(bytes, score_update_bytes(l->k)));
     }
     return most;
 }
@@ -78,7 +73,7 @@ static void pack_layer(planner *p, size_t layer)
         const model_linear *l = linear_at(r, layer, i);
         tare_dtype dtype = linear_raw_dtype(r->model, l);
         p->now[TERM_PACKED] += float_linear_bytes(r->model, l, r->compute, dtype);
-        making = larger(making, float_linear_making_bytes(l));
+        making = size_max(making, float_linear_making_bytes(l));
     }
     layer_moment(p, layer, making);
 }
@@ -92,7 +87,7 @@ static void load_source(planner *p, size_t layer)
         const model_linear *l = linear_at(r, layer, i);
         size_t kept = linear_raw_bytes(r->model, l), most = linear_read_bytes(r->model, l);
         p->now[TERM_WEIGHTS] += kept;
-        reading = larger(reading, most > kept ? most - kept : 0);
+        reading = size_max(reading, most > kept ? most - kept : 0);
     }
     layer_moment(p, layer, reading);
 }
@@ -140,12 +135,13 @@ static size_t calibrate_bytes(const planner *p, size_t layer)
 {
     const run *r = p->r;
     const model_config *c = &r->model->config;
-    size_t most = larger(gemm_u8s8_tiles_bytes(r->ctx), observer_update_bytes(r->ctx));
-    most = larger(most, gemm_float_bytes(r->ctx));
+    size_t most = size_max(gemm_u8s8_tiles_bytes(r->ctx), observer_update_bytes(r->ctx));
+    most = size_max(most, gemm_float_bytes(r->ctx));
     if (r->attentions[layer].quantize)
-        most = larger(most, fa_observe_bytes(
-                                r->ctx, (size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads},
-                                c->head_dim, p->samples, r->samples.longest));
+        most = size_max(most,
+                        fa_observe_bytes(r->ctx,
+                                         (size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads},
+                                         c->head_dim, p->samples, r->samples.longest));
     return most;
 }
 
@@ -163,9 +159,9 @@ static size_t kept_bytes(const planner *p, const model_linear *l, const fallback
         live_linear_bytes(r, l, quantized, &s);
         if (!quantized && p->layout.overlap)
             s.weights += linear_raw_bytes(r->model, l);
-        *loading = larger(*loading, s.loading);
-        *packed = larger(*packed, s.packed);
-        weights = larger(weights, s.weights);
+        *loading = size_max(*loading, s.loading);
+        *packed = size_max(*packed, s.packed);
+        weights = size_max(weights, s.weights);
     }
     return weights;
 }
@@ -224,7 +220,7 @@ static size_t write_bytes(const run *r, size_t layer)
 {
     size_t most = 0;
     for (size_t i = 0; i < r->linears_per_layer; i++)
-        most = larger(most, live_linear_write_bytes(linear_at(r, layer, i)->n));
+        most = size_max(most, live_linear_write_bytes(linear_at(r, layer, i)->n));
     return most;
 }
 
@@ -286,7 +282,7 @@ static void finish(planner *p)
     const run *r = p->r;
     size_t widest = r->model->config.vocab_size;
     for (size_t i = 0; i < r->linears_per_layer; i++)
-        widest = larger(widest, linear_at(r, 0, i)->n);
+        widest = size_max(widest, linear_at(r, 0, i)->n);
     moment(p, "the finished files", output_finish_bytes(run_tensors(r), widest));
 }
 
@@ -303,11 +299,11 @@ static void measure_batches(planner *p)
     const sample_set *s = &p->r->samples;
     for (size_t first = 0; first < s->count;) {
         batch b = batch_next(s->lengths, first, s->count, p->layout.batch_rows);
-        p->rows = larger(p->rows, b.rows);
-        p->samples = larger(p->samples, b.samples);
+        p->rows = size_max(p->rows, b.rows);
+        p->samples = size_max(p->samples, b.samples);
         first += b.samples;
     }
-    p->rows = larger(p->layout.batch_rows, s->longest);
+    p->rows = size_max(p->layout.batch_rows, s->longest);
     p->rows = s->tokens < p->rows ? s->tokens : p->rows;
 }
 

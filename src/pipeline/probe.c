@@ -9,76 +9,6 @@
 #include "tensor/attention.h"
 #include "tensor/kernels.h"
 
-/* Least time that is spent on a kind, unless one piece takes longer. */
-#define PIECE_SECONDS 0.06
-
-/* ---- made-up data: of the usual size and spread ---- */
-
-static uint32_t next_random(uint32_t *state)
-{
-    return *state = *state * 1664525u + 1013904223u;
-}
-
-float *probe_floats(tare_context *ctx, size_t count)
-{
-    float *x = mem_alloc_array(ctx, count, sizeof *x);
-    uint32_t state = 1;
-    for (size_t i = 0; x && i < count; i++)
-        x[i] = ((float)(next_random(&state) >> 16) + (float)(next_random(&state) >> 16) -
-                65536.0f) /
-               32768.0f;
-    return x;
-}
-
-void *probe_weights(tare_context *ctx, tare_dtype dtype, size_t count)
-{
-    void *w = mem_alloc_array(ctx, count, dtype_size(dtype));
-    float *x = w ? probe_floats(ctx, 4096) : NULL;
-    if (!x) {
-        mem_free(ctx, w);
-        return NULL;
-    }
-    for (size_t i = 0; i < count; i += 4096) {
-        size_t n = count - i < 4096 ? count - i : 4096;
-        narrow_from_float(ctx, dtype, x, n, (char *)w + i * dtype_size(dtype));
-    }
-    mem_free(ctx, x);
-    return w;
-}
-
-static size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
-/* The linear with most weights, which has most of the work. */
-const model_linear *probe_linear(const run *r)
-{
-    const architecture *arch = r->model->config.arch;
-    const model_linear *widest = NULL;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        const model_linear *l = &r->model->layers[0].linears[arch->linears[i].role];
-        if (!widest || l->n * l->k > widest->n * widest->k)
-            widest = l;
-    }
-    return widest;
-}
-
-/* Does `piece` until enough time has passed; the mean rate. */
-tare_status probe_repeat(tare_status (*piece)(void *user), void *user, double units, double *rate)
-{
-    tare_status status = TARE_OK;
-    double start = clock_seconds(), elapsed = 0;
-    size_t times = 0;
-    while (status == TARE_OK && elapsed < PIECE_SECONDS) {
-        status = piece(user);
-        times++;
-        elapsed = clock_seconds() - start;
-    }
-    *rate = (double)times * units / elapsed;
-    return status;
-}
-
 /* ---- products ---- */
 
 typedef struct int8_probe {
@@ -110,11 +40,11 @@ tare_status probe_int8(run *r, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
     tare_context *ctx = r->ctx;
-    const model_linear *l = probe_linear(r);
+    const model_linear *l = probe_linear(r->model);
     size_t columns = 1024 * (size_t)ctx->options.threads;
-    int8_probe p = {.r = r, .k = l->k, .m = least(r->layout.batch_rows, 512)};
-    p.m = least(p.m, r->samples.tokens);
-    p.n = least(l->n, columns < 16384 ? columns : 16384);
+    int8_probe p = {.r = r, .k = l->k, .m = size_min(r->layout.batch_rows, 512)};
+    p.m = size_min(p.m, r->samples.tokens);
+    p.n = size_min(l->n, columns < 16384 ? columns : 16384);
     p.x = mem_calloc(ctx, p.m, p.k);
     p.w = mem_calloc(ctx, p.n, p.k);
     p.scales = probe_floats(ctx, p.n);
@@ -141,64 +71,14 @@ done:
     return status;
 }
 
-typedef struct float_probe {
-    run *r;
-    tare_dtype dtype;
-    size_t m, n, k;
-    void *w;
-    gemm_weight *packed;
-    float *x, *y;
-} float_probe;
-
-static tare_status float_piece(void *user)
-{
-    float_probe *p = user;
-    return gemm_float(p->r->ctx, p->packed, p->x, &p->m, 1, NULL, p->y);
-}
-
-static tare_status pack_piece(void *user)
-{
-    float_probe *p = user;
-    gemm_weight_free(p->r->ctx, p->packed);
-    return gemm_weight_create(p->r->ctx, p->r->compute, p->dtype, p->w, p->n, p->k, &p->packed);
-}
-
-static tare_status probe_float_gemm(run *r, bool packing, double *rate)
-{
-    tare_status status = TARE_E_MEMORY;
-    tare_context *ctx = r->ctx;
-    const model_linear *l = probe_linear(r);
-    float_probe p = {.r = r,
-                     .k = l->k,
-                     .m = least(r->samples.tokens, 192),
-                     .dtype = linear_raw_dtype(r->model, l)};
-    p.n = least(l->n, 512 * (size_t)least((size_t)ctx->options.threads, 16));
-    p.w = probe_weights(ctx, p.dtype, p.n * p.k);
-    p.x = probe_floats(ctx, p.m * p.k);
-    p.y = mem_alloc_array(ctx, p.m * p.n, sizeof *p.y);
-    if (!p.w || !p.x || !p.y)
-        goto done;
-    TRY(pack_piece(&p));
-    if (packing)
-        TRY(probe_repeat(pack_piece, &p, (double)p.n * (double)p.k, rate));
-    else
-        TRY(probe_repeat(float_piece, &p, 2.0 * (double)p.m * (double)p.n * (double)p.k, rate));
-done:
-    gemm_weight_free(ctx, p.packed);
-    mem_free(ctx, p.w);
-    mem_free(ctx, p.x);
-    mem_free(ctx, p.y);
-    return status;
-}
-
 tare_status probe_float(run *r, double *rate)
 {
-    return probe_float_gemm(r, false, rate);
+    return probe_products(r->model, r->compute, r->samples.tokens, rate);
 }
 
 tare_status probe_pack(run *r, double *rate)
 {
-    return probe_float_gemm(r, true, rate);
+    return probe_packing(r->model, r->compute, rate);
 }
 
 /* ---- attention and rows ---- */
@@ -227,8 +107,8 @@ tare_status probe_attention(run *r, double *rate)
     const model_config *c = &r->model->config;
     size_t group = c->num_heads / c->num_kv_heads, threads = (size_t)ctx->options.threads;
     attention_probe p = {.r = r};
-    p.shape = (attention_shape){.tokens = least(r->samples.tokens / r->samples.count, 1024),
-                                .num_kv_heads = least(c->num_kv_heads, 2 * threads),
+    p.shape = (attention_shape){.tokens = size_min(r->samples.tokens / r->samples.count, 1024),
+                                .num_kv_heads = size_min(c->num_kv_heads, 2 * threads),
                                 .head_dim = c->head_dim};
     p.shape.num_heads = group * p.shape.num_kv_heads;
     size_t n = p.shape.tokens, query = p.shape.num_heads * c->head_dim;
@@ -271,7 +151,7 @@ static tare_status rows_piece(void *user)
 tare_status probe_rows(run *r, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    rows_probe p = {.r = r, .rows = least(r->samples.tokens, 512)};
+    rows_probe p = {.r = r, .rows = size_min(r->samples.tokens, 512)};
     p.cols = r->model->config.hidden_size;
     p.x = probe_floats(r->ctx, p.rows * p.cols);
     p.y = mem_alloc_array(r->ctx, p.rows * p.cols, sizeof(float));

@@ -3,14 +3,9 @@
 #ifndef TARE_PIPELINE_PROBE_H
 #define TARE_PIPELINE_PROBE_H
 
+#include "model/probe.h"
 #include "pipeline/work_plan.h"
 #include "tensor/convert.h"
-
-/* NULL when out of memory. */
-float *probe_floats(tare_context *ctx, size_t count);
-void *probe_weights(tare_context *ctx, tare_dtype dtype, size_t count);
-const model_linear *probe_linear(const run *r);
-tare_status probe_repeat(tare_status (*piece)(void *user), void *user, double units, double *rate);
 
 tare_status probe_int8(run *r, double *rate);
 tare_status probe_float(run *r, double *rate);

@@ -4,13 +4,7 @@
 #include "pipeline/probe.h"
 #include "tensor/kernels.h"
 
-enum { SLICE_ROWS = 256, MORE_TOKENS = 64, READ_PIECE = 16 << 20, READ_MOST = 256 << 20 };
-#define READ_SECONDS 0.3
-
-static size_t least(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
+enum { SLICE_ROWS = 256, MORE_TOKENS = 64 };
 
 /* ---- smoothing: a whole search on a slice of rows ---- */
 
@@ -67,7 +61,7 @@ static size_t searched_tokens(const run *r, size_t channels)
     switch (smooth_needs(&r->smooth)) {
     case SMOOTH_FIRST_SAMPLE:
         return r->smooth.method == SMOOTH_M3 && !r->num.compat
-                   ? least(r->samples.lengths[0], channels)
+                   ? size_min(r->samples.lengths[0], channels)
                    : r->samples.lengths[0];
     case SMOOTH_ALL_SAMPLES:
         return r->float_tokens;
@@ -80,8 +74,8 @@ static size_t searched_tokens(const run *r, size_t channels)
 static tare_status measure_search(smoothing_probe *p, double *rate)
 {
     tare_status status = TARE_OK;
-    size_t tokens = searched_tokens(p->r, p->target.k), few = least(tokens ? tokens : 16, 16),
-           more = least(tokens, MORE_TOKENS);
+    size_t tokens = searched_tokens(p->r, p->target.k), few = size_min(tokens ? tokens : 16, 16),
+           more = size_min(tokens, MORE_TOKENS);
     double a = 0, b = 0, cells = (double)p->target.n * (double)p->target.k;
     TRY(time_tokens(p, few, &a));
     if (more > few) {
@@ -161,9 +155,9 @@ done:
 tare_status probe_quantize(run *r, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    const model_linear *l = probe_linear(r);
+    const model_linear *l = probe_linear(r->model);
     quantize_probe p = {.r = r};
-    p.w = (smooth_weight){.n = least(l->n, 512),
+    p.w = (smooth_weight){.n = size_min(l->n, 512),
                           .k = l->k,
                           .cols_scaled = true,
                           .dtype = linear_raw_dtype(r->model, l),
@@ -222,7 +216,7 @@ static tare_status fa_piece(void *user)
 static tare_status open_input(run *r, size_t cols, input_probe *p)
 {
     *p = (input_probe){.r = r, .cols = cols};
-    p->rows = least(r->samples.tokens / r->samples.count, 1024);
+    p->rows = size_min(r->samples.tokens / r->samples.count, 1024);
     p->x = probe_floats(r->ctx, p->rows * cols);
     p->q = mem_alloc_array(r->ctx, p->rows, cols);
     p->scratch = mem_alloc_array(r->ctx, 2 * cols, sizeof *p->scratch);
@@ -279,31 +273,7 @@ done:
 
 /* ---- disk ---- */
 
-/* Weights of layers in order, by the run's own way of reading. */
 tare_status probe_read(run *r, double *rate)
 {
-    tare_status status = TARE_OK;
-    const architecture *arch = r->model->config.arch;
-    size_t total = 0;
-    double start = clock_seconds(), seconds = 0;
-    char *piece = mem_alloc(r->ctx, READ_PIECE);
-    TRY(piece ? TARE_OK : TARE_E_MEMORY);
-    for (size_t layer = 0; layer < r->model->config.num_layers; layer++) {
-        for (size_t i = 0; i < arch->num_linears; i++) {
-            const tensor_info *t = r->model->layers[layer].linears[arch->linears[i].role].weight;
-            for (uint64_t at = 0; at < t->bytes; at += READ_PIECE) {
-                size_t size = t->bytes - at < READ_PIECE ? (size_t)(t->bytes - at) : READ_PIECE;
-                if (total >= READ_MOST || seconds >= READ_SECONDS ||
-                    !checkpoint_has_data(r->model->checkpoint, t, at, size))
-                    goto done;
-                TRY(checkpoint_read(r->model->checkpoint, t, at, piece, size));
-                total += size;
-                seconds = clock_seconds() - start;
-                *rate = (double)total / seconds;
-            }
-        }
-    }
-done:
-    mem_free(r->ctx, piece);
-    return status;
+    return probe_reading(r->model, rate);
 }

@@ -88,7 +88,8 @@ static tare_status load_samples(run *r)
 {
     const model_config *c = &r->model->config;
     if (!samples_given(r))
-        return TARE_FAIL(r->ctx, TARE_E_USAGE, "%s calibration samples: give --calib FILE",
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "%s calibration samples: give --calib FILE or --calib builtin",
                          r->goal == GOAL_SCORES      ? "scores need"
                          : r->goal == GOAL_SMOOTHING ? "smoothing needs"
                                                      : "W8A8 needs");
@@ -99,7 +100,7 @@ static tare_status load_samples(run *r)
                         .model = r->model->folder,
                         .samples = (size_t)r->recipe->samples,
                         .max_length = (size_t)r->recipe->max_length,
-                        .model_max = c->max_position_embeddings,
+                        .model_max = model_config_max_tokens(c),
                         .vocab_size = c->vocab_size};
     tare_status status = sample_set_load(r->ctx, &o, &r->samples);
     if (status != TARE_OK)
@@ -121,6 +122,7 @@ tare_status open_output(run *r)
                         .config_json = r->model->config_given ? r->model->config_json : NULL,
                         .save = r->save,
                         .part_file_size = (int)r->recipe->part_file_size,
+                        .npy_torch = recipe_npy_torch(r->recipe),
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
                         .quant_type = linear_scheme_name(r->scheme),
@@ -191,6 +193,7 @@ tare_status plan_memory(run *r)
     r->ctx->options.memory_limit = plan.budget - plan.reserve < SIZE_MAX
                                        ? (size_t)plan.budget - plan.reserve
                                        : 0;
+    mem_keep_scratch(r->ctx, plan.keeps_scratch);
     return TARE_OK;
 }
 
@@ -352,6 +355,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     result->linears = r->num_linears;
     result->samples = r->samples.count;
     result->tokens = r->samples.tokens;
+    result->truncated = r->samples.truncated;
     result->bytes_in = checkpoint_bytes(r->model->checkpoint);
     TRY(r->tape ? open_output(r) : resume_open(r));
     if ((result->was_finished = r->resume.finished))
@@ -396,6 +400,7 @@ size_t run_end(run *r, tare_recipe *owned)
 {
     tare_context *ctx = r->ctx;
     size_t own = tare_memory_peak(ctx);
+    mem_keep_scratch(ctx, false);
     run_free(r);
     tare_recipe_free(owned);
     if (r->earlier_peak > own)
@@ -439,12 +444,13 @@ static void note_memory(const memory_plan *m, tare_plan *out)
 tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
                                tare_plan *plan)
 {
-    tare_status status = TARE_OK;
+    tare_status status = check_options(ctx, options);
     tare_recipe *defaults;
     memory_plan memory = {0};
     run r;
     *plan = (tare_plan){.seconds = -1};
-    TRY(check_options(ctx, options));
+    if (status != TARE_OK)
+        return status;
     TRY(run_init(&r, ctx, options, &defaults));
     status = plan_run(&r, &memory);
     note_memory(&memory, plan);

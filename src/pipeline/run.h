@@ -7,11 +7,12 @@
 
 #include "base/progress.h"
 #include "calibration/samples.h"
+#include "file/journal.h"
+#include "model/fingerprint.h"
 #include "model/linear.h"
 #include "output/layout.h"
 #include "output/output.h"
 #include "output/tape.h"
-#include "pipeline/journal.h"
 #include "pipeline/streams.h"
 #include "quantize/fa3.h"
 #include "quantize/fallback.h"
@@ -372,11 +373,5 @@ tare_status copy_tensor(run *r, const tensor_info *source);
 
 /* The text of tare_run.json. */
 tare_status run_record(run *r, buffer *out);
-/* A digest as a JSON string. */
-void digest_write(buffer *out, const void *data, size_t length);
-/* Members of a JSON map: digests of what the weight files' headers say. */
-tare_status fingerprint_files(run *r, buffer *out);
-/* A JSON map: when each weight file was changed last, or a digest of all values in memory. */
-tare_status fingerprint_times(run *r, buffer *out);
 
 #endif

@@ -68,11 +68,6 @@ static size_t rows_of_piece(const weight_step *s)
     return fit > 0 ? fit : 1;
 }
 
-static size_t larger(size_t a, size_t b)
-{
-    return a > b ? a : b;
-}
-
 /* Without room for steps only the largest piece is found. */
 static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
                      const model_linear *linear)
@@ -84,14 +79,14 @@ static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
         w->steps[w->num_steps] = s;
     w->num_steps++;
     size_t rows = rows_of_piece(&s);
-    w->most.stored = larger(w->most.stored, rows * (source->bytes / rows_of(&s)));
+    w->most.stored = size_max(w->most.stored, rows * (source->bytes / rows_of(&s)));
     if (!linear)
         return;
-    w->most.quantized = larger(w->most.quantized, rows * linear->k);
-    w->most.scales = larger(w->most.scales, rows);
-    w->most.columns = larger(w->most.columns, linear->k);
-    w->most.packed = larger(w->most.packed, output_rows_bytes(rows, linear->k, w->run->save));
-    w->most.bias = larger(w->most.bias, linear->bias ? linear->bias->bytes : 0);
+    w->most.quantized = size_max(w->most.quantized, rows * linear->k);
+    w->most.scales = size_max(w->most.scales, rows);
+    w->most.columns = size_max(w->most.columns, linear->k);
+    w->most.packed = size_max(w->most.packed, output_rows_bytes(rows, linear->k, w->run->save));
+    w->most.bias = size_max(w->most.bias, linear->bias ? linear->bias->bytes : 0);
 }
 
 static void add_linear(weight_pass *w, const model_linear *l, const fallback_linear *f)

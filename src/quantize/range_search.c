@@ -9,7 +9,7 @@
 enum {
     BLOCK = 1024,     /* elements whose bins are computed at a time */
     TABLES = 4,       /* sub-histograms: neighbours of equal value don't wait for each other */
-    PIECE = 1u << 18, /* elements of one piece of parallel work: fits uint32 counts */
+    PIECE = 1u << 15, /* elements of one piece of parallel work: fits uint32 counts */
     SLOTS = HISTOGRAM_BINS + 1
 };
 

@@ -42,7 +42,7 @@ static const choice compute_choices[] = {
 static const choice compat_choices[] = {{"none", 0}, {"msmodelslim", 1}, {NULL, 0}};
 static const choice anti_choices[] = {{"none", 0}, {"m1", 1}, {"m2", 2}, {"m3", 3},
                                       {"m4", 4},   {"m5", 5}, {"m6", 6}, {NULL, 0}};
-static const choice npy_choices[] = {{"numpy", 0}, {NULL, 0}};
+static const choice npy_choices[] = {{"numpy", 0}, {"torch", 1}, {NULL, -1}};
 static const choice save_choices[] = {{"ascendv1", 0},           {"ascendV1", 0},
                                       {"safe_tensor", 0},        {"numpy", 0},
                                       {"compressed-tensors", 0}, {NULL, 0}};
@@ -142,6 +142,7 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
                        .anti_beta = NAN,
                        .disable_last_linear = true,
                        .part_file_size = -1,
+                       .npy_values = -1,
                        .dtype = -1};
     tare_status status = list_add(ctx, &r->save_types, "ascendv1", strlen("ascendv1"));
     if (status != TARE_OK)
@@ -160,31 +161,6 @@ void tare_recipe_free(tare_recipe *r)
     list_clear(r->ctx, &r->save_types);
     max_memory_clear(r->ctx, &r->max_memory);
     mem_free(r->ctx, r);
-}
-
-static tare_status copy_list(const string_list *from, arena *a, string_list *out)
-{
-    *out = (string_list){.items = arena_alloc_array(a, from->count, sizeof *out->items)};
-    if (!out->items)
-        return TARE_E_MEMORY;
-    for (; out->count < from->count; out->count++) {
-        const char *text = from->items[out->count];
-        if (!(out->items[out->count] = arena_strndup(a, text, strlen(text))))
-            return TARE_E_MEMORY;
-    }
-    return TARE_OK;
-}
-
-tare_status recipe_copy(const tare_recipe *recipe, arena *a, tare_recipe *out)
-{
-    tare_status status = TARE_OK;
-    *out = *recipe;
-    out->max_memory = (max_memory){0};
-    TRY(copy_list(&recipe->disable_anti_names, a, &out->disable_anti_names));
-    TRY(copy_list(&recipe->disable_names, a, &out->disable_names));
-    TRY(copy_list(&recipe->save_types, a, &out->save_types));
-done:
-    return status;
 }
 
 /* ---- setting from text ---- */

@@ -41,7 +41,7 @@ struct tare_recipe {
     /* save */
     string_list save_types;
     int64_t part_file_size; /* GiB; 0: one file; -1: the save type's default */
-    int64_t npy_values;     /* 0: numpy */
+    int64_t npy_values;     /* 0: numpy, 1: torch, -1: as compat says */
     /* run */
     int64_t dtype;   /* DTYPE_SETTING_*: tare_dtype, or -1: as config.json says */
     int64_t compute; /* compute_setting */
@@ -49,6 +49,8 @@ struct tare_recipe {
     max_memory max_memory;
 };
 
+/* Do npy files hold torch tensors? By default only under compat, as in the reference's. */
+bool recipe_npy_torch(const tare_recipe *recipe);
 /* Checks what no single setting shows: widths that go together, settings without the one that they
  * belong to. TARE_E_USAGE; warns of what is odd but allowed. */
 tare_status recipe_check(const tare_recipe *recipe);

@@ -72,6 +72,11 @@ static tare_status check_weights_alone(const tare_recipe *r)
     return TARE_OK;
 }
 
+bool recipe_npy_torch(const tare_recipe *recipe)
+{
+    return recipe->npy_values < 0 ? recipe->compat != 0 : recipe->npy_values == 1;
+}
+
 tare_status recipe_check_save(const tare_recipe *r)
 {
     for (size_t i = 0; i < r->save_types.count && !r->w_sym; i++) {

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 #include "tensor/kernels.h"
 #include "tensor/rounded.h"
 
@@ -32,11 +33,6 @@ typedef struct block {
     float *scores; /* [rows, score_stride] */
     float *sums;   /* [rows, sum_stride] of the output */
 } block;
-
-static size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
 
 static size_t round_to_panel(size_t n)
 {
@@ -70,7 +66,7 @@ static block block_of(const attention_job *job, size_t index, int thread)
     size_t queries = queries_of(s), rows = most_rows(s);
     block b = {.group = group_of(s), .kv = index % s->num_kv_heads};
     b.first_query = index / s->num_kv_heads * queries;
-    b.queries = min_size(s->tokens - b.first_query, queries);
+    b.queries = size_min(s->tokens - b.first_query, queries);
     b.rows = b.queries * b.group;
     b.first_key = first_key_of(s, b.first_query);
     b.keys = b.first_query + b.queries - b.first_key;
@@ -99,14 +95,14 @@ static void multiply(const attention_job *job, const block *b, size_t depth, flo
     size_t step = job->kernels->tile_rows;
     for (size_t r = 0; r < b->rows; r += step)
         job->kernels->gemm_tile(b->left + r * GEMM_DEPTH, b->panel, depth,
-                                min_size(b->rows - r, step), c + r * ldc, ldc);
+                                size_min(b->rows - r, step), c + r * ldc, ldc);
 }
 
 /* panel[i][j] = k[key + j][from + i]; missing keys are zero. */
 static void pack_keys(const attention_job *job, const block *b, size_t key, size_t from,
                       size_t depth)
 {
-    size_t d = job->shape.head_dim, count = min_size(b->first_key + b->keys - key, GEMM_PANEL);
+    size_t d = job->shape.head_dim, count = size_min(b->first_key + b->keys - key, GEMM_PANEL);
     const float *k = job->k + key * job->k_stride + b->kv * d + from;
     if (count < GEMM_PANEL)
         memset(b->panel, 0, depth * GEMM_PANEL * sizeof *b->panel);
@@ -119,7 +115,7 @@ static void pack_keys(const attention_job *job, const block *b, size_t key, size
 static void pack_values(const attention_job *job, const block *b, size_t key, size_t depth,
                         size_t from)
 {
-    size_t d = job->shape.head_dim, count = min_size(d - from, GEMM_PANEL);
+    size_t d = job->shape.head_dim, count = size_min(d - from, GEMM_PANEL);
     const float *v = job->v + key * job->v_stride + b->kv * d + from;
     for (size_t i = 0; i < depth; i++) {
         float *to = b->panel + i * GEMM_PANEL;
@@ -141,7 +137,7 @@ static void compute_scores(const attention_job *job, const block *b)
     float scale = job->shape.round == TARE_F32 ? score_scale(&job->shape) : 1;
     memset(b->scores, 0, b->rows * b->score_stride * sizeof *b->scores);
     for (size_t from = 0; from < d; from += GEMM_DEPTH) {
-        size_t depth = min_size(d - from, GEMM_DEPTH);
+        size_t depth = size_min(d - from, GEMM_DEPTH);
         for (size_t r = 0; r < b->rows; r++) {
             const float *q = job->q + query_of(b, r) * job->q_stride + head_of(b, r) * d + from;
             for (size_t i = 0; i < depth; i++)
@@ -176,7 +172,7 @@ static void weigh_values(const attention_job *job, const block *b)
     size_t d = job->shape.head_dim;
     memset(b->sums, 0, b->rows * b->sum_stride * sizeof *b->sums);
     for (size_t j = 0; j < b->keys; j += GEMM_DEPTH) {
-        size_t depth = min_size(b->keys - j, GEMM_DEPTH);
+        size_t depth = size_min(b->keys - j, GEMM_DEPTH);
         for (size_t r = 0; r < b->rows; r++)
             memcpy(b->left + r * GEMM_DEPTH, b->scores + r * b->score_stride + j,
                    depth * sizeof *b->left);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 #include "tensor/convert.h"
 #include "tensor/gemm.h"
 #include "tensor/kernels.h"
@@ -60,16 +61,6 @@ _Static_assert(ROWS % GEMM_BLOCK_STEP == 0 && GEMM_ROWS % GEMM_BLOCK_STEP == 0,
                "blocks of pairs need no more rows");
 _Static_assert(sizeof(rows_scratch) <= GEMM_ROWS_SCRATCH, "the header promises enough");
 
-static size_t divide_up(size_t a, size_t b)
-{
-    return a / b + (a % b != 0);
-}
-
-static size_t min_size(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 /* ---- weights ---- */
 
 typedef struct pack_job {
@@ -112,13 +103,13 @@ static void pack_panel(void *user, size_t panel, int thread)
     const pack_job *job = user;
     const gemm_weight *w = job->to;
     size_t from_size = dtype_size(job->from), size = dtype_size(w->dtype);
-    size_t columns = min_size(w->n - panel * GEMM_PANEL, GEMM_PANEL);
+    size_t columns = size_min(w->n - panel * GEMM_PANEL, GEMM_PANEL);
     char *out = (char *)w->panels + panel * GEMM_PANEL * w->depth * size;
     if (columns < GEMM_PANEL)
         memset(out, 0, GEMM_PANEL * w->depth * size);
     for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
-        size_t depth = min_size(w->k - k0, GEMM_DEPTH),
-               padded = min_size(w->depth - k0, GEMM_DEPTH);
+        size_t depth = size_min(w->k - k0, GEMM_DEPTH),
+               padded = size_min(w->depth - k0, GEMM_DEPTH);
         for (size_t j = 0; j < columns; j++) {
             _Alignas(64) union {
                 uint32_t words[GEMM_DEPTH];
@@ -141,13 +132,13 @@ static void pack_panel(void *user, size_t panel, int thread)
 
 static size_t padded_depth(size_t k)
 {
-    return divide_up(k, GEMM_BLOCK_STEP) * GEMM_BLOCK_STEP;
+    return size_round_up(k, GEMM_BLOCK_STEP);
 }
 
 tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
                                const void *w, size_t n, size_t k, gemm_weight **out)
 {
-    size_t size, panels = divide_up(n, GEMM_PANEL);
+    size_t size, panels = size_divide_up(n, GEMM_PANEL);
     *out = NULL;
     gemm_weight *weight = mem_calloc(ctx, 1, sizeof *weight);
     if (!weight)
@@ -181,7 +172,7 @@ void gemm_weight_free(tare_context *ctx, gemm_weight *w)
 
 size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_t k)
 {
-    size_t columns = divide_up(n, GEMM_PANEL) * GEMM_PANEL;
+    size_t columns = size_round_up(n, GEMM_PANEL);
     size_t elements = columns * (compute == GEMM_BF16 ? padded_depth(k) : k);
     return elements * dtype_size(compute == GEMM_BF16 ? TARE_BF16 : dtype) + 1024; /* heads */
 }
@@ -227,7 +218,7 @@ static void load_pairs(const pairs_job *job, size_t k0, size_t depth, size_t pad
 static void store_pairs(const pairs_job *job, size_t rows)
 {
     for (size_t c = 0; c < job->columns; c += GEMM_PANEL) {
-        size_t column = job->column + c, columns = min_size(job->columns - c, GEMM_PANEL);
+        size_t column = job->column + c, columns = size_min(job->columns - c, GEMM_PANEL);
         for (size_t r = 0; r < job->rows; r++) {
             float *y = job->y + r * job->w->n + column;
             memcpy(y, job->c + c * rows + r * GEMM_PANEL, columns * sizeof *y);
@@ -240,13 +231,13 @@ static void store_pairs(const pairs_job *job, size_t rows)
 static void multiply_pairs(const pairs_job *job)
 {
     const gemm_weight *w = job->w;
-    size_t rows = divide_up(job->rows, GEMM_BLOCK_STEP) * GEMM_BLOCK_STEP;
-    size_t panels = divide_up(job->columns, GEMM_PANEL);
+    size_t rows = size_round_up(job->rows, GEMM_BLOCK_STEP);
+    size_t panels = size_divide_up(job->columns, GEMM_PANEL);
     memset(job->x + job->rows * GEMM_DEPTH, 0, (rows - job->rows) * GEMM_DEPTH * sizeof *job->x);
     memset(job->c, 0, panels * rows * GEMM_PANEL * sizeof *job->c);
     for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
-        size_t padded = min_size(w->depth - k0, GEMM_DEPTH);
-        load_pairs(job, k0, min_size(w->k - k0, GEMM_DEPTH), padded);
+        size_t padded = size_min(w->depth - k0, GEMM_DEPTH);
+        load_pairs(job, k0, size_min(w->k - k0, GEMM_DEPTH), padded);
         const uint16_t *b = (const uint16_t *)w->panels + job->column * w->depth + k0 * GEMM_PANEL;
         for (size_t p = 0; p < panels; p++, b += GEMM_PANEL * w->depth)
             job->kernels->gemm_bf16(job->x, b, padded, rows, job->c + p * rows * GEMM_PANEL,
@@ -287,12 +278,12 @@ static const float *load_panel(const block_job *job, size_t panel, size_t k0, si
 static void multiply_panel(const block_job *job, size_t column, const float *b, size_t depth)
 {
     size_t tile_rows = job->kernels->tile_rows, n = job->w->n;
-    size_t columns = min_size(n - column, GEMM_PANEL);
+    size_t columns = size_min(n - column, GEMM_PANEL);
     float *tile = job->scratch->tile;
     for (size_t r = 0; r < job->rows; r += tile_rows) {
         const float *a = job->x + r * GEMM_DEPTH;
         float *y = job->y + r * n + column;
-        size_t count = min_size(job->rows - r, tile_rows);
+        size_t count = size_min(job->rows - r, tile_rows);
         if (columns == GEMM_PANEL) {
             job->kernels->gemm_tile(a, b, depth, count, y, n);
             continue;
@@ -307,11 +298,11 @@ static void multiply_panel(const block_job *job, size_t column, const float *b, 
 static void multiply_block(const block_job *job)
 {
     const gemm_weight *w = job->w;
-    size_t padded = divide_up(job->rows, job->kernels->tile_rows) * job->kernels->tile_rows;
+    size_t padded = size_divide_up(job->rows, job->kernels->tile_rows) * job->kernels->tile_rows;
     /* What the last tile reads beyond the rows: never used, but defined. */
     memset(job->x + job->rows * GEMM_DEPTH, 0, (padded - job->rows) * GEMM_DEPTH * sizeof(float));
     for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
-        size_t depth = min_size(w->k - k0, GEMM_DEPTH);
+        size_t depth = size_min(w->k - k0, GEMM_DEPTH);
         job->make(job->user, k0, depth, job->x);
         for (size_t c = job->column; c < job->column + job->columns; c += GEMM_PANEL)
             multiply_panel(job, c, load_panel(job, c / GEMM_PANEL, k0, depth), depth);
@@ -327,7 +318,7 @@ static void made_pairs(const kernels *ops, const gemm_weight *w, size_t rows, ge
                          .w = w,
                          .rows = rows,
                          .column = c,
-                         .columns = min_size(w->n - c, PANELS * GEMM_PANEL),
+                         .columns = size_min(w->n - c, PANELS * GEMM_PANEL),
                          .make = make,
                          .user = user,
                          .y = y,
@@ -409,7 +400,7 @@ static void pairs_block(const float_job *job, stored_rows *source, size_t column
                        .w = w,
                        .rows = source->rows,
                        .column = column,
-                       .columns = min_size(w->n - column, job->columns),
+                       .columns = size_min(w->n - column, job->columns),
                        .bias = job->bias,
                        .rounded = round_rows,
                        .user = source,
@@ -427,7 +418,7 @@ static void plain_block(const float_job *job, stored_rows *source, size_t column
                        .w = w,
                        .rows = source->rows,
                        .column = column,
-                       .columns = min_size(w->n - column, job->columns),
+                       .columns = size_min(w->n - column, job->columns),
                        .make = load_rows,
                        .user = source,
                        .y = job->y + source->row * w->n,
@@ -448,7 +439,7 @@ static void float_block(void *user, size_t index, int thread)
     const float_job *job = user;
     size_t row = index % job->row_blocks * job->rows;
     size_t column = index / job->row_blocks * job->columns;
-    stored_rows source = {.job = job, .row = row, .rows = min_size(job->m - row, job->rows)};
+    stored_rows source = {.job = job, .row = row, .rows = size_min(job->m - row, job->rows)};
     if (job->w->pairs)
         pairs_block(job, &source, column, &job->scratch[thread]);
     else
@@ -461,17 +452,18 @@ static tare_status panels_gemm(tare_context *ctx, const gemm_weight *w, const fl
     float_job job = {.kernels = kernels_get(ctx), .w = w, .x = x, .bias = bias, .y = y, .m = m};
     size_t step = w->pairs ? GEMM_BLOCK_STEP : job.kernels->tile_rows,
            threads = (size_t)parallel_threads(ctx);
-    size_t blocks = divide_up(m, ROWS);
-    job.rows = divide_up(divide_up(m, blocks), step) * step;
-    job.row_blocks = divide_up(m, job.rows);
+    size_t blocks = size_divide_up(m, ROWS);
+    job.rows = size_round_up(size_divide_up(m, blocks), step);
+    job.row_blocks = size_divide_up(m, job.rows);
     job.columns = PANELS * GEMM_PANEL;
-    while (job.columns > GEMM_PANEL && job.row_blocks * divide_up(w->n, job.columns) < 4 * threads)
+    while (job.columns > GEMM_PANEL &&
+           job.row_blocks * size_divide_up(w->n, job.columns) < 4 * threads)
         job.columns /= 2;
-    job.scratch = mem_alloc_array(ctx, threads, sizeof *job.scratch);
+    job.scratch = mem_take_scratch(ctx, threads, sizeof *job.scratch);
     if (!job.scratch)
         return TARE_E_MEMORY;
-    parallel_for(ctx, job.row_blocks * divide_up(w->n, job.columns), float_block, &job);
-    mem_free(ctx, job.scratch);
+    parallel_for(ctx, job.row_blocks * size_divide_up(w->n, job.columns), float_block, &job);
+    mem_give_scratch(ctx, job.scratch);
     return TARE_OK;
 }
 
@@ -480,9 +472,9 @@ static tare_status panels_gemm(tare_context *ctx, const gemm_weight *w, const fl
 static void few_rows(const float_job *job, size_t panel, size_t k0, float *y, size_t ldy)
 {
     const gemm_weight *w = job->w;
-    size_t start = (panel * w->k + k0) * GEMM_PANEL, depth = min_size(w->k - k0, GEMM_DEPTH);
+    size_t start = (panel * w->k + k0) * GEMM_PANEL, depth = size_min(w->k - k0, GEMM_DEPTH);
     for (size_t r = 0; r < job->m; r += GEMM_FEW_ROWS) {
-        size_t rows = min_size(job->m - r, GEMM_FEW_ROWS);
+        size_t rows = size_min(job->m - r, GEMM_FEW_ROWS);
         const float *x = job->x + r * w->k + k0;
         if (w->dtype == TARE_F32)
             job->kernels->gemm_few_f32(x, w->k, (const float *)w->panels + start, depth, rows,
@@ -499,7 +491,7 @@ static void few_rows(const float_job *job, size_t panel, size_t k0, float *y, si
 static void few_panel(const float_job *job, size_t panel)
 {
     const gemm_weight *w = job->w;
-    size_t column = panel * GEMM_PANEL, columns = min_size(w->n - column, GEMM_PANEL);
+    size_t column = panel * GEMM_PANEL, columns = size_min(w->n - column, GEMM_PANEL);
     float tile[FEW_ROWS * GEMM_PANEL];
     bool whole = columns == GEMM_PANEL;
     float *y = whole ? job->y + column : tile;
@@ -518,9 +510,9 @@ static void few_panel(const float_job *job, size_t panel)
 static void few_block(void *user, size_t index, int thread)
 {
     const float_job *job = user;
-    size_t panels = divide_up(job->w->n, GEMM_PANEL), step = job->columns / GEMM_PANEL;
+    size_t panels = size_divide_up(job->w->n, GEMM_PANEL), step = job->columns / GEMM_PANEL;
     (void)thread;
-    for (size_t p = index * step; p < min_size((index + 1) * step, panels); p++)
+    for (size_t p = index * step; p < size_min((index + 1) * step, panels); p++)
         few_panel(job, p);
 }
 
@@ -529,9 +521,9 @@ static void few_gemm(tare_context *ctx, const gemm_weight *w, const float *x, si
                      const float *bias, float *y)
 {
     float_job job = {.kernels = kernels_get(ctx), .w = w, .x = x, .bias = bias, .y = y, .m = m};
-    size_t panels = divide_up(w->n, GEMM_PANEL), pieces = 8 * (size_t)parallel_threads(ctx);
-    job.columns = divide_up(panels, pieces) * GEMM_PANEL;
-    parallel_for(ctx, divide_up(w->n, job.columns), few_block, &job);
+    size_t panels = size_divide_up(w->n, GEMM_PANEL), pieces = 8 * (size_t)parallel_threads(ctx);
+    job.columns = size_divide_up(panels, pieces) * GEMM_PANEL;
+    parallel_for(ctx, size_divide_up(w->n, job.columns), few_block, &job);
 }
 
 tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, const size_t *rows,

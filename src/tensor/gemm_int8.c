@@ -7,6 +7,7 @@
 #endif
 
 #include "base/parallel.h"
+#include "base/sizes.h"
 #include "tensor/gemm.h"
 #include "tensor/kernels.h"
 
@@ -25,21 +26,16 @@ typedef struct block_scratch {
     _Alignas(64) int8_t w[GEMM_PANEL * BLOCK_DEPTH];
 } block_scratch;
 
-static size_t divide_up(size_t a, size_t b)
-{
-    return a / b + (a % b != 0);
-}
-
 typedef struct int8_job {
     tare_context *ctx;
     const kernels *kernels;
     const uint8_t *x;
     const int8_t *w;
     size_t m, n, k, rows, columns, row_tiles;
-    int32_t *acc;          /* [m,n] */
-    int32_t *tiles;        /* [rows,columns] for each thread; NULL: straight into acc */
-    block_scratch *blocks; /* one a thread, for kernels.block_u8s8 */
-    gemm_tile_fn tile;     /* or NULL */
+    int32_t *acc;         /* [m,n] */
+    char *scratch;        /* of each thread: a tile, and in front of it a block_scratch for */
+    size_t scratch_bytes; /* kernels.block_u8s8; NULL: straight into acc */
+    gemm_tile_fn tile;    /* or NULL */
     void *user;
     atomic_int status;
 } int8_job;
@@ -65,11 +61,6 @@ static tare_status plain_tile(const int8_job *job, const uint8_t *x, size_t m, c
     return TARE_OK;
 }
 
-static size_t round_up(size_t n, size_t step)
-{
-    return divide_up(n, step) * step;
-}
-
 /* Asks for the next panel while this one is multiplied. */
 static void fetch_panel(const int8_t *w, size_t ldw, size_t columns, size_t depth)
 {
@@ -83,12 +74,12 @@ static void fetch_panel(const int8_t *w, size_t ldw, size_t columns, size_t dept
 static void block_tile(const int8_job *job, const uint8_t *x, size_t m, const int8_t *w, size_t n,
                        int32_t *acc, size_t stride, block_scratch *s)
 {
-    size_t rows = round_up(m, GEMM_BLOCK_STEP);
+    size_t rows = size_round_up(m, GEMM_BLOCK_STEP);
     memset(acc, 0, rows * stride * sizeof *acc);
     memset(s->x + m * BLOCK_DEPTH, 0, (rows - m) * BLOCK_DEPTH);
     for (size_t k0 = 0; k0 < job->k; k0 += BLOCK_DEPTH) {
         size_t depth = job->k - k0 < BLOCK_DEPTH ? job->k - k0 : BLOCK_DEPTH;
-        size_t padded = round_up(depth, (size_t)2 * GEMM_BLOCK_STEP);
+        size_t padded = size_round_up(depth, (size_t)2 * GEMM_BLOCK_STEP);
         for (size_t i = 0; i < m; i++) {
             memcpy(s->x + i * BLOCK_DEPTH, x + i * job->k + k0, depth);
             memset(s->x + i * BLOCK_DEPTH + depth, 0, padded - depth);
@@ -111,19 +102,22 @@ static void int8_tile(void *user, size_t index, int thread)
     size_t n = job->n - column < job->columns ? job->n - column : job->columns;
     const uint8_t *x = job->x + row * job->k;
     const int8_t *w = job->w + column * job->k;
-    size_t stride = job->tiles ? job->columns + STRIDE_MORE : job->n;
-    int32_t *acc = job->tiles ? job->tiles + (size_t)thread * job->rows * stride
-                              : job->acc + row * job->n + column;
+    size_t stride = job->scratch ? job->columns + STRIDE_MORE : job->n;
+    void *own = job->scratch + (size_t)thread * job->scratch_bytes;
+    block_scratch *block = job->kernels->block_u8s8 ? own : NULL;
+    int32_t *acc = block          ? (int32_t *)(void *)(block + 1)
+                   : job->scratch ? own
+                                  : job->acc + row * job->n + column;
     tare_status status = TARE_OK;
-    if (job->blocks)
-        block_tile(job, x, m, w, n, acc, stride, &job->blocks[thread]);
+    if (block)
+        block_tile(job, x, m, w, n, acc, stride, block);
     else
         status = plain_tile(job, x, m, w, n, acc, stride);
     if (status != TARE_OK)
         atomic_store(&job->status, (int)status);
     else if (job->tile)
         job->tile(job->user, row, m, column, n, acc, stride);
-    else if (job->tiles)
+    else if (job->scratch)
         for (size_t i = 0; i < m; i++)
             memcpy(job->acc + (row + i) * job->n + column, acc + i * stride, n * sizeof *acc);
 }
@@ -133,14 +127,22 @@ static void choose_tiles(const tare_context *ctx, int8_job *job)
 {
     size_t enough = 3 * (size_t)parallel_threads(ctx);
     job->rows = job->columns = LARGEST;
-    while (divide_up(job->m, job->rows) * divide_up(job->n, job->columns) < enough &&
+    while (size_divide_up(job->m, job->rows) * size_divide_up(job->n, job->columns) < enough &&
            (job->rows > SMALLEST || job->columns > SMALLEST)) {
         if (job->rows < job->columns || job->rows == SMALLEST)
             job->columns /= 2;
         else
             job->rows /= 2;
     }
-    job->row_tiles = divide_up(job->m, job->rows);
+    job->row_tiles = size_divide_up(job->m, job->rows);
+}
+
+/* Of a thread. */
+static size_t scratch_bytes(const tare_context *ctx, size_t rows, size_t columns, bool tiles)
+{
+    bool blocks = kernels_get(ctx)->block_u8s8;
+    size_t tile = tiles || blocks ? rows * (columns + STRIDE_MORE) * sizeof(int32_t) : 0;
+    return tile + (blocks ? sizeof(block_scratch) : 0);
 }
 
 static tare_status run_job(int8_job *job)
@@ -153,22 +155,17 @@ static tare_status run_job(int8_job *job)
         return TARE_OK;
     choose_tiles(ctx, job);
     job->kernels = kernels_get(ctx);
-    size_t threads = (size_t)parallel_threads(ctx);
-    bool blocks = job->kernels->block_u8s8;
-    tare_status status = TARE_E_MEMORY;
-    if (job->tile || blocks)
-        job->tiles = mem_alloc_array(ctx, threads * job->rows * (job->columns + STRIDE_MORE),
-                                     sizeof *job->tiles);
-    if (blocks)
-        job->blocks = mem_alloc_array(ctx, threads, sizeof *job->blocks);
-    if ((job->tiles || !job->tile) && (job->blocks || !blocks)) {
-        atomic_init(&job->status, TARE_OK);
-        parallel_for(ctx, job->row_tiles * divide_up(job->n, job->columns), int8_tile, job);
-        status = (tare_status)atomic_load(&job->status);
+    job->scratch_bytes = scratch_bytes(ctx, job->rows, job->columns, job->tile);
+    if (job->scratch_bytes) {
+        size_t threads = (size_t)parallel_threads(ctx);
+        job->scratch = mem_take_scratch(ctx, threads, job->scratch_bytes);
+        if (!job->scratch)
+            return TARE_E_MEMORY;
     }
-    mem_free(ctx, job->tiles);
-    mem_free(ctx, job->blocks);
-    return status;
+    atomic_init(&job->status, TARE_OK);
+    parallel_for(ctx, job->row_tiles * size_divide_up(job->n, job->columns), int8_tile, job);
+    mem_give_scratch(ctx, job->scratch);
+    return (tare_status)atomic_load(&job->status);
 }
 
 void gemm_onednn_version(buffer *out)
@@ -195,23 +192,16 @@ tare_status gemm_u8s8_tiles(tare_context *ctx, const uint8_t *x, const int8_t *w
     return run_job(&job);
 }
 
-static size_t job_bytes(const tare_context *ctx, size_t rows, size_t columns, bool tiles)
-{
-    size_t threads = (size_t)parallel_threads(ctx);
-    bool blocks = kernels_get(ctx)->block_u8s8;
-    size_t tile = rows * (columns + STRIDE_MORE) * sizeof(int32_t);
-    return (tiles || blocks ? mem_array_bytes(threads, tile) : 0) +
-           (blocks ? mem_array_bytes(threads, sizeof(block_scratch)) : 0);
-}
-
 size_t gemm_u8s8_bytes(const tare_context *ctx, size_t m, size_t n)
 {
     int8_job job = {.m = m, .n = n};
     choose_tiles(ctx, &job);
-    return job_bytes(ctx, job.rows, job.columns, false);
+    return mem_array_bytes((size_t)parallel_threads(ctx),
+                           scratch_bytes(ctx, job.rows, job.columns, false));
 }
 
 size_t gemm_u8s8_tiles_bytes(const tare_context *ctx)
 {
-    return job_bytes(ctx, LARGEST, LARGEST, true);
+    return mem_array_bytes((size_t)parallel_threads(ctx),
+                           scratch_bytes(ctx, LARGEST, LARGEST, true));
 }

@@ -315,13 +315,6 @@ def test_config_that_cannot_be_read(tmp_path):
     assert "The value of the path cannot be empty." in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable(mix):
-    mix.lines("notes", notes(3), "jsonl")
-    (mix.folder / "data.jsonl").chmod(0)
-    assert mix.run("notes=1").returncode == 1
-
-
 def test_files_that_anybody_may_write(mix):
     add_subjects(mix, "a").add("mmlu", mix.folder / "mmlu").lines("notes", notes(1), "jsonl")
     put(mix.folder / "mmlu" / "subject_mapping.json", '{"mmlu_all_sets": ["a"]}')

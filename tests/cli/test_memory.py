@@ -2,16 +2,13 @@
 import json
 import re
 import resource
-import time
 
 import numpy as np
 import pytest
-import tensor_file
 import tiny
-from conftest import EXAMPLES, from_environment, run_tare
+from conftest import EXAMPLES, SMOLLM2, run_tare
 
 MIB = 1 << 20
-SMOLLM2 = from_environment("TARE_SMOLLM2", "build/demo/SmolLM2-135M-Instruct")
 RECIPES = [
     [], ["--act-method", "3", "--anti-method", "m3"], ["--recipe", "llama3.1-70b"],
     ["--anti-method", "m6", "--threads", "1"], ["--anti-method", "m2", "--act-method", "2"],
@@ -260,3 +257,36 @@ def test_disk_rate_of_holes_is_unknown(tmp_path):
     assert rates["reading"] is None and rates["INT8 products"] > 0
     done = run_tare("quantize", model, "--calib", model / "ids.json", "--samples", 1, "--dry-run")
     assert "more than" in done.stdout and re.search("reading .* unknown rate", done.stdout)
+
+
+# ---- generation
+
+
+def run_within(flags, mib):
+    """With a budget that the kernel enforces too."""
+    def limit():
+        resource.setrlimit(resource.RLIMIT_DATA, (mib * MIB, mib * MIB))
+
+    return run_tare(*flags, "--max-memory", f"cpu={mib}MiB", preexec_fn=limit)
+
+
+def test_generation_keeps_within_the_budget(tmp_path):
+    """Weights of 88 MiB: what does not fit is read for each token, with the same text. The smallest
+    budget that a refusal names works."""
+    config = {**tiny.CONFIG, "hidden_size": 512, "intermediate_size": 2048,
+              "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 2,
+              "head_dim": 64}
+    folder = tmp_path / "model"
+    tiny.write_checkpoint(folder, tiny.make_tensors(config), **config)
+    flags = ["generate", folder, "The ferry", "--max-new-tokens", 4, "--json", "--threads", 1]
+    expected = run_tare(*flags)
+    assert expected.returncode == 0, expected.stderr
+    refused = run_within(flags, 36)
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert "budget of 36 MiB is too small" in refused.stderr
+    smallest = int(re.search(r"smallest that works here is (\d+) MiB", refused.stderr).group(1))
+    assert 36 < smallest < 80
+    for mib in (smallest, 80, 250):
+        done = run_within(flags, mib)
+        assert (done.returncode, done.stdout) == (0, expected.stdout), done.stderr
+    assert run_within(flags, smallest - 1).returncode == 2

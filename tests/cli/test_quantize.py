@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import TARE_BIN, run_tare
+from conftest import ROOT, TARE_BIN, run_tare
 from tokenizers import Tokenizer
 
 ASCENDV1 = {"quant_model_weights-00001-of-00001.safetensors",
@@ -349,6 +349,56 @@ def test_samples_and_max_length(model, tmp_path):
              tmp_path / "b")
     weights = "quant_model_weights-00001-of-00001.safetensors"
     assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+
+
+BUILTIN = ROOT / "src" / "calibration" / "builtin.jsonl"
+
+
+def test_builtin_prompts(model, tmp_path):
+    """Compiled in, they are what the file says, in both languages."""
+    prompts = [json.loads(line)["prompt"] for line in BUILTIN.read_text("utf-8").splitlines()]
+    assert 30 <= len(prompts) == len(set(prompts)) <= 50
+    chinese = sum(any("\u4e00" <= c <= "\u9fff" for c in p) for p in prompts)
+    assert 0.3 <= chinese / len(prompts) <= 0.7
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    lengths = [len(tokenizer.encode(p).ids) for p in prompts]
+    a = json.loads(quantize(model, "builtin", tmp_path / "a", "--max-length", 100, "--json").stdout)
+    quantize(model, BUILTIN, tmp_path / "b", "--max-length", 100)
+    weights = "quant_model_weights-00001-of-00001.safetensors"
+    assert (tmp_path / "a" / weights).read_bytes() == (tmp_path / "b" / weights).read_bytes()
+    assert a["samples"] == len(prompts) and a["truncated"] == sum(n > 100 for n in lengths) > 0
+    assert a["tokens"] == sum(min(n, 100) for n in lengths)
+
+
+def test_builtin_prompts_are_tokenized(model, tmp_path):
+    done = run_tare("tokenize", model, "--text", "builtin")
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    prompts = [json.loads(line)["prompt"] for line in BUILTIN.read_text("utf-8").splitlines()]
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        tokenizer.encode(p).ids for p in prompts]
+
+
+def test_a_file_may_be_named_builtin(model, tmp_path):
+    tiny.write_prompts(tmp_path / "builtin")
+    done = run_tare("quantize", model, "--out", "out", "--calib", "./builtin", "--json",
+                    cwd=tmp_path)
+    assert json.loads(done.stdout)["samples"] == len(tiny.PROMPTS)
+
+
+def test_too_long_without_max_length(model, tmp_path):
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", "builtin")
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert "builtin: row " in done.stderr and "--max-length 128 truncates" in done.stderr
+
+
+def test_truncation_is_said(model, tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 50 + "\n\n" + "y" * 10 + "\n" + "z" * 11 + "\n")
+    done = quantize(model, tmp_path / "a.txt", tmp_path / "a", "--max-length", 10)
+    assert "2 samples were cut to 10 tokens" in done.stderr
+    assert "calibration 3 samples, 30 tokens" in done.stdout
+    assert "truncated   2 samples" in done.stdout
+    record = json.loads((tmp_path / "a" / "tare_run.json").read_text())
+    assert record["calibration"]["truncated"] == 2
 
 
 # ---- Recipes

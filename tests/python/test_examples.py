@@ -1,8 +1,7 @@
 """The examples run: the recipes' scripts on a tiny checkpoint write what the recipes do; the mixed
-calibration example; the notebook's cells in order, on SmolLM2 where it is there."""
+calibration example."""
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -45,21 +44,3 @@ def test_mixed_calibration(tmp_path):
     out = run_example("mixed_calibration.py", model, tmp_path / "mix.json", tmp_path / "out")
     assert "'boolq': 4" in out
     assert (tmp_path / "out" / "quant_model_weight_w8a8.safetensors").is_file()
-
-
-def test_notebook(tmp_path):
-    notebook = json.loads((EXAMPLES / "smollm2.ipynb").read_text())
-    assert notebook["nbformat"] == 4 and all(not c.get("outputs") for c in notebook["cells"])
-    source = "\n".join("".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code")
-    if not os.environ.get("TARE_SMOLLM2"):
-        compile(source, "smollm2.ipynb", "exec")
-        pytest.skip("TARE_SMOLLM2 is not set")
-    model = pathlib.Path(os.environ["TARE_SMOLLM2"]).resolve()
-    for name in ("CMakeLists.txt", "examples"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "build" / "demo").mkdir(parents=True)
-    (tmp_path / "build" / "demo" / "SmolLM2-135M-Instruct").symlink_to(model)
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=600,
-                          cwd=tmp_path, env=ENVIRONMENT)
-    assert done.returncode == 0, done.stderr
-    assert "int8 (1536, 576)" in done.stdout

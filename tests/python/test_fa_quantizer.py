@@ -1,5 +1,5 @@
-"""FAQuantizer against an independent numpy computation of spec fa3.md 1.3, 1.4 and 1.6, and the table
-of 1.9. numpy arrays here; tests/oracle has torch."""
+"""FAQuantizer against an independent numpy computation of spec fa3.md 1.3, 1.4 and 1.6, and the
+table of 1.9. numpy arrays here; tests/oracle has torch."""
 import copy
 import logging
 import types
@@ -56,7 +56,8 @@ def make_samples(seed, lengths=(700, 3, 41), batch=2):
 def test_scales_equal_numpys(layout):
     samples = make_samples(0)
     given = samples if layout == "BHSD" else [[x.transpose(0, 2, 1, 3) for x in s] for s in samples]
-    scales, offsets = observe(FAQuantizer(config(), LOG, layout=layout), given).export_quant_params()
+    quantizer = observe(FAQuantizer(config(), LOG, layout=layout), given)
+    scales, offsets = quantizer.export_quant_params()
     for i, kind in enumerate("qkv"):
         assert np.array_equal(scales[i], expected_scales([s[i] for s in samples], kind))
         assert offsets[i].dtype == np.int8 and offsets[i].shape == scales[i].shape

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 import tare
 
 TEXTS = tiny.PROMPTS
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
 LEVEL = ["--disable-names", "model.layers.1.mlp.down_proj"]
 
 
@@ -41,7 +42,7 @@ def calib(tokenizer):
 
 
 def output_files(folder):
-    """Bytes of every file of an output; tare_run.json apart, which tells where the data came from."""
+    """Bytes of every file of an output but tare_run.json, which tells where the data came from."""
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*")
             if p.is_file() and p.name != "tare_run.json"}
 
@@ -91,7 +92,7 @@ def test_padding(folder, tokenizer, side):
 
 
 def test_generate_is_greedy_and_padding_has_no_part(model, tokenizer):
-    """Each step takes the largest of model.logits; a prompt alone gives what it gives in a batch."""
+    """Each step takes the largest of model.logits; a prompt alone gives what a batch does."""
     batch = tokenizer(TEXTS[:3], padding=True, padding_side="left", return_tensors="np")
     out = model.generate(**batch, do_sample=False, max_new_tokens=4, eos_token_id=[])
     assert out.dtype == np.int64 and out.shape == (3, batch.input_ids.shape[1] + 4)
@@ -193,8 +194,9 @@ def test_smoothing_leaves_the_model_and_has_vectors(folder, calib):
     tare.AntiOutlier(model, calib, tare.AntiOutlierConfig(anti_method="m1")).process()
     vectors = model._tare_smoothing.vectors()
     columns = vectors["model.layers.0.self_attn.q_proj.weight.columns"]
-    norm = tensor_file.read(folder / "model.safetensors")["model.layers.0.input_layernorm.weight"].data
-    assert np.allclose(vectors["model.layers.0.input_layernorm.weight"] * columns, norm, rtol=1e-6)
+    name = "model.layers.0.input_layernorm.weight"
+    norm = tensor_file.read(folder / "model.safetensors")[name].data
+    assert np.allclose(vectors[name] * columns, norm, rtol=1e-6)
     assert (folder / "model.safetensors").read_bytes() == before
 
 
@@ -256,6 +258,7 @@ INTERRUPTED = """
 import logging, os, signal, sys, time
 import numpy as np
 import tare
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background job
 struck = []
 class Strike(logging.Handler):
     def emit(self, record):  # called by C while it works
@@ -276,7 +279,7 @@ print("after", model.logits([1, 2]).shape)
 def test_ctrl_c_stops_a_call_and_the_context_lives_on(folder):
     """The main thread is free for the signal while C works, so the GIL is released."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(folder)], capture_output=True,
-                          text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(ROOT / "python")})
+                          text=True, timeout=120, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     words = done.stdout.split()
     assert words[0] == "interrupted", done.stdout
@@ -318,9 +321,9 @@ def test_run(tmp_path, flags, compat):
     script.write_text(SCRIPT)
     done = subprocess.run([sys.executable, "-m", "tare.run", *flags, str(script), "--x", "1"],
                           capture_output=True, text=True, timeout=60, cwd=tmp_path,
-                          env={**os.environ, "PYTHONPATH": str(ROOT / "python")})
+                          env=ENVIRONMENT)
     assert done.stdout == f"__main__ ['--x', '1'] {compat} None\n", done.stderr
     assert "No module named 'msmodelslim.nothing'" in done.stderr
-    bad = subprocess.run([sys.executable, "-m", "tare.run", "--nope"], capture_output=True, text=True,
-                         env={**os.environ, "PYTHONPATH": str(ROOT / "python")})
+    bad = subprocess.run([sys.executable, "-m", "tare.run", "--nope"], capture_output=True,
+                         text=True, env=ENVIRONMENT)
     assert bad.returncode == 1 and "--nope" in bad.stderr

@@ -3,6 +3,7 @@
  * follow CPython's generator; settings come from generation_config.json; failing allocations and
  * cancellation leave nothing behind. */
 #include <pthread.h>
+#include <unistd.h>
 
 #include "model/generate.h"
 #include "tensor/convert.h"
@@ -20,13 +21,14 @@ enum { VOCAB = 70, HIDDEN = 16, INTERMEDIATE = 40, LAYERS = 2, MAX_POSITION = 48
     "\"torch_dtype\": \"bfloat16\""
 
 typedef struct writer {
-    char header[8192], *at;
+    char header[32768], *at;
     size_t offset;
     uint16_t data[60000];
     random_state random;
 } writer;
 
-static void put_tensor(writer *w, const char *name, size_t rows, size_t cols)
+/* One more tensor in the header; its elements. */
+static size_t list_tensor(writer *w, const char *name, size_t rows, size_t cols)
 {
     size_t n = rows * (cols ? cols : 1);
     w->at += sprintf(w->at, "%s\"%s\":{\"dtype\":\"BF16\",\"shape\":[%zu", w->offset ? "," : "",
@@ -34,10 +36,16 @@ static void put_tensor(writer *w, const char *name, size_t rows, size_t cols)
     if (cols)
         w->at += sprintf(w->at, ",%zu", cols);
     w->at += sprintf(w->at, "],\"data_offsets\":[%zu,%zu]}", w->offset, w->offset + 2 * n);
-    for (size_t i = 0; i < n; i++)
-        w->data[w->offset / 2 + i] = float_to_bf16(cols ? random_float(&w->random, -0.6, 0.6)
-                                                        : random_float(&w->random, 0.7, 1.3));
     w->offset += 2 * n;
+    return n;
+}
+
+static void put_tensor(writer *w, const char *name, size_t rows, size_t cols)
+{
+    size_t first = w->offset / 2, n = list_tensor(w, name, rows, cols);
+    for (size_t i = first; i < first + n; i++)
+        w->data[i] = float_to_bf16(cols ? random_float(&w->random, -0.6, 0.6)
+                                        : random_float(&w->random, 0.7, 1.3));
 }
 
 static void write_model(const char *folder, bool tied)
@@ -291,6 +299,82 @@ static void test_memory_limits(void **state)
     assert_true(works_within(d, (size_t)64 << 20, NULL, &p, &seen));
     assert_true(seen.kept && seen.layer);
     tare_model_free(model);
+    assert_ok(ctx, folder_remove(ctx, d));
+    free_context(ctx);
+}
+
+/* A model whose weights outweigh all else, without data: a plan reads none. */
+static void write_large_model(const char *folder)
+{
+    static const struct {
+        const char *name;
+        size_t rows, cols;
+    } parts[] = {{"self_attn.q_proj", 512, 512},      {"self_attn.k_proj", 64, 512},
+                 {"self_attn.v_proj", 64, 512},       {"self_attn.o_proj", 512, 512},
+                 {"mlp.gate_proj", 2048, 512},        {"mlp.up_proj", 2048, 512},
+                 {"mlp.down_proj", 512, 2048},        {"input_layernorm", 512, 0},
+                 {"post_attention_layernorm", 512, 0}};
+    static writer w;
+    char path[256], name[128];
+    size_t size = 0;
+    w = (writer){.at = w.header};
+    w.at += sprintf(w.at, "{");
+    list_tensor(&w, "model.embed_tokens.weight", VOCAB, 512);
+    list_tensor(&w, "model.norm.weight", 512, 0);
+    for (size_t i = 0; i < 16 * sizeof parts / sizeof *parts; i++) {
+        size_t part = i % (sizeof parts / sizeof *parts);
+        sprintf(name, "model.layers.%zu.%s.weight", i / (sizeof parts / sizeof *parts),
+                parts[part].name);
+        list_tensor(&w, name, parts[part].rows, parts[part].cols);
+    }
+    w.at += sprintf(w.at, "}");
+    size = (size_t)(w.at - w.header);
+    snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(&(uint64_t){size}, 8, 1, f), 1);
+    assert_int_equal(fwrite(w.header, 1, size, f), size);
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(truncate(path, (off_t)(8 + size + w.offset)), 0);
+    write_text(folder, "config.json",
+               "{\"model_type\": \"llama\", \"hidden_act\": \"silu\", \"hidden_size\": 512, "
+               "\"intermediate_size\": 2048, \"num_hidden_layers\": 16, "
+               "\"num_attention_heads\": 8, \"num_key_value_heads\": 1, \"head_dim\": 64, "
+               "\"max_position_embeddings\": 48, \"vocab_size\": 70, \"rms_norm_eps\": 1e-5, "
+               "\"tie_word_embeddings\": true, \"torch_dtype\": \"bfloat16\"}");
+}
+
+/* A spilled sequence holds a file open, of which a process may have some 1000. */
+static void test_spilled_batches(void **state)
+{
+    (void)state;
+    enum { MANY = 2000 };
+    static size_t lengths[MANY];
+    const char *d = temporary_folder();
+    size_t spilled = 0, most = 0;
+    write_large_model(d);
+    for (size_t i = 0; i < MANY; i++)
+        lengths[i] = 8;
+    for (size_t limit = (size_t)8 << 20; limit < (size_t)1 << 30; limit += limit / 20) {
+        tare_context *ctx = limited_context(limit);
+        tare_generate_options o = greedy(0);
+        tare_generation_plan plan;
+        tare_model *model;
+        o.scratch_dir = d;
+        o.batch = MANY;
+        o.max_new_tokens = 30;
+        assert_ok(ctx, tare_model_open(ctx, d, &model));
+        if (tare_generate_plan(model, &o, lengths, MANY, &plan) == TARE_OK) {
+            assert_true(!plan.spill || plan.batch <= 512);
+            spilled += plan.spill;
+            most = plan.batch > most ? plan.batch : most;
+        }
+        tare_model_free(model);
+        free_context(ctx);
+    }
+    assert_true(spilled > 0);
+    assert_int_equal(most, MANY);
+    tare_context *ctx = new_context(1);
     assert_ok(ctx, folder_remove(ctx, d));
     free_context(ctx);
 }
@@ -704,6 +788,7 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy),
                                        cmocka_unit_test(test_last_logprobs),
                                        cmocka_unit_test(test_memory_limits),
+                                       cmocka_unit_test(test_spilled_batches),
                                        cmocka_unit_test(test_every_layout),
                                        cmocka_unit_test(test_endings),
                                        cmocka_unit_test(test_cancel),

@@ -243,12 +243,14 @@ static void test_wrong_options(void **state)
     tare_context *ctx = new_context(1);
     tare_model *source;
     tare_quantize_options o;
+    tare_plan plan;
     const uint32_t ids[] = {1, 1000000};
     const size_t lengths[] = {1, 1}, empty[] = {1, 0};
     assert_ok(ctx, tare_model_open(ctx, MODEL("llama"), &source));
     tare_quantize_options_init(&o);
     o.out = from_memory;
     assert_fails(ctx, tare_quantize(ctx, &o, NULL), TARE_E_USAGE, "a model is needed");
+    assert_fails(ctx, tare_quantize_plan(ctx, &o, &plan), TARE_E_USAGE, "a model is needed");
     o.model = MODEL("llama");
     o.source = source;
     assert_fails(ctx, tare_quantize(ctx, &o, NULL), TARE_E_USAGE, "a model is needed");

@@ -6,10 +6,14 @@
 #include "model/linear.h"
 #include "model/model.h"
 
-#define LLAMA                                                                                      \
-    "\"model_type\": \"llama\", \"hidden_size\": 8, \"intermediate_size\": 12, \"vocab_size\": "   \
+#define GEOMETRY                                                                                   \
+    "\"hidden_size\": 8, \"intermediate_size\": 12, \"vocab_size\": "                              \
     "10, "                                                                                         \
-    "\"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"num_key_value_heads\": 1"
+    "\"num_hidden_layers\": 1, \"num_attention_heads\": 2"
+
+#define LLAMA   "\"model_type\": \"llama\", " GEOMETRY ", \"num_key_value_heads\": 1"
+#define QWEN2   "\"model_type\": \"qwen2\", " GEOMETRY ", \"num_key_value_heads\": 1"
+#define MISTRAL "\"model_type\": \"mistral\", " GEOMETRY ", \"num_key_value_heads\": null"
 
 static tare_status parse(tare_context *ctx, arena *a, const char *json, model_config *out)
 {
@@ -49,7 +53,48 @@ static void test_config_defaults(void **state)
     assert_int_equal(c.num_kv_heads, 32);
     assert_int_equal(model_config_window(&c, 1), 0);
     assert_int_equal(model_config_window(&c, 2), 7);
+    /* Mistral: a window of 4096 in all layers unless the key is null; null K means as many as
+     * heads.
+     */
+    assert_ok(ctx, parse(ctx, &a, "{" MISTRAL "}", &c));
+    assert_true(c.num_kv_heads == 2 && model_config_window(&c, 0) == 4096);
+    assert_ok(ctx, parse(ctx, &a, "{" MISTRAL ", \"sliding_window\": null}", &c));
+    assert_int_equal(model_config_window(&c, 0), 0);
     arena_free(&a);
+    free_context(ctx);
+}
+
+/* max_position_embeddings, times the factor where the key is the length before stretching. */
+static void test_max_tokens(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *rope;
+        size_t tokens;
+    } cases[] = {
+        {"null", 100},
+        {"{\"type\": \"linear\", \"factor\": 2.5}", 250},
+        {"{\"type\": \"dynamic\", \"factor\": 4}", 400},
+        {"{\"type\": \"yarn\", \"factor\": 4}", 400},
+        {"{\"type\": \"yarn\", \"factor\": 4, \"original_max_position_embeddings\": 25}", 100},
+        {"{\"type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4, "
+         "\"original_max_position_embeddings\": 64}",
+         100},
+        {"{\"type\": \"dynamic\", \"factor\": 1e20}", (size_t)1 << 31},
+    };
+    tare_context *ctx = new_context(1);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char json[1024];
+        model_config c;
+        arena a;
+        arena_init(&a, ctx);
+        snprintf(json, sizeof json,
+                 "{" LLAMA ", \"max_position_embeddings\": 100, \"rope_scaling\": %s}",
+                 cases[i].rope);
+        assert_ok(ctx, parse(ctx, &a, json, &c));
+        assert_int_equal(model_config_max_tokens(&c), cases[i].tokens);
+        arena_free(&a);
+    }
     free_context(ctx);
 }
 
@@ -59,7 +104,7 @@ static void test_config_refusals(void **state)
     static const struct {
         const char *json, *message;
     } cases[] = {
-        {"{}", "model_type is missing; supported: llama, qwen2, qwen3"},
+        {"{}", "model_type is missing; supported: llama, qwen2, qwen3, mistral"},
         {"{\"model_type\": \"gpt2\"}", "\"gpt2\" is not supported; supported: llama, qwen2, qwen3"},
         {"[1]", "is not a JSON object"},
         {"{\"model_type\": \"llama\"}", "hidden_size is missing"},
@@ -70,6 +115,17 @@ static void test_config_refusals(void **state)
         {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"longrope\"}}", "\"longrope\""},
         {"{" LLAMA ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 8}}", "low_freq_factor"},
         {"{" LLAMA ", \"rope_scaling\": 3}", "rope_scaling"},
+        {"{" LLAMA ", \"rope_scaling\": {\"type\": \"linear\"}}", "factor of the rope settings"},
+        {"{" LLAMA ", \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 0}}", "factor"},
+        {"{" LLAMA ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2, \"beta_fast\": -1}}",
+         "beta_fast"},
+        {"{" LLAMA ", \"rope_theta\": 1, \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}}",
+         "rope_theta 1 is too small for yarn"},
+        {"{" LLAMA ", \"rope_parameters\": {\"full_attention\": {\"rope_type\": \"default\"}}}",
+         "rope settings by kind of layer (full_attention)"},
+        {"{" QWEN2 ", \"layer_types\": [\"chunked_attention\"]}",
+         "\"chunked_attention\" of layer 0"},
+        {"{" QWEN2 ", \"layer_types\": []}", "layer_types must be a list of 1 strings"},
         {"{" LLAMA ", \"rms_norm_eps\": -1}", "rms_norm_eps"},
         {"{" LLAMA ", \"head_dim\": 1e400}", "head_dim"},
         {"{" LLAMA ", \"max_position_embeddings\": -5}", "max_position_embeddings"},
@@ -95,7 +151,7 @@ static void test_rope_frequencies(void **state)
     (void)state;
     float f[2];
     rope_config c = {.type = ROPE_DEFAULT, .theta = 100};
-    rope_frequencies(&c, 4, f);
+    rope_frequencies(&c, 4, 1, f);
     assert_true(f[0] == 1 && fabsf(f[1] - 0.1f) < 1e-8f);
     c = (rope_config){.type = ROPE_LLAMA3,
                       .theta = 100,
@@ -103,11 +159,44 @@ static void test_rope_frequencies(void **state)
                       .low_freq_factor = 1,
                       .high_freq_factor = 4,
                       .original_max_position = 64};
-    rope_frequencies(&c, 4, f);
+    rope_frequencies(&c, 4, 1, f);
     assert_true(f[0] == 1 && fabsf(f[1] - 0.0130423f) < 1e-6f);
     c.original_max_position = 32; /* 62.83 > 32: divided by the factor */
-    rope_frequencies(&c, 4, f);
+    rope_frequencies(&c, 4, 1, f);
     assert_true(fabsf(f[1] - 0.0125f) < 1e-8f);
+    c.type = ROPE_LINEAR;
+    rope_frequencies(&c, 4, 1, f);
+    assert_true(f[0] == 0.125f && fabsf(f[1] - 0.0125f) < 1e-8f);
+}
+
+/* dynamic, factor 2, beyond 10 positions: 15 tokens, theta' = 100 (2*15/10 - 1)^2 = 400, f = 1/20.
+ * A sequence of 10 keeps theta. The table of 15 holds 10 positions; longer sequences have their
+ * own.
+ */
+static void test_dynamic_rope(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    rope_config c = {
+        .type = ROPE_DYNAMIC, .theta = 100, .factor = 2, .max_position = 10, .attention_factor = 1};
+    float f[2];
+    rope_frequencies(&c, 4, 10, f);
+    assert_true(fabsf(f[1] - 0.1f) < 1e-8f);
+    rope_frequencies(&c, 4, 15, f);
+    assert_true(f[0] == 1 && fabsf(f[1] - 0.05f) < 1e-8f);
+    rope_table t;
+    size_t before = tare_memory_used(ctx);
+    assert_ok(ctx, rope_table_create(ctx, &c, 4, 15, 2, &t));
+    assert_true(t.tokens == 10 && tare_memory_used(ctx) - before <= rope_table_bytes(&c, 4, 15, 2));
+    const float *cosines, *sines;
+    rope_sequence s = rope_sequence_begin(&t, 15, 1);
+    rope_sequence_at(&s, 14, &cosines, &sines);
+    assert_true(fabsf(sines[1] - sinf(14 * 0.05f)) < 1e-6f);
+    s = rope_sequence_begin(&t, 10, 1);
+    rope_sequence_at(&s, 9, &cosines, &sines);
+    assert_true(fabsf(cosines[1] - cosf(0.9f)) < 1e-6f && sines == t.sin + 9 * 2);
+    rope_table_free(ctx, &t);
+    free_context(ctx);
 }
 
 /* ---- checkpoints: a one-layer Llama of zeros, written by hand ---- */
@@ -292,7 +381,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_config_defaults),
                                        cmocka_unit_test(test_config_refusals),
+                                       cmocka_unit_test(test_max_tokens),
                                        cmocka_unit_test(test_rope_frequencies),
+                                       cmocka_unit_test(test_dynamic_rope),
                                        cmocka_unit_test(test_checkpoint_faults),
                                        cmocka_unit_test(test_infinite_weight_is_named),
                                        cmocka_unit_test(test_every_allocation_may_fail),

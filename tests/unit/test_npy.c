@@ -59,7 +59,7 @@ static tare_status write_golden(tare_context *ctx, fixture *f)
     tare_status status = TARE_OK;
     npy_writer *w = NULL;
     unlink(f->path);
-    TRY(npy_create(ctx, f->path, &w));
+    TRY(npy_create(ctx, f->path, NPY_ARRAYS, &w));
     TRY(npy_begin(w, "a", TARE_I8, 2, (size_t[]){1, 3}));
     TRY(npy_append(w, "\x01\x02", 2));
     TRY(npy_append(w, "\xff", 1));
@@ -267,7 +267,7 @@ static void test_writer_misuse(void **state)
     fixture *f = *state;
     npy_writer *w;
     size_t big[2] = {(size_t)1 << 40, (size_t)1 << 40};
-    assert_ok(f->ctx, npy_create(f->ctx, f->path, &w));
+    assert_ok(f->ctx, npy_create(f->ctx, f->path, NPY_ARRAYS, &w));
     assert_refused(f->ctx, npy_begin(w, "b", TARE_BF16, 1, big), TARE_E_FORMAT, "BF16");
     assert_int_equal(npy_begin(w, "b", TARE_I8, 9, big), TARE_E_FORMAT);
     assert_int_equal(npy_begin(w, "b", TARE_I8, 2, big), TARE_E_FORMAT);
@@ -288,7 +288,7 @@ static void test_many_entries(void **state)
     npy_writer *w;
     npy_dict *d;
     char key[64];
-    assert_ok(f->ctx, npy_create(f->ctx, f->path, &w));
+    assert_ok(f->ctx, npy_create(f->ctx, f->path, NPY_ARRAYS, &w));
     for (int i = 0; i < MANY; i++) {
         snprintf(key, sizeof key, "model.layers.%d.mlp.down_proj", i);
         assert_ok(f->ctx, npy_begin(w, key, TARE_I32, 1, (size_t[]){1}));

@@ -1,8 +1,8 @@
-/* The journal of a run: <out>/.tare/journal, one JSON object a line, each line ending with its own
- * XXH3-64 (spec/low_memory.md 1.7). It is appended to and synced, never rewritten: whatever a kill
- * leaves behind its last whole line is dropped. A lock beside it keeps two runs apart. */
-#ifndef TARE_PIPELINE_JOURNAL_H
-#define TARE_PIPELINE_JOURNAL_H
+/* The journal of a run: a file in its work folder, one JSON object a line, each line ending with
+ * its own XXH3-64 (spec/low_memory.md 1.7). It is appended to and synced, never rewritten: whatever
+ * a kill leaves behind its last whole line is dropped. A lock beside it keeps two runs apart. */
+#ifndef TARE_FILE_JOURNAL_H
+#define TARE_FILE_JOURNAL_H
 
 #include "file/io.h"
 #include "file/value.h"

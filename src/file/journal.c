@@ -1,4 +1,4 @@
-#include "pipeline/journal.h"
+#include "file/journal.h"
 
 #include <errno.h>
 #include <fcntl.h>
