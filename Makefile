@@ -45,18 +45,17 @@ release:
 	@cmake --build $(RELEASE) -j$(JOBS)
 
 install: release
-	@DESTDIR="$(DESTDIR)" cmake --install $(RELEASE) --prefix "$(abspath $(PREFIX))"
+	@DESTDIR="$(DESTDIR)" cmake --install $(RELEASE) --prefix "$(PREFIX)"
 
 # What an install puts there, and no more; folders named tare go too if they are empty then.
 uninstall: release
 	@rm -rf $(RELEASE)/staged
-	@DESTDIR="$(abspath $(RELEASE)/staged)" cmake --install $(RELEASE) \
-		--prefix "$(abspath $(PREFIX))" >/dev/null
-	@cd $(RELEASE)/staged && find . ! -type d | while read -r file; do \
-		rm -fv "$(DESTDIR)/$$file"; \
+	@DESTDIR="$(abspath $(RELEASE)/staged)" cmake --install $(RELEASE) --prefix "$(PREFIX)" >/dev/null
+	@find $(RELEASE)/staged ! -type d -printf '/%P\n' | while read -r file; do \
+		rm -fv "$(DESTDIR)$$file"; \
 	done
-	@cd $(RELEASE)/staged && find . -depth -type d -name tare | while read -r folder; do \
-		rmdir "$(DESTDIR)/$$folder" 2>/dev/null || true; \
+	@find $(RELEASE)/staged -depth -type d -name tare -printf '/%P\n' | while read -r folder; do \
+		rmdir "$(DESTDIR)$$folder" 2>/dev/null || true; \
 	done
 	@rm -rf $(RELEASE)/staged
 

@@ -561,9 +561,9 @@ typedef struct tare_calib_verifier {
 } tare_calib_verifier;
 
 /* A verifier that asks a model of this library, whose folder may hold a
- * tokenizer_config.json (model_max_length, eos_token). Tries both on a short text first, if the
- * weights fit the memory: TARE_E_USAGE if the tokenizer does not fit the model. Both are of one
- * context, and must outlive it. */
+ * tokenizer_config.json (model_max_length, eos_token). TARE_E_USAGE if the tokenizer does not fit
+ * the model: it gives ids that the model does not have, or none. No weight is read yet. Both are of
+ * one context, and must outlive it. */
 TARE_API tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokenizer,
                                                 tare_calib_verifier *out);
 TARE_API void tare_model_verifier_free(tare_calib_verifier *verifier);
@@ -759,7 +759,9 @@ typedef struct tare_calib_plan {
     uint64_t records; /* that can be asked */
     size_t together;  /* asked at once; more only if too few of them are answered right */
     uint64_t rounds;  /* of asking, at most: when all records are asked */
-    tare_generation_plan generation; /* of the first round, if no text ends early */
+    /* Of the first round, if no text ends early. A process takes `process` bytes beside. */
+    tare_generation_plan generation;
+    uint64_t process;
 } tare_calib_plan;
 
 /* TARE_E_USAGE: no such set, or a verifier without a plan; TARE_E_BUDGET, with *plan filled in. */

@@ -105,7 +105,7 @@ void resume_find(const tare_calib *calib, const calib_set *set, const value **re
                  size_t *too_long);
 tare_status resume_add(tare_calib *calib, const calib_set *set, const tare_calib_entry *entries,
                        size_t count, size_t too_long);
-/* Removes the journal where `status` is TARE_OK or it holds no set, and closes it. */
-tare_status resume_end(tare_calib *calib, tare_status status);
+/* Removes the journal where `status`, that of the mix, is TARE_OK or it holds no set; closes it. */
+void resume_end(tare_calib *calib, tare_status status);
 
 #endif

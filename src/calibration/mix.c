@@ -2,6 +2,7 @@
  * (calibration_sets.md sections 6, 7 and 11.1). */
 #include <string.h>
 
+#include "base/machine.h"
 #include "base/progress.h"
 #include "base/rng.h"
 #include "calibration/result.h"
@@ -421,6 +422,7 @@ tare_status set_plan(tare_calib *c, const calib_set *s, tare_calib_plan *plan)
     TRY(shuffled_records(c, s, (uint32_t)plan->records, &records));
     status = choose_round(&b, records, plan->records, &round, &plan->generation);
     plan->verified = true;
+    plan->process = c->ctx->memory_reserve ? c->ctx->memory_reserve : machine_reserve_bytes(c->ctx);
     plan->task = verify_task(s->kind->rule);
     plan->together = plan->records < round ? (size_t)plan->records : round;
     plan->rounds = plan->records / plan->together + (plan->records % plan->together != 0);
@@ -467,11 +469,7 @@ tare_status tare_calib_process(tare_calib *c, tare_calib_result **out)
         result = NULL;
     }
 done:
-    status = resume_end(c, status);
-    if (status != TARE_OK && out) {
-        result = *out ? *out : result;
-        *out = NULL;
-    }
+    resume_end(c, status);
     tare_calib_result_free(result);
     mem_free(c->ctx, delivered);
     return status;

@@ -181,18 +181,20 @@ tare_status resume_add(tare_calib *c, const calib_set *set, const tare_calib_ent
     return status;
 }
 
-tare_status resume_end(tare_calib *c, tare_status status)
+void resume_end(tare_calib *c, tare_status status)
 {
     if (!c->journal)
-        return status;
-    if (status == TARE_OK)
-        status = journal_remove(c->journal);
-    else if (c->finished <= 1)
+        return;
+    if (status == TARE_OK) {
+        if (journal_remove(c->journal) != TARE_OK) /* the mix is saved: too late to fail */
+            TARE_WARN(c->ctx, "'%s' could not be removed: %s", c->work_folder,
+                      tare_last_error(c->ctx));
+    } else if (c->finished <= 1) {
         (void)journal_remove(c->journal); /* nothing is lost; the first error counts */
-    else if (status != TARE_E_FOLDER)
+    } else if (status != TARE_E_FOLDER) {
         TARE_INFO(c->ctx, "%zu sets are finished: --resume goes on with them", c->finished - 1);
+    }
     journal_close(c->journal);
     c->journal = NULL;
     c->finished = 0;
-    return status;
 }

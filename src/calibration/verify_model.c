@@ -288,49 +288,19 @@ done:
     return status;
 }
 
-/* Weights that must be read for it alone would cost more than they tell. */
-static tare_status try_ids(const model_verifier *m, const prompt_ids *p, bool *kept)
-{
-    tare_status status = TARE_OK;
-    tare_generation_plan plan_of_one;
-    const tare_calib_question question = {.prompt = ""};
-    const tare_generate_options o = options_of(m, TARE_CALIB_SOLVE, &question);
-    TRY(generation_check_prompts(m->model, (const uint32_t *const *)p->ids, p->lengths, 1));
-    for (size_t i = 0; i < 2; i++) {
-        if (m->choices[i] >= m->model->config.vocab_size)
-            return TARE_FAIL(m->ctx, TARE_E_DATA,
-                             "token id %u is out of range: the vocabulary has %zu", m->choices[i],
-                             m->model->config.vocab_size);
-    }
-    status = tare_generate_plan(m->model, &o, p->lengths, 1, &plan_of_one);
-    *kept = status == TARE_OK && plan_of_one.weights_kept;
-    status = status == TARE_E_BUDGET ? TARE_OK : status; /* it may do with a scratch folder */
-done:
-    return status;
-}
-
-/* One forward and one greedy token. */
-static tare_status try_model(const model_verifier *m)
+/* Does the model have the tokens that it will be asked about? No weight is read. */
+static tare_status check_tokens(const model_verifier *m)
 {
     static const char text[] = "hello world";
     tare_status status = TARE_OK;
     const tare_calib_question question = {.prompt = text, .prompt_length = sizeof text - 1};
     prompt_ids p = {0};
-    float logprobs[2];
-    tare_generation result = {0};
-    tare_generate_options o;
-    tare_generate_options_init(&o);
-    o.max_new_tokens = 1;
-    bool kept = false;
+    const uint32_t *choices = m->choices;
+    const size_t two = 2;
     TRY(encode_prompts(m, &question, 1, SIZE_MAX, &p));
-    TRY(try_ids(m, &p, &kept));
-    if (!kept)
-        goto done;
-    TRY(tare_last_logprobs(m->model, NULL, (const uint32_t *const *)p.ids, p.lengths, 1, m->choices,
-                           2, logprobs));
-    TRY(tare_generate(m->model, &o, (const uint32_t *const *)p.ids, p.lengths, 1, &result));
+    TRY(generation_check_prompts(m->model, (const uint32_t *const *)p.ids, p.lengths, 1));
+    TRY(generation_check_prompts(m->model, &choices, &two, 1));
 done:
-    tare_generations_free(m->ctx, &result, 1);
     prompts_free(m->ctx, &p);
     return status;
 }
@@ -359,8 +329,9 @@ tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokeni
     TRY(last_token(m, TARE_CALIB_YES, strlen(TARE_CALIB_YES), &m->choices[0], &count));
     TRY(last_token(m, TARE_CALIB_NO, strlen(TARE_CALIB_NO), &m->choices[1], &count));
     TRY(read_tokenizer_config(m));
-    TRY(identify(m));
-    status = try_model(m);
+    if (checkpoint_file_count(model->checkpoint) > 0)
+        TRY(identify(m));
+    status = check_tokens(m);
     if (status == TARE_E_DATA) /* an id that the model does not have, or no ids at all */
         status = TARE_WRAP(m->ctx, TARE_E_USAGE, "Tokenizer must be matched with model.");
     if (status != TARE_OK)

@@ -31,7 +31,21 @@ static const char usage[] =
     "not depend on it\n"
     "  --gsm8k-sampling         sampled instead of greedy answers to gsm8k\n"
     "  --gsm8k-seed S           draws them (default 0)\n"
-    "  --max-memory cpu=SIZE    most memory that the process may hold, for example cpu=8GiB\n"
+    "  --max-memory cpu=SIZE    most memory that the process may hold, for example cpu=8GiB; "
+    "weights "
+    "that do not fit\n"
+    "                           are read for each new token, of as many prompts together as fit, "
+    "unless --batch-size\n"
+    "                           is given\n"
+    "  --scratch-dir DIR        where keys and values go that do not fit (default: the folder "
+    "FILE.json.tare)\n"
+    "  --resume                 go on with the sets that a run finished before it was interrupted "
+    "or "
+    "killed\n"
+    "  --dry-run                only say what the verification will take: passes over the weights, "
+    "bytes, memory,\n"
+    "                           time, and what is cheaper; with --json, as JSON. Needs no --out\n"
+    "  --no-probe               with --dry-run: do not measure this machine, so without a time\n"
     "  --threads N              threads (default: one a core); the result does not depend on them\n"
     "  --quiet, --verbose       less, more on stderr\n"
     "\n"
@@ -41,9 +55,9 @@ static const char usage[] =
 
 typedef struct calib_flags {
     const char *config, *out, *seed, *sample_seed, *shots, *compat;
-    const char *model, *gsm8k_seed, *max_memory;
+    const char *model, *gsm8k_seed, *max_memory, *scratch_dir;
     size_t batch_size;
-    bool skip_bad, overwrite, positive, gsm8k_sampling;
+    bool skip_bad, overwrite, positive, gsm8k_sampling, resume, dry_run, probe, json, quiet;
 } calib_flags;
 
 /* The words of the seeds. */
@@ -169,7 +183,8 @@ static void print_stats(tare_calib *calib)
     }
 }
 
-static tare_status mix(tare_calib *calib, const calib_flags *f, const sizes *s,
+/* Mixes, or with --dry-run says what that takes; `model` NULL: nobody is asked. */
+static tare_status mix(tare_calib *calib, tare_model *model, const calib_flags *f, const sizes *s,
                        const uint32_t seed[2])
 {
     tare_status status = tare_calib_set_sizes(calib, (const char *const *)s->names, s->values,
@@ -179,6 +194,8 @@ static tare_status mix(tare_calib *calib, const calib_flags *f, const sizes *s,
                                                                             : INT64_MAX);
     if (status == TARE_OK)
         status = tare_calib_set_shuffle_seed(calib, seed, 2);
+    if (status == TARE_OK && f->dry_run)
+        return cli_print_calib_plan(calib, model, f->model, f->batch_size > 0, f->probe, f->json);
     if (status == TARE_OK)
         status = tare_calib_process(calib, NULL);
     return status;
@@ -198,8 +215,13 @@ static tare_status mix_positive(tare_context *ctx, tare_calib *calib, const cali
         status = tare_model_verifier_create(model, tokenizer, &verifier);
     if (status == TARE_OK)
         status = tare_calib_set_verifier(calib, &verifier);
+    if (status == TARE_OK) /* a dry run writes nothing: any name serves */
+        status = tare_model_verifier_set_scratch(&verifier, f->scratch_dir ? f->scratch_dir
+                                                            : f->dry_run
+                                                                ? "."
+                                                                : tare_calib_work_folder(calib));
     if (status == TARE_OK)
-        status = mix(calib, f, s, seed);
+        status = mix(calib, model, f, s, seed);
     tare_model_verifier_free(&verifier);
     tare_tokenizer_free(tokenizer);
     tare_model_free(model);
@@ -207,16 +229,15 @@ static tare_status mix_positive(tare_context *ctx, tare_calib *calib, const cali
 }
 
 static tare_status open_and_mix(tare_context *ctx, const calib_flags *f,
-                                const tare_calib_options *o, const sizes *s, const uint32_t seed[2],
-                                bool quiet)
+                                const tare_calib_options *o, const sizes *s, const uint32_t seed[2])
 {
     tare_calib *calib = NULL;
     tare_status status = f->max_memory ? tare_context_set_max_memory(ctx, f->max_memory) : TARE_OK;
     if (status == TARE_OK)
-        status = tare_calib_open(ctx, f->config, f->out, o, &calib);
+        status = tare_calib_open(ctx, f->config, f->dry_run ? NULL : f->out, o, &calib);
     if (status == TARE_OK)
-        status = f->positive ? mix_positive(ctx, calib, f, s, seed) : mix(calib, f, s, seed);
-    if (status == TARE_OK && !quiet)
+        status = f->positive ? mix_positive(ctx, calib, f, s, seed) : mix(calib, NULL, f, s, seed);
+    if (status == TARE_OK && !f->quiet && !f->dry_run)
         print_stats(calib);
     tare_calib_free(calib);
     return status;
@@ -244,6 +265,8 @@ static int set_options(const calib_flags *f, tare_calib_options *o, seeds *s)
     o->skip_bad = f->skip_bad ? 1 : TARE_CALIB_UNSET;
     o->gsm8k_sampling = f->gsm8k_sampling ? 1 : TARE_CALIB_UNSET;
     o->overwrite = f->overwrite;
+    o->keep = f->positive;
+    o->resume = f->positive && f->resume;
     return code;
 }
 
@@ -259,7 +282,7 @@ static int execute(const common *options, const calib_flags *f, const sizes *s)
         return code;
     if (f->model && !f->positive && !options->quiet)
         fprintf(stderr, "warning: --model does nothing without --positive\n");
-    return cli_close(ctx, open_and_mix(ctx, f, &o, s, words.shuffle, options->quiet));
+    return cli_close(ctx, open_and_mix(ctx, f, &o, s, words.shuffle));
 }
 
 static int missing(const char *what)
@@ -270,7 +293,7 @@ static int missing(const char *what)
 
 static int run(int argc, char **argv)
 {
-    calib_flags f = {0};
+    calib_flags f = {.probe = true};
     const flag flags[] = {{"--config", FLAG_TEXT, &f.config, NULL},
                           {"--out", FLAG_TEXT, &f.out, NULL},
                           {"--size", FLAG_SETTING, NULL, "size"},
@@ -286,6 +309,10 @@ static int run(int argc, char **argv)
                           {"--gsm8k-sampling", FLAG_SWITCH, &f.gsm8k_sampling, NULL},
                           {"--gsm8k-seed", FLAG_TEXT, &f.gsm8k_seed, NULL},
                           {"--max-memory", FLAG_TEXT, &f.max_memory, NULL},
+                          {"--scratch-dir", FLAG_TEXT, &f.scratch_dir, NULL},
+                          {"--resume", FLAG_SWITCH, &f.resume, NULL},
+                          {"--dry-run", FLAG_SWITCH, &f.dry_run, NULL},
+                          {"--no-probe", FLAG_OFF, &f.probe, NULL},
                           {NULL, FLAG_SWITCH, NULL, NULL}};
     common options;
     sizes s = {0};
@@ -297,7 +324,9 @@ static int run(int argc, char **argv)
         return missing("--config FILE.json");
     if (options.num_settings == 0)
         return missing("--size NAME=N");
-    if (!f.out || !*f.out)
+    f.json = options.json;
+    f.quiet = options.quiet;
+    if (!f.dry_run && (!f.out || !*f.out))
         return missing("--out FILE.json");
     if (f.positive && !f.model)
         return missing("--model DIR (for --positive)");

@@ -67,6 +67,12 @@ void cli_print_json(const char *text);
 void cli_print_json_string(const char *text, size_t length);
 /* The result of a dry run, on stdout. */
 void cli_print_plan(const tare_quantize_options *o, const tare_plan *p, bool json);
+/* What verifying the sets of a mix will take, on stdout; `batch_given`: --batch-size. `probe`:
+ * measures the machine for an estimate of the time. */
+tare_status cli_print_calib_plan(tare_calib *calib, tare_model *model, const char *model_name,
+                                 bool batch_given, bool probe, bool json);
+/* "12 min" */
+const char *cli_duration(double seconds, char *text, size_t length);
 /* "1.2 GiB" */
 const char *cli_size(double bytes, char *text, size_t length);
 

@@ -26,7 +26,7 @@ static void list_terms(const tare_plan *p, named_bytes out[TERMS])
         out[i] = terms[i];
 }
 
-static const char *duration(double seconds, char *text, size_t length)
+const char *cli_duration(double seconds, char *text, size_t length)
 {
     if (seconds < 10)
         snprintf(text, length, "%.1f s", seconds);
@@ -50,14 +50,14 @@ static void print_work(const tare_plan *p)
     for (size_t i = 0; i < p->num_work; i++)
         complete &= p->work[i].amount <= 0 || p->work[i].rate > 0;
     printf("time        %s %s\n", complete ? "about" : "more than",
-           duration(p->seconds, text, sizeof text));
+           cli_duration(p->seconds, text, sizeof text));
     for (size_t i = 0; i < p->num_work; i++) {
         const tare_work *w = &p->work[i];
         if (w->amount <= 0)
             continue;
         if (w->rate > 0)
             printf("  %-21s %8.3g %-10s at %8.3g a second: %s\n", w->name, w->amount, w->unit,
-                   w->rate, duration(w->amount / w->rate, text, sizeof text));
+                   w->rate, cli_duration(w->amount / w->rate, text, sizeof text));
         else
             printf("  %-21s %8.3g %-10s at an unknown rate\n", w->name, w->amount, w->unit);
     }

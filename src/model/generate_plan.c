@@ -22,6 +22,7 @@ typedef struct work_size {
     size_t prompts; /* that are not too long */
     size_t longest; /* prompt */
     size_t most;    /* tokens of a sequence that go through the model */
+    size_t text;    /* most new tokens of one */
     size_t tokens;  /* of all prompts */
 } work_size;
 
@@ -34,6 +35,7 @@ static work_size measure(const tare_model *model, const generation_work *work)
             continue;
         s.prompts++;
         s.longest = size_max(s.longest, work->lengths[i]);
+        s.text = size_max(s.text, most - work->lengths[i]);
         s.most = size_max(s.most, size_max(most - 1, work->lengths[i]));
         s.tokens += work->lengths[i];
     }
@@ -111,7 +113,7 @@ static size_t count_single_passes(const tare_model *model, const generation_work
     return passes;
 }
 
-/* Passes if no text ends early: a prompt takes max_new of them from where it finds a place. With
+/* Passes if no text ends early: a prompt takes one a token from where it finds a place. With
  * rows for one prompt a pass, the last of the first round begins late. */
 static size_t count_passes(const tare_model *model, const generation_work *work, const work_size *s,
                            const generation_layout *l)
@@ -119,7 +121,7 @@ static size_t count_passes(const tare_model *model, const generation_work *work,
     size_t passes;
     if (work->max_new == 0)
         return count_single_passes(model, work, l);
-    if (!size_mul(rounds_of(s, l->batch), work->max_new, &passes) || passes > SIZE_MAX / 2)
+    if (!size_mul(rounds_of(s, l->batch), s->text, &passes) || passes > SIZE_MAX / 2)
         return SIZE_MAX;
     return passes + (l->mode == WEIGHTS_LINEAR ? l->batch - 1 : 0);
 }

@@ -38,7 +38,6 @@ tare_status tare_score_layers(tare_context *ctx, const tare_quantize_options *op
 {
     run r;
     tare_recipe *defaults;
-    size_t owners_limit = ctx->options.memory_limit;
     tare_status status = check_options(ctx, options);
     if (status != TARE_OK)
         return status;
@@ -53,7 +52,6 @@ tare_status tare_score_layers(tare_context *ctx, const tare_quantize_options *op
     for (size_t i = 0; i < r.num_linears; i++)
         TRY(score(user, r.linears[i].name, r.linears[i].score));
 done:
-    ctx->options.memory_limit = owners_limit;
     run_end(&r, defaults);
     return status;
 }
@@ -76,7 +74,6 @@ tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
 {
     run r;
     tare_recipe *defaults;
-    size_t owners_limit = ctx->options.memory_limit;
     *out = NULL;
     tare_status status = check_options(ctx, options);
     if (status != TARE_OK)
@@ -93,7 +90,6 @@ tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
     TRY(run_float_model(&r));
     TRY(smoothing_keep(&r, out));
 done:
-    ctx->options.memory_limit = owners_limit;
     run_end(&r, defaults);
     return status;
 }

@@ -379,7 +379,10 @@ tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *opt
                      tare_recipe **owned)
 {
     *owned = NULL;
-    *r = (run){.ctx = ctx, .options = options, .recipe = options->recipe};
+    *r = (run){.ctx = ctx,
+               .options = options,
+               .recipe = options->recipe,
+               .owners_limit = ctx->options.memory_limit};
     arena_init(&r->arena, ctx);
     /* The plan looks at the peak of this call alone. */
     r->earlier_peak = atomic_exchange(&ctx->memory_peak, atomic_load(&ctx->memory_used));
@@ -399,6 +402,8 @@ tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *opt
 size_t run_end(run *r, tare_recipe *owned)
 {
     tare_context *ctx = r->ctx;
+    overlap_stop(r); /* its threads look at the limit */
+    ctx->options.memory_limit = r->owners_limit;
     size_t own = tare_memory_peak(ctx);
     mem_keep_scratch(ctx, false);
     run_free(r);
@@ -465,7 +470,6 @@ tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
                      tare_recording *recording, tare_quantize_result *result)
 {
     double started = clock_seconds();
-    size_t owners_limit = ctx->options.memory_limit;
     tare_recipe *defaults;
     tare_quantize_result ignored;
     run r;
@@ -478,7 +482,6 @@ tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
         status = run_all(&r, result);
     overlap_stop(&r); /* nobody writes any more */
     resume_close(&r, status);
-    ctx->options.memory_limit = owners_limit;
     result->peak_memory = run_end(&r, defaults);
     result->seconds = clock_seconds() - started;
     return status;

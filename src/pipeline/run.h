@@ -95,6 +95,7 @@ typedef struct run {
     output_tape *tape;         /* the recording's tape */
     progress progress;
     size_t earlier_peak; /* of the context, before this call */
+    size_t owners_limit; /* memory_limit of the context, before this call and after it */
 
     /* All linears in module order, layer by layer; the head is the last. */
     size_t linears_per_layer, num_linears;
@@ -128,7 +129,8 @@ typedef struct run {
 /* ---- quantize.c ---- */
 
 /* The beginning and the end of a call: a run with the recipe of `options`, or the default one,
- * which *owned then holds. run_end gives the call's own peak of memory. */
+ * which *owned then holds. run_end stops what is under way, and gives the call's own peak of
+ * memory. */
 tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
                      tare_recipe **owned);
 size_t run_end(run *r, tare_recipe *owned);

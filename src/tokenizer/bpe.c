@@ -1,6 +1,7 @@
 /* Byte-pair encoding. */
 #include "tokenizer/bpe.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "tokenizer/unicode.h"
@@ -85,14 +86,13 @@ static tare_status read_options(bpe *b, const stage_reader *r, const value *mode
 {
     tare_status status = TARE_OK;
     const char *type = "BPE", *prefix = "", *suffix = "", *unk = NULL;
-    bool byte_fallback = false;
     double dropout = 0;
     TRY(value_get_string(r->ctx, model, r->what, "type", &type));
     if (strcmp(type, "BPE") != 0)
         return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: a model of type \"%s\" is not supported",
                          r->what, type);
     TRY(value_get_double(r->ctx, model, r->what, "dropout", &dropout));
-    TRY(value_get_bool(r->ctx, model, r->what, "byte_fallback", &byte_fallback));
+    TRY(value_get_bool(r->ctx, model, r->what, "byte_fallback", &b->byte_fallback));
     TRY(value_get_string(r->ctx, model, r->what, "continuing_subword_prefix", &prefix));
     TRY(value_get_string(r->ctx, model, r->what, "end_of_word_suffix", &suffix));
     TRY(value_get_bool(r->ctx, model, r->what, "fuse_unk", &b->fuse_unk));
@@ -100,8 +100,6 @@ static tare_status read_options(bpe *b, const stage_reader *r, const value *mode
     TRY(value_get_string(r->ctx, model, r->what, "unk_token", &unk));
     if (dropout != 0)
         return refuse(r, "dropout");
-    if (byte_fallback)
-        return refuse(r, "byte_fallback");
     if (*prefix)
         return refuse(r, "continuing_subword_prefix");
     if (*suffix)
@@ -110,6 +108,16 @@ static tare_status read_options(bpe *b, const stage_reader *r, const value *mode
         return TARE_E_MEMORY;
 done:
     return status;
+}
+
+static void find_byte_ids(bpe *b)
+{
+    for (unsigned i = 0; i < 256; i++) {
+        char text[8];
+        uint32_t id;
+        size_t length = (size_t)snprintf(text, sizeof text, "<0x%02X>", i);
+        b->bytes[i] = vocabulary_id(&b->vocabulary, text, length, &id) ? (int32_t)id : -1;
+    }
 }
 
 static void find_direct_ids(bpe *b)
@@ -132,6 +140,7 @@ tare_status bpe_read(bpe *b, const stage_reader *r, const value *model)
     TRY(merges_read(&b->merges, r, value_get(model, "merges"), &b->vocabulary));
     TRY(word_cache_allocate(&b->cache));
     find_direct_ids(b);
+    find_byte_ids(b);
     if (b->unk_token)
         b->has_unk_id = vocabulary_id(&b->vocabulary, b->unk_token, strlen(b->unk_token),
                                       &b->unk_id);
@@ -153,30 +162,49 @@ static bool character_id(const bpe *b, const char *p, size_t *length, uint32_t *
     return b->direct[code] >= 0;
 }
 
-/* Tokens of the characters in scratch->ids. */
+/* Appends the byte tokens of a character; false if one of them is missing. */
+static bool add_byte_ids(const bpe *b, const char *p, size_t length, size_t *count)
+{
+    for (size_t i = 0; i < length; i++) {
+        if (b->bytes[(uint8_t)p[i]] < 0)
+            return false;
+    }
+    for (size_t i = 0; i < length; i++)
+        b->scratch->ids[(*count)++] = (uint32_t)b->bytes[(uint8_t)p[i]];
+    return true;
+}
+
+/* Tokens of the characters in scratch->ids. As in `tokenizers` an unknown token waits until the
+ * next known character, byte tokens overtake it. */
 static tare_status split_characters(const bpe *b, const char *word, size_t length, size_t *count)
 {
     bpe_scratch *s = b->scratch;
     size_t n = 0, size;
-    bool unknown = false; /* is the last of `ids` an unknown token that may be fused with? */
+    bool waiting = false; /* an unknown token */
     tare_status status = mem_grow(b->ctx, (void **)&s->ids, &s->id_capacity, length,
                                   sizeof *s->ids);
     if (status != TARE_OK)
         return status;
     for (size_t i = 0; i < length; i += size) {
-        bool known = character_id(b, word + i, &size, &s->ids[n]);
-        if (known) {
-            n++;
-            unknown = false;
-        } else if (b->unk_token && !(unknown && b->fuse_unk)) {
-            if (!b->has_unk_id)
-                return TARE_FAIL(b->ctx, TARE_E_MODEL,
-                                 "the unknown token \"%.*s\" is not in the vocabulary",
-                                 vocabulary_clip(b->unk_token, strlen(b->unk_token)), b->unk_token);
+        uint32_t id;
+        bool known = character_id(b, word + i, &size, &id);
+        if (!known && b->byte_fallback && add_byte_ids(b, word + i, size, &n))
+            continue;
+        if (!known && b->unk_token && !b->has_unk_id)
+            return TARE_FAIL(b->ctx, TARE_E_MODEL,
+                             "the unknown token \"%.*s\" is not in the vocabulary",
+                             vocabulary_clip(b->unk_token, strlen(b->unk_token)), b->unk_token);
+        if (waiting && (known || (b->unk_token && !b->fuse_unk))) {
             s->ids[n++] = b->unk_id;
-            unknown = true;
+            waiting = false;
         }
+        if (known)
+            s->ids[n++] = id;
+        else
+            waiting = b->unk_token != NULL;
     }
+    if (waiting)
+        s->ids[n++] = b->unk_id;
     *count = n;
     return TARE_OK;
 }

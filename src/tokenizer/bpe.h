@@ -28,6 +28,8 @@ typedef struct bpe {
     char *unk_token;    /* NULL: unknown characters are dropped */
     bool has_unk_id;
     uint32_t unk_id;
+    bool byte_fallback; /* unknown characters become the tokens <0x00> to <0xFF> of their bytes */
+    int32_t bytes[256]; /* these tokens; -1: none */
     int32_t direct[BPE_DIRECT_CODES]; /* token of a character up to here; -1: none */
     word_cache cache;
     struct bpe_scratch *scratch;
@@ -36,7 +38,7 @@ typedef struct bpe {
 void bpe_init(bpe *b, tare_context *ctx);
 void bpe_free(bpe *b);
 /* `model`: the member "model". TARE_E_MODEL for another type than BPE and for options that are not
- * supported: dropout, byte_fallback, continuing_subword_prefix, end_of_word_suffix. */
+ * supported: dropout, continuing_subword_prefix, end_of_word_suffix. */
 tare_status bpe_read(bpe *b, const stage_reader *r, const value *model);
 /* Appends the tokens of a word (valid UTF-8, not empty). n log n in its length. TARE_E_MODEL if it
  * needs an unknown token that the vocabulary does not have. */

@@ -1,16 +1,31 @@
-/* Decoder: ByteLevel, Sequence of decoders, or none. */
+/* Decoder: ByteLevel, ByteFallback, Fuse, Metaspace, Replace, Strip, Sequence of them, or none. */
 #ifndef TARE_TOKENIZER_DECODER_H
 #define TARE_TOKENIZER_DECODER_H
 
-#include "tokenizer/byte_level.h"
-#include "tokenizer/stage.h"
+#include "tokenizer/pretokenizer.h"
 
-typedef enum decoder_op { DECODE_BYTE_LEVEL } decoder_op;
+typedef enum decoder_op {
+    DECODE_BYTE_LEVEL,
+    DECODE_BYTE_FALLBACK, /* tokens <0xNN> become the text of their bytes, U+FFFD each if ill-formed
+                           */
+    DECODE_FUSE,          /* all tokens become one */
+    DECODE_METASPACE,     /* replacement to space; in the first token to nothing, unless "never" */
+    DECODE_REPLACE,       /* each match of `pattern` by `text` */
+    DECODE_STRIP /* up to `start` and `stop` times `text`, a character, at a token's ends */
+} decoder_op;
+
+typedef struct decoder_step {
+    decoder_op op;
+    metaspace metaspace;
+    pattern pattern;
+    char *text; /* owned */
+    size_t length, start, stop;
+} decoder_step;
 
 typedef struct decoder {
     tare_context *ctx;
     bool present; /* without a decoder tokens are joined with spaces */
-    decoder_op *steps;
+    decoder_step *steps;
     size_t count, capacity;
     byte_alphabet alphabet;
 } decoder;

@@ -1,5 +1,5 @@
-/* Unicode normalization on utf8proc's tables. utf8proc_map() is not used: it allocates by itself,
- * and its ordering of combining marks is quadratic in a run of them. */
+/* Unicode normalization on utf8proc's tables, and replacements. utf8proc_map() is not used: it
+ * allocates by itself, and its ordering of combining marks is quadratic in a run of them. */
 #include "tokenizer/normalizer.h"
 
 #include <string.h>
@@ -16,12 +16,17 @@ void normalizer_init(normalizer *n, tare_context *ctx)
 
 void normalizer_free(normalizer *n)
 {
+    for (size_t i = 0; i < n->count; i++) {
+        pattern_free(n->ctx, &n->steps[i].pattern);
+        mem_free(n->ctx, n->steps[i].text);
+    }
     mem_free(n->ctx, n->steps);
     *n = (normalizer){.ctx = n->ctx};
 }
 
 /* ---- reading ---- */
 
+/* Appends a step, which the caller completes. */
 static tare_status add_step(const stage_reader *r, normalizer *n, normalizer_op op)
 {
     enum { MAX_STEPS = 16 };
@@ -29,9 +34,9 @@ static tare_status add_step(const stage_reader *r, normalizer *n, normalizer_op 
         return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: a normalizer of more than %d steps", r->what,
                          MAX_STEPS);
     tare_status status = mem_grow(n->ctx, (void **)&n->steps, &n->capacity, n->count + 1,
-                                  sizeof(normalizer_op));
+                                  sizeof(normalizer_step));
     if (status == TARE_OK)
-        n->steps[n->count++] = op;
+        n->steps[n->count++] = (normalizer_step){.op = op};
     return status;
 }
 
@@ -59,11 +64,39 @@ static tare_status read_nfkd(const stage_reader *r, const value *stage, void *ta
     return add_step(r, target, NORMALIZE_NFKD);
 }
 
+static tare_status set_text(const stage_reader *r, const value *stage, const char *key,
+                            normalizer_step *step)
+{
+    const value *v;
+    tare_status status = stage_string(r, stage, key, &v);
+    if (status != TARE_OK)
+        return status;
+    step->length = v->length;
+    step->text = mem_strndup(r->ctx, v->text, v->length);
+    return step->text ? TARE_OK : TARE_E_MEMORY;
+}
+
+static tare_status read_prepend(const stage_reader *r, const value *stage, void *target)
+{
+    normalizer *n = target;
+    tare_status status = add_step(r, n, NORMALIZE_PREPEND);
+    return status == TARE_OK ? set_text(r, stage, "prepend", &n->steps[n->count - 1]) : status;
+}
+
+static tare_status read_replace(const stage_reader *r, const value *stage, void *target)
+{
+    normalizer *n = target;
+    tare_status status = add_step(r, n, NORMALIZE_REPLACE);
+    if (status != TARE_OK)
+        return status;
+    normalizer_step *step = &n->steps[n->count - 1];
+    status = set_text(r, stage, "content", step);
+    return status == TARE_OK ? pattern_read(r, stage, "Replace", &step->pattern) : status;
+}
+
 static const stage_type types[] = {
-    {"NFC", read_nfc},
-    {"NFD", read_nfd},
-    {"NFKC", read_nfkc},
-    {"NFKD", read_nfkd},
+    {"NFC", read_nfc},   {"NFD", read_nfd},         {"NFKC", read_nfkc},
+    {"NFKD", read_nfkd}, {"Prepend", read_prepend}, {"Replace", read_replace},
 };
 
 tare_status normalizer_read(normalizer *n, const stage_reader *r, const value *v)
@@ -76,7 +109,7 @@ tare_status normalizer_read(normalizer *n, const stage_reader *r, const value *v
 
 void normalizer_scratch_init(normalizer_scratch *s, tare_context *ctx)
 {
-    *s = (normalizer_scratch){0};
+    *s = (normalizer_scratch){.matches = {.ctx = ctx}};
     buffer_init(&s->text[0], ctx);
     buffer_init(&s->text[1], ctx);
 }
@@ -86,6 +119,7 @@ void normalizer_scratch_free(normalizer_scratch *s)
     tare_context *ctx = s->text[0].ctx;
     mem_free(ctx, s->codes);
     mem_free(ctx, s->sorted);
+    mem_free(ctx, s->matches.items);
     buffer_free(&s->text[0]);
     buffer_free(&s->text[1]);
     normalizer_scratch_init(s, ctx);
@@ -205,8 +239,17 @@ static tare_status normalize(normalizer_scratch *s, int options, const uint8_t *
     return status;
 }
 
-tare_status normalizer_run(const normalizer *n, const char *text, size_t length,
-                           normalizer_scratch *s, const char **out, size_t *out_length)
+static bool is_ascii(const char *text, size_t length)
+{
+    bool ascii = true;
+    for (size_t i = 0; i < length && ascii; i++)
+        ascii = (uint8_t)text[i] < 0x80;
+    return ascii;
+}
+
+/* What the step makes of `text`, in `target`; *same: that is the text itself. */
+static tare_status run_step(const normalizer_step *step, const char *text, size_t length,
+                            normalizer_scratch *s, buffer *target, bool *same)
 {
     static const int options[] = {
         [NORMALIZE_NFC] = UTF8PROC_STABLE | UTF8PROC_COMPOSE,
@@ -214,17 +257,37 @@ tare_status normalizer_run(const normalizer *n, const char *text, size_t length,
         [NORMALIZE_NFKC] = UTF8PROC_STABLE | UTF8PROC_COMPOSE | UTF8PROC_COMPAT,
         [NORMALIZE_NFKD] = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT,
     };
-    bool ascii = true;
-    for (size_t i = 0; i < length && ascii; i++)
-        ascii = (uint8_t)text[i] < 0x80;
-    for (size_t i = 0; i < n->count && !ascii; i++) {
-        buffer *target = &s->text[i % 2];
-        tare_status status = normalize(s, options[n->steps[i]], (const uint8_t *)text, length,
-                                       target);
+    target->length = 0;
+    *same = false;
+    if (step->op == NORMALIZE_REPLACE)
+        return pattern_replace(&step->pattern, text, length, step->text, step->length, &s->matches,
+                               target);
+    if (step->op == NORMALIZE_PREPEND) {
+        *same = length == 0;
+        buffer_append(target, step->text, step->length);
+        buffer_append(target, text, length);
+        return target->status;
+    }
+    *same = is_ascii(text, length);
+    return *same ? TARE_OK : normalize(s, options[step->op], (const uint8_t *)text, length, target);
+}
+
+tare_status normalizer_run(const normalizer *n, const char *text, size_t length,
+                           normalizer_scratch *s, const char **out, size_t *out_length)
+{
+    int next = 0; /* of the two buffers, the one that does not hold the text */
+    for (size_t i = 0; i < n->count; i++) {
+        bool same;
+        tare_status status = run_step(&n->steps[i], text, length, s, &s->text[next], &same);
         if (status != TARE_OK)
             return status;
-        text = target->data;
-        length = target->length;
+        if (same)
+            continue;
+        text = s->text[next].length ? s->text[next].data : "";
+        length = s->text[next].length;
+        next = !next;
+        if (length > UINT32_MAX)
+            return TARE_FAIL(n->ctx, TARE_E_DATA, "a text of %zu bytes once normalized", length);
     }
     *out = text;
     *out_length = length;

@@ -35,6 +35,21 @@ tare_status pattern_from_literal(tare_context *ctx, const char *text, size_t len
     return out->literal ? TARE_OK : TARE_E_MEMORY;
 }
 
+tare_status pattern_read(const stage_reader *r, const value *stage, const char *type, pattern *out)
+{
+    const value *v = value_get(stage, "pattern");
+    const value *expression = value_get(v, "Regex"), *literal = value_get(v, "String");
+    const value *text = expression ? expression : literal;
+    if (!text || text->type != VALUE_STRING || v->count != 1)
+        return TARE_FAIL(r->ctx, TARE_E_MODEL,
+                         "%s: the pattern of a %s must be {\"Regex\": …} or {\"String\": …}",
+                         r->what, type);
+    tare_status status = expression
+                             ? pattern_from_regex(r->ctx, text->text, text->length, false, out)
+                             : pattern_from_literal(r->ctx, text->text, text->length, out);
+    return TARE_WRAP(r->ctx, status, "%s: pattern of a %s", r->what, type);
+}
+
 void pattern_free(tare_context *ctx, pattern *p)
 {
     regex_free(p->regex);
@@ -105,4 +120,19 @@ tare_status pattern_find(const pattern *p, const char *text, size_t length, matc
         return find_class(p->class_flags, text, length, out);
     }
     return TARE_OK;
+}
+
+tare_status pattern_replace(const pattern *p, const char *text, size_t length, const char *content,
+                            size_t content_length, match_list *matches, buffer *out)
+{
+    tare_status status = pattern_find(p, text, length, matches);
+    for (size_t i = 0; status == TARE_OK && i < matches->count; i++) {
+        const match *m = &matches->items[i];
+        if (m->is_match)
+            buffer_append(out, content, content_length);
+        else
+            buffer_append(out, text + m->start, m->end - m->start);
+        status = out->status;
+    }
+    return status;
 }

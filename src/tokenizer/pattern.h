@@ -4,7 +4,7 @@
 #ifndef TARE_TOKENIZER_PATTERN_H
 #define TARE_TOKENIZER_PATTERN_H
 
-#include "base/memory.h"
+#include "tokenizer/stage.h"
 
 /* Bytes [start,end) of a text; together the ranges of a list cover the text without a gap. */
 typedef struct match {
@@ -66,8 +66,14 @@ typedef struct pattern {
 tare_status pattern_from_regex(tare_context *ctx, const char *expression, size_t length,
                                bool force_regex, pattern *out);
 tare_status pattern_from_literal(tare_context *ctx, const char *text, size_t length, pattern *out);
+/* A stage's member "pattern": {"Regex": …} or {"String": …}. TARE_E_MODEL names the stage's type.
+ */
+tare_status pattern_read(const stage_reader *r, const value *stage, const char *type, pattern *out);
 void pattern_free(tare_context *ctx, pattern *p);
 /* Replaces the contents of `out`. `length` < 4 GiB. */
 tare_status pattern_find(const pattern *p, const char *text, size_t length, match_list *out);
+/* Appends `text` with `content` in place of each match; `matches` is scratch. */
+tare_status pattern_replace(const pattern *p, const char *text, size_t length, const char *content,
+                            size_t content_length, match_list *matches, buffer *out);
 
 #endif

@@ -94,14 +94,7 @@ static tare_status read_behavior(const stage_reader *r, const value *stage, spli
 
 static tare_status read_split(const stage_reader *r, const value *stage, void *target)
 {
-    const value *v = value_get(stage, "pattern");
-    const value *expression = value_get(v, "Regex"), *literal = value_get(v, "String");
-    const value *text = expression ? expression : literal;
     pretokenizer *p = target;
-    if (!text || text->type != VALUE_STRING || v->count != 1)
-        return TARE_FAIL(r->ctx, TARE_E_MODEL,
-                         "%s: the pattern of a Split must be {\"Regex\": …} or {\"String\": …}",
-                         r->what);
     tare_status status = add_step(p, r, OP_SPLIT);
     if (status != TARE_OK)
         return status;
@@ -109,17 +102,93 @@ static tare_status read_split(const stage_reader *r, const value *stage, void *t
     status = stage_bool(r, stage, "invert", &step->invert);
     if (status == TARE_OK)
         status = read_behavior(r, stage, &step->behavior);
+    if (status == TARE_OK)
+        status = pattern_read(r, stage, "Split", &step->pattern);
+    return status;
+}
+
+/* Before there was "prepend_scheme" there was "add_prefix_space". */
+static tare_status read_prepend(const stage_reader *r, const value *stage, prepend_scheme *out)
+{
+    static const char *const names[] = {"always", "first", "never"};
+    bool prefix_space = true;
+    const char *scheme = "always";
+    tare_status status = value_get_string(r->ctx, stage, r->what, "prepend_scheme", &scheme);
+    if (status == TARE_OK)
+        status = value_get_bool(r->ctx, stage, r->what, "add_prefix_space", &prefix_space);
     if (status != TARE_OK)
         return status;
-    status = expression
-                 ? pattern_from_regex(r->ctx, text->text, text->length, false, &step->pattern)
-                 : pattern_from_literal(r->ctx, text->text, text->length, &step->pattern);
-    return TARE_WRAP(r->ctx, status, "%s: pattern of a Split", r->what);
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(scheme, names[i]) != 0)
+            continue;
+        *out = (prepend_scheme)i;
+        if (prefix_space || *out == PREPEND_NEVER)
+            return TARE_OK;
+        return TARE_FAIL(r->ctx, TARE_E_MODEL,
+                         "%s: Metaspace: add_prefix_space false contradicts prepend_scheme \"%s\"",
+                         r->what, scheme);
+    }
+    return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: Metaspace has the unknown prepend_scheme \"%s\"",
+                     r->what, scheme);
+}
+
+tare_status metaspace_read(const stage_reader *r, const value *stage, metaspace *out)
+{
+    const value *v;
+    size_t size = 0;
+    tare_status status = stage_string(r, stage, "replacement", &v);
+    if (status != TARE_OK)
+        return status;
+    if (v->length > 0)
+        size = utf8_length((uint8_t)v->text[0]);
+    if (size == 0 || size != v->length)
+        return TARE_FAIL(r->ctx, TARE_E_MODEL,
+                         "%s: line %d: the replacement of Metaspace must be one character", r->what,
+                         v->line);
+    memcpy(out->replacement, v->text, size);
+    out->length = size;
+    return read_prepend(r, stage, &out->prepend);
+}
+
+/* `tokenizers` counts several pieces as first then. */
+static bool adds_in_front(const pretokenizer *p)
+{
+    for (size_t i = 0; i < p->count; i++) {
+        if (p->steps[i].op == OP_PREFIX_SPACE ||
+            (p->steps[i].op == OP_METASPACE && p->steps[i].metaspace.prepend != PREPEND_NEVER))
+            return true;
+    }
+    return false;
+}
+
+static tare_status read_metaspace(const stage_reader *r, const value *stage, void *target)
+{
+    pretokenizer *p = target;
+    metaspace m = {0};
+    bool cut = true;
+    tare_status status = TARE_OK;
+    TRY(metaspace_read(r, stage, &m));
+    if (m.prepend == PREPEND_FIRST && adds_in_front(p))
+        return TARE_FAIL(r->ctx, TARE_E_MODEL,
+                         "%s: Metaspace with prepend_scheme \"first\" behind a stage that puts a "
+                         "space in front is not supported",
+                         r->what);
+    TRY(value_get_bool(r->ctx, stage, r->what, "split", &cut));
+    TRY(add_step(p, r, OP_METASPACE));
+    last_step(p)->metaspace = m;
+    if (cut) {
+        TRY(add_step(p, r, OP_SPLIT));
+        last_step(p)->behavior = SPLIT_MERGED_WITH_NEXT;
+        TRY(pattern_from_literal(r->ctx, m.replacement, m.length, &last_step(p)->pattern));
+    }
+done:
+    return status;
 }
 
 static const stage_type types[] = {
     {"ByteLevel", read_byte_level},
     {"Digits", read_digits},
+    {"Metaspace", read_metaspace},
     {"Split", read_split},
 };
 
@@ -227,9 +296,33 @@ done:
     return status;
 }
 
-/* Writes each piece anew: with a space in front, or in the byte alphabet. */
-static tare_status rewrite(const pretokenizer *p, pretokenizer_op op, pieces *text,
-                           pretokenizer_scratch *s)
+static bool begins_with(const char *text, size_t length, const metaspace *m)
+{
+    return length >= m->length && memcmp(text, m->replacement, m->length) == 0;
+}
+
+/* `first`: the piece begins where the whole text does. */
+static void rewrite_metaspace(const metaspace *m, const char *piece, size_t length, bool first,
+                              buffer *out)
+{
+    if ((m->prepend == PREPEND_ALWAYS || (m->prepend == PREPEND_FIRST && first)) &&
+        piece[0] != ' ' && !begins_with(piece, length, m))
+        buffer_append(out, m->replacement, m->length);
+    for (size_t i = 0, stop; i < length; i = stop) {
+        const char *space = memchr(piece + i, ' ', length - i);
+        stop = space ? (size_t)(space - piece) : length;
+        buffer_append(out, piece + i, stop - i);
+        if (space) {
+            buffer_append(out, m->replacement, m->length);
+            stop++;
+        }
+    }
+}
+
+/* Writes each piece anew: with a space in front, in the byte alphabet, or with its spaces replaced.
+ */
+static tare_status rewrite(const pretokenizer *p, const pretokenizer_step *step, bool at_start,
+                           pieces *text, pretokenizer_scratch *s)
 {
     pieces *out = &s->spare;
     tare_status status = TARE_OK;
@@ -238,8 +331,10 @@ static tare_status rewrite(const pretokenizer *p, pretokenizer_op op, pieces *te
     for (size_t i = 0; i < text->count; i++) {
         const char *piece = text->text + text->spans[i].start;
         size_t length = text->spans[i].length, start = out->own.length;
-        if (op == OP_BYTE_MAP) {
+        if (step->op == OP_BYTE_MAP) {
             byte_alphabet_encode(&p->alphabet, piece, length, &out->own);
+        } else if (step->op == OP_METASPACE) {
+            rewrite_metaspace(&step->metaspace, piece, length, at_start && i == 0, &out->own);
         } else {
             if (piece[0] != ' ')
                 buffer_putc(&out->own, ' ');
@@ -252,12 +347,15 @@ done:
     return status;
 }
 
-tare_status pretokenizer_run(const pretokenizer *p, pieces *text, pretokenizer_scratch *s)
+tare_status pretokenizer_run(const pretokenizer *p, bool at_start, pieces *text,
+                             pretokenizer_scratch *s)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < p->count && status == TARE_OK; i++) {
         const pretokenizer_step *step = &p->steps[i];
-        status = step->op == OP_SPLIT ? split(step, text, s) : rewrite(p, step->op, text, s);
+        /* What a Split has removed in front is not there any more. */
+        at_start = at_start && text->count > 0 && text->spans[0].start == 0;
+        status = step->op == OP_SPLIT ? split(step, text, s) : rewrite(p, step, at_start, text, s);
     }
     return status;
 }

@@ -157,12 +157,12 @@ static void encoding_free(encoding *e)
 }
 
 /* Text between added tokens, normalized. */
-static tare_status encode_words(encoding *e, const char *text, size_t length)
+static tare_status encode_words(encoding *e, bool at_start, const char *text, size_t length)
 {
     enum { CANCEL_EVERY = 4096 };
     tare_status status = TARE_OK;
     TRY(pieces_set(&e->words, text, length));
-    TRY(pretokenizer_run(&e->t->pretokenizer, &e->words, &e->pretokenizer));
+    TRY(pretokenizer_run(&e->t->pretokenizer, at_start, &e->words, &e->pretokenizer));
     for (size_t i = 0; i < e->words.count; i++) {
         if (i % CANCEL_EVERY == 0)
             TRY(context_check_cancelled(e->t->ctx));
@@ -174,19 +174,18 @@ done:
 }
 
 /* Text between the added tokens that are searched for in raw text. */
-static tare_status encode_between(encoding *e, const char *text, size_t length)
+static tare_status encode_between(encoding *e, bool at_start, const char *text, size_t length)
 {
     tare_status status = TARE_OK;
     TRY(normalizer_run(&e->t->normalizer, text, length, &e->normalizer, &text, &length));
-    if (length > UINT32_MAX)
-        return TARE_FAIL(e->t->ctx, TARE_E_DATA, "a text of %zu bytes once normalized", length);
     TRY(added_tokens_split(&e->t->added, true, text, length, &e->normalized));
     for (size_t i = 0; i < e->normalized.count; i++) {
         const text_part *part = &e->normalized.items[i];
         if (part->is_token)
             TRY(id_list_add(&e->ids, part->id));
         else
-            TRY(encode_words(e, text + part->start, part->end - part->start));
+            TRY(encode_words(e, at_start && part->start == 0, text + part->start,
+                             part->end - part->start));
     }
 done:
     return status;
@@ -212,7 +211,7 @@ tare_status tare_tokenizer_encode(tare_tokenizer *t, const char *text, size_t le
         if (part->is_token)
             TRY(id_list_add(&e.ids, part->id));
         else
-            TRY(encode_between(&e, text + part->start, part->end - part->start));
+            TRY(encode_between(&e, part->start == 0, text + part->start, part->end - part->start));
     }
     TRY(postprocessor_run(&t->postprocessor, add_special_tokens, &e.ids));
     if (!e.ids.items) /* no ids at all: a pointer that can be freed all the same */

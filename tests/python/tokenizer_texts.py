@@ -9,6 +9,16 @@ LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+# The rows of Splits of DeepSeek-V3, and (its list of letters cut short) of DeepSeek-LLM and -Coder.
+DEEPSEEK_V3 = [
+    r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+]
+DEEPSEEK_LLM = [
+    r"[\r\n]", r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓͰ-ͳͶͷΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-Ֆℂℇℊ-ℓﬀ-ﬆＡ-Ｚａ-ｚ𐐀-𐑏𞤀-𞥃]+",
+    r"\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$", "[一-龥\u0800-一가-\ud7ff]+"
+]
 
 SCRIPTS = {
     "latin": "The quick brown fox déjà vu naïve Straße łódź œuvre don't WE'LL it's I'M they'Re ſ'ſ",
@@ -34,7 +44,8 @@ SPACES = [
 ]
 SPECIALS = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|eot_id|>", "<repo_name>",
-    "<|im_", "<|",
+    "<|im_", "<|", "<s>", "</s>", "<unk>", "[INST]", "<mask>", "<0x41>", "▁", "▁▁a",
+    "<｜begin▁of▁sentence｜>", "<｜User｜>",
 ]
 
 

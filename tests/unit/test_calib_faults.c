@@ -76,14 +76,14 @@ static tare_status answer(void *user, tare_calib_task task, const tare_calib_que
 }
 
 /* All built-in sets, examples, compat's types, bad records that are skipped, a set of the caller's,
- * a verifier. */
+ * a verifier; with `user` a journal of what is finished. */
 static tare_status mix(tare_context *ctx, void *user)
 {
     static const char *const names[] = {"boolq", "ceval_5_shot", "gsm8k", "mmlu", "notes", "mine"};
     static const int64_t sizes[] = {3, 3, 0, 3, 2, 3};
     static const uint32_t seed[] = {5, 6};
-    static const tare_calib_verifier verifier = {.answer = answer};
-    (void)user;
+    static const tare_calib_verifier verifier = {.answer = answer,
+                                                 .identity = "{\"model\": {\"a\": \"1\"}}"};
     numbers mine = {.prefix = "n", .count = 6, .every = 2, .extra = "{\"k\": [1]}"};
     tare_status status = TARE_OK;
     tare_calib *calib = NULL;
@@ -96,6 +96,7 @@ static tare_status mix(tare_context *ctx, void *user)
     o.sample_seed = seed;
     o.sample_seed_words = 2;
     o.overwrite = true;
+    o.keep = user != NULL;
     TRY(tare_calib_open(ctx, "faults_config.json", save, &o, &calib));
     TRY(add_numbers(calib, "mine", &mine));
     TRY(tare_calib_set_sizes(calib, names, sizes, 6));
@@ -143,12 +144,33 @@ static void test_allocations(void **state)
     each_allocation_fails(mix_or_nothing, NULL);
 }
 
+/* The same with a journal, whose removal may fail when all is done. */
+static void test_allocations_with_a_journal(void **state)
+{
+    (void)state;
+    for (fault f = {.hit = true}, next = {.left = 0}; f.hit; next.left++) {
+        tare_context_options options;
+        tare_context_options_init(&options);
+        f = next;
+        options.threads = 1;
+        options.allow_allocation = fault_allow;
+        options.user = &f;
+        tare_context *ctx;
+        assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
+        tare_status status = mix_or_nothing(ctx, folder);
+        if (status != TARE_OK && (!f.hit || status != TARE_E_MEMORY))
+            fail_msg("allocation %ld failed: status %d: %s", next.left, (int)status,
+                     tare_last_error(ctx));
+        free_context(ctx);
+    }
+}
+
 static void test_calls(void **state)
 {
     (void)state;
     tare_context *ctx = new_context(1);
     faults.count = faults.at = 0;
-    assert_ok(ctx, mix(ctx, NULL));
+    assert_ok(ctx, mix(ctx, folder));
     long calls = faults.count;
     assert_true(calls > 10);
     for (long at = 1; at <= calls; at++) {
@@ -156,7 +178,7 @@ static void test_calls(void **state)
         write_text(folder, "mix.json", "old");
         faults.count = 0;
         faults.at = at;
-        tare_status status = mix(ctx, NULL);
+        tare_status status = mix(ctx, folder);
         faults.at = 0;
         if (status != TARE_E_IO && status != TARE_E_USAGE) /* the latter: of the config */
             fail_msg("call %ld failed: status %d: %s", at, (int)status, tare_last_error(ctx));
@@ -200,6 +222,7 @@ static int remove_all(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_allocations),
+                                       cmocka_unit_test(test_allocations_with_a_journal),
                                        cmocka_unit_test(test_calls)};
     return cmocka_run_group_tests(tests, prepare, remove_all);
 }

@@ -109,6 +109,26 @@ static void test_written_bytes(void **state)
     assert_file(f, golden, sizeof golden - 1);
 }
 
+/* Another process goes on between two entries. */
+static void test_reopened(void **state)
+{
+    fixture *f = *state;
+    npy_writer *w;
+    uint64_t end, digest;
+    assert_ok(f->ctx, npy_create(f->ctx, f->path, NPY_TENSORS, &w));
+    assert_ok(f->ctx, npy_begin(w, "a", TARE_I8, 2, (size_t[]){1, 3}));
+    assert_ok(f->ctx, npy_append(w, "\x01\x02\xff", 3));
+    assert_ok(f->ctx, npy_sync(w, &end, &digest));
+    npy_leave(w);
+    assert_int_equal(end, sizeof HEADER ROOT_BEGIN ENTRY_A "s" - 1);
+    assert_ok(f->ctx, npy_reopen(f->ctx, f->path, NPY_TENSORS, end, &w));
+    assert_ok(f->ctx, npy_begin(w, "b", TARE_BF16, 2, (size_t[]){2, 1}));
+    assert_ok(f->ctx, npy_append(w, "\x80\x3f\0\x40", 4));
+    assert_ok(f->ctx, npy_finish(w));
+    static const char whole[] = HEADER ROOT_BEGIN ENTRY_A "s" ENTRY_B "s" ROOT_END;
+    assert_file(f, whole, sizeof whole - 1);
+}
+
 static void assert_entry(npy_dict *d, const char *key, tare_dtype dtype, int rank, size_t last,
                          const char *data, size_t bytes)
 {
@@ -304,10 +324,9 @@ static void test_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_written_bytes),       TEST(test_read),
-        TEST(test_read_torch),          TEST(test_refused_storages),
-        TEST(test_refused_tensors),     TEST(test_truncated_everywhere),
-        TEST(test_every_byte_changed),  TEST(test_many_entries),
+        TEST(test_written_bytes),        TEST(test_reopened),           TEST(test_read),
+        TEST(test_read_torch),           TEST(test_refused_storages),   TEST(test_refused_tensors),
+        TEST(test_truncated_everywhere), TEST(test_every_byte_changed), TEST(test_many_entries),
         TEST(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

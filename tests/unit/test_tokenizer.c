@@ -251,6 +251,30 @@ static void test_decoding(void **state)
     check_text(f, (uint32_t[]){0, 1, 5}, 3, false, "a b abc"); /* no decoder */
 }
 
+/* As Llama 2: the underline stands for a space and begins the text; a newline and the two bytes of
+ * U+00E9 have byte tokens, other characters have none. */
+static void test_byte_fallback(void **state)
+{
+    fixture *f = *state;
+    open_json(f, "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\","
+                 "\"prepend\":\"_\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},"
+                 "\"content\":\"_\"}]},\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":"
+                 "\"Replace\",\"pattern\":{\"String\":\"_\"},\"content\":\" \"},{\"type\":"
+                 "\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \","
+                 "\"start\":1,\"stop\":0}]},\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,"
+                 "\"fuse_unk\":true,\"unk_token\":\"<unk>\",\"vocab\":{\"<unk>\":0,\"<0x0A>\":1,"
+                 "\"_\":2,\"a\":3,\"_a\":4,\"<0xC3>\":5,\"<0xA9>\":6},\"merges\":[\"_ a\"]}}");
+    IDS(f, "a", 4);
+    IDS(f, "a a\n\u00e9", 4, 4, 1, 5, 6);
+    IDS(f, " aa", 2, 4, 3);
+    IDS(f, "xyz", 2, 0);
+    IDS(f, "x\na", 2, 1, 0, 3); /* the byte token overtakes the unknown one, as in `tokenizers` */
+    check_text(f, (uint32_t[]){4, 4, 1, 5, 6}, 5, false, "a a\n\u00e9");
+    check_text(f, (uint32_t[]){2, 4, 3}, 3, false, " aa");
+    check_text(f, (uint32_t[]){5, 3, 5, 6}, 4, false, "\ufffda\u00e9");
+    check_text(f, (uint32_t[]){6, 5}, 2, false, "\ufffd\ufffd");
+}
+
 static void test_refused(void **state)
 {
     fixture *f = *state;
@@ -265,8 +289,13 @@ static void test_refused(void **state)
                   "2^31-1");
     check_refused(f, "{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a a\"]}}", TARE_E_MODEL,
                   "\"aa\", which is not in the vocabulary");
-    check_refused(f, "{\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"x\"}," MODEL "}",
-                  TARE_E_MODEL, "normalizer of type \"Prepend\" is not supported");
+    check_refused(f, "{\"normalizer\":{\"type\":\"Lowercase\"}," MODEL "}", TARE_E_MODEL,
+                  "normalizer of type \"Lowercase\" is not supported");
+    check_refused(f,
+                  "{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":"
+                  "\"ByteLevel\",\"add_prefix_space\":true},{\"type\":\"Metaspace\","
+                  "\"replacement\":\"_\",\"prepend_scheme\":\"first\"}]}," MODEL "}",
+                  TARE_E_MODEL, "\"first\" behind a stage that puts a space in front");
     check_refused(f,
                   "{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[\"},"
                   "\"behavior\":\"Isolated\",\"invert\":false}," MODEL "}",
@@ -373,7 +402,7 @@ static void test_broken_bytes(void **state)
          "\ufffd\ufffd\ufffd\ufffdA"},
     };
     fixture *f = *state;
-    decoder_op step = DECODE_BYTE_LEVEL;
+    decoder_step step = {.op = DECODE_BYTE_LEVEL};
     decoder d;
     decoder_init(&d, f->ctx);
     d.present = true;
@@ -464,11 +493,16 @@ static void test_failing_allocations(void **state)
 {
     const char *json =
         "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFD\"},"
-        "{\"type\":\"NFC\"}]},\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
+        "{\"type\":\"NFC\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\"zz\"},\"content\":"
+        "\"y\"}"
+        "]},\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
         "{\"type\":\"Split\",\"pattern\":{\"Regex\":\"x*\"},\"behavior\":\"MergedWithNext\","
         "\"invert\":false},{\"type\":\"Split\",\"pattern\":{\"String\":\"q\"},\"behavior\":"
         "\"Removed\",\"invert\":false},{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
-        "\"use_regex\":true}]},\"decoder\":{\"type\":\"ByteLevel\"},\"added_tokens\":["
+        "\"use_regex\":true}]},\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":"
+        "\"ByteFallback\"},{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"zz\"},\"content\":\"y\"},"
+        "{\"type\":\"ByteLevel\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\"z\","
+        "\"start\":1,\"stop\":1}]},\"added_tokens\":["
         "{\"id\":8,\"content\":\"<s>\"," FLAGS(
             true, true,
             false) "},"
@@ -504,13 +538,21 @@ static void test_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_merges_by_rank), TEST(test_long_words),
-        TEST(test_unknown_token),  TEST(test_ignore_merges),
-        TEST(test_template),       TEST(test_added_tokens),
-        TEST(test_decoding),       TEST(test_refused),
-        TEST(test_bad_utf8),       TEST(test_patterns),
-        TEST(test_regex_limits),   TEST(test_broken_bytes),
-        TEST(test_token_finder),   cmocka_unit_test(test_failing_allocations),
+        TEST(test_merges_by_rank),
+        TEST(test_long_words),
+        TEST(test_unknown_token),
+        TEST(test_ignore_merges),
+        TEST(test_template),
+        TEST(test_added_tokens),
+        TEST(test_decoding),
+        TEST(test_byte_fallback),
+        TEST(test_refused),
+        TEST(test_bad_utf8),
+        TEST(test_patterns),
+        TEST(test_regex_limits),
+        TEST(test_broken_bytes),
+        TEST(test_token_finder),
+        cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
