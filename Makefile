@@ -3,8 +3,8 @@
 #   make            release build into build/release
 #   make demo       install what is missing, build, fetch a real model, quantize it, verify it
 #   make test       build and run every test that needs no PyTorch
-#   make test-all   test, and: PyTorch as a reference, sanitizers, fuzzing, coverage, warnings as errors
-#                   and 64-bit ARM (make aarch64: cross build, unit tests under qemu)
+#   make test-all   test, and: PyTorch as a reference, sanitizers, fuzzing, coverage, warnings as errors,
+#                   64-bit ARM (make aarch64: cross build, unit tests under qemu)
 #   make test-long  every injected fault, many kills, 70B shapes: hours
 #   make install PREFIX=/usr/local [DESTDIR=] [LIBDIR=lib]; make uninstall with the same
 #   make deps | bench | format | clean
