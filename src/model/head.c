@@ -42,7 +42,7 @@ static tare_status stream_rows(void *user, size_t first, size_t count, const voi
         tare_status status = gemm_weight_create(s->model->ctx, GEMM_FP32, t->dtype,
                                                 (const char *)rows + at * row_bytes, n, h, &w);
         if (status == TARE_OK)
-            status = gemm_float(s->model->ctx, w, s->x, &s->count, 1, NULL, s->y);
+            status = gemm_float(s->model->ctx, w, s->x, s->count, NULL, s->y);
         gemm_weight_free(s->model->ctx, w);
         if (status != TARE_OK)
             return status;
@@ -112,7 +112,7 @@ tare_status head_logits_kept(tare_model *model, const head_weights *h, const flo
         return TARE_E_MEMORY;
     for (size_t i = 0; i < h->count; i++) {
         size_t first = i * HEAD_PANEL;
-        TRY(gemm_float(model->ctx, h->panels[i], x, &count, 1, NULL, y));
+        TRY(gemm_float(model->ctx, h->panels[i], x, count, NULL, y));
         place(model, y, count, first, panel_rows(model, first), logits);
     }
 done:

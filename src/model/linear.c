@@ -170,8 +170,7 @@ tare_status float_layer_linears(void *user, linear_group group, const batch *b, 
                                                           l->compute, &l->raw[role], &made)
                                     : TARE_OK;
         if (status == TARE_OK)
-            status = gemm_float(l->model->ctx, f->weight, x, b->lengths, b->samples, f->bias,
-                                y[member++]);
+            status = gemm_float(l->model->ctx, f->weight, x, b->rows, f->bias, y[member++]);
         float_linear_free(l->model->ctx, &made);
         if (status != TARE_OK)
             return status;

@@ -85,7 +85,7 @@ typedef struct float_probe {
 static tare_status float_piece(void *user)
 {
     float_probe *p = user;
-    return gemm_float(p->ctx, p->packed, p->x, &p->m, 1, NULL, p->y);
+    return gemm_float(p->ctx, p->packed, p->x, p->m, NULL, p->y);
 }
 
 static tare_status pack_piece(void *user)

@@ -187,7 +187,7 @@ static tare_status multiply(weight_source *w, const model_linear *l, const float
     for (size_t first = 0, count; first < rows; first += count) {
         count = rows - first < most ? rows - first : most;
         TRY(context_check_cancelled(w->model->ctx));
-        TRY(gemm_float(w->model->ctx, f->weight, x + first * l->k, &count, 1, f->bias,
+        TRY(gemm_float(w->model->ctx, f->weight, x + first * l->k, count, f->bias,
                        y + first * l->n));
     }
 done:

@@ -141,7 +141,7 @@ static tare_status float_linear_run(calibrated_layer *c, const live_linear *l, c
         parallel_for(r->ctx, b->samples, mix_sample, &w);
         x = c->mixed;
     }
-    return gemm_float(r->ctx, l->weight, x, b->lengths, b->samples, l->bias, y);
+    return gemm_float(r->ctx, l->weight, x, b->rows, l->bias, y);
 }
 
 static tare_status calibrated_linears(void *user, linear_group group, const batch *b,

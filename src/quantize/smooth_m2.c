@@ -156,7 +156,7 @@ static tare_status first_target_loss(m2_search *m, const gemm_weight *packed, do
     for (size_t first = 0; first < w->n; first += SMOOTH_BLOCK) {
         size_t count = w->n - first < SMOOTH_BLOCK ? w->n - first : SMOOTH_BLOCK;
         smooth_weight_rows(ctx, w, first, count, m->w);
-        tare_status status = gemm_float(ctx, packed, m->w, &count, 1, NULL, m->y);
+        tare_status status = gemm_float(ctx, packed, m->w, count, NULL, m->y);
         if (status != TARE_OK)
             return status;
         sum += sum_squares(m, m->y, NULL, count, m->tokens);
@@ -174,7 +174,7 @@ static tare_status project(m2_search *m, const gemm_weight *packed, const smooth
     for (size_t first = 0; first < w->n; first += SMOOTH_BLOCK) {
         size_t count = w->n - first < SMOOTH_BLOCK ? w->n - first : SMOOTH_BLOCK;
         smooth_weight_rows(ctx, w, first, count, m->w);
-        tare_status status = gemm_float(ctx, packed, m->w, &count, 1, NULL, m->y);
+        tare_status status = gemm_float(ctx, packed, m->w, count, NULL, m->y);
         if (status != TARE_OK)
             return status;
         for (size_t t = 0; t < m->tokens; t++) {

@@ -302,7 +302,7 @@ static tare_status pack_gram(m3_search *m)
             transposed[c * m->tokens + t] = m->x[t * n + c];
     }
     TRY(gemm_weight_create(ctx, GEMM_FP32, TARE_F32, transposed, n, m->tokens, &packed));
-    TRY(gemm_float(ctx, packed, transposed, &n, 1, NULL, gram));
+    TRY(gemm_float(ctx, packed, transposed, n, NULL, gram));
     TRY(gemm_weight_create(ctx, GEMM_FP32, TARE_F32, gram, n, n, &m->packed));
 done:
     gemm_weight_free(ctx, packed);

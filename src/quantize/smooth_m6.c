@@ -85,7 +85,7 @@ static tare_status reference_panel(m6_search *m, size_t panel, size_t slot)
         float *y = m->reference + slot * t->stats->rows * SMOOTH_BLOCK + first * p->count;
         square_job job = {y, p->count, t->native, sums};
         TRY(t->inputs->read(t->inputs->user, first, count, m->x));
-        TRY(gemm_float(t->ctx, packed, m->x, &count, 1, NULL, y));
+        TRY(gemm_float(t->ctx, packed, m->x, count, NULL, y));
         parallel_for(t->ctx, count, square_row, &job);
         for (size_t i = 0; i < count; i++)
             m->reference_squares[panel] += sums[i];

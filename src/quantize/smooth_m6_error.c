@@ -256,7 +256,7 @@ static tare_status native_panel(m6_search *m, size_t panel, size_t slot, m6_cand
         job.rows = rest < SMOOTH_BLOCK ? rest : SMOOTH_BLOCK;
         TRY(t->inputs->read(t->inputs->user, job.row, job.rows, m->x));
         parallel_for(t->ctx, job.rows, native_input_row, &job);
-        TRY(gemm_float(t->ctx, packed, m->x, &job.rows, 1, NULL, m->product));
+        TRY(gemm_float(t->ctx, packed, m->x, job.rows, NULL, m->product));
         parallel_for(t->ctx, M6_CELLS, native_cell, &job);
         for (size_t i = 0; i < M6_CELLS; i++)
             c->squares[panel] += m->cells[i];

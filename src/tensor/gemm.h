@@ -52,10 +52,10 @@ void gemm_weight_free(tare_context *ctx, gemm_weight *w);
 size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_t k);
 size_t gemm_float_bytes(const tare_context *ctx);
 
-/* y[M,N] = x[M,K] W^T + bias (NULL: none), over `segments` of consecutive rows (samples) of lengths
- * rows[], sum M. Parallel over tiles. TARE_E_MEMORY when the scratch does not fit. */
-tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, const size_t *rows,
-                       size_t segments, const float *bias, float *y);
+/* y[M,N] = x[M,K] W^T + bias (NULL: none). Parallel over tiles. TARE_E_MEMORY when the scratch does
+ * not fit. */
+tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, size_t m,
+                       const float *bias, float *y);
 
 /* The same product of a few rows that are made while they are needed, in the calling thread: `make`
  * fills x [rows, depth] with columns [k0, k0+depth) of them, GEMM_DEPTH (kernels.h) apart. y has

@@ -526,12 +526,9 @@ static void few_gemm(tare_context *ctx, const gemm_weight *w, const float *x, si
     parallel_for(ctx, size_divide_up(w->n, job.columns), few_block, &job);
 }
 
-tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, const size_t *rows,
-                       size_t segments, const float *bias, float *y)
+tare_status gemm_float(tare_context *ctx, const gemm_weight *w, const float *x, size_t m,
+                       const float *bias, float *y)
 {
-    size_t m = 0;
-    for (size_t i = 0; i < segments; i++)
-        m += rows[i];
     if (m == 0)
         return TARE_OK;
     if (w->compute == GEMM_BF16 || m > FEW_ROWS)

@@ -72,7 +72,7 @@ static void test_reading(void **state)
 static void test_products(void **state)
 {
     (void)state;
-    size_t n = 600, k = 700, rows[] = {130, 1, 69}, m = 200;
+    size_t n = 600, k = 700, m = 200;
     float *x = numbers(n * k), *y = malloc(m * n * sizeof *y);
     for (int threads = 1; threads <= 3; threads += 2) {
         for (int compute = GEMM_FP32; compute <= GEMM_BF16; compute++) {
@@ -84,7 +84,7 @@ static void test_products(void **state)
             assert_true(tare_memory_used(ctx) <= kept);
             assert_true(tare_memory_peak(ctx) <= kept);
             begin(ctx);
-            assert_ok(ctx, gemm_float(ctx, w, x, rows, 3, NULL, y));
+            assert_ok(ctx, gemm_float(ctx, w, x, m, NULL, y));
             assert_true(tare_memory_peak(ctx) - tare_memory_used(ctx) <= gemm_float_bytes(ctx));
             gemm_weight_free(ctx, w);
             free_context(ctx);

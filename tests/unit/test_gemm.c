@@ -122,9 +122,9 @@ static void test_float_against_double(void **state)
             gemm_weight *w;
             assert_ok(ctx, gemm_weight_create(ctx, compute, dtype, f.stored, s[1], s[2], &w));
             assert_true(tare_memory_used(ctx) <= gemm_weight_bytes(compute, dtype, s[1], s[2]));
-            assert_ok(ctx, gemm_float(ctx, w, f.x, &s[0], 1, f.bias, f.y));
+            assert_ok(ctx, gemm_float(ctx, w, f.x, s[0], f.bias, f.y));
             check_float(&f, compute, true);
-            assert_ok(ctx, gemm_float(ctx, w, f.x, &s[0], 1, NULL, f.y));
+            assert_ok(ctx, gemm_float(ctx, w, f.x, s[0], NULL, f.y));
             check_float(&f, compute, false);
             gemm_weight_free(ctx, w);
             float_case_free(&f);
@@ -154,10 +154,11 @@ static void test_float_same_bytes(void **state)
                     size_t row = 0, sample = 0;
                     memset(f.y, 0, ROWS * N * sizeof *f.y);
                     for (size_t i = 0; sample < SAMPLES; i++) {
-                        assert_ok(ctx, gemm_float(ctx, w, f.x + row * K, rows + sample,
-                                                  groups[g][i], f.bias, f.y + row * N));
+                        size_t from = row;
                         for (size_t end = sample + groups[g][i]; sample < end; sample++)
                             row += rows[sample];
+                        assert_ok(ctx, gemm_float(ctx, w, f.x + from * K, row - from, f.bias,
+                                                  f.y + from * N));
                     }
                     if (threads == 1 && g == 0)
                         memcpy(expected, f.y, ROWS * N * sizeof *expected);
@@ -186,11 +187,11 @@ static void test_few_rows(void **state)
         const size_t all = ROWS;
         gemm_weight *w;
         assert_ok(ctx, gemm_weight_create(ctx, GEMM_FP32, dtypes[c % 3], f.stored, N, K, &w));
-        assert_ok(ctx, gemm_float(ctx, w, f.x, &all, 1, f.bias, f.y));
+        assert_ok(ctx, gemm_float(ctx, w, f.x, all, f.bias, f.y));
         check_float(&f, GEMM_FP32, true);
         for (size_t rows = 1; rows <= MOST; rows++) {
             size_t first = rows % (ROWS - MOST);
-            assert_ok(ctx, gemm_float(ctx, w, f.x + first * K, &rows, 1, f.bias, few));
+            assert_ok(ctx, gemm_float(ctx, w, f.x + first * K, rows, f.bias, few));
             assert_memory_equal(few, f.y + first * N, rows * N * sizeof *few);
         }
         gemm_weight_free(ctx, w);
@@ -226,7 +227,7 @@ static void test_made_rows(void **state)
         gemm_weight *w;
         assert_ok(ctx,
                   gemm_weight_create(ctx, GEMM_FP32, TARE_BF16, f.stored, shape[1], shape[2], &w));
-        assert_ok(ctx, gemm_float(ctx, w, f.x, &shape[0], 1, NULL, f.y));
+        assert_ok(ctx, gemm_float(ctx, w, f.x, shape[0], NULL, f.y));
         gemm_float_rows(ctx, w, shape[0], make_rows, &source, y, scratch);
         assert_memory_equal(y, f.y, shape[0] * shape[1] * sizeof *y);
         gemm_weight_free(ctx, w);
@@ -251,7 +252,7 @@ static void test_vector_sets_agree(void **state)
         gemm_weight *w;
         assert_ok(contexts[i],
                   gemm_weight_create(contexts[i], GEMM_FP32, TARE_F32, f.stored, N, K, &w));
-        assert_ok(contexts[i], gemm_float(contexts[i], w, f.x, &rows, 1, NULL, results[i]));
+        assert_ok(contexts[i], gemm_float(contexts[i], w, f.x, rows, NULL, results[i]));
         gemm_weight_free(contexts[i], w);
     }
     assert_memory_equal(f.y, other, M * N * sizeof *other);
@@ -281,7 +282,7 @@ static void test_failing_allocations(void **state)
             tare_status status = gemm_weight_create(ctx, (gemm_compute)compute, TARE_F32, w, 600, 9,
                                                     &weight);
             if (status == TARE_OK)
-                status = gemm_float(ctx, weight, x, &rows, 1, NULL, y);
+                status = gemm_float(ctx, weight, x, rows, NULL, y);
             else
                 assert_null(weight);
             assert_int_equal(status, f.hit ? TARE_E_MEMORY : TARE_OK);
