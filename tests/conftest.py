@@ -46,3 +46,7 @@ def tare():
 def library():
     from libtare import Library
     return Library(TARE_LIBRARY)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "budget: holds the process to a limit of memory")

@@ -91,6 +91,7 @@ def left_over(folder, name):
     return [p.name for p in folder.iterdir() if p.name.startswith(name) and p.name != name]
 
 
+@pytest.mark.budget
 def test_streamed_choice_is_the_resident_one(folder, resident, budget):
     """Also by the kernel's count of memory; nothing stays on the disk."""
     def limit():

@@ -9,6 +9,7 @@ import tiny
 from conftest import EXAMPLES, SMOLLM2, run_tare
 
 MIB = 1 << 20
+pytestmark = pytest.mark.budget
 RECIPES = [
     [], ["--act-method", "3", "--anti-method", "m3"], ["--recipe", "llama3.1-70b"],
     ["--anti-method", "m6", "--threads", "1"], ["--anti-method", "m2", "--act-method", "2"],
