@@ -1,7 +1,7 @@
 /* npy dicts of torch tensors: every byte of a small file, put together by hand from the opcodes in
  * Python's pickletools and what torch's own pickler writes; files that numpy and torch wrote
- * (tests/data/make_npy_torch.py); refused ones; failing allocations. tests/oracle/test_npy_torch.py
- * has torch read what is written here. */
+ * (tests/data/make_npy_torch.py); refused ones; failing allocations.
+ * tests/oracle/test_npy_in_torch.py has torch read what is written here. */
 #include <fcntl.h>
 
 #include "file/npy.h"
