@@ -48,5 +48,19 @@ def library():
     return Library(TARE_LIBRARY)
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny checkpoint, for tests that leave it as it is."""
+    import tiny
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.fixture(scope="module")
+def calib(tmp_path_factory):
+    """A few prompts for it."""
+    import tiny
+    return tiny.write_prompts(tmp_path_factory.mktemp("calibration") / "prompts.jsonl")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "budget: holds the process to a limit of memory")

@@ -27,11 +27,6 @@ typedef struct mix_cost {
     double seconds, seconds_most;
 } mix_cost;
 
-static double larger(double a, double b)
-{
-    return a > b ? a : b;
-}
-
 static double part(double amount, double rate)
 {
     return rate > 0 ? amount / rate : 0;
@@ -45,7 +40,7 @@ static double round_seconds(const set_cost *s)
     double compute = part(packed, s->rates.pack) +
                      part(2.0 * (double)g->parameters * (double)g->tokens, s->rates.products);
     double read = part(s->read, s->rates.read);
-    return (g->read_ahead ? larger(read, compute) : read + compute) +
+    return (g->read_ahead ? fmax(read, compute) : read + compute) +
            part((double)g->scratch_read + (double)g->scratch_written, s->rates.read);
 }
 
@@ -76,13 +71,13 @@ static void add_up(mix_cost *m)
         if (!m->largest || g->peak > m->largest->generation.peak)
             m->largest = &s->plan;
         m->streamed |= !g->weights_kept;
-        once = larger(once, (double)g->bytes_read_once);
+        once = fmax(once, (double)g->bytes_read_once);
         m->read += (double)g->bytes_read_pass * (double)g->passes;
-        m->scratch = larger(m->scratch, g->spill ? (double)g->key_values : 0);
+        m->scratch = fmax(m->scratch, g->spill ? (double)g->key_values : 0);
         m->traffic += (double)g->scratch_read + (double)g->scratch_written;
         m->complete &= s->rates.read > 0;
-        m->seconds += larger(s->seconds, 0);
-        m->seconds_most += larger(s->seconds, 0) * (double)s->plan.rounds;
+        m->seconds += fmax(s->seconds, 0);
+        m->seconds_most += fmax(s->seconds, 0) * (double)s->plan.rounds;
     }
     m->read += once;
 }

@@ -18,8 +18,7 @@ static const char *file_name(const safetensors *s)
     return slash ? slash + 1 : safetensors_path(s);
 }
 
-/* The digest of a text that is made for it. */
-static tare_status write_text_digest(buffer *text, buffer *out)
+tare_status digest_text(buffer *text, buffer *out)
 {
     tare_status status = text->status;
     if (status == TARE_OK)
@@ -37,7 +36,7 @@ tare_status fingerprint_header(const tare_model *model, const safetensors *s, bu
         buffer_printf(&header, "%s %s %llu %llu\n", info->name, dtype_name(info->dtype),
                       (unsigned long long)info->offset, (unsigned long long)info->bytes);
     }
-    return write_text_digest(&header, out);
+    return digest_text(&header, out);
 }
 
 tare_status fingerprint_table(const tare_model *model, buffer *out)
@@ -52,7 +51,7 @@ tare_status fingerprint_table(const tare_model *model, buffer *out)
             buffer_printf(&table, " %zu", info->shape[i]);
         buffer_putc(&table, '\n');
     }
-    return write_text_digest(&table, out);
+    return digest_text(&table, out);
 }
 
 /* Of what lies in memory nothing but the values themselves tells whether they changed. */
@@ -68,7 +67,7 @@ static tare_status write_values_digest(const tare_model *model, buffer *out)
         status = context_check_cancelled(model->ctx);
     }
     if (status == TARE_OK)
-        return write_text_digest(&digests, out);
+        return digest_text(&digests, out);
     buffer_free(&digests);
     return status;
 }

@@ -6,6 +6,8 @@
 
 /* A digest as a JSON string. */
 void digest_write(buffer *out, const void *data, size_t length);
+/* That of a text that was made for it, and is freed. */
+tare_status digest_text(buffer *text, buffer *out);
 /* The digest of what the header of a weight file says. */
 tare_status fingerprint_header(const tare_model *model, const safetensors *s, buffer *out);
 /* The same of tensors in memory: names, dtypes and shapes. */

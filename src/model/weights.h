@@ -30,10 +30,9 @@ typedef struct weight_source {
     size_t ahead_layer;
     uint64_t ahead_ticket; /* 0: nothing is read ahead */
     size_t layer;
-    float_layer linears;    /* AHEAD, LAYER */
-    layer_norms norms;      /* all but KEPT */
-    layer_norms kept_norms; /* borrowed */
-    float *final_norm;      /* all but KEPT */
+    float_layer linears; /* AHEAD, LAYER */
+    layer_norms norms;   /* all but KEPT */
+    float *final_norm;   /* all but KEPT */
 } weight_source;
 
 /* `kept` is borrowed, and NULL unless mode is KEPT. */

@@ -15,19 +15,26 @@ done:
     return status;
 }
 
-/* ---- scores ---- */
-
-/* The float model as it stands: none of the settings that change it or choose from it. */
-static tare_recipe without_quantization(const tare_recipe *recipe)
+/* Settings of what comes after the float pass have no say. */
+static tare_recipe of_float_pass(const tare_recipe *recipe)
 {
     tare_recipe r = *recipe;
-    r.anti_method = 0;
-    r.anti_alpha = r.anti_beta = NAN;
-    r.disable_anti_names = r.disable_names = (string_list){0};
     r.disable_level = 0;
     r.fa_quant = r.fa_amp_given = false;
     r.fa_amp = 0;
     r.a_bit = 8;
+    return r;
+}
+
+/* ---- scores ---- */
+
+/* The float model as it stands: none of the settings that change it or choose from it either. */
+static tare_recipe of_plain_model(const tare_recipe *recipe)
+{
+    tare_recipe r = of_float_pass(recipe);
+    r.anti_method = 0;
+    r.anti_alpha = r.anti_beta = NAN;
+    r.disable_anti_names = r.disable_names = (string_list){0};
     return r;
 }
 
@@ -44,7 +51,7 @@ tare_status tare_score_layers(tare_context *ctx, const tare_quantize_options *op
     if (method != TARE_RANGE_QUANTILE && method != TARE_RANGE_STD)
         return TARE_FAIL(ctx, TARE_E_USAGE, "range method %d is not known", (int)method);
     TRY(run_init(&r, ctx, options, &defaults));
-    r.effective = without_quantization(r.recipe);
+    r.effective = of_plain_model(r.recipe);
     r.recipe = &r.effective;
     r.goal = GOAL_SCORES;
     r.range_method = method;
@@ -57,17 +64,6 @@ done:
 }
 
 /* ---- smoothing ---- */
-
-/* Settings of what comes later have no say. */
-static tare_recipe smoothing_alone(const tare_recipe *recipe)
-{
-    tare_recipe r = *recipe;
-    r.disable_level = 0;
-    r.fa_quant = r.fa_amp_given = false;
-    r.fa_amp = 0;
-    r.a_bit = 8;
-    return r;
-}
 
 tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
                         tare_smoothing **out)
@@ -84,7 +80,7 @@ tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
     if (r.recipe->anti_method == 0)
         TRY(TARE_FAIL(ctx, TARE_E_USAGE,
                       "smoothing needs an anti_outlier.anti_method: m1, m2, m3, m4, m5 or m6"));
-    r.effective = smoothing_alone(r.recipe);
+    r.effective = of_float_pass(r.recipe);
     r.recipe = &r.effective;
     r.goal = GOAL_SMOOTHING;
     TRY(run_float_model(&r));

@@ -135,20 +135,6 @@ static void replace(const char *text, const buffer *from, const buffer *to, buff
     buffer_puts(out, at + from->length);
 }
 
-/* The digest of a recipe as the fingerprint has it. */
-static void recipe_member(const tare_recipe *recipe, buffer *out)
-{
-    buffer text;
-    buffer_init(&text, out->ctx);
-    recipe_write(recipe, &text, 0);
-    buffer_puts(out, "\"recipe\": ");
-    if (text.status == TARE_OK)
-        digest_write(out, text.data, text.length);
-    else
-        out->status = text.status;
-    buffer_free(&text);
-}
-
 /* tare_run.json of a run with `recipe`, which differs from the recorded one in its save types. */
 static tare_status run_json_with(const tare_recording *k, const tare_recipe *recipe, buffer *out)
 {
@@ -158,8 +144,8 @@ static tare_status run_json_with(const tare_recording *k, const tare_recipe *rec
         buffer_init(&parts[i], k->ctx);
     recipe_write(&k->recipe, &parts[0], 1);
     recipe_write(recipe, &parts[1], 1);
-    recipe_member(&k->recipe, &parts[2]);
-    recipe_member(recipe, &parts[3]);
+    TRY(fingerprint_recipe(&k->recipe, &parts[2]));
+    TRY(fingerprint_recipe(recipe, &parts[3]));
     for (int i = 0; i < 4; i++)
         TRY(parts[i].status);
     replace(k->run_json, &parts[0], &parts[1], &parts[4]);

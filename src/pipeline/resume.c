@@ -16,19 +16,23 @@ enum { CHECKPOINT_SECONDS = 20, GENERATIONS = 2 };
 
 /* ---- the fingerprint ---- */
 
+tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out)
+{
+    buffer text;
+    buffer_init(&text, out->ctx);
+    recipe_write(recipe, &text, 0);
+    buffer_puts(out, "\"recipe\": ");
+    return digest_text(&text, out);
+}
+
 tare_status fingerprint_write(run *r, buffer *out)
 {
     tare_status status = TARE_OK;
-    buffer recipe;
-    buffer_init(&recipe, r->ctx);
-    recipe_write(r->recipe, &recipe, 0);
-    TRY(recipe.status);
     buffer_printf(out, "{\"version\": \"%s\", \"oneDNN\": \"", tare_version());
     gemm_onednn_version(out);
     buffer_printf(out, "\", \"cpu\": \"%s\"", tare_cpu_name(r->ctx));
-    buffer_printf(out,
-                  ", \"compute\": \"%s\", \"recipe\": ", r->compute == GEMM_BF16 ? "bf16" : "fp32");
-    digest_write(out, recipe.data, recipe.length);
+    buffer_printf(out, ", \"compute\": \"%s\", ", r->compute == GEMM_BF16 ? "bf16" : "fp32");
+    TRY(fingerprint_recipe(r->recipe, out));
     buffer_printf(
         out, ", \"copy_code\": \"%s\", \"calibration\": ", r->options->copy_code ? "yes" : "no");
     digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
@@ -44,7 +48,6 @@ tare_status fingerprint_write(run *r, buffer *out)
     buffer_putc(out, '}');
     TRY(out->status);
 done:
-    buffer_free(&recipe);
     return status;
 }
 

@@ -153,6 +153,8 @@ tare_status create_states(run *r, bool of_floats);
 
 /* What identifies a run: a JSON map of strings that is the same if and only if the output is. */
 tare_status fingerprint_write(run *r, buffer *out);
+/* Its member of a recipe. */
+tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out);
 /* Looks for what an earlier run left, opens the output, takes its lock, and begins or goes on with
  * the journal. With resume.finished there is nothing left to do. */
 tare_status resume_open(run *r);

@@ -230,11 +230,7 @@ tare_status smoothing_digest(run *r, const tare_smoothing *s, buffer *out)
         buffer_puts(&digests, s->vectors[i].name);
         digest_write(&digests, s->vectors[i].values, s->vectors[i].length * sizeof(float));
     }
-    tare_status status = digests.status;
-    if (status == TARE_OK)
-        digest_write(out, digests.data ? digests.data : "", digests.length);
-    buffer_free(&digests);
-    return status;
+    return digest_text(&digests, out);
 }
 
 tare_status smoothing_record(run *r, const tare_smoothing *s, buffer *out)

@@ -64,8 +64,9 @@ size_t fa_observe_bytes(const tare_context *ctx, const size_t heads[FA_KINDS], s
  * sample, or if a scale does not fit the dtype. */
 tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kind kind,
                                float *scales);
-/* Of one head, whose windows reach from `low` to `high`; infinite if it does not fit `dtype`. */
-float fa_scale(float low, float high, tare_dtype dtype);
+/* The same of heads whose windows reach from low[h] to high[h]. */
+tare_status fa_scales(tare_context *ctx, const char *module, fa_kind kind, const float *low,
+                      const float *high, size_t heads, tare_dtype dtype, float *scales);
 /* The scores of q, k and v on the first sample; NULL before it. */
 const float *fa_observer_scores(const fa_observer *o);
 

@@ -336,10 +336,24 @@ size_t fa_observe_bytes(const tare_context *ctx, const size_t heads[FA_KINDS], s
            fa_score_bytes(ctx, most);
 }
 
-float fa_scale(float low, float high, tare_dtype dtype)
+static float scale_of(float low, float high, tare_dtype dtype)
 {
     float reach = fmaxf(fmaxf(0.0f, -low), fmaxf(0.0f, high));
     return round_native(fmaxf(reach / 127.0f, ROUND_EPS), dtype);
+}
+
+tare_status fa_scales(tare_context *ctx, const char *module, fa_kind kind, const float *low,
+                      const float *high, size_t heads, tare_dtype dtype, float *scales)
+{
+    for (size_t h = 0; h < heads; h++) {
+        scales[h] = scale_of(low[h], high[h], dtype);
+        if (!isfinite(scales[h]))
+            return TARE_FAIL(
+                ctx, TARE_E_NUMERIC,
+                "%s: head %zu of %s reaches from %g to %g, whose scale does not fit %s", module, h,
+                fa_kind_name(kind), (double)low[h], (double)high[h], dtype_name(dtype));
+    }
+    return TARE_OK;
 }
 
 tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kind kind,
@@ -351,16 +365,8 @@ tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kin
     if (o->samples == 0)
         return TARE_FAIL(o->ctx, TARE_E_NUMERIC, "%s: %s was never observed", o->module,
                          fa_kind_name(kind));
-    for (size_t h = 0; h < o->heads[kind]; h++) {
-        float low = o->low[first + h], high = o->high[first + h];
-        scales[h] = fa_scale(low, high, num->dtype);
-        if (!isfinite(scales[h]))
-            return TARE_FAIL(
-                o->ctx, TARE_E_NUMERIC,
-                "%s: head %zu of %s reaches from %g to %g, whose scale does not fit %s", o->module,
-                h, fa_kind_name(kind), (double)low, (double)high, dtype_name(num->dtype));
-    }
-    return TARE_OK;
+    return fa_scales(o->ctx, o->module, kind, o->low + first, o->high + first, o->heads[kind],
+                     num->dtype, scales);
 }
 
 const float *fa_observer_scores(const fa_observer *o)

@@ -206,15 +206,7 @@ tare_status tare_fa_observer_scales(const tare_fa_observer *o, const char *dtype
     if (o->heads == 0)
         return TARE_FAIL(o->ctx, TARE_E_DATA, "%s: %s was never observed", o->module,
                          fa_kind_name(o->kind));
-    for (size_t h = 0; h < o->heads; h++) {
-        scales[h] = fa_scale(o->low[h], o->high[h], d);
-        if (!isfinite(scales[h]))
-            return TARE_FAIL(
-                o->ctx, TARE_E_NUMERIC,
-                "%s: head %zu of %s reaches from %g to %g, whose scale does not fit %s", o->module,
-                h, fa_kind_name(o->kind), (double)o->low[h], (double)o->high[h], dtype);
-    }
-    return TARE_OK;
+    return fa_scales(o->ctx, o->module, o->kind, o->low, o->high, o->heads, d, scales);
 }
 
 tare_status tare_fa_fall_back(tare_context *ctx, const char *const *modules, size_t count,

@@ -130,16 +130,17 @@ static void make_errors(void *user, size_t k0, size_t depth, float *x)
     }
 }
 
-/* The grids of one row under all candidates. */
+/* The grids of one row under the candidates in work. */
 static void row_grids(void *user, size_t row, int thread)
 {
     const m3_search *m = user;
     size_t n = m->w->k;
     float lo, hi, *wide = m->scratch[thread].row;
     smooth_weight_part(m->kernels, m->w, row, 0, n, wide);
-    for (size_t i = 0; i < CANDIDATES; i++) {
-        m->kernels->product_min_max(wide, m->scales + i * n, n, &lo, &hi);
-        m->grids[row * CANDIDATES + i] = grid_of(m->t, lo, hi);
+    for (size_t i = 0; i < m->count; i++) {
+        size_t c = m->candidates[i];
+        m->kernels->product_min_max(wide, m->scales + c * n, n, &lo, &hi);
+        m->grids[row * CANDIDATES + c] = grid_of(m->t, lo, hi);
     }
 }
 

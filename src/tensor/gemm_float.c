@@ -182,8 +182,6 @@ size_t gemm_float_bytes(const tare_context *ctx)
     return mem_array_bytes((size_t)parallel_threads(ctx), sizeof(thread_scratch));
 }
 
-/* ---- products ---- */
-
 /* ---- a block in pairs ---- */
 
 typedef struct pairs_job {

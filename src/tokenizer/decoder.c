@@ -68,23 +68,12 @@ static tare_status read_metaspace(const stage_reader *r, const value *stage, voi
     return status == TARE_OK ? metaspace_read(r, stage, &step->metaspace) : status;
 }
 
-static tare_status read_content(const stage_reader *r, const value *stage, decoder_step *step)
-{
-    const value *v;
-    tare_status status = stage_string(r, stage, "content", &v);
-    if (status != TARE_OK)
-        return status;
-    step->length = v->length;
-    step->text = mem_strndup(r->ctx, v->text, v->length);
-    return step->text ? TARE_OK : TARE_E_MEMORY;
-}
-
 static tare_status read_replace(const stage_reader *r, const value *stage, void *target)
 {
     decoder_step *step = NULL;
     tare_status status = TARE_OK;
     TRY(add_step(r, target, DECODE_REPLACE, &step));
-    TRY(read_content(r, stage, step));
+    TRY(stage_text(r, stage, "content", &step->text, &step->length));
     TRY(pattern_read(r, stage, "Replace", &step->pattern));
 done:
     return status;
@@ -95,7 +84,7 @@ static tare_status read_strip(const stage_reader *r, const value *stage, void *t
     decoder_step *step = NULL;
     tare_status status = TARE_OK;
     TRY(add_step(r, target, DECODE_STRIP, &step));
-    TRY(read_content(r, stage, step));
+    TRY(stage_text(r, stage, "content", &step->text, &step->length));
     TRY(value_get_size(r->ctx, stage, r->what, "start", &step->start));
     TRY(value_get_size(r->ctx, stage, r->what, "stop", &step->stop));
     if (step->length == 0 || step->length != utf8_length((uint8_t)step->text[0]))

@@ -64,23 +64,14 @@ static tare_status read_nfkd(const stage_reader *r, const value *stage, void *ta
     return add_step(r, target, NORMALIZE_NFKD);
 }
 
-static tare_status set_text(const stage_reader *r, const value *stage, const char *key,
-                            normalizer_step *step)
-{
-    const value *v;
-    tare_status status = stage_string(r, stage, key, &v);
-    if (status != TARE_OK)
-        return status;
-    step->length = v->length;
-    step->text = mem_strndup(r->ctx, v->text, v->length);
-    return step->text ? TARE_OK : TARE_E_MEMORY;
-}
-
 static tare_status read_prepend(const stage_reader *r, const value *stage, void *target)
 {
     normalizer *n = target;
     tare_status status = add_step(r, n, NORMALIZE_PREPEND);
-    return status == TARE_OK ? set_text(r, stage, "prepend", &n->steps[n->count - 1]) : status;
+    if (status != TARE_OK)
+        return status;
+    normalizer_step *step = &n->steps[n->count - 1];
+    return stage_text(r, stage, "prepend", &step->text, &step->length);
 }
 
 static tare_status read_replace(const stage_reader *r, const value *stage, void *target)
@@ -90,7 +81,7 @@ static tare_status read_replace(const stage_reader *r, const value *stage, void 
     if (status != TARE_OK)
         return status;
     normalizer_step *step = &n->steps[n->count - 1];
-    status = set_text(r, stage, "content", step);
+    status = stage_text(r, stage, "content", &step->text, &step->length);
     return status == TARE_OK ? pattern_read(r, stage, "Replace", &step->pattern) : status;
 }
 

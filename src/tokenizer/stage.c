@@ -94,3 +94,15 @@ tare_status stage_string(const stage_reader *r, const value *stage, const char *
                          stage->line, key);
     return TARE_OK;
 }
+
+tare_status stage_text(const stage_reader *r, const value *stage, const char *key, char **text,
+                       size_t *length)
+{
+    const value *v;
+    tare_status status = stage_string(r, stage, key, &v);
+    if (status != TARE_OK)
+        return status;
+    *length = v->length;
+    *text = mem_strndup(r->ctx, v->text, v->length);
+    return *text ? TARE_OK : TARE_E_MEMORY;
+}

@@ -56,5 +56,8 @@ tare_status stage_read_tree(const stage_reader *r, const char *section, const va
 tare_status stage_bool(const stage_reader *r, const value *stage, const char *key, bool *out);
 tare_status stage_string(const stage_reader *r, const value *stage, const char *key,
                          const value **out);
+/* A copy of a string (mem_free), zero-terminated, and its length. */
+tare_status stage_text(const stage_reader *r, const value *stage, const char *key, char **text,
+                       size_t *length);
 
 #endif

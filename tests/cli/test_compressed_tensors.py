@@ -31,16 +31,6 @@ def quantization_config(ignore, format="int-quantized", activations=ACTIVATIONS)
                 "weights": WEIGHTS, "input_activations": activations}}}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
-
-
-@pytest.fixture(scope="module")
-def calib(tmp_path_factory):
-    return tiny.write_prompts(tmp_path_factory.mktemp("calibration") / "prompts.jsonl")
-
-
 def quantize(model, calib, out, *flags, save="compressed-tensors"):
     done = run_tare("quantize", model, "--out", out, "--calib", calib, "--save", save, *flags)
     assert done.returncode == 0, done.stderr

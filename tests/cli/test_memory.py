@@ -28,16 +28,6 @@ WIDE_LINEARS = {"q": (1024, 1024), "k": (256, 1024), "v": (256, 1024), "o": (102
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
-
-
-@pytest.fixture(scope="module")
-def calib(tmp_path_factory):
-    return tiny.write_prompts(tmp_path_factory.mktemp("calibration") / "prompts.jsonl")
-
-
-@pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """A checkpoint with one wide layer, and 5 samples of 120 tokens."""
     folder = tmp_path_factory.mktemp("wide")

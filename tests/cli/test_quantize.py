@@ -21,16 +21,6 @@ LINEARS = [f"model.layers.{i}.{name}_proj" for i in range(2) for name in (
     "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "model")
-
-
-@pytest.fixture(scope="module")
-def calib(tmp_path_factory):
-    return tiny.write_prompts(tmp_path_factory.mktemp("calibration") / "prompts.jsonl")
-
-
 def quantize(model, calib, out, *flags):
     done = run_tare("quantize", model, "--out", out, "--calib", calib, *flags)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,7 @@
 /* Mixed calibration sets through the C API: sizes, seeds, sets of the caller's, the order of the
  * mix. The files of the built-in sets are the matter of tests/cli/test_calib*.py. */
 #include "calib_fixture.h"
-
-static char folder[64];
+#include "folder_fixture.h"
 
 static const uint32_t one = 1;
 
@@ -308,22 +307,6 @@ static void test_verified_by_itself(void **state)
     assert_mix(ctx, calib, "n7 n1 n8 ");
     tare_calib_free(calib);
     free_context(ctx);
-}
-
-static int make_folder(void **state)
-{
-    (void)state;
-    snprintf(folder, sizeof folder, "%s", temporary_folder());
-    return 0;
-}
-
-static int remove_all(void **state)
-{
-    (void)state;
-    tare_context *ctx = new_context(1);
-    assert_ok(ctx, folder_remove(ctx, folder));
-    free_context(ctx);
-    return 0;
 }
 
 int main(void)

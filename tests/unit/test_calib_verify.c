@@ -1,8 +1,7 @@
 /* Positive verification: what counts as a right answer (calibration_sets.md section 7), with a
  * verifier that says what the test wants. */
 #include "calib_fixture.h"
-
-static char folder[64];
+#include "folder_fixture.h"
 
 /* One record and the model's answer to it. */
 typedef struct scripted {
@@ -262,22 +261,6 @@ static void test_failing_verifier(void **state)
     assert_int_equal(tare_calib_process(calib, NULL), TARE_E_CANCELLED);
     tare_calib_free(calib);
     free_context(ctx);
-}
-
-static int make_folder(void **state)
-{
-    (void)state;
-    snprintf(folder, sizeof folder, "%s", temporary_folder());
-    return 0;
-}
-
-static int remove_all(void **state)
-{
-    (void)state;
-    tare_context *ctx = new_context(1);
-    assert_ok(ctx, folder_remove(ctx, folder));
-    free_context(ctx);
-    return 0;
 }
 
 int main(void)

@@ -1,10 +1,8 @@
 /* calibration/samples: each file format, limits and refusals. Token ids only: text goes through the
  * tokenizer's own tests. */
-#include "fixture.h"
+#include "folder_fixture.h"
 
 #include "calibration/samples.h"
-
-static char folder[64];
 
 static tare_status load(tare_context *ctx, const char *name, const char *text, sample_options o,
                         sample_set *set)
@@ -68,22 +66,6 @@ static void test_refusals(void **state)
     assert_fails(ctx, load(ctx, "a.jsonl", "{\"text\": \"x\"}", (sample_options){0}, &s), TARE_E_IO,
                  "tokenizer.json");
     free_context(ctx);
-}
-
-static int make_folder(void **state)
-{
-    (void)state;
-    snprintf(folder, sizeof folder, "%s", temporary_folder());
-    return 0;
-}
-
-static int remove_all(void **state)
-{
-    (void)state;
-    tare_context *ctx = new_context(1);
-    assert_ok(ctx, folder_remove(ctx, folder));
-    free_context(ctx);
-    return 0;
 }
 
 int main(void)
