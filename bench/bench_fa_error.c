@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include "calibration/samples.h"
-#include "model/linear.h"
+#include "forward/linear.h"
 #include "quantize/fa3.h"
 #include "tensor/attention.h"
 #include "tensor/convert.h"
@@ -24,8 +24,8 @@ typedef struct bench {
     tare_model *model;
     safetensors **files; /* of OUTPUT; NULL: scales are observed */
     size_t num_files;
-    decoder_workspace workspace;
-    float_layer linears;
+    workspace work;
+    float_block linears;
     size_t layer, heads[FA_KINDS];
     float *scales[FA_KINDS];        /* [heads] */
     float *states[FA_KINDS];        /* [rows, heads*head_dim] x' */
@@ -145,7 +145,7 @@ static void attend(bench *t, const batch *b, const float *q, const float *k, con
                                  model_config_window(c, t->layer),
                                  TARE_F32};
         attention_forward(t->ctx, &shape, q + row * query, query, k + row * kv, kv, v + row * kv,
-                          kv, out + row * query, query, t->workspace.attention_scratch);
+                          kv, out + row * query, query, t->work.attention_scratch);
     }
 }
 
@@ -174,7 +174,7 @@ static void compare(bench *t, size_t rows, size_t width)
     t->quantized_layers++;
 }
 
-/* layer_ops.attention */
+/* block_ops.attention */
 static tare_status measure(void *user, const batch *b, const float *q, const float *k,
                            const float *v)
 {
@@ -193,23 +193,24 @@ static tare_status measure(void *user, const batch *b, const float *q, const flo
     return TARE_OK;
 }
 
-static tare_status linears(void *user, linear_group group, const batch *b, const float *x,
+static tare_status linears(void *user, graph_unit unit, const batch *b, const float *x,
                            float *const *y)
 {
     bench *t = user;
-    return float_layer_linears(&t->linears, group, b, x, y);
+    return float_block_linears(&t->linears, unit, b, x, y);
 }
 
 static void run_layer(bench *t, const batch *b, float *x)
 {
-    layer_norms norms;
-    layer_ops ops = {.user = t, .linears = linears, .attention = measure};
-    t->linears = (float_layer){.model = t->model};
-    require(t->ctx, layer_norms_load(t->model, t->layer, &norms));
-    require(t->ctx, float_layer_load(t->model, t->layer, GEMM_FP32, &t->linears));
-    require(t->ctx, decoder_layer_forward(t->model, t->layer, &norms, &ops, b, &t->workspace, x));
-    float_layer_free(&t->linears);
-    layer_norms_free(t->ctx, &norms);
+    block_norms norms;
+    block_ops ops = {.user = t, .linears = linears, .attention = measure};
+    const model_block *block = &t->model->blocks[t->layer];
+    t->linears = (float_block){.model = t->model};
+    require(t->ctx, block_norms_load(t->model, block, &norms));
+    require(t->ctx, float_block_load(t->model, block, GEMM_FP32, &t->linears));
+    require(t->ctx, block_forward(t->model, block, &norms, &ops, b, &t->work, x));
+    float_block_free(&t->linears);
+    block_norms_free(t->ctx, &norms);
 }
 
 static void run(bench *t, const sample_set *samples)
@@ -225,8 +226,7 @@ static void run(bench *t, const sample_set *samples)
     }
     t->exact = take(t->ctx, b.rows * c->num_heads * c->head_dim);
     t->quantized = take(t->ctx, b.rows * c->num_heads * c->head_dim);
-    require(t->ctx,
-            decoder_workspace_create(t->model, b.rows, samples->longest, TARE_F32, &t->workspace));
+    require(t->ctx, workspace_create(t->model, b.rows, samples->longest, TARE_F32, &t->work));
     require(t->ctx, embed_into(t->model, samples->ids, b.rows, x));
     puts("layer,cosine,relative_l2,worst_token_l2");
     for (t->layer = 0; t->layer < c->num_layers; t->layer++)
@@ -235,7 +235,7 @@ static void run(bench *t, const sample_set *samples)
     if (n > 0)
         printf("mean,%.6f,%.5f,%.5f\n", t->cosine / n, t->relative / n, t->worst / n);
 
-    decoder_workspace_free(&t->workspace);
+    workspace_free(&t->work);
     for (int kind = 0; kind < FA_KINDS; kind++) {
         mem_free(t->ctx, t->scales[kind]);
         mem_free(t->ctx, t->states[kind]);

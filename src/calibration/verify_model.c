@@ -7,8 +7,8 @@
 #include "calibration/calib.h"
 #include "file/io.h"
 #include "file/json.h"
+#include "generate/generate.h"
 #include "model/fingerprint.h"
-#include "model/generate.h"
 
 enum { CONTINUE_TOKENS = 20, SOLVE_TOKENS = 256, CONFIG_LIMIT = 16 << 20 };
 

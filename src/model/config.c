@@ -318,27 +318,18 @@ done:
     return status;
 }
 
-size_t model_config_dim(const model_config *config, model_dim dim)
+void model_config_names(const architecture *arch, bool attention_bias, bool mlp_bias,
+                        block_graph *out)
 {
-    switch (dim) {
-    case DIM_HIDDEN:
-        return config->hidden_size;
-    case DIM_QUERY:
-        return config->num_heads * config->head_dim;
-    case DIM_KEY_VALUE:
-        return config->num_kv_heads * config->head_dim;
-    case DIM_INTERMEDIATE:
-        return config->intermediate_size;
-    case DIM_HEAD:
-        break;
-    }
-    return config->head_dim;
-}
-
-bool model_config_has_bias(const model_config *config, bias_rule rule)
-{
-    return rule == BIAS_ALWAYS || (rule == BIAS_ATTENTION && config->attention_bias) ||
-           (rule == BIAS_MLP && config->mlp_bias);
+    model_config c = {.arch = arch,
+                      .hidden_size = 1,
+                      .intermediate_size = 1,
+                      .num_heads = 1,
+                      .num_kv_heads = 1,
+                      .head_dim = 1,
+                      .attention_bias = attention_bias,
+                      .mlp_bias = mlp_bias};
+    arch->block(&c, out);
 }
 
 size_t model_config_window(const model_config *config, size_t layer)

@@ -24,8 +24,10 @@ typedef struct model_config {
  * are TARE_E_MODEL. */
 tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, size_t length,
                                const char *what, model_config *out);
-size_t model_config_dim(const model_config *config, model_dim dim);
-bool model_config_has_bias(const model_config *config, bias_rule rule);
+/* The names alone of a block's modules, where no whole config.json is at hand: sizes are made up.
+ */
+void model_config_names(const architecture *arch, bool attention_bias, bool mlp_bias,
+                        block_graph *out);
 size_t model_config_window(const model_config *config, size_t layer);
 /* Tokens of the longest sequence that the model is made for: max_position_embeddings, stretched by
  * the rope settings' factor where these leave that key at the length before stretching. */

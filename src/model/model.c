@@ -48,64 +48,93 @@ done:
     return status;
 }
 
-static tare_status find_linear(tare_model *m, size_t layer, const linear_spec *spec, strmap *known,
-                               model_linear *out)
+static tare_status find_linear(tare_model *m, const model_block *b, size_t index, strmap *known)
 {
     tare_status status = TARE_OK;
-    char *name = arena_printf(&m->arena, "model.layers.%zu.%s", layer, spec->name);
+    const linear_spec *spec = &b->graph->linears[index];
+    model_linear *out = &m->linears[b->first_linear + index];
+    char *name = arena_printf(&m->arena, "%s.%s", b->name, spec->name);
     if (!name)
         return TARE_E_MEMORY;
-    *out = (model_linear){.name = name,
-                          .spec = spec,
-                          .group = spec->group,
-                          .layer = layer,
-                          .n = model_config_dim(&m->config, spec->out),
-                          .k = model_config_dim(&m->config, spec->in)};
+    *out = (model_linear){
+        .name = name, .unit = b->first_unit + spec->unit, .n = spec->n, .k = spec->k};
     TRY(find_tensor(m, name, "weight", 2, out->n, out->k, known, &out->weight));
-    if (model_config_has_bias(&m->config, spec->bias))
+    if (spec->has_bias)
         TRY(find_tensor(m, name, "bias", 1, out->n, 0, known, &out->bias));
 done:
     return status;
 }
 
-static tare_status find_layer(tare_model *m, size_t layer, strmap *known)
+static tare_status find_block(tare_model *m, model_block *b, strmap *known)
 {
     tare_status status = TARE_OK;
-    const architecture *arch = m->config.arch;
-    for (size_t i = 0; i < arch->num_linears; i++)
-        TRY(find_linear(m, layer, &arch->linears[i], known,
-                        &m->layers[layer].linears[arch->linears[i].role]));
-    for (size_t i = 0; i < arch->num_norms; i++) {
-        const norm_spec *spec = &arch->norms[i];
-        char *name = arena_printf(&m->arena, "model.layers.%zu.%s", layer, spec->name);
+    const block_graph *g = b->graph;
+    for (size_t i = 0; i < g->num_units; i++)
+        m->units[b->first_unit + i] = (model_unit){.kind = g->units[i].kind,
+                                                   .block = b->index,
+                                                   .first = b->first_linear + g->units[i].first,
+                                                   .count = g->units[i].count,
+                                                   .k = g->units[i].k};
+    for (size_t i = 0; i < g->num_linears; i++)
+        TRY(find_linear(m, b, i, known));
+    for (size_t i = 0; i < g->num_norms; i++) {
+        char *name = arena_printf(&m->arena, "%s.%s", b->name, g->norms[i].name);
         if (!name)
             return TARE_E_MEMORY;
-        TRY(find_tensor(m, name, "weight", 1, model_config_dim(&m->config, spec->size), 0, known,
-                        &m->layers[layer].norms[spec->role]));
+        TRY(find_tensor(m, name, "weight", 1, g->norms[i].size, 0, known, &b->norms[i]));
     }
 done:
     return status;
+}
+
+/* Every block has the same graph. */
+static tare_status lay_blocks(tare_model *m)
+{
+    const model_config *c = &m->config;
+    block_graph *g = &m->graph;
+    c->arch->block(c, g);
+    m->num_linears = c->num_layers * g->num_linears + 1;
+    m->num_units = c->num_layers * g->num_units + 1;
+    m->blocks = arena_calloc(&m->arena, c->num_layers, sizeof *m->blocks);
+    m->linears = arena_calloc(&m->arena, m->num_linears, sizeof *m->linears);
+    m->units = arena_calloc(&m->arena, m->num_units, sizeof *m->units);
+    if (!m->blocks || !m->linears || !m->units)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < c->num_layers; i++) {
+        m->blocks[i] = (model_block){.name = arena_printf(&m->arena, "model.layers.%zu", i),
+                                     .graph = g,
+                                     .index = i,
+                                     .first_linear = i * g->num_linears,
+                                     .first_unit = i * g->num_units};
+        if (!m->blocks[i].name)
+            return TARE_E_MEMORY;
+    }
+    return TARE_OK;
 }
 
 static tare_status find_head(tare_model *m, strmap *known)
 {
     tare_status status = TARE_OK;
     const model_config *c = &m->config;
-    m->head = (model_linear){.name = "lm_head",
-                             .group = GROUP_HEAD,
-                             .layer = c->num_layers,
-                             .n = c->vocab_size,
-                             .k = c->hidden_size};
+    model_linear *head = &m->linears[m->num_linears - 1];
+    *head = (model_linear){
+        .name = "lm_head", .unit = m->num_units - 1, .n = c->vocab_size, .k = c->hidden_size};
+    m->head = head;
+    m->units[head->unit] = (model_unit){.kind = "head",
+                                        .block = c->num_layers,
+                                        .first = m->num_linears - 1,
+                                        .count = 1,
+                                        .k = c->hidden_size};
     const tensor_info *own = checkpoint_find(m->checkpoint, "lm_head.weight");
     m->head_is_tied = c->tie_word_embeddings &&
                       (!own || checkpoint_same_data(m->checkpoint, own, m->embedding));
     if (m->head_is_tied)
-        m->head.weight = m->embedding;
+        head->weight = m->embedding;
     if (m->head_is_tied && own)
         TRY(strmap_put(known, own->name, strlen(own->name), 0, NULL));
     if (!m->head_is_tied)
         TRY(find_tensor(m, "lm_head", "weight", 2, c->vocab_size, c->hidden_size, known,
-                        &m->head.weight));
+                        &head->weight));
 done:
     return status;
 }
@@ -136,13 +165,11 @@ static tare_status find_tensors(tare_model *m)
     const model_config *c = &m->config;
     strmap known;
     strmap_init(&known, m->ctx);
-    m->layers = arena_calloc(&m->arena, c->num_layers, sizeof *m->layers);
-    if (!m->layers)
-        return TARE_E_MEMORY;
+    TRY(lay_blocks(m));
     TRY(find_tensor(m, "model.embed_tokens", "weight", 2, c->vocab_size, c->hidden_size, &known,
                     &m->embedding));
     for (size_t i = 0; i < c->num_layers; i++)
-        TRY(find_layer(m, i, &known));
+        TRY(find_block(m, &m->blocks[i], &known));
     TRY(find_tensor(m, "model.norm", "weight", 1, c->hidden_size, 0, &known, &m->final_norm));
     TRY(find_head(m, &known));
     TRY(collect_extra(m, &known));

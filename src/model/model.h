@@ -9,18 +9,28 @@
  */
 typedef struct model_linear {
     const char *name;
-    const linear_spec *spec; /* NULL for the head */
-    linear_group group;
-    size_t layer;              /* num_layers for the head */
+    size_t unit;               /* of model.units */
     size_t n, k;               /* out, in */
     const tensor_info *weight; /* of a tied head: the embedding */
     const tensor_info *bias;   /* NULL: none */
 } model_linear;
 
-typedef struct model_layer {
-    model_linear linears[ROLE_COUNT];     /* by role */
-    const tensor_info *norms[NORM_COUNT]; /* by role; NULL: the architecture has none */
-} model_layer;
+/* Linears that read one input and are fused by engines: model.linears [first, first+count). */
+typedef struct model_unit {
+    const char *kind; /* "qkv", "o", …, "head" */
+    size_t block;     /* config.num_layers for the head */
+    size_t first, count;
+    size_t k;
+} model_unit;
+
+/* A decoder layer: what its graph speaks of by numbers begins at these of the model's. */
+typedef struct model_block {
+    const char *name; /* "model.layers.0" */
+    const block_graph *graph;
+    size_t index;
+    size_t first_linear, first_unit;
+    const tensor_info *norms[BLOCK_NORMS]; /* their weights */
+} model_block;
 
 struct tare_model {
     tare_context *ctx;
@@ -33,9 +43,13 @@ struct tare_model {
     size_t config_length;
     checkpoint *checkpoint;
     const tensor_info *embedding, *final_norm;
-    model_linear head;
-    bool head_is_tied;   /* there is no lm_head.weight in the checkpoint: the embedding serves */
-    model_layer *layers; /* [config.num_layers] */
+    bool head_is_tied;     /* there is no lm_head.weight in the checkpoint: the embedding serves */
+    block_graph graph;     /* of every block */
+    model_block *blocks;   /* [config.num_layers] */
+    model_linear *linears; /* [num_linears] in module order, the head last */
+    model_unit *units;     /* [num_units], the head's last */
+    size_t num_linears, num_units;
+    const model_linear *head;
     const tensor_info **extra; /* tensors that the architecture does not know, copied through;
                                   rotary inv_freq left out */
     size_t num_extra;
@@ -44,6 +58,22 @@ struct tare_model {
     tare_dtype load_dtype;
     struct generation *generation; /* what generation keeps between calls (generate.h); NULL yet */
 };
+
+/* The linears of a block in order, i < block->graph->num_linears; and a unit of it. */
+static inline const model_linear *block_linear(const tare_model *m, const model_block *b, size_t i)
+{
+    return &m->linears[b->first_linear + i];
+}
+
+static inline const model_unit *block_unit(const tare_model *m, const model_block *b, size_t i)
+{
+    return &m->units[b->first_unit + i];
+}
+
+static inline bool linear_is_head(const tare_model *m, const model_linear *l)
+{
+    return l == m->head;
+}
 
 /* The same model once more, for a caller that sets load_dtype; `source` must outlive it. */
 tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model **out);

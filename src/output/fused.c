@@ -1,28 +1,16 @@
-/* What the architecture's tables say of a module: its row, and which linears an engine fuses into
- * one matrix. */
+/* Which linears an engine fuses into one matrix: those of a unit that has several. */
 #include <string.h>
 
 #include "output/verify_internal.h"
 
-const linear_spec *verify_linear_spec(const architecture *arch, const char *module, size_t length)
-{
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        size_t tail = strlen(arch->linears[i].name);
-        if (length > tail && module[length - tail - 1] == '.' &&
-            memcmp(module + length - tail, arch->linears[i].name, tail) == 0)
-            return &arch->linears[i];
-    }
-    return NULL;
-}
-
-bool fused_group_of(const architecture *arch, const char *module, buffer *key)
+bool fused_group_of(const block_graph *graph, const char *module, buffer *key)
 {
     size_t length = strlen(module);
-    const linear_spec *spec = verify_linear_spec(arch, module, length);
-    if (!spec || (spec->group != GROUP_QKV && spec->group != GROUP_GATE_UP))
+    const linear_spec *spec = graph_linear_of(graph, module, length);
+    if (!spec || graph->units[spec->unit].count < 2)
         return false;
     key->length = 0;
     buffer_append(key, module, length - strlen(spec->name));
-    buffer_puts(key, linear_group_name(spec->group));
+    buffer_puts(key, graph->units[spec->unit].kind);
     return key->status == TARE_OK;
 }

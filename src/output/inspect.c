@@ -183,7 +183,7 @@ static size_t count_fallbacks(const vfolder *f)
         if (role_of_name(t->info.name, &length) != TENSOR_WEIGHT || t->info.rank != 2 ||
             verify_find_linear(f, t->info.name, length))
             continue;
-        count += verify_linear_spec(f->arch, t->info.name, length) != NULL;
+        count += graph_linear_of(&f->graph, t->info.name, length) != NULL;
     }
     return count;
 }

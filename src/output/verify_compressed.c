@@ -198,7 +198,7 @@ static tare_status check_ignore(vfolder *f)
     for (size_t i = 0; i < f->num_tensors && !patterns; i++) {
         const char *name = f->tensors[i].info.name;
         if (role_of_name(name, &length) == TENSOR_WEIGHT && !verify_find_linear(f, name, length) &&
-            verify_linear_spec(f->arch, name, length))
+            graph_linear_of(&f->graph, name, length))
             expect_ignored(f, &names, name, length);
     }
     if (!patterns && !verify_find_linear(f, HEAD, strlen(HEAD)))

@@ -71,9 +71,10 @@ static tare_status open_config(vfolder *f)
                      dtype_from_torch(value_get(f->config, "dtype"), &f->num.dtype) ||
                      dtype_from_torch(value_get(nested, "torch_dtype"), &f->num.dtype) ||
                      dtype_from_torch(value_get(nested, "dtype"), &f->num.dtype);
-    f->arch = type && type->type == VALUE_STRING ? architecture_find(type->text) : NULL;
-    if (!f->arch) /* the names of nearly all decoder models */
-        f->arch = architecture_find("llama");
+    const architecture *arch = type && type->type == VALUE_STRING ? architecture_find(type->text)
+                                                                  : NULL;
+    /* else the names of nearly all decoder models */
+    model_config_names(arch ? arch : architecture_find("llama"), false, false, &f->graph);
     return status;
 }
 

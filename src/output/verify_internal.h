@@ -7,8 +7,8 @@
 
 #include "file/npy.h"
 #include "file/value.h"
-#include "model/arch.h"
 #include "model/checkpoint.h"
+#include "model/config.h"
 #include "output/layout.h"
 
 enum { VERIFY_MAX_FOLDERS = 4 };
@@ -63,7 +63,7 @@ typedef struct vfolder {
     const char *quant_type;       /* model_quant_type; in the numpy layout by its files */
     numerics num;
     bool dtype_known;
-    const architecture *arch; /* for fused groups */
+    block_graph graph; /* of the architecture: the names of its linears, for fused groups */
 
     const char *prefix; /* of weight files */
     size_t shards;      /* M of -i-of-M; 0: one file */
@@ -143,12 +143,9 @@ bool verify_is_global_key(const char *key);
 /* verify_types.c: is this a type string that engines know? */
 bool verify_is_known_type(const char *type);
 
-/* fused.c: the architecture's row for a module, of whose name the first `length` bytes count; NULL:
- * none. */
-const linear_spec *verify_linear_spec(const architecture *arch, const char *module, size_t length);
-/* Does `module` belong to a group that engines fuse? The group's key ("<layer>|qkv") in
+/* fused.c: Does `module` belong to a group that engines fuse? The group's key ("<layer>|qkv") in
  * `key`. */
-bool fused_group_of(const architecture *arch, const char *module, buffer *key);
+bool fused_group_of(const block_graph *graph, const char *module, buffer *key);
 
 /* The rules (docs/verify.md). */
 tare_status rule_containers(vfolder *f);         /* 1 */

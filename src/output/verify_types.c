@@ -308,7 +308,7 @@ tare_status rule_fused(vfolder *f)
             continue;
         char *module = arena_strndup(&f->arena, t->info.name, length);
         TRY(module ? TARE_OK : TARE_E_MEMORY);
-        bool fused = fused_group_of(f->arch, module, &key);
+        bool fused = fused_group_of(&f->graph, module, &key);
         TRY(key.status);
         if (!fused)
             continue;
@@ -411,15 +411,17 @@ tare_status rule_new_biases(vfolder *f)
     const value *type = value_get(f->config, "model_type");
     const architecture *arch = type && type->type == VALUE_STRING ? architecture_find(type->text)
                                                                   : NULL;
-    model_config config = {.attention_bias = config_flag(f, "attention_bias"),
-                           .mlp_bias = config_flag(f, "mlp_bias")};
+    block_graph graph;
     size_t length;
-    for (size_t i = 0; i < f->num_tensors && arch; i++) {
+    if (!arch)
+        return TARE_OK;
+    model_config_names(arch, config_flag(f, "attention_bias"), config_flag(f, "mlp_bias"), &graph);
+    for (size_t i = 0; i < f->num_tensors; i++) {
         const char *name = f->tensors[i].info.name;
         if (role_of_name(name, &length) != TENSOR_BIAS || verify_find_linear(f, name, length))
             continue;
-        const linear_spec *spec = verify_linear_spec(arch, name, length);
-        if (spec && !model_config_has_bias(&config, spec->bias))
+        const linear_spec *spec = graph_linear_of(&graph, name, length);
+        if (spec && !spec->has_bias)
             verify_fail(f->v, 28, name, "no bias: this architecture has none here", "one");
     }
     return TARE_OK;

@@ -56,7 +56,7 @@ tare_status tare_score_layers(tare_context *ctx, const tare_quantize_options *op
     r.goal = GOAL_SCORES;
     r.range_method = method;
     TRY(run_float_model(&r));
-    for (size_t i = 0; i < r.num_linears; i++)
+    for (size_t i = 0; i < r.model->num_linears; i++)
         TRY(score(user, r.linears[i].name, r.linears[i].score));
 done:
     run_end(&r, defaults);

@@ -7,38 +7,27 @@
 
 #include "pipeline/memory_plan.h"
 
-/* layer_ops.linears with this as `user`. */
+/* block_ops.linears with this as `user`. */
 typedef struct float_work {
     run *run;
-    size_t layer;
-    float_layer linears;
-    pair_watch watch[PAIR_COUNT]; /* stats NULL: nobody asks */
-    bool scoring;                 /* inputs are scored as they come; */
-    bool measuring;               /* or measured, to be scored once their scales are known */
-    score_state scores[GROUP_COUNT];
-    score_columns columns[GROUP_COUNT][SCORE_SAMPLES];
-    layer_selector *selectors[GROUP_COUNT]; /* NULL: nobody asks */
+    const model_block *block;
+    float_block linears;
+    pair_watch watch[BLOCK_PAIRS]; /* stats NULL: nobody asks */
+    bool scoring;                  /* inputs are scored as they come; */
+    bool measuring;                /* or measured, to be scored once their scales are known */
+    score_state scores[BLOCK_UNITS];
+    score_columns columns[BLOCK_UNITS][SCORE_SAMPLES];
+    layer_selector *selectors[BLOCK_UNITS]; /* NULL: nobody asks */
     float *scratch;                         /* for score_update: 2 * the widest input */
     float *smoothed;                        /* one sample's input divided by its scales */
 } float_work;
 
-static const model_linear *group_first(const run *r, size_t layer, linear_group group)
-{
-    const architecture *arch = r->model->config.arch;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        if (arch->linears[i].group == group)
-            return &r->model->layers[layer].linears[arch->linears[i].role];
-    }
-    return NULL;
-}
-
 /* What the smoothed layer's linears would read: (x - shift) / s. */
-static const float *smoothed_input(const float_work *w, linear_group group, const float *x,
+static const float *smoothed_input(const float_work *w, graph_unit unit, const float *x,
                                    size_t rows, size_t k)
 {
-    const layer_smoothing *s = w->run->smoothing ? &w->run->smoothing[w->layer] : NULL;
-    const float *scale = s ? s->input_scale[group] : NULL,
-                *shift = s ? s->input_shift[group] : NULL;
+    const layer_smoothing *s = w->run->smoothing ? &w->run->smoothing[w->block->index] : NULL;
+    const float *scale = s ? s->input_scale[unit] : NULL, *shift = s ? s->input_shift[unit] : NULL;
     if (!scale)
         return x;
     for (size_t i = 0; i < rows; i++) {
@@ -48,91 +37,92 @@ static const float *smoothed_input(const float_work *w, linear_group group, cons
     return w->smoothed;
 }
 
-static tare_status score_samples(float_work *w, linear_group group, const batch *b, const float *x,
+static tare_status score_samples(float_work *w, graph_unit unit, const batch *b, const float *x,
                                  size_t k)
 {
     run *r = w->run;
     for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
-        const float *input = smoothed_input(w, group, x + row * k, b->lengths[i], k);
-        tare_status status = score_update(r->ctx, &r->num, &w->scores[group], input, b->lengths[i],
+        const float *input = smoothed_input(w, unit, x + row * k, b->lengths[i], k);
+        tare_status status = score_update(r->ctx, &r->num, &w->scores[unit], input, b->lengths[i],
                                           k, w->scratch);
         if (status != TARE_OK)
             return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
-                             linear_group_name(group), b->first + i);
+                             w->block->graph->units[unit].kind, b->first + i);
     }
     return TARE_OK;
 }
 
-static tare_status measure_samples(float_work *w, linear_group group, const batch *b,
-                                   const float *x, size_t k)
+static tare_status measure_samples(float_work *w, graph_unit unit, const batch *b, const float *x,
+                                   size_t k)
 {
     run *r = w->run;
     for (size_t i = 0, row = 0; i < b->samples && b->first + i < r->score_samples;
          row += b->lengths[i++]) {
         tare_status status = score_columns_create(r->ctx, x + row * k, b->lengths[i], k,
-                                                  &w->columns[group][b->first + i]);
+                                                  &w->columns[unit][b->first + i]);
         if (status != TARE_OK)
             return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
-                             linear_group_name(group), b->first + i);
+                             w->block->graph->units[unit].kind, b->first + i);
     }
     return TARE_OK;
 }
 
-static tare_status select_samples(float_work *w, linear_group group, const batch *b, const float *x,
+static tare_status select_samples(float_work *w, graph_unit unit, const batch *b, const float *x,
                                   size_t k)
 {
     for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
-        tare_status status = layer_selector_update(w->selectors[group], x + row * k, b->lengths[i],
+        tare_status status = layer_selector_update(w->selectors[unit], x + row * k, b->lengths[i],
                                                    k);
         if (status != TARE_OK)
             return TARE_WRAP(w->run->ctx, status, "input of group %s, sample %zu",
-                             linear_group_name(group), b->first + i);
+                             w->block->graph->units[unit].kind, b->first + i);
     }
     return TARE_OK;
 }
 
 static void score_measured(float_work *w)
 {
-    const layer_smoothing *s = &w->run->smoothing[w->layer];
-    for (int group = 0; group < GROUP_COUNT; group++) {
-        for (size_t i = 0; i < SCORE_SAMPLES && w->columns[group][i].rows; i++)
-            score_update_scaled(&w->scores[group], &w->columns[group][i], s->input_scale[group],
-                                s->input_shift[group]);
+    const layer_smoothing *s = &w->run->smoothing[w->block->index];
+    for (size_t unit = 0; unit < w->block->graph->num_units; unit++) {
+        for (size_t i = 0; i < SCORE_SAMPLES && w->columns[unit][i].rows; i++)
+            score_update_scaled(&w->scores[unit], &w->columns[unit][i], s->input_scale[unit],
+                                s->input_shift[unit]);
     }
 }
 
-static tare_status observed_linears(void *user, linear_group group, const batch *b, const float *x,
+static tare_status observed_linears(void *user, graph_unit unit, const batch *b, const float *x,
                                     float *const *y)
 {
     tare_status status = TARE_OK;
     float_work *w = user;
-    size_t k = group_first(w->run, w->layer, group)->k;
-    for (int pair = 0; pair < PAIR_COUNT; pair++) {
-        if (w->watch[pair].stats && smooth_pair_targets((smooth_pair)pair) == group)
+    const block_graph *g = w->block->graph;
+    size_t k = g->units[unit].k;
+    for (size_t pair = 0; pair < g->num_pairs; pair++) {
+        if (w->watch[pair].stats && g->pairs[pair].unit == unit)
             TRY(pair_watch_inputs(w->run, &w->watch[pair], b, x, k));
     }
     if (w->scoring)
-        TRY(score_samples(w, group, b, x, k));
+        TRY(score_samples(w, unit, b, x, k));
     if (w->measuring)
-        TRY(measure_samples(w, group, b, x, k));
-    if (w->selectors[group])
-        TRY(select_samples(w, group, b, x, k));
-    TRY(float_layer_linears(&w->linears, group, b, x, y));
+        TRY(measure_samples(w, unit, b, x, k));
+    if (w->selectors[unit])
+        TRY(select_samples(w, unit, b, x, k));
+    TRY(float_block_linears(&w->linears, unit, b, x, y));
 done:
     return status;
 }
 
-static tare_status forward(float_work *w, const layer_norms *norms)
+static tare_status forward(float_work *w, const block_norms *norms)
 {
     tare_status status = TARE_OK;
     run *r = w->run;
-    layer_ops ops = {.user = w, .linears = observed_linears};
+    block_ops ops = {.user = w, .linears = observed_linears};
     for (size_t first = 0, row = 0; first < r->float_samples;) {
         batch b = batch_next(r->samples.lengths, first, r->float_samples, r->layout.batch_rows);
         float *x;
         TRY(context_check_cancelled(r->ctx));
         TRY(stream_get(r->float_states, row, b.rows, &x));
-        TRY(decoder_layer_forward(r->model, w->layer, norms, &ops, &b, &r->workspace, x));
+        TRY(block_forward(r->model, w->block, norms, &ops, &b, &r->work, x));
         TRY(stream_put(r->float_states, row, b.rows, x));
         first += b.samples;
         row += b.rows;
@@ -146,25 +136,28 @@ done:
 static tare_status create_selectors(float_work *w)
 {
     tare_status status = TARE_OK;
-    for (int g = 0; g < GROUP_COUNT && status == TARE_OK; g++)
-        status = layer_selector_create(w->run->ctx, w->run->range_method, &w->selectors[g]);
+    for (size_t u = 0; u < w->block->graph->num_units && status == TARE_OK; u++)
+        status = layer_selector_create(w->run->ctx, w->run->range_method, &w->selectors[u]);
     return status;
 }
 
-/* Members of a group stand next to each other. */
+/* The linears of a unit share their score. */
+static void store_score(float_work *w, graph_unit unit, double score)
+{
+    const model_unit *u = block_unit(w->run->model, w->block, unit);
+    for (size_t i = u->first; i < u->first + u->count; i++) {
+        w->run->linears[i].score = score;
+        w->run->linears[i].has_score = true;
+    }
+}
+
 static tare_status store_selections(float_work *w)
 {
     tare_status status = TARE_OK;
-    run *r = w->run;
-    const architecture *arch = r->model->config.arch;
-    fallback_linear *f = &r->linears[w->layer * r->linears_per_layer];
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        linear_group group = arch->linears[i].group;
-        if (i > 0 && arch->linears[i - 1].group == group)
-            f[i].score = f[i - 1].score;
-        else
-            TRY(layer_selector_score(w->selectors[group], &f[i].score));
-        f[i].has_score = true;
+    double score = 0;
+    for (size_t u = 0; u < w->block->graph->num_units; u++) {
+        TRY(layer_selector_score(w->selectors[u], &score));
+        store_score(w, u, score);
     }
 done:
     return status;
@@ -174,39 +167,29 @@ done:
 size_t layer_selectors_bytes(const run *r)
 {
     const sample_set *s = &r->samples;
+    const block_graph *g = &r->model->graph;
     size_t bytes = 0, most = 0;
-    for (int g = 0; g < GROUP_COUNT; g++) {
-        const model_linear *l = group_first(r, 0, (linear_group)g);
-        if (!l)
-            continue;
-        size_t update = layer_selector_update_bytes(r->ctx, r->range_method, s->longest, l->k),
-               score = layer_selector_score_bytes(r->ctx, r->range_method, s->lengths, s->count,
-                                                  l->k);
-        bytes += layer_selector_bytes(r->range_method, s->lengths, s->count, l->k);
-        most = update > most ? update : most;
-        most = score > most ? score : most;
+    for (size_t u = 0; u < g->num_units; u++) {
+        size_t k = g->units[u].k;
+        size_t update = layer_selector_update_bytes(r->ctx, r->range_method, s->longest, k),
+               score = layer_selector_score_bytes(r->ctx, r->range_method, s->lengths, s->count, k);
+        bytes += layer_selector_bytes(r->range_method, s->lengths, s->count, k);
+        most = size_max(most, size_max(update, score));
     }
     return bytes + most;
 }
 
 static void store_scores(float_work *w)
 {
-    run *r = w->run;
-    const architecture *arch = r->model->config.arch;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        fallback_linear *f = &r->linears[w->layer * r->linears_per_layer + i];
-        f->has_score = true;
-        f->score = score_value(&r->num, &w->scores[arch->linears[i].group]);
-    }
+    for (size_t u = 0; u < w->block->graph->num_units; u++)
+        store_score(w, u, score_value(&w->run->num, &w->scores[u]));
 }
 
 static size_t widest_input(const run *r)
 {
     size_t widest = r->model->config.hidden_size;
-    for (int group = 0; group < GROUP_COUNT; group++) {
-        const model_linear *l = group_first(r, 0, (linear_group)group);
-        widest = l && l->k > widest ? l->k : widest;
-    }
+    for (size_t u = 0; u < r->model->graph.num_units; u++)
+        widest = size_max(widest, r->model->graph.units[u].k);
     return widest;
 }
 
@@ -214,8 +197,8 @@ static tare_status alloc_scoring(float_work *w)
 {
     run *r = w->run;
     size_t widest = widest_input(r), cells;
-    for (int g = 0; g < GROUP_COUNT; g++)
-        score_init(&w->scores[g]);
+    for (size_t u = 0; u < BLOCK_UNITS; u++)
+        score_init(&w->scores[u]);
     if (!r->wants_scores)
         return TARE_OK;
     if (!(w->scratch = mem_alloc_array(r->ctx, 2 * widest, sizeof *w->scratch)))
@@ -238,7 +221,7 @@ size_t float_scoring_bytes(const run *r)
     if (r->smoothing && r->num.compat)
         bytes += mem_array_bytes(r->samples.longest * widest, sizeof(float));
     else if (r->smoothing)
-        bytes += GROUP_COUNT * SCORE_SAMPLES *
+        bytes += r->model->graph.num_units * SCORE_SAMPLES *
                  (2 * mem_array_bytes(widest, sizeof(float)) +
                   2 * mem_array_bytes(widest, sizeof(double)));
     return bytes;
@@ -261,17 +244,17 @@ done:
 }
 
 /* Runs the layer again over the scored samples alone. */
-static tare_status score_again(float_work *w, const layer_norms *norms, float *x)
+static tare_status score_again(float_work *w, const block_norms *norms, float *x)
 {
     tare_status status = TARE_OK;
     run *r = w->run;
-    layer_ops ops = {.user = w, .linears = observed_linears};
+    block_ops ops = {.user = w, .linears = observed_linears};
     w->scoring = true;
     for (size_t first = 0, row = 0; first < r->score_samples;) {
         batch b = batch_next(r->samples.lengths, first, r->score_samples, r->layout.batch_rows);
         TRY(context_check_cancelled(r->ctx));
-        TRY(decoder_layer_forward(r->model, w->layer, norms, &ops, &b, &r->workspace,
-                                  x + row * r->model->config.hidden_size));
+        TRY(block_forward(r->model, w->block, norms, &ops, &b, &r->work,
+                          x + row * r->model->config.hidden_size));
         first += b.samples;
         row += b.rows;
     }
@@ -282,7 +265,7 @@ done:
 /* Scores are taken of smoothed inputs, which are known only after the layer ran once. What that run
  * leaves of each input is enough; only compat, which rounds element by element, runs the layer
  * again on the scored samples. */
-static tare_status smooth_then_score(float_work *w, const layer_norms *norms, layer_source *source)
+static tare_status smooth_then_score(float_work *w, const block_norms *norms, layer_source *source)
 {
     tare_status status = TARE_OK;
     run *r = w->run;
@@ -291,10 +274,10 @@ static tare_status smooth_then_score(float_work *w, const layer_norms *norms, la
     if (r->wants_scores && r->num.compat)
         TRY(copy_scored(r, &again));
     if (smoothing_solves(r))
-        TRY(smoothing_watch(r, w->layer, w->watch));
+        TRY(smoothing_watch(r, w->block, w->watch));
     TRY(forward(w, norms));
     if (smoothing_solves(r))
-        TRY(smoothing_solve(r, w->layer, source, w->watch));
+        TRY(smoothing_solve(r, w->block, source, w->watch));
     smoothing_unwatch(r, w->watch);
     if (w->measuring)
         score_measured(w);
@@ -309,17 +292,18 @@ done:
 tare_status float_layer_pass(run *r, size_t layer, layer_source *source)
 {
     tare_status status = TARE_OK;
-    layer_norms norms = {0};
-    float_work w = {.run = r, .layer = layer, .linears = {.model = r->model}};
-    TRY(layer_source_load(r, layer, source));
+    block_norms norms = {0};
+    const model_block *block = &r->model->blocks[layer];
+    float_work w = {.run = r, .block = block, .linears = {.model = r->model}};
+    TRY(layer_source_load(r, block, source));
     TRY(alloc_scoring(&w));
     if (r->goal == GOAL_SCORES)
         TRY(create_selectors(&w));
-    TRY(layer_norms_load(r->model, layer, &norms));
+    TRY(block_norms_load(r->model, block, &norms));
     if (r->layout.whole_layer)
-        TRY(float_layer_create(r->model, layer, r->compute, source->raw, &w.linears));
+        TRY(float_block_create(r->model, block, r->compute, source->raw, &w.linears));
     else
-        float_layer_borrow(r->model, layer, r->compute, source->raw, &w.linears);
+        float_block_borrow(r->model, block, r->compute, source->raw, &w.linears);
     if (r->smoothing) {
         TRY(smooth_then_score(&w, &norms, source));
     } else {
@@ -331,13 +315,13 @@ tare_status float_layer_pass(run *r, size_t layer, layer_source *source)
     if (r->goal == GOAL_SCORES)
         TRY(store_selections(&w));
 done:
-    for (int group = 0; group < GROUP_COUNT; group++) {
-        layer_selector_free(w.selectors[group]);
+    for (size_t u = 0; u < BLOCK_UNITS; u++) {
+        layer_selector_free(w.selectors[u]);
         for (size_t i = 0; i < SCORE_SAMPLES; i++)
-            score_columns_free(r->ctx, &w.columns[group][i]);
+            score_columns_free(r->ctx, &w.columns[u][i]);
     }
-    float_layer_free(&w.linears);
-    layer_norms_free(r->ctx, &norms);
+    float_block_free(&w.linears);
+    block_norms_free(r->ctx, &norms);
     mem_free(r->ctx, w.scratch);
     mem_free(r->ctx, w.smoothed);
     return status;
@@ -347,7 +331,7 @@ tare_status score_head(run *r)
 {
     tare_status status = TARE_OK;
     const model_config *c = &r->model->config;
-    fallback_linear *f = &r->linears[r->num_linears - 1];
+    fallback_linear *f = &r->linears[r->model->num_linears - 1];
     score_state state;
     layer_selector *selector = NULL;
     float *norm = NULL, *x, *y = mem_alloc_array(r->ctx, r->samples.longest * c->hidden_size, 4),
@@ -361,8 +345,7 @@ tare_status score_head(run *r)
          row += r->samples.lengths[i++]) {
         size_t rows = r->samples.lengths[i];
         TRY(stream_get(r->float_states, row, rows, &x));
-        norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->workspace.round,
-                  y);
+        norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->work.round, y);
         if (selector)
             TRY(layer_selector_update(selector, y, rows, c->hidden_size));
         else
@@ -411,7 +394,8 @@ tare_status float_pass(run *r)
         if (resume_due(r))
             TRY(resume_save(r, i + 1));
     }
-    if (r->goal == GOAL_SCORES || (r->wants_scores && !r->linears[r->num_linears - 1].is_float))
+    if (r->goal == GOAL_SCORES ||
+        (r->wants_scores && !r->linears[r->model->num_linears - 1].is_float))
         TRY(score_head(r));
     overlap_stop(r);
     stream_free(r->float_states);

@@ -12,7 +12,7 @@ typedef struct calibrated_layer {
     run *run;
     layer_output out;                 /* linears, norms, and what is known of the inputs so far */
     layer_source source;              /* weights that have been read already */
-    observer *observers[GROUP_COUNT]; /* NULL: no member is quantized */
+    observer *observers[BLOCK_UNITS]; /* NULL: no member is quantized */
     fa_observer *fa;                  /* NULL: this attention goes without */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
@@ -23,20 +23,20 @@ typedef struct calibrated_layer {
 
 /* ---- input of a group ---- */
 
-static tare_status observe(calibrated_layer *c, linear_group group, const batch *b, const float *x,
+static tare_status observe(calibrated_layer *c, graph_unit unit, const batch *b, const float *x,
                            size_t k)
 {
     tare_status status = TARE_OK;
     run *r = c->run;
     for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
-        status = observer_update(r->ctx, c->observers[group], x + row * k, b->lengths[i] * k);
+        status = observer_update(r->ctx, c->observers[unit], x + row * k, b->lengths[i] * k);
         if (status == TARE_OK)
-            status = observer_params(r->ctx, c->observers[group], &c->sample_params[i]);
+            status = observer_params(r->ctx, c->observers[unit], &c->sample_params[i]);
         if (status != TARE_OK)
             return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
-                             linear_group_name(group), b->first + i);
+                             c->out.block->graph->units[unit].kind, b->first + i);
     }
-    c->out.params[group] = c->sample_params[b->samples - 1];
+    c->out.params[unit] = c->sample_params[b->samples - 1];
     return TARE_OK;
 }
 
@@ -132,41 +132,36 @@ static tare_status float_linear_run(calibrated_layer *c, const live_linear *l, c
 {
     run *r = c->run;
     if (l->quantize) {
-        const linear_spec *spec = l->linear->spec;
         input_work w = {.c = c,
                         .b = b,
                         .x = x,
                         .k = l->linear->k,
-                        .linear_index = run_linear_index(r, c->out.layer, spec->role)};
+                        .linear_index = (size_t)(l->linear - r->model->linears)};
         parallel_for(r->ctx, b->samples, mix_sample, &w);
         x = c->mixed;
     }
     return gemm_float(r->ctx, l->weight, x, b->rows, l->bias, y);
 }
 
-static tare_status calibrated_linears(void *user, linear_group group, const batch *b,
-                                      const float *x, float *const *y)
+static tare_status calibrated_linears(void *user, graph_unit unit, const batch *b, const float *x,
+                                      float *const *y)
 {
     tare_status status = TARE_OK;
     calibrated_layer *c = user;
     run *r = c->run;
-    const architecture *arch = r->model->config.arch;
+    const unit_spec *u = &c->out.block->graph->units[unit];
     bool quantized_ready = false;
-    for (size_t i = 0, member = 0; i < arch->num_linears; i++) {
-        if (arch->linears[i].group != group)
-            continue;
-        const live_linear *l = &c->out.linears[arch->linears[i].role];
-        size_t k = l->linear->k;
-        if (member == 0 && c->observers[group])
-            TRY(observe(c, group, b, x, k));
+    if (c->observers[unit])
+        TRY(observe(c, unit, b, x, u->k));
+    for (size_t i = u->first; i < u->first + u->count; i++) {
+        const live_linear *l = &c->out.linears[i];
         if (l->quantize && !l->weight && !quantized_ready) {
-            input_work w = {.c = c, .kernels = kernels_get(r->ctx), .b = b, .x = x, .k = k};
+            input_work w = {.c = c, .kernels = kernels_get(r->ctx), .b = b, .x = x, .k = u->k};
             parallel_for(r->ctx, b->samples, quantize_sample, &w);
             quantized_ready = true;
         }
-        TRY(l->weight ? float_linear_run(c, l, b, x, y[member])
-                      : integer_linear(c, l, b, y[member]));
-        member++;
+        TRY(l->weight ? float_linear_run(c, l, b, x, y[i - u->first])
+                      : integer_linear(c, l, b, y[i - u->first]));
     }
 done:
     return status;
@@ -181,15 +176,13 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
     return attention_observe(c->run, c->fa, b, q, k, v);
 }
 
-tare_status layer_source_load(run *r, size_t layer, layer_source *source)
+tare_status layer_source_load(run *r, const model_block *block, layer_source *source)
 {
-    const architecture *arch = r->model->config.arch;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        linear_role role = arch->linears[i].role;
-        tare_status status = source->raw[role].data
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
+        tare_status status = source->raw[i].data
                                  ? TARE_OK
-                                 : linear_read(r->model, &r->model->layers[layer].linears[role],
-                                               &source->raw[role]);
+                                 : linear_read(r->model, block_linear(r->model, block, i),
+                                               &source->raw[i]);
         if (status != TARE_OK)
             return status;
     }
@@ -198,8 +191,8 @@ tare_status layer_source_load(run *r, size_t layer, layer_source *source)
 
 void layer_source_free(run *r, layer_source *source)
 {
-    for (int role = 0; role < ROLE_COUNT; role++)
-        mem_free(r->ctx, source->raw[role].data);
+    for (size_t i = 0; i < BLOCK_LINEARS; i++)
+        mem_free(r->ctx, source->raw[i].data);
     *source = (layer_source){0};
 }
 
@@ -208,8 +201,8 @@ static void unload(calibrated_layer *c)
     tare_context *ctx = c->run->ctx;
     layer_source_free(c->run, &c->source);
     layer_output_free(c->run, &c->out);
-    for (int g = 0; g < GROUP_COUNT; g++)
-        observer_free(ctx, c->observers[g]);
+    for (size_t u = 0; u < BLOCK_UNITS; u++)
+        observer_free(ctx, c->observers[u]);
     fa_observer_free(c->fa);
     mem_free(ctx, c->sample_params);
     mem_free(ctx, c->quantized);
@@ -221,33 +214,32 @@ static tare_status load_linears(calibrated_layer *c)
 {
     tare_status status = TARE_OK;
     run *r = c->run;
-    const architecture *arch = r->model->config.arch;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        const linear_spec *spec = &arch->linears[i];
-        const fallback_linear *f = &r->linears[c->out.layer * r->linears_per_layer + i];
+    const model_block *block = c->out.block;
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
+        graph_unit unit = block->graph->linears[i].unit;
+        const fallback_linear *f = &r->linears[block->first_linear + i];
         TRY(context_check_cancelled(r->ctx));
-        TRY(live_linear_load(r, &r->model->layers[c->out.layer].linears[spec->role], !f->is_float,
-                             &c->source.raw[spec->role], &c->out.linears[spec->role]));
-        if (!f->is_float && !c->observers[spec->group])
-            TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num,
-                                &c->observers[spec->group]));
+        TRY(live_linear_load(r, block_linear(r->model, block, i), !f->is_float, &c->source.raw[i],
+                             &c->out.linears[i]));
+        if (!f->is_float && !c->observers[unit])
+            TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num, &c->observers[unit]));
     }
 done:
     return status;
 }
 
-size_t calibrated_layer_bytes(const run *r, size_t layer, size_t rows)
+size_t calibrated_layer_bytes(const run *r, const model_block *block, size_t rows)
 {
     const model_config *c = &r->model->config;
     size_t k = 0, samples = r->samples.count;
-    for (size_t i = 0; i < r->linears_per_layer; i++) {
-        const model_linear *l = &r->model->layers[layer].linears[c->arch->linears[i].role];
-        if (!r->linears[layer * r->linears_per_layer + i].is_float)
-            k = l->k > k ? l->k : k;
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
+        if (!r->linears[block->first_linear + i].is_float)
+            k = size_max(k, block->graph->linears[i].k);
     }
     size_t bytes = mem_array_bytes(samples, sizeof(act_params)) +
-                   mem_array_bytes(rows, sizeof(uint32_t)) + GROUP_COUNT * observer_bytes(samples);
-    if (r->attentions[layer].quantize)
+                   mem_array_bytes(rows, sizeof(uint32_t)) +
+                   block->graph->num_units * observer_bytes(samples);
+    if (r->attentions[block->index].quantize)
         bytes += fa_observer_bytes((size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads});
     return bytes + mem_array_bytes(rows * k, live_linears_need_float(r) ? sizeof(float) : 1);
 }
@@ -256,10 +248,10 @@ size_t calibrated_layer_bytes(const run *r, size_t layer, size_t rows)
 static tare_status alloc_buffers(calibrated_layer *c)
 {
     tare_context *ctx = c->run->ctx;
-    size_t k = 0, rows = c->run->workspace.rows, cells;
+    size_t k = 0, rows = c->run->work.rows, cells;
     bool any_float = false, any_integer = false;
-    for (int role = 0; role < ROLE_COUNT; role++) {
-        const live_linear *l = &c->out.linears[role];
+    for (size_t i = 0; i < BLOCK_LINEARS; i++) {
+        const live_linear *l = &c->out.linears[i];
         if (!l->quantize)
             continue;
         k = l->q.k > k ? l->q.k : k;
@@ -293,10 +285,10 @@ static tare_status calibrate(calibrated_layer *c)
     run *r = c->run;
     size_t h = r->model->config.hidden_size, row = 0;
     float *x;
-    layer_ops ops = {.user = c, .linears = calibrated_linears};
+    block_ops ops = {.user = c, .linears = calibrated_linears};
     ops.attention = c->fa ? calibrated_attention : NULL;
-    TRY(layer_norms_load(r->model, c->out.layer, &c->out.norms));
-    TRY(smoothing_norms(r, c->out.layer, &c->out.norms));
+    TRY(block_norms_load(r->model, c->out.block, &c->out.norms));
+    TRY(smoothing_norms(r, c->out.block, &c->out.norms));
     for (size_t first = 0; first < r->samples.count;) {
         batch b = batch_next(r->samples.lengths, first, r->samples.count, r->layout.batch_rows);
         TRY(context_check_cancelled(r->ctx));
@@ -305,8 +297,7 @@ static tare_status calibrate(calibrated_layer *c)
                 c->sample_of_row[at] = (uint32_t)i;
         }
         TRY(stream_get(r->states, row, b.rows, &x));
-        TRY(decoder_layer_forward(r->model, c->out.layer, &c->out.norms, &ops, &b, &r->workspace,
-                                  x));
+        TRY(block_forward(r->model, c->out.block, &c->out.norms, &ops, &b, &r->work, x));
         TRY(check_finite(r, x, b.rows * h));
         TRY(stream_put(r->states, row, b.rows, x));
         first += b.samples;
@@ -318,40 +309,51 @@ done:
     return status;
 }
 
+/* The block's own, or those inside of its modules. */
+static tare_status write_norms(run *r, const layer_output *o, bool inside)
+{
+    tare_status status = TARE_OK;
+    const block_graph *g = o->block->graph;
+    for (size_t i = 0; i < g->num_norms; i++) {
+        if (graph_norm_is_inside(g, i) == inside)
+            TRY(write_norm(r, o->block->norms[i], o->norms.weights[i], o->norms.biases[i]));
+    }
+done:
+    return status;
+}
+
 /* The order of the tensors in files that are streams: floats, which need not wait for calibration,
  * attention, linears, norms. */
 tare_status layer_output_write(run *r, layer_output *o)
 {
     tare_status status = TARE_OK;
-    const model_layer *m = &r->model->layers[o->layer];
-    for (int role = 0; role < ROLE_COUNT; role++)
-        TRY(live_linear_write_float(r, &o->linears[role]));
-    TRY(attention_write(r, o->layer));
-    for (int role = 0; role < ROLE_COUNT; role++) {
-        live_linear *l = &o->linears[role];
-        if (l->quantize)
-            TRY(live_linear_write(r, l, &o->params[l->linear->group]));
+    const model_block *b = o->block;
+    const block_graph *g = b->graph;
+    for (size_t i = 0; i < g->num_linears; i++)
+        TRY(live_linear_write_float(r, &o->linears[i]));
+    TRY(attention_write(r, b->index));
+    for (size_t i = 0; i < g->num_linears; i++) {
+        if (o->linears[i].quantize)
+            TRY(live_linear_write(r, &o->linears[i], &o->params[g->linears[i].unit]));
     }
-    for (int role = 0; role < NORM_COUNT; role++) {
-        if (m->norms[role])
-            TRY(write_norm(r, m->norms[role], o->norms.weights[role], o->norms.biases[role]));
-    }
+    TRY(write_norms(r, o, false));
+    TRY(write_norms(r, o, true));
 done:
-    return TARE_WRAP(r->ctx, status, "model.layers.%zu", o->layer);
+    return TARE_WRAP(r->ctx, status, "%s", b->name);
 }
 
 void layer_output_free(run *r, layer_output *o)
 {
-    layer_norms_free(r->ctx, &o->norms);
-    for (int role = 0; role < ROLE_COUNT; role++)
-        live_linear_free(r, &o->linears[role]);
+    block_norms_free(r->ctx, &o->norms);
+    for (size_t i = 0; i < BLOCK_LINEARS; i++)
+        live_linear_free(r, &o->linears[i]);
 }
 
 static tare_status calibrate_layer(calibrated_layer *c)
 {
     tare_status status = TARE_OK;
     run *r = c->run;
-    size_t layer = c->out.layer;
+    size_t layer = c->out.block->index;
     TRY(overlap_read(r, layer, &c->source));
     if (r->float_states)
         TRY(float_layer_pass(r, layer, &c->source));
@@ -363,17 +365,17 @@ static tare_status calibrate_layer(calibrated_layer *c)
         TRY(attention_finish(r, layer, c->fa));
 done:
     smoothing_free_layer(r, layer);
-    return TARE_WRAP(r->ctx, status, "model.layers.%zu", layer);
+    return TARE_WRAP(r->ctx, status, "%s", c->out.block->name);
 }
 
 tare_status quantize_layer(run *r, size_t layer)
 {
     tare_status status = TARE_OK;
-    calibrated_layer c = {.run = r, .out = {.layer = layer}};
+    calibrated_layer c = {.run = r, .out = {.block = &r->model->blocks[layer]}};
     TRY(calibrate_layer(&c));
-    for (int role = 0; role < ROLE_COUNT; role++) { /* only the integers are needed any more */
-        gemm_weight_free(r->ctx, c.out.linears[role].weight);
-        c.out.linears[role].weight = NULL;
+    for (size_t i = 0; i < BLOCK_LINEARS; i++) { /* only the integers are needed any more */
+        gemm_weight_free(r->ctx, c.out.linears[i].weight);
+        c.out.linears[i].weight = NULL;
     }
     TRY(overlap_write(r, &c.out));
 done:
@@ -387,7 +389,7 @@ tare_status quantize_head(run *r)
 {
     tare_status status = TARE_OK;
     const model_config *c = &r->model->config;
-    const fallback_linear *f = &r->linears[r->num_linears - 1];
+    const fallback_linear *f = &r->linears[r->model->num_linears - 1];
     live_linear l = {0};
     observer *o = NULL;
     act_params params;
@@ -398,16 +400,15 @@ tare_status quantize_head(run *r)
     for (size_t i = 0, row = 0; i < r->samples.count; row += r->samples.lengths[i++]) {
         size_t rows = r->samples.lengths[i];
         TRY(stream_get(r->states, row, rows, &x));
-        norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->workspace.round,
-                  x);
+        norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->work.round, x);
         TRY(observer_update(r->ctx, o, x, rows * c->hidden_size));
     }
     TRY(observer_params(r->ctx, o, &params));
-    TRY(live_linear_load(r, &r->model->head, true, &raw, &l));
+    TRY(live_linear_load(r, r->model->head, true, &raw, &l));
     TRY(live_linear_write(r, &l, &params));
 done:
     live_linear_free(r, &l);
     observer_free(r->ctx, o);
     mem_free(r->ctx, norm);
-    return TARE_WRAP(r->ctx, status, "%s", r->model->head.name);
+    return TARE_WRAP(r->ctx, status, "%s", r->model->head->name);
 }

@@ -31,9 +31,7 @@ static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_we
 static tare_status load_bias(run *r, const model_linear *linear, live_linear *l)
 {
     tare_status status = TARE_OK;
-    const smooth_weight *smooth = r->smoothing && linear->spec
-                                      ? &r->smoothing[linear->layer].weights[linear->spec->role]
-                                      : NULL;
+    const smooth_weight *smooth = smoothing_of(r, linear);
     tare_dtype dtype = output_tensor(r, linear->bias ? linear->bias : linear->weight).dtype;
     size_t bytes = linear->n * dtype_size(dtype);
     if (!linear->bias && !smoothing_creates_bias(r, linear))
@@ -83,7 +81,7 @@ tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, 
     *l = (live_linear){.linear = linear, .quantize = quantize};
     if (!raw->data)
         TRY(linear_read(r->model, linear, raw));
-    if (r->smoothing && linear->spec)
+    if (smoothing_of(r, linear))
         TRY(smoothing_weight(r, linear, quantize, raw));
     if (quantize) {
         TRY(weight_quantize(r->ctx, &r->num, raw->dtype, raw->data, n, k, r->recipe->mm_tensor,
@@ -95,7 +93,7 @@ tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, 
     }
     mem_free(r->ctx, raw->data);
     raw->data = NULL;
-    if (quantize && linear->spec && live_linears_need_float(r))
+    if (quantize && !linear_is_head(r->model, linear) && live_linears_need_float(r))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
     if (!r->overlap)
@@ -147,7 +145,8 @@ done:
 /* Each step of live_linear_load with all that it holds. */
 void live_linear_bytes(const run *r, const model_linear *l, bool quantize, live_linear_size *out)
 {
-    bool smooth = r->smoothing && l->spec, wide = quantize && l->spec && live_linears_need_float(r);
+    bool head = linear_is_head(r->model, l);
+    bool smooth = r->smoothing && !head, wide = quantize && !head && live_linears_need_float(r);
     size_t n = l->n, k = l->k;
     tare_dtype dtype = linear_raw_dtype(r->model, l), kept = output_tensor(r, l->weight).dtype;
     size_t source = linear_raw_bytes(r->model, l);

@@ -29,14 +29,15 @@ static void moment(planner *p, const char *unit, size_t scratch)
     p->peak.total = total;
 }
 
-static const model_linear *linear_at(const run *r, size_t layer, size_t i)
+/* Number of the first linear of a layer, and of the one behind its last. */
+static size_t first_of(const run *r, size_t layer)
 {
-    return &r->model->layers[layer].linears[r->model->config.arch->linears[i].role];
+    return r->model->blocks[layer].first_linear;
 }
 
-static const fallback_linear *fallback_at(const run *r, size_t layer, size_t i)
+static size_t end_of(const run *r, size_t layer)
 {
-    return &r->linears[layer * r->linears_per_layer + i];
+    return first_of(r, layer) + r->model->blocks[layer].graph->num_linears;
 }
 
 static void layer_moment(planner *p, size_t layer, size_t scratch)
@@ -53,8 +54,8 @@ static size_t forward_bytes(const planner *p, size_t layer)
 {
     const run *r = p->r;
     size_t most = 0;
-    for (size_t i = 0; i < r->linears_per_layer; i++) {
-        const model_linear *l = linear_at(r, layer, i);
+    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++) {
+        const model_linear *l = &r->model->linears[i];
         tare_dtype dtype = linear_raw_dtype(r->model, l);
         size_t bytes = gemm_float_bytes(r->ctx);
         if (!p->layout.whole_layer)
@@ -69,8 +70,8 @@ static void pack_layer(planner *p, size_t layer)
 {
     const run *r = p->r;
     size_t making = 0;
-    for (size_t i = 0; i < r->linears_per_layer; i++) {
-        const model_linear *l = linear_at(r, layer, i);
+    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++) {
+        const model_linear *l = &r->model->linears[i];
         tare_dtype dtype = linear_raw_dtype(r->model, l);
         p->now[TERM_PACKED] += float_linear_bytes(r->model, l, r->compute, dtype);
         making = size_max(making, float_linear_making_bytes(l));
@@ -83,8 +84,8 @@ static void load_source(planner *p, size_t layer)
 {
     const run *r = p->r;
     size_t reading = 0;
-    for (size_t i = 0; i < r->linears_per_layer; i++) {
-        const model_linear *l = linear_at(r, layer, i);
+    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++) {
+        const model_linear *l = &r->model->linears[i];
         size_t kept = linear_raw_bytes(r->model, l), most = linear_read_bytes(r->model, l);
         p->now[TERM_WEIGHTS] += kept;
         reading = size_max(reading, most > kept ? most - kept : 0);
@@ -96,20 +97,24 @@ static void load_source(planner *p, size_t layer)
 static void float_step(planner *p, size_t layer)
 {
     const run *r = p->r;
-    size_t before[TERM_COUNT], smooth = smoothing_solves(r) ? smoothing_layer_bytes(r, layer) : 0;
+    size_t before[TERM_COUNT],
+        smooth = smoothing_solves(r) ? smoothing_layer_bytes(r, &r->model->blocks[layer]) : 0;
     load_source(p, layer);
     memcpy(before, p->now, sizeof before);
-    p->now[TERM_SCRATCH] += float_scoring_bytes(r) + layer_norms_bytes(r->model, layer);
+    p->now[TERM_SCRATCH] += float_scoring_bytes(r) + block_norms_bytes(&r->model->blocks[layer]);
     if (p->layout.whole_layer)
         pack_layer(p, layer);
     if (r->smoothing) {
         if (r->wants_scores && r->num.compat)
             p->now[TERM_ACTIVATIONS] += mem_array_bytes(
                 r->score_tokens * r->model->config.hidden_size, sizeof(float));
-        size_t watched = smoothing_solves(r) ? smoothing_watch_bytes(r, layer) : 0;
+        size_t watched = smoothing_solves(r) ? smoothing_watch_bytes(r, &r->model->blocks[layer])
+                                             : 0;
         p->now[TERM_ACTIVATIONS] += watched;
         layer_moment(p, layer, forward_bytes(p, layer));
-        size_t solving = smoothing_solves(r) ? smooth + smoothing_solve_bytes(r, layer) : 0;
+        size_t solving = smoothing_solves(r)
+                             ? smooth + smoothing_solve_bytes(r, &r->model->blocks[layer])
+                             : 0;
         p->now[TERM_SMOOTHING] += solving;
         layer_moment(p, layer, 0);
         p->now[TERM_SMOOTHING] -= solving;
@@ -169,8 +174,8 @@ static size_t kept_bytes(const planner *p, const model_linear *l, const fallback
 static size_t stored_layer(const run *r, size_t layer)
 {
     size_t bytes = 0;
-    for (size_t i = 0; i < r->linears_per_layer; i++)
-        bytes += linear_raw_bytes(r->model, linear_at(r, layer, i));
+    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++)
+        bytes += linear_raw_bytes(r->model, &r->model->linears[i]);
     return bytes;
 }
 
@@ -184,11 +189,12 @@ static size_t overlap_bytes(const planner *p, size_t layer, bool quantizes)
         return 0;
     if (layer + 1 < r->model->config.num_layers)
         bytes += stored_layer(r, layer + 1);
-    for (size_t i = 0; quantizes && layer > 0 && i < r->linears_per_layer; i++)
-        bytes += kept_bytes(p, linear_at(r, layer - 1, i), fallback_at(r, layer - 1, i), &packed,
-                            &loading) +
-                 live_linear_write_bytes(linear_at(r, layer - 1, i)->n);
-    return bytes + (quantizes && layer > 0 ? layer_norms_bytes(r->model, layer - 1) : 0);
+    if (!quantizes || layer == 0)
+        return bytes;
+    for (size_t i = first_of(r, layer - 1); i < first_of(r, layer); i++)
+        bytes += kept_bytes(p, &r->model->linears[i], &r->linears[i], &packed, &loading) +
+                 live_linear_write_bytes(r->model->linears[i].n);
+    return bytes + block_norms_bytes(&r->model->blocks[layer - 1]);
 }
 
 /* Are all weights of a layer read before the first is used? */
@@ -201,10 +207,9 @@ static bool has_source(const planner *p)
 static void load_layer(planner *p, size_t layer)
 {
     const run *r = p->r;
-    for (size_t i = 0; i < r->linears_per_layer; i++) {
-        const model_linear *l = linear_at(r, layer, i);
-        size_t loading, packed,
-            weights = kept_bytes(p, l, fallback_at(r, layer, i), &packed, &loading);
+    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++) {
+        const model_linear *l = &r->model->linears[i];
+        size_t loading, packed, weights = kept_bytes(p, l, &r->linears[i], &packed, &loading);
         if (has_source(p))
             p->now[TERM_WEIGHTS] -= linear_raw_bytes(r->model, l);
         size_t raw = linear_raw_bytes(r->model, l);
@@ -219,8 +224,8 @@ static void load_layer(planner *p, size_t layer)
 static size_t write_bytes(const run *r, size_t layer)
 {
     size_t most = 0;
-    for (size_t i = 0; i < r->linears_per_layer; i++)
-        most = size_max(most, live_linear_write_bytes(linear_at(r, layer, i)->n));
+    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++)
+        most = size_max(most, live_linear_write_bytes(r->model->linears[i].n));
     return most;
 }
 
@@ -231,13 +236,15 @@ static void quantized_layer(planner *p, size_t layer)
     memcpy(before, p->now, sizeof before);
     if (r->float_beside) {
         float_step(p, layer);
-        p->now[TERM_SMOOTHING] += smoothing_solves(r) ? smoothing_layer_bytes(r, layer) : 0;
+        p->now[TERM_SMOOTHING] += smoothing_solves(r)
+                                      ? smoothing_layer_bytes(r, &r->model->blocks[layer])
+                                      : 0;
     } else if (has_source(p)) {
         load_source(p, layer);
     }
     load_layer(p, layer);
-    p->now[TERM_WORKSPACE] += calibrated_layer_bytes(r, layer, p->rows);
-    p->now[TERM_SCRATCH] += layer_norms_bytes(r->model, layer);
+    p->now[TERM_WORKSPACE] += calibrated_layer_bytes(r, &r->model->blocks[layer], p->rows);
+    p->now[TERM_SCRATCH] += block_norms_bytes(&r->model->blocks[layer]);
     layer_moment(p, layer, calibrate_bytes(p, layer));
     layer_moment(p, layer, write_bytes(r, layer));
     memcpy(p->now, before, sizeof before);
@@ -260,8 +267,8 @@ static size_t score_head_bytes(const run *r)
 static void head(planner *p)
 {
     const run *r = p->r;
-    const model_linear *l = &r->model->head;
-    const fallback_linear *f = &r->linears[r->num_linears - 1];
+    const model_linear *l = r->model->head;
+    const fallback_linear *f = &r->linears[r->model->num_linears - 1];
     size_t norm = model_read_vector_bytes(r->model->final_norm);
     live_linear_size s;
     moment(p, l->name, norm + copy_bytes(r, l->weight));
@@ -281,8 +288,8 @@ static void finish(planner *p)
 {
     const run *r = p->r;
     size_t widest = r->model->config.vocab_size;
-    for (size_t i = 0; i < r->linears_per_layer; i++)
-        widest = size_max(widest, linear_at(r, 0, i)->n);
+    for (size_t i = first_of(r, 0); i < end_of(r, 0); i++)
+        widest = size_max(widest, r->model->linears[i].n);
     moment(p, "the finished files", output_finish_bytes(run_tensors(r), widest));
 }
 
@@ -320,7 +327,7 @@ static void first_pass(planner *p)
         float_step(p, i);
         p->now[TERM_WEIGHTS] = held;
     }
-    moment(p, r->model->head.name,
+    moment(p, r->model->head->name,
            score_head_bytes(r) + (r->goal == GOAL_SCORES ? layer_selectors_bytes(r) : 0));
     memcpy(p->now, before, sizeof before);
 }
@@ -330,7 +337,7 @@ static size_t waiting_vectors(const run *r)
 {
     size_t bytes = 0;
     for (size_t i = 0; smoothing_solves(r) && i < r->model->config.num_layers; i++)
-        bytes += smoothing_layer_bytes(r, i);
+        bytes += smoothing_layer_bytes(r, &r->model->blocks[i]);
     return bytes;
 }
 
@@ -369,7 +376,7 @@ void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_
     measure_batches(&p);
     p.now[TERM_FIXED] = fixed;
     if (p.rows > 0)
-        p.now[TERM_WORKSPACE] = decoder_workspace_bytes(r->model, p.rows, r->samples.longest);
+        p.now[TERM_WORKSPACE] = workspace_bytes(r->model, p.rows, r->samples.longest);
     if (r->two_passes) {
         p.now[TERM_SMOOTHING] = waiting_vectors(r);
         if (!only || *only == PASS_FLOAT)

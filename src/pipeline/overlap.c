@@ -48,7 +48,8 @@ void overlap_stop(run *r)
 static tare_status read_layer(void *user)
 {
     run_overlap *o = user;
-    return TARE_WRAP(o->run->ctx, layer_source_load(o->run, o->layer, &o->source),
+    return TARE_WRAP(o->run->ctx,
+                     layer_source_load(o->run, &o->run->model->blocks[o->layer], &o->source),
                      "model.layers.%zu", o->layer);
 }
 
@@ -63,7 +64,7 @@ tare_status overlap_read(run *r, size_t layer, layer_source *out)
         *out = o->source;
         o->source = (layer_source){0};
     } else {
-        TRY(layer_source_load(r, layer, out));
+        TRY(layer_source_load(r, &r->model->blocks[layer], out));
     }
     o->read = 0;
     if (layer + 1 < r->model->config.num_layers) {

@@ -3,15 +3,6 @@
 
 #include "pipeline/run.h"
 
-size_t run_linear_index(const run *r, size_t layer, linear_role role)
-{
-    const architecture *arch = r->model->config.arch;
-    size_t i = 0;
-    while (arch->linears[i].role != role)
-        i++;
-    return layer * r->linears_per_layer + i;
-}
-
 /* Attention modules may be named in disable_names: "model.layers.0.self_attn". */
 static tare_status attention_names(run *r, const char ***out)
 {
@@ -27,34 +18,24 @@ static tare_status attention_names(run *r, const char ***out)
 
 static void list_linears(run *r)
 {
-    const model_config *c = &r->model->config;
-    size_t n = 0, unit = 0;
-    for (size_t layer = 0; layer < c->num_layers; layer++) {
-        for (size_t i = 0; i < c->arch->num_linears; i++) {
-            const linear_spec *spec = &c->arch->linears[i];
-            if (i == 0 || spec->group != c->arch->linears[i - 1].group)
-                unit++;
-            r->linears[n++] = (fallback_linear){
-                .name = r->model->layers[layer].linears[spec->role].name, .unit = unit};
-        }
-    }
-    r->linears[n] = (fallback_linear){
-        .name = r->model->head.name, .unit = unit + 1, .is_head = true};
+    const tare_model *m = r->model;
+    for (size_t i = 0; i < m->num_linears; i++)
+        r->linears[i] = (fallback_linear){.name = m->linears[i].name,
+                                          .unit = m->linears[i].unit,
+                                          .is_head = linear_is_head(m, &m->linears[i])};
 }
 
 tare_status plan_linears(run *r)
 {
     tare_status status = TARE_OK;
     const char **attentions;
-    const model_config *c = &r->model->config;
-    r->linears_per_layer = c->arch->num_linears;
-    r->num_linears = c->num_layers * r->linears_per_layer + 1;
-    r->linears = arena_calloc(&r->arena, r->num_linears, sizeof *r->linears);
+    size_t count = r->model->num_linears;
+    r->linears = arena_calloc(&r->arena, count, sizeof *r->linears);
     if (!r->linears)
         return TARE_E_MEMORY;
     list_linears(r);
     TRY(attention_names(r, &attentions));
-    TRY(fallback_by_name(r->recipe, r->linears, r->num_linears, attentions, c->num_layers));
+    TRY(fallback_by_name(r->recipe, r->linears, count, attentions, r->model->config.num_layers));
     TRY(plan_attentions(r));
     TRY(smoothing_plan(r));
 done:
@@ -122,17 +103,14 @@ static tare_status declare_norm(run *r, const tensor_info *source)
     return output_declare_norm(r->out, &t, smoothing_norm_kind(r));
 }
 
-static tare_status declare_layer(run *r, size_t layer)
+static tare_status declare_block(run *r, const model_block *b)
 {
     tare_status status = TARE_OK;
-    const architecture *arch = r->model->config.arch;
-    const model_layer *m = &r->model->layers[layer];
-    TRY(declare_attention(r, layer));
-    for (size_t i = 0; i < arch->num_linears; i++)
-        TRY(declare_linear(r, &m->linears[arch->linears[i].role],
-                           &r->linears[layer * r->linears_per_layer + i]));
-    for (size_t i = 0; i < arch->num_norms; i++)
-        TRY(declare_norm(r, m->norms[arch->norms[i].role]));
+    TRY(declare_attention(r, b->index));
+    for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
+        TRY(declare_linear(r, &r->model->linears[i], &r->linears[i]));
+    for (size_t i = 0; i < b->graph->num_norms; i++)
+        TRY(declare_norm(r, b->norms[graph_norm_in_order(b->graph, i)]));
 done:
     return status;
 }
@@ -143,9 +121,9 @@ tare_status plan_output(run *r)
     tare_model *m = r->model;
     TRY(declare_float(r, m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++)
-        TRY(declare_layer(r, i));
+        TRY(declare_block(r, &m->blocks[i]));
     TRY(declare_norm(r, m->final_norm));
-    TRY(declare_linear(r, &m->head, &r->linears[r->num_linears - 1]));
+    TRY(declare_linear(r, m->head, &r->linears[m->num_linears - 1]));
     for (size_t i = 0; i < m->num_extra; i++)
         TRY(declare_float(r, m->extra[i]));
     if (r->num_quantized == 0)
@@ -158,7 +136,7 @@ done:
 /* A W8A8 linear has eight tensors, a norm up to four, an attention six. */
 size_t run_tensors(const run *r)
 {
-    const model_config *c = &r->model->config;
-    size_t a_layer = 8 * c->arch->num_linears + 4 * c->arch->num_norms + FA_KINDS * 2;
-    return c->num_layers * a_layer + r->model->num_extra + 16;
+    const tare_model *m = r->model;
+    size_t a_block = 4 * m->graph.num_norms + FA_KINDS * 2;
+    return 8 * m->num_linears + m->config.num_layers * a_block + m->num_extra + 16;
 }

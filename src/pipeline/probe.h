@@ -3,7 +3,7 @@
 #ifndef TARE_PIPELINE_PROBE_H
 #define TARE_PIPELINE_PROBE_H
 
-#include "model/probe.h"
+#include "forward/probe.h"
 #include "pipeline/work_plan.h"
 #include "tensor/convert.h"
 

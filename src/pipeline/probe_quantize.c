@@ -100,7 +100,7 @@ tare_status probe_smoothing(run *r, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
     tare_context *ctx = r->ctx;
-    const model_linear *l = &r->model->layers[0].linears[ROLE_Q];
+    const model_linear *l = &r->model->linears[0];
     smoothing_probe p = {.r = r};
     p.target = (smooth_weight){.name = "probe",
                                .n = SLICE_ROWS,

@@ -203,8 +203,8 @@ tare_status alloc_workspace(run *r)
     rows = r->samples.tokens < rows ? r->samples.tokens : rows;
     if (rows == 0) /* weights alone */
         return TARE_OK;
-    return decoder_workspace_create(r->model, rows, r->samples.longest,
-                                    r->num.compat ? r->num.dtype : TARE_F32, &r->workspace);
+    return workspace_create(r->model, rows, r->samples.longest,
+                            r->num.compat ? r->num.dtype : TARE_F32, &r->work);
 }
 
 tare_status create_states(run *r, bool of_floats)
@@ -221,8 +221,8 @@ tare_status create_states(run *r, bool of_floats)
 static void free_states(run *r)
 {
     overlap_stop(r);
-    decoder_workspace_free(&r->workspace);
-    r->workspace = (decoder_workspace){0};
+    workspace_free(&r->work);
+    r->work = (workspace){0};
     stream_free(r->states);
     stream_free(r->float_states);
     r->states = r->float_states = NULL;
@@ -236,7 +236,7 @@ static tare_status choose_fallback(run *r)
     r->resume.pass = PASS_QUANTIZE;
     if (!r->two_passes)
         return TARE_OK;
-    TRY(fallback_by_level(r->recipe, r->linears, r->num_linears));
+    TRY(fallback_by_level(r->recipe, r->linears, r->model->num_linears));
     r->levels_known = true;
 done:
     return status;
@@ -276,12 +276,12 @@ done:
 static tare_status run_head(run *r)
 {
     tare_status status = TARE_OK;
-    bool is_float = r->linears[r->num_linears - 1].is_float;
+    bool is_float = r->linears[r->model->num_linears - 1].is_float;
     float *norm = NULL;
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     TRY(write_norm(r, r->model->final_norm, norm, NULL));
     if (is_float && !r->model->head_is_tied)
-        TRY(copy_tensor(r, r->model->head.weight));
+        TRY(copy_tensor(r, r->model->head->weight));
     if (!is_float && r->float_states && r->wants_scores)
         TRY(score_head(r));
     if (!is_float)
@@ -352,7 +352,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
 {
     tare_status status = TARE_OK;
     TRY(plan_memory(r));
-    result->linears = r->num_linears;
+    result->linears = r->model->num_linears;
     result->samples = r->samples.count;
     result->tokens = r->samples.tokens;
     result->truncated = r->samples.truncated;

@@ -40,7 +40,7 @@ static void write_linears(run *r, buffer *out)
 {
     bool first = true;
     buffer_puts(out, "  \"float_linears\": [");
-    for (size_t i = 0; i < r->num_linears; i++) {
+    for (size_t i = 0; i < r->model->num_linears; i++) {
         if (!r->linears[i].is_float)
             continue;
         buffer_printf(out, "%s\n    ", first ? "" : ",");
@@ -50,7 +50,7 @@ static void write_linears(run *r, buffer *out)
     buffer_puts(out, first ? "],\n" : "\n  ],\n");
     first = true;
     buffer_puts(out, "  \"scores\": {");
-    for (size_t i = 0; i < r->num_linears; i++) {
+    for (size_t i = 0; i < r->model->num_linears; i++) {
         if (!r->linears[i].has_score)
             continue;
         buffer_printf(out, "%s\n    ", first ? "" : ",");

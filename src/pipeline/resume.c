@@ -110,7 +110,7 @@ static tare_status archive_smoothing(run *r, archive *a)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; smoothing_solves(r) && i < r->model->config.num_layers; i++)
-        TRY(smoothing_archive(r, i, a));
+        TRY(smoothing_archive(r, &r->model->blocks[i], a));
 done:
     return status;
 }
@@ -144,7 +144,7 @@ static tare_status archive_run(run *r, archive *a)
 {
     tare_status status = TARE_OK;
     bool beside = r->float_states != NULL;
-    for (size_t i = 0; i < r->num_linears; i++) {
+    for (size_t i = 0; i < r->model->num_linears; i++) {
         TRY(archive_bytes(a, &r->linears[i].has_score, sizeof(bool)));
         TRY(archive_bytes(a, &r->linears[i].score, sizeof(double)));
     }

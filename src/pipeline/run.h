@@ -8,8 +8,8 @@
 #include "base/progress.h"
 #include "calibration/samples.h"
 #include "file/journal.h"
+#include "forward/linear.h"
 #include "model/fingerprint.h"
-#include "model/linear.h"
 #include "output/layout.h"
 #include "output/output.h"
 #include "output/tape.h"
@@ -32,15 +32,15 @@ typedef struct run_attention {
 
 /* The weights of the layer in work as they are stored; data NULL: not read yet. */
 typedef struct layer_source {
-    raw_weight raw[ROLE_COUNT];
+    raw_weight raw[BLOCK_LINEARS];
 } layer_source;
 
 /* What smoothing leaves for a layer: vectors for its linears and norms. */
 typedef struct layer_smoothing {
-    smooth_weight weights[ROLE_COUNT];
-    smooth_norm norms[NORM_COUNT];
-    float *input_scale[GROUP_COUNT],
-        *input_shift[GROUP_COUNT]; /* of the groups' inputs; NULL: none */
+    smooth_weight weights[BLOCK_LINEARS];
+    smooth_norm norms[BLOCK_NORMS];
+    float *input_scale[BLOCK_UNITS],
+        *input_shift[BLOCK_UNITS]; /* of the units' inputs; NULL: none */
 } layer_smoothing;
 
 /* How a run is laid out in memory. Chosen by the plan; the output never depends on it. */
@@ -97,9 +97,7 @@ typedef struct run {
     size_t earlier_peak; /* of the context, before this call */
     size_t owners_limit; /* memory_limit of the context, before this call and after it */
 
-    /* All linears in module order, layer by layer; the head is the last. */
-    size_t linears_per_layer, num_linears;
-    fallback_linear *linears; /* [num_linears] */
+    fallback_linear *linears; /* [model->num_linears], as in the model: the head is the last */
     size_t num_quantized;
     run_attention *attentions; /* [layers] */
     size_t num_fa;             /* that are observed */
@@ -118,7 +116,7 @@ typedef struct run {
     bool levels_known;          /* disable_level has been decided */
     state_stream *states;       /* [samples.tokens, hidden_size] */
     state_stream *float_states; /* [float_tokens, hidden_size]; NULL: no float stream runs beside */
-    decoder_workspace workspace;
+    workspace work;
     run_overlap *overlap; /* overlap.c; NULL: reading, computing, writing in turn */
     run_resume resume;
     bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
@@ -179,8 +177,6 @@ tare_status recording_note(run *r, const char *run_json);
 
 /* ---- plan.c ---- */
 
-/* The index of a linear in run.linears. */
-size_t run_linear_index(const run *r, size_t layer, linear_role role);
 /* The list of linears, with the fallbacks by name. */
 tare_status plan_linears(run *r);
 /* Declares every tensor of the output, in model order. */
@@ -218,31 +214,33 @@ tare_status smoothing_plan(run *r);
 bool smoothing_solves(const run *r);
 bool smoothing_shifts(const run *r);
 norm_kind smoothing_norm_kind(const run *r);
+/* What smoothing does to the weight of `l`; NULL: nothing. */
+smooth_weight *smoothing_of(const run *r, const model_linear *l);
 /* Does a shift give `l` a bias that its architecture lacks? */
 bool smoothing_creates_bias(const run *r, const model_linear *l);
-tare_status smoothing_watch(run *r, size_t layer, pair_watch watch[PAIR_COUNT]);
-void smoothing_unwatch(run *r, pair_watch watch[PAIR_COUNT]);
+tare_status smoothing_watch(run *r, const model_block *block, pair_watch watch[BLOCK_PAIRS]);
+void smoothing_unwatch(run *r, pair_watch watch[BLOCK_PAIRS]);
 tare_status pair_watch_inputs(run *r, pair_watch *w, const batch *b, const float *x, size_t k);
 /* Scales of all watched pairs, applied in the architecture's order to vectors that stay until
  * smoothing_free_layer. */
-tare_status smoothing_solve(run *r, size_t layer, const layer_source *source,
-                            pair_watch watch[PAIR_COUNT]);
+tare_status smoothing_solve(run *r, const model_block *block, const layer_source *source,
+                            pair_watch watch[BLOCK_PAIRS]);
 /* Replaces the norms' weights by the smoothed ones, as stored, and gives them their biases. */
-tare_status smoothing_norms(run *r, size_t layer, layer_norms *norms);
+tare_status smoothing_norms(run *r, const model_block *block, block_norms *norms);
 /* Replaces a weight by the smoothed one: FP32 if it will be quantized, else as it is written. */
 tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw);
 void smoothing_free_layer(run *r, size_t layer);
 /* Frees what layer_smoothing owns. */
 void layer_smoothing_free(tare_context *ctx, layer_smoothing *s);
 /* The vectors of a layer (none: nothing is there), written to or read from an archive. */
-tare_status smoothing_archive(run *r, size_t layer, archive *a);
+tare_status smoothing_archive(run *r, const model_block *block, archive *a);
 /* Is `l` a target of a pair that this run smooths? */
 bool smoothing_targets(const run *r, const model_linear *l);
 /* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
  * smoothing_solve beside that; of smoothing_weight with both its weights. */
-size_t smoothing_layer_bytes(const run *r, size_t layer);
-size_t smoothing_watch_bytes(const run *r, size_t layer);
-size_t smoothing_solve_bytes(const run *r, size_t layer);
+size_t smoothing_layer_bytes(const run *r, const model_block *block);
+size_t smoothing_watch_bytes(const run *r, const model_block *block);
+size_t smoothing_solve_bytes(const run *r, const model_block *block);
 size_t smoothing_weight_bytes(const run *r, const model_linear *l, bool quantize);
 
 /* ---- smoothing_handle.c ---- */
@@ -263,7 +261,7 @@ size_t smoothing_keep_bytes(const run *r);
 
 /* ---- layer.c, live_linear.c ---- */
 
-tare_status layer_source_load(run *r, size_t layer, layer_source *source);
+tare_status layer_source_load(run *r, const model_block *block, layer_source *source);
 void layer_source_free(run *r, layer_source *source);
 /* Load weights, (smooth, score,) calibrate, quantize, write: one decoder layer over all samples. */
 tare_status quantize_layer(run *r, size_t layer);
@@ -271,7 +269,7 @@ tare_status quantize_layer(run *r, size_t layer);
 tare_status quantize_head(run *r);
 /* Accounted bytes, at most, of the buffers and observers of quantize_layer, for batches of `rows`.
  */
-size_t calibrated_layer_bytes(const run *r, size_t layer, size_t rows);
+size_t calibrated_layer_bytes(const run *r, const model_block *block, size_t rows);
 
 /* One linear while its layer is loaded. */
 typedef struct live_linear {
@@ -308,10 +306,10 @@ size_t live_linear_write_bytes(size_t n);
 
 /* A layer that is calibrated: all that its tensors are made from. */
 typedef struct layer_output {
-    size_t layer;
-    live_linear linears[ROLE_COUNT];
-    act_params params[GROUP_COUNT]; /* after the last sample */
-    layer_norms norms;
+    const model_block *block;
+    live_linear linears[BLOCK_LINEARS];
+    act_params params[BLOCK_UNITS]; /* after the last sample */
+    block_norms norms;
 } layer_output;
 
 tare_status layer_output_write(run *r, layer_output *o);

@@ -10,14 +10,14 @@
 
 /* ---- what is smoothed ---- */
 
-static bool is_norm_pair(smooth_pair pair)
+static const model_block *block_of(const run *r, const model_linear *l)
 {
-    return pair == PAIR_INPUT || pair == PAIR_POST_ATTENTION;
+    return &r->model->blocks[r->model->units[l->unit].block];
 }
 
-static bool method_takes(const run *r, smooth_pair pair)
+static bool method_takes(const run *r, const pair_spec *pair)
 {
-    return is_norm_pair(pair) || r->smooth.method == SMOOTH_M4 || r->smooth.method == SMOOTH_M6;
+    return pair->of_norm || r->smooth.method == SMOOTH_M4 || r->smooth.method == SMOOTH_M6;
 }
 
 static bool is_listed(const string_list *names, const char *name)
@@ -31,44 +31,65 @@ static bool is_listed(const string_list *names, const char *name)
 
 /* A pair is left out if one of its targets is listed; the reference's m1, m2 and m5 ignore the
  * list. */
-static bool pair_is_disabled(const run *r, size_t layer, smooth_pair pair)
+static bool pair_is_disabled(const run *r, const model_block *block, const pair_spec *pair)
 {
-    const architecture *arch = r->model->config.arch;
+    const model_unit *unit = block_unit(r->model, block, pair->unit);
     smooth_method m = r->smooth.method;
     if (r->num.compat && (m == SMOOTH_M1 || m == SMOOTH_M2 || m == SMOOTH_M5))
         return false;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        if (arch->linears[i].group == smooth_pair_targets(pair) &&
-            is_listed(&r->recipe->disable_anti_names,
-                      r->model->layers[layer].linears[arch->linears[i].role].name))
+    for (size_t i = unit->first; i < unit->first + unit->count; i++) {
+        if (is_listed(&r->recipe->disable_anti_names, r->model->linears[i].name))
             return true;
     }
     return false;
 }
 
-static bool pair_is_active(const run *r, size_t layer, smooth_pair pair)
+static bool pair_is_active(const run *r, const model_block *block, const pair_spec *pair)
 {
-    return method_takes(r, pair) && !pair_is_disabled(r, layer, pair);
+    return method_takes(r, pair) && !pair_is_disabled(r, block, pair);
+}
+
+/* The active pair whose targets `l` is one of; NULL: none. */
+static const pair_spec *active_pair_of(const run *r, const model_linear *l)
+{
+    if (!r->smoothing || linear_is_head(r->model, l))
+        return NULL;
+    const model_block *block = block_of(r, l);
+    for (size_t p = 0; p < block->graph->num_pairs; p++) {
+        const pair_spec *pair = &block->graph->pairs[p];
+        if (block->first_unit + pair->unit == l->unit)
+            return pair_is_active(r, block, pair) ? pair : NULL;
+    }
+    return NULL;
+}
+
+smooth_weight *smoothing_of(const run *r, const model_linear *l)
+{
+    if (!r->smoothing || linear_is_head(r->model, l))
+        return NULL;
+    const model_block *block = block_of(r, l);
+    return &r->smoothing[block->index]
+                .weights[(size_t)(l - r->model->linears) - block->first_linear];
 }
 
 static tare_status check_names(const run *r)
 {
     tare_status status = TARE_OK;
     const string_list *names = &r->recipe->disable_anti_names;
-    const char **known = mem_alloc_array(r->ctx, r->num_linears, sizeof *known);
+    const char **known = mem_alloc_array(r->ctx, r->model->num_linears, sizeof *known);
     buffer near;
     buffer_init(&near, r->ctx);
     if (!known)
         return TARE_E_MEMORY;
-    for (size_t i = 0; i < r->num_linears; i++)
+    for (size_t i = 0; i < r->model->num_linears; i++)
         known[i] = r->linears[i].name;
     for (size_t n = 0; n < names->count; n++) {
         bool found = false;
-        for (size_t i = 0; i < r->num_linears && !found; i++)
+        for (size_t i = 0; i < r->model->num_linears && !found; i++)
             found = strcmp(known[i], names->items[n]) == 0;
         if (found)
             continue;
-        nearest_names(&near, names->items[n], known, r->num_linears, 3);
+        nearest_names(&near, names->items[n], known, r->model->num_linears, 3);
         TRY(near.status);
         TRY(TARE_FAIL(
             r->ctx, TARE_E_USAGE,
@@ -95,9 +116,8 @@ norm_kind smoothing_norm_kind(const run *r)
 
 bool smoothing_creates_bias(const run *r, const model_linear *l)
 {
-    return smoothing_shifts(r) && !l->bias &&
-           (l->group == GROUP_QKV || l->group == GROUP_GATE_UP) &&
-           pair_is_active(r, l->layer, l->group == GROUP_QKV ? PAIR_INPUT : PAIR_POST_ATTENTION);
+    const pair_spec *pair = smoothing_shifts(r) && !l->bias ? active_pair_of(r, l) : NULL;
+    return pair && pair->of_norm;
 }
 
 bool smoothing_solves(const run *r)
@@ -165,40 +185,40 @@ static tare_status prepare_norm(run *r, const tensor_info *t, smooth_norm *n)
     return status;
 }
 
-static tare_status prepare_layer(run *r, size_t layer, const layer_source *source)
+static tare_status prepare_block(run *r, const model_block *block, const layer_source *source)
 {
     tare_status status = TARE_OK;
-    layer_smoothing *s = &r->smoothing[layer];
-    const model_layer *m = &r->model->layers[layer];
-    const architecture *arch = r->model->config.arch;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        linear_role role = arch->linears[i].role;
-        smooth_weight *w = &s->weights[role];
-        TRY(prepare_weight(r, &m->linears[role],
-                           r->linears[layer * r->linears_per_layer + i].is_float, w));
-        w->raw = source->raw[role].data;
-        w->dtype = source->raw[role].dtype;
+    layer_smoothing *s = &r->smoothing[block->index];
+    const block_graph *g = block->graph;
+    for (size_t i = 0; i < g->num_linears; i++) {
+        smooth_weight *w = &s->weights[i];
+        TRY(prepare_weight(r, block_linear(r->model, block, i),
+                           r->linears[block->first_linear + i].is_float, w));
+        w->raw = source->raw[i].data;
+        w->dtype = source->raw[i].dtype;
     }
-    TRY(prepare_norm(r, m->norms[NORM_INPUT], &s->norms[NORM_INPUT]));
-    TRY(prepare_norm(r, m->norms[NORM_POST_ATTENTION], &s->norms[NORM_POST_ATTENTION]));
+    for (size_t p = 0; p < g->num_pairs; p++) {
+        if (g->pairs[p].of_norm)
+            TRY(prepare_norm(r, block->norms[g->pairs[p].source], &s->norms[g->pairs[p].source]));
+    }
 done:
     return status;
 }
 
 void layer_smoothing_free(tare_context *ctx, layer_smoothing *s)
 {
-    for (int role = 0; role < ROLE_COUNT; role++) {
-        mem_free(ctx, s->weights[role].row_scale);
-        mem_free(ctx, s->weights[role].col_scale);
-        mem_free(ctx, s->weights[role].bias);
+    for (size_t i = 0; i < BLOCK_LINEARS; i++) {
+        mem_free(ctx, s->weights[i].row_scale);
+        mem_free(ctx, s->weights[i].col_scale);
+        mem_free(ctx, s->weights[i].bias);
     }
-    for (int role = 0; role < NORM_COUNT; role++) {
-        mem_free(ctx, s->norms[role].weight);
-        mem_free(ctx, s->norms[role].bias);
+    for (size_t i = 0; i < BLOCK_NORMS; i++) {
+        mem_free(ctx, s->norms[i].weight);
+        mem_free(ctx, s->norms[i].bias);
     }
-    for (int group = 0; group < GROUP_COUNT; group++) {
-        mem_free(ctx, s->input_scale[group]);
-        mem_free(ctx, s->input_shift[group]);
+    for (size_t u = 0; u < BLOCK_UNITS; u++) {
+        mem_free(ctx, s->input_scale[u]);
+        mem_free(ctx, s->input_shift[u]);
     }
     *s = (layer_smoothing){0};
 }
@@ -228,25 +248,21 @@ done:
     return status;
 }
 
-tare_status smoothing_archive(run *r, size_t layer, archive *a)
+tare_status smoothing_archive(run *r, const model_block *block, archive *a)
 {
     tare_status status = TARE_OK;
-    layer_smoothing *s = &r->smoothing[layer];
-    const model_layer *m = &r->model->layers[layer];
-    const architecture *arch = r->model->config.arch;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        const model_linear *l = &m->linears[arch->linears[i].role];
-        TRY(archive_weight(a, l, &s->weights[arch->linears[i].role]));
-        if (i > 0 && arch->linears[i - 1].group == l->group)
-            continue; /* members of a group stand next to each other and share their input */
-        TRY(archive_floats(a, &s->input_scale[l->group], l->k));
-        TRY(archive_floats(a, &s->input_shift[l->group], l->k));
+    layer_smoothing *s = &r->smoothing[block->index];
+    const block_graph *g = block->graph;
+    for (size_t i = 0; i < g->num_linears; i++)
+        TRY(archive_weight(a, block_linear(r->model, block, i), &s->weights[i]));
+    for (size_t u = 0; u < g->num_units; u++) {
+        TRY(archive_floats(a, &s->input_scale[u], g->units[u].k));
+        TRY(archive_floats(a, &s->input_shift[u], g->units[u].k));
     }
-    for (int role = 0; role < NORM_COUNT; role++) {
-        smooth_norm *n = &s->norms[role];
-        size_t size = m->norms[role] ? m->norms[role]->shape[0] : 0;
-        TRY(archive_floats(a, &n->weight, size));
-        TRY(archive_floats(a, &n->bias, size));
+    for (size_t i = 0; i < g->num_norms; i++) {
+        smooth_norm *n = &s->norms[i];
+        TRY(archive_floats(a, &n->weight, g->norms[i].size));
+        TRY(archive_floats(a, &n->bias, g->norms[i].size));
         TRY(archive_bytes(a, &n->stored, sizeof n->stored));
     }
 done:
@@ -257,44 +273,38 @@ done:
 
 typedef struct pair_group {
     smooth_group group;
-    smooth_weight *targets[3];
+    smooth_weight *targets[UNIT_LINEARS];
 } pair_group;
 
-static const char *source_name(const run *r, size_t layer, smooth_pair pair)
+static const char *source_name(const run *r, const model_block *block, const pair_spec *pair)
 {
-    const model_layer *m = &r->model->layers[layer];
-    if (is_norm_pair(pair))
-        return m->norms[pair == PAIR_INPUT ? NORM_INPUT : NORM_POST_ATTENTION]->name;
-    return m->linears[pair == PAIR_VALUE_OUTPUT ? ROLE_V : ROLE_UP].name;
+    return pair->of_norm ? block->norms[pair->source]->name
+                         : block_linear(r->model, block, pair->source)->name;
 }
 
-static void describe_pair(run *r, size_t layer, smooth_pair pair, pair_group *out)
+static void describe_pair(run *r, const model_block *block, const pair_spec *pair, pair_group *out)
 {
-    const model_config *c = &r->model->config;
-    layer_smoothing *s = &r->smoothing[layer];
+    const architecture *arch = r->model->config.arch;
+    const unit_spec *unit = &block->graph->units[pair->unit];
+    layer_smoothing *s = &r->smoothing[block->index];
     smooth_group *g = &out->group;
-    *out = (pair_group){.group = {.name = source_name(r, layer, pair),
-                                  .alpha = c->arch->smooth_alpha,
-                                  .shift = c->arch->smooth_shift}};
+    *out = (pair_group){.group = {.name = source_name(r, block, pair),
+                                  .channels = unit->k,
+                                  .alpha = arch->smooth_alpha,
+                                  .shift = arch->smooth_shift}};
     g->targets = out->targets;
-    for (size_t i = 0; i < c->arch->num_linears; i++) {
-        if (c->arch->linears[i].group == smooth_pair_targets(pair))
-            out->targets[g->num_targets++] = &s->weights[c->arch->linears[i].role];
+    for (size_t i = unit->first; i < unit->first + unit->count; i++)
+        out->targets[g->num_targets++] = &s->weights[i];
+    if (pair->of_norm) {
+        g->norm = &s->norms[pair->source];
+        return;
     }
-    g->channels = out->targets[0]->k;
-    if (is_norm_pair(pair)) {
-        g->norm = &s->norms[pair == PAIR_INPUT ? NORM_INPUT : NORM_POST_ATTENTION];
-    } else if (pair == PAIR_VALUE_OUTPUT) {
-        g->source = &s->weights[ROLE_V];
-        g->rows = (smooth_rows){.heads = c->num_kv_heads,
-                                .stride = c->head_dim,
-                                .width = c->head_dim,
-                                .repeat = c->num_heads / c->num_kv_heads};
-    } else {
-        g->source = &s->weights[ROLE_UP];
-        g->rows = (smooth_rows){
-            .heads = 1, .stride = g->channels, .width = g->channels, .repeat = 1};
-    }
+    g->source = &s->weights[pair->source];
+    g->rows = (smooth_rows){.first = pair->first,
+                            .heads = pair->heads,
+                            .stride = pair->stride,
+                            .width = pair->width,
+                            .repeat = pair->repeat};
 }
 
 /* Rows of a pair's inputs that its method reads again. */
@@ -307,41 +317,44 @@ static size_t watched_rows(const run *r)
 }
 
 /* Names and sizes are enough for statistics; the vectors come with smoothing_solve. */
-tare_status smoothing_watch(run *r, size_t layer, pair_watch watch[PAIR_COUNT])
+static tare_status watch_pair(run *r, const model_block *block, const pair_spec *pair,
+                              pair_watch *w)
+{
+    const model_linear *first = &r->model->linears[block_unit(r->model, block, pair->unit)->first];
+    smooth_weight target = {.name = first->name, .n = first->n, .k = first->k};
+    smooth_weight *targets[1] = {&target};
+    smooth_group g = {.name = source_name(r, block, pair),
+                      .targets = targets,
+                      .num_targets = 1,
+                      .channels = target.k};
+    size_t cells;
+    tare_status status = smooth_stats_create(r->ctx, &r->smooth, &g, &w->stats);
+    if (status != TARE_OK)
+        return status;
+    w->channels = target.k;
+    w->rows = watched_rows(r);
+    if (!size_mul(w->rows, target.k, &cells))
+        return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: inputs of %zu tokens", w->rows);
+    if (cells && !(w->inputs = mem_alloc_array(r->ctx, cells, sizeof(float))))
+        return TARE_E_MEMORY;
+    return TARE_OK;
+}
+
+tare_status smoothing_watch(run *r, const model_block *block, pair_watch watch[BLOCK_PAIRS])
 {
     tare_status status = TARE_OK;
-    for (int p = 0; p < PAIR_COUNT; p++) {
-        const model_layer *m = &r->model->layers[layer];
-        linear_role role = p == PAIR_INPUT            ? ROLE_Q
-                           : p == PAIR_POST_ATTENTION ? ROLE_GATE
-                           : p == PAIR_VALUE_OUTPUT   ? ROLE_O
-                                                      : ROLE_DOWN;
-        smooth_weight target = {
-            .name = m->linears[role].name, .n = m->linears[role].n, .k = m->linears[role].k};
-        smooth_weight *targets[1] = {&target};
-        smooth_group g = {.name = source_name(r, layer, (smooth_pair)p),
-                          .targets = targets,
-                          .num_targets = 1,
-                          .channels = target.k};
-        if (!pair_is_active(r, layer, (smooth_pair)p))
-            continue;
-        TRY(smooth_stats_create(r->ctx, &r->smooth, &g, &watch[p].stats));
-        watch[p].channels = target.k;
-        watch[p].rows = watched_rows(r);
-        size_t cells;
-        if (!size_mul(watch[p].rows, target.k, &cells))
-            return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: inputs of %zu tokens",
-                             watch[p].rows);
-        if (cells && !(watch[p].inputs = mem_alloc_array(r->ctx, cells, sizeof(float))))
-            return TARE_E_MEMORY;
+    for (size_t p = 0; p < block->graph->num_pairs; p++) {
+        const pair_spec *pair = &block->graph->pairs[p];
+        if (pair_is_active(r, block, pair))
+            TRY(watch_pair(r, block, pair, &watch[p]));
     }
 done:
     return status;
 }
 
-void smoothing_unwatch(run *r, pair_watch watch[PAIR_COUNT])
+void smoothing_unwatch(run *r, pair_watch watch[BLOCK_PAIRS])
 {
-    for (int p = 0; p < PAIR_COUNT; p++) {
+    for (size_t p = 0; p < BLOCK_PAIRS; p++) {
         smooth_stats_free(r->ctx, watch[p].stats);
         mem_free(r->ctx, watch[p].inputs);
         watch[p] = (pair_watch){0};
@@ -372,19 +385,17 @@ static tare_status read_inputs(void *user, size_t first, size_t count, float *x)
 }
 
 /* The input's own scale and shift, for the scores. */
-static tare_status keep_input_scale(run *r, size_t layer, smooth_pair pair, const smooth_group *g,
-                                    const smooth_scales *found)
+static tare_status keep_input_scale(run *r, layer_smoothing *s, graph_unit unit,
+                                    const smooth_group *g, const smooth_scales *found)
 {
-    layer_smoothing *s = &r->smoothing[layer];
-    linear_group group = smooth_pair_targets(pair);
-    if (!(s->input_scale[group] = mem_alloc_array(r->ctx, g->channels, sizeof(float))))
+    if (!(s->input_scale[unit] = mem_alloc_array(r->ctx, g->channels, sizeof(float))))
         return TARE_E_MEMORY;
-    memcpy(s->input_scale[group], g->targets[0]->col_scale, g->channels * sizeof(float));
+    memcpy(s->input_scale[unit], g->targets[0]->col_scale, g->channels * sizeof(float));
     if (!found->shift)
         return TARE_OK;
-    if (!(s->input_shift[group] = mem_alloc_array(r->ctx, g->channels, sizeof(float))))
+    if (!(s->input_shift[unit] = mem_alloc_array(r->ctx, g->channels, sizeof(float))))
         return TARE_E_MEMORY;
-    memcpy(s->input_shift[group], found->shift, g->channels * sizeof(float));
+    memcpy(s->input_shift[unit], found->shift, g->channels * sizeof(float));
     return TARE_OK;
 }
 
@@ -411,17 +422,17 @@ static void note_oddities(buffer *notes, const smooth_group *g, const smooth_sca
     }
 }
 
-static tare_status solve_pair(run *r, size_t layer, smooth_pair pair, pair_watch *watch,
-                              buffer *notes)
+static tare_status solve_pair(run *r, const model_block *block, const pair_spec *pair,
+                              pair_watch *watch, buffer *notes)
 {
     tare_status status = TARE_OK;
     pair_group p;
     smooth_scales found = {0};
     smooth_inputs inputs = {.user = watch, .read = read_inputs};
-    describe_pair(r, layer, pair, &p);
+    describe_pair(r, block, pair, &p);
     TRY(smooth_solve(r->ctx, &r->smooth, &p.group, watch->stats, &inputs, &found));
     TRY(smooth_apply(r->ctx, &r->smooth, &p.group, &found));
-    TRY(keep_input_scale(r, layer, pair, &p.group, &found));
+    TRY(keep_input_scale(r, &r->smoothing[block->index], pair->unit, &p.group, &found));
     note_oddities(notes, &p.group, &found);
     TARE_DEBUG(r->ctx, "smoothing %s: candidate %d, alpha %g, beta %g, loss %g, %zu evaluated",
                p.group.name, found.candidate, found.alpha, found.beta, found.loss, found.evaluated);
@@ -430,18 +441,16 @@ done:
     return status;
 }
 
-tare_status smoothing_solve(run *r, size_t layer, const layer_source *source,
-                            pair_watch watch[PAIR_COUNT])
+tare_status smoothing_solve(run *r, const model_block *block, const layer_source *source,
+                            pair_watch watch[BLOCK_PAIRS])
 {
     tare_status status = TARE_OK;
-    const architecture *arch = r->model->config.arch;
     buffer notes;
     buffer_init(&notes, r->ctx);
-    TRY(prepare_layer(r, layer, source));
-    for (int i = 0; i < PAIR_COUNT; i++) {
-        smooth_pair pair = arch->pairs[i];
-        if (watch[pair].stats)
-            TRY(solve_pair(r, layer, pair, &watch[pair], &notes));
+    TRY(prepare_block(r, block, source));
+    for (size_t p = 0; p < block->graph->num_pairs; p++) {
+        if (watch[p].stats)
+            TRY(solve_pair(r, block, &block->graph->pairs[p], &watch[p], &notes));
     }
     TRY(notes.status);
     if (notes.length)
@@ -456,38 +465,34 @@ done:
 /* A pair by its sizes alone. */
 typedef struct pair_size {
     smooth_group group;
-    smooth_weight targets[3], source;
-    smooth_weight *list[3];
+    smooth_weight targets[UNIT_LINEARS], source;
+    smooth_weight *list[UNIT_LINEARS];
 } pair_size;
 
-static void measure_pair(const run *r, size_t layer, smooth_pair pair, pair_size *out)
+static void measure_pair(const run *r, const model_block *block, const pair_spec *pair,
+                         pair_size *out)
 {
-    const architecture *arch = r->model->config.arch;
-    const model_layer *m = &r->model->layers[layer];
+    const model_unit *unit = block_unit(r->model, block, pair->unit);
     *out = (pair_size){0};
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        const model_linear *l = &m->linears[arch->linears[i].role];
-        size_t n = out->group.num_targets;
-        if (l->group != smooth_pair_targets(pair))
-            continue;
-        out->targets[n] = (smooth_weight){.name = l->name, .n = l->n, .k = l->k};
-        out->list[n] = &out->targets[n];
-        out->group.num_targets++;
-        out->group.channels = l->k;
+    for (size_t i = 0; i < unit->count; i++) {
+        const model_linear *l = &r->model->linears[unit->first + i];
+        out->targets[i] = (smooth_weight){.name = l->name, .n = l->n, .k = l->k};
+        out->list[i] = &out->targets[i];
     }
+    out->group.num_targets = unit->count;
+    out->group.channels = unit->k;
     out->group.targets = out->list;
-    if (!is_norm_pair(pair)) {
-        out->source.k = m->linears[pair == PAIR_VALUE_OUTPUT ? ROLE_V : ROLE_UP].k;
+    if (!pair->of_norm) {
+        out->source.k = block->graph->linears[pair->source].k;
         out->group.source = &out->source;
     }
 }
 
-size_t smoothing_layer_bytes(const run *r, size_t layer)
+size_t smoothing_layer_bytes(const run *r, const model_block *block)
 {
-    const architecture *arch = r->model->config.arch;
     size_t bytes = 0, hidden = mem_array_bytes(r->model->config.hidden_size, sizeof(float));
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        const model_linear *l = &r->model->layers[layer].linears[arch->linears[i].role];
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
+        const linear_spec *l = &block->graph->linears[i];
         bytes += 2 * mem_array_bytes(l->n, sizeof(float)) +
                  3 * mem_array_bytes(l->k, sizeof(float)); /* scales, bias; the input's own */
     }
@@ -496,36 +501,32 @@ size_t smoothing_layer_bytes(const run *r, size_t layer)
 
 bool smoothing_targets(const run *r, const model_linear *l)
 {
-    for (int p = 0; smoothing_solves(r) && p < PAIR_COUNT; p++) {
-        if (smooth_pair_targets((smooth_pair)p) == l->group)
-            return pair_is_active(r, l->layer, (smooth_pair)p);
-    }
-    return false;
+    return smoothing_solves(r) && active_pair_of(r, l) != NULL;
 }
 
-size_t smoothing_watch_bytes(const run *r, size_t layer)
+size_t smoothing_watch_bytes(const run *r, const model_block *block)
 {
     size_t bytes = 0;
-    pair_size p;
-    for (int i = 0; i < PAIR_COUNT; i++) {
-        if (!pair_is_active(r, layer, (smooth_pair)i))
+    for (size_t p = 0; p < block->graph->num_pairs; p++) {
+        const pair_spec *pair = &block->graph->pairs[p];
+        size_t channels = block->graph->units[pair->unit].k;
+        if (!pair_is_active(r, block, pair))
             continue;
-        measure_pair(r, layer, (smooth_pair)i, &p);
-        bytes += smooth_stats_bytes(&r->smooth, p.group.channels);
+        bytes += smooth_stats_bytes(&r->smooth, channels);
         if (watched_rows(r))
-            bytes += mem_array_bytes(watched_rows(r) * p.group.channels, sizeof(float));
+            bytes += mem_array_bytes(watched_rows(r) * channels, sizeof(float));
     }
     return bytes;
 }
 
-size_t smoothing_solve_bytes(const run *r, size_t layer)
+size_t smoothing_solve_bytes(const run *r, const model_block *block)
 {
     size_t most = 0;
     pair_size p;
-    for (int i = 0; i < PAIR_COUNT; i++) {
-        if (!pair_is_active(r, layer, (smooth_pair)i))
+    for (size_t i = 0; i < block->graph->num_pairs; i++) {
+        if (!pair_is_active(r, block, &block->graph->pairs[i]))
             continue;
-        measure_pair(r, layer, (smooth_pair)i, &p);
+        measure_pair(r, block, &block->graph->pairs[i], &p);
         size_t bytes = smooth_solve_bytes(r->ctx, &r->smooth, &p.group, r->samples.lengths[0],
                                           r->float_tokens);
         most = bytes > most ? bytes : most;
@@ -544,30 +545,30 @@ size_t smoothing_weight_bytes(const run *r, const model_linear *l, bool quantize
 
 /* ---- what the layer is made of afterwards ---- */
 
-tare_status smoothing_norms(run *r, size_t layer, layer_norms *norms)
+tare_status smoothing_norms(run *r, const model_block *block, block_norms *norms)
 {
     if (!r->smoothing)
         return TARE_OK;
-    for (int role = 0; role < NORM_COUNT; role++) {
-        const smooth_norm *n = &r->smoothing[layer].norms[role];
-        size_t size = n->weight ? r->model->layers[layer].norms[role]->shape[0] : 0;
+    for (size_t norm = 0; norm < block->graph->num_norms; norm++) {
+        const smooth_norm *n = &r->smoothing[block->index].norms[norm];
+        size_t size = block->graph->norms[norm].size;
         if (!n->weight)
             continue;
         /* As it is stored, so that calibration sees what an engine will compute. */
         for (size_t i = 0; i < size; i++)
-            norms->weights[role][i] = round_to_dtype((double)n->weight[i], n->stored);
+            norms->weights[norm][i] = round_to_dtype((double)n->weight[i], n->stored);
         if (!n->bias)
             continue;
-        if (!(norms->biases[role] = mem_alloc_array(r->ctx, size, sizeof(float))))
+        if (!(norms->biases[norm] = mem_alloc_array(r->ctx, size, sizeof(float))))
             return TARE_E_MEMORY;
-        memcpy(norms->biases[role], n->bias, size * sizeof(float));
+        memcpy(norms->biases[norm], n->bias, size * sizeof(float));
     }
     return TARE_OK;
 }
 
 tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw)
 {
-    smooth_weight *w = &r->smoothing[l->layer].weights[l->spec->role];
+    smooth_weight *w = smoothing_of(r, l);
     tare_dtype to = quantize ? TARE_F32 : output_tensor(r, l->weight).dtype;
     float *wide = mem_alloc_array(r->ctx, l->n * l->k, sizeof *wide);
     if (!wide)

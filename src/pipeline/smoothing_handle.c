@@ -32,21 +32,21 @@ static tare_status add_vector(tare_smoothing *s, const char *module, const char 
 }
 
 /* A bias that was not there before, or that a row's scale or a shift has changed. */
-static bool bias_changed(const smooth_weight *w, const layer_smoothing *layer, linear_group group)
+static bool bias_changed(const smooth_weight *w, const layer_smoothing *layer, graph_unit unit)
 {
-    return w->bias && w->has_bias && (w->rows_scaled || layer->input_shift[group]);
+    return w->bias && w->has_bias && (w->rows_scaled || layer->input_shift[unit]);
 }
 
-static tare_status list_linear(tare_smoothing *s, const layer_smoothing *layer,
-                               const model_linear *l)
+static tare_status list_linear(tare_smoothing *s, const layer_smoothing *layer, size_t index,
+                               const model_linear *l, graph_unit unit)
 {
     tare_status status = TARE_OK;
-    const smooth_weight *w = &layer->weights[l->spec->role];
+    const smooth_weight *w = &layer->weights[index];
     if (w->cols_scaled)
         TRY(add_vector(s, l->name, ".weight.columns", w->col_scale, w->k));
     if (w->rows_scaled)
         TRY(add_vector(s, l->name, ".weight.rows", w->row_scale, w->n));
-    if (bias_changed(w, layer, l->group))
+    if (bias_changed(w, layer, unit))
         TRY(add_vector(s, l->name, ".bias", w->bias, w->n));
 done:
     return status;
@@ -66,24 +66,18 @@ done:
     return status;
 }
 
-static bool norm_is_smoothed(const layer_smoothing *layer, norm_role role)
-{
-    linear_group group = smooth_pair_targets(role == NORM_INPUT ? PAIR_INPUT : PAIR_POST_ATTENTION);
-    return layer->norms[role].weight && layer->input_scale[group];
-}
-
-static tare_status list_layer(tare_smoothing *s, const run *r, size_t index)
+static tare_status list_layer(tare_smoothing *s, const run *r, const model_block *block)
 {
     tare_status status = TARE_OK;
-    const architecture *arch = r->model->config.arch;
-    const model_layer *m = &r->model->layers[index];
-    const layer_smoothing *layer = &s->layers[index];
-    for (norm_role role = NORM_INPUT; role <= NORM_POST_ATTENTION; role++) {
-        if (norm_is_smoothed(layer, role))
-            TRY(list_norm(s, &layer->norms[role], m->norms[role]));
+    const block_graph *g = block->graph;
+    const layer_smoothing *layer = &s->layers[block->index];
+    for (size_t p = 0; p < g->num_pairs; p++) {
+        const pair_spec *pair = &g->pairs[p];
+        if (pair->of_norm && layer->input_scale[pair->unit])
+            TRY(list_norm(s, &layer->norms[pair->source], block->norms[pair->source]));
     }
-    for (size_t i = 0; i < arch->num_linears; i++)
-        TRY(list_linear(s, layer, &m->linears[arch->linears[i].role]));
+    for (size_t i = 0; i < g->num_linears; i++)
+        TRY(list_linear(s, layer, i, block_linear(r->model, block, i), g->linears[i].unit));
 done:
     return status;
 }
@@ -103,17 +97,17 @@ static tare_status copy_samples(tare_smoothing *s, const run *r)
     return status;
 }
 
-/* A linear has up to three vectors, a norm two; two norms are smoothed. */
-static size_t most_vectors(const model_config *c)
+/* A linear has up to three vectors, a norm two. */
+static size_t most_vectors(const tare_model *m)
 {
-    return c->num_layers * (3 * c->arch->num_linears + 4);
+    return m->config.num_layers * (3 * m->graph.num_linears + 2 * m->graph.num_norms);
 }
 
 size_t smoothing_keep_bytes(const run *r)
 {
     enum { NAMES = 512, LISTS = 64 << 10 };
     const model_config *c = &r->model->config;
-    return LISTS + most_vectors(c) * (sizeof(tare_smoothing_vector) + NAMES) +
+    return LISTS + most_vectors(r->model) * (sizeof(tare_smoothing_vector) + NAMES) +
            c->num_layers * sizeof(layer_smoothing) +
            (r->recipe->disable_anti_names.count + r->recipe->disable_names.count) * NAMES;
 }
@@ -122,7 +116,7 @@ tare_status smoothing_keep(run *r, tare_smoothing **out)
 {
     tare_status status = TARE_OK;
     const model_config *c = &r->model->config;
-    size_t most = most_vectors(c);
+    size_t most = most_vectors(r->model);
     tare_smoothing *s = mem_calloc(r->ctx, 1, sizeof *s);
     if (!s)
         return TARE_E_MEMORY;
@@ -138,7 +132,7 @@ tare_status smoothing_keep(run *r, tare_smoothing **out)
     memcpy(s->layers, r->smoothing, c->num_layers * sizeof *s->layers);
     memset(r->smoothing, 0, c->num_layers * sizeof *s->layers);
     for (size_t i = 0; i < c->num_layers; i++)
-        TRY(list_layer(s, r, i));
+        TRY(list_layer(s, r, &r->model->blocks[i]));
     *out = s;
     s = NULL;
 done:
@@ -181,13 +175,11 @@ void smoothing_recipe(const tare_smoothing *s, const tare_recipe *recipe, tare_r
     out->disable_anti_names = own->disable_anti_names;
 }
 
-static bool layer_fits(const run *r, const tare_smoothing *s, size_t index)
+static bool block_fits(const run *r, const tare_smoothing *s, const model_block *block)
 {
-    const architecture *arch = r->model->config.arch;
-    const model_layer *m = &r->model->layers[index];
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        const model_linear *l = &m->linears[arch->linears[i].role];
-        const smooth_weight *w = &s->layers[index].weights[l->spec->role];
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
+        const model_linear *l = block_linear(r->model, block, i);
+        const smooth_weight *w = &s->layers[block->index].weights[i];
         bool bias = l->bias || smoothing_creates_bias(r, l);
         if (w->n != l->n || w->k != l->k || (w->bias != NULL) != bias)
             return false;
@@ -210,14 +202,15 @@ tare_status smoothing_take(run *r, const tare_smoothing *s)
         return TARE_E_MEMORY;
     bool fits = s->num_layers == r->model->config.num_layers;
     for (size_t i = 0; fits && i < s->num_layers; i++)
-        fits = layer_fits(r, s, i);
+        fits = block_fits(r, s, &r->model->blocks[i]);
     if (!fits)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "the smoothing belongs to a model of other shapes than %s", r->model->dir);
     memcpy(r->smoothing, s->layers, s->num_layers * sizeof *r->smoothing);
     for (size_t i = 0; i < s->num_layers; i++) {
-        for (int role = 0; role < ROLE_COUNT; role++) /* names of a model that is gone */
-            r->smoothing[i].weights[role].name = r->model->layers[i].linears[role].name;
+        const model_block *block = &r->model->blocks[i];
+        for (size_t l = 0; l < block->graph->num_linears; l++) /* names of a model that is gone */
+            r->smoothing[i].weights[l].name = block_linear(r->model, block, l)->name;
     }
     return TARE_OK;
 }

@@ -106,18 +106,17 @@ static void add_steps(weight_pass *w)
 {
     const run *r = w->run;
     const tare_model *m = r->model;
-    const architecture *arch = m->config.arch;
     w->num_steps = 0;
     add_step(w, STEP_FLOAT, m->embedding, NULL);
     for (size_t layer = 0; layer < m->config.num_layers; layer++) {
-        for (size_t i = 0; i < arch->num_linears; i++)
-            add_linear(w, &m->layers[layer].linears[arch->linears[i].role],
-                       &r->linears[layer * r->linears_per_layer + i]);
-        for (size_t i = 0; i < arch->num_norms; i++)
-            add_step(w, STEP_NORM, m->layers[layer].norms[arch->norms[i].role], NULL);
+        const model_block *b = &m->blocks[layer];
+        for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
+            add_linear(w, &m->linears[i], &r->linears[i]);
+        for (size_t i = 0; i < b->graph->num_norms; i++)
+            add_step(w, STEP_NORM, b->norms[graph_norm_in_order(b->graph, i)], NULL);
     }
     add_step(w, STEP_NORM, m->final_norm, NULL);
-    add_linear(w, &m->head, &r->linears[r->num_linears - 1]);
+    add_linear(w, m->head, &r->linears[m->num_linears - 1]);
     for (size_t i = 0; i < m->num_extra; i++)
         add_step(w, STEP_FLOAT, m->extra[i], NULL);
 }

@@ -9,11 +9,8 @@ typedef double (*linear_amount)(const run *r, const model_linear *l, const fallb
 static double sum_linears(const run *r, linear_amount amount)
 {
     double sum = 0;
-    const architecture *arch = r->model->config.arch;
-    for (size_t layer = 0; layer < r->model->config.num_layers; layer++)
-        for (size_t i = 0; i < arch->num_linears; i++)
-            sum += amount(r, &r->model->layers[layer].linears[arch->linears[i].role],
-                          &r->linears[layer * r->linears_per_layer + i]);
+    for (size_t i = 0; i + 1 < r->model->num_linears; i++)
+        sum += amount(r, &r->model->linears[i], &r->linears[i]);
     return sum;
 }
 
@@ -23,13 +20,9 @@ static double elements(const model_linear *l)
 }
 
 /* Is `l` the first of those that read the same input? */
-static bool is_first_of_group(const run *r, const model_linear *l)
+static bool is_first_of_unit(const run *r, const model_linear *l)
 {
-    const architecture *arch = r->model->config.arch;
-    size_t i = 0;
-    while (arch->linears[i].group != l->group)
-        i++;
-    return arch->linears[i].role == l->spec->role;
+    return l == &r->model->linears[r->model->units[l->unit].first];
 }
 
 /* ---- amounts ---- */
@@ -83,14 +76,14 @@ static double packed_weights(const run *r, const model_linear *l, const fallback
 
 static double observed_inputs(const run *r, const model_linear *l, const fallback_linear *f)
 {
-    bool observed = !f->is_float && r->scheme == LINEAR_W8A8 && is_first_of_group(r, l);
+    bool observed = !f->is_float && r->scheme == LINEAR_W8A8 && is_first_of_unit(r, l);
     return observed ? (double)r->samples.tokens * (double)l->k : 0;
 }
 
 static double scored_inputs(const run *r, const model_linear *l, const fallback_linear *f)
 {
     (void)f;
-    return r->wants_scores && is_first_of_group(r, l) ? (double)r->score_tokens * (double)l->k : 0;
+    return r->wants_scores && is_first_of_unit(r, l) ? (double)r->score_tokens * (double)l->k : 0;
 }
 
 /* Outputs pass a norm, a sum, a rotation or a gate. */
@@ -140,13 +133,13 @@ static double written_linear(const run *r, const model_linear *l, const fallback
 
 static void plan_disk(const run *r, tare_plan *out)
 {
-    const fallback_linear *head = &r->linears[r->num_linears - 1];
+    const fallback_linear *head = &r->linears[r->model->num_linears - 1];
     double layers = sum_linears(r, stored_bytes), folders = 0;
     double others = (double)checkpoint_bytes(r->model->checkpoint) - layers;
     double written = sum_linears(r, written_linear) + others;
     if (!head->is_float) {
-        written += written_linear(r, &r->model->head, head);
-        written -= r->model->head_is_tied ? 0 : (double)r->model->head.weight->bytes;
+        written += written_linear(r, r->model->head, head);
+        written -= r->model->head_is_tied ? 0 : (double)r->model->head->weight->bytes;
     }
     for (unsigned i = 0; i < SAVE_TYPES; i++)
         folders += r->save & 1u << i ? 1 : 0;
@@ -156,7 +149,7 @@ static void plan_disk(const run *r, tare_plan *out)
     if (r->scheme == LINEAR_W8A16 && r->recipe->mm_tensor) /* the range first */
         read += layers;
     if (!head->is_float && r->model->head_is_tied)
-        read += (double)r->model->head.weight->bytes;
+        read += (double)r->model->head->weight->bytes;
     out->bytes_read = (uint64_t)read;
     out->bytes_written = (uint64_t)(written * folders);
     if (r->layout.spill) /* two generations a stream */

@@ -5,7 +5,7 @@
 #include <pthread.h>
 #include <unistd.h>
 
-#include "model/generate.h"
+#include "generate/generate.h"
 #include "tensor/convert.h"
 #include "tensor_fixture.h"
 

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "model/linear.h"
+#include "forward/linear.h"
 #include "model/model.h"
 
 #define GEOMETRY                                                                                   \
@@ -32,8 +32,10 @@ static void test_config_defaults(void **state)
     assert_int_equal(c.num_kv_heads, 1);
     assert_false(c.tie_word_embeddings || c.attention_bias || c.mlp_bias || c.has_dtype);
     assert_true(c.rms_norm_eps == 1e-6f && c.rope.theta == 10000 && c.rope.type == ROPE_DEFAULT);
-    assert_int_equal(model_config_dim(&c, DIM_QUERY), 8);
-    assert_int_equal(model_config_dim(&c, DIM_KEY_VALUE), 4);
+    block_graph g;
+    c.arch->block(&c, &g);
+    assert_int_equal(graph_linear_of(&g, "model.layers.0.self_attn.q_proj", 31)->n, 8);
+    assert_int_equal(graph_linear_of(&g, "model.layers.0.self_attn.k_proj", 31)->n, 4);
     assert_ok(ctx, parse(ctx, &a,
                          "{" LLAMA
                          ", \"head_dim\": null, \"dtype\": \"bfloat16\", \"rope_scaling\": null}",

@@ -547,18 +547,19 @@ static void test_options(void **state)
 
 static void test_fused_groups(void **state)
 {
-    const architecture *arch = architecture_find("llama");
+    block_graph graph;
     buffer key;
     (void)state;
+    model_config_names(architecture_find("llama"), false, false, &graph);
     tare_context *ctx = new_context(1);
     buffer_init(&key, ctx);
-    assert_true(fused_group_of(arch, "model.layers.3.self_attn.v_proj", &key));
+    assert_true(fused_group_of(&graph, "model.layers.3.self_attn.v_proj", &key));
     assert_string_equal(key.data, "model.layers.3.qkv");
-    assert_true(fused_group_of(arch, "model.layers.3.mlp.up_proj", &key));
+    assert_true(fused_group_of(&graph, "model.layers.3.mlp.up_proj", &key));
     assert_string_equal(key.data, "model.layers.3.gate_up");
-    assert_false(fused_group_of(arch, "model.layers.3.self_attn.o_proj", &key));
-    assert_false(fused_group_of(arch, "model.layers.3.xself_attn.v_proj", &key));
-    assert_false(fused_group_of(arch, "lm_head", &key));
+    assert_false(fused_group_of(&graph, "model.layers.3.self_attn.o_proj", &key));
+    assert_false(fused_group_of(&graph, "model.layers.3.xself_attn.v_proj", &key));
+    assert_false(fused_group_of(&graph, "lm_head", &key));
     buffer_free(&key);
     free_context(ctx);
 }

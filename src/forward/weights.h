@@ -1,10 +1,10 @@
 /* The weights of a model in compute format, layer after layer: kept in memory from the first pass
  * on, or read anew in each. For FP32 products on weights as they are stored. */
-#ifndef TARE_MODEL_WEIGHTS_H
-#define TARE_MODEL_WEIGHTS_H
+#ifndef TARE_FORWARD_WEIGHTS_H
+#define TARE_FORWARD_WEIGHTS_H
 
 #include "base/background.h"
-#include "model/linear.h"
+#include "forward/linear.h"
 
 /* What is in memory at once; in the order of preference. */
 typedef enum weight_mode {
@@ -26,12 +26,12 @@ typedef struct weight_source {
     weight_mode mode;
     const kept_weights *kept;
     background *reader; /* AHEAD */
-    raw_weight ahead[ROLE_COUNT];
+    raw_weight ahead[BLOCK_LINEARS];
     size_t ahead_layer;
     uint64_t ahead_ticket; /* 0: nothing is read ahead */
     size_t layer;
-    float_layer linears; /* AHEAD, LAYER */
-    layer_norms norms;   /* all but KEPT */
+    float_block linears; /* AHEAD, LAYER */
+    block_norms norms;   /* all but KEPT */
     float *final_norm;   /* all but KEPT */
 } weight_source;
 
@@ -40,10 +40,10 @@ tare_status weight_source_open(tare_model *model, weight_mode mode, const kept_w
                                weight_source *out);
 void weight_source_close(weight_source *w);
 /* Makes `layer` the current one; layers are asked for in order, from 0 on again and again. */
-tare_status weight_source_layer(weight_source *w, size_t layer, const layer_norms **norms);
-/* layer_ops.linears with `user` = weight_source, of the current layer. Looks for cancellation
+tare_status weight_source_layer(weight_source *w, size_t layer, const block_norms **norms);
+/* block_ops.linears with `user` = weight_source, of the current layer. Looks for cancellation
  * between pieces of rows. */
-tare_status weight_source_linears(void *user, linear_group group, const batch *b, const float *x,
+tare_status weight_source_linears(void *user, graph_unit unit, const batch *b, const float *x,
                                   float *const *y);
 /* logits [rows, vocab] of hidden states x [rows, hidden], which are normed in place. */
 tare_status weight_source_logits(weight_source *w, float *x, size_t rows, float *logits);

@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "file/json.h"
-#include "model/generate.h"
+#include "generate/generate.h"
 
 enum { FILE_LIMIT = 4 << 20 };
 

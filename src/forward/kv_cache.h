@@ -1,7 +1,7 @@
 /* Keys and values of the sequences that are being continued, after rotation, FP32: in memory, or in
  * a scratch file a sequence, of which one layer at a time is in memory. */
-#ifndef TARE_MODEL_KV_CACHE_H
-#define TARE_MODEL_KV_CACHE_H
+#ifndef TARE_FORWARD_KV_CACHE_H
+#define TARE_FORWARD_KV_CACHE_H
 
 #include "file/io.h"
 

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/generate.h"
+#include "generate/generate.h"
 
 typedef struct logprobs_run {
     tare_model *model;

@@ -3,8 +3,8 @@
  * the k-th stay), top-p (tokens by falling probability until top_p is reached). The draw itself is
  * tare's own (spec/calibration_sets.md 7.3): the first token, by falling probability, then rising
  * id, whose cumulative probability exceeds u. */
-#ifndef TARE_MODEL_SAMPLING_H
-#define TARE_MODEL_SAMPLING_H
+#ifndef TARE_GENERATE_SAMPLING_H
+#define TARE_GENERATE_SAMPLING_H
 
 #include "base/memory.h"
 #include "base/rng.h"

@@ -1,8 +1,8 @@
 /* Float linears in compute format: what the plain forward pass runs on. */
-#ifndef TARE_MODEL_LINEAR_H
-#define TARE_MODEL_LINEAR_H
+#ifndef TARE_FORWARD_LINEAR_H
+#define TARE_FORWARD_LINEAR_H
 
-#include "model/decoder.h"
+#include "forward/executor.h"
 #include "tensor/gemm.h"
 
 /* The weight of a linear as bytes in memory. */
@@ -37,28 +37,28 @@ size_t float_linear_bytes(const tare_model *model, const model_linear *linear, g
 size_t float_linear_making_bytes(const model_linear *linear);
 void float_linear_free(tare_context *ctx, float_linear *l);
 
-/* All float linears of one layer, by role; `ops` runs them. */
-typedef struct float_layer {
+/* All float linears of one block, in its order; `ops` runs them. */
+typedef struct float_block {
     tare_model *model;
-    size_t layer;
+    const model_block *block;
     gemm_compute compute;
-    const raw_weight
-        *raw; /* by role; not NULL: a linear is made when its group runs, and goes then */
-    float_linear linears[ROLE_COUNT];
-} float_layer;
+    const raw_weight *raw; /* [linears] of the block; not NULL: a linear is made when its unit runs,
+                              and goes then */
+    float_linear linears[BLOCK_LINEARS];
+} float_block;
 
-tare_status float_layer_load(tare_model *model, size_t layer, gemm_compute compute,
-                             float_layer *out);
-/* From weights in memory, by role. */
-tare_status float_layer_create(tare_model *model, size_t layer, gemm_compute compute,
-                               const raw_weight raw[ROLE_COUNT], float_layer *out);
+tare_status float_block_load(tare_model *model, const model_block *block, gemm_compute compute,
+                             float_block *out);
+/* From weights in memory, in the block's order. */
+tare_status float_block_create(tare_model *model, const model_block *block, gemm_compute compute,
+                               const raw_weight *raw, float_block *out);
 /* The same without float copies that stay: `raw` is borrowed, and a batch makes one linear after
  * the other from it. Less memory, the same numbers, more time. */
-void float_layer_borrow(tare_model *model, size_t layer, gemm_compute compute,
-                        const raw_weight raw[ROLE_COUNT], float_layer *out);
-void float_layer_free(float_layer *l);
-/* layer_ops.linears with `user` = float_layer. */
-tare_status float_layer_linears(void *user, linear_group group, const batch *b, const float *x,
+void float_block_borrow(tare_model *model, const model_block *block, gemm_compute compute,
+                        const raw_weight *raw, float_block *out);
+void float_block_free(float_block *l);
+/* block_ops.linears with `user` = float_block. */
+tare_status float_block_linears(void *user, graph_unit unit, const batch *b, const float *x,
                                 float *const *y);
 
 /* Calls `row` with the embedding [hidden] of each of ids[count], in no particular order. The matrix

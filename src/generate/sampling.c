@@ -1,4 +1,4 @@
-#include "model/sampling.h"
+#include "generate/sampling.h"
 
 #include <math.h>
 #include <string.h>

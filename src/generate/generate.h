@@ -1,11 +1,11 @@
 /* Generation inside: settings, the plan, and passes of sequences through the model. The public side
  * is in tare.h. */
-#ifndef TARE_MODEL_GENERATE_H
-#define TARE_MODEL_GENERATE_H
+#ifndef TARE_GENERATE_GENERATE_H
+#define TARE_GENERATE_GENERATE_H
 
-#include "model/kv_cache.h"
-#include "model/sampling.h"
-#include "model/weights.h"
+#include "forward/kv_cache.h"
+#include "forward/weights.h"
+#include "generate/sampling.h"
 
 /* What stays in the model between calls. */
 typedef struct generation {
@@ -79,7 +79,7 @@ typedef struct forward {
     tare_model *model;
     generation_layout layout;
     weight_source weights;
-    decoder_workspace workspace;
+    workspace work;
     float *x;               /* [pass_rows, hidden] */
     float *last;            /* [batch, hidden] */
     float *logits;          /* [batch, vocab] */

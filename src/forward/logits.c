@@ -1,14 +1,14 @@
 /* Float logits of one sequence, streamed: one layer's weights at a time, the head in panels. */
-#include "model/weights.h"
+#include "forward/weights.h"
 
-static tare_status run_layer(weight_source *w, size_t layer, const batch *b,
-                             decoder_workspace *workspace, float *x)
+static tare_status run_layer(weight_source *w, size_t layer, const batch *b, workspace *room,
+                             float *x)
 {
     tare_status status = TARE_OK;
-    const layer_norms *norms;
-    layer_ops ops = {.user = w, .linears = weight_source_linears};
+    const block_norms *norms;
+    block_ops ops = {.user = w, .linears = weight_source_linears};
     TRY(weight_source_layer(w, layer, &norms));
-    TRY(decoder_layer_forward(w->model, layer, norms, &ops, b, workspace, x));
+    TRY(block_forward(w->model, &w->model->blocks[layer], norms, &ops, b, room, x));
 done:
     return status;
 }
@@ -20,7 +20,7 @@ tare_status tare_model_logits(tare_model *model, const uint32_t *ids, size_t cou
     size_t elements;
     float *x = NULL;
     weight_source weights = {0};
-    decoder_workspace w = {0};
+    workspace w = {0};
     batch b = {.samples = 1, .lengths = &count, .rows = count};
     if (count == 0)
         return TARE_FAIL(ctx, TARE_E_DATA, "a sequence of no tokens has no logits");
@@ -30,14 +30,14 @@ tare_status tare_model_logits(tare_model *model, const uint32_t *ids, size_t cou
         goto done;
     }
     TRY(embed_into(model, ids, count, x));
-    TRY(decoder_workspace_create(model, count, count, TARE_F32, &w));
+    TRY(workspace_create(model, count, count, TARE_F32, &w));
     TRY(weight_source_open(model, WEIGHTS_LAYER, NULL, &weights));
     for (size_t i = 0; i < model->config.num_layers; i++)
         TRY(TARE_WRAP(ctx, run_layer(&weights, i, &b, &w, x), "layer %zu", i));
     TRY(weight_source_logits(&weights, x, count, logits));
 done:
     weight_source_close(&weights);
-    decoder_workspace_free(&w);
+    workspace_free(&w);
     mem_free(ctx, x);
     return status;
 }

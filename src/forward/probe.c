@@ -1,4 +1,4 @@
-#include "model/probe.h"
+#include "forward/probe.h"
 
 #include "base/progress.h"
 #include "tensor/convert.h"
@@ -45,10 +45,9 @@ void *probe_weights(tare_context *ctx, tare_dtype dtype, size_t count)
 /* The linear with most weights, which has most of the work. */
 const model_linear *probe_linear(const tare_model *model)
 {
-    const architecture *arch = model->config.arch;
     const model_linear *widest = NULL;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        const model_linear *l = &model->layers[0].linears[arch->linears[i].role];
+    for (size_t i = 0; i < model->blocks[0].graph->num_linears; i++) {
+        const model_linear *l = block_linear(model, &model->blocks[0], i);
         if (!widest || l->n * l->k > widest->n * widest->k)
             widest = l;
     }
@@ -142,24 +141,21 @@ tare_status probe_packing(tare_model *model, gemm_compute compute, double *rate)
 tare_status probe_reading(tare_model *model, double *rate)
 {
     tare_status status = TARE_OK;
-    const architecture *arch = model->config.arch;
     size_t total = 0;
     double start = clock_seconds(), seconds = 0;
     char *piece = mem_alloc(model->ctx, READ_PIECE);
     TRY(piece ? TARE_OK : TARE_E_MEMORY);
-    for (size_t layer = 0; layer < model->config.num_layers; layer++) {
-        for (size_t i = 0; i < arch->num_linears; i++) {
-            const tensor_info *t = model->layers[layer].linears[arch->linears[i].role].weight;
-            for (uint64_t at = 0; at < t->bytes; at += READ_PIECE) {
-                size_t size = t->bytes - at < READ_PIECE ? (size_t)(t->bytes - at) : READ_PIECE;
-                if (total >= READ_MOST || seconds >= READ_SECONDS ||
-                    !checkpoint_has_data(model->checkpoint, t, at, size))
-                    goto done;
-                TRY(checkpoint_read(model->checkpoint, t, at, piece, size));
-                total += size;
-                seconds = clock_seconds() - start;
-                *rate = (double)total / seconds;
-            }
+    for (size_t i = 0; i + 1 < model->num_linears; i++) {
+        const tensor_info *t = model->linears[i].weight;
+        for (uint64_t at = 0; at < t->bytes; at += READ_PIECE) {
+            size_t size = t->bytes - at < READ_PIECE ? (size_t)(t->bytes - at) : READ_PIECE;
+            if (total >= READ_MOST || seconds >= READ_SECONDS ||
+                !checkpoint_has_data(model->checkpoint, t, at, size))
+                goto done;
+            TRY(checkpoint_read(model->checkpoint, t, at, piece, size));
+            total += size;
+            seconds = clock_seconds() - start;
+            *rate = (double)total / seconds;
         }
     }
 done:

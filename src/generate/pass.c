@@ -4,7 +4,7 @@
  * (gemm.h), attention on its sequence. */
 #include <string.h>
 
-#include "model/generate.h"
+#include "generate/generate.h"
 
 tare_status forward_create(tare_model *model, const generation_layout *layout, size_t longest,
                            const kept_weights *kept, forward *out)
@@ -33,7 +33,7 @@ tare_status forward_create(tare_model *model, const generation_layout *layout, s
                                     c->head_dim * sizeof(float));
         TRY(out->room ? TARE_OK : TARE_E_MEMORY);
     }
-    TRY(decoder_workspace_create(model, layout->batch_rows, longest, TARE_F32, &out->workspace));
+    TRY(workspace_create(model, layout->batch_rows, longest, TARE_F32, &out->work));
     TRY(weight_source_open(model, layout->mode, kept, &out->weights));
 done:
     if (status != TARE_OK)
@@ -47,7 +47,7 @@ void forward_free(forward *f)
         return;
     tare_context *ctx = f->model->ctx;
     weight_source_close(&f->weights);
-    decoder_workspace_free(&f->workspace);
+    workspace_free(&f->work);
     void *const rooms[] = {f->x,    f->last,      f->logits, f->lengths,
                            f->past, f->sequences, f->steps,  f->room};
     for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++)
@@ -65,7 +65,7 @@ size_t forward_bytes(const tare_model *model, const generation_layout *layout, s
                    3 * mem_array_bytes(places, sizeof(size_t)) +
                    mem_array_bytes(places, sizeof(attention_step));
     bytes += layout->spill ? kv_cache_room_bytes(cols, longest) : 0;
-    bytes += decoder_workspace_bytes(model, layout->batch_rows, longest);
+    bytes += workspace_bytes(model, layout->batch_rows, longest);
     return bytes + embed_into_bytes(model) + weight_source_bytes(model, layout->mode, places);
 }
 
@@ -89,7 +89,7 @@ static void attend_steps(forward *f, size_t count, float *scratch)
         attention_steps(f->model->ctx, &shape, f->steps, count, scratch);
 }
 
-/* layer_ops.attend */
+/* block_ops.attend */
 static tare_status attend(void *user, const batch *b, const float *q, const float *k,
                           const float *v, float *out, float *scratch)
 {
@@ -122,25 +122,25 @@ done:
 
 /* ---- the pass ---- */
 
-static tare_status linears(void *user, linear_group group, const batch *b, const float *x,
+static tare_status linears(void *user, graph_unit unit, const batch *b, const float *x,
                            float *const *y)
 {
     forward *f = user;
-    return weight_source_linears(&f->weights, group, b, x, y);
+    return weight_source_linears(&f->weights, unit, b, x, y);
 }
 
 static tare_status run_layer(forward *f, size_t layer)
 {
     tare_status status = TARE_OK;
-    const layer_norms *norms;
-    layer_ops ops = {.user = f, .linears = linears, .attend = attend};
+    const block_norms *norms;
+    block_ops ops = {.user = f, .linears = linears, .attend = attend};
     float *x = f->x;
     f->layer = layer;
     TRY(weight_source_layer(&f->weights, layer, &norms));
     for (size_t first = 0; first < f->num_sequences;) {
         batch b = batch_next(f->lengths, first, f->num_sequences, f->layout.batch_rows);
         b.past = f->past + first;
-        TRY(decoder_layer_forward(f->model, layer, norms, &ops, &b, &f->workspace, x));
+        TRY(block_forward(f->model, &f->model->blocks[layer], norms, &ops, &b, &f->work, x));
         x += b.rows * f->model->config.hidden_size;
         first += b.samples;
     }

@@ -1,5 +1,5 @@
 /* Loading float linears, running them, and gathering embeddings. */
-#include "model/linear.h"
+#include "forward/linear.h"
 
 #include <string.h>
 
@@ -111,66 +111,60 @@ void float_linear_free(tare_context *ctx, float_linear *l)
     *l = (float_linear){0};
 }
 
-static tare_status fill_layer(tare_model *model, size_t layer, gemm_compute compute,
-                              const raw_weight *raw, float_layer *out)
+static tare_status fill_block(tare_model *model, const model_block *block, gemm_compute compute,
+                              const raw_weight *raw, float_block *out)
 {
-    *out = (float_layer){.model = model};
-    const architecture *arch = model->config.arch;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        linear_role role = arch->linears[i].role;
-        const model_linear *l = &model->layers[layer].linears[role];
-        tare_status status = raw ? float_linear_create(model, l, compute, &raw[role],
-                                                       &out->linears[role])
-                                 : float_linear_load(model, l, compute, &out->linears[role]);
+    *out = (float_block){.model = model, .block = block};
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
+        const model_linear *l = block_linear(model, block, i);
+        tare_status status = raw ? float_linear_create(model, l, compute, &raw[i], &out->linears[i])
+                                 : float_linear_load(model, l, compute, &out->linears[i]);
         if (status != TARE_OK) {
-            float_layer_free(out);
+            float_block_free(out);
             return status;
         }
     }
     return TARE_OK;
 }
 
-tare_status float_layer_load(tare_model *model, size_t layer, gemm_compute compute,
-                             float_layer *out)
+tare_status float_block_load(tare_model *model, const model_block *block, gemm_compute compute,
+                             float_block *out)
 {
-    return fill_layer(model, layer, compute, NULL, out);
+    return fill_block(model, block, compute, NULL, out);
 }
 
-tare_status float_layer_create(tare_model *model, size_t layer, gemm_compute compute,
-                               const raw_weight raw[ROLE_COUNT], float_layer *out)
+tare_status float_block_create(tare_model *model, const model_block *block, gemm_compute compute,
+                               const raw_weight *raw, float_block *out)
 {
-    return fill_layer(model, layer, compute, raw, out);
+    return fill_block(model, block, compute, raw, out);
 }
 
-void float_layer_borrow(tare_model *model, size_t layer, gemm_compute compute,
-                        const raw_weight raw[ROLE_COUNT], float_layer *out)
+void float_block_borrow(tare_model *model, const model_block *block, gemm_compute compute,
+                        const raw_weight *raw, float_block *out)
 {
-    *out = (float_layer){.model = model, .layer = layer, .compute = compute, .raw = raw};
+    *out = (float_block){.model = model, .block = block, .compute = compute, .raw = raw};
 }
 
-void float_layer_free(float_layer *l)
+void float_block_free(float_block *l)
 {
-    for (int role = 0; role < ROLE_COUNT; role++)
-        float_linear_free(l->model->ctx, &l->linears[role]);
+    for (size_t i = 0; i < BLOCK_LINEARS; i++)
+        float_linear_free(l->model->ctx, &l->linears[i]);
 }
 
-tare_status float_layer_linears(void *user, linear_group group, const batch *b, const float *x,
+tare_status float_block_linears(void *user, graph_unit unit, const batch *b, const float *x,
                                 float *const *y)
 {
-    float_layer *l = user;
-    const architecture *arch = l->model->config.arch;
-    for (size_t i = 0, member = 0; i < arch->num_linears; i++) {
-        if (arch->linears[i].group != group)
-            continue;
-        linear_role role = arch->linears[i].role;
+    float_block *l = user;
+    const unit_spec *u = &l->block->graph->units[unit];
+    for (size_t i = u->first; i < u->first + u->count; i++) {
         float_linear made = {0};
-        const float_linear *f = l->raw ? &made : &l->linears[role];
+        const float_linear *f = l->raw ? &made : &l->linears[i];
         tare_status status = l->raw ? float_linear_create(l->model,
-                                                          &l->model->layers[l->layer].linears[role],
-                                                          l->compute, &l->raw[role], &made)
+                                                          block_linear(l->model, l->block, i),
+                                                          l->compute, &l->raw[i], &made)
                                     : TARE_OK;
         if (status == TARE_OK)
-            status = gemm_float(l->model->ctx, f->weight, x, b->rows, f->bias, y[member++]);
+            status = gemm_float(l->model->ctx, f->weight, x, b->rows, f->bias, y[i - u->first]);
         float_linear_free(l->model->ctx, &made);
         if (status != TARE_OK)
             return status;

@@ -1,9 +1,9 @@
 /* The head (lm_head, or the embedding that serves as it): logits of hidden states. Its matrix is
  * the largest of many models, so it is read and packed in panels of rows and never held twice. */
-#ifndef TARE_MODEL_HEAD_H
-#define TARE_MODEL_HEAD_H
+#ifndef TARE_FORWARD_HEAD_H
+#define TARE_FORWARD_HEAD_H
 
-#include "model/linear.h"
+#include "forward/linear.h"
 
 /* Packed; in panels of the vocabulary. */
 typedef struct head_weights {

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "model/generate.h"
+#include "generate/generate.h"
 
 void tare_generate_options_init(tare_generate_options *options)
 {

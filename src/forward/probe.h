@@ -1,8 +1,8 @@
 /* Measures what a model's passes consist of, with the model's own shapes, on made-up data. */
-#ifndef TARE_MODEL_PROBE_H
-#define TARE_MODEL_PROBE_H
+#ifndef TARE_FORWARD_PROBE_H
+#define TARE_FORWARD_PROBE_H
 
-#include "model/linear.h"
+#include "forward/linear.h"
 
 /* Of the usual size and spread; NULL when out of memory. */
 float *probe_floats(tare_context *ctx, size_t count);

@@ -1,4 +1,4 @@
-#include "model/head.h"
+#include "forward/head.h"
 
 #include <string.h>
 
@@ -8,7 +8,7 @@ enum { HEAD_PANEL = 4096 };
 
 static size_t panel_rows(const tare_model *model, size_t first)
 {
-    size_t left = model->head.n - first;
+    size_t left = model->head->n - first;
     return left < HEAD_PANEL ? left : HEAD_PANEL;
 }
 
@@ -17,7 +17,7 @@ static void place(const tare_model *model, const float *y, size_t count, size_t 
                   float *logits)
 {
     for (size_t r = 0; r < count; r++)
-        memcpy(logits + r * model->head.n + first, y + r * n, n * sizeof *y);
+        memcpy(logits + r * model->head->n + first, y + r * n, n * sizeof *y);
 }
 
 /* ---- streamed ---- */
@@ -34,7 +34,7 @@ typedef struct head_stream {
 static tare_status stream_rows(void *user, size_t first, size_t count, const void *rows)
 {
     head_stream *s = user;
-    const tensor_info *t = s->model->head.weight;
+    const tensor_info *t = s->model->head->weight;
     size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype);
     for (size_t at = 0, n; at < count; at += n) {
         n = count - at < HEAD_PANEL ? count - at : HEAD_PANEL;
@@ -65,7 +65,7 @@ tare_status head_logits(tare_model *model, const float *x, size_t count, float *
     s.y = panel_results(model, count);
     if (!s.y)
         return TARE_E_MEMORY;
-    tare_status status = model_stream_rows(model, model->head.weight, stream_rows, &s);
+    tare_status status = model_stream_rows(model, model->head->weight, stream_rows, &s);
     mem_free(model->ctx, s.y);
     return status;
 }
@@ -75,9 +75,9 @@ tare_status head_logits(tare_model *model, const float *x, size_t count, float *
 tare_status head_weights_load(tare_model *model, head_weights *out)
 {
     tare_status status = TARE_OK;
-    const tensor_info *t = model->head.weight;
+    const tensor_info *t = model->head->weight;
     size_t row_bytes = t->shape[1] * dtype_size(t->dtype);
-    *out = (head_weights){.count = size_divide_up(model->head.n, HEAD_PANEL)};
+    *out = (head_weights){.count = size_divide_up(model->head->n, HEAD_PANEL)};
     char *raw = mem_alloc_array(model->ctx, panel_rows(model, 0), row_bytes);
     out->panels = mem_calloc(model->ctx, out->count, sizeof(gemm_weight *));
     TRY(raw && out->panels ? TARE_OK : TARE_E_MEMORY);
@@ -124,19 +124,19 @@ done:
 
 static size_t panel_bytes(const tare_model *model)
 {
-    const tensor_info *t = model->head.weight;
+    const tensor_info *t = model->head->weight;
     return mem_block_bytes(gemm_weight_bytes(GEMM_FP32, t->dtype, HEAD_PANEL, t->shape[1]));
 }
 
 size_t head_weights_bytes(const tare_model *model)
 {
-    size_t count = size_divide_up(model->head.n, HEAD_PANEL);
+    size_t count = size_divide_up(model->head->n, HEAD_PANEL);
     return count * panel_bytes(model) + mem_array_bytes(count, sizeof(gemm_weight *));
 }
 
 size_t head_weights_loading_bytes(const tare_model *model)
 {
-    const tensor_info *t = model->head.weight;
+    const tensor_info *t = model->head->weight;
     size_t bytes = HEAD_PANEL * t->shape[1] * dtype_size(t->dtype);
     return mem_block_bytes(bytes) + file_read_bytes(bytes);
 }
@@ -149,5 +149,5 @@ size_t head_kept_bytes(const tare_model *model, size_t count)
 size_t head_logits_bytes(const tare_model *model, size_t count)
 {
     return head_kept_bytes(model, count) + panel_bytes(model) +
-           model_stream_bytes(model->head.weight);
+           model_stream_bytes(model->head->weight);
 }

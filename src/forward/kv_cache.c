@@ -1,4 +1,4 @@
-#include "model/kv_cache.h"
+#include "forward/kv_cache.h"
 
 #include <string.h>
 

@@ -1,8 +1,8 @@
-#include "model/weights.h"
+#include "forward/weights.h"
 
 #include <string.h>
 
-#include "model/head.h"
+#include "forward/head.h"
 
 /* Products between two looks for cancellation, so that a look comes several times a second. */
 enum { PIECE_ROWS = 192 };
@@ -10,8 +10,8 @@ static const double PIECE_PRODUCTS = 2e9;
 
 struct kept_weights {
     tare_model *model;
-    float_layer *layers; /* [num_layers] */
-    layer_norms *norms;
+    float_block *layers; /* [num_layers] */
+    block_norms *norms;
     head_weights head;
     float *final_norm;
 };
@@ -35,8 +35,10 @@ tare_status kept_weights_load(tare_model *model, kept_weights **out)
         k->layers[i].model = model;
     for (size_t i = 0; i < layers; i++) {
         TRY(context_check_cancelled(ctx));
-        TRY(TARE_WRAP(ctx, layer_norms_load(model, i, &k->norms[i]), "layer %zu", i));
-        TRY(TARE_WRAP(ctx, float_layer_load(model, i, GEMM_FP32, &k->layers[i]), "layer %zu", i));
+        TRY(TARE_WRAP(ctx, block_norms_load(model, &model->blocks[i], &k->norms[i]), "layer %zu",
+                      i));
+        TRY(TARE_WRAP(ctx, float_block_load(model, &model->blocks[i], GEMM_FP32, &k->layers[i]),
+                      "layer %zu", i));
     }
     TRY(model_read_vector(model, model->final_norm, &k->final_norm));
     TRY(head_weights_load(model, &k->head));
@@ -54,8 +56,8 @@ void kept_weights_free(kept_weights *k)
     tare_context *ctx = k->model->ctx;
     for (size_t i = 0; i < k->model->config.num_layers && k->norms && k->layers; i++) {
         if (k->layers[i].model)
-            float_layer_free(&k->layers[i]);
-        layer_norms_free(ctx, &k->norms[i]);
+            float_block_free(&k->layers[i]);
+        block_norms_free(ctx, &k->norms[i]);
     }
     head_weights_free(ctx, &k->head);
     mem_free(ctx, k->final_norm);
@@ -68,9 +70,9 @@ void kept_weights_free(kept_weights *k)
 
 static void free_ahead(weight_source *w)
 {
-    for (int role = 0; role < ROLE_COUNT; role++) {
-        mem_free(w->model->ctx, w->ahead[role].data);
-        w->ahead[role] = (raw_weight){0};
+    for (size_t i = 0; i < BLOCK_LINEARS; i++) {
+        mem_free(w->model->ctx, w->ahead[i].data);
+        w->ahead[i] = (raw_weight){0};
     }
 }
 
@@ -79,14 +81,12 @@ static tare_status read_ahead(void *user)
 {
     tare_status status = TARE_OK;
     weight_source *w = user;
-    const architecture *arch = w->model->config.arch;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        linear_role role = arch->linears[i].role;
+    const model_block *block = &w->model->blocks[w->ahead_layer];
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
         TRY(context_check_cancelled(w->model->ctx));
-        TRY(TARE_WRAP(
-            w->model->ctx,
-            linear_read(w->model, &w->model->layers[w->ahead_layer].linears[role], &w->ahead[role]),
-            "layer %zu", w->ahead_layer));
+        TRY(TARE_WRAP(w->model->ctx,
+                      linear_read(w->model, block_linear(w->model, block, i), &w->ahead[i]),
+                      "layer %zu", w->ahead_layer));
     }
 done:
     return status;
@@ -110,8 +110,8 @@ done:
 
 static void drop_layer(weight_source *w)
 {
-    float_layer_free(&w->linears);
-    layer_norms_free(w->model->ctx, &w->norms);
+    float_block_free(&w->linears);
+    block_norms_free(w->model->ctx, &w->norms);
 }
 
 void weight_source_close(weight_source *w)
@@ -130,8 +130,8 @@ void weight_source_close(weight_source *w)
 static tare_status take_ahead(weight_source *w)
 {
     tare_status status = TARE_OK;
-    raw_weight raw[ROLE_COUNT];
-    const model_config *c = &w->model->config;
+    raw_weight raw[BLOCK_LINEARS];
+    const model_block *block = &w->model->blocks[w->layer];
     if (w->ahead_ticket == 0) {
         w->ahead_layer = w->layer;
         TRY(background_submit(w->reader, read_ahead, w, &w->ahead_ticket));
@@ -140,22 +140,21 @@ static tare_status take_ahead(weight_source *w)
     w->ahead_ticket = 0;
     memcpy(raw, w->ahead, sizeof raw);
     memset(w->ahead, 0, sizeof w->ahead);
-    if (w->layer + 1 < c->num_layers) {
+    if (w->layer + 1 < w->model->config.num_layers) {
         w->ahead_layer = w->layer + 1;
         status = background_submit(w->reader, read_ahead, w, &w->ahead_ticket);
     }
-    for (size_t i = 0; i < c->arch->num_linears; i++) {
-        linear_role role = c->arch->linears[i].role;
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
         if (status == TARE_OK)
-            status = float_linear_create(w->model, &w->model->layers[w->layer].linears[role],
-                                         GEMM_FP32, &raw[role], &w->linears.linears[role]);
-        mem_free(w->model->ctx, raw[role].data);
+            status = float_linear_create(w->model, block_linear(w->model, block, i), GEMM_FP32,
+                                         &raw[i], &w->linears.linears[i]);
+        mem_free(w->model->ctx, raw[i].data);
     }
 done:
     return status;
 }
 
-tare_status weight_source_layer(weight_source *w, size_t layer, const layer_norms **norms)
+tare_status weight_source_layer(weight_source *w, size_t layer, const block_norms **norms)
 {
     tare_status status = TARE_OK;
     w->layer = layer;
@@ -165,11 +164,11 @@ tare_status weight_source_layer(weight_source *w, size_t layer, const layer_norm
         return TARE_OK;
     }
     drop_layer(w);
-    TRY(layer_norms_load(w->model, layer, &w->norms));
+    TRY(block_norms_load(w->model, &w->model->blocks[layer], &w->norms));
     if (w->mode == WEIGHTS_AHEAD)
         TRY(take_ahead(w));
     else if (w->mode == WEIGHTS_LAYER)
-        TRY(float_layer_load(w->model, layer, GEMM_FP32, &w->linears));
+        TRY(float_block_load(w->model, &w->model->blocks[layer], GEMM_FP32, &w->linears));
     *norms = &w->norms;
 done:
     return status;
@@ -194,26 +193,24 @@ done:
     return status;
 }
 
-tare_status weight_source_linears(void *user, linear_group group, const batch *b, const float *x,
+tare_status weight_source_linears(void *user, graph_unit unit, const batch *b, const float *x,
                                   float *const *y)
 {
     weight_source *w = user;
-    const architecture *arch = w->model->config.arch;
-    const float_layer *layer = w->mode == WEIGHTS_KEPT ? &w->kept->layers[w->layer] : &w->linears;
-    for (size_t i = 0, member = 0; i < arch->num_linears; i++) {
-        if (arch->linears[i].group != group)
-            continue;
-        linear_role role = arch->linears[i].role;
-        const model_linear *l = &w->model->layers[w->layer].linears[role];
+    const model_block *block = &w->model->blocks[w->layer];
+    const unit_spec *u = &block->graph->units[unit];
+    const float_block *kept = w->mode == WEIGHTS_KEPT ? &w->kept->layers[w->layer] : &w->linears;
+    for (size_t i = u->first; i < u->first + u->count; i++) {
+        const model_linear *l = block_linear(w->model, block, i);
         float_linear made = {0};
-        const float_linear *f = &layer->linears[role];
+        const float_linear *f = &kept->linears[i];
         tare_status status = TARE_OK;
         if (w->mode == WEIGHTS_LINEAR) {
             status = float_linear_load(w->model, l, GEMM_FP32, &made);
             f = &made;
         }
         if (status == TARE_OK)
-            status = multiply(w, l, f, b->rows, x, y[member++]);
+            status = multiply(w, l, f, b->rows, x, y[i - u->first]);
         float_linear_free(w->model->ctx, &made);
         if (status != TARE_OK)
             return TARE_WRAP(w->model->ctx, status, "%s", l->name);
@@ -234,63 +231,70 @@ tare_status weight_source_logits(weight_source *w, float *x, size_t rows, float 
 
 /* ---- sizes ---- */
 
-/* Packed weights of a layer, and what loading one linear needs beside its result at most. */
-static size_t layer_bytes(const tare_model *model, size_t layer, size_t *loading)
+/* Packed weights of a block, and what loading one linear needs beside its result at most. */
+static size_t block_bytes(const tare_model *model, const model_block *block, size_t *loading)
 {
-    const architecture *arch = model->config.arch;
     size_t bytes = 0;
-    for (size_t i = 0; i < arch->num_linears; i++) {
-        const model_linear *l = &model->layers[layer].linears[arch->linears[i].role];
-        tare_dtype dtype = linear_raw_dtype(model, l);
-        bytes += float_linear_bytes(model, l, GEMM_FP32, dtype);
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
+        const model_linear *l = block_linear(model, block, i);
+        bytes += float_linear_bytes(model, l, GEMM_FP32, linear_raw_dtype(model, l));
         size_t making = linear_raw_bytes(model, l) + float_linear_making_bytes(l);
         *loading = size_max(*loading, size_max(linear_read_bytes(model, l), making));
     }
     return bytes;
 }
 
-static size_t layers_bytes(const tare_model *model, size_t *loading)
+static size_t blocks_bytes(const tare_model *model, size_t *loading)
 {
     size_t bytes = 0;
     for (size_t i = 0; i < model->config.num_layers; i++)
-        bytes += layer_bytes(model, i, loading) + layer_norms_bytes(model, i);
+        bytes += block_bytes(model, &model->blocks[i], loading) +
+                 block_norms_bytes(&model->blocks[i]);
     return bytes + 2 * mem_array_bytes(model->config.num_layers,
-                                       size_max(sizeof(float_layer), sizeof(layer_norms)));
+                                       size_max(sizeof(float_block), sizeof(block_norms)));
 }
 
 size_t kept_weights_bytes(const tare_model *model)
 {
     size_t loading = 0;
-    return layers_bytes(model, &loading) + head_weights_bytes(model) +
+    return blocks_bytes(model, &loading) + head_weights_bytes(model) +
            model_vector_bytes(model->final_norm) + mem_block_bytes(sizeof(kept_weights));
 }
 
 size_t kept_weights_loading_bytes(const tare_model *model)
 {
     size_t loading = 0;
-    layers_bytes(model, &loading);
+    blocks_bytes(model, &loading);
     return kept_weights_bytes(model) + size_max(loading, head_weights_loading_bytes(model));
+}
+
+/* Weights of a block as they are stored. */
+static size_t raw_block_bytes(const tare_model *model, const model_block *block)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < block->graph->num_linears; i++) {
+        const model_linear *l = block_linear(model, block, i);
+        bytes += size_max(linear_raw_bytes(model, l), l->weight->bytes);
+    }
+    return bytes;
 }
 
 size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t head_rows)
 {
     size_t layer = 0, norms = 0, linear = 0, loading = 0, raw = 0;
-    const architecture *arch = model->config.arch;
     size_t head = mode == WEIGHTS_KEPT ? head_kept_bytes(model, head_rows)
                                        : head_logits_bytes(model, head_rows);
     if (mode == WEIGHTS_KEPT)
         return size_max(gemm_float_bytes(model->ctx), head);
     for (size_t i = 0; i < model->config.num_layers; i++) {
-        size_t bytes = 0;
-        layer = size_max(layer, layer_bytes(model, i, &loading));
-        norms = size_max(norms, layer_norms_bytes(model, i));
-        for (size_t j = 0; j < arch->num_linears; j++) {
-            const model_linear *l = &model->layers[i].linears[arch->linears[j].role];
-            linear = size_max(linear,
-                              float_linear_bytes(model, l, GEMM_FP32, linear_raw_dtype(model, l)));
-            bytes += size_max(linear_raw_bytes(model, l), l->weight->bytes);
-        }
-        raw = size_max(raw, bytes);
+        layer = size_max(layer, block_bytes(model, &model->blocks[i], &loading));
+        norms = size_max(norms, block_norms_bytes(&model->blocks[i]));
+        raw = size_max(raw, raw_block_bytes(model, &model->blocks[i]));
+    }
+    for (size_t i = 0; i + 1 < model->num_linears; i++) {
+        const model_linear *l = &model->linears[i];
+        linear = size_max(linear,
+                          float_linear_bytes(model, l, GEMM_FP32, linear_raw_dtype(model, l)));
     }
     size_t fixed = norms + model_read_vector_bytes(model->final_norm) + 4096;
     if (mode == WEIGHTS_LINEAR)
@@ -303,26 +307,19 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t hea
            size_max(loading, size_max(head, gemm_float_bytes(model->ctx)));
 }
 
+/* A tied head is the embedding. */
 uint64_t weight_source_read(const tare_model *model)
 {
-    const architecture *arch = model->config.arch;
-    uint64_t bytes = model->head.weight->bytes;
-    for (size_t i = 0; i < model->config.num_layers; i++) {
-        for (size_t j = 0; j < arch->num_linears; j++)
-            bytes += model->layers[i].linears[arch->linears[j].role].weight->bytes;
-    }
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < model->num_linears; i++)
+        bytes += model->linears[i].weight->bytes;
     return bytes;
 }
 
 uint64_t weight_source_parameters(const tare_model *model)
 {
-    const architecture *arch = model->config.arch;
-    uint64_t count = (uint64_t)model->head.n * model->head.k;
-    for (size_t i = 0; i < model->config.num_layers; i++) {
-        for (size_t j = 0; j < arch->num_linears; j++) {
-            const model_linear *l = &model->layers[i].linears[arch->linears[j].role];
-            count += (uint64_t)l->n * l->k;
-        }
-    }
+    uint64_t count = 0;
+    for (size_t i = 0; i < model->num_linears; i++)
+        count += (uint64_t)model->linears[i].n * model->linears[i].k;
     return count;
 }

@@ -4,7 +4,7 @@
  * least beside: keys and values go to scratch files, then the next layer is not read ahead, then
  * one linear at a time is in memory. */
 #include "base/machine.h"
-#include "model/generate.h"
+#include "generate/generate.h"
 
 /* READ_BATCH: a sequence that is spilled holds a file open, of which a process has about 1000. */
 enum { KEPT_BATCH = 16, READ_BATCH = 512, PASS_ROWS = 512 };

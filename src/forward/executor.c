@@ -1,0 +1,359 @@
+/* The nodes of a graph, as in spec/models.md 1.3. Rows are independent everywhere but in attention;
+ * the order of arithmetic inside a row or head is fixed, so neither threads nor batches change a
+ * bit. */
+#include "forward/executor.h"
+
+#include <string.h>
+
+#include "base/parallel.h"
+#include "tensor/kernels.h"
+#include "tensor/rounded.h"
+
+tare_status block_norms_load(tare_model *model, const model_block *block, block_norms *out)
+{
+    *out = (block_norms){0};
+    for (size_t i = 0; i < block->graph->num_norms; i++) {
+        tare_status status = model_read_vector(model, block->norms[i], &out->weights[i]);
+        if (status != TARE_OK) {
+            block_norms_free(model->ctx, out);
+            return status;
+        }
+    }
+    return TARE_OK;
+}
+
+void block_norms_free(tare_context *ctx, block_norms *norms)
+{
+    for (size_t i = 0; i < BLOCK_NORMS; i++) {
+        mem_free(ctx, norms->weights[i]);
+        mem_free(ctx, norms->biases[i]);
+    }
+    *norms = (block_norms){0};
+}
+
+size_t block_norms_bytes(const model_block *block)
+{
+    size_t bytes = 0, loading = 0;
+    for (size_t i = 0; i < block->graph->num_norms; i++) {
+        bytes += 2 * model_vector_bytes(block->norms[i]); /* a shift gives it a bias */
+        loading = size_max(loading, model_read_vector_bytes(block->norms[i]));
+    }
+    return bytes + loading;
+}
+
+attention_shape layer_attention_shape(const model_config *c, size_t layer, size_t tokens)
+{
+    return (attention_shape){.tokens = tokens,
+                             .num_heads = c->num_heads,
+                             .num_kv_heads = c->num_kv_heads,
+                             .head_dim = c->head_dim,
+                             .window = model_config_window(c, layer)};
+}
+
+/* ---- the workspace ---- */
+
+/* Values begin at multiples of 64 bytes. */
+enum { ROW_STEP = 16 };
+
+static size_t padded(size_t rows)
+{
+    return (rows + ROW_STEP - 1) / ROW_STEP * ROW_STEP;
+}
+
+tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tare_dtype round,
+                             workspace *out)
+{
+    tare_context *ctx = model->ctx;
+    const model_config *c = &model->config;
+    attention_shape shape = layer_attention_shape(c, 0, longest);
+    size_t threads = (size_t)parallel_threads(ctx), count;
+    tare_status status = TARE_E_MEMORY;
+    *out = (workspace){.ctx = ctx, .rows = padded(rows), .round = round};
+    TRY(rope_table_create(ctx, &c->rope, c->head_dim, longest, threads, &out->rope));
+    if (!size_mul(out->rows, model->graph.columns, &count) ||
+        !(out->values = mem_alloc_array(ctx, count, sizeof(float))) ||
+        !size_mul(attention_scratch_size(&shape), threads, &count) ||
+        !(out->attention_scratch = mem_alloc_array(ctx, count, sizeof(float))))
+        status = TARE_E_MEMORY;
+done:
+    if (status != TARE_OK)
+        workspace_free(out);
+    return status;
+}
+
+size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest)
+{
+    const model_config *c = &model->config;
+    attention_shape shape = layer_attention_shape(c, 0, longest);
+    size_t threads = (size_t)parallel_threads(model->ctx);
+    return rope_table_bytes(&c->rope, c->head_dim, longest, threads) +
+           mem_array_bytes(padded(rows) * model->graph.columns, sizeof(float)) +
+           mem_array_bytes(attention_scratch_size(&shape), sizeof(float) * threads);
+}
+
+void workspace_free(workspace *w)
+{
+    if (!w->ctx)
+        return;
+    rope_table_free(w->ctx, &w->rope);
+    mem_free(w->ctx, w->values);
+    mem_free(w->ctx, w->attention_scratch);
+    *w = (workspace){0};
+}
+
+/* ---- row-wise work, in parallel over blocks of rows ---- */
+
+enum { ROW_BLOCK = 32 };
+
+typedef struct row_work {
+    const kernels *k;
+    tare_context *ctx;
+    size_t rows, cols;
+    const float *x, *weight, *bias;
+    float *y;
+    float eps;
+    tare_dtype round;
+} row_work;
+
+static size_t row_blocks(size_t rows)
+{
+    return (rows + ROW_BLOCK - 1) / ROW_BLOCK;
+}
+
+static void norm_row(const row_work *w, const float *x, const float *weight, size_t n, float *y)
+{
+    if (w->round == TARE_F32)
+        w->k->rms_norm(x, weight, n, w->eps, y);
+    else
+        rounded_rms_norm(x, weight, n, w->eps, w->round, y);
+}
+
+static void norm_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    (void)thread;
+    for (size_t r = index * ROW_BLOCK; r < w->rows && r < (index + 1) * ROW_BLOCK; r++) {
+        norm_row(w, w->x + r * w->cols, w->weight, w->cols, w->y + r * w->cols);
+        if (w->bias)
+            w->k->add(w->y + r * w->cols, w->bias, w->cols);
+        round_values(w->y + r * w->cols, w->cols, w->round);
+    }
+}
+
+void norm_rows(tare_context *ctx, const float *x, const float *weight, const float *bias,
+               size_t rows, size_t cols, float eps, tare_dtype round, float *y)
+{
+    row_work w = {.k = kernels_get(ctx),
+                  .ctx = ctx,
+                  .rows = rows,
+                  .cols = cols,
+                  .x = x,
+                  .weight = weight,
+                  .bias = bias,
+                  .y = y,
+                  .eps = eps,
+                  .round = round};
+    parallel_for(ctx, row_blocks(rows), norm_block, &w);
+}
+
+/* The values of a block of rows: *first is the first of them. */
+static size_t values_of(const row_work *w, size_t index, size_t *first)
+{
+    size_t row = index * ROW_BLOCK, left = w->rows - row;
+    *first = row * w->cols;
+    return (left < ROW_BLOCK ? left : ROW_BLOCK) * w->cols;
+}
+
+/* y += x */
+static void add_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    size_t first, n = values_of(w, index, &first);
+    (void)thread;
+    w->k->add(w->y + first, w->x + first, n);
+    round_values(w->y + first, n, w->round);
+}
+
+/* y = silu(y) * x */
+static void silu_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    size_t first, n = values_of(w, index, &first);
+    (void)thread;
+    if (w->round == TARE_F32)
+        w->k->silu_mul(w->y + first, w->x + first, n);
+    else
+        rounded_silu_mul(w->y + first, w->x + first, n, w->round);
+}
+
+static void round_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    size_t first, n = values_of(w, index, &first);
+    (void)thread;
+    round_values(w->y + first, n, w->round);
+}
+
+/* ---- nodes ---- */
+
+typedef struct graph_run {
+    tare_model *model;
+    const model_block *block;
+    const block_norms *norms;
+    const block_ops *ops;
+    const batch *b;
+    workspace *w;
+    float *x; /* value 0 */
+} graph_run;
+
+static float *value_at(const graph_run *r, graph_value v)
+{
+    return v == 0 ? r->x : r->w->values + r->block->graph->values[v].offset * r->w->rows;
+}
+
+static size_t columns_of(const graph_run *r, graph_value v)
+{
+    return r->block->graph->values[v].columns;
+}
+
+/* Work on all rows of y, with x beside it. */
+static void run_rows(const graph_run *r, void (*body)(void *, size_t, int), graph_value y,
+                     graph_value x)
+{
+    row_work work = {.k = kernels_get(r->w->ctx),
+                     .rows = r->b->rows,
+                     .cols = columns_of(r, y),
+                     .x = x < 0 ? NULL : value_at(r, x),
+                     .y = value_at(r, y),
+                     .round = r->w->round};
+    parallel_for(r->w->ctx, row_blocks(work.rows), body, &work);
+}
+
+static tare_status run_norm(const graph_run *r, const graph_node *n)
+{
+    size_t heads = columns_of(r, n->in[0]) / n->width;
+    norm_rows(r->w->ctx, value_at(r, n->in[0]), r->norms->weights[n->index],
+              r->norms->biases[n->index], r->b->rows * heads, n->width,
+              r->model->config.rms_norm_eps, r->w->round, value_at(r, n->out));
+    return TARE_OK;
+}
+
+static tare_status run_linears(const graph_run *r, const graph_node *n)
+{
+    const unit_spec *unit = &r->block->graph->units[n->index];
+    float *y[UNIT_LINEARS];
+    for (size_t i = 0; i < unit->count; i++)
+        y[i] = value_at(r, n->out + (graph_value)i);
+    tare_status status = r->ops->linears(r->ops->user, n->index, r->b, value_at(r, n->in[0]), y);
+    for (size_t i = 0; status == TARE_OK && r->w->round != TARE_F32 && i < unit->count; i++)
+        run_rows(r, round_block, n->out + (graph_value)i, -1);
+    return status;
+}
+
+typedef struct rotate_work {
+    const graph_run *r;
+    const kernels *kernels;
+    float *q, *k;
+    size_t q_columns, k_columns;
+} rotate_work;
+
+static void rotate_heads(const rotate_work *w, float *row, size_t columns, const float *cos,
+                         const float *sin)
+{
+    size_t dim = w->r->model->config.head_dim;
+    for (float *x = row; x < row + columns; x += dim) {
+        if (w->r->w->round == TARE_F32)
+            w->kernels->rope(x, cos, sin, dim);
+        else
+            rounded_rope(x, cos, sin, dim, w->r->w->round);
+    }
+}
+
+static void rotate_sample(void *user, size_t index, int thread)
+{
+    const rotate_work *w = user;
+    const batch *b = w->r->b;
+    size_t row = 0;
+    for (size_t s = 0; s < index; s++)
+        row += b->lengths[s];
+    size_t past = b->past ? b->past[index] : 0;
+    size_t tokens = past + b->lengths[index];
+    rope_sequence rope = rope_sequence_begin(&w->r->w->rope, tokens, thread);
+    for (size_t p = past; p < tokens; p++, row++) {
+        const float *cos, *sin;
+        rope_sequence_at(&rope, p, &cos, &sin);
+        rotate_heads(w, w->q + row * w->q_columns, w->q_columns, cos, sin);
+        rotate_heads(w, w->k + row * w->k_columns, w->k_columns, cos, sin);
+    }
+}
+
+static tare_status run_rope(const graph_run *r, const graph_node *n)
+{
+    rotate_work work = {.r = r,
+                        .kernels = kernels_get(r->w->ctx),
+                        .q = value_at(r, n->in[0]),
+                        .k = value_at(r, n->in[1]),
+                        .q_columns = columns_of(r, n->in[0]),
+                        .k_columns = columns_of(r, n->in[1])};
+    parallel_for(r->w->ctx, r->b->samples, rotate_sample, &work);
+    return TARE_OK;
+}
+
+static tare_status run_attend(const graph_run *r, const graph_node *n)
+{
+    const batch *b = r->b;
+    const block_ops *ops = r->ops;
+    const float *q = value_at(r, n->in[0]), *k = value_at(r, n->in[1]), *v = value_at(r, n->in[2]);
+    float *out = value_at(r, n->out);
+    tare_status status = ops->attention ? ops->attention(ops->user, b, q, k, v) : TARE_OK;
+    if (status != TARE_OK)
+        return status;
+    if (ops->attend)
+        return ops->attend(ops->user, b, q, k, v, out, r->w->attention_scratch);
+    size_t query = columns_of(r, n->in[0]), kv = columns_of(r, n->in[1]), row = 0;
+    for (size_t s = 0; s < b->samples; s++) {
+        attention_shape shape = layer_attention_shape(&r->model->config, r->block->index,
+                                                      b->lengths[s]);
+        shape.round = r->w->round;
+        attention_forward(r->w->ctx, &shape, q + row * query, query, k + row * kv, kv, v + row * kv,
+                          kv, out + row * query, query, r->w->attention_scratch);
+        row += b->lengths[s];
+    }
+    return TARE_OK;
+}
+
+static tare_status run_gate(const graph_run *r, const graph_node *n)
+{
+    run_rows(r, silu_block, n->in[0], n->in[1]);
+    return TARE_OK;
+}
+
+static tare_status run_add(const graph_run *r, const graph_node *n)
+{
+    run_rows(r, add_block, n->in[0], n->in[1]);
+    return TARE_OK;
+}
+
+tare_status block_forward(tare_model *model, const model_block *block, const block_norms *norms,
+                          const block_ops *ops, const batch *b, workspace *w, float *x)
+{
+    static tare_status (*const run[])(const graph_run *, const graph_node *) = {
+        [NODE_NORM] = run_norm,     [NODE_LINEARS] = run_linears, [NODE_ROPE] = run_rope,
+        [NODE_ATTEND] = run_attend, [NODE_GATE] = run_gate,       [NODE_ADD] = run_add};
+    graph_run r = {model, block, norms, ops, b, w, x};
+    tare_status status = TARE_OK;
+    for (size_t i = 0; status == TARE_OK && i < block->graph->num_nodes; i++) {
+        const graph_node *n = &block->graph->nodes[i];
+        status = run[n->kind](&r, n);
+    }
+    return status;
+}
+
+batch batch_next(const size_t *lengths, size_t first, size_t count, size_t max_rows)
+{
+    batch b = {.first = first, .lengths = lengths + first};
+    while (first + b.samples < count &&
+           (b.samples == 0 || b.rows + b.lengths[b.samples] <= max_rows))
+        b.rows += b.lengths[b.samples++];
+    return b;
+}

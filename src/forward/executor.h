@@ -1,0 +1,80 @@
+/* Runs a block's graph over a batch of samples. What a linear does (float, fake-quantized,
+ * observed) is not known here: the caller supplies it as a function, so quantization never touches
+ * this file and an architecture never touches quantization. */
+#ifndef TARE_FORWARD_EXECUTOR_H
+#define TARE_FORWARD_EXECUTOR_H
+
+#include "model/model.h"
+#include "tensor/attention.h"
+
+/* Consecutive samples of a set; their rows (tokens) lie one after the other. */
+typedef struct batch {
+    size_t first; /* index of the first sample in the set */
+    size_t samples;
+    const size_t *lengths; /* [samples] tokens of each */
+    size_t rows;           /* sum of the lengths */
+    const size_t *past;    /* [samples] tokens of each that went through before; NULL: none did */
+} batch;
+
+/* What a block asks of its owner. */
+typedef struct block_ops {
+    void *user;
+    /* The linears of a unit: y[i] [rows, n_i] of each in order, from x [rows, k]. */
+    tare_status (*linears)(void *user, graph_unit unit, const batch *b, const float *x,
+                           float *const *y);
+    /* Sees q, k and v of a batch as attention takes them: after bias, q/k norm and rotation, before
+     * KV heads are repeated; rows dense [rows, heads*head_dim]. NULL: nobody looks. */
+    tare_status (*attention)(void *user, const batch *b, const float *q, const float *k,
+                             const float *v);
+    /* Attention itself, for samples whose earlier keys and values somebody keeps: out [rows, H*D]
+     * from the same q, k and v. `scratch` as attention_forward's, for the workspace's longest
+     * sample. NULL: a batch without a past. */
+    tare_status (*attend)(void *user, const batch *b, const float *q, const float *k,
+                          const float *v, float *out, float *scratch);
+} block_ops;
+
+/* Norm weights of one block in FP32, in the graph's order. */
+typedef struct block_norms {
+    float *weights[BLOCK_NORMS];
+    float *biases[BLOCK_NORMS]; /* NULL: none; what a shift of the norm's output made */
+} block_norms;
+
+tare_status block_norms_load(tare_model *model, const model_block *block, block_norms *out);
+void block_norms_free(tare_context *ctx, block_norms *norms);
+/* Accounted bytes, at most, loading included. */
+size_t block_norms_bytes(const model_block *block);
+
+/* How attention is shaped for a sample of so many tokens in this layer. */
+attention_shape layer_attention_shape(const model_config *c, size_t layer, size_t tokens);
+
+/* Room for the values of a graph, for batches of up to `rows` rows whose longest sample has
+ * `longest` tokens, past included. Values that do not live at the same time share it. */
+typedef struct workspace {
+    tare_context *ctx;
+    size_t rows;
+    tare_dtype round; /* F16, BF16: the block computes as a model in that dtype does, each result
+                       * rounded once (tensor/rounded.h); F32: not at all */
+    rope_table rope;
+    float *values; /* [graph columns, rows], rows rounded up */
+    float *attention_scratch;
+} workspace;
+
+tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tare_dtype round,
+                             workspace *out);
+void workspace_free(workspace *w);
+/* Accounted bytes, at most. */
+size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest);
+
+/* x [rows, hidden] <- the block's output. */
+tare_status block_forward(tare_model *model, const model_block *block, const block_norms *norms,
+                          const block_ops *ops, const batch *b, workspace *w, float *x);
+
+/* y [rows, cols] = RMSNorm(x) * weight + bias (NULL: none), row by row, rounded to `round`. */
+void norm_rows(tare_context *ctx, const float *x, const float *weight, const float *bias,
+               size_t rows, size_t cols, float eps, tare_dtype round, float *y);
+
+/* Cuts samples [first, count) into the next batch: whole samples, at most `max_rows` rows (at least
+ * one sample). */
+batch batch_next(const size_t *lengths, size_t first, size_t count, size_t max_rows);
+
+#endif

@@ -1,0 +1,30 @@
+/* Qwen2, Qwen2.5 and Qwen3 (spec/models.md 1.5). */
+#include "model/config.h"
+
+static void qwen2_block(const model_config *c, block_graph *out)
+{
+    arch_dense_block(c, &(dense_form){.qkv_bias = true}, out);
+}
+
+static void qwen3_block(const model_config *c, block_graph *out)
+{
+    dense_form form = {.qkv_bias = c->attention_bias,
+                       .o_bias = c->attention_bias,
+                       .head_norms = true,
+                       .smooth_values_first = true};
+    arch_dense_block(c, &form, out);
+}
+
+const architecture arch_qwen2 = {.model_type = "qwen2",
+                                 .block = qwen2_block,
+                                 .smooth_alpha = 0.9,
+                                 .default_kv_heads = 32,
+                                 .window = WINDOW_BY_LAYER};
+
+const architecture arch_qwen3 = {.model_type = "qwen3",
+                                 .block = qwen3_block,
+                                 .smooth_alpha = 0.5,
+                                 .smooth_shift = true,
+                                 .default_kv_heads = 32,
+                                 .default_head_dim = 128,
+                                 .window = WINDOW_BY_LAYER};

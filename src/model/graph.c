@@ -1,0 +1,216 @@
+/* Building a block's graph, and placing its values. */
+#include "model/graph.h"
+
+#include <assert.h>
+#include <string.h>
+
+static graph_value add_value(block_graph *g, size_t columns)
+{
+    assert(g->num_values < GRAPH_VALUES);
+    g->values[g->num_values] = (value_spec){
+        .columns = columns, .first = (int)g->num_nodes, .last = (int)g->num_nodes};
+    return (graph_value)g->num_values++;
+}
+
+static graph_node *add_node(block_graph *g, node_kind kind, graph_value a, graph_value b,
+                            graph_value c)
+{
+    assert(g->num_nodes < GRAPH_NODES);
+    const graph_value in[3] = {a, b, c};
+    graph_node *node = &g->nodes[g->num_nodes];
+    *node = (graph_node){.kind = kind, .in = {a, b, c}, .out = -1};
+    for (size_t i = 0; i < 3; i++) {
+        if (in[i] >= 0)
+            g->values[in[i]].last = (int)g->num_nodes;
+    }
+    return node;
+}
+
+static size_t add_norm(block_graph *g, const char *name, size_t size)
+{
+    assert(g->num_norms < BLOCK_NORMS);
+    g->norms[g->num_norms] = (norm_spec){name, size};
+    return g->num_norms++;
+}
+
+graph_value graph_input(block_graph *g, size_t columns)
+{
+    *g = (block_graph){0};
+    return add_value(g, columns);
+}
+
+graph_value graph_norm(block_graph *g, graph_value x, const char *name)
+{
+    size_t columns = g->values[x].columns;
+    graph_node *node = add_node(g, NODE_NORM, x, -1, -1);
+    node->index = add_norm(g, name, columns);
+    node->width = columns;
+    node->out = add_value(g, columns);
+    g->num_nodes++;
+    return node->out;
+}
+
+void graph_head_norm(block_graph *g, graph_value x, const char *name, size_t width)
+{
+    graph_node *node = add_node(g, NODE_NORM, x, -1, -1);
+    node->index = add_norm(g, name, width);
+    node->width = width;
+    node->out = x;
+    g->num_nodes++;
+}
+
+graph_unit graph_linears(block_graph *g, graph_value x, const char *kind)
+{
+    assert(g->num_units < BLOCK_UNITS);
+    graph_node *node = add_node(g, NODE_LINEARS, x, -1, -1);
+    node->index = g->num_units;
+    node->out = (graph_value)g->num_values;
+    g->units[g->num_units] = (unit_spec){kind, g->num_linears, 0, g->values[x].columns};
+    g->num_nodes++;
+    return g->num_units++;
+}
+
+graph_value graph_linear(block_graph *g, graph_unit unit, const char *name, size_t n, bool bias)
+{
+    assert(unit + 1 == g->num_units && g->units[unit].count < UNIT_LINEARS);
+    assert(g->num_linears < BLOCK_LINEARS);
+    g->linears[g->num_linears++] = (linear_spec){name, n, g->units[unit].k, bias, unit};
+    g->units[unit].count++;
+    graph_value y = add_value(g, n);
+    g->values[y].first--; /* the unit's node makes it */
+    return y;
+}
+
+graph_value graph_single(block_graph *g, graph_value x, const char *kind, const char *name,
+                         size_t n, bool bias)
+{
+    return graph_linear(g, graph_linears(g, x, kind), name, n, bias);
+}
+
+void graph_rope(block_graph *g, graph_value q, graph_value k)
+{
+    add_node(g, NODE_ROPE, q, k, -1);
+    g->num_nodes++;
+}
+
+graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_value v)
+{
+    graph_node *node = add_node(g, NODE_ATTEND, q, k, v);
+    node->out = add_value(g, g->values[q].columns);
+    g->num_nodes++;
+    return node->out;
+}
+
+graph_value graph_gate(block_graph *g, graph_value gate, graph_value up)
+{
+    assert(g->values[gate].columns == g->values[up].columns);
+    add_node(g, NODE_GATE, gate, up, -1);
+    g->num_nodes++;
+    return gate;
+}
+
+void graph_add(block_graph *g, graph_value x, graph_value y)
+{
+    assert(g->values[x].columns == g->values[y].columns);
+    add_node(g, NODE_ADD, x, y, -1);
+    g->num_nodes++;
+}
+
+/* ---- pairs ---- */
+
+static graph_unit unit_named(const block_graph *g, const char *kind)
+{
+    graph_unit u = 0;
+    for (; strcmp(g->units[u].kind, kind) != 0; u++)
+        assert(u + 1 < g->num_units);
+    return u;
+}
+
+static pair_spec *add_pair(block_graph *g, const char *unit)
+{
+    assert(g->num_pairs < BLOCK_PAIRS);
+    pair_spec *p = &g->pairs[g->num_pairs++];
+    *p = (pair_spec){.unit = unit_named(g, unit)};
+    return p;
+}
+
+void graph_smooth_norm(block_graph *g, const char *norm, const char *unit)
+{
+    pair_spec *p = add_pair(g, unit);
+    p->of_norm = true;
+    for (; strcmp(g->norms[p->source].name, norm) != 0; p->source++)
+        assert(p->source + 1 < g->num_norms);
+}
+
+void graph_smooth_rows(block_graph *g, const char *linear, const char *unit, size_t heads,
+                       size_t width, size_t repeat)
+{
+    pair_spec *p = add_pair(g, unit);
+    for (; strcmp(g->linears[p->source].name, linear) != 0; p->source++)
+        assert(p->source + 1 < g->num_linears);
+    p->heads = heads;
+    p->stride = p->width = width;
+    p->repeat = repeat;
+    assert(heads * width * repeat == g->units[p->unit].k);
+}
+
+/* ---- placing ---- */
+
+static bool meet(const value_spec *a, const value_spec *b)
+{
+    return a->first <= b->last && b->first <= a->last;
+}
+
+/* The lowest place where `v` overlaps no earlier value that lives at the same time. */
+static void place(block_graph *g, size_t v)
+{
+    value_spec *value = &g->values[v];
+    for (bool moved = true; moved;) {
+        moved = false;
+        for (size_t i = 1; i < v; i++) {
+            const value_spec *other = &g->values[i];
+            bool apart = value->offset + value->columns <= other->offset ||
+                         other->offset + other->columns <= value->offset;
+            if (apart || !meet(value, other))
+                continue;
+            value->offset = other->offset + other->columns;
+            moved = true;
+        }
+    }
+    size_t end = value->offset + value->columns;
+    g->columns = end > g->columns ? end : g->columns;
+}
+
+void graph_finish(block_graph *g)
+{
+    for (size_t v = 1; v < g->num_values; v++)
+        place(g, v);
+}
+
+bool graph_norm_is_inside(const block_graph *g, size_t norm)
+{
+    return strchr(g->norms[norm].name, '.') != NULL;
+}
+
+size_t graph_norm_in_order(const block_graph *g, size_t i)
+{
+    for (int own = 0; own < 2; own++) {
+        for (size_t n = 0; n < g->num_norms; n++) {
+            if (graph_norm_is_inside(g, n) != own && i-- == 0)
+                return n;
+        }
+    }
+    assert(false);
+    return 0;
+}
+
+const linear_spec *graph_linear_of(const block_graph *g, const char *module, size_t length)
+{
+    for (size_t i = 0; i < g->num_linears; i++) {
+        size_t tail = strlen(g->linears[i].name);
+        if (length > tail && module[length - tail - 1] == '.' &&
+            memcmp(module + length - tail, g->linears[i].name, tail) == 0)
+            return &g->linears[i];
+    }
+    return NULL;
+}

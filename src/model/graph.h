@@ -1,0 +1,139 @@
+/* A block (decoder layer) of a model as a graph: its linears in units, its norms, the pairs between
+ * which smoothing may act, and the nodes that compute the block over named values. A graph is built
+ * once for a kind of block by a function in arch_FAMILY.c that reads like the model's equations:
+ *
+ *     graph_value x = graph_input(g, c->hidden_size);
+ *     graph_value h = graph_norm(g, x, "input_layernorm");
+ *     graph_unit qkv = graph_linears(g, h, "qkv");
+ *     graph_value q = graph_linear(g, qkv, "self_attn.q_proj", query, bias);
+ *     …
+ *     graph_add(g, x, o);
+ *
+ * Everything walks the same graph: the executors (forward/), the memory plan (liveness of values
+ * gives the workspace), smoothing, what is declared and what is verified. Data alone; nothing here
+ * knows how a linear is computed. */
+#ifndef TARE_MODEL_GRAPH_H
+#define TARE_MODEL_GRAPH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* Bounds of one block; more is a mistake in arch_*.c and stops in an assert. */
+enum {
+    GRAPH_NODES = 40,
+    GRAPH_VALUES = 40,
+    BLOCK_LINEARS = 16,
+    BLOCK_UNITS = 8,
+    BLOCK_NORMS = 8,
+    BLOCK_PAIRS = 8,
+    UNIT_LINEARS = 4
+};
+
+/* Rows of activations, [rows, columns] FP32, dense. */
+typedef int graph_value;
+/* Index of a unit in its block. */
+typedef size_t graph_unit;
+
+/* A linear layer of the block. */
+typedef struct linear_spec {
+    const char *name; /* behind the block's: "self_attn.q_proj" */
+    size_t n, k;      /* out, in */
+    bool has_bias;
+    graph_unit unit;
+} linear_spec;
+
+/* Linears that read one input and that engines fuse into one matrix: they share one scheme and one
+ * input scale. They stand next to each other. */
+typedef struct unit_spec {
+    const char *kind; /* "qkv", "o", "gate_up", "down" */
+    size_t first, count;
+    size_t k;
+} unit_spec;
+
+typedef struct norm_spec {
+    const char *name; /* of the module: "input_layernorm" */
+    size_t size;
+} norm_spec;
+
+/* Neighbours between which outlier suppression may move scales: the output of a norm, or rows of a
+ * linear, that the linears of a unit alone read (spec/anti_outlier.md 1.2). Channel ((h * repeat) +
+ * g) * width + d of the unit's input reads row first + h * stride + d of the source. */
+typedef struct pair_spec {
+    bool of_norm;
+    size_t source; /* of the block's norms, or of its linears */
+    graph_unit unit;
+    size_t first, heads, stride, width, repeat; /* of a linear */
+} pair_spec;
+
+typedef enum node_kind {
+    NODE_NORM,    /* out = norm(in[0]); each `width` columns by themselves */
+    NODE_LINEARS, /* out, out + 1, … of the unit's linears, from in[0] */
+    NODE_ROPE,    /* rotates the heads of in[0] and in[1] (queries, keys), in place */
+    NODE_ATTEND,  /* out = attention of queries, keys and values in[0..2] */
+    NODE_GATE,    /* in[0] <- silu(in[0]) * in[1] */
+    NODE_ADD      /* in[0] += in[1] */
+} node_kind;
+
+typedef struct graph_node {
+    node_kind kind;
+    graph_value in[3], out;
+    size_t index; /* NORM: of the block's norms; LINEARS: of its units */
+    size_t width; /* NORM */
+} graph_node;
+
+typedef struct value_spec {
+    size_t columns;
+    int first, last; /* nodes between which it is needed */
+    size_t offset;   /* in columns of the workspace, where no value overlaps that lives meanwhile */
+} value_spec;
+
+typedef struct block_graph {
+    linear_spec linears[BLOCK_LINEARS]; /* in module order */
+    unit_spec units[BLOCK_UNITS];
+    norm_spec norms[BLOCK_NORMS];
+    pair_spec pairs[BLOCK_PAIRS]; /* in the order in which they are smoothed */
+    graph_node nodes[GRAPH_NODES];
+    value_spec values[GRAPH_VALUES]; /* 0: the block's input, which becomes its output */
+    size_t num_linears, num_units, num_norms, num_pairs, num_nodes, num_values;
+    size_t columns; /* of the workspace */
+} block_graph;
+
+/* ---- building ---- */
+
+/* The residual stream: what the block reads and, changed in place, leaves. The first call. */
+graph_value graph_input(block_graph *g, size_t columns);
+/* A norm over all columns, with a weight of its own. */
+graph_value graph_norm(block_graph *g, graph_value x, const char *name);
+/* One weight [width] for each head of x, in place. */
+void graph_head_norm(block_graph *g, graph_value x, const char *name, size_t width);
+/* A unit; its linears follow before anything else. */
+graph_unit graph_linears(block_graph *g, graph_value x, const char *kind);
+graph_value graph_linear(block_graph *g, graph_unit unit, const char *name, size_t n, bool bias);
+/* A unit of one linear. */
+graph_value graph_single(block_graph *g, graph_value x, const char *kind, const char *name,
+                         size_t n, bool bias);
+void graph_rope(block_graph *g, graph_value q, graph_value k);
+graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_value v);
+/* gate <- silu(gate) * up; the result. */
+graph_value graph_gate(block_graph *g, graph_value gate, graph_value up);
+void graph_add(block_graph *g, graph_value x, graph_value y);
+
+/* Pairs, in the order in which they are to be smoothed. */
+void graph_smooth_norm(block_graph *g, const char *norm, const char *unit);
+void graph_smooth_rows(block_graph *g, const char *linear, const char *unit, size_t heads,
+                       size_t width, size_t repeat);
+/* Places the values. The last call. */
+void graph_finish(block_graph *g);
+
+/* ---- looking things up ---- */
+
+/* Is it a module's ("self_attn.q_norm") and not the block's own? */
+bool graph_norm_is_inside(const block_graph *g, size_t norm);
+/* The index of the i-th norm in module order, in which those inside come first. */
+size_t graph_norm_in_order(const block_graph *g, size_t i);
+
+/* The linear whose name a module's ends with ("model.layers.3.self_attn.q_proj"), of which the
+ * first `length` characters count; NULL: none. */
+const linear_spec *graph_linear_of(const block_graph *g, const char *module, size_t length);
+
+#endif
