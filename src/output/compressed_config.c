@@ -19,7 +19,7 @@
 
 static void put_config(const output *o, buffer *b)
 {
-    bool alone = strcmp(o->quant_type, linear_scheme_name(LINEAR_W8A16)) == 0;
+    bool alone = strcmp(o->quant_type, scheme_of(SCHEME_W8A16)->type) == 0;
     const char *format = alone ? "pack-quantized" : "int-quantized";
     buffer_printf(b,
                   "{\"quant_method\": \"compressed-tensors\", \"quantization_status\": "

@@ -28,25 +28,6 @@ static const char *const NPY_NAMES[NPY_FILES] = {
 /* Written by other tools of this layout family: replaced with the rest, never left behind. */
 static const char *const NPY_FOREIGN_NAMES[] = {"kv_cache_scale.npy", "kv_cache_offset.npy"};
 
-static const char *const SCHEME_NAMES[LINEAR_SCHEMES] = {
-    [LINEAR_W8A8] = "W8A8", [LINEAR_W8A16] = "W8A16"};
-
-const char *linear_scheme_name(linear_scheme scheme)
-{
-    return SCHEME_NAMES[scheme];
-}
-
-bool linear_scheme_of_name(const char *name, linear_scheme *out)
-{
-    for (int i = 0; i < LINEAR_SCHEMES; i++) {
-        if (strcmp(name, SCHEME_NAMES[i]) == 0) {
-            *out = (linear_scheme)i;
-            return true;
-        }
-    }
-    return false;
-}
-
 const char *role_suffix(tensor_role role)
 {
     return role < TENSOR_COUNT ? SUFFIXES[role] : "";
@@ -95,7 +76,7 @@ tare_dtype layout_scale_dtype(layout which, const numerics *num)
 static bool has_tensor(layout which, const linear_form *linear, tensor_role role)
 {
     bool compressed = which == LAYOUT_COMPRESSED_TENSORS;
-    bool alone = linear->scheme == LINEAR_W8A16; /* weights alone */
+    bool alone = linear->scheme == SCHEME_W8A16; /* weights alone */
     switch (role) {
     case TENSOR_WEIGHT:
         return !(compressed && alone);

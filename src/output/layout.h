@@ -6,6 +6,7 @@
 
 #include "file/safetensors.h"
 #include "quantize/scheme.h"
+#include "quantize/schemes.h"
 
 typedef enum layout {
     LAYOUT_ASCENDV1,
@@ -38,17 +39,6 @@ const char *role_suffix(tensor_role role);
 /* The role that the end of a tensor's name says, and the length of the module before it;
  * TENSOR_FLOAT if none. */
 tensor_role role_of_name(const char *name, size_t *module_length);
-
-typedef enum linear_scheme {
-    LINEAR_W8A8,  /* static activations */
-    LINEAR_W8A16, /* weights alone, a scale for each row or for the matrix */
-    LINEAR_SCHEMES
-} linear_scheme;
-
-/* "W8A8", …: the type string of the description. */
-const char *linear_scheme_name(linear_scheme scheme);
-/* False: no scheme that tare writes. */
-bool linear_scheme_of_name(const char *name, linear_scheme *out);
 
 /* A quantized linear. */
 typedef struct linear_form {

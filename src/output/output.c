@@ -147,14 +147,14 @@ tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t 
                                 tare_dtype act_dtype, const tensor_info *bias, bool is_head)
 {
     linear_form form = {
-        .scheme = LINEAR_W8A8, .n = n, .k = k, .per_tensor = per_tensor, .act_dtype = act_dtype};
+        .scheme = SCHEME_W8A8, .n = n, .k = k, .per_tensor = per_tensor, .act_dtype = act_dtype};
     return declare_linear(o, module, &form, bias, is_head);
 }
 
 tare_status output_declare_w8a16(output *o, const char *module, size_t n, size_t k, bool per_tensor,
                                  const tensor_info *bias, bool is_head)
 {
-    linear_form form = {.scheme = LINEAR_W8A16, .n = n, .k = k, .per_tensor = per_tensor};
+    linear_form form = {.scheme = SCHEME_W8A16, .n = n, .k = k, .per_tensor = per_tensor};
     return declare_linear(o, module, &form, bias, is_head);
 }
 

@@ -237,7 +237,7 @@ static tare_status declare(const output_unit *u, output *o)
     default:
         break;
     }
-    if (l->scheme == LINEAR_W8A16)
+    if (l->scheme == SCHEME_W8A16)
         return output_declare_w8a16(o, u->name, l->n, l->k, l->per_tensor,
                                     l->has_bias ? &bias : NULL, u->is_head);
     return output_declare_w8a8(o, u->name, l->n, l->k, l->per_tensor, l->act_dtype,
@@ -258,8 +258,8 @@ static tare_status write_linear(output *o, const output_unit *u, const tape_writ
 {
     const linear_form *l = &u->linear;
     char *at = data;
-    size_t scales = l->per_tensor ? 1 : l->scheme == LINEAR_W8A16 ? w->count : l->n;
-    if (l->scheme == LINEAR_W8A16) {
+    size_t scales = l->per_tensor ? 1 : l->scheme == SCHEME_W8A16 ? w->count : l->n;
+    if (l->scheme == SCHEME_W8A16) {
         weight_codes codes = {.q = next_piece(&at, data, w->count * l->k)};
         codes.scales = next_piece(&at, data, scales * sizeof(float));
         codes.offsets = next_piece(&at, data, w->has_offsets ? scales * sizeof(float) : 0);

@@ -289,7 +289,7 @@ tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n)
     v->error_max = d.max > v->error_max ? d.max : v->error_max;
     v->error_sum += d.sum;
     v->error_count += d.count;
-    v->error_type = linear_scheme_name(l->shape.scheme);
+    v->error_type = scheme_of(l->shape.scheme)->type;
     return TARE_OK;
 }
 

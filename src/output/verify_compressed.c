@@ -220,7 +220,7 @@ tare_status rule_compressed_linears(vfolder *f)
         verify_warn(f->v, 23, CONFIG ".input_activations",
                     "symmetric or dynamic activations, as this engine needs",
                     "%s: it loads ascendv1 instead",
-                    strcmp(f->quant_type, linear_scheme_name(LINEAR_W8A16)) == 0
+                    strcmp(f->quant_type, scheme_of(SCHEME_W8A16)->type) == 0
                         ? "weights alone"
                         : "an asymmetric scale for the tensor");
 done:

@@ -111,7 +111,7 @@ static void judge(expert_table *t)
                         "in %zu of %zu experts", e->count, experts);
         if (!str_ends_with(e->name, ".weight"))
             continue;
-        if (is_type(e, linear_scheme_name(LINEAR_W8A8)))
+        if (is_type(e, scheme_of(SCHEME_W8A8)->type))
             verify_fail(f->v, 24, e->name, "dynamic activations: engines have no other experts",
                         "%s", e->type);
         if (is_type(e, "W4A8_DYNAMIC") && group && (!group->is_integer || group->integer != 0))

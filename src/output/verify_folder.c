@@ -111,7 +111,7 @@ static void type_of_compressed(vfolder *f)
 {
     const value *format = value_get(value_get(f->config, "quantization_config"), "format");
     if (format && format->type == VALUE_STRING && strcmp(format->text, "pack-quantized") == 0)
-        f->quant_type = linear_scheme_name(LINEAR_W8A16);
+        f->quant_type = scheme_of(SCHEME_W8A16)->type;
 }
 
 /* ---- weight files ---- */
@@ -394,7 +394,7 @@ tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder
         name_types(out);
     /* The npy layout has no description: its weights are alone if no linear has an input scale. */
     if (which == LAYOUT_NUMPY && out->npy[NPY_WEIGHT_SCALE] && !out->npy[NPY_INPUT_SCALE])
-        out->quant_type = linear_scheme_name(LINEAR_W8A16);
+        out->quant_type = scheme_of(SCHEME_W8A16)->type;
 done:
     return TARE_WRAP(v->ctx, status, "%s", dir);
 }

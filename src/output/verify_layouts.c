@@ -13,7 +13,7 @@ tare_status rule_npy_keys(vfolder *f)
     static const npy_file NEEDED[] = {NPY_WEIGHT_SCALE, NPY_QUANT_WEIGHT, NPY_WEIGHT_OFFSET,
                                       NPY_INPUT_SCALE,  NPY_INPUT_OFFSET, NPY_DEQ_SCALE,
                                       NPY_QUANT_BIAS};
-    bool weights_alone = strcmp(f->quant_type, linear_scheme_name(LINEAR_W8A16)) == 0;
+    bool weights_alone = strcmp(f->quant_type, scheme_of(SCHEME_W8A16)->type) == 0;
     size_t needed = weights_alone ? 3 : sizeof NEEDED / sizeof *NEEDED;
     const npy_dict *scales = f->npy[weights_alone ? NPY_WEIGHT_SCALE : NPY_INPUT_SCALE];
     if (!f->npy[NPY_QUANT_WEIGHT])

@@ -88,7 +88,7 @@ static bool is_offset(float o)
 static const char *expected_offsets(const vfolder *f, const vlinear *l)
 {
     const char *target = f->v->options->target;
-    if (l->shape.scheme == LINEAR_W8A8)
+    if (l->shape.scheme == SCHEME_W8A8)
         return "0";
     return target && strcmp(target, "vllm-ascend") == 0 ? "0: the engine would add offsets"
                                                         : "integers in -128..127";
@@ -191,7 +191,7 @@ static bool single_scale(const vnumbers *n)
 
 static bool is_symmetric(const vlinear *l, const vnumbers *n)
 {
-    for (size_t i = 0; i < n->num_scales && l->shape.scheme == LINEAR_W8A16; i++)
+    for (size_t i = 0; i < n->num_scales && l->shape.scheme == SCHEME_W8A16; i++)
         if (n->weight_offset[i] != 0.0f)
             return false;
     return true;

@@ -282,7 +282,7 @@ tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *ou
     TRY(out->weight_offset ? TARE_OK : TARE_E_MEMORY);
     if (parts[TENSOR_BIAS])
         TRY(verify_read_floats(f, parts[TENSOR_BIAS], &out->bias));
-    if (l->shape.scheme == LINEAR_W8A8)
+    if (l->shape.scheme == SCHEME_W8A8)
         TRY(load_activations(f, parts, out));
     if (f->layout != LAYOUT_COMPRESSED_TENSORS)
         TRY(scan_weight(f, parts[TENSOR_WEIGHT], out));

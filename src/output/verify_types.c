@@ -186,7 +186,8 @@ static tare_status check_linear(vfolder *f, vlinear *l)
         return TARE_OK;
     }
     const char *type = w ? w->type : NULL;
-    if (!linear_scheme_of_name(type ? type : f->quant_type, &l->shape.scheme) && type &&
+    l->shape.scheme = SCHEME_W8A8; /* unless something says otherwise */
+    if (!scheme_of_type(type ? type : f->quant_type, &l->shape.scheme) && type &&
         verify_is_known_type(type)) {
         verify_warn(f->v, 6, l->module, "W8A8 or W8A16",
                     "%s, whose tensors this version does not check", type);
@@ -215,8 +216,7 @@ tare_status rule_linear_tensors(vfolder *f)
         TRY(check_linear(f, &f->linears[i]));
     for (size_t i = 0; i < f->num_tensors; i++) {
         const vtensor *t = &f->tensors[i];
-        if (t->type && linear_scheme_of_name(t->type, &scheme) &&
-            !strstr(t->info.name, ".module.") &&
+        if (t->type && scheme_of_type(t->type, &scheme) && !strstr(t->info.name, ".module.") &&
             role_of_name(t->info.name, &length) == TENSOR_FLOAT)
             verify_fail(f->v, 6, t->info.name, "a tensor that quantized linears have",
                         "an extra one");

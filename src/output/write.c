@@ -165,7 +165,7 @@ tare_status output_write_w8a8(output *o, const char *module, const quantized_wei
 
     if (!u)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s was not declared for the output", module);
-    if (u->complete || u->linear.scheme != LINEAR_W8A8 || w->n != u->linear.n ||
+    if (u->complete || u->linear.scheme != SCHEME_W8A8 || w->n != u->linear.n ||
         w->k != u->linear.k || w->num_scales != (u->linear.per_tensor ? 1 : w->n) ||
         (bias != NULL) != u->linear.has_bias)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s differs from what was declared", module);
@@ -260,7 +260,7 @@ tare_status output_write_w8a16(output *o, const char *module, size_t first, size
     if (!u)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s was not declared for the output", module);
     bool last = count == u->linear.n - u->written;
-    if (u->complete || u->linear.scheme != LINEAR_W8A16 || first != u->written ||
+    if (u->complete || u->linear.scheme != SCHEME_W8A16 || first != u->written ||
         count > u->linear.n - u->written || (bias != NULL) != (last && u->linear.has_bias))
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s differs from what was declared", module);
     d.scratch = mem_alloc_array(o->ctx, count, sizeof(float));

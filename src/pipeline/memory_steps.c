@@ -389,7 +389,7 @@ void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_
         return;
     }
     p.now[TERM_OUTPUT] = files;
-    if (r->scheme == LINEAR_W8A16) {
+    if (r->scheme == SCHEME_W8A16) {
         memset(p.now, 0, sizeof p.now);
         p.now[TERM_FIXED] = fixed;
         p.now[TERM_OUTPUT] = files;

@@ -84,7 +84,7 @@ static tare_status declare_linear(run *r, const model_linear *l, const fallback_
         return TARE_OK;
     }
     r->num_quantized++;
-    if (r->scheme == LINEAR_W8A16)
+    if (r->scheme == SCHEME_W8A16)
         return output_declare_w8a16(r->out, l->name, l->n, l->k, r->recipe->mm_tensor,
                                     bias.name ? &bias : NULL, f->is_head);
     /* compat: the histogram's range is FP32 there, and FP16 models keep its scale in FP32

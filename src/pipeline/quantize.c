@@ -63,7 +63,7 @@ static void plan_float_stream(run *r)
 {
     size_t all = r->samples.count;
     r->wants_scores = r->recipe->disable_level > 0 ||
-                      (r->recipe->act_method == 3 && r->scheme == LINEAR_W8A8);
+                      (r->recipe->act_method == 3 && r->scheme == SCHEME_W8A8);
     r->wants_scores = r->wants_scores && r->goal == GOAL_OUTPUT;
     r->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
     if (smoothing_solves(r))
@@ -125,7 +125,7 @@ tare_status open_output(run *r)
                         .npy_torch = recipe_npy_torch(r->recipe),
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
-                        .quant_type = linear_scheme_name(r->scheme),
+                        .quant_type = scheme_of(r->scheme)->type,
                         .fa_amp = (size_t)r->recipe->fa_amp,
                         .overwrite = r->overwrite,
                         .copy_code = r->options->copy_code,
@@ -140,7 +140,7 @@ tare_status open_output(run *r)
 static bool needs_samples(const run *r)
 {
     bool given = samples_given(r);
-    if (r->scheme == LINEAR_W8A8 || r->goal != GOAL_OUTPUT)
+    if (r->scheme == SCHEME_W8A8 || r->goal != GOAL_OUTPUT)
         return true;
     if (r->recipe->disable_level > 0 && !given)
         TARE_WARN(r->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
@@ -163,7 +163,7 @@ static tare_status plan_run(run *r, memory_plan *plan)
     tare_status status = TARE_OK;
     bool saves = r->goal == GOAL_OUTPUT && !r->tape;
     TRY(saves ? recipe_check(r->recipe) : recipe_check_scheme(r->recipe));
-    r->scheme = r->recipe->a_bit == 16 ? LINEAR_W8A16 : LINEAR_W8A8;
+    r->scheme = r->recipe->a_bit == 16 ? SCHEME_W8A16 : SCHEME_W8A8;
     TRY(open_model(r));
     TRY(plan_linears(r));
     if (needs_samples(r))
@@ -364,7 +364,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     TRY(resume_restore(r));
     TRY(choose_fallback(r));
     TRY(plan_output(r));
-    if (r->scheme == LINEAR_W8A8) {
+    if (r->scheme == SCHEME_W8A8) {
         TRY(run_layers(r));
     } else {
         free_states(r);

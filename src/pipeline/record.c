@@ -110,7 +110,7 @@ tare_status run_record(run *r, buffer *out)
     buffer_printf(out,
                   "{\n  \"tare_version\": \"%s\",\n  \"scheme\": \"%s\",\n  \"compute\": "
                   "\"%s\",\n  \"isa\": \"%s\",\n",
-                  tare_version(), linear_scheme_name(r->scheme),
+                  tare_version(), scheme_of(r->scheme)->type,
                   r->compute == GEMM_BF16 ? "bf16" : "fp32", tare_cpu_name(r->ctx));
     buffer_printf(out, "  \"serving_dtype\": \"%s\",\n  \"recipe\": ", dtype_name(r->num.dtype));
     recipe_write(r->recipe, out, 1);

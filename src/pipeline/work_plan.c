@@ -29,14 +29,14 @@ static bool is_first_of_unit(const run *r, const model_linear *l)
 
 static double int8_operations(const run *r, const model_linear *l, const fallback_linear *f)
 {
-    bool integers = !f->is_float && r->scheme == LINEAR_W8A8 && !live_linears_need_float(r);
+    bool integers = !f->is_float && r->scheme == SCHEME_W8A8 && !live_linears_need_float(r);
     return integers ? 2.0 * (double)r->samples.tokens * elements(l) : 0;
 }
 
 static double float_operations(const run *r, const model_linear *l, const fallback_linear *f)
 {
     double tokens = (double)r->float_tokens;
-    if (r->scheme == LINEAR_W8A8 && (f->is_float || live_linears_need_float(r)))
+    if (r->scheme == SCHEME_W8A8 && (f->is_float || live_linears_need_float(r)))
         tokens += (double)r->samples.tokens;
     if (r->smoothing && r->wants_scores && r->num.compat) /* smoothed inputs: once more */
         tokens += (double)r->score_tokens;
@@ -66,7 +66,7 @@ static size_t batches(const run *r, size_t samples)
 static double packed_weights(const run *r, const model_linear *l, const fallback_linear *f)
 {
     bool floats = f->is_float || live_linears_need_float(r);
-    double times = floats && r->scheme == LINEAR_W8A8 ? 1 : 0;
+    double times = floats && r->scheme == SCHEME_W8A8 ? 1 : 0;
     bool twice = r->smoothing && r->wants_scores && r->num.compat;
     size_t again = twice ? batches(r, r->score_samples) : 0;
     if (r->float_samples)
@@ -76,7 +76,7 @@ static double packed_weights(const run *r, const model_linear *l, const fallback
 
 static double observed_inputs(const run *r, const model_linear *l, const fallback_linear *f)
 {
-    bool observed = !f->is_float && r->scheme == LINEAR_W8A8 && is_first_of_unit(r, l);
+    bool observed = !f->is_float && r->scheme == SCHEME_W8A8 && is_first_of_unit(r, l);
     return observed ? (double)r->samples.tokens * (double)l->k : 0;
 }
 
@@ -90,7 +90,7 @@ static double scored_inputs(const run *r, const model_linear *l, const fallback_
 static double row_values(const run *r, const model_linear *l, const fallback_linear *f)
 {
     (void)f;
-    double calibrated = r->scheme == LINEAR_W8A8 ? (double)r->samples.tokens : 0;
+    double calibrated = r->scheme == SCHEME_W8A8 ? (double)r->samples.tokens : 0;
     return (calibrated + (double)r->float_tokens) * (double)l->n;
 }
 
@@ -146,7 +146,7 @@ static void plan_disk(const run *r, tare_plan *out)
     double read = layers + others;
     if (r->two_passes)
         read += layers + (double)r->model->embedding->bytes;
-    if (r->scheme == LINEAR_W8A16 && r->recipe->mm_tensor) /* the range first */
+    if (r->scheme == SCHEME_W8A16 && r->recipe->mm_tensor) /* the range first */
         read += layers;
     if (!head->is_float && r->model->head_is_tied)
         read += (double)r->model->head->weight->bytes;
@@ -170,7 +170,7 @@ static void plan_amounts(const run *r, tare_plan *out)
         [WORK_SMOOTHING] = {"smoothing search", "weights", sum_linears(r, smoothed_weights)},
         [WORK_ATTENTION] = {"attention", "operations",
                             attention_operations(r,
-                                                 r->scheme == LINEAR_W8A8 ? r->samples.count : 0) +
+                                                 r->scheme == SCHEME_W8A8 ? r->samples.count : 0) +
                                 attention_operations(r, r->float_samples)},
         [WORK_QUANTIZE] = {"quantizing weights", "weights", sum_linears(r, quantized_weights)},
         [WORK_PACK] = {"packing weights", "weights", sum_linears(r, packed_weights)},
@@ -201,7 +201,7 @@ static double estimate(const run *r, const tare_plan *plan)
           : i == WORK_READ || i == WORK_WRITE ? &disk
                                               : &compute) += seconds;
     }
-    if (r->layout.overlap || r->scheme == LINEAR_W8A16)
+    if (r->layout.overlap || r->scheme == SCHEME_W8A16)
         return (compute > disk ? compute : disk) + after;
     return compute + disk + after;
 }

@@ -1,0 +1,37 @@
+/* The table of schemes. */
+#include "quantize/schemes.h"
+
+#include <string.h>
+
+static const scheme_row rows[SCHEMES] = {
+    [SCHEME_FLOAT] = {"FLOAT", "float", ACT_FLOAT},
+    [SCHEME_W8A8] = {"W8A8", "w8a8", ACT_STATIC},
+    [SCHEME_W8A16] = {"W8A16", "w8a16", ACT_FLOAT},
+};
+
+const scheme_row *scheme_of(linear_scheme scheme)
+{
+    return &rows[scheme];
+}
+
+bool scheme_of_type(const char *type, linear_scheme *out)
+{
+    for (int i = SCHEME_FLOAT + 1; i < SCHEMES; i++) {
+        if (strcmp(type, rows[i].type) == 0) {
+            *out = (linear_scheme)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+bool scheme_of_name(const char *name, linear_scheme *out)
+{
+    for (int i = 0; i < SCHEMES; i++) {
+        if (strcmp(name, rows[i].name) == 0) {
+            *out = (linear_scheme)i;
+            return true;
+        }
+    }
+    return false;
+}

@@ -1,0 +1,33 @@
+/* The schemes by which a linear can be written (specification: spec/w8a8.md, spec/schemes.md): a
+ * row each. FLOAT is one of them: whatever asks how a linear is treated asks for its scheme. */
+#ifndef TARE_QUANTIZE_SCHEMES_H
+#define TARE_QUANTIZE_SCHEMES_H
+
+#include <stdbool.h>
+
+typedef enum linear_scheme {
+    SCHEME_FLOAT,
+    SCHEME_W8A8,  /* static activations: one scale and offset, calibrated */
+    SCHEME_W8A16, /* weights alone, a scale for each row or for the matrix */
+    SCHEMES
+} linear_scheme;
+
+/* How the inputs of a linear's product are quantized. */
+typedef enum act_kind {
+    ACT_FLOAT, /* not at all */
+    ACT_STATIC /* by a scale and an offset that calibration concludes */
+} act_kind;
+
+typedef struct scheme_row {
+    const char *type; /* in descriptions: "W8A8" */
+    const char *name; /* in recipes: "w8a8" */
+    act_kind activations;
+} scheme_row;
+
+const scheme_row *scheme_of(linear_scheme scheme);
+/* By the type of a description; false: none that tare writes, FLOAT included. */
+bool scheme_of_type(const char *type, linear_scheme *out);
+/* By the name in a recipe. */
+bool scheme_of_name(const char *name, linear_scheme *out);
+
+#endif
