@@ -14,7 +14,7 @@ tare_status plan_attentions(run *r)
         run_attention *a = &r->attentions[i];
         if (!(a->name = arena_printf(&r->arena, "model.layers.%zu.self_attn", i)))
             return TARE_E_MEMORY;
-        a->quantize = r->recipe->fa_quant && !fallback_names(r->recipe, a->name);
+        a->quantize = r->recipe->fa_quant && !rules_disable(r->recipe, a->name);
         r->num_fa += a->quantize;
     }
     return TARE_OK;

@@ -331,7 +331,7 @@ tare_status score_head(run *r)
 {
     tare_status status = TARE_OK;
     const model_config *c = &r->model->config;
-    fallback_linear *f = &r->linears[r->model->num_linears - 1];
+    linear_plan *f = &r->linears[r->model->num_linears - 1];
     score_state state;
     layer_selector *selector = NULL;
     float *norm = NULL, *x, *y = mem_alloc_array(r->ctx, r->samples.longest * c->hidden_size, 4),
@@ -395,7 +395,7 @@ tare_status float_pass(run *r)
             TRY(resume_save(r, i + 1));
     }
     if (r->goal == GOAL_SCORES ||
-        (r->wants_scores && !r->linears[r->model->num_linears - 1].is_float))
+        (r->wants_scores && !plan_is_float(&r->linears[r->model->num_linears - 1])))
         TRY(score_head(r));
     overlap_stop(r);
     stream_free(r->float_states);

@@ -2,6 +2,7 @@
  * every linear first updates its observer, then takes its input with the scale that knows this
  * sample and those before it (spec/w8a8.md, section 5.4). Because an exact integer product needs
  * nothing but the row's own scale, samples may be processed in groups of any size. */
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/parallel.h"
@@ -17,6 +18,7 @@ typedef struct calibrated_layer {
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
     uint32_t *sample_of_row;   /* [rows] */
+    act_params *token_params;  /* [rows]; NULL: no linear quantizes its input per token */
     uint8_t *quantized;        /* [rows, k] */
     float *mixed;              /* [rows, k] fake-quantized input where float arithmetic is needed */
 } calibrated_layer;
@@ -40,23 +42,54 @@ static tare_status observe(calibrated_layer *c, graph_unit unit, const batch *b,
     return TARE_OK;
 }
 
+/* The scale and offset of a row: those of its sample or its own. */
+static const act_params *row_params(const calibrated_layer *c, act_kind kind, size_t row)
+{
+    return kind == ACT_PER_TOKEN ? &c->token_params[row] : &c->sample_params[c->sample_of_row[row]];
+}
+
 typedef struct input_work {
     const calibrated_layer *c;
     const kernels *kernels;
     const batch *b;
+    act_kind activations;
     const float *x;
     size_t k, linear_index;
+    atomic_bool finite;
 } input_work;
 
-static void quantize_sample(void *user, size_t i, int thread)
+/* A row of zeros stays zeros whatever its scale. */
+static void measure_token(void *user, size_t row, int thread)
+{
+    input_work *w = user;
+    float max;
+    bool finite = true;
+    (void)thread;
+    w->kernels->abs_max(w->x + row * w->k, w->k, &max, &finite);
+    if (!finite)
+        atomic_store(&w->finite, false);
+    w->c->token_params[row] = (act_params){.scale = max > 0 ? max / 127 : 1, .dtype = TARE_F32};
+}
+
+static tare_status measure_tokens(calibrated_layer *c, graph_unit unit, const batch *b,
+                                  const float *x, size_t k)
+{
+    input_work w = {.c = c, .kernels = kernels_get(c->run->ctx), .b = b, .x = x, .k = k};
+    atomic_init(&w.finite, true);
+    parallel_for(c->run->ctx, b->rows, measure_token, &w);
+    if (atomic_load(&w.finite))
+        return TARE_OK;
+    return TARE_FAIL(c->run->ctx, TARE_E_NUMERIC,
+                     "input of group %s, samples from %zu on: NaN or infinity",
+                     c->out.block->graph->units[unit].kind, b->first);
+}
+
+static void quantize_row(void *user, size_t row, int thread)
 {
     const input_work *w = user;
-    size_t row = 0;
+    const act_params *p = row_params(w->c, w->activations, row);
     (void)thread;
-    for (size_t s = 0; s < i; s++)
-        row += w->b->lengths[s];
-    const act_params *p = &w->c->sample_params[i];
-    w->kernels->quantize_asymmetric(w->x + row * w->k, w->b->lengths[i] * w->k, p->scale, p->offset,
+    w->kernels->quantize_asymmetric(w->x + row * w->k, w->k, p->scale, p->offset,
                                     w->c->quantized + row * w->k);
 }
 
@@ -82,7 +115,8 @@ static void mix_sample(void *user, size_t i, int thread)
     const float *x = w->x + row * w->k;
     float *y = w->c->mixed + row * w->k;
     memcpy(y, x, n * sizeof *y);
-    act_fake_quantize(&r->num, &w->c->sample_params[i], y, n);
+    for (size_t e = 0; e < n; e += w->k, row++)
+        act_fake_quantize(&r->num, row_params(w->c, w->activations, row), y + e, w->k);
     if (r->recipe->pr >= 1)
         return;
     uint64_t key = mix((uint64_t)r->recipe->seed ^ mix(w->linear_index));
@@ -111,7 +145,7 @@ static void dequantize_tile(void *user, size_t row, size_t rows, size_t column, 
     const quantized_weight *q = &w->l->q;
     bool per_row = q->num_scales > 1;
     for (size_t i = 0; i < rows; i++) {
-        const act_params *p = &w->c->sample_params[w->c->sample_of_row[row + i]];
+        const act_params *p = row_params(w->c, w->l->activations, row + i);
         w->kernels->dequantize_row(
             acc + i * stride, columns, 128 + (int64_t)p->offset, q->row_sums + column, p->scale,
             q->scales + (per_row ? column : 0), per_row ? columns : 1,
@@ -131,9 +165,10 @@ static tare_status float_linear_run(calibrated_layer *c, const live_linear *l, c
                                     const float *x, float *y)
 {
     run *r = c->run;
-    if (l->quantize) {
+    if (l->activations != ACT_FLOAT) {
         input_work w = {.c = c,
                         .b = b,
+                        .activations = l->activations,
                         .x = x,
                         .k = l->linear->k,
                         .linear_index = (size_t)(l->linear - r->model->linears)};
@@ -150,14 +185,22 @@ static tare_status calibrated_linears(void *user, graph_unit unit, const batch *
     calibrated_layer *c = user;
     run *r = c->run;
     const unit_spec *u = &c->out.block->graph->units[unit];
-    bool quantized_ready = false;
+    bool measured = false, quantized_ready = false;
     if (c->observers[unit])
         TRY(observe(c, unit, b, x, u->k));
     for (size_t i = u->first; i < u->first + u->count; i++) {
         const live_linear *l = &c->out.linears[i];
-        if (l->quantize && !l->weight && !quantized_ready) {
-            input_work w = {.c = c, .kernels = kernels_get(r->ctx), .b = b, .x = x, .k = u->k};
-            parallel_for(r->ctx, b->samples, quantize_sample, &w);
+        if (l->activations == ACT_PER_TOKEN && !measured)
+            TRY(measure_tokens(c, unit, b, x, u->k));
+        measured |= l->activations == ACT_PER_TOKEN;
+        if (l->activations != ACT_FLOAT && !l->weight && !quantized_ready) {
+            input_work w = {.c = c,
+                            .kernels = kernels_get(r->ctx),
+                            .b = b,
+                            .activations = l->activations,
+                            .x = x,
+                            .k = u->k};
+            parallel_for(r->ctx, b->rows, quantize_row, &w);
             quantized_ready = true;
         }
         TRY(l->weight ? float_linear_run(c, l, b, x, y[i - u->first])
@@ -205,6 +248,7 @@ static void unload(calibrated_layer *c)
         observer_free(ctx, c->observers[u]);
     fa_observer_free(c->fa);
     mem_free(ctx, c->sample_params);
+    mem_free(ctx, c->token_params);
     mem_free(ctx, c->quantized);
     mem_free(ctx, c->sample_of_row);
     mem_free(ctx, c->mixed);
@@ -217,11 +261,11 @@ static tare_status load_linears(calibrated_layer *c)
     const model_block *block = c->out.block;
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         graph_unit unit = block->graph->linears[i].unit;
-        const fallback_linear *f = &r->linears[block->first_linear + i];
+        const linear_plan *f = &r->linears[block->first_linear + i];
         TRY(context_check_cancelled(r->ctx));
-        TRY(live_linear_load(r, block_linear(r->model, block, i), !f->is_float, &c->source.raw[i],
+        TRY(live_linear_load(r, block_linear(r->model, block, i), f->scheme, &c->source.raw[i],
                              &c->out.linears[i]));
-        if (!f->is_float && !c->observers[unit])
+        if (c->out.linears[i].activations == ACT_STATIC && !c->observers[unit])
             TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num, &c->observers[unit]));
     }
 done:
@@ -232,13 +276,18 @@ size_t calibrated_layer_bytes(const run *r, const model_block *block, size_t row
 {
     const model_config *c = &r->model->config;
     size_t k = 0, samples = r->samples.count;
+    bool tokens = false;
     for (size_t i = 0; i < block->graph->num_linears; i++) {
-        if (!r->linears[block->first_linear + i].is_float)
+        const linear_plan *l = &r->linears[block->first_linear + i];
+        if (!plan_is_float(l))
             k = size_max(k, block->graph->linears[i].k);
+        tokens |= calibrated_activations(r, l->scheme) == ACT_PER_TOKEN;
     }
     size_t bytes = mem_array_bytes(samples, sizeof(act_params)) +
                    mem_array_bytes(rows, sizeof(uint32_t)) +
                    block->graph->num_units * observer_bytes(samples);
+    if (tokens)
+        bytes += mem_array_bytes(rows, sizeof(act_params));
     if (r->attentions[block->index].quantize)
         bytes += fa_observer_bytes((size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads});
     return bytes + mem_array_bytes(rows * k, live_linears_need_float(r) ? sizeof(float) : 1);
@@ -249,20 +298,23 @@ static tare_status alloc_buffers(calibrated_layer *c)
 {
     tare_context *ctx = c->run->ctx;
     size_t k = 0, rows = c->run->work.rows, cells;
-    bool any_float = false, any_integer = false;
+    bool any_float = false, any_integer = false, any_token = false;
     for (size_t i = 0; i < BLOCK_LINEARS; i++) {
         const live_linear *l = &c->out.linears[i];
-        if (!l->quantize)
+        if (l->activations == ACT_FLOAT)
             continue;
         k = l->q.k > k ? l->q.k : k;
         any_float |= l->weight != NULL;
         any_integer |= l->weight == NULL;
+        any_token |= l->activations == ACT_PER_TOKEN;
     }
     if (!size_mul(rows, k, &cells))
         return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows of %zu", rows, k);
     c->sample_params = mem_alloc_array(ctx, c->run->samples.count, sizeof *c->sample_params);
     c->sample_of_row = mem_alloc_array(ctx, rows, sizeof *c->sample_of_row);
     if (!c->sample_params || !c->sample_of_row)
+        return TARE_E_MEMORY;
+    if (any_token && !(c->token_params = mem_alloc_array(ctx, rows, sizeof *c->token_params)))
         return TARE_E_MEMORY;
     if (any_integer && !(c->quantized = mem_alloc(ctx, cells)))
         return TARE_E_MEMORY;
@@ -333,7 +385,7 @@ tare_status layer_output_write(run *r, layer_output *o)
         TRY(live_linear_write_float(r, &o->linears[i]));
     TRY(attention_write(r, b->index));
     for (size_t i = 0; i < g->num_linears; i++) {
-        if (o->linears[i].quantize)
+        if (o->linears[i].scheme != SCHEME_FLOAT)
             TRY(live_linear_write(r, &o->linears[i], &o->params[g->linears[i].unit]));
     }
     TRY(write_norms(r, o, false));
@@ -389,22 +441,24 @@ tare_status quantize_head(run *r)
 {
     tare_status status = TARE_OK;
     const model_config *c = &r->model->config;
-    const fallback_linear *f = &r->linears[r->model->num_linears - 1];
+    const linear_plan *f = &r->linears[r->model->num_linears - 1];
     live_linear l = {0};
     observer *o = NULL;
-    act_params params;
+    act_params params = {0};
     float *norm = NULL, *x;
     raw_weight raw = {0};
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
+    bool observed = scheme_of(f->scheme)->activations == ACT_STATIC;
     TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num, &o));
-    for (size_t i = 0, row = 0; i < r->samples.count; row += r->samples.lengths[i++]) {
+    for (size_t i = 0, row = 0; observed && i < r->samples.count; row += r->samples.lengths[i++]) {
         size_t rows = r->samples.lengths[i];
         TRY(stream_get(r->states, row, rows, &x));
         norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->work.round, x);
         TRY(observer_update(r->ctx, o, x, rows * c->hidden_size));
     }
-    TRY(observer_params(r->ctx, o, &params));
-    TRY(live_linear_load(r, r->model->head, true, &raw, &l));
+    if (observed)
+        TRY(observer_params(r->ctx, o, &params));
+    TRY(live_linear_load(r, r->model->head, f->scheme, &raw, &l));
     TRY(live_linear_write(r, &l, &params));
 done:
     live_linear_free(r, &l);

@@ -15,6 +15,20 @@ bool live_linears_need_float(const run *r)
     return r->recipe->pr < 1 || r->num.compat;
 }
 
+/* The reference calibrates a dynamic linear as a static one (spec/schemes.md 9.1). */
+act_kind calibrated_activations(const run *r, linear_scheme scheme)
+{
+    act_kind kind = scheme_of(scheme)->activations;
+    return kind == ACT_PER_TOKEN && r->num.compat ? ACT_STATIC : kind;
+}
+
+/* Is this quantized linear computed in floats? Nobody reads what the head puts out. */
+static bool runs_in_floats(const run *r, const model_linear *l, linear_scheme scheme)
+{
+    return !linear_is_head(r->model, l) &&
+           (live_linears_need_float(r) || scheme_of(scheme)->activations == ACT_FLOAT);
+}
+
 static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_weight **out)
 {
     float *w = mem_alloc_array(r->ctx, q->n * q->k, sizeof *w);
@@ -73,12 +87,14 @@ done:
     return TARE_WRAP(r->ctx, status, "%s", m->name);
 }
 
-tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, raw_weight *raw,
-                             live_linear *l)
+tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme scheme,
+                             raw_weight *raw, live_linear *l)
 {
     tare_status status = TARE_OK;
+    bool quantize = scheme != SCHEME_FLOAT;
     size_t n = linear->n, k = linear->k;
-    *l = (live_linear){.linear = linear, .quantize = quantize};
+    *l = (live_linear){
+        .linear = linear, .scheme = scheme, .activations = calibrated_activations(r, scheme)};
     if (!raw->data)
         TRY(linear_read(r->model, linear, raw));
     if (smoothing_of(r, linear))
@@ -93,7 +109,7 @@ tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, 
     }
     mem_free(r->ctx, raw->data);
     raw->data = NULL;
-    if (quantize && !linear_is_head(r->model, linear) && live_linears_need_float(r))
+    if (quantize && runs_in_floats(r, linear, scheme))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
     if (!r->overlap)
@@ -116,10 +132,19 @@ void live_linear_free(run *r, live_linear *l)
     *l = (live_linear){0};
 }
 
+/* What comes from the weights alone. */
+static tare_status write_weights(run *r, const live_linear *l)
+{
+    weight_codes codes = {.q = l->q.q, .scales = l->q.scales};
+    return output_write_w8a16(r->out, l->linear->name, 0, l->q.n, &codes, l->bias_raw);
+}
+
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act)
 {
     tare_status status = TARE_OK;
     double worst = 0;
+    if (scheme_of(l->scheme)->activations != ACT_STATIC)
+        return TARE_WRAP(r->ctx, write_weights(r, l), "%s", l->linear->name);
     float *deq_scale = mem_alloc_array(r->ctx, l->q.n, sizeof *deq_scale);
     int32_t *quant_bias = mem_alloc_array(r->ctx, l->q.n, sizeof *quant_bias);
     if (!deq_scale || !quant_bias) {
@@ -143,10 +168,11 @@ done:
 }
 
 /* Each step of live_linear_load with all that it holds. */
-void live_linear_bytes(const run *r, const model_linear *l, bool quantize, live_linear_size *out)
+void live_linear_bytes(const run *r, const model_linear *l, linear_scheme scheme,
+                       live_linear_size *out)
 {
-    bool head = linear_is_head(r->model, l);
-    bool smooth = r->smoothing && !head, wide = quantize && !head && live_linears_need_float(r);
+    bool quantize = scheme != SCHEME_FLOAT;
+    bool smooth = smoothing_of(r, l) != NULL, wide = quantize && runs_in_floats(r, l, scheme);
     size_t n = l->n, k = l->k;
     tare_dtype dtype = linear_raw_dtype(r->model, l), kept = output_tensor(r, l->weight).dtype;
     size_t source = linear_raw_bytes(r->model, l);
@@ -180,7 +206,7 @@ size_t live_linear_write_bytes(size_t n)
            output_write_bytes(n);
 }
 
-observer_kind observer_kind_of(const run *r, const fallback_linear *f)
+observer_kind observer_kind_of(const run *r, const linear_plan *f)
 {
     if (r->recipe->act_method != 3)
         return (observer_kind)r->recipe->act_method;

@@ -186,7 +186,7 @@ tare_status memory_plan_make(run *r, memory_plan *out)
     if (!found)
         return refuse(r, out, given);
     size_t scratch = kept_scratch_bytes(r->ctx);
-    out->keeps_scratch = r->scheme == SCHEME_W8A8 && scratch <= out->budget - out->peak.total;
+    out->keeps_scratch = r->calibrates && scratch <= out->budget - out->peak.total;
     if (out->keeps_scratch) {
         out->fixed += scratch;
         out->peak.terms[TERM_FIXED] += scratch;

@@ -130,10 +130,10 @@ static void float_step(planner *p, size_t layer)
 /* ---- the quantized layer ---- */
 
 /* Until disable_level has decided which linears stay float the larger of the two counts. */
-static bool may_be(const run *r, const fallback_linear *f, bool quantized)
+static bool may_be(const run *r, const linear_plan *f, bool quantized)
 {
     bool open = r->recipe->disable_level > 0 && !r->levels_known;
-    return quantized ? !f->is_float : f->is_float || open;
+    return quantized ? !plan_is_float(f) : plan_is_float(f) || open;
 }
 
 static size_t calibrate_bytes(const planner *p, size_t layer)
@@ -151,7 +151,7 @@ static size_t calibrate_bytes(const planner *p, size_t layer)
 }
 
 /* A layer's linears as they are kept, with what a float one is written from. */
-static size_t kept_bytes(const planner *p, const model_linear *l, const fallback_linear *f,
+static size_t kept_bytes(const planner *p, const model_linear *l, const linear_plan *f,
                          size_t *packed, size_t *loading)
 {
     const run *r = p->r;
@@ -161,7 +161,7 @@ static size_t kept_bytes(const planner *p, const model_linear *l, const fallback
         live_linear_size s;
         if (!may_be(r, f, quantized))
             continue;
-        live_linear_bytes(r, l, quantized, &s);
+        live_linear_bytes(r, l, quantized ? f->scheme : SCHEME_FLOAT, &s);
         if (!quantized && p->layout.overlap)
             s.weights += linear_raw_bytes(r->model, l);
         *loading = size_max(*loading, s.loading);
@@ -268,13 +268,13 @@ static void head(planner *p)
 {
     const run *r = p->r;
     const model_linear *l = r->model->head;
-    const fallback_linear *f = &r->linears[r->model->num_linears - 1];
+    const linear_plan *f = &r->linears[r->model->num_linears - 1];
     size_t norm = model_read_vector_bytes(r->model->final_norm);
     live_linear_size s;
     moment(p, l->name, norm + copy_bytes(r, l->weight));
     if (!may_be(r, f, true))
         return;
-    live_linear_bytes(r, l, true, &s);
+    live_linear_bytes(r, l, f->scheme, &s);
     size_t raw = linear_raw_bytes(r->model, l), own = norm + observer_bytes(r->samples.count);
     p->now[TERM_WEIGHTS] += raw;
     moment(p, l->name, own + (s.loading > raw ? s.loading - raw : 0));
@@ -389,7 +389,7 @@ void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_
         return;
     }
     p.now[TERM_OUTPUT] = files;
-    if (r->scheme == SCHEME_W8A16) {
+    if (!r->calibrates) {
         memset(p.now, 0, sizeof p.now);
         p.now[TERM_FIXED] = fixed;
         p.now[TERM_OUTPUT] = files;

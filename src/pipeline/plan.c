@@ -20,9 +20,9 @@ static void list_linears(run *r)
 {
     const tare_model *m = r->model;
     for (size_t i = 0; i < m->num_linears; i++)
-        r->linears[i] = (fallback_linear){.name = m->linears[i].name,
-                                          .unit = m->linears[i].unit,
-                                          .is_head = linear_is_head(m, &m->linears[i])};
+        r->linears[i] = (linear_plan){.name = m->linears[i].name,
+                                      .unit = m->linears[i].unit,
+                                      .is_head = linear_is_head(m, &m->linears[i])};
 }
 
 tare_status plan_linears(run *r)
@@ -35,7 +35,7 @@ tare_status plan_linears(run *r)
         return TARE_E_MEMORY;
     list_linears(r);
     TRY(attention_names(r, &attentions));
-    TRY(fallback_by_name(r->recipe, r->linears, count, attentions, r->model->config.num_layers));
+    TRY(rules_apply(r->recipe, r->linears, count, attentions, r->model->config.num_layers));
     TRY(plan_attentions(r));
     TRY(smoothing_plan(r));
 done:
@@ -66,16 +66,16 @@ static tare_status linear_bias(run *r, const model_linear *l, tensor_info *out)
     return TARE_OK;
 }
 
-static tare_status declare_linear(run *r, const model_linear *l, const fallback_linear *f)
+static tare_status declare_linear(run *r, const model_linear *l, const linear_plan *f)
 {
     tare_status status = TARE_OK;
     tensor_info bias;
-    if (f->is_float)
+    if (plan_is_float(f))
         TRY(output_declare_float_linear(r->out, l->name));
-    if (f->is_float && f->is_head && r->model->head_is_tied)
+    if (plan_is_float(f) && f->is_head && r->model->head_is_tied)
         return TARE_OK;
     TRY(linear_bias(r, l, &bias));
-    if (f->is_float) {
+    if (plan_is_float(f)) {
         TRY(declare_float(r, l->weight));
         if (l->bias)
             TRY(declare_float(r, l->bias));
@@ -84,7 +84,7 @@ static tare_status declare_linear(run *r, const model_linear *l, const fallback_
         return TARE_OK;
     }
     r->num_quantized++;
-    if (r->scheme == SCHEME_W8A16)
+    if (scheme_of(f->scheme)->activations != ACT_STATIC)
         return output_declare_w8a16(r->out, l->name, l->n, l->k, r->recipe->mm_tensor,
                                     bias.name ? &bias : NULL, f->is_head);
     /* compat: the histogram's range is FP32 there, and FP16 models keep its scale in FP32

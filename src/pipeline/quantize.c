@@ -12,6 +12,17 @@ void tare_quantize_options_init(tare_quantize_options *options)
     *options = (tare_quantize_options){.verify = true, .probe = true};
 }
 
+/* Does any linear need a range of its inputs? */
+static bool uses_static(const run *r)
+{
+    for (int i = 0; i < SCHEMES; i++) {
+        if (scheme_of((linear_scheme)i)->activations == ACT_STATIC &&
+            recipe_uses(r->recipe, (linear_scheme)i))
+            return true;
+    }
+    return false;
+}
+
 static tare_status open_model(run *r)
 {
     tare_status status = TARE_OK;
@@ -63,7 +74,7 @@ static void plan_float_stream(run *r)
 {
     size_t all = r->samples.count;
     r->wants_scores = r->recipe->disable_level > 0 ||
-                      (r->recipe->act_method == 3 && r->scheme == SCHEME_W8A8);
+                      (r->recipe->act_method == 3 && uses_static(r));
     r->wants_scores = r->wants_scores && r->goal == GOAL_OUTPUT;
     r->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
     if (smoothing_solves(r))
@@ -125,7 +136,7 @@ tare_status open_output(run *r)
                         .npy_torch = recipe_npy_torch(r->recipe),
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
-                        .quant_type = scheme_of(r->scheme)->type,
+                        .quant_type = scheme_of(recipe_scheme(r->recipe))->type,
                         .fa_amp = (size_t)r->recipe->fa_amp,
                         .overwrite = r->overwrite,
                         .copy_code = r->options->copy_code,
@@ -140,7 +151,7 @@ tare_status open_output(run *r)
 static bool needs_samples(const run *r)
 {
     bool given = samples_given(r);
-    if (r->scheme == SCHEME_W8A8 || r->goal != GOAL_OUTPUT)
+    if (r->calibrates)
         return true;
     if (r->recipe->disable_level > 0 && !given)
         TARE_WARN(r->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
@@ -163,7 +174,8 @@ static tare_status plan_run(run *r, memory_plan *plan)
     tare_status status = TARE_OK;
     bool saves = r->goal == GOAL_OUTPUT && !r->tape;
     TRY(saves ? recipe_check(r->recipe) : recipe_check_scheme(r->recipe));
-    r->scheme = r->recipe->a_bit == 16 ? SCHEME_W8A16 : SCHEME_W8A8;
+    r->calibrates = r->goal != GOAL_OUTPUT || uses_static(r) || r->recipe->anti_method != 0 ||
+                    r->recipe->fa_quant;
     TRY(open_model(r));
     TRY(plan_linears(r));
     if (needs_samples(r))
@@ -236,7 +248,7 @@ static tare_status choose_fallback(run *r)
     r->resume.pass = PASS_QUANTIZE;
     if (!r->two_passes)
         return TARE_OK;
-    TRY(fallback_by_level(r->recipe, r->linears, r->model->num_linears));
+    TRY(rules_apply_level(r->recipe, r->linears, r->model->num_linears));
     r->levels_known = true;
 done:
     return status;
@@ -276,7 +288,7 @@ done:
 static tare_status run_head(run *r)
 {
     tare_status status = TARE_OK;
-    bool is_float = r->linears[r->model->num_linears - 1].is_float;
+    bool is_float = plan_is_float(&r->linears[r->model->num_linears - 1]);
     float *norm = NULL;
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     TRY(write_norm(r, r->model->final_norm, norm, NULL));
@@ -364,7 +376,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     TRY(resume_restore(r));
     TRY(choose_fallback(r));
     TRY(plan_output(r));
-    if (r->scheme == SCHEME_W8A8) {
+    if (r->calibrates) {
         TRY(run_layers(r));
     } else {
         free_states(r);

@@ -41,7 +41,7 @@ static void write_linears(run *r, buffer *out)
     bool first = true;
     buffer_puts(out, "  \"float_linears\": [");
     for (size_t i = 0; i < r->model->num_linears; i++) {
-        if (!r->linears[i].is_float)
+        if (!plan_is_float(&r->linears[i]))
             continue;
         buffer_printf(out, "%s\n    ", first ? "" : ",");
         json_write_string(out, r->linears[i].name, strlen(r->linears[i].name));
@@ -110,7 +110,7 @@ tare_status run_record(run *r, buffer *out)
     buffer_printf(out,
                   "{\n  \"tare_version\": \"%s\",\n  \"scheme\": \"%s\",\n  \"compute\": "
                   "\"%s\",\n  \"isa\": \"%s\",\n",
-                  tare_version(), scheme_of(r->scheme)->type,
+                  tare_version(), scheme_of(recipe_scheme(r->recipe))->type,
                   r->compute == GEMM_BF16 ? "bf16" : "fp32", tare_cpu_name(r->ctx));
     buffer_printf(out, "  \"serving_dtype\": \"%s\",\n  \"recipe\": ", dtype_name(r->num.dtype));
     recipe_write(r->recipe, out, 1);

@@ -152,7 +152,7 @@ static tare_status archive_run(run *r, archive *a)
     TRY(archive_attentions(r, a));
     TRY(archive_smoothing(r, a));
     TRY(archive_bytes(a, &beside, sizeof beside));
-    if (r->resume.pass == PASS_QUANTIZE && r->scheme == SCHEME_W8A8) {
+    if (r->resume.pass == PASS_QUANTIZE && r->calibrates) {
         if (archive_reads(a))
             TRY(create_states(r, false));
         TRY(stream_archive(r->states, a));

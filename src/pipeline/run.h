@@ -15,10 +15,10 @@
 #include "output/tape.h"
 #include "pipeline/streams.h"
 #include "quantize/fa3.h"
-#include "quantize/fallback.h"
 #include "quantize/layer_selector.h"
 #include "quantize/observer.h"
 #include "quantize/recipe.h"
+#include "quantize/rules.h"
 #include "quantize/score.h"
 #include "quantize/smooth.h"
 
@@ -85,7 +85,7 @@ typedef struct run {
     const tare_quantize_options *options;
     const tare_recipe *recipe;
     tare_recipe effective; /* what `recipe` points to if the caller's does not hold as it is */
-    linear_scheme scheme;
+    bool calibrates;       /* samples pass the model; else weights alone are quantized */
     tare_model *model;
     sample_set samples;
     numerics num;
@@ -97,7 +97,7 @@ typedef struct run {
     size_t earlier_peak; /* of the context, before this call */
     size_t owners_limit; /* memory_limit of the context, before this call and after it */
 
-    fallback_linear *linears; /* [model->num_linears], as in the model: the head is the last */
+    linear_plan *linears; /* [model->num_linears], as in the model: the head is the last */
     size_t num_quantized;
     run_attention *attentions; /* [layers] */
     size_t num_fa;             /* that are observed */
@@ -274,20 +274,23 @@ size_t calibrated_layer_bytes(const run *r, const model_block *block, size_t row
 /* One linear while its layer is loaded. */
 typedef struct live_linear {
     const model_linear *linear;
-    bool quantize;
-    quantized_weight q;  /* if quantize */
-    gemm_weight *weight; /* float linears, and fake-quantized ones that need float arithmetic */
-    float *bias;         /* [n] FP32; NULL: none */
-    void *bias_raw;      /* as it is written */
-    raw_weight raw;      /* of a float linear: as it is written, until it is */
+    linear_scheme scheme;
+    act_kind activations; /* while calibrating */
+    quantized_weight q;   /* unless it stays float */
+    gemm_weight *weight;  /* float linears, and fake-quantized ones that need float arithmetic */
+    float *bias;          /* [n] FP32; NULL: none */
+    void *bias_raw;       /* as it is written */
+    raw_weight raw;       /* of a float linear: as it is written, until it is */
 } live_linear;
 
 /* Takes the weight from `raw` (its data is freed; NULL data: reads it) and smooths it; quantizes
  * it, or makes it ready as a float. Without overlap a float one is written at once, so that it need
  * not be kept. */
-tare_status live_linear_load(run *r, const model_linear *linear, bool quantize, raw_weight *raw,
-                             live_linear *out);
+tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme scheme,
+                             raw_weight *raw, live_linear *out);
 void live_linear_free(run *r, live_linear *l);
+/* How the inputs of a linear are quantized while calibrating. */
+act_kind calibrated_activations(const run *r, linear_scheme scheme);
 /* Are fake-quantized linears computed in floats? */
 bool live_linears_need_float(const run *r);
 /* Derives and writes the tensors of a quantized linear. */
@@ -300,7 +303,7 @@ typedef struct live_linear_size {
     size_t weights, packed; /* that it keeps: 8-bit, and in compute format */
     size_t loading;         /* while it is loaded, the source and the result included */
 } live_linear_size;
-void live_linear_bytes(const run *r, const model_linear *linear, bool quantize,
+void live_linear_bytes(const run *r, const model_linear *linear, linear_scheme scheme,
                        live_linear_size *out);
 size_t live_linear_write_bytes(size_t n);
 
@@ -329,7 +332,7 @@ tare_status overlap_write(run *r, layer_output *layer);
 tare_status overlap_wait(run *r);
 
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
-observer_kind observer_kind_of(const run *r, const fallback_linear *f);
+observer_kind observer_kind_of(const run *r, const linear_plan *f);
 
 /* ---- attention.c ---- */
 

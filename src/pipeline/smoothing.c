@@ -193,7 +193,7 @@ static tare_status prepare_block(run *r, const model_block *block, const layer_s
     for (size_t i = 0; i < g->num_linears; i++) {
         smooth_weight *w = &s->weights[i];
         TRY(prepare_weight(r, block_linear(r->model, block, i),
-                           r->linears[block->first_linear + i].is_float, w));
+                           plan_is_float(&r->linears[block->first_linear + i]), w));
         w->raw = source->raw[i].data;
         w->dtype = source->raw[i].dtype;
     }

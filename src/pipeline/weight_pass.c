@@ -89,15 +89,15 @@ static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
     w->most.bias = size_max(w->most.bias, linear->bias ? linear->bias->bytes : 0);
 }
 
-static void add_linear(weight_pass *w, const model_linear *l, const fallback_linear *f)
+static void add_linear(weight_pass *w, const model_linear *l, const linear_plan *f)
 {
-    if (!f->is_float && w->run->recipe->mm_tensor)
+    if (!plan_is_float(f) && w->run->recipe->mm_tensor)
         add_step(w, STEP_MEASURE, l->weight, l);
-    if (!f->is_float)
+    if (!plan_is_float(f))
         add_step(w, STEP_QUANTIZE, l->weight, l);
     else if (!f->is_head || !w->run->model->head_is_tied)
         add_step(w, STEP_FLOAT, l->weight, NULL);
-    if (f->is_float && l->bias)
+    if (plan_is_float(f) && l->bias)
         add_step(w, STEP_FLOAT, l->bias, NULL);
 }
 

@@ -4,7 +4,7 @@
 #define PROBE_SECONDS 2.0
 
 /* Calls `f` for each linear of the layers. */
-typedef double (*linear_amount)(const run *r, const model_linear *l, const fallback_linear *f);
+typedef double (*linear_amount)(const run *r, const model_linear *l, const linear_plan *f);
 
 static double sum_linears(const run *r, linear_amount amount)
 {
@@ -27,32 +27,39 @@ static bool is_first_of_unit(const run *r, const model_linear *l)
 
 /* ---- amounts ---- */
 
-static double int8_operations(const run *r, const model_linear *l, const fallback_linear *f)
+static double int8_operations(const run *r, const model_linear *l, const linear_plan *f)
 {
-    bool integers = !f->is_float && r->scheme == SCHEME_W8A8 && !live_linears_need_float(r);
+    bool integers = r->calibrates && scheme_of(f->scheme)->activations != ACT_FLOAT &&
+                    !live_linears_need_float(r);
     return integers ? 2.0 * (double)r->samples.tokens * elements(l) : 0;
 }
 
-static double float_operations(const run *r, const model_linear *l, const fallback_linear *f)
+static bool runs_in_floats(const run *r, const linear_plan *f)
+{
+    return r->calibrates &&
+           (scheme_of(f->scheme)->activations == ACT_FLOAT || live_linears_need_float(r));
+}
+
+static double float_operations(const run *r, const model_linear *l, const linear_plan *f)
 {
     double tokens = (double)r->float_tokens;
-    if (r->scheme == SCHEME_W8A8 && (f->is_float || live_linears_need_float(r)))
+    if (runs_in_floats(r, f))
         tokens += (double)r->samples.tokens;
     if (r->smoothing && r->wants_scores && r->num.compat) /* smoothed inputs: once more */
         tokens += (double)r->score_tokens;
     return 2.0 * tokens * elements(l);
 }
 
-static double smoothed_weights(const run *r, const model_linear *l, const fallback_linear *f)
+static double smoothed_weights(const run *r, const model_linear *l, const linear_plan *f)
 {
     (void)f;
     return smoothing_targets(r, l) ? elements(l) : 0;
 }
 
-static double quantized_weights(const run *r, const model_linear *l, const fallback_linear *f)
+static double quantized_weights(const run *r, const model_linear *l, const linear_plan *f)
 {
     (void)r;
-    return f->is_float ? 0 : elements(l);
+    return plan_is_float(f) ? 0 : elements(l);
 }
 
 static size_t batches(const run *r, size_t samples)
@@ -63,10 +70,9 @@ static size_t batches(const run *r, size_t samples)
     return count;
 }
 
-static double packed_weights(const run *r, const model_linear *l, const fallback_linear *f)
+static double packed_weights(const run *r, const model_linear *l, const linear_plan *f)
 {
-    bool floats = f->is_float || live_linears_need_float(r);
-    double times = floats && r->scheme == SCHEME_W8A8 ? 1 : 0;
+    double times = runs_in_floats(r, f) ? 1 : 0;
     bool twice = r->smoothing && r->wants_scores && r->num.compat;
     size_t again = twice ? batches(r, r->score_samples) : 0;
     if (r->float_samples)
@@ -74,23 +80,24 @@ static double packed_weights(const run *r, const model_linear *l, const fallback
     return times * elements(l);
 }
 
-static double observed_inputs(const run *r, const model_linear *l, const fallback_linear *f)
+static double observed_inputs(const run *r, const model_linear *l, const linear_plan *f)
 {
-    bool observed = !f->is_float && r->scheme == SCHEME_W8A8 && is_first_of_unit(r, l);
+    bool observed = r->calibrates && scheme_of(f->scheme)->activations != ACT_FLOAT &&
+                    is_first_of_unit(r, l);
     return observed ? (double)r->samples.tokens * (double)l->k : 0;
 }
 
-static double scored_inputs(const run *r, const model_linear *l, const fallback_linear *f)
+static double scored_inputs(const run *r, const model_linear *l, const linear_plan *f)
 {
     (void)f;
     return r->wants_scores && is_first_of_unit(r, l) ? (double)r->score_tokens * (double)l->k : 0;
 }
 
 /* Outputs pass a norm, a sum, a rotation or a gate. */
-static double row_values(const run *r, const model_linear *l, const fallback_linear *f)
+static double row_values(const run *r, const model_linear *l, const linear_plan *f)
 {
     (void)f;
-    double calibrated = r->scheme == SCHEME_W8A8 ? (double)r->samples.tokens : 0;
+    double calibrated = r->calibrates ? (double)r->samples.tokens : 0;
     return (calibrated + (double)r->float_tokens) * (double)l->n;
 }
 
@@ -118,26 +125,26 @@ static double fa_values(const run *r)
 
 /* ---- disk ---- */
 
-static double stored_bytes(const run *r, const model_linear *l, const fallback_linear *f)
+static double stored_bytes(const run *r, const model_linear *l, const linear_plan *f)
 {
     (void)r, (void)f;
     return (double)l->weight->bytes;
 }
 
-static double written_linear(const run *r, const model_linear *l, const fallback_linear *f)
+static double written_linear(const run *r, const model_linear *l, const linear_plan *f)
 {
-    if (f->is_float)
+    if (plan_is_float(f))
         return (double)output_tensor(r, l->weight).bytes;
     return elements(l) + 20.0 * (double)l->n; /* scales, offsets and biases of the rows */
 }
 
 static void plan_disk(const run *r, tare_plan *out)
 {
-    const fallback_linear *head = &r->linears[r->model->num_linears - 1];
+    const linear_plan *head = &r->linears[r->model->num_linears - 1];
     double layers = sum_linears(r, stored_bytes), folders = 0;
     double others = (double)checkpoint_bytes(r->model->checkpoint) - layers;
     double written = sum_linears(r, written_linear) + others;
-    if (!head->is_float) {
+    if (!plan_is_float(head)) {
         written += written_linear(r, r->model->head, head);
         written -= r->model->head_is_tied ? 0 : (double)r->model->head->weight->bytes;
     }
@@ -146,9 +153,9 @@ static void plan_disk(const run *r, tare_plan *out)
     double read = layers + others;
     if (r->two_passes)
         read += layers + (double)r->model->embedding->bytes;
-    if (r->scheme == SCHEME_W8A16 && r->recipe->mm_tensor) /* the range first */
+    if (!r->calibrates && r->recipe->mm_tensor) /* the range first */
         read += layers;
-    if (!head->is_float && r->model->head_is_tied)
+    if (!plan_is_float(head) && r->model->head_is_tied)
         read += (double)r->model->head->weight->bytes;
     out->bytes_read = (uint64_t)read;
     out->bytes_written = (uint64_t)(written * folders);
@@ -169,8 +176,7 @@ static void plan_amounts(const run *r, tare_plan *out)
         [WORK_FLOAT] = {"float products", "operations", sum_linears(r, float_operations)},
         [WORK_SMOOTHING] = {"smoothing search", "weights", sum_linears(r, smoothed_weights)},
         [WORK_ATTENTION] = {"attention", "operations",
-                            attention_operations(r,
-                                                 r->scheme == SCHEME_W8A8 ? r->samples.count : 0) +
+                            attention_operations(r, r->calibrates ? r->samples.count : 0) +
                                 attention_operations(r, r->float_samples)},
         [WORK_QUANTIZE] = {"quantizing weights", "weights", sum_linears(r, quantized_weights)},
         [WORK_PACK] = {"packing weights", "weights", sum_linears(r, packed_weights)},
@@ -201,7 +207,7 @@ static double estimate(const run *r, const tare_plan *plan)
           : i == WORK_READ || i == WORK_WRITE ? &disk
                                               : &compute) += seconds;
     }
-    if (r->layout.overlap || r->scheme == SCHEME_W8A16)
+    if (r->layout.overlap || !r->calibrates)
         return (compute > disk ? compute : disk) + after;
     return compute + disk + after;
 }

@@ -17,6 +17,7 @@ typedef enum setting_type {
     SETTING_CHOICE, /* one of names[]; stored as its number */
     SETTING_LEVEL,  /* "L0", "L1", … */
     SETTING_LIST,
+    SETTING_MIX,    /* pattern = scheme pairs, in order */
     SETTING_AMP,    /* fa_amp, whose refusals have the reference's words */
     SETTING_MEMORY, /* device = size pairs; not written, as no output depends on them */
     SETTING_SECTION /* bool, with the key "": the section is there, as a map or as true */
@@ -35,6 +36,10 @@ typedef struct setting {
     const choice *choices; /* ends with a NULL name */
 } setting;
 
+static const choice scheme_choices[] = {{"w8a8", SCHEME_W8A8},
+                                        {"w8a8_dynamic", SCHEME_W8A8_DYNAMIC},
+                                        {"w8a16", SCHEME_W8A16},
+                                        {NULL, -1}};
 static const choice dtype_choices[] = {
     {"bfloat16", TARE_BF16}, {"float16", TARE_F16}, {"float32", TARE_F32}, {NULL, -1}};
 static const choice compute_choices[] = {
@@ -51,6 +56,7 @@ static const choice save_choices[] = {{"ascendv1", 0},           {"ascendV1", 0}
 #define INT64_LIMIT 9007199254740992.0
 
 static const setting settings[] = {
+    {"quant", "scheme", SETTING_CHOICE, AT(scheme), 0, 0, scheme_choices},
     {"quant", "w_bit", SETTING_INT, AT(w_bit), 1, 16, NULL},
     {"quant", "a_bit", SETTING_INT, AT(a_bit), 1, 16, NULL},
     {"quant", "act_method", SETTING_INT, AT(act_method), 1, 3, NULL},
@@ -58,6 +64,7 @@ static const setting settings[] = {
     {"quant", "w_sym", SETTING_BOOL, AT(w_sym), 0, 0, NULL},
     {"quant", "pr", SETTING_FLOAT, AT(pr), 0, 1, NULL},
     {"quant", "seed", SETTING_INT, AT(seed), 0, INT64_LIMIT, NULL},
+    {"mix", "", SETTING_MIX, AT(mix), 0, 0, NULL},
     {"anti_outlier", "anti_method", SETTING_CHOICE, AT(anti_method), 0, 0, anti_choices},
     {"anti_outlier", "w_bit", SETTING_INT, AT(anti_w_bit), 4, 8, NULL},
     {"anti_outlier", "a_bit", SETTING_INT, AT(anti_a_bit), 8, 16, NULL},
@@ -121,6 +128,14 @@ static tare_status list_add(tare_context *ctx, string_list *l, const char *text,
     return TARE_OK;
 }
 
+static void mix_clear(tare_context *ctx, mix_list *l)
+{
+    for (size_t i = 0; i < l->count; i++)
+        mem_free(ctx, l->items[i].pattern);
+    mem_free(ctx, l->items);
+    *l = (mix_list){0};
+}
+
 /* ---- life ---- */
 
 tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
@@ -130,6 +145,7 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
     if (!r)
         return TARE_E_MEMORY;
     *r = (tare_recipe){.ctx = ctx,
+                       .scheme = -1,
                        .w_bit = 8,
                        .a_bit = 8,
                        .act_method = 1,
@@ -159,6 +175,7 @@ void tare_recipe_free(tare_recipe *r)
     list_clear(r->ctx, &r->disable_anti_names);
     list_clear(r->ctx, &r->disable_names);
     list_clear(r->ctx, &r->save_types);
+    mix_clear(r->ctx, &r->mix);
     max_memory_clear(r->ctx, &r->max_memory);
     mem_free(r->ctx, r);
 }
@@ -286,6 +303,40 @@ static tare_status append_item(tare_recipe *r, const setting *s, const char *tex
     return status;
 }
 
+static tare_status add_mix(tare_recipe *r, const setting *s, const char *pattern, size_t length,
+                           const char *type)
+{
+    linear_scheme scheme;
+    mix_list *l = member(r, s);
+    if (length == 0)
+        return REFUSE(r, s, "a type without a pattern before it");
+    if (!scheme_of_name(type, &scheme))
+        return REFUSE(r, s, "\"%.80s\" is no type; possible: w8a8, w8a8_dynamic, w8a16, float",
+                      type);
+    tare_status status = mem_grow(r->ctx, (void **)&l->items, &l->capacity, l->count + 1,
+                                  sizeof *l->items);
+    if (status != TARE_OK)
+        return status;
+    char *copy = mem_strndup(r->ctx, pattern, length);
+    if (!copy)
+        return TARE_E_MEMORY;
+    l->items[l->count++] = (mix_entry){copy, scheme};
+    return TARE_OK;
+}
+
+/* "PATTERN=TYPE" */
+static tare_status append_mix(tare_recipe *r, const setting *s, const char *text, size_t length)
+{
+    char *item = mem_strndup(r->ctx, text, length);
+    if (!item)
+        return TARE_E_MEMORY;
+    const char *equals = strrchr(item, '=');
+    tare_status status = equals ? add_mix(r, s, item, (size_t)(equals - item), equals + 1)
+                                : REFUSE(r, s, "\"%.80s\" is not PATTERN=TYPE", item);
+    mem_free(r->ctx, item);
+    return status;
+}
+
 /* Commas inside [ ] belong to a pattern. */
 static tare_status append_items(tare_recipe *r, const setting *s, const char *text)
 {
@@ -294,7 +345,7 @@ static tare_status append_items(tare_recipe *r, const setting *s, const char *te
         size_t n = 0;
         for (bool set = false; text[n] && (set || text[n] != ','); n++)
             set = text[n] == '[' ? true : text[n] == ']' ? false : set;
-        status = append_item(r, s, text, n);
+        status = s->type == SETTING_MIX ? append_mix(r, s, text, n) : append_item(r, s, text, n);
         if (!text[n])
             break;
         text += n + 1;
@@ -322,6 +373,9 @@ static tare_status set_text(tare_recipe *r, const setting *s, const char *text)
     case SETTING_MEMORY:
         max_memory_clear(r->ctx, member(r, s));
         return add_memory(r, s, text);
+    case SETTING_MIX:
+        mix_clear(r->ctx, member(r, s));
+        return append_items(r, s, text);
     case SETTING_LIST:
         break;
     }
@@ -377,9 +431,9 @@ tare_status tare_recipe_append(tare_recipe *r, const char *name, const char *tex
     tare_status status = require_setting(r, name, &s);
     if (status != TARE_OK)
         return status;
-    return s->type == SETTING_LIST     ? append_items(r, s, text)
-           : s->type == SETTING_MEMORY ? add_memory(r, s, text)
-                                       : set_text(r, s, text);
+    return s->type == SETTING_LIST || s->type == SETTING_MIX ? append_items(r, s, text)
+           : s->type == SETTING_MEMORY                       ? add_memory(r, s, text)
+                                                             : set_text(r, s, text);
 }
 
 /* ---- YAML ---- */
@@ -414,12 +468,40 @@ static tare_status load_memory(tare_recipe *r, const setting *s, const value *ma
     return TARE_WRAP(r->ctx, status, "%s.%s", s->section, s->key);
 }
 
+/* A list of maps of one pattern, or of "PATTERN=TYPE"; or one map. */
+static tare_status load_mix(tare_recipe *r, const setting *s, const value *v)
+{
+    tare_status status = TARE_OK;
+    if (v->type == VALUE_MAP) {
+        for (size_t i = 0; status == TARE_OK && i < v->count; i++) {
+            const char *type = scalar_text(&v->items[i]);
+            if (!type)
+                return REFUSE(r, s, "the type of \"%.80s\" is not a string", v->keys[i].text);
+            status = add_mix(r, s, v->keys[i].text, strlen(v->keys[i].text), type);
+        }
+        return status;
+    }
+    const char *text = scalar_text(v);
+    if (!text)
+        return REFUSE(r, s, "needs maps of a pattern and a type");
+    return append_mix(r, s, text, strlen(text));
+}
+
 static tare_status load_setting(tare_recipe *r, const setting *s, const value *v)
 {
     if (s->type == SETTING_MEMORY && v->type == VALUE_MAP)
         return load_memory(r, s, v);
     if (v->type == VALUE_NULL) /* "as if it were not there" */
         return TARE_OK;
+    if (s->type == SETTING_MIX) {
+        tare_status status = TARE_OK;
+        mix_clear(r->ctx, member(r, s));
+        if (v->type != VALUE_LIST)
+            return load_mix(r, s, v);
+        for (size_t i = 0; status == TARE_OK && i < v->count; i++)
+            status = load_mix(r, s, &v->items[i]);
+        return status;
+    }
     if (v->type == VALUE_LIST && s->type == SETTING_LIST) {
         list_clear(r->ctx, member(r, s));
         for (size_t i = 0; i < v->count; i++) {
@@ -447,7 +529,7 @@ static tare_status load_section(tare_recipe *r, const char *section, const value
     if (map->type == VALUE_NULL)
         return TARE_OK;
     if (whole) {
-        if (map->type != VALUE_MAP)
+        if (map->type != VALUE_MAP || whole->type == SETTING_MIX)
             return TARE_WRAP(r->ctx, load_setting(r, whole, map), "line %d", map->line);
         TRY(set_text(r, whole, "true"));
     }
@@ -527,6 +609,17 @@ static void write_list(buffer *out, const string_list *l)
     buffer_putc(out, ']');
 }
 
+static void write_mix(buffer *out, const mix_list *l)
+{
+    buffer_putc(out, '[');
+    for (size_t i = 0; i < l->count; i++) {
+        buffer_puts(out, i ? ", {" : "{");
+        json_write_string(out, l->items[i].pattern, strlen(l->items[i].pattern));
+        buffer_printf(out, ": \"%s\"}", scheme_of(l->items[i].scheme)->name);
+    }
+    buffer_putc(out, ']');
+}
+
 static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
 {
     const void *at = member(r, s);
@@ -554,6 +647,9 @@ static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
     case SETTING_LIST:
         write_list(out, at);
         break;
+    case SETTING_MIX:
+        write_mix(out, at);
+        break;
     case SETTING_CHOICE:
         for (const choice *c = s->choices; c->name && !name; c++)
             name = c->number == *(const int64_t *)at ? c->name : NULL;
@@ -574,6 +670,10 @@ static void write_section(const tare_recipe *r, size_t first, buffer *out)
     size_t i = first;
     if (settings[i].type == SETTING_SECTION && !*(const bool *)member(r, &settings[i])) {
         buffer_puts(out, "false");
+        return;
+    }
+    if (settings[i].type == SETTING_MIX) {
+        write_setting(r, &settings[i], out);
         return;
     }
     i += settings[i].type == SETTING_SECTION;

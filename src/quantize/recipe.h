@@ -7,6 +7,7 @@
 #include "base/dtype.h"
 #include "base/strings.h"
 #include "quantize/max_memory.h"
+#include "quantize/schemes.h"
 
 /* A list of strings that the recipe owns. */
 typedef struct string_list {
@@ -14,14 +15,27 @@ typedef struct string_list {
     size_t count, capacity;
 } string_list;
 
+/* Linears whose name `pattern` matches get `scheme`. */
+typedef struct mix_entry {
+    char *pattern;
+    linear_scheme scheme;
+} mix_entry;
+
+typedef struct mix_list {
+    mix_entry *items;
+    size_t count, capacity;
+} mix_list;
+
 typedef enum compute_setting { COMPUTE_AUTO, COMPUTE_FP32, COMPUTE_BF16 } compute_setting;
 
 struct tare_recipe {
     tare_context *ctx;
     /* quant */
+    int64_t scheme; /* linear_scheme; -1: as the bits say */
     int64_t w_bit, a_bit, act_method, seed;
     bool mm_tensor, w_sym;
     double pr;
+    mix_list mix; /* in order; the first that matches counts */
     /* anti_outlier */
     int64_t anti_method;            /* 1 to 6: m1 to m6; 0: none */
     int64_t anti_w_bit, anti_a_bit; /* seen by m3 alone */
@@ -49,6 +63,10 @@ struct tare_recipe {
     max_memory max_memory;
 };
 
+/* The scheme of linears that nothing else is said of. */
+linear_scheme recipe_scheme(const tare_recipe *recipe);
+/* May a linear have this scheme by the run's own or by mix? */
+bool recipe_uses(const tare_recipe *recipe, linear_scheme scheme);
 /* Do npy files hold torch tensors? By default only under compat, as in the reference's. */
 bool recipe_npy_torch(const tare_recipe *recipe);
 /* Checks what no single setting shows: widths that go together, settings without the one that they

@@ -72,6 +72,42 @@ static tare_status check_weights_alone(const tare_recipe *r)
     return TARE_OK;
 }
 
+linear_scheme recipe_scheme(const tare_recipe *r)
+{
+    if (r->scheme >= 0)
+        return (linear_scheme)r->scheme;
+    return r->a_bit == 16 ? SCHEME_W8A16 : SCHEME_W8A8;
+}
+
+bool recipe_uses(const tare_recipe *r, linear_scheme scheme)
+{
+    bool uses = recipe_scheme(r) == scheme;
+    for (size_t i = 0; i < r->mix.count; i++)
+        uses |= r->mix.items[i].scheme == scheme;
+    return uses;
+}
+
+/* The widths are the short form of the scheme. */
+static tare_status check_widths(const tare_recipe *r)
+{
+    bool eights = recipe_uses(r, SCHEME_W8A8) || recipe_uses(r, SCHEME_W8A8_DYNAMIC);
+    if (r->w_bit != 8 || (r->a_bit != 8 && r->a_bit != 16))
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.w_bit %lld with quant.a_bit %lld is not supported; supported: 8 "
+                         "with 8 (W8A8), 8 with 16 (W8A16)",
+                         (long long)r->w_bit, (long long)r->a_bit);
+    if (r->a_bit == 16 && recipe_scheme(r) != SCHEME_W8A16)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "quant.a_bit 16 contradicts quant.scheme %s",
+                         scheme_of(recipe_scheme(r))->name);
+    if (!r->w_sym && eights)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.w_sym: 8-bit activations need symmetric weights (true)");
+    if (r->mm_tensor && recipe_uses(r, SCHEME_W8A8_DYNAMIC))
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.mm_tensor: w8a8_dynamic needs a scale for each row (false)");
+    return TARE_OK;
+}
+
 bool recipe_npy_torch(const tare_recipe *recipe)
 {
     return recipe->npy_values < 0 ? recipe->compat != 0 : recipe->npy_values == 1;
@@ -96,16 +132,9 @@ tare_status recipe_check_scheme(const tare_recipe *r)
     if (r->fa_amp_given && !r->fa_quant)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "fa_quant.fa_amp is given, but fa_quant is not (--fa-quant)");
-    if (r->w_bit != 8 || (r->a_bit != 8 && r->a_bit != 16))
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "quant.w_bit %lld with quant.a_bit %lld is not supported; supported: 8 "
-                         "with 8 (W8A8), 8 with 16 (W8A16)",
-                         (long long)r->w_bit, (long long)r->a_bit);
-    if (r->a_bit == 16)
+    if (!recipe_uses(r, SCHEME_W8A8) && !recipe_uses(r, SCHEME_W8A8_DYNAMIC))
         TRY(check_weights_alone(r));
-    if (!r->w_sym && r->a_bit == 8)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "quant.w_sym: 8-bit activations need symmetric weights (true)");
+    TRY(check_widths(r));
     TRY(check_anti_outlier(r));
 done:
     return status;

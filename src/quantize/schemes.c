@@ -6,6 +6,7 @@
 static const scheme_row rows[SCHEMES] = {
     [SCHEME_FLOAT] = {"FLOAT", "float", ACT_FLOAT},
     [SCHEME_W8A8] = {"W8A8", "w8a8", ACT_STATIC},
+    [SCHEME_W8A8_DYNAMIC] = {"W8A8_DYNAMIC", "w8a8_dynamic", ACT_PER_TOKEN},
     [SCHEME_W8A16] = {"W8A16", "w8a16", ACT_FLOAT},
 };
 

@@ -7,15 +7,17 @@
 
 typedef enum linear_scheme {
     SCHEME_FLOAT,
-    SCHEME_W8A8,  /* static activations: one scale and offset, calibrated */
-    SCHEME_W8A16, /* weights alone, a scale for each row or for the matrix */
+    SCHEME_W8A8,         /* static activations: one scale and offset, calibrated */
+    SCHEME_W8A8_DYNAMIC, /* a scale for each token, found when it comes */
+    SCHEME_W8A16,        /* weights alone, a scale for each row or for the matrix */
     SCHEMES
 } linear_scheme;
 
 /* How the inputs of a linear's product are quantized. */
 typedef enum act_kind {
-    ACT_FLOAT, /* not at all */
-    ACT_STATIC /* by a scale and an offset that calibration concludes */
+    ACT_FLOAT,    /* not at all */
+    ACT_STATIC,   /* by a scale and an offset that calibration concludes */
+    ACT_PER_TOKEN /* by each row's own largest value, without an offset (spec/schemes.md 2) */
 } act_kind;
 
 typedef struct scheme_row {

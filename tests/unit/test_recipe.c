@@ -1,8 +1,8 @@
 /* quantize/recipe and fallback: settings from text and YAML, refusals, which linears stay float. */
 #include "fixture.h"
 
-#include "quantize/fallback.h"
 #include "quantize/recipe.h"
+#include "quantize/rules.h"
 
 static tare_recipe *new_recipe(tare_context *ctx)
 {
@@ -279,7 +279,7 @@ static void test_shipped_recipes(void **state)
 
 enum { LINEARS = 5 };
 
-static void reset(fallback_linear *l)
+static void reset(linear_plan *l)
 {
     static const struct {
         const char *name;
@@ -288,59 +288,60 @@ static void reset(fallback_linear *l)
     } rows[LINEARS] = {
         {"0.q", 1, 3}, {"0.k", 1, 3}, {"0.o", 2, 9}, {"0.down", 3, 5}, {"head", 4, 1}};
     for (size_t i = 0; i < LINEARS; i++)
-        l[i] = (fallback_linear){.name = rows[i].name,
-                                 .unit = rows[i].unit,
-                                 .is_head = i == 4,
-                                 .has_score = true,
-                                 .score = rows[i].score};
+        l[i] = (linear_plan){.name = rows[i].name,
+                             .scheme = SCHEME_W8A8,
+                             .unit = rows[i].unit,
+                             .is_head = i == 4,
+                             .has_score = true,
+                             .score = rows[i].score};
 }
 
-static void expect_floats(const fallback_linear *l, const char *bits)
+static void expect_floats(const linear_plan *l, const char *bits)
 {
     for (size_t i = 0; i < LINEARS; i++) {
-        if (l[i].is_float != (bits[i] == '1'))
-            fail_msg("%s: is_float %d, expected %s", l[i].name, l[i].is_float, bits);
+        if (plan_is_float(&l[i]) != (bits[i] == '1'))
+            fail_msg("%s: %s, expected %s", l[i].name, scheme_of(l[i].scheme)->name, bits);
     }
 }
 
-static void test_fallback_by_name(void **state)
+static void test_rules_apply(void **state)
 {
     (void)state;
     static const char *const extra[] = {"0.attn"};
     tare_context *ctx = new_context(1);
-    fallback_linear l[LINEARS];
+    linear_plan l[LINEARS];
     tare_recipe *r = new_recipe(ctx);
     reset(l);
-    assert_ok(ctx, fallback_by_name(r, l, LINEARS, extra, 1));
+    assert_ok(ctx, rules_apply(r, l, LINEARS, extra, 1));
     expect_floats(l, "00001");
     assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "0.k,*.down,0.attn"));
     reset(l);
-    assert_ok(ctx, fallback_by_name(r, l, LINEARS, extra, 1));
+    assert_ok(ctx, rules_apply(r, l, LINEARS, extra, 1));
     expect_floats(l, "11011"); /* q follows k: engines fuse them */
     assert_ok(ctx, tare_recipe_set(r, "run.compat", "msmodelslim"));
     reset(l);
-    assert_ok(ctx, fallback_by_name(r, l, LINEARS, extra, 1));
+    assert_ok(ctx, rules_apply(r, l, LINEARS, extra, 1));
     expect_floats(l, "01011"); /* the reference does not complete a group */
     assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "*.up"));
     reset(l);
-    assert_fails(ctx, fallback_by_name(r, l, LINEARS, extra, 1), TARE_E_USAGE,
+    assert_fails(ctx, rules_apply(r, l, LINEARS, extra, 1), TARE_E_USAGE,
                  "\"*.up\" names no linear");
     assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "0.k"));
     assert_ok(ctx, tare_recipe_set(r, "fallback.disable_last_linear", "false"));
     reset(l);
-    assert_ok(ctx, fallback_by_name(r, l, LINEARS, extra, 1));
+    assert_ok(ctx, rules_apply(r, l, LINEARS, extra, 1));
     expect_floats(l, "01000");
     assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "0.donw"));
-    assert_fails(ctx, fallback_by_name(r, l, LINEARS, extra, 1), TARE_E_USAGE, "near: 0.down");
-    assert_true(fallback_names(r, "0.donw") && !fallback_names(r, "0.don*"));
+    assert_fails(ctx, rules_apply(r, l, LINEARS, extra, 1), TARE_E_USAGE, "near: 0.down");
+    assert_true(rules_disable(r, "0.donw") && !rules_disable(r, "0.don*"));
     r->compat = 0;
     assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "*.attn"));
-    assert_true(fallback_names(r, "0.attn") && !fallback_names(r, "0.attn.q"));
+    assert_true(rules_disable(r, "0.attn") && !rules_disable(r, "0.attn.q"));
     tare_recipe_free(r);
     free_context(ctx);
 }
 
-static void test_fallback_by_level(void **state)
+static void test_rules_apply_level(void **state)
 {
     (void)state;
     static const char *const expected[2][6] = {
@@ -349,23 +350,23 @@ static void test_fallback_by_level(void **state)
         /* compat: single linears, ties in module order */
         {"00000", "00100", "00110", "10110", "11110", "11111"}};
     tare_context *ctx = new_context(1);
-    fallback_linear l[LINEARS];
+    linear_plan l[LINEARS];
     tare_recipe *r = new_recipe(ctx);
     for (int compat = 0; compat < 2; compat++) {
         r->compat = compat;
         for (int level = 0; level < 6; level++) {
             r->disable_level = level;
             reset(l);
-            assert_ok(ctx, fallback_by_level(r, l, LINEARS));
+            assert_ok(ctx, rules_apply_level(r, l, LINEARS));
             expect_floats(l, expected[compat][level]);
         }
     }
     r->compat = 0;
     r->disable_level = 1;
     reset(l);
-    l[2].is_float = true;   /* already float: skipped */
-    l[3].has_score = false; /* never taken */
-    assert_ok(ctx, fallback_by_level(r, l, LINEARS));
+    l[2].scheme = SCHEME_FLOAT; /* already float: skipped */
+    l[3].has_score = false;     /* never taken */
+    assert_ok(ctx, rules_apply_level(r, l, LINEARS));
     expect_floats(l, "11100");
     tare_recipe_free(r);
     free_context(ctx);
@@ -405,8 +406,8 @@ int main(void)
                                        cmocka_unit_test(test_fa_quant),
                                        cmocka_unit_test(test_anti_outlier),
                                        cmocka_unit_test(test_shipped_recipes),
-                                       cmocka_unit_test(test_fallback_by_name),
-                                       cmocka_unit_test(test_fallback_by_level),
+                                       cmocka_unit_test(test_rules_apply),
+                                       cmocka_unit_test(test_rules_apply_level),
                                        cmocka_unit_test(test_every_allocation_may_fail)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

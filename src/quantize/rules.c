@@ -1,0 +1,218 @@
+/* The rules' table, as a list of entries for each linear: the first that applies decides. */
+#include "quantize/rules.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/sort.h"
+
+static tare_status refuse_name(const tare_recipe *r, const char *setting, const char *entry,
+                               const linear_plan *linears, size_t count, const char *const *extra,
+                               size_t num_extra)
+{
+    tare_context *ctx = r->ctx;
+    const char **names = mem_alloc_array(ctx, count + num_extra, sizeof *names);
+    if (!names)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < count + num_extra; i++)
+        names[i] = i < count ? linears[i].name : extra[i - count];
+    buffer near;
+    buffer_init(&near, ctx);
+    nearest_names(&near, entry, names, count + num_extra, 3);
+    tare_status status = near.status;
+    if (status == TARE_OK)
+        status = TARE_FAIL(ctx, TARE_E_USAGE,
+                           "%s: \"%s\" names no linear layer of this model; near: %s", setting,
+                           entry, near.data);
+    buffer_free(&near);
+    mem_free(ctx, names);
+    return status;
+}
+
+bool rules_disable(const tare_recipe *r, const char *module)
+{
+    for (size_t i = 0; i < r->disable_names.count; i++)
+        if (pattern_match(r->disable_names.items[i], module))
+            return true;
+    return false;
+}
+
+static void decide(linear_plan *l, linear_scheme scheme, plan_reason why, const char *rule)
+{
+    l->scheme = scheme;
+    l->why = why;
+    l->rule = rule;
+}
+
+static tare_status apply_name(const tare_recipe *r, const char *entry, linear_plan *linears,
+                              size_t count, const char *const *extra, size_t num_extra)
+{
+    bool found = false;
+    for (size_t i = 0; i < count; i++) {
+        if (!pattern_match(entry, linears[i].name))
+            continue;
+        found = true;
+        decide(&linears[i], SCHEME_FLOAT, WHY_NAME, entry);
+    }
+    for (size_t i = 0; i < num_extra && !found; i++)
+        found = pattern_match(entry, extra[i]);
+    return found
+               ? TARE_OK
+               : refuse_name(r, "fallback.disable_names", entry, linears, count, extra, num_extra);
+}
+
+/* An exact name wins over patterns, of which the first counts. */
+static tare_status apply_mix(const tare_recipe *r, linear_plan *linears, size_t count)
+{
+    for (size_t m = 0; m < r->mix.count; m++) {
+        const mix_entry *e = &r->mix.items[m];
+        bool found = false;
+        for (size_t i = 0; i < count; i++) {
+            linear_plan *l = &linears[i];
+            bool exact = strcmp(e->pattern, l->name) == 0;
+            if (!exact && !pattern_match(e->pattern, l->name))
+                continue;
+            found = true;
+            if (l->why == WHY_SCHEME ||
+                (exact && l->why == WHY_MIX && strcmp(l->rule, l->name) != 0))
+                decide(l, e->scheme, WHY_MIX, e->pattern);
+        }
+        if (!found)
+            return refuse_name(r, "mix", e->pattern, linears, count, NULL, 0);
+    }
+    return TARE_OK;
+}
+
+static size_t unit_end(const linear_plan *linears, size_t count, size_t first)
+{
+    size_t end = first + 1;
+    while (end < count && linears[end].unit == linears[first].unit)
+        end++;
+    return end;
+}
+
+static const char *rule_text(const linear_plan *l)
+{
+    return l->rule ? l->rule : "the scheme of the run";
+}
+
+/* The members that are not float. */
+static tare_status check_unit(const tare_recipe *r, const linear_plan *linears, size_t count)
+{
+    const linear_plan *first = NULL;
+    for (size_t i = 0; i < count; i++) {
+        const linear_plan *l = &linears[i];
+        if (plan_is_float(l) && l->why != WHY_MIX)
+            continue;
+        first = first ? first : l;
+        if (l->scheme == first->scheme)
+            continue;
+        if (!r->compat)
+            return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                             "mix: engines fuse %s (%s, by %s) and %s (%s, by %s), which need one "
+                             "type",
+                             first->name, scheme_of(first->scheme)->name, rule_text(first), l->name,
+                             scheme_of(l->scheme)->name, rule_text(l));
+        TARE_WARN(r->ctx, "%s and %s, which engines fuse, are of different types", first->name,
+                  l->name);
+    }
+    return TARE_OK;
+}
+
+/* Engines refuse or mix up a fused unit with two types. */
+static void complete_unit(const tare_recipe *r, linear_plan *linears, size_t count)
+{
+    size_t floats = 0;
+    for (size_t i = 0; i < count; i++)
+        floats += plan_is_float(&linears[i]) && linears[i].why != WHY_MIX;
+    if (floats == 0 || floats == count)
+        return;
+    if (r->compat) {
+        TARE_WARN(r->ctx,
+                  "%s and the linears fused with it are only in part float: engines refuse such a "
+                  "checkpoint",
+                  linears[0].name);
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (plan_is_float(&linears[i]))
+            continue;
+        TARE_WARN(r->ctx, "%s is kept float too: engines fuse it with one that is",
+                  linears[i].name);
+        decide(&linears[i], SCHEME_FLOAT, WHY_FUSED, NULL);
+    }
+}
+
+tare_status rules_apply(const tare_recipe *r, linear_plan *linears, size_t count,
+                        const char *const *extra, size_t num_extra)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < count; i++)
+        decide(&linears[i], recipe_scheme(r), WHY_SCHEME, NULL);
+    for (size_t i = 0; i < r->disable_names.count; i++)
+        TRY(apply_name(r, r->disable_names.items[i], linears, count, extra, num_extra));
+    for (size_t i = 0; i < count; i++) {
+        if (linears[i].is_head && r->disable_last_linear && !plan_is_float(&linears[i]))
+            decide(&linears[i], SCHEME_FLOAT, WHY_HEAD, NULL);
+    }
+    TRY(apply_mix(r, linears, count));
+    for (size_t first = 0, end; first < count; first = end) {
+        end = unit_end(linears, count, first);
+        TRY(check_unit(r, linears + first, end - first));
+        complete_unit(r, linears + first, end - first);
+    }
+done:
+    return status;
+}
+
+/* A unit to rank: a fused group, or in compat one linear. */
+typedef struct ranked {
+    double score;
+    size_t first, end;
+} ranked;
+
+static int by_falling_score(const void *a, const void *b)
+{
+    const ranked *p = a, *q = b;
+    if (p->score != q->score)
+        return p->score > q->score ? -1 : 1;
+    return p->first < q->first ? -1 : p->first > q->first;
+}
+
+tare_status rules_apply_level(const tare_recipe *r, linear_plan *linears, size_t count)
+{
+    size_t wanted = (size_t)r->disable_level, taken = 0, n = 0;
+    if (wanted == 0)
+        return TARE_OK;
+    ranked *units = mem_alloc_array(r->ctx, count, sizeof *units);
+    void **order = mem_alloc_array(r->ctx, count, sizeof *order);
+    for (size_t first = 0, end; units && order && first < count; first = end) {
+        end = r->compat ? first + 1 : unit_end(linears, count, first);
+        if (plan_is_float(&linears[first]) || !linears[first].has_score ||
+            isnan(linears[first].score))
+            continue;
+        units[n] = (ranked){linears[first].score, first, end};
+        order[n] = &units[n];
+        n++;
+    }
+    if (units && order)
+        sort_pointers(order, n, by_falling_score);
+    for (size_t u = 0; u < n && taken < wanted; u++) {
+        const ranked *unit = order[u];
+        for (size_t i = unit->first; i < unit->end; i++, taken++) {
+            decide(&linears[i], SCHEME_FLOAT, WHY_LEVEL, NULL);
+            TARE_INFO(r->ctx, "disable_level: %s stays float (score %.4g)", linears[i].name,
+                      unit->score);
+        }
+    }
+    tare_status status = units && order ? TARE_OK : TARE_E_MEMORY;
+    mem_free(r->ctx, units);
+    mem_free(r->ctx, order);
+    if (status != TARE_OK)
+        return status;
+    TARE_INFO(r->ctx, "disable_level L%zu: %zu linears fell back to float", wanted, taken);
+    if (taken < wanted)
+        TARE_WARN(r->ctx, "disable_level L%zu exceeds the model: nothing is left to quantize",
+                  wanted);
+    return TARE_OK;
+}

@@ -1,0 +1,54 @@
+/* Which scheme each linear gets, and why (spec/w8a8.md, section 6, compat: 9.4; spec/schemes.md 7):
+ * the rules of disable_names, disable_last_linear, mix and the run's own scheme, in that order, and
+ * disable_level once scores are known. Works on a flat list of the model's linears in module order;
+ * knows nothing of models, layers or files. */
+#ifndef TARE_QUANTIZE_RULES_H
+#define TARE_QUANTIZE_RULES_H
+
+#include "quantize/recipe.h"
+#include "quantize/schemes.h"
+
+typedef enum plan_reason {
+    WHY_SCHEME, /* the run's */
+    WHY_MIX,    /* an entry of mix */
+    WHY_NAME,   /* an entry of disable_names */
+    WHY_HEAD,   /* disable_last_linear */
+    WHY_FUSED,  /* a linear that engines fuse it with is float */
+    WHY_LEVEL   /* disable_level */
+} plan_reason;
+
+typedef struct linear_plan {
+    const char *name; /* module name */
+    size_t unit;      /* equal for linears that engines fuse, which stand next to each other */
+    bool is_head;
+    linear_scheme scheme; /* out, from here on */
+    plan_reason why;
+    const char *rule; /* the entry of MIX and NAME; the recipe's */
+    bool has_score;   /* in, for rules_apply_level */
+    double score;
+} linear_plan;
+
+static inline bool plan_is_float(const linear_plan *l)
+{
+    return l->scheme == SCHEME_FLOAT;
+}
+
+/* Everything but disable_level. Entries are names or patterns (in compat too, where the reference
+ * knows names alone for disable_names and refuses a pattern, so that shipped recipes work). `extra`
+ * [num_extra] are further module names that disable_names may name without effect here (attention
+ * modules). An entry that matches nothing: TARE_E_USAGE with the nearest names. A unit of which
+ * disable_names leaves a part float is completed with a warning (compat: left as given, with a
+ * warning); a mix that splits a unit is TARE_E_USAGE that names both rules (compat: a warning). */
+tare_status rules_apply(const tare_recipe *recipe, linear_plan *linears, size_t count,
+                        const char *const *extra, size_t num_extra);
+
+/* Does an entry of disable_names name `module`, exactly or by a pattern? For modules that are no
+ * linears: an attention's FA quantization. */
+bool rules_disable(const tare_recipe *recipe, const char *module);
+
+/* disable_level: whole units by falling score until at least n linears were taken (compat: single
+ * linears, exactly n), whatever their scheme. Ties keep module order. Logs what was taken and the
+ * scores. */
+tare_status rules_apply_level(const tare_recipe *recipe, linear_plan *linears, size_t count);
+
+#endif
