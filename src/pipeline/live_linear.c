@@ -97,12 +97,18 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
         .linear = linear, .scheme = scheme, .activations = calibrated_activations(r, scheme)};
     if (!raw->data)
         TRY(linear_read(r->model, linear, raw));
-    if (smoothing_of(r, linear))
-        TRY(smoothing_weight(r, linear, quantize, raw));
+    smooth_weight *smooth = smoothing_of(r, linear);
+    if (smooth) {
+        smooth->raw = raw->data;
+        smooth->dtype = raw->dtype;
+    }
     if (quantize) {
-        TRY(weight_quantize(r->ctx, &r->num, raw->dtype, raw->data, n, k, r->recipe->mm_tensor,
-                            &l->q));
+        weight_rows rows = {
+            .dtype = raw->dtype, .data = raw->data, .smooth = smooth, .count = n, .k = k};
+        TRY(weight_quantize_rows(r->ctx, &r->num, &rows, r->recipe->mm_tensor, &l->q));
     } else {
+        if (smooth)
+            TRY(smoothing_store(r, linear, raw));
         TRY(gemm_weight_create(r->ctx, r->compute, raw->dtype, raw->data, n, k, &l->weight));
         l->raw = *raw;
         raw->data = NULL;
@@ -178,9 +184,9 @@ void live_linear_bytes(const run *r, const model_linear *l, linear_scheme scheme
     size_t source = linear_raw_bytes(r->model, l);
     size_t bias = l->bias ? model_read_vector_bytes(l->bias) : mem_array_bytes(n, sizeof(float));
     *out = (live_linear_size){.loading = linear_read_bytes(r->model, l)};
-    if (smooth) {
-        out->loading = size_max(out->loading, smoothing_weight_bytes(r, l, quantize));
-        dtype = quantize ? TARE_F32 : kept;
+    if (smooth && !quantize) {
+        out->loading = size_max(out->loading, smoothing_store_bytes(r, l));
+        dtype = kept;
         source = mem_array_bytes(n * k, dtype_size(dtype));
     }
     if (quantize) {

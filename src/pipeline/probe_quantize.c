@@ -134,20 +134,15 @@ typedef struct quantize_probe {
 
 static tare_status quantize_piece(void *user)
 {
-    tare_status status = TARE_OK;
     quantize_probe *p = user;
     run *r = p->r;
     quantized_weight q = {0};
-    float *wide = NULL;
-    if (r->smoothing) {
-        if (!(wide = mem_alloc_array(r->ctx, p->w.n * p->w.k, sizeof *wide)))
-            return TARE_E_MEMORY;
-        smooth_weight_rows(r->ctx, &p->w, 0, p->w.n, wide);
-    }
-    TRY(weight_quantize(r->ctx, &r->num, wide ? TARE_F32 : p->w.dtype, wide ? wide : p->w.raw,
-                        p->w.n, p->w.k, r->recipe->mm_tensor, &q));
-done:
-    mem_free(r->ctx, wide);
+    weight_rows rows = {.dtype = p->w.dtype,
+                        .data = p->w.raw,
+                        .smooth = r->smoothing ? &p->w : NULL,
+                        .count = p->w.n,
+                        .k = p->w.k};
+    tare_status status = weight_quantize_rows(r->ctx, &r->num, &rows, r->recipe->mm_tensor, &q);
     weight_quantized_free(r->ctx, &q);
     return status;
 }

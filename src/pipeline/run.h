@@ -227,8 +227,8 @@ tare_status smoothing_solve(run *r, const model_block *block, const layer_source
                             pair_watch watch[BLOCK_PAIRS]);
 /* Replaces the norms' weights by the smoothed ones, as stored, and gives them their biases. */
 tare_status smoothing_norms(run *r, const model_block *block, block_norms *norms);
-/* Replaces a weight by the smoothed one: FP32 if it will be quantized, else as it is written. */
-tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw);
+/* Replaces a weight that stays float by the smoothed one, as it is written. */
+tare_status smoothing_store(run *r, const model_linear *l, raw_weight *raw);
 void smoothing_free_layer(run *r, size_t layer);
 /* Frees what layer_smoothing owns. */
 void layer_smoothing_free(tare_context *ctx, layer_smoothing *s);
@@ -237,11 +237,11 @@ tare_status smoothing_archive(run *r, const model_block *block, archive *a);
 /* Is `l` a target of a pair that this run smooths? */
 bool smoothing_targets(const run *r, const model_linear *l);
 /* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
- * smoothing_solve beside that; of smoothing_weight with both its weights. */
+ * smoothing_solve beside that; of smoothing_store with both its weights. */
 size_t smoothing_layer_bytes(const run *r, const model_block *block);
 size_t smoothing_watch_bytes(const run *r, const model_block *block);
 size_t smoothing_solve_bytes(const run *r, const model_block *block);
-size_t smoothing_weight_bytes(const run *r, const model_linear *l, bool quantize);
+size_t smoothing_store_bytes(const run *r, const model_linear *l);
 
 /* ---- smoothing_handle.c ---- */
 

@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/parallel.h"
 #include "pipeline/run.h"
 #include "tensor/convert.h"
 
@@ -534,13 +535,12 @@ size_t smoothing_solve_bytes(const run *r, const model_block *block)
     return most;
 }
 
-/* Row by row to FP32; what stays float is narrowed again. */
-size_t smoothing_weight_bytes(const run *r, const model_linear *l, bool quantize)
+/* The weight in both forms, and a row a thread. */
+size_t smoothing_store_bytes(const run *r, const model_linear *l)
 {
-    size_t wide = mem_array_bytes(l->n * l->k, sizeof(float)), raw = linear_raw_bytes(r->model, l);
-    tare_dtype to = quantize ? TARE_F32 : output_tensor(r, l->weight).dtype;
-    size_t stored = to == TARE_F32 ? 0 : mem_array_bytes(l->n * l->k, dtype_size(to));
-    return wide + (raw > stored ? raw : stored);
+    return linear_raw_bytes(r->model, l) +
+           mem_array_bytes(l->n * l->k, dtype_size(output_tensor(r, l->weight).dtype)) +
+           mem_array_bytes((size_t)parallel_threads(r->ctx) * l->k, sizeof(float));
 }
 
 /* ---- what the layer is made of afterwards ---- */
@@ -566,25 +566,38 @@ tare_status smoothing_norms(run *r, const model_block *block, block_norms *norms
     return TARE_OK;
 }
 
-tare_status smoothing_weight(run *r, const model_linear *l, bool quantize, raw_weight *raw)
+typedef struct store_job {
+    run *run;
+    const smooth_weight *weight;
+    float *rows; /* [threads,k] */
+    tare_dtype dtype;
+    char *stored; /* [n,k] */
+} store_job;
+
+static void store_row(void *user, size_t row, int thread)
 {
-    smooth_weight *w = smoothing_of(r, l);
-    tare_dtype to = quantize ? TARE_F32 : output_tensor(r, l->weight).dtype;
-    float *wide = mem_alloc_array(r->ctx, l->n * l->k, sizeof *wide);
-    if (!wide)
+    const store_job *job = user;
+    size_t k = job->weight->k;
+    float *x = job->rows + (size_t)thread * k;
+    smooth_weight_row(job->run->ctx, job->weight, row, x);
+    narrow_from_float(job->run->ctx, job->dtype, x, k,
+                      job->stored + row * k * dtype_size(job->dtype));
+}
+
+tare_status smoothing_store(run *r, const model_linear *l, raw_weight *raw)
+{
+    store_job job = {
+        .run = r, .weight = smoothing_of(r, l), .dtype = output_tensor(r, l->weight).dtype};
+    job.rows = mem_alloc_array(r->ctx, (size_t)parallel_threads(r->ctx) * l->k, sizeof *job.rows);
+    job.stored = mem_alloc_array(r->ctx, l->n * l->k, dtype_size(job.dtype));
+    if (job.rows && job.stored)
+        parallel_for(r->ctx, l->n, store_row, &job);
+    mem_free(r->ctx, job.rows);
+    if (!job.rows || !job.stored) {
+        mem_free(r->ctx, job.stored);
         return TARE_E_MEMORY;
-    w->raw = raw->data;
-    w->dtype = raw->dtype;
-    smooth_weight_rows(r->ctx, w, 0, l->n, wide);
+    }
     mem_free(r->ctx, raw->data);
-    *raw = (raw_weight){wide, TARE_F32};
-    if (to == TARE_F32)
-        return TARE_OK;
-    void *stored = mem_alloc_array(r->ctx, l->n * l->k, dtype_size(to));
-    if (!stored)
-        return TARE_E_MEMORY;
-    narrow_from_float(r->ctx, to, wide, l->n * l->k, stored);
-    mem_free(r->ctx, wide);
-    *raw = (raw_weight){stored, to};
+    *raw = (raw_weight){job.stored, job.dtype};
     return TARE_OK;
 }

@@ -28,10 +28,15 @@ tare_status act_params_from_range(tare_context *ctx, const numerics *num, double
 
 /* ---- weights ---- */
 
+struct smooth_weight;
+
 /* Rows of a weight, which need not be in memory as a whole. */
 typedef struct weight_rows {
     tare_dtype dtype; /* F32, F16 or BF16 */
     const void *data; /* [count,k] */
+    /* What smoothing makes of them (quantize/smooth.h), FP32, row by row, instead; NULL: they are
+     * as they are. */
+    const struct smooth_weight *smooth;
     size_t count, k;
     size_t first; /* number of the first row in its matrix, for messages */
     /* Section 3's asymmetric form: q = clamp(rne(w/s + z), -128, 127), w' = (q - z) * s; else z = 0
@@ -75,8 +80,11 @@ typedef struct quantized_weight {
     bool *zero_rows;   /* [n] */
 } quantized_weight;
 
-/* A whole matrix, symmetric: `w` [n,k] in `dtype`, as weight_rows_quantize. The scale of zero rows
- * is preliminary until weight_settle_zero_rows. */
+/* A whole matrix, symmetric: all its rows, as weight_rows_quantize. The scale of zero rows is
+ * preliminary until weight_settle_zero_rows. */
+tare_status weight_quantize_rows(tare_context *ctx, const numerics *num, const weight_rows *rows,
+                                 bool per_tensor, quantized_weight *out);
+/* The same of `w` [n,k] in `dtype`. */
 tare_status weight_quantize(tare_context *ctx, const numerics *num, tare_dtype dtype, const void *w,
                             size_t n, size_t k, bool per_tensor, quantized_weight *out);
 /* Accounted bytes, at most: of the result, and what making it needs beside. */

@@ -5,7 +5,7 @@
 
 #include "base/context.h"
 #include "base/parallel.h"
-#include "quantize/scheme.h"
+#include "quantize/smooth.h"
 #include "tensor/convert.h"
 #include "tensor/kernels.h"
 #include "tensor/round.h"
@@ -13,6 +13,7 @@
 enum { PIECE_ELEMENTS = 65536 }; /* of one piece of parallel work */
 
 typedef struct rows_job {
+    const tare_context *ctx;
     const numerics *num;
     const kernels *kern;
     const weight_rows *rows;
@@ -35,8 +36,9 @@ static void keep_smallest(atomic_size_t *slot, size_t row)
 
 /* ---- a row as FP32 ---- */
 
-static bool needs_rounding(const numerics *num, tare_dtype dtype)
+static bool needs_rounding(const numerics *num, const weight_rows *rows)
 {
+    tare_dtype dtype = rows->smooth ? TARE_F32 : rows->dtype;
     return num->compat && dtype != num->dtype && num->dtype != TARE_F32;
 }
 
@@ -49,13 +51,15 @@ static const float *load_row(const rows_job *job, size_t row, int thread)
     if (!job->widened)
         return (const float *)(const void *)from;
     float *to = job->widened + (size_t)thread * k;
-    if (dtype == TARE_BF16)
+    if (job->rows->smooth)
+        smooth_weight_row(job->ctx, job->rows->smooth, row, to);
+    else if (dtype == TARE_BF16)
         job->kern->bf16_to_float((const uint16_t *)(const void *)from, k, to);
     else if (dtype == TARE_F16)
         job->kern->fp16_to_float((const uint16_t *)(const void *)from, k, to);
     else
         memcpy(to, from, k * sizeof *to);
-    if (needs_rounding(job->num, dtype)) {
+    if (needs_rounding(job->num, job->rows)) {
         for (size_t i = 0; i < k; i++)
             to[i] = round_native(to[i], job->num->dtype);
     }
@@ -241,12 +245,12 @@ static tare_status job_init(tare_context *ctx, const numerics *num, const weight
                             rows_job *job)
 {
     size_t widened;
-    *job = (rows_job){.num = num, .kern = kernels_get(ctx), .rows = rows};
+    *job = (rows_job){.ctx = ctx, .num = num, .kern = kernels_get(ctx), .rows = rows};
     job->rows_per_piece = rows->k < PIECE_ELEMENTS ? PIECE_ELEMENTS / (rows->k > 0 ? rows->k : 1)
                                                    : 1;
     atomic_init(&job->bad_row, rows->count);
     atomic_init(&job->large_row, rows->count);
-    if (rows->dtype != TARE_F32 || needs_rounding(num, rows->dtype)) {
+    if (rows->smooth || rows->dtype != TARE_F32 || needs_rounding(num, rows)) {
         if (!size_mul((size_t)parallel_threads(ctx), rows->k, &widened))
             return TARE_FAIL(ctx, TARE_E_MEMORY, "a weight row of %zu columns is too long",
                              rows->k);

@@ -17,22 +17,28 @@ static tare_status allocate_result(tare_context *ctx, size_t n, size_t k, bool p
     return out->q && out->scales && out->row_sums && out->zero_rows ? TARE_OK : TARE_E_MEMORY;
 }
 
-tare_status weight_quantize(tare_context *ctx, const numerics *num, tare_dtype dtype, const void *w,
-                            size_t n, size_t k, bool per_tensor, quantized_weight *out)
+tare_status weight_quantize_rows(tare_context *ctx, const numerics *num, const weight_rows *rows,
+                                 bool per_tensor, quantized_weight *out)
 {
     tare_status status = TARE_OK;
-    weight_rows rows = {.dtype = dtype, .data = w, .count = n, .k = k};
     weight_range range = {0};
-    TRY(allocate_result(ctx, n, k, per_tensor, out));
+    TRY(allocate_result(ctx, rows->count, rows->k, per_tensor, out));
     weight_codes codes = {
         .q = out->q, .scales = out->scales, .row_sums = out->row_sums, .zero_rows = out->zero_rows};
     if (per_tensor)
-        TRY(weight_rows_measure(ctx, num, &rows, &range));
-    TRY(weight_rows_quantize(ctx, num, &rows, per_tensor ? &range : NULL, &codes));
+        TRY(weight_rows_measure(ctx, num, rows, &range));
+    TRY(weight_rows_quantize(ctx, num, rows, per_tensor ? &range : NULL, &codes));
 done:
     if (status != TARE_OK)
         weight_quantized_free(ctx, out);
     return status;
+}
+
+tare_status weight_quantize(tare_context *ctx, const numerics *num, tare_dtype dtype, const void *w,
+                            size_t n, size_t k, bool per_tensor, quantized_weight *out)
+{
+    weight_rows rows = {.dtype = dtype, .data = w, .count = n, .k = k};
+    return weight_quantize_rows(ctx, num, &rows, per_tensor, out);
 }
 
 size_t weight_quantized_bytes(size_t n, size_t k)
