@@ -206,9 +206,9 @@ static void run_layer(bench *t, const batch *b, float *x)
     block_ops ops = {.user = t, .linears = linears, .attention = measure};
     const model_block *block = &t->model->blocks[t->layer];
     t->linears = (float_block){.model = t->model};
-    require(t->ctx, block_norms_load(t->model, block, &norms));
+    require(t->ctx, block_norms_load(t->model, block, NULL, &norms));
     require(t->ctx, float_block_load(t->model, block, GEMM_FP32, &t->linears));
-    require(t->ctx, block_forward(t->model, block, &norms, &ops, b, &t->work, x));
+    require(t->ctx, block_forward(t->model, block, NULL, &norms, &ops, b, &t->work, x));
     float_block_free(&t->linears);
     block_norms_free(t->ctx, &norms);
 }

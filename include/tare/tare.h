@@ -175,6 +175,9 @@ typedef struct tare_quantize_options {
     /* For tests: most tokens of the samples that go through a layer together; 0: chosen. The output
      * does not depend on it. */
     size_t batch_rows;
+    /* For tests: so many of the ways to lay a run out in memory, from the fastest on, are not
+     * taken. The output does not depend on it. */
+    size_t skip_layouts;
 } tare_quantize_options;
 
 /* What came out, for a summary. Counts are of tensors and bytes in the model's own part of the

@@ -9,10 +9,13 @@
 #include "tensor/kernels.h"
 #include "tensor/rounded.h"
 
-tare_status block_norms_load(tare_model *model, const model_block *block, block_norms *out)
+tare_status block_norms_load(tare_model *model, const model_block *block,
+                             const block_segment *segment, block_norms *out)
 {
     *out = (block_norms){0};
     for (size_t i = 0; i < block->graph->num_norms; i++) {
+        if (!segment_has_norm(block->graph, segment, i))
+            continue;
         tare_status status = model_read_vector(model, block->norms[i], &out->weights[i]);
         if (status != TARE_OK) {
             block_norms_free(model->ctx, out);
@@ -206,9 +209,14 @@ typedef struct graph_run {
     float *x; /* value 0 */
 } graph_run;
 
+float *workspace_value(const workspace *w, const block_graph *graph, graph_value v)
+{
+    return w->values + graph->values[v].offset * w->rows;
+}
+
 static float *value_at(const graph_run *r, graph_value v)
 {
-    return v == 0 ? r->x : r->w->values + r->block->graph->values[v].offset * r->w->rows;
+    return v == 0 ? r->x : workspace_value(r->w, r->block->graph, v);
 }
 
 static size_t columns_of(const graph_run *r, graph_value v)
@@ -334,15 +342,18 @@ static tare_status run_add(const graph_run *r, const graph_node *n)
     return TARE_OK;
 }
 
-tare_status block_forward(tare_model *model, const model_block *block, const block_norms *norms,
-                          const block_ops *ops, const batch *b, workspace *w, float *x)
+tare_status block_forward(tare_model *model, const model_block *block, const block_segment *segment,
+                          const block_norms *norms, const block_ops *ops, const batch *b,
+                          workspace *w, float *x)
 {
     static tare_status (*const run[])(const graph_run *, const graph_node *) = {
         [NODE_NORM] = run_norm,     [NODE_LINEARS] = run_linears, [NODE_ROPE] = run_rope,
         [NODE_ATTEND] = run_attend, [NODE_GATE] = run_gate,       [NODE_ADD] = run_add};
     graph_run r = {model, block, norms, ops, b, w, x};
     tare_status status = TARE_OK;
-    for (size_t i = 0; status == TARE_OK && i < block->graph->num_nodes; i++) {
+    size_t i = segment ? segment->first_node : 0,
+           end = segment ? segment->end_node : block->graph->num_nodes;
+    for (; status == TARE_OK && i < end; i++) {
         const graph_node *n = &block->graph->nodes[i];
         status = run[n->kind](&r, n);
     }

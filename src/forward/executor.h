@@ -39,7 +39,9 @@ typedef struct block_norms {
     float *biases[BLOCK_NORMS]; /* NULL: none; what a shift of the norm's output made */
 } block_norms;
 
-tare_status block_norms_load(tare_model *model, const model_block *block, block_norms *out);
+/* Those of a segment; NULL: all. */
+tare_status block_norms_load(tare_model *model, const model_block *block,
+                             const block_segment *segment, block_norms *out);
 void block_norms_free(tare_context *ctx, block_norms *norms);
 /* Accounted bytes, at most, loading included. */
 size_t block_norms_bytes(const model_block *block);
@@ -65,9 +67,14 @@ void workspace_free(workspace *w);
 /* Accounted bytes, at most. */
 size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest);
 
-/* x [rows, hidden] <- the block's output. */
-tare_status block_forward(tare_model *model, const model_block *block, const block_norms *norms,
-                          const block_ops *ops, const batch *b, workspace *w, float *x);
+/* Where a value of the graph lies. */
+float *workspace_value(const workspace *w, const block_graph *graph, graph_value v);
+
+/* x [rows, hidden] <- the block's output, or what a segment (NULL: all) leaves of it. The values
+ * that a segment is carried must be in the workspace. */
+tare_status block_forward(tare_model *model, const model_block *block, const block_segment *segment,
+                          const block_norms *norms, const block_ops *ops, const batch *b,
+                          workspace *w, float *x);
 
 /* y [rows, cols] = RMSNorm(x) * weight + bias (NULL: none), row by row, rounded to `round`. */
 void norm_rows(tare_context *ctx, const float *x, const float *weight, const float *bias,

@@ -111,11 +111,14 @@ void float_linear_free(tare_context *ctx, float_linear *l)
     *l = (float_linear){0};
 }
 
-static tare_status fill_block(tare_model *model, const model_block *block, gemm_compute compute,
+static tare_status fill_block(tare_model *model, const model_block *block,
+                              const block_segment *segment, gemm_compute compute,
                               const raw_weight *raw, float_block *out)
 {
+    size_t i = segment ? segment->first_linear : 0,
+           end = segment ? segment->end_linear : block->graph->num_linears;
     *out = (float_block){.model = model, .block = block};
-    for (size_t i = 0; i < block->graph->num_linears; i++) {
+    for (; i < end; i++) {
         const model_linear *l = block_linear(model, block, i);
         tare_status status = raw ? float_linear_create(model, l, compute, &raw[i], &out->linears[i])
                                  : float_linear_load(model, l, compute, &out->linears[i]);
@@ -130,13 +133,14 @@ static tare_status fill_block(tare_model *model, const model_block *block, gemm_
 tare_status float_block_load(tare_model *model, const model_block *block, gemm_compute compute,
                              float_block *out)
 {
-    return fill_block(model, block, compute, NULL, out);
+    return fill_block(model, block, NULL, compute, NULL, out);
 }
 
-tare_status float_block_create(tare_model *model, const model_block *block, gemm_compute compute,
+tare_status float_block_create(tare_model *model, const model_block *block,
+                               const block_segment *segment, gemm_compute compute,
                                const raw_weight *raw, float_block *out)
 {
-    return fill_block(model, block, compute, raw, out);
+    return fill_block(model, block, segment, compute, raw, out);
 }
 
 void float_block_borrow(tare_model *model, const model_block *block, gemm_compute compute,

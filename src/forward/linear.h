@@ -49,8 +49,9 @@ typedef struct float_block {
 
 tare_status float_block_load(tare_model *model, const model_block *block, gemm_compute compute,
                              float_block *out);
-/* From weights in memory, in the block's order. */
-tare_status float_block_create(tare_model *model, const model_block *block, gemm_compute compute,
+/* Of a segment (NULL: all), from weights in memory, in the block's order. */
+tare_status float_block_create(tare_model *model, const model_block *block,
+                               const block_segment *segment, gemm_compute compute,
                                const raw_weight *raw, float_block *out);
 /* The same without float copies that stay: `raw` is borrowed, and a batch makes one linear after
  * the other from it. Less memory, the same numbers, more time. */

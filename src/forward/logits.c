@@ -8,7 +8,7 @@ static tare_status run_layer(weight_source *w, size_t layer, const batch *b, wor
     const block_norms *norms;
     block_ops ops = {.user = w, .linears = weight_source_linears};
     TRY(weight_source_layer(w, layer, &norms));
-    TRY(block_forward(w->model, &w->model->blocks[layer], norms, &ops, b, room, x));
+    TRY(block_forward(w->model, &w->model->blocks[layer], NULL, norms, &ops, b, room, x));
 done:
     return status;
 }

@@ -35,8 +35,8 @@ tare_status kept_weights_load(tare_model *model, kept_weights **out)
         k->layers[i].model = model;
     for (size_t i = 0; i < layers; i++) {
         TRY(context_check_cancelled(ctx));
-        TRY(TARE_WRAP(ctx, block_norms_load(model, &model->blocks[i], &k->norms[i]), "layer %zu",
-                      i));
+        TRY(TARE_WRAP(ctx, block_norms_load(model, &model->blocks[i], NULL, &k->norms[i]),
+                      "layer %zu", i));
         TRY(TARE_WRAP(ctx, float_block_load(model, &model->blocks[i], GEMM_FP32, &k->layers[i]),
                       "layer %zu", i));
     }
@@ -164,7 +164,7 @@ tare_status weight_source_layer(weight_source *w, size_t layer, const block_norm
         return TARE_OK;
     }
     drop_layer(w);
-    TRY(block_norms_load(w->model, &w->model->blocks[layer], &w->norms));
+    TRY(block_norms_load(w->model, &w->model->blocks[layer], NULL, &w->norms));
     if (w->mode == WEIGHTS_AHEAD)
         TRY(take_ahead(w));
     else if (w->mode == WEIGHTS_LAYER)

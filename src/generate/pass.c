@@ -140,7 +140,7 @@ static tare_status run_layer(forward *f, size_t layer)
     for (size_t first = 0; first < f->num_sequences;) {
         batch b = batch_next(f->lengths, first, f->num_sequences, f->layout.batch_rows);
         b.past = f->past + first;
-        TRY(block_forward(f->model, &f->model->blocks[layer], norms, &ops, &b, &f->work, x));
+        TRY(block_forward(f->model, &f->model->blocks[layer], NULL, norms, &ops, &b, &f->work, x));
         x += b.rows * f->model->config.hidden_size;
         first += b.samples;
     }

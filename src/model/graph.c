@@ -187,6 +187,109 @@ void graph_finish(block_graph *g)
         place(g, v);
 }
 
+/* ---- cutting ---- */
+
+/* Values that are made before node `at` and needed from it on. */
+static size_t carried_at(const block_graph *g, size_t at, graph_value *values)
+{
+    size_t count = 0;
+    for (size_t v = 1; v < g->num_values; v++) {
+        if (g->values[v].first >= (int)at || g->values[v].last < (int)at)
+            continue;
+        assert(!values || count < SEGMENT_VALUES);
+        if (values)
+            values[count] = (graph_value)v;
+        count++;
+    }
+    return count;
+}
+
+static size_t carried_columns(const block_graph *g, size_t at)
+{
+    size_t columns = 0;
+    for (size_t v = 1; v < g->num_values; v++) {
+        if (g->values[v].first < (int)at && g->values[v].last >= (int)at)
+            columns += g->values[v].columns;
+    }
+    return columns;
+}
+
+static size_t node_of_unit(const block_graph *g, size_t unit)
+{
+    size_t n = 0;
+    while (g->nodes[n].kind != NODE_LINEARS || g->nodes[n].index != unit)
+        n++;
+    return n;
+}
+
+/* Where to cut between a unit and the next one. */
+static size_t best_cut(const block_graph *g, size_t unit)
+{
+    size_t end = node_of_unit(g, unit + 1), best = end;
+    for (size_t at = end; at > node_of_unit(g, unit); at--) {
+        if (carried_columns(g, at) < carried_columns(g, best))
+            best = at;
+    }
+    return best;
+}
+
+static bool rows_pair_across(const block_graph *g, size_t unit)
+{
+    for (size_t p = 0; p < g->num_pairs; p++) {
+        const pair_spec *pair = &g->pairs[p];
+        if (!pair->of_norm && g->linears[pair->source].unit <= unit && pair->unit > unit)
+            return true;
+    }
+    return false;
+}
+
+static size_t end_of_linears(const block_graph *g, size_t unit)
+{
+    return g->units[unit].first + g->units[unit].count;
+}
+
+size_t graph_segments(const block_graph *g, graph_cut cut, bool keep_rows,
+                      block_segment out[BLOCK_UNITS])
+{
+    size_t count = 0;
+    block_segment s = {0};
+    for (size_t u = 0; u < g->num_units; u++) {
+        bool last = u + 1 == g->num_units;
+        size_t at = last ? g->num_nodes : best_cut(g, u);
+        bool may = cut == CUT_UNITS || (cut == CUT_PARTS && carried_columns(g, at) == 0);
+        if (!last && (!may || (keep_rows && rows_pair_across(g, u))))
+            continue;
+        s.end_node = at;
+        s.end_unit = u + 1;
+        s.end_linear = end_of_linears(g, u);
+        out[count++] = s;
+        s = (block_segment){.first_node = at, .first_unit = u + 1, .first_linear = s.end_linear};
+        if (!last)
+            s.num_carried = carried_at(g, at, s.carried);
+    }
+    return count;
+}
+
+bool segment_has_norm(const block_graph *g, const block_segment *s, size_t norm)
+{
+    for (size_t n = s ? s->first_node : 0; n < (s ? s->end_node : g->num_nodes); n++) {
+        if (g->nodes[n].kind == NODE_NORM && g->nodes[n].index == norm)
+            return true;
+    }
+    return false;
+}
+
+bool segment_attends(const block_graph *g, const block_segment *s)
+{
+    for (size_t n = s->first_node; n < s->end_node; n++) {
+        if (g->nodes[n].kind == NODE_ATTEND)
+            return true;
+    }
+    return false;
+}
+
+/* ---- looking things up ---- */
+
 bool graph_norm_is_inside(const block_graph *g, size_t norm)
 {
     return strchr(g->norms[norm].name, '.') != NULL;

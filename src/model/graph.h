@@ -26,7 +26,8 @@ enum {
     BLOCK_UNITS = 8,
     BLOCK_NORMS = 8,
     BLOCK_PAIRS = 8,
-    UNIT_LINEARS = 4
+    UNIT_LINEARS = 4,
+    SEGMENT_VALUES = 4
 };
 
 /* Rows of activations, [rows, columns] FP32, dense. */
@@ -98,6 +99,21 @@ typedef struct block_graph {
     size_t columns; /* of the workspace */
 } block_graph;
 
+/* A stretch of a block that can be run by itself: its nodes, and the units and linears that run in
+ * them. */
+typedef struct block_segment {
+    size_t first_node, end_node, first_unit, end_unit, first_linear, end_linear;
+    /* Values of earlier segments that it needs beside the block's input. */
+    graph_value carried[SEGMENT_VALUES];
+    size_t num_carried;
+} block_segment;
+
+typedef enum graph_cut {
+    CUT_NONE,  /* the whole block */
+    CUT_PARTS, /* only where nothing but the block's input goes on: attention, feed-forward */
+    CUT_UNITS  /* each unit by itself */
+} graph_cut;
+
 /* ---- building ---- */
 
 /* The residual stream: what the block reads and, changed in place, leaves. The first call. */
@@ -124,6 +140,17 @@ void graph_smooth_rows(block_graph *g, const char *linear, const char *unit, siz
                        size_t width, size_t repeat);
 /* Places the values. The last call. */
 void graph_finish(block_graph *g);
+
+/* ---- cutting ---- */
+
+/* The segments, in order; how many. Between two units the block is cut where the fewest columns go
+ * on. With `keep_rows` the two sides of a pair whose source is a linear stay together. */
+size_t graph_segments(const block_graph *g, graph_cut cut, bool keep_rows,
+                      block_segment out[BLOCK_UNITS]);
+/* Does the norm stand in a segment (NULL: the block)? */
+bool segment_has_norm(const block_graph *g, const block_segment *s, size_t norm);
+/* Does attention? */
+bool segment_attends(const block_graph *g, const block_segment *s);
 
 /* ---- looking things up ---- */
 

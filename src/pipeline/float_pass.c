@@ -11,6 +11,7 @@
 typedef struct float_work {
     run *run;
     const model_block *block;
+    segment_work work;
     float_block linears;
     pair_watch watch[BLOCK_PAIRS]; /* stats NULL: nobody asks */
     bool scoring;                  /* inputs are scored as they come; */
@@ -114,29 +115,15 @@ done:
 
 static tare_status forward(float_work *w, const block_norms *norms)
 {
-    tare_status status = TARE_OK;
-    run *r = w->run;
-    block_ops ops = {.user = w, .linears = observed_linears};
-    for (size_t first = 0, row = 0; first < r->float_samples;) {
-        batch b = batch_next(r->samples.lengths, first, r->float_samples, r->layout.batch_rows);
-        float *x;
-        TRY(context_check_cancelled(r->ctx));
-        TRY(stream_get(r->float_states, row, b.rows, &x));
-        TRY(block_forward(r->model, w->block, norms, &ops, &b, &r->work, x));
-        TRY(stream_put(r->float_states, row, b.rows, x));
-        first += b.samples;
-        row += b.rows;
-        progress_sample(&r->progress, first, r->float_samples);
-    }
-    stream_flip(r->float_states);
-done:
-    return status;
+    segment_pass pass = {
+        .work = w->work, .norms = norms, .ops = {.user = w, .linears = observed_linears}};
+    return segment_run(w->run, &pass, &w->run->floats);
 }
 
 static tare_status create_selectors(float_work *w)
 {
     tare_status status = TARE_OK;
-    for (size_t u = 0; u < w->block->graph->num_units && status == TARE_OK; u++)
+    for (size_t u = 0; u < BLOCK_UNITS && status == TARE_OK; u++)
         status = layer_selector_create(w->run->ctx, w->run->range_method, &w->selectors[u]);
     return status;
 }
@@ -155,7 +142,7 @@ static tare_status store_selections(float_work *w)
 {
     tare_status status = TARE_OK;
     double score = 0;
-    for (size_t u = 0; u < w->block->graph->num_units; u++) {
+    for (size_t u = w->work.segment->first_unit; u < w->work.segment->end_unit; u++) {
         TRY(layer_selector_score(w->selectors[u], &score));
         store_score(w, u, score);
     }
@@ -181,7 +168,7 @@ size_t layer_selectors_bytes(const run *r)
 
 static void store_scores(float_work *w)
 {
-    for (size_t u = 0; u < w->block->graph->num_units; u++)
+    for (size_t u = w->work.segment->first_unit; u < w->work.segment->end_unit; u++)
         store_score(w, u, score_value(&w->run->num, &w->scores[u]));
 }
 
@@ -227,39 +214,31 @@ size_t float_scoring_bytes(const run *r)
     return bytes;
 }
 
-/* The scored samples' part of the float stream, sample by sample; the caller frees it. */
-static tare_status copy_scored(run *r, float **out)
+/* The scored samples' part of the float stream as it is now. */
+static tare_status copy_scored(run *r, flow *out)
 {
     tare_status status = TARE_OK;
-    size_t h = r->model->config.hidden_size;
-    if (!(*out = mem_alloc_array(r->ctx, r->score_tokens * h, sizeof **out)))
-        return TARE_E_MEMORY;
+    *out = (flow){.samples = r->score_samples, .tokens = r->score_tokens};
+    TRY(stream_create(r->ctx, out->tokens, r->model->config.hidden_size, out->tokens, NULL,
+                      &out->states));
     for (size_t i = 0, row = 0; i < r->score_samples; row += r->samples.lengths[i++]) {
         float *x;
-        TRY(stream_get(r->float_states, row, r->samples.lengths[i], &x));
-        memcpy(*out + row * h, x, r->samples.lengths[i] * h * sizeof *x);
+        TRY(stream_get(r->floats.states, row, r->samples.lengths[i], &x));
+        TRY(stream_put(out->states, row, r->samples.lengths[i], x));
     }
 done:
     return status;
 }
 
-/* Runs the layer again over the scored samples alone. */
-static tare_status score_again(float_work *w, const block_norms *norms, float *x)
+/* Runs the segment again over the scored samples alone. */
+static tare_status score_again(float_work *w, const block_norms *norms, flow *scored)
 {
-    tare_status status = TARE_OK;
-    run *r = w->run;
-    block_ops ops = {.user = w, .linears = observed_linears};
+    segment_pass pass = {.work = w->work,
+                         .norms = norms,
+                         .ops = {.user = w, .linears = observed_linears},
+                         .quiet = true};
     w->scoring = true;
-    for (size_t first = 0, row = 0; first < r->score_samples;) {
-        batch b = batch_next(r->samples.lengths, first, r->score_samples, r->layout.batch_rows);
-        TRY(context_check_cancelled(r->ctx));
-        TRY(block_forward(r->model, w->block, norms, &ops, &b, &r->work,
-                          x + row * r->model->config.hidden_size));
-        first += b.samples;
-        row += b.rows;
-    }
-done:
-    return status;
+    return segment_run(w->run, &pass, scored);
 }
 
 /* Scores are taken of smoothed inputs, which are known only after the layer ran once. What that run
@@ -269,39 +248,39 @@ static tare_status smooth_then_score(float_work *w, const block_norms *norms, la
 {
     tare_status status = TARE_OK;
     run *r = w->run;
-    float *again = NULL;
+    flow again = {0};
     w->measuring = r->wants_scores && !r->num.compat;
     if (r->wants_scores && r->num.compat)
         TRY(copy_scored(r, &again));
     if (smoothing_solves(r))
-        TRY(smoothing_watch(r, w->block, w->watch));
+        TRY(smoothing_watch(r, &w->work, w->watch));
     TRY(forward(w, norms));
     if (smoothing_solves(r))
-        TRY(smoothing_solve(r, w->block, source, w->watch));
+        TRY(smoothing_solve(r, &w->work, source, w->watch));
     smoothing_unwatch(r, w->watch);
     if (w->measuring)
         score_measured(w);
-    if (again)
-        TRY(score_again(w, norms, again));
+    if (again.states)
+        TRY(score_again(w, norms, &again));
 done:
     smoothing_unwatch(r, w->watch);
-    mem_free(r->ctx, again);
+    flow_free(&again);
     return status;
 }
 
-tare_status float_layer_pass(run *r, size_t layer, layer_source *source)
+tare_status float_segment_pass(run *r, const segment_work *s, layer_source *source)
 {
     tare_status status = TARE_OK;
     block_norms norms = {0};
-    const model_block *block = &r->model->blocks[layer];
-    float_work w = {.run = r, .block = block, .linears = {.model = r->model}};
-    TRY(layer_source_load(r, block, source));
+    const model_block *block = s->block;
+    float_work w = {.run = r, .block = block, .work = *s, .linears = {.model = r->model}};
+    TRY(layer_source_load(r, s, source));
     TRY(alloc_scoring(&w));
     if (r->goal == GOAL_SCORES)
         TRY(create_selectors(&w));
-    TRY(block_norms_load(r->model, block, &norms));
+    TRY(block_norms_load(r->model, block, s->segment, &norms));
     if (r->layout.whole_layer)
-        TRY(float_block_create(r->model, block, r->compute, source->raw, &w.linears));
+        TRY(float_block_create(r->model, block, s->segment, r->compute, source->raw, &w.linears));
     else
         float_block_borrow(r->model, block, r->compute, source->raw, &w.linears);
     if (r->smoothing) {
@@ -341,10 +320,10 @@ tare_status score_head(run *r)
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     if (r->goal == GOAL_SCORES)
         TRY(layer_selector_create(r->ctx, r->range_method, &selector));
-    for (size_t i = 0, row = 0; i < (selector ? r->float_samples : r->score_samples);
+    for (size_t i = 0, row = 0; i < (selector ? r->floats.samples : r->score_samples);
          row += r->samples.lengths[i++]) {
         size_t rows = r->samples.lengths[i];
-        TRY(stream_get(r->float_states, row, rows, &x));
+        TRY(stream_get(r->floats.states, row, rows, &x));
         norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->work.round, y);
         if (selector)
             TRY(layer_selector_update(selector, y, rows, c->hidden_size));
@@ -366,7 +345,21 @@ done:
 static tare_status put_float_row(void *user, size_t index, const float *x)
 {
     run *r = user;
-    return stream_put(r->float_states, index, 1, x);
+    return stream_put(r->floats.states, index, 1, x);
+}
+
+static tare_status float_block_pass(run *r, const model_block *block)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < r->segments.count && status == TARE_OK; i++) {
+        layer_source source = {0};
+        segment_work s = run_segment(r, block, i);
+        status = overlap_read(r, block->index, &source);
+        if (status == TARE_OK)
+            status = float_segment_pass(r, &s, &source);
+        layer_source_free(r, &source);
+    }
+    return status;
 }
 
 tare_status float_pass(run *r)
@@ -378,18 +371,14 @@ tare_status float_pass(run *r)
                    layers);
     if (!r->resume.restores) {
         TRY(create_states(r, true));
-        TRY(embed_tokens(r->model, r->samples.ids, r->float_tokens, put_float_row, NULL, r));
-        stream_flip(r->float_states);
+        TRY(embed_tokens(r->model, r->samples.ids, r->floats.tokens, put_float_row, NULL, r));
+        stream_flip(r->floats.states);
     }
     TRY(overlap_start(r));
     progress_skip(&r->progress, r->resume.layer);
     for (size_t i = r->resume.layer; i < layers; i++) {
-        layer_source source = {0};
-        status = overlap_read(r, i, &source);
-        if (status == TARE_OK)
-            status = float_layer_pass(r, i, &source);
-        layer_source_free(r, &source);
-        TRY(TARE_WRAP(r->ctx, status, "model.layers.%zu", i));
+        TRY(TARE_WRAP(r->ctx, float_block_pass(r, &r->model->blocks[i]), "%s",
+                      r->model->blocks[i].name));
         progress_unit_done(&r->progress);
         if (resume_due(r))
             TRY(resume_save(r, i + 1));
@@ -398,8 +387,7 @@ tare_status float_pass(run *r)
         (r->wants_scores && !plan_is_float(&r->linears[r->model->num_linears - 1])))
         TRY(score_head(r));
     overlap_stop(r);
-    stream_free(r->float_states);
-    r->float_states = NULL;
+    flow_free(&r->floats);
     r->resume.layer = 0;
     r->resume.restores = false; /* the second pass begins at its beginning */
 done:

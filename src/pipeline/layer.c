@@ -36,7 +36,7 @@ static tare_status observe(calibrated_layer *c, graph_unit unit, const batch *b,
             status = observer_params(r->ctx, c->observers[unit], &c->sample_params[i]);
         if (status != TARE_OK)
             return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
-                             c->out.block->graph->units[unit].kind, b->first + i);
+                             c->out.work.block->graph->units[unit].kind, b->first + i);
     }
     c->out.params[unit] = c->sample_params[b->samples - 1];
     return TARE_OK;
@@ -81,7 +81,7 @@ static tare_status measure_tokens(calibrated_layer *c, graph_unit unit, const ba
         return TARE_OK;
     return TARE_FAIL(c->run->ctx, TARE_E_NUMERIC,
                      "input of group %s, samples from %zu on: NaN or infinity",
-                     c->out.block->graph->units[unit].kind, b->first);
+                     c->out.work.block->graph->units[unit].kind, b->first);
 }
 
 static void quantize_row(void *user, size_t row, int thread)
@@ -184,7 +184,7 @@ static tare_status calibrated_linears(void *user, graph_unit unit, const batch *
     tare_status status = TARE_OK;
     calibrated_layer *c = user;
     run *r = c->run;
-    const unit_spec *u = &c->out.block->graph->units[unit];
+    const unit_spec *u = &c->out.work.block->graph->units[unit];
     bool measured = false, quantized_ready = false;
     if (c->observers[unit])
         TRY(observe(c, unit, b, x, u->k));
@@ -219,12 +219,12 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
     return attention_observe(c->run, c->fa, b, q, k, v);
 }
 
-tare_status layer_source_load(run *r, const model_block *block, layer_source *source)
+tare_status layer_source_load(run *r, const segment_work *s, layer_source *source)
 {
-    for (size_t i = 0; i < block->graph->num_linears; i++) {
+    for (size_t i = s->segment->first_linear; i < s->segment->end_linear; i++) {
         tare_status status = source->raw[i].data
                                  ? TARE_OK
-                                 : linear_read(r->model, block_linear(r->model, block, i),
+                                 : linear_read(r->model, block_linear(r->model, s->block, i),
                                                &source->raw[i]);
         if (status != TARE_OK)
             return status;
@@ -258,8 +258,9 @@ static tare_status load_linears(calibrated_layer *c)
 {
     tare_status status = TARE_OK;
     run *r = c->run;
-    const model_block *block = c->out.block;
-    for (size_t i = 0; i < block->graph->num_linears; i++) {
+    const model_block *block = c->out.work.block;
+    const block_segment *segment = c->out.work.segment;
+    for (size_t i = segment->first_linear; i < segment->end_linear; i++) {
         graph_unit unit = block->graph->linears[i].unit;
         const linear_plan *f = &r->linears[block->first_linear + i];
         TRY(context_check_cancelled(r->ctx));
@@ -272,23 +273,23 @@ done:
     return status;
 }
 
-size_t calibrated_layer_bytes(const run *r, const model_block *block, size_t rows)
+size_t calibrated_segment_bytes(const run *r, const segment_work *s, size_t rows)
 {
     const model_config *c = &r->model->config;
     size_t k = 0, samples = r->samples.count;
     bool tokens = false;
-    for (size_t i = 0; i < block->graph->num_linears; i++) {
-        const linear_plan *l = &r->linears[block->first_linear + i];
+    for (size_t i = segment_first(s); i < segment_end(s); i++) {
+        const linear_plan *l = &r->linears[i];
         if (!plan_is_float(l))
-            k = size_max(k, block->graph->linears[i].k);
+            k = size_max(k, r->model->linears[i].k);
         tokens |= calibrated_activations(r, l->scheme) == ACT_PER_TOKEN;
     }
     size_t bytes = mem_array_bytes(samples, sizeof(act_params)) +
                    mem_array_bytes(rows, sizeof(uint32_t)) +
-                   block->graph->num_units * observer_bytes(samples);
+                   (s->segment->end_unit - s->segment->first_unit) * observer_bytes(samples);
     if (tokens)
         bytes += mem_array_bytes(rows, sizeof(act_params));
-    if (r->attentions[block->index].quantize)
+    if (segment_attends(s->block->graph, s->segment) && r->attentions[s->block->index].quantize)
         bytes += fa_observer_bytes((size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads});
     return bytes + mem_array_bytes(rows * k, live_linears_need_float(r) ? sizeof(float) : 1);
 }
@@ -323,40 +324,28 @@ static tare_status alloc_buffers(calibrated_layer *c)
     return TARE_OK;
 }
 
-static tare_status check_finite(run *r, const float *x, size_t n)
+static void find_samples(void *user, const batch *b)
 {
-    float max;
-    bool finite = true;
-    kernels_get(r->ctx)->abs_max(x, n, &max, &finite);
-    return finite ? TARE_OK : TARE_FAIL(r->ctx, TARE_E_NUMERIC, "an activation is NaN or infinite");
+    calibrated_layer *c = user;
+    for (size_t i = 0, at = 0; i < b->samples; i++) {
+        for (size_t end = at + b->lengths[i]; at < end; at++)
+            c->sample_of_row[at] = (uint32_t)i;
+    }
 }
 
 static tare_status calibrate(calibrated_layer *c)
 {
     tare_status status = TARE_OK;
     run *r = c->run;
-    size_t h = r->model->config.hidden_size, row = 0;
-    float *x;
-    block_ops ops = {.user = c, .linears = calibrated_linears};
-    ops.attention = c->fa ? calibrated_attention : NULL;
-    TRY(block_norms_load(r->model, c->out.block, &c->out.norms));
-    TRY(smoothing_norms(r, c->out.block, &c->out.norms));
-    for (size_t first = 0; first < r->samples.count;) {
-        batch b = batch_next(r->samples.lengths, first, r->samples.count, r->layout.batch_rows);
-        TRY(context_check_cancelled(r->ctx));
-        for (size_t i = 0, at = 0; i < b.samples; i++) {
-            for (size_t end = at + b.lengths[i]; at < end; at++)
-                c->sample_of_row[at] = (uint32_t)i;
-        }
-        TRY(stream_get(r->states, row, b.rows, &x));
-        TRY(block_forward(r->model, c->out.block, &c->out.norms, &ops, &b, &r->work, x));
-        TRY(check_finite(r, x, b.rows * h));
-        TRY(stream_put(r->states, row, b.rows, x));
-        first += b.samples;
-        row += b.rows;
-        progress_sample(&r->progress, first, r->samples.count);
-    }
-    stream_flip(r->states);
+    segment_pass pass = {.work = c->out.work,
+                         .norms = &c->out.norms,
+                         .ops = {.user = c, .linears = calibrated_linears},
+                         .begin = find_samples,
+                         .checks = true};
+    pass.ops.attention = c->fa ? calibrated_attention : NULL;
+    TRY(block_norms_load(r->model, c->out.work.block, c->out.work.segment, &c->out.norms));
+    TRY(smoothing_norms(r, &c->out.work, &c->out.norms));
+    TRY(segment_run(r, &pass, &r->calibrated));
 done:
     return status;
 }
@@ -365,10 +354,10 @@ done:
 static tare_status write_norms(run *r, const layer_output *o, bool inside)
 {
     tare_status status = TARE_OK;
-    const block_graph *g = o->block->graph;
+    const block_graph *g = o->work.block->graph;
     for (size_t i = 0; i < g->num_norms; i++) {
-        if (graph_norm_is_inside(g, i) == inside)
-            TRY(write_norm(r, o->block->norms[i], o->norms.weights[i], o->norms.biases[i]));
+        if (o->norms.weights[i] && graph_norm_is_inside(g, i) == inside)
+            TRY(write_norm(r, o->work.block->norms[i], o->norms.weights[i], o->norms.biases[i]));
     }
 done:
     return status;
@@ -379,12 +368,14 @@ done:
 tare_status layer_output_write(run *r, layer_output *o)
 {
     tare_status status = TARE_OK;
-    const model_block *b = o->block;
+    const model_block *b = o->work.block;
+    const block_segment *s = o->work.segment;
     const block_graph *g = b->graph;
-    for (size_t i = 0; i < g->num_linears; i++)
+    for (size_t i = s->first_linear; i < s->end_linear; i++)
         TRY(live_linear_write_float(r, &o->linears[i]));
-    TRY(attention_write(r, b->index));
-    for (size_t i = 0; i < g->num_linears; i++) {
+    if (segment_attends(g, s))
+        TRY(attention_write(r, b->index));
+    for (size_t i = s->first_linear; i < s->end_linear; i++) {
         if (o->linears[i].scheme != SCHEME_FLOAT)
             TRY(live_linear_write(r, &o->linears[i], &o->params[g->linears[i].unit]));
     }
@@ -401,30 +392,31 @@ void layer_output_free(run *r, layer_output *o)
         live_linear_free(r, &o->linears[i]);
 }
 
-static tare_status calibrate_layer(calibrated_layer *c)
+static tare_status calibrate_segment(calibrated_layer *c)
 {
     tare_status status = TARE_OK;
     run *r = c->run;
-    size_t layer = c->out.block->index;
-    TRY(overlap_read(r, layer, &c->source));
-    if (r->float_states)
-        TRY(float_layer_pass(r, layer, &c->source));
+    const segment_work *s = &c->out.work;
+    bool attends = segment_attends(s->block->graph, s->segment);
+    TRY(overlap_read(r, s->block->index, &c->source));
+    if (r->floats.states)
+        TRY(float_segment_pass(r, s, &c->source));
     TRY(load_linears(c));
     TRY(alloc_buffers(c));
-    TRY(attention_observer_create(r, layer, &c->fa));
+    if (attends)
+        TRY(attention_observer_create(r, s->block->index, &c->fa));
     TRY(calibrate(c));
     if (c->fa)
-        TRY(attention_finish(r, layer, c->fa));
+        TRY(attention_finish(r, s->block->index, c->fa));
 done:
-    smoothing_free_layer(r, layer);
-    return TARE_WRAP(r->ctx, status, "%s", c->out.block->name);
+    return TARE_WRAP(r->ctx, status, "%s", s->block->name);
 }
 
-tare_status quantize_layer(run *r, size_t layer)
+static tare_status quantize_segment(run *r, const segment_work *s)
 {
     tare_status status = TARE_OK;
-    calibrated_layer c = {.run = r, .out = {.block = &r->model->blocks[layer]}};
-    TRY(calibrate_layer(&c));
+    calibrated_layer c = {.run = r, .out = {.work = *s}};
+    TRY(calibrate_segment(&c));
     for (size_t i = 0; i < BLOCK_LINEARS; i++) { /* only the integers are needed any more */
         gemm_weight_free(r->ctx, c.out.linears[i].weight);
         c.out.linears[i].weight = NULL;
@@ -432,6 +424,18 @@ tare_status quantize_layer(run *r, size_t layer)
     TRY(overlap_write(r, &c.out));
 done:
     unload(&c);
+    return status;
+}
+
+tare_status quantize_block(run *r, const model_block *block)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < r->segments.count; i++) {
+        segment_work s = run_segment(r, block, i);
+        TRY(quantize_segment(r, &s));
+    }
+done:
+    smoothing_free_layer(r, block->index);
     return status;
 }
 
@@ -452,7 +456,7 @@ tare_status quantize_head(run *r)
     TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num, &o));
     for (size_t i = 0, row = 0; observed && i < r->samples.count; row += r->samples.lengths[i++]) {
         size_t rows = r->samples.lengths[i];
-        TRY(stream_get(r->states, row, rows, &x));
+        TRY(stream_get(r->calibrated.states, row, rows, &x));
         norm_rows(r->ctx, x, norm, NULL, rows, c->hidden_size, c->rms_norm_eps, r->work.round, x);
         TRY(observer_update(r->ctx, o, x, rows * c->hidden_size));
     }

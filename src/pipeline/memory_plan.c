@@ -21,6 +21,13 @@ static size_t most_batch_rows(const run *r)
     return r->samples.longest > rows ? r->samples.longest : rows;
 }
 
+static size_t segments_of(const run *r, graph_cut cut)
+{
+    segment_list list;
+    run_segments(r, cut, &list);
+    return list.count;
+}
+
 /* False: there is no smaller one. */
 static bool next_layout(const run *r, run_layout *l)
 {
@@ -31,9 +38,14 @@ static bool next_layout(const run *r, run_layout *l)
         l->spill = true;
     } else if (l->whole_layer) {
         l->whole_layer = false;
+    } else if (l->cut == CUT_NONE && segments_of(r, CUT_PARTS) > 1) {
+        l->cut = CUT_PARTS;
     } else if (l->batch_rows > r->samples.longest) {
         l->batch_rows = l->batch_rows / 2 > r->samples.longest ? l->batch_rows / 2
                                                                : r->samples.longest;
+    } else if (l->cut != CUT_UNITS && segments_of(r, CUT_UNITS) > segments_of(r, l->cut)) {
+        l->cut = CUT_UNITS; /* more goes through scratch files: worse than small batches */
+        l->batch_rows = most_batch_rows(r);
     } else {
         return false;
     }
@@ -145,10 +157,10 @@ static uint64_t limit_by_owner(const run *r, uint64_t budget, size_t reserve)
 /* With one batch each float copy is used once anyway. */
 static bool copies_pay(const run *r, size_t batch_rows)
 {
-    size_t first = r->float_samples
-                       ? batch_next(r->samples.lengths, 0, r->float_samples, batch_rows).samples
+    size_t first = r->floats.samples
+                       ? batch_next(r->samples.lengths, 0, r->floats.samples, batch_rows).samples
                        : 0;
-    return first < r->float_samples;
+    return first < r->floats.samples;
 }
 
 /* mem_keep_scratch: the products take and give back the same scratch all the time. */
@@ -158,11 +170,19 @@ static size_t kept_scratch_bytes(const tare_context *ctx)
     return floats > integers ? floats : integers;
 }
 
+static run_layout first_layout(const run *r)
+{
+    run_layout l = {.batch_rows = most_batch_rows(r), .overlap = true};
+    l.whole_layer = copies_pay(r, l.batch_rows);
+    for (size_t i = 0; i < r->options->skip_layouts && next_layout(r, &l); i++) {
+    }
+    return l;
+}
+
 tare_status memory_plan_make(run *r, memory_plan *out)
 {
     bool given, found = false;
-    run_layout candidate = {.batch_rows = most_batch_rows(r), .overlap = true};
-    candidate.whole_layer = copies_pay(r, candidate.batch_rows);
+    run_layout candidate = first_layout(r);
     *out = (memory_plan){.reserve = machine_reserve_bytes(r->ctx)};
     out->budget = limit_by_owner(r, budget_of(r, &given), out->reserve);
     size_t fixed = out->fixed = out->reserve + tare_memory_used(r->ctx);
@@ -198,16 +218,18 @@ tare_status memory_plan_make(run *r, memory_plan *out)
 void memory_plan_pass(run *r, const memory_plan *plan, run_pass pass)
 {
     const run_layout safe = r->layout;
-    bool exist = r->states || r->float_states;
+    bool exist = r->calibrated.states || r->floats.states;
     run_layout candidate = {.batch_rows = safe.batch_rows, .overlap = true};
     memory_peak peak;
     candidate.whole_layer = copies_pay(r, candidate.batch_rows);
     do {
         candidate.spill = exist ? safe.spill : candidate.spill;
         memory_plan_peak(r, &candidate, plan->fixed, &pass, &peak);
-        if (peak.total <= plan->budget) {
+        if (peak.total <= plan->budget && r->options->skip_layouts == 0) {
             r->layout = candidate;
-            return;
+            break;
         }
-    } while (next_layout(r, &candidate) && candidate.batch_rows == safe.batch_rows);
+    } while (r->options->skip_layouts == 0 && next_layout(r, &candidate) &&
+             candidate.batch_rows == safe.batch_rows);
+    run_segments(r, r->layout.cut, &r->segments);
 }

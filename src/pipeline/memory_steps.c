@@ -9,6 +9,7 @@
 typedef struct planner {
     run *r;
     run_layout layout;
+    segment_list segments;
     size_t rows;    /* of a batch, at most */
     size_t samples; /* of a batch, at most */
     size_t now[TERM_COUNT];
@@ -29,32 +30,29 @@ static void moment(planner *p, const char *unit, size_t scratch)
     p->peak.total = total;
 }
 
-/* Number of the first linear of a layer, and of the one behind its last. */
-static size_t first_of(const run *r, size_t layer)
+/* A stream in memory, or what is in memory of one that is spilled. */
+static size_t stream_bytes(const planner *p, size_t tokens, size_t columns)
 {
-    return r->model->blocks[layer].first_linear;
+    return p->layout.spill ? 2 * mem_array_bytes(p->rows * columns, sizeof(float))
+                           : mem_array_bytes(tokens * columns, sizeof(float));
 }
 
-static size_t end_of(const run *r, size_t layer)
+static segment_work segment_at(const planner *p, size_t layer, size_t index)
 {
-    return first_of(r, layer) + r->model->blocks[layer].graph->num_linears;
+    const segment_list *list = &p->segments;
+    return (segment_work){.block = &p->r->model->blocks[layer],
+                          .segment = &list->items[index],
+                          .next = index + 1 < list->count ? &list->items[index + 1] : NULL};
 }
 
-static void layer_moment(planner *p, size_t layer, size_t scratch)
-{
-    char name[64];
-    snprintf(name, sizeof name, "model.layers.%zu", layer);
-    moment(p, name, scratch);
-}
-
-/* ---- the float layer ---- */
+/* ---- the float segment ---- */
 
 /* What observed_linears and gemm_float need while a batch passes. */
-static size_t forward_bytes(const planner *p, size_t layer)
+static size_t forward_bytes(const planner *p, const segment_work *s)
 {
     const run *r = p->r;
     size_t most = 0;
-    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++) {
+    for (size_t i = segment_first(s); i < segment_end(s); i++) {
         const model_linear *l = &r->model->linears[i];
         tare_dtype dtype = linear_raw_dtype(r->model, l);
         size_t bytes = gemm_float_bytes(r->ctx);
@@ -66,68 +64,70 @@ static size_t forward_bytes(const planner *p, size_t layer)
     return most;
 }
 
-static void pack_layer(planner *p, size_t layer)
+static void pack_segment(planner *p, const segment_work *s)
 {
     const run *r = p->r;
     size_t making = 0;
-    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++) {
+    for (size_t i = segment_first(s); i < segment_end(s); i++) {
         const model_linear *l = &r->model->linears[i];
         tare_dtype dtype = linear_raw_dtype(r->model, l);
         p->now[TERM_PACKED] += float_linear_bytes(r->model, l, r->compute, dtype);
         making = size_max(making, float_linear_making_bytes(l));
     }
-    layer_moment(p, layer, making);
+    moment(p, s->block->name, making);
 }
 
 /* All weights of the layer as they are stored. */
-static void load_source(planner *p, size_t layer)
+static void load_source(planner *p, const segment_work *s)
 {
     const run *r = p->r;
     size_t reading = 0;
-    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++) {
+    for (size_t i = segment_first(s); i < segment_end(s); i++) {
         const model_linear *l = &r->model->linears[i];
         size_t kept = linear_raw_bytes(r->model, l), most = linear_read_bytes(r->model, l);
         p->now[TERM_WEIGHTS] += kept;
         reading = size_max(reading, most > kept ? most - kept : 0);
     }
-    layer_moment(p, layer, reading);
+    moment(p, s->block->name, reading);
 }
 
-/* Leaves the weights as they are stored behind, for the quantized layer. */
-static void float_step(planner *p, size_t layer)
+/* Of a segment's vectors; those of a whole block are the most that there can be. */
+static size_t vectors_bytes(const run *r, const model_block *block)
+{
+    return smoothing_solves(r) ? smoothing_layer_bytes(r, block) : 0;
+}
+
+/* Leaves the weights as they are stored behind, for the quantized segment. */
+static void float_step(planner *p, const segment_work *s)
 {
     const run *r = p->r;
-    size_t before[TERM_COUNT],
-        smooth = smoothing_solves(r) ? smoothing_layer_bytes(r, &r->model->blocks[layer]) : 0;
-    load_source(p, layer);
+    size_t before[TERM_COUNT], smooth = vectors_bytes(r, s->block);
+    load_source(p, s);
     memcpy(before, p->now, sizeof before);
-    p->now[TERM_SCRATCH] += float_scoring_bytes(r) + block_norms_bytes(&r->model->blocks[layer]);
+    p->now[TERM_SCRATCH] += float_scoring_bytes(r) + block_norms_bytes(s->block);
     if (p->layout.whole_layer)
-        pack_layer(p, layer);
+        pack_segment(p, s);
     if (r->smoothing) {
         if (r->wants_scores && r->num.compat)
             p->now[TERM_ACTIVATIONS] += mem_array_bytes(
                 r->score_tokens * r->model->config.hidden_size, sizeof(float));
-        size_t watched = smoothing_solves(r) ? smoothing_watch_bytes(r, &r->model->blocks[layer])
-                                             : 0;
+        size_t watched = smoothing_solves(r) ? smoothing_watch_bytes(r, s) : 0;
         p->now[TERM_ACTIVATIONS] += watched;
-        layer_moment(p, layer, forward_bytes(p, layer));
-        size_t solving = smoothing_solves(r)
-                             ? smooth + smoothing_solve_bytes(r, &r->model->blocks[layer])
-                             : 0;
+        moment(p, s->block->name, forward_bytes(p, s));
+        size_t solving = smoothing_solves(r) ? smooth + smoothing_solve_bytes(r, s) : 0;
         p->now[TERM_SMOOTHING] += solving;
-        layer_moment(p, layer, 0);
+        moment(p, s->block->name, 0);
         p->now[TERM_SMOOTHING] -= solving;
         p->now[TERM_ACTIVATIONS] -= watched;
     }
     p->now[TERM_SMOOTHING] += smooth;
     if (r->goal == GOAL_SCORES)
         p->now[TERM_SCRATCH] += layer_selectors_bytes(r);
-    layer_moment(p, layer, forward_bytes(p, layer));
+    moment(p, s->block->name, forward_bytes(p, s));
     memcpy(p->now, before, sizeof before);
 }
 
-/* ---- the quantized layer ---- */
+/* ---- the quantized segment ---- */
 
 /* Until disable_level has decided which linears stay float the larger of the two counts. */
 static bool may_be(const run *r, const linear_plan *f, bool quantized)
@@ -136,13 +136,13 @@ static bool may_be(const run *r, const linear_plan *f, bool quantized)
     return quantized ? !plan_is_float(f) : plan_is_float(f) || open;
 }
 
-static size_t calibrate_bytes(const planner *p, size_t layer)
+static size_t calibrate_bytes(const planner *p, const segment_work *s)
 {
     const run *r = p->r;
     const model_config *c = &r->model->config;
     size_t most = size_max(gemm_u8s8_tiles_bytes(r->ctx), observer_update_bytes(r->ctx));
     most = size_max(most, gemm_float_bytes(r->ctx));
-    if (r->attentions[layer].quantize)
+    if (segment_attends(s->block->graph, s->segment) && r->attentions[s->block->index].quantize)
         most = size_max(most,
                         fa_observe_bytes(r->ctx,
                                          (size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads},
@@ -171,30 +171,26 @@ static size_t kept_bytes(const planner *p, const model_linear *l, const linear_p
     return weights;
 }
 
-static size_t stored_layer(const run *r, size_t layer)
-{
-    size_t bytes = 0;
-    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++)
-        bytes += linear_raw_bytes(r->model, &r->model->linears[i]);
-    return bytes;
-}
-
-/* What the two threads hold while a layer is computed: the weights of the next one, and in the
- * second pass the result of the last one. */
+/* What the two threads hold while a block is computed: the weights of the next one, and in the
+ * second pass the result of the last one. Such a block is one segment. */
 static size_t overlap_bytes(const planner *p, size_t layer, bool quantizes)
 {
     const run *r = p->r;
     size_t bytes = 0, packed, loading;
     if (!p->layout.overlap)
         return 0;
-    if (layer + 1 < r->model->config.num_layers)
-        bytes += stored_layer(r, layer + 1);
+    if (layer + 1 < r->model->config.num_layers) {
+        segment_work next = segment_at(p, layer + 1, 0);
+        for (size_t i = segment_first(&next); i < segment_end(&next); i++)
+            bytes += linear_raw_bytes(r->model, &r->model->linears[i]);
+    }
     if (!quantizes || layer == 0)
         return bytes;
-    for (size_t i = first_of(r, layer - 1); i < first_of(r, layer); i++)
+    segment_work last = segment_at(p, layer - 1, 0);
+    for (size_t i = segment_first(&last); i < segment_end(&last); i++)
         bytes += kept_bytes(p, &r->model->linears[i], &r->linears[i], &packed, &loading) +
                  live_linear_write_bytes(r->model->linears[i].n);
-    return bytes + block_norms_bytes(&r->model->blocks[layer - 1]);
+    return bytes + block_norms_bytes(last.block);
 }
 
 /* Are all weights of a layer read before the first is used? */
@@ -204,10 +200,10 @@ static bool has_source(const planner *p)
 }
 
 /* Linear by linear; what has been read already goes as it is used. */
-static void load_layer(planner *p, size_t layer)
+static void load_segment(planner *p, const segment_work *s)
 {
     const run *r = p->r;
-    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++) {
+    for (size_t i = segment_first(s); i < segment_end(s); i++) {
         const model_linear *l = &r->model->linears[i];
         size_t loading, packed, weights = kept_bytes(p, l, &r->linears[i], &packed, &loading);
         if (has_source(p))
@@ -221,32 +217,49 @@ static void load_layer(planner *p, size_t layer)
     }
 }
 
-static size_t write_bytes(const run *r, size_t layer)
+static size_t write_bytes(const run *r, const segment_work *s)
 {
     size_t most = 0;
-    for (size_t i = first_of(r, layer); i < end_of(r, layer); i++)
+    for (size_t i = segment_first(s); i < segment_end(s); i++)
         most = size_max(most, live_linear_write_bytes(r->model->linears[i].n));
     return most;
 }
 
-static void quantized_layer(planner *p, size_t layer)
+/* Streams of what goes on from segment to segment, of `tokens` tokens. */
+static size_t carried_bytes(const planner *p, const block_graph *g, const block_segment *s,
+                            size_t tokens)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; s && i < s->num_carried; i++)
+        bytes += stream_bytes(p, tokens, g->values[s->carried[i]].columns);
+    return bytes;
+}
+
+/* Before a segment and behind it, of a flow. */
+static size_t boundaries_bytes(const planner *p, const segment_work *s, size_t tokens)
+{
+    return carried_bytes(p, s->block->graph, s->segment, tokens) +
+           carried_bytes(p, s->block->graph, s->next, tokens);
+}
+
+static void quantized_segment(planner *p, const segment_work *s)
 {
     const run *r = p->r;
     size_t before[TERM_COUNT];
     memcpy(before, p->now, sizeof before);
+    p->now[TERM_ACTIVATIONS] += boundaries_bytes(p, s, r->samples.tokens);
     if (r->float_beside) {
-        float_step(p, layer);
-        p->now[TERM_SMOOTHING] += smoothing_solves(r)
-                                      ? smoothing_layer_bytes(r, &r->model->blocks[layer])
-                                      : 0;
+        p->now[TERM_ACTIVATIONS] += boundaries_bytes(p, s, r->floats.tokens);
+        float_step(p, s);
+        p->now[TERM_SMOOTHING] += vectors_bytes(r, s->block);
     } else if (has_source(p)) {
-        load_source(p, layer);
+        load_source(p, s);
     }
-    load_layer(p, layer);
-    p->now[TERM_WORKSPACE] += calibrated_layer_bytes(r, &r->model->blocks[layer], p->rows);
-    p->now[TERM_SCRATCH] += block_norms_bytes(&r->model->blocks[layer]);
-    layer_moment(p, layer, calibrate_bytes(p, layer));
-    layer_moment(p, layer, write_bytes(r, layer));
+    load_segment(p, s);
+    p->now[TERM_WORKSPACE] += calibrated_segment_bytes(r, s, p->rows);
+    p->now[TERM_SCRATCH] += block_norms_bytes(s->block);
+    moment(p, s->block->name, calibrate_bytes(p, s));
+    moment(p, s->block->name, write_bytes(r, s));
     memcpy(p->now, before, sizeof before);
 }
 
@@ -288,16 +301,9 @@ static void finish(planner *p)
 {
     const run *r = p->r;
     size_t widest = r->model->config.vocab_size;
-    for (size_t i = first_of(r, 0); i < end_of(r, 0); i++)
+    for (size_t i = 0; i < r->model->num_linears; i++)
         widest = size_max(widest, r->model->linears[i].n);
     moment(p, "the finished files", output_finish_bytes(run_tensors(r), widest));
-}
-
-static size_t states_bytes(const planner *p, size_t tokens)
-{
-    size_t h = p->r->model->config.hidden_size;
-    return p->layout.spill ? 2 * mem_array_bytes(p->rows * h, sizeof(float))
-                           : mem_array_bytes(tokens * h, sizeof(float));
 }
 
 /* Batches hold whole samples, as batch_next cuts them. */
@@ -319,12 +325,20 @@ static void first_pass(planner *p)
     const run *r = p->r;
     size_t before[TERM_COUNT];
     memcpy(before, p->now, sizeof before);
-    p->now[TERM_ACTIVATIONS] += states_bytes(p, r->float_tokens);
-    moment(p, "model.embed_tokens", embed_tokens_bytes(r->model, r->float_tokens));
+    p->now[TERM_ACTIVATIONS] += stream_bytes(p, r->floats.tokens, r->model->config.hidden_size);
+    moment(p, "model.embed_tokens", embed_tokens_bytes(r->model, r->floats.tokens));
     for (size_t i = 0; i < r->model->config.num_layers; i++) {
         size_t held = p->now[TERM_WEIGHTS];
         p->now[TERM_WEIGHTS] += overlap_bytes(p, i, false);
-        float_step(p, i);
+        for (size_t j = 0; j < p->segments.count; j++) {
+            segment_work s = segment_at(p, i, j);
+            size_t boundaries = boundaries_bytes(p, &s, r->floats.tokens);
+            size_t weights = p->now[TERM_WEIGHTS];
+            p->now[TERM_ACTIVATIONS] += boundaries;
+            float_step(p, &s);
+            p->now[TERM_ACTIVATIONS] -= boundaries;
+            p->now[TERM_WEIGHTS] = weights;
+        }
         p->now[TERM_WEIGHTS] = held;
     }
     moment(p, r->model->head->name,
@@ -345,15 +359,18 @@ static void second_pass(planner *p)
 {
     const run *r = p->r;
     const tare_model *m = r->model;
-    p->now[TERM_ACTIVATIONS] += states_bytes(p, r->samples.tokens);
+    p->now[TERM_ACTIVATIONS] += stream_bytes(p, r->samples.tokens, r->model->config.hidden_size);
     if (r->float_beside)
-        p->now[TERM_ACTIVATIONS] += states_bytes(p, r->float_tokens);
+        p->now[TERM_ACTIVATIONS] += stream_bytes(p, r->floats.tokens, r->model->config.hidden_size);
     moment(p, "model.embed_tokens",
            embed_tokens_bytes(m, r->samples.tokens) + write_float_rows_bytes(r, m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++) {
         size_t threads = overlap_bytes(p, i, true);
         p->now[TERM_WEIGHTS] += threads;
-        quantized_layer(p, i);
+        for (size_t j = 0; j < p->segments.count; j++) {
+            segment_work s = segment_at(p, i, j);
+            quantized_segment(p, &s);
+        }
         p->now[TERM_WEIGHTS] -= threads;
     }
     head(p);
@@ -374,6 +391,7 @@ void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_
     planner p = {.r = r, .layout = *chosen};
     size_t files = output_state_bytes(run_tensors(r), r->save) + journal_bytes(r);
     measure_batches(&p);
+    run_segments(r, p.layout.cut, &p.segments);
     p.now[TERM_FIXED] = fixed;
     if (p.rows > 0)
         p.now[TERM_WORKSPACE] = workspace_bytes(r->model, p.rows, r->samples.longest);

@@ -1,7 +1,7 @@
-/* While a layer is computed, the next one is read and the last one written. Two threads do that,
- * and hold a layer each: its weights as they are stored, and its finished tensors. Without them
- * (layout.overlap) the same happens in turn; the order in which tensors are written, which shows in
- * npy files, is the same. */
+/* Only for runs whose blocks are one segment. While a layer is computed, the next one is read and
+ * the last one written. Two threads do that, and hold a layer each: its weights as they are stored,
+ * and its finished tensors. Without them (layout.overlap) the same happens in turn; the order in
+ * which tensors are written, which shows in npy files, is the same. */
 #include "base/background.h"
 #include "base/parallel.h"
 #include "pipeline/run.h"
@@ -48,9 +48,9 @@ void overlap_stop(run *r)
 static tare_status read_layer(void *user)
 {
     run_overlap *o = user;
-    return TARE_WRAP(o->run->ctx,
-                     layer_source_load(o->run, &o->run->model->blocks[o->layer], &o->source),
-                     "model.layers.%zu", o->layer);
+    segment_work whole = run_segment(o->run, &o->run->model->blocks[o->layer], 0);
+    return TARE_WRAP(o->run->ctx, layer_source_load(o->run, &whole, &o->source), "%s",
+                     whole.block->name);
 }
 
 tare_status overlap_read(run *r, size_t layer, layer_source *out)
@@ -64,7 +64,8 @@ tare_status overlap_read(run *r, size_t layer, layer_source *out)
         *out = o->source;
         o->source = (layer_source){0};
     } else {
-        TRY(layer_source_load(r, &r->model->blocks[layer], out));
+        segment_work whole = run_segment(r, &r->model->blocks[layer], 0);
+        TRY(layer_source_load(r, &whole, out));
     }
     o->read = 0;
     if (layer + 1 < r->model->config.num_layers) {

@@ -64,7 +64,7 @@ static size_t searched_tokens(const run *r, size_t channels)
                    ? size_min(r->samples.lengths[0], channels)
                    : r->samples.lengths[0];
     case SMOOTH_ALL_SAMPLES:
-        return r->float_tokens;
+        return r->floats.tokens;
     default:
         return 0;
     }

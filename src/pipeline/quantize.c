@@ -78,16 +78,18 @@ static void plan_float_stream(run *r)
     r->wants_scores = r->wants_scores && r->goal == GOAL_OUTPUT;
     r->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
     if (smoothing_solves(r))
-        r->float_samples = r->smooth.method == SMOOTH_M3 ? 1 : all;
+        r->floats.samples = r->smooth.method == SMOOTH_M3 ? 1 : all;
     if (r->goal == GOAL_SCORES)
-        r->float_samples = all;
-    if (r->wants_scores && r->float_samples < r->score_samples)
-        r->float_samples = r->score_samples;
+        r->floats.samples = all;
+    if (r->wants_scores && r->floats.samples < r->score_samples)
+        r->floats.samples = r->score_samples;
+    r->calibrated.samples = all;
+    r->calibrated.tokens = r->samples.tokens;
     r->score_tokens = tokens_of(r, r->score_samples);
-    r->float_tokens = tokens_of(r, r->float_samples);
+    r->floats.tokens = tokens_of(r, r->floats.samples);
     r->two_passes = r->goal != GOAL_OUTPUT ||
                     (r->wants_scores && (r->recipe->disable_level > 0 || r->num.compat));
-    r->float_beside = !r->two_passes && r->float_samples > 0;
+    r->float_beside = !r->two_passes && r->floats.samples > 0;
 }
 
 static bool samples_given(const run *r)
@@ -196,12 +198,16 @@ tare_status plan_memory(run *r)
         return TARE_E_MEMORY;
     *r->plan = plan;
     int passes = r->two_passes && r->goal == GOAL_OUTPUT ? 2 : 1;
-    TARE_INFO(r->ctx,
-              "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s",
-              (plan.peak.total >> 20) + 1, plan.peak.unit, passes, passes == 1 ? "pass" : "passes",
-              plan.layout.batch_rows, plan.layout.overlap ? ", layers read ahead" : "",
-              plan.layout.spill ? ", hidden states in scratch files" : "",
-              plan.layout.whole_layer || r->float_samples == 0 ? "" : ", one linear at a time");
+    TARE_INFO(
+        r->ctx,
+        "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s%s",
+        (plan.peak.total >> 20) + 1, plan.peak.unit, passes, passes == 1 ? "pass" : "passes",
+        plan.layout.batch_rows, plan.layout.overlap ? ", layers read ahead" : "",
+        plan.layout.spill ? ", hidden states in scratch files" : "",
+        plan.layout.whole_layer || r->floats.samples == 0 ? "" : ", one linear at a time",
+        plan.layout.cut == CUT_NONE    ? ""
+        : plan.layout.cut == CUT_PARTS ? ", a part of a layer in memory"
+                                       : ", the linears of one input in memory");
     r->ctx->options.memory_limit = plan.budget - plan.reserve < SIZE_MAX
                                        ? (size_t)plan.budget - plan.reserve
                                        : 0;
@@ -221,13 +227,9 @@ tare_status alloc_workspace(run *r)
 
 tare_status create_states(run *r, bool of_floats)
 {
-    const char *folder = NULL;
-    if (r->layout.spill)
-        folder = r->options->scratch_dir ? r->options->scratch_dir
-                                         : journal_folder(r->resume.journal);
-    return stream_create(r->ctx, of_floats ? r->float_tokens : r->samples.tokens,
-                         r->model->config.hidden_size, most_rows(r), folder,
-                         of_floats ? &r->float_states : &r->states);
+    flow *f = of_floats ? &r->floats : &r->calibrated;
+    return stream_create(r->ctx, f->tokens, r->model->config.hidden_size, most_rows(r),
+                         run_spill_folder(r), &f->states);
 }
 
 static void free_states(run *r)
@@ -235,9 +237,8 @@ static void free_states(run *r)
     overlap_stop(r);
     workspace_free(&r->work);
     r->work = (workspace){0};
-    stream_free(r->states);
-    stream_free(r->float_states);
-    r->states = r->float_states = NULL;
+    flow_free(&r->calibrated);
+    flow_free(&r->floats);
 }
 
 static tare_status choose_fallback(run *r)
@@ -263,9 +264,9 @@ static tare_status copy_embedding(void *user, size_t first, size_t count, const 
 static tare_status put_row(void *user, size_t index, const float *x)
 {
     run *r = user;
-    tare_status status = stream_put(r->states, index, 1, x);
-    if (status == TARE_OK && r->float_states && index < r->float_tokens)
-        status = stream_put(r->float_states, index, 1, x);
+    tare_status status = stream_put(r->calibrated.states, index, 1, x);
+    if (status == TARE_OK && r->floats.states && index < r->floats.tokens)
+        status = stream_put(r->floats.states, index, 1, x);
     return status;
 }
 
@@ -278,9 +279,9 @@ static tare_status embed(run *r)
     if (beside)
         TRY(create_states(r, true));
     TRY(embed_tokens(r->model, r->samples.ids, r->samples.tokens, put_row, copy_embedding, r));
-    stream_flip(r->states);
+    stream_flip(r->calibrated.states);
     if (beside)
-        stream_flip(r->float_states);
+        stream_flip(r->floats.states);
 done:
     return status;
 }
@@ -294,7 +295,7 @@ static tare_status run_head(run *r)
     TRY(write_norm(r, r->model->final_norm, norm, NULL));
     if (is_float && !r->model->head_is_tied)
         TRY(copy_tensor(r, r->model->head->weight));
-    if (!is_float && r->float_states && r->wants_scores)
+    if (!is_float && r->floats.states && r->wants_scores)
         TRY(score_head(r));
     if (!is_float)
         TRY(quantize_head(r));
@@ -315,7 +316,7 @@ static tare_status run_layers(run *r)
     TRY(overlap_start(r));
     progress_skip(&r->progress, r->resume.layer);
     for (size_t i = r->resume.layer; i < layers; i++) {
-        TRY(quantize_layer(r, i));
+        TRY(quantize_block(r, &r->model->blocks[i]));
         progress_unit_done(&r->progress);
         if (resume_due(r)) {
             TRY(overlap_wait(r));

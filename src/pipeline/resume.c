@@ -143,7 +143,7 @@ done:
 static tare_status archive_run(run *r, archive *a)
 {
     tare_status status = TARE_OK;
-    bool beside = r->float_states != NULL;
+    bool beside = r->floats.states != NULL;
     for (size_t i = 0; i < r->model->num_linears; i++) {
         TRY(archive_bytes(a, &r->linears[i].has_score, sizeof(bool)));
         TRY(archive_bytes(a, &r->linears[i].score, sizeof(double)));
@@ -155,12 +155,12 @@ static tare_status archive_run(run *r, archive *a)
     if (r->resume.pass == PASS_QUANTIZE && r->calibrates) {
         if (archive_reads(a))
             TRY(create_states(r, false));
-        TRY(stream_archive(r->states, a));
+        TRY(stream_archive(r->calibrated.states, a));
     }
     if (beside) {
         if (archive_reads(a))
             TRY(create_states(r, true));
-        TRY(stream_archive(r->float_states, a));
+        TRY(stream_archive(r->floats.states, a));
     }
 done:
     return status;

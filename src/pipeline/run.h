@@ -47,10 +47,29 @@ typedef struct layer_smoothing {
 typedef struct run_layout {
     size_t
         batch_rows; /* most rows (tokens) of one batch, but for a longer sample, which goes alone */
-    bool whole_layer; /* float copies of all linears of a layer at once; else one at a time */
+    bool whole_layer; /* float copies of all linears of a segment at once; else one at a time */
+    graph_cut cut;    /* what of a block is resident at once */
     bool spill;       /* hidden states lie in scratch files */
     bool overlap;     /* the next layer is read while this one is computed */
 } run_layout;
+
+typedef struct segment_list {
+    block_segment items[BLOCK_UNITS];
+    size_t count;
+} segment_list;
+
+/* A segment of a block of the run. */
+typedef struct segment_work {
+    const model_block *block;
+    const block_segment *segment, *next; /* next NULL: the block ends with it */
+} segment_work;
+
+/* Samples on their way through the model. */
+typedef struct flow {
+    size_t samples, tokens;                /* the first ones of the set */
+    state_stream *states;                  /* [tokens, hidden_size]: what the next block reads */
+    state_stream *carried[SEGMENT_VALUES]; /* between two segments: beside that */
+} flow;
 
 typedef struct run_overlap run_overlap;
 
@@ -106,16 +125,17 @@ typedef struct run {
     bool float_beside; /* or the float stream runs beside, layer by layer */
     unsigned save;     /* SAVE_* bits */
     size_t score_samples, score_tokens; /* the first samples, which the score looks at */
-    size_t float_samples, float_tokens; /* the first samples, which the float stream carries */
     smooth_config smooth;
     layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
     bool smoothing_given;       /* by the caller, who owns its vectors: none is solved */
 
     run_layout layout;
-    struct memory_plan *plan;   /* the plan that it comes from */
-    bool levels_known;          /* disable_level has been decided */
-    state_stream *states;       /* [samples.tokens, hidden_size] */
-    state_stream *float_states; /* [float_tokens, hidden_size]; NULL: no float stream runs beside */
+    segment_list segments;    /* of each block, by the layout */
+    struct memory_plan *plan; /* the plan that it comes from */
+    bool levels_known;        /* disable_level has been decided */
+    flow calibrated;          /* all samples */
+    flow floats; /* the first samples, through the float model; states NULL: it does not run
+                    beside */
     workspace work;
     run_overlap *overlap; /* overlap.c; NULL: reading, computing, writing in turn */
     run_resume resume;
@@ -146,6 +166,31 @@ tare_status check_options(tare_context *ctx, const tare_quantize_options *o);
 tare_status open_output(run *r);
 /* The hidden states, empty: of the float stream, or of the calibrating one. */
 tare_status create_states(run *r, bool of_floats);
+
+/* Where hidden states are spilled; NULL: they stay in memory. */
+const char *run_spill_folder(const run *r);
+
+/* ---- segments.c ---- */
+
+/* The segments of a block that a layout's cut makes in this run. */
+void run_segments(const run *r, graph_cut cut, segment_list *out);
+/* One of those that the run is in, and the linears of the model that run in it: [first, end). */
+segment_work run_segment(const run *r, const model_block *block, size_t index);
+size_t segment_first(const segment_work *s);
+size_t segment_end(const segment_work *s);
+
+typedef struct segment_pass {
+    segment_work work;
+    const block_norms *norms;
+    block_ops ops;
+    void (*begin)(void *user, const batch *b); /* with ops.user, before each batch; NULL: not */
+    bool checks;                               /* that what comes out is finite */
+    bool quiet;                                /* no progress */
+} segment_pass;
+
+/* All samples of a flow through a segment. */
+tare_status segment_run(run *r, const segment_pass *p, flow *f);
+void flow_free(flow *f);
 
 /* ---- resume.c ---- */
 
@@ -186,9 +231,9 @@ size_t run_tensors(const run *r);
 
 /* ---- float_pass.c ---- */
 
-/* Runs the float model's layer over the float stream, in place: solves its smoothing and scores its
+/* Runs the float model's segment over the float stream: solves its smoothing and scores its
  * linears, as the run asks. Loads `source` if it is empty. */
-tare_status float_layer_pass(run *r, size_t layer, layer_source *source);
+tare_status float_segment_pass(run *r, const segment_work *s, layer_source *source);
 /* Accounted bytes, at most, of the buffers for scores. */
 size_t float_scoring_bytes(const run *r);
 /* Scores the head (as the goal says), whose input is the final norm's output. */
@@ -218,15 +263,15 @@ norm_kind smoothing_norm_kind(const run *r);
 smooth_weight *smoothing_of(const run *r, const model_linear *l);
 /* Does a shift give `l` a bias that its architecture lacks? */
 bool smoothing_creates_bias(const run *r, const model_linear *l);
-tare_status smoothing_watch(run *r, const model_block *block, pair_watch watch[BLOCK_PAIRS]);
+tare_status smoothing_watch(run *r, const segment_work *s, pair_watch watch[BLOCK_PAIRS]);
 void smoothing_unwatch(run *r, pair_watch watch[BLOCK_PAIRS]);
 tare_status pair_watch_inputs(run *r, pair_watch *w, const batch *b, const float *x, size_t k);
 /* Scales of all watched pairs, applied in the architecture's order to vectors that stay until
  * smoothing_free_layer. */
-tare_status smoothing_solve(run *r, const model_block *block, const layer_source *source,
+tare_status smoothing_solve(run *r, const segment_work *s, const layer_source *source,
                             pair_watch watch[BLOCK_PAIRS]);
 /* Replaces the norms' weights by the smoothed ones, as stored, and gives them their biases. */
-tare_status smoothing_norms(run *r, const model_block *block, block_norms *norms);
+tare_status smoothing_norms(run *r, const segment_work *s, block_norms *norms);
 /* Replaces a weight that stays float by the smoothed one, as it is written. */
 tare_status smoothing_store(run *r, const model_linear *l, raw_weight *raw);
 void smoothing_free_layer(run *r, size_t layer);
@@ -239,8 +284,8 @@ bool smoothing_targets(const run *r, const model_linear *l);
 /* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
  * smoothing_solve beside that; of smoothing_store with both its weights. */
 size_t smoothing_layer_bytes(const run *r, const model_block *block);
-size_t smoothing_watch_bytes(const run *r, const model_block *block);
-size_t smoothing_solve_bytes(const run *r, const model_block *block);
+size_t smoothing_watch_bytes(const run *r, const segment_work *s);
+size_t smoothing_solve_bytes(const run *r, const segment_work *s);
 size_t smoothing_store_bytes(const run *r, const model_linear *l);
 
 /* ---- smoothing_handle.c ---- */
@@ -261,15 +306,16 @@ size_t smoothing_keep_bytes(const run *r);
 
 /* ---- layer.c, live_linear.c ---- */
 
-tare_status layer_source_load(run *r, const model_block *block, layer_source *source);
+/* Of a segment. */
+tare_status layer_source_load(run *r, const segment_work *s, layer_source *source);
 void layer_source_free(run *r, layer_source *source);
-/* Load weights, (smooth, score,) calibrate, quantize, write: one decoder layer over all samples. */
-tare_status quantize_layer(run *r, size_t layer);
+/* Load weights, (smooth, score,) calibrate, quantize, write: one block over all samples, segment by
+ * segment. */
+tare_status quantize_block(run *r, const model_block *block);
 /* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
 tare_status quantize_head(run *r);
-/* Accounted bytes, at most, of the buffers and observers of quantize_layer, for batches of `rows`.
- */
-size_t calibrated_layer_bytes(const run *r, const model_block *block, size_t rows);
+/* Accounted bytes, at most, of the buffers and observers of a segment, for batches of `rows`. */
+size_t calibrated_segment_bytes(const run *r, const segment_work *s, size_t rows);
 
 /* One linear while its layer is loaded. */
 typedef struct live_linear {
@@ -307,9 +353,9 @@ void live_linear_bytes(const run *r, const model_linear *linear, linear_scheme s
                        live_linear_size *out);
 size_t live_linear_write_bytes(size_t n);
 
-/* A layer that is calibrated: all that its tensors are made from. */
+/* A segment that is calibrated: all that its tensors are made from. */
 typedef struct layer_output {
-    const model_block *block;
+    segment_work work;
     live_linear linears[BLOCK_LINEARS];
     act_params params[BLOCK_UNITS]; /* after the last sample */
     block_norms norms;

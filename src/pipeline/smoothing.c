@@ -186,12 +186,19 @@ static tare_status prepare_norm(run *r, const tensor_info *t, smooth_norm *n)
     return status;
 }
 
-static tare_status prepare_block(run *r, const model_block *block, const layer_source *source)
+/* Is the pair smoothed with this segment? */
+static bool pair_in(const segment_work *s, const pair_spec *pair)
+{
+    return pair->unit >= s->segment->first_unit && pair->unit < s->segment->end_unit;
+}
+
+static tare_status prepare_segment(run *r, const segment_work *work, const layer_source *source)
 {
     tare_status status = TARE_OK;
+    const model_block *block = work->block;
     layer_smoothing *s = &r->smoothing[block->index];
     const block_graph *g = block->graph;
-    for (size_t i = 0; i < g->num_linears; i++) {
+    for (size_t i = work->segment->first_linear; i < work->segment->end_linear; i++) {
         smooth_weight *w = &s->weights[i];
         TRY(prepare_weight(r, block_linear(r->model, block, i),
                            plan_is_float(&r->linears[block->first_linear + i]), w));
@@ -199,7 +206,7 @@ static tare_status prepare_block(run *r, const model_block *block, const layer_s
         w->dtype = source->raw[i].dtype;
     }
     for (size_t p = 0; p < g->num_pairs; p++) {
-        if (g->pairs[p].of_norm)
+        if (g->pairs[p].of_norm && pair_in(work, &g->pairs[p]))
             TRY(prepare_norm(r, block->norms[g->pairs[p].source], &s->norms[g->pairs[p].source]));
     }
 done:
@@ -312,7 +319,7 @@ static void describe_pair(run *r, const model_block *block, const pair_spec *pai
 static size_t watched_rows(const run *r)
 {
     smooth_need need = smooth_needs(&r->smooth);
-    return need == SMOOTH_ALL_SAMPLES    ? r->float_tokens
+    return need == SMOOTH_ALL_SAMPLES    ? r->floats.tokens
            : need == SMOOTH_FIRST_SAMPLE ? r->samples.lengths[0]
                                          : 0;
 }
@@ -341,13 +348,13 @@ static tare_status watch_pair(run *r, const model_block *block, const pair_spec 
     return TARE_OK;
 }
 
-tare_status smoothing_watch(run *r, const model_block *block, pair_watch watch[BLOCK_PAIRS])
+tare_status smoothing_watch(run *r, const segment_work *s, pair_watch watch[BLOCK_PAIRS])
 {
     tare_status status = TARE_OK;
-    for (size_t p = 0; p < block->graph->num_pairs; p++) {
-        const pair_spec *pair = &block->graph->pairs[p];
-        if (pair_is_active(r, block, pair))
-            TRY(watch_pair(r, block, pair, &watch[p]));
+    for (size_t p = 0; p < s->block->graph->num_pairs; p++) {
+        const pair_spec *pair = &s->block->graph->pairs[p];
+        if (pair_in(s, pair) && pair_is_active(r, s->block, pair))
+            TRY(watch_pair(r, s->block, pair, &watch[p]));
     }
 done:
     return status;
@@ -442,16 +449,16 @@ done:
     return status;
 }
 
-tare_status smoothing_solve(run *r, const model_block *block, const layer_source *source,
+tare_status smoothing_solve(run *r, const segment_work *s, const layer_source *source,
                             pair_watch watch[BLOCK_PAIRS])
 {
     tare_status status = TARE_OK;
     buffer notes;
     buffer_init(&notes, r->ctx);
-    TRY(prepare_block(r, block, source));
-    for (size_t p = 0; p < block->graph->num_pairs; p++) {
+    TRY(prepare_segment(r, s, source));
+    for (size_t p = 0; p < s->block->graph->num_pairs; p++) {
         if (watch[p].stats)
-            TRY(solve_pair(r, block, &block->graph->pairs[p], &watch[p], &notes));
+            TRY(solve_pair(r, s->block, &s->block->graph->pairs[p], &watch[p], &notes));
     }
     TRY(notes.status);
     if (notes.length)
@@ -505,13 +512,13 @@ bool smoothing_targets(const run *r, const model_linear *l)
     return smoothing_solves(r) && active_pair_of(r, l) != NULL;
 }
 
-size_t smoothing_watch_bytes(const run *r, const model_block *block)
+size_t smoothing_watch_bytes(const run *r, const segment_work *s)
 {
     size_t bytes = 0;
-    for (size_t p = 0; p < block->graph->num_pairs; p++) {
-        const pair_spec *pair = &block->graph->pairs[p];
-        size_t channels = block->graph->units[pair->unit].k;
-        if (!pair_is_active(r, block, pair))
+    for (size_t p = 0; p < s->block->graph->num_pairs; p++) {
+        const pair_spec *pair = &s->block->graph->pairs[p];
+        size_t channels = s->block->graph->units[pair->unit].k;
+        if (!pair_in(s, pair) || !pair_is_active(r, s->block, pair))
             continue;
         bytes += smooth_stats_bytes(&r->smooth, channels);
         if (watched_rows(r))
@@ -520,39 +527,44 @@ size_t smoothing_watch_bytes(const run *r, const model_block *block)
     return bytes;
 }
 
-size_t smoothing_solve_bytes(const run *r, const model_block *block)
+size_t smoothing_solve_bytes(const run *r, const segment_work *s)
 {
     size_t most = 0;
     pair_size p;
-    for (size_t i = 0; i < block->graph->num_pairs; i++) {
-        if (!pair_is_active(r, block, &block->graph->pairs[i]))
+    for (size_t i = 0; i < s->block->graph->num_pairs; i++) {
+        const pair_spec *pair = &s->block->graph->pairs[i];
+        if (!pair_in(s, pair) || !pair_is_active(r, s->block, pair))
             continue;
-        measure_pair(r, block, &block->graph->pairs[i], &p);
+        measure_pair(r, s->block, pair, &p);
         size_t bytes = smooth_solve_bytes(r->ctx, &r->smooth, &p.group, r->samples.lengths[0],
-                                          r->float_tokens);
+                                          r->floats.tokens);
         most = bytes > most ? bytes : most;
     }
     return most;
 }
 
-/* The weight in both forms, and a row a thread. */
+/* The weight, in both forms where they differ, and a row a thread. */
 size_t smoothing_store_bytes(const run *r, const model_linear *l)
 {
-    return linear_raw_bytes(r->model, l) +
-           mem_array_bytes(l->n * l->k, dtype_size(output_tensor(r, l->weight).dtype)) +
+    tare_dtype to = output_tensor(r, l->weight).dtype;
+    size_t stored = to == linear_raw_dtype(r->model, l)
+                        ? 0
+                        : mem_array_bytes(l->n * l->k, dtype_size(to));
+    return linear_raw_bytes(r->model, l) + stored +
            mem_array_bytes((size_t)parallel_threads(r->ctx) * l->k, sizeof(float));
 }
 
 /* ---- what the layer is made of afterwards ---- */
 
-tare_status smoothing_norms(run *r, const model_block *block, block_norms *norms)
+tare_status smoothing_norms(run *r, const segment_work *work, block_norms *norms)
 {
+    const model_block *block = work->block;
     if (!r->smoothing)
         return TARE_OK;
     for (size_t norm = 0; norm < block->graph->num_norms; norm++) {
         const smooth_norm *n = &r->smoothing[block->index].norms[norm];
         size_t size = block->graph->norms[norm].size;
-        if (!n->weight)
+        if (!n->weight || !norms->weights[norm])
             continue;
         /* As it is stored, so that calibration sees what an engine will compute. */
         for (size_t i = 0; i < size; i++)
@@ -571,7 +583,7 @@ typedef struct store_job {
     const smooth_weight *weight;
     float *rows; /* [threads,k] */
     tare_dtype dtype;
-    char *stored; /* [n,k] */
+    char *stored; /* [n,k]; may be where they come from */
 } store_job;
 
 static void store_row(void *user, size_t row, int thread)
@@ -589,15 +601,15 @@ tare_status smoothing_store(run *r, const model_linear *l, raw_weight *raw)
     store_job job = {
         .run = r, .weight = smoothing_of(r, l), .dtype = output_tensor(r, l->weight).dtype};
     job.rows = mem_alloc_array(r->ctx, (size_t)parallel_threads(r->ctx) * l->k, sizeof *job.rows);
-    job.stored = mem_alloc_array(r->ctx, l->n * l->k, dtype_size(job.dtype));
+    bool in_place = job.dtype == raw->dtype; /* a row is read as a whole before it is written */
+    job.stored = in_place ? raw->data : mem_alloc_array(r->ctx, l->n * l->k, dtype_size(job.dtype));
     if (job.rows && job.stored)
         parallel_for(r->ctx, l->n, store_row, &job);
     mem_free(r->ctx, job.rows);
-    if (!job.rows || !job.stored) {
-        mem_free(r->ctx, job.stored);
+    if (!in_place)
+        mem_free(r->ctx, job.rows && job.stored ? raw->data : job.stored);
+    if (!job.rows || !job.stored)
         return TARE_E_MEMORY;
-    }
-    mem_free(r->ctx, raw->data);
     *raw = (raw_weight){job.stored, job.dtype};
     return TARE_OK;
 }

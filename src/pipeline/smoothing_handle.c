@@ -91,8 +91,8 @@ static tare_status copy_samples(tare_smoothing *s, const run *r)
     if (status == TARE_OK &&
         !(s->ids_digest = arena_strndup(&s->arena, digest.data, digest.length)))
         status = TARE_E_MEMORY;
-    s->samples = r->float_samples;
-    s->tokens = r->float_tokens;
+    s->samples = r->floats.samples;
+    s->tokens = r->floats.tokens;
     buffer_free(&digest);
     return status;
 }

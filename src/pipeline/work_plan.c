@@ -42,7 +42,7 @@ static bool runs_in_floats(const run *r, const linear_plan *f)
 
 static double float_operations(const run *r, const model_linear *l, const linear_plan *f)
 {
-    double tokens = (double)r->float_tokens;
+    double tokens = (double)r->floats.tokens;
     if (runs_in_floats(r, f))
         tokens += (double)r->samples.tokens;
     if (r->smoothing && r->wants_scores && r->num.compat) /* smoothed inputs: once more */
@@ -75,8 +75,8 @@ static double packed_weights(const run *r, const model_linear *l, const linear_p
     double times = runs_in_floats(r, f) ? 1 : 0;
     bool twice = r->smoothing && r->wants_scores && r->num.compat;
     size_t again = twice ? batches(r, r->score_samples) : 0;
-    if (r->float_samples)
-        times += r->layout.whole_layer ? 1 : (double)(batches(r, r->float_samples) + again);
+    if (r->floats.samples)
+        times += r->layout.whole_layer ? 1 : (double)(batches(r, r->floats.samples) + again);
     return times * elements(l);
 }
 
@@ -98,7 +98,7 @@ static double row_values(const run *r, const model_linear *l, const linear_plan 
 {
     (void)f;
     double calibrated = r->calibrates ? (double)r->samples.tokens : 0;
-    return (calibrated + (double)r->float_tokens) * (double)l->n;
+    return (calibrated + (double)r->floats.tokens) * (double)l->n;
 }
 
 /* Two products of q with what it sees. */
@@ -161,7 +161,7 @@ static void plan_disk(const run *r, tare_plan *out)
     out->bytes_written = (uint64_t)(written * folders);
     if (r->layout.spill) /* two generations a stream */
         out->bytes_scratch = 8 * (uint64_t)r->model->config.hidden_size *
-                             (r->samples.tokens + (r->float_beside ? r->float_tokens : 0));
+                             (r->samples.tokens + (r->float_beside ? r->floats.tokens : 0));
 }
 
 /* ---- all together ---- */
@@ -177,7 +177,7 @@ static void plan_amounts(const run *r, tare_plan *out)
         [WORK_SMOOTHING] = {"smoothing search", "weights", sum_linears(r, smoothed_weights)},
         [WORK_ATTENTION] = {"attention", "operations",
                             attention_operations(r, r->calibrates ? r->samples.count : 0) +
-                                attention_operations(r, r->float_samples)},
+                                attention_operations(r, r->floats.samples)},
         [WORK_QUANTIZE] = {"quantizing weights", "weights", sum_linears(r, quantized_weights)},
         [WORK_PACK] = {"packing weights", "weights", sum_linears(r, packed_weights)},
         [WORK_OBSERVE] = {"observing inputs", "values", sum_linears(r, observed_inputs)},

@@ -1,0 +1,145 @@
+/* The one driver: samples go through a segment of a block, batch after batch. A block is one
+ * segment where memory allows; else the weights of a part of it are resident at a time, and what
+ * its parts hand on to each other waits in streams like that between blocks. */
+#include <string.h>
+
+#include "pipeline/run.h"
+#include "tensor/kernels.h"
+
+/* npy files are streams whose entries have one order: of a whole block. A layer that scores by
+ * running again (compat) begins with its input alone. */
+void run_segments(const run *r, graph_cut cut, segment_list *out)
+{
+    bool rows = r->smoothing && (r->smooth.method == SMOOTH_M4 || r->smooth.method == SMOOTH_M6);
+    if (r->save & SAVE_NUMPY || r->tape)
+        cut = CUT_NONE;
+    if (cut == CUT_UNITS && r->smoothing && r->wants_scores && r->num.compat)
+        cut = CUT_PARTS;
+    out->count = graph_segments(&r->model->graph, cut, rows, out->items);
+}
+
+segment_work run_segment(const run *r, const model_block *block, size_t index)
+{
+    const segment_list *list = &r->segments;
+    return (segment_work){.block = block,
+                          .segment = &list->items[index],
+                          .next = index + 1 < list->count ? &list->items[index + 1] : NULL};
+}
+
+size_t segment_first(const segment_work *s)
+{
+    return s->block->first_linear + s->segment->first_linear;
+}
+
+size_t segment_end(const segment_work *s)
+{
+    return s->block->first_linear + s->segment->end_linear;
+}
+
+const char *run_spill_folder(const run *r)
+{
+    if (!r->layout.spill)
+        return NULL;
+    return r->options->scratch_dir ? r->options->scratch_dir : journal_folder(r->resume.journal);
+}
+
+static void free_streams(state_stream *streams[SEGMENT_VALUES])
+{
+    for (size_t i = 0; i < SEGMENT_VALUES; i++) {
+        stream_free(streams[i]);
+        streams[i] = NULL;
+    }
+}
+
+void flow_free(flow *f)
+{
+    stream_free(f->states);
+    f->states = NULL;
+    free_streams(f->carried);
+}
+
+static tare_status check_finite(run *r, const float *x, size_t n)
+{
+    float max;
+    bool finite = true;
+    kernels_get(r->ctx)->abs_max(x, n, &max, &finite);
+    return finite ? TARE_OK : TARE_FAIL(r->ctx, TARE_E_NUMERIC, "an activation is NaN or infinite");
+}
+
+/* Between the streams and the workspace. */
+static tare_status take_carried(run *r, const segment_pass *p, const flow *f, size_t row,
+                                size_t rows)
+{
+    tare_status status = TARE_OK;
+    const block_graph *g = p->work.block->graph;
+    for (size_t i = 0; i < p->work.segment->num_carried; i++) {
+        graph_value v = p->work.segment->carried[i];
+        float *x;
+        TRY(stream_get(f->carried[i], row, rows, &x));
+        memcpy(workspace_value(&r->work, g, v), x, rows * g->values[v].columns * sizeof *x);
+    }
+done:
+    return status;
+}
+
+static tare_status leave_carried(run *r, const segment_pass *p,
+                                 state_stream *const streams[SEGMENT_VALUES], size_t row,
+                                 size_t rows)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; p->work.next && i < p->work.next->num_carried; i++)
+        TRY(stream_put(streams[i], row, rows,
+                       workspace_value(&r->work, p->work.block->graph, p->work.next->carried[i])));
+done:
+    return status;
+}
+
+static tare_status run_batches(run *r, const segment_pass *p, flow *f,
+                               state_stream *const after[SEGMENT_VALUES])
+{
+    tare_status status = TARE_OK;
+    for (size_t first = 0, row = 0; first < f->samples;) {
+        batch b = batch_next(r->samples.lengths, first, f->samples, r->layout.batch_rows);
+        float *x;
+        TRY(context_check_cancelled(r->ctx));
+        if (p->begin)
+            p->begin(p->ops.user, &b);
+        TRY(stream_get(f->states, row, b.rows, &x));
+        TRY(take_carried(r, p, f, row, b.rows));
+        TRY(block_forward(r->model, p->work.block, p->work.segment, p->norms, &p->ops, &b, &r->work,
+                          x));
+        if (p->checks)
+            TRY(check_finite(r, x, b.rows * r->model->config.hidden_size));
+        TRY(stream_put(f->states, row, b.rows, x));
+        TRY(leave_carried(r, p, after, row, b.rows));
+        first += b.samples;
+        row += b.rows;
+        if (!p->quiet)
+            progress_sample(&r->progress, first, f->samples);
+    }
+done:
+    return status;
+}
+
+tare_status segment_run(run *r, const segment_pass *p, flow *f)
+{
+    tare_status status = TARE_OK;
+    state_stream *after[SEGMENT_VALUES] = {0};
+    const block_graph *g = p->work.block->graph;
+    for (size_t i = 0; p->work.next && i < p->work.next->num_carried; i++)
+        TRY(stream_create(r->ctx, stream_rows(f->states),
+                          g->values[p->work.next->carried[i]].columns, r->work.rows,
+                          run_spill_folder(r), &after[i]));
+    TRY(run_batches(r, p, f, after));
+    stream_flip(f->states);
+    for (size_t i = 0; i < SEGMENT_VALUES; i++) {
+        if (after[i])
+            stream_flip(after[i]);
+    }
+    free_streams(f->carried);
+    memcpy(f->carried, after, sizeof after);
+    memset(after, 0, sizeof after);
+done:
+    free_streams(after);
+    return status;
+}

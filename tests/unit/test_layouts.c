@@ -1,0 +1,100 @@
+/* However a run is laid out in memory (whole blocks, parts, units; streams in memory or spilled;
+ * one batch or many), the output is the same. */
+#include "pipeline_fixture.h"
+
+#define MODEL(name) TARE_TEST_DATA "/golden/" name "/model"
+
+enum { LAYOUTS = 16 }; /* more than there are: the last ones are the smallest again */
+
+static char folder[64], first[96], other[96];
+
+static int set_up(void **state)
+{
+    (void)state;
+    snprintf(folder, sizeof folder, "%s", temporary_folder());
+    snprintf(first, sizeof first, "%s/first", folder);
+    snprintf(other, sizeof other, "%s/other", folder);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    remove_tree(folder);
+    return 0;
+}
+
+static void quantize_into(tare_context *ctx, const char *model, const tare_recipe *recipe,
+                          size_t skip, const char *out)
+{
+    tare_quantize_options o;
+    tare_quantize_options_init(&o);
+    o.model = model;
+    o.out = out;
+    o.recipe = recipe;
+    o.calib = CALIB;
+    o.skip_layouts = skip;
+    remove_tree(out);
+    assert_ok(ctx, tare_quantize(ctx, &o, NULL));
+}
+
+static void expect_one_output(const char *model, const char *const *settings)
+{
+    tare_context *ctx = new_context(2);
+    tare_recipe *recipe = make_recipe(ctx, settings);
+    quantize_into(ctx, model, recipe, 0, first);
+    for (size_t skip = 1; skip < LAYOUTS; skip++) {
+        quantize_into(ctx, model, recipe, skip, other);
+        assert_same_folders(first, other, "");
+    }
+    tare_recipe_free(recipe);
+    free_context(ctx);
+}
+
+static void test_plain(void **state)
+{
+    (void)state;
+    expect_one_output(MODEL("llama"),
+                      (const char *[]){"quant.act_method=2", "fa_quant=true", NULL});
+}
+
+static void test_two_passes(void **state)
+{
+    (void)state;
+    expect_one_output(MODEL("qwen2"),
+                      (const char *[]){"quant.act_method=3", "anti_outlier.anti_method=m3",
+                                       "fallback.disable_level=L3", NULL});
+}
+
+/* m4 and m6 smooth from rows of a linear: its unit and the next stay together. */
+static void test_pairs_of_linears(void **state)
+{
+    (void)state;
+    expect_one_output(MODEL("llama"), (const char *[]){"anti_outlier.anti_method=m6", NULL});
+    expect_one_output(MODEL("qwen3"), (const char *[]){"anti_outlier.anti_method=m4",
+                                                       "save.types=safe_tensor", NULL});
+}
+
+static void test_compat(void **state)
+{
+    (void)state;
+    expect_one_output(MODEL("llama"),
+                      (const char *[]){"run.compat=msmodelslim", "quant.act_method=3",
+                                       "anti_outlier.anti_method=m3", "run.dtype=bfloat16", NULL});
+}
+
+static void test_npy_files_are_streams(void **state)
+{
+    (void)state;
+    expect_one_output(MODEL("llama"), (const char *[]){"save.types=ascendv1,numpy",
+                                                       "fallback.disable_names=*.o_proj", NULL});
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_plain), cmocka_unit_test(test_two_passes),
+        cmocka_unit_test(test_pairs_of_linears), cmocka_unit_test(test_compat),
+        cmocka_unit_test(test_npy_files_are_streams)};
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
