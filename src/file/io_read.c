@@ -258,6 +258,12 @@ bool file_has_data(file *f, uint64_t offset, size_t size)
     return data == (off_t)offset && lseek(f->fd, data, SEEK_HOLE) >= (off_t)(offset + size);
 }
 
+bool file_is_hole(file *f, uint64_t offset, uint64_t size)
+{
+    off_t data = lseek(f->fd, (off_t)offset, SEEK_DATA);
+    return data < 0 ? errno == ENXIO : (uint64_t)data >= offset + size;
+}
+
 /* The bounce buffer of read_direct; a lead and a tail may stand in blocks of their own. */
 size_t file_read_bytes(size_t size)
 {
