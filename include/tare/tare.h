@@ -620,7 +620,8 @@ TARE_API tare_status tare_calib_get_stats(tare_calib *calib, const char *name,
  */
 
 /* Opens a checkpoint folder: reads config.json and the headers of the weight files, checks every
- * tensor's presence, shape and dtype. No weight is read yet. */
+ * tensor's presence, shape and dtype. No weight is read yet, but where config.json ties the head
+ * and there is an lm_head.weight, which is compared with the embedding. */
 TARE_API tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **out);
 
 /* A tensor in the caller's memory. */
@@ -640,7 +641,8 @@ typedef struct tare_tensor {
  * names and shapes are copied. `config_json` is the text of a config.json; NULL: it is read from
  * `folder`. `folder` (may be NULL) also has the tokenizer, and what tare_quantize copies into its
  * output beside the weights. Tensors are checked as those of a folder are; a tied head may be
- * given too, if it lies where the embedding does. Outputs are byte-identical to those from a folder
+ * given too: where the embedding lies, or elsewhere, and if it differs then it is used as it is.
+ * Outputs are byte-identical to those from a folder
  * that holds the same tensors in the same order, but for what comes from the folder's other files
  * and what tare_run.json says of the weight files. */
 TARE_API tare_status tare_model_from_tensors(tare_context *ctx, const char *config_json,

@@ -308,6 +308,29 @@ static tare_status conclude(verify *v)
                      v->result->failures);
 }
 
+/* Its config.json tells which tensors the model uses; one that cannot be read tells nothing. */
+static tare_status open_base(verify *v, arena *a)
+{
+    tare_status status = TARE_OK;
+    char *text = NULL, *path = path_join(v->ctx, v->options->base, "config.json");
+    model_config *config = arena_alloc(a, sizeof *config);
+    size_t length;
+    TRY(path && config ? TARE_OK : TARE_E_MEMORY);
+    v->base_dir = v->options->base;
+    TRY(checkpoint_open(v->ctx, v->base_dir, &v->base));
+    status = file_read_all(v->ctx, path, CONFIG_MAX_BYTES, &text, &length);
+    if (status == TARE_OK)
+        status = model_config_parse(v->ctx, a, text, length, path, config);
+    if (status == TARE_OK)
+        v->base_config = config;
+    else if (status != TARE_E_MEMORY)
+        status = TARE_OK;
+done:
+    mem_free(v->ctx, text);
+    mem_free(v->ctx, path);
+    return status;
+}
+
 void tare_verify_options_init(tare_verify_options *options)
 {
     memset(options, 0, sizeof *options);
@@ -326,10 +349,8 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
     v.result->layout = verify_layouts_text(0);
     arena_init(&a, ctx);
     TRY(check_options(&v));
-    if (options->base) {
-        v.base_dir = options->base;
-        TRY(checkpoint_open(ctx, options->base, &v.base));
-    }
+    if (options->base)
+        TRY(open_base(&v, &a));
     TRY(verify_open_folders(&v, &a, &found));
     v.result->layout = verify_layouts_text(found);
     if (!found)

@@ -4,6 +4,7 @@
  * or two with disable_level. */
 #include <string.h>
 
+#include "model/zeros.h"
 #include "pipeline/work_plan.h"
 #include "tensor/kernels.h"
 
@@ -22,9 +23,7 @@ static tare_status open_model(run *r)
         TRY(tare_model_open(r->ctx, r->options->model, &r->model));
     const model_config *c = &r->model->config;
     r->num.compat = recipe->compat;
-    r->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype
-                   : c->has_dtype     ? c->dtype
-                                      : TARE_F32;
+    r->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype : c->dtype;
     if (r->num.compat)
         r->model->load_dtype = r->num.dtype;
     if (r->num.dtype == TARE_F32 && !r->num.compat && r->goal == GOAL_OUTPUT)
@@ -116,6 +115,7 @@ static tare_status load_samples(run *r)
 
 tare_status open_output(run *r)
 {
+    const model_config *c = &r->model->config;
     output_options o = {.dir = r->options->out,
                         .tape = r->tape,
                         .model_dir = r->model->folder,
@@ -124,7 +124,8 @@ tare_status open_output(run *r)
                         .part_file_size = (int)r->recipe->part_file_size,
                         .npy_torch = recipe_npy_torch(r->recipe),
                         .num = r->num,
-                        .dtype_given = r->recipe->dtype >= 0,
+                        .untie = r->model->head_is_unlike,
+                        .dtype_given = r->recipe->dtype >= 0 || !c->has_dtype || c->has_two_dtypes,
                         .quant_type = linear_scheme_name(r->scheme),
                         .fa_amp = (size_t)r->recipe->fa_amp,
                         .overwrite = r->overwrite,
@@ -165,6 +166,7 @@ static tare_status plan_run(run *r, memory_plan *plan)
     TRY(saves ? recipe_check(r->recipe) : recipe_check_scheme(r->recipe));
     r->scheme = r->recipe->a_bit == 16 ? LINEAR_W8A16 : LINEAR_W8A8;
     TRY(open_model(r));
+    TRY(model_warn_of_zeros(r->model));
     TRY(plan_linears(r));
     if (needs_samples(r))
         TRY(load_samples(r));
