@@ -2,10 +2,10 @@
  * is not accounted. */
 #include "base/context.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "base/parallel.h"
 
 #ifndef TARE_VERSION
@@ -107,7 +107,7 @@ static void make_printable(char *text)
 static void set_error(tare_context *ctx, int error_number, const char *format, va_list args)
 {
     char text[sizeof ctx->error];
-    vsnprintf(text, sizeof text, format, args);
+    text_vformat(text, sizeof text, format, args);
     make_printable(text);
     error_lock(ctx);
     memcpy(ctx->error, text, sizeof text);
@@ -141,7 +141,7 @@ tare_status context_wrap(tare_context *ctx, tare_status status, const char *form
     char text[sizeof ctx->error];
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
+    int n = text_vformat(text, sizeof text, format, args);
     va_end(args);
     make_printable(text);
     size_t used = n < 0 ? 0 : (size_t)n < sizeof text ? (size_t)n : sizeof text - 1;
@@ -166,7 +166,7 @@ void context_log(tare_context *ctx, tare_log_level level, const char *format, ..
     char text[4096];
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    text_vformat(text, sizeof text, format, args);
     va_end(args);
     make_printable(text);
     pthread_mutex_lock(&ctx->callback_lock);

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/number.h"
 #include "file/io.h"
 
 void tare_calib_options_init(tare_calib_options *options)
@@ -79,11 +80,10 @@ static tare_status check_folder(tare_context *ctx, const char *path)
 {
     struct stat st;
     int failed = stat(path, &st) != 0 ? errno : S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
-    char text[128];
     if (!failed)
         return TARE_OK;
     return context_fail_errno(ctx, TARE_E_IO, failed, "cannot open folder '%s': %s", path,
-                              strerror_r(failed, text, sizeof text));
+                              errno_text(failed));
 }
 
 static tare_status load_set(tare_calib *c, const config_entry *e)
@@ -139,7 +139,6 @@ done:
 
 static tare_status check_save_folder(tare_context *ctx, const char *path)
 {
-    char text[128];
     const char *slash = strrchr(path, '/');
     char *folder = slash ? mem_strndup(ctx, path, slash > path ? (size_t)(slash - path) : 1)
                          : mem_strdup(ctx, ".");
@@ -152,7 +151,7 @@ static tare_status check_save_folder(tare_context *ctx, const char *path)
         failed = errno;
     if (failed)
         status = context_fail_errno(ctx, TARE_E_USAGE, failed, "cannot save '%s': folder '%s': %s",
-                                    path, folder, strerror_r(failed, text, sizeof text));
+                                    path, folder, errno_text(failed));
     mem_free(ctx, folder);
     return status;
 }

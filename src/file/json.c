@@ -4,11 +4,12 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <locale.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/number.h"
 
 /* What the grammar allows next. */
 typedef enum json_expect {
@@ -65,7 +66,7 @@ static tare_status fail(const json_reader *r, const char *format, ...)
     char problem[128];
     va_list args;
     va_start(args, format);
-    vsnprintf(problem, sizeof problem, format, args);
+    text_vformat(problem, sizeof problem, format, args);
     va_end(args);
     tare_status status = TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s", problem);
     return r->what ? TARE_WRAP(r->ctx, status, "%s: line %d", r->what, r->line) : status;
@@ -314,8 +315,7 @@ void json_number_convert(json_token *token)
         return;
     }
     token->is_integer = false;
-    /* The "C" locale is static in the C library: nothing is allocated, nothing to free. */
-    token->number = strtod_l(token->text, NULL, newlocale(LC_ALL_MASK, "C", NULL));
+    token->number = number_read(token->text, NULL);
 }
 
 /* Sets the token's text to `length` bytes at r->next, and takes them. */

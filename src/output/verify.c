@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "base/progress.h"
 #include "file/json.h"
 #include "output/verify_internal.h"
@@ -63,7 +64,7 @@ static void report(verify *v, int rule, tare_severity severity, const char *tens
                    const char *expected, const char *format, va_list arguments)
 {
     char found[512];
-    vsnprintf(found, sizeof found, format, arguments);
+    text_vformat(found, sizeof found, format, arguments);
     if (severity == TARE_FINDING_FAILURE)
         v->result->failures++;
     else

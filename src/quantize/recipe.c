@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "file/io.h"
 #include "file/json.h"
 #include "file/yaml.h"
@@ -197,7 +198,7 @@ static tare_status set_int(tare_recipe *r, const setting *s, const char *text)
 static tare_status set_float(tare_recipe *r, const setting *s, const char *text)
 {
     char *end;
-    double x = strtod(text, &end);
+    double x = number_read(text, &end);
     if (end == text || *end || !(x >= s->low && x <= s->high))
         return REFUSE(r, s, "\"%.80s\" is not a number from %g to %g", text, s->low, s->high);
     *(double *)member(r, s) = x;
@@ -228,7 +229,7 @@ static tare_status set_choice(tare_recipe *r, const setting *s, const char *text
 static const char *type_of_text(const char *text)
 {
     char *end;
-    strtod(text, &end);
+    number_read(text, &end);
     if (strcmp(text, "true") == 0 || strcmp(text, "false") == 0)
         return "bool";
     return end != text && !*end ? "float" : "str";
