@@ -161,6 +161,14 @@ void max_memory_warn(tare_context *ctx, const max_memory *m)
     }
 }
 
+tare_status max_memory_copy(tare_context *ctx, const max_memory *m, max_memory *out)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; status == TARE_OK && i < m->count; i++)
+        status = add(ctx, out, m->items[i].device, m->items[i].bytes);
+    return status;
+}
+
 void max_memory_clear(tare_context *ctx, max_memory *m)
 {
     mem_free(ctx, m->items);
