@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/number.h"
+#include "file/foreign.h"
 #include "file/io_internal.h"
 
 enum { PIECE = 4 * 1024 * 1024 }; /* of one direct read */
@@ -316,6 +317,7 @@ tare_status file_read_all(tare_context *ctx, const char *path, size_t limit, cha
     if (f->size > limit || f->size >= SIZE_MAX) {
         status = TARE_FAIL(ctx, TARE_E_FORMAT, "'%s' has %llu bytes, but at most %zu are accepted",
                            path, (unsigned long long)f->size, limit);
+        status = foreign_explain_path(ctx, status, path, FOREIGN_TEXT);
         goto done;
     }
     if (!(text = mem_alloc(ctx, (size_t)f->size + 1))) {

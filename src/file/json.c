@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/number.h"
+#include "file/value_builder.h"
 
 /* What the grammar allows next. */
 typedef enum json_expect {
@@ -57,6 +58,12 @@ void json_reader_free(json_reader *r)
     mem_free(r->ctx, r);
 }
 
+void json_reader_builder(const json_reader *r, arena *a, value_builder *b)
+{
+    value_builder_init(b, r->ctx, a, r->what);
+    b->last_wins = r->dialect == JSON_DATA;
+}
+
 /* ---- errors ---- */
 
 static tare_status fail(const json_reader *r, const char *format, ...)
@@ -77,6 +84,9 @@ static tare_status unexpected(const json_reader *r, const char *expected)
     if (r->next == r->end)
         return fail(r, "expected %s, but the text ends", expected);
     unsigned char c = (unsigned char)*r->next;
+    if (r->end - r->next >= 3 && memcmp(r->next, "\xef\xbb\xbf", 3) == 0)
+        return fail(r, "expected %s, found a byte order mark; save it as UTF-8 without one",
+                    expected);
     if (c > ' ' && c < 0x7f)
         return fail(r, "expected %s, found '%c'", expected, c);
     return fail(r, "expected %s, found byte 0x%02x", expected, c);
@@ -248,7 +258,7 @@ static tare_status read_string(json_reader *r, json_token *token)
     size_t length = (size_t)(p - start);
     r->next = p + 1;
     if (high & 0x80 && !utf8_valid(start, length))
-        return fail(r, "a string that is not UTF-8");
+        return fail(r, "a string that is not UTF-8; save it as UTF-8");
     if ((status = reserve_scratch(r, length)) != TARE_OK)
         return status;
     char *out = r->scratch;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/number.h"
+#include "file/foreign.h"
 #include "file/io.h"
 #include "file/json.h"
 #include "file/yaml.h"
@@ -422,7 +423,9 @@ static tare_status load_sections(tare_recipe *r, const char *what, const value *
 {
     tare_status status = TARE_OK;
     if (root->type != VALUE_MAP && root->type != VALUE_NULL)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE, "%s: a recipe is a map of sections", what);
+        return foreign_explain_path(
+            r->ctx, TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s: a recipe is a map of sections", what),
+            what, FOREIGN_TEXT);
     for (size_t i = 0; i < root->count; i++)
         TRY(TARE_WRAP(r->ctx, load_section(r, root->keys[i].text, &root->items[i]), "%s", what));
 done:
