@@ -7,6 +7,7 @@
 
 #include "base/number.h"
 #include "base/parallel.h"
+#include "base/sized.h"
 
 #ifndef TARE_VERSION
 #error "TARE_VERSION comes from CMakeLists.txt"
@@ -17,19 +18,24 @@ const char *tare_version(void)
     return TARE_VERSION;
 }
 
-void tare_context_options_init(tare_context_options *options)
+void tare_context_options_init_sized(tare_context_options *options, size_t size)
 {
-    memset(options, 0, sizeof *options);
+    const tare_context_options defaults = {0};
+    sized_init(options, size, &defaults, sizeof defaults);
 }
 
 tare_status tare_context_create(tare_context **out, const tare_context_options *options)
 {
+    tare_context_options known;
     *out = NULL;
+    tare_context_options_init(&known);
+    tare_status status = SIZED_TAKE(NULL, tare_context_options, options, &known);
+    if (status != TARE_OK)
+        return status;
     tare_context *ctx = calloc(1, sizeof *ctx);
     if (!ctx)
         return TARE_E_MEMORY;
-    if (options)
-        ctx->options = *options;
+    ctx->options = known;
     if (ctx->options.threads <= 0)
         ctx->options.threads = parallel_default_threads();
     atomic_init(&ctx->memory_used, 0);
@@ -37,7 +43,7 @@ tare_status tare_context_create(tare_context **out, const tare_context_options *
     atomic_init(&ctx->cancelled, 0);
     atomic_flag_clear(&ctx->error_lock);
     pthread_mutex_init(&ctx->callback_lock, NULL);
-    tare_status status = parallel_create(ctx);
+    status = parallel_create(ctx);
     if (status == TARE_OK)
         *out = ctx;
     else

@@ -9,7 +9,7 @@
 #include "base/number.h"
 
 #define ANOTHER "another kind of file is needed here"
-#define UNPACK "unpack it first"
+#define UNPACK  "unpack it first"
 
 /* ---- kinds that begin with fixed bytes ---- */
 
@@ -21,27 +21,33 @@ typedef struct magic {
 
 #define MAGIC(bytes, offset, name, help)                                                           \
     {                                                                                              \
-        bytes, sizeof(bytes) - 1, offset, { name, help, false, FOREIGN_TEXT }                                    \
+        bytes, sizeof(bytes) - 1, offset,                                                          \
+        {                                                                                          \
+            name, help, false, FOREIGN_TEXT                                                        \
+        }                                                                                          \
     }
 #define TEXT(bytes, name, help)                                                                    \
     {                                                                                              \
-        bytes, sizeof(bytes) - 1, 0, { name, help, true, FOREIGN_TEXT }                                          \
+        bytes, sizeof(bytes) - 1, 0,                                                               \
+        {                                                                                          \
+            name, help, true, FOREIGN_TEXT                                                         \
+        }                                                                                          \
     }
 
-#define PYTORCH         "a PyTorch checkpoint (pickle), which can run code"
-#define TO_SAFETENSORS  "save the model as safetensors"
-#define GGML            "a model of llama.cpp in an old format"
-#define FLOAT_ORIGINAL  "tare reads the float original as safetensors"
-#define EXPORT          "export its data as JSON lines or text"
-#define SERVER          "what a server says instead of sending the file"
-#define DOWNLOAD        "download it again, with a token if it is not public"
-#define TEXT_16         "text in UTF-16"
-#define TEXT_32         "text in UTF-32"
-#define SAVE_AS_UTF8    "save it as UTF-8"
+#define PYTORCH        "a PyTorch checkpoint (pickle), which can run code"
+#define TO_SAFETENSORS "save the model as safetensors"
+#define GGML           "a model of llama.cpp in an old format"
+#define FLOAT_ORIGINAL "tare reads the float original as safetensors"
+#define EXPORT         "export its data as JSON lines or text"
+#define SERVER         "what a server says instead of sending the file"
+#define DOWNLOAD       "download it again, with a token if it is not public"
+#define TEXT_16        "text in UTF-16"
+#define TEXT_32        "text in UTF-32"
+#define SAVE_AS_UTF8   "save it as UTF-8"
 
 static const magic magics[] = {
     MAGIC("version https://git-lfs.github.com/spec/", 0, "a Git LFS pointer, not the file itself",
-         "git lfs pull fetches it"),
+          "git lfs pull fetches it"),
     TEXT("Entry not found", SERVER, DOWNLOAD),
     TEXT("Repository not found", SERVER, DOWNLOAD),
     TEXT("Invalid username or password", SERVER, DOWNLOAD),
@@ -56,7 +62,9 @@ static const magic magics[] = {
     MAGIC("\x1f\x8b\x08", 0, "compressed by gzip", UNPACK " (gunzip)"),
     MAGIC("\x28\xb5\x2f\xfd", 0, "compressed by zstd", UNPACK " (unzstd)"),
     MAGIC("BZh", 0, "compressed by bzip2", UNPACK " (bunzip2)"),
-    MAGIC("\xfd" "7zXZ\x00", 0, "compressed by xz", UNPACK " (unxz)"),
+    MAGIC("\xfd"
+          "7zXZ\x00",
+          0, "compressed by xz", UNPACK " (unxz)"),
     MAGIC("\x04\x22\x4d\x18", 0, "compressed by lz4", UNPACK " (unlz4)"),
     MAGIC("7z\xbc\xaf\x27\x1c", 0, "a 7-Zip archive", UNPACK),
     MAGIC("Rar!\x1a\x07", 0, "a RAR archive", UNPACK),
@@ -113,8 +121,7 @@ static const foreign_kind *find_pickle(const unsigned char *p, size_t length)
 {
     static const foreign_kind pickle = {"a Python pickle, which can run code", TO_SAFETENSORS,
                                         false, FOREIGN_TEXT};
-    return length >= 3 && p[0] == 0x80 && p[1] >= 2 && p[1] <= 5 && p[2] &&
-                   strchr("}](c\x95", p[2])
+    return length >= 3 && p[0] == 0x80 && p[1] >= 2 && p[1] <= 5 && p[2] && strchr("}](c\x95", p[2])
                ? &pickle
                : NULL;
 }
@@ -148,8 +155,8 @@ static const foreign_kind *find_safetensors(const unsigned char *p, size_t lengt
 static const foreign_kind *find_page(const unsigned char *p, size_t length)
 {
     static const foreign_kind page = {"an HTML or XML page", DOWNLOAD, true, FOREIGN_TEXT};
-    static const char *const starts[] = {"<!doctype", "<html", "<head", "<body", "<script",
-                                         "<?xml",     "<error"};
+    static const char *const starts[] = {"<!doctype", "<html", "<head", "<body",
+                                         "<script",   "<?xml", "<error"};
     size_t at = length >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
     while (at < length && strchr(" \t\r\n", p[at]) && p[at])
         at++;

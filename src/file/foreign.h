@@ -10,9 +10,9 @@
 typedef enum foreign_reader { FOREIGN_TEXT, FOREIGN_SAFETENSORS, FOREIGN_NPY } foreign_reader;
 
 typedef struct foreign_kind {
-    const char *name; /* "a Git LFS pointer, not the file itself" */
-    const char *help; /* "git lfs pull fetches it" */
-    bool text;        /* may be meant, where any text is */
+    const char *name;      /* "a Git LFS pointer, not the file itself" */
+    const char *help;      /* "git lfs pull fetches it" */
+    bool text;             /* may be meant, where any text is */
     foreign_reader reader; /* of it; FOREIGN_TEXT: none */
 } foreign_kind;
 

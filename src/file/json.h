@@ -1,8 +1,8 @@
 /* JSON: a pull reader over a buffer in memory, a tree built from it, and a writer. The reader is
  * strict RFC 8259 (UTF-8 checked, no trailing text, no duplicate keys in trees, nesting at most
  * JSON_MAX_DEPTH) except for what `dialect` allows. Errors are TARE_E_FORMAT: "<what>: line L: …",
- * or the bare reason where `what` is NULL; a whole document that is a file of another kind is called
- * that (file/foreign.h). */
+ * or the bare reason where `what` is NULL; a whole document that is a file of another kind is
+ * called that (file/foreign.h). */
 #ifndef TARE_FILE_JSON_H
 #define TARE_FILE_JSON_H
 

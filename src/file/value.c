@@ -104,8 +104,8 @@ tare_status value_builder_open(value_builder *b, value_type type, int line)
 {
     int limit = b->last_wins ? JSON_DATA_MAX_DEPTH : JSON_MAX_DEPTH;
     if (b->depth == limit)
-        return at_line(
-            b, line, TARE_FAIL(b->ctx, TARE_E_FORMAT, "nested deeper than %d levels", limit));
+        return at_line(b, line,
+                       TARE_FAIL(b->ctx, TARE_E_FORMAT, "nested deeper than %d levels", limit));
     b->open[b->depth].type = type;
     b->open[b->depth].line = line;
     b->open[b->depth].first = b->count;
@@ -122,9 +122,8 @@ bool value_builder_wants_key(const value_builder *b)
 static tare_status fail_duplicate(const value_builder *b, const value *key)
 {
     int shown = key->length < 200 ? (int)key->length : 200;
-    return at_line(
-        b, key->line,
-        TARE_FAIL(b->ctx, TARE_E_FORMAT, "duplicate key \"%.*s\"", shown, key->text));
+    return at_line(b, key->line,
+                   TARE_FAIL(b->ctx, TARE_E_FORMAT, "duplicate key \"%.*s\"", shown, key->text));
 }
 
 static tare_status check_few_keys(const value_builder *b, const value *keys, size_t count)
@@ -171,8 +170,7 @@ static tare_status merge_duplicates(const value_builder *b, value *keys, value *
             continue;
         }
         if (kept == UINT32_MAX) {
-            status = at_line(b, keys->line,
-                             TARE_FAIL(b->ctx, TARE_E_FORMAT, "too many keys"));
+            status = at_line(b, keys->line, TARE_FAIL(b->ctx, TARE_E_FORMAT, "too many keys"));
             goto done;
         }
         TRY(strmap_put(&seen, keys[i].text, keys[i].length, (uint32_t)kept, NULL));

@@ -63,8 +63,8 @@ tare_status recipe_check_save(const tare_recipe *recipe);
 /* A copy without max_memory whose lists live in `a`; not to be freed. */
 tare_status recipe_copy(const tare_recipe *recipe, arena *a, tare_recipe *out);
 /* Changes are all or nothing: *draft <- a copy with lists of its own, to be changed (also after a
- * failure it is to be settled). Then, if `status` is TARE_OK, it becomes the recipe; else the recipe
- * stays as it is. Returns `status`. */
+ * failure it is to be settled). Then, if `status` is TARE_OK, it becomes the recipe; else the
+ * recipe stays as it is. Returns `status`. */
 tare_status recipe_draft(const tare_recipe *recipe, tare_recipe *draft);
 tare_status recipe_settle(tare_recipe *recipe, tare_recipe *draft, tare_status status);
 /* Appends the effective settings as a JSON map, indented by two spaces from `level` on. */

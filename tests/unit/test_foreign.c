@@ -41,7 +41,9 @@ static const sample SAMPLES[] = {
     S("\x1f\x8b\x08\0\0\0\0\0\0\3", "gzip"),
     S("\x28\xb5\x2f\xfd\x04", "zstd"),
     S("BZh91AY&SY", "bzip2"),
-    S("\xfd" "7zXZ\0\0\4", "xz"),
+    S("\xfd"
+      "7zXZ\0\0\4",
+      "xz"),
     S("PAR1\x15\4", "parquet"),
     S("ARROW1\0\0", "Arrow file"),
     S("\xff\xff\xff\xff\x10\1\0\0\x10\0\0\0", "Arrow stream"),

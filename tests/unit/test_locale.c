@@ -46,7 +46,7 @@ static void under_each_locale(void (*check)(tare_context *ctx))
     }
     remove_tree(folder);
     if (!made) {
-        print_message("skipped: localedef or its locales are missing (Debian: libc-bin, locales)\n");
+        print_message("skipped: no localedef or no locales for it (Debian: libc-bin, locales)\n");
         skip();
     }
 }
@@ -122,9 +122,13 @@ static void test_recipe(void **state)
 
 static void quantize(tare_context *ctx, const char *out)
 {
-    static const char *const SETTINGS[] = {"anti_outlier.anti_method=m2", "quant.act_method=3",
-                                           "quant.pr=0.5", "save.types=ascendv1,safe_tensor",
-                                           "fallback.disable_level=L1", "run.max_memory=cpu=1.5GiB", NULL};
+    static const char *const SETTINGS[] = {"anti_outlier.anti_method=m2",
+                                           "quant.act_method=3",
+                                           "quant.pr=0.5",
+                                           "save.types=ascendv1,safe_tensor",
+                                           "fallback.disable_level=L1",
+                                           "run.max_memory=cpu=1.5GiB",
+                                           NULL};
     tare_recipe *recipe = make_recipe(ctx, SETTINGS);
     tare_quantize_options options;
     tare_quantize_options_init(&options);
