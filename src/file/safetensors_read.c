@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/sort.h"
+#include "file/foreign.h"
 #include "file/json.h"
 #include "file/safetensors.h"
 
@@ -377,7 +378,7 @@ tare_status safetensors_open(tare_context *ctx, const char *path, safetensors **
 done:
     mem_free(ctx, header);
     safetensors_close(s);
-    return status;
+    return foreign_explain_path(ctx, status, path, FOREIGN_SAFETENSORS);
 }
 
 void safetensors_close(safetensors *s)

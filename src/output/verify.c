@@ -3,7 +3,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "base/progress.h"
+#include "base/sized.h"
 #include "file/json.h"
 #include "output/verify_internal.h"
 
@@ -63,7 +65,7 @@ static void report(verify *v, int rule, tare_severity severity, const char *tens
                    const char *expected, const char *format, va_list arguments)
 {
     char found[512];
-    vsnprintf(found, sizeof found, format, arguments);
+    text_vformat(found, sizeof found, format, arguments);
     if (severity == TARE_FINDING_FAILURE)
         v->result->failures++;
     else
@@ -331,22 +333,20 @@ done:
     return status;
 }
 
-void tare_verify_options_init(tare_verify_options *options)
+void tare_verify_options_init_sized(tare_verify_options *options, size_t size)
 {
-    memset(options, 0, sizeof *options);
+    const tare_verify_options defaults = {0};
+    sized_init(options, size, &defaults, sizeof defaults);
 }
 
-tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
-                        tare_verify_result *result)
+static tare_status verify_all(tare_context *ctx, const tare_verify_options *options,
+                              tare_verify_result *result)
 {
-    tare_verify_result unused;
     tare_status status = TARE_OK;
     unsigned found = 0;
     arena a;
-    verify v = {.ctx = ctx, .options = options, .result = result ? result : &unused};
+    verify v = {.ctx = ctx, .options = options, .result = result};
 
-    memset(v.result, 0, sizeof *v.result);
-    v.result->layout = verify_layouts_text(0);
     arena_init(&a, ctx);
     TRY(check_options(&v));
     if (options->base)
@@ -370,5 +370,21 @@ done:
         verify_folder_close(&v.folders[i]);
     checkpoint_close(v.base);
     arena_free(&a);
+    return status;
+}
+
+tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
+                        tare_verify_result *result)
+{
+    tare_verify_options o;
+    tare_verify_result made = {.layout = verify_layouts_text(0)};
+    tare_verify_options_init(&o);
+    tare_status status = SIZED_CHECK(ctx, tare_verify_result, result);
+    if (status != TARE_OK)
+        return status;
+    status = SIZED_TAKE(ctx, tare_verify_options, options, &o);
+    if (status == TARE_OK)
+        status = verify_all(ctx, &o, &made);
+    sized_give(result, &made, sizeof made);
     return status;
 }
