@@ -48,7 +48,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     options.threads = 1;
     options.memory_limit = 512 << 20;
     check(tare_context_create(&ctx, &options) == TARE_OK);
-    tare_status status = tokenizer_parse(ctx, json, length, "fuzz", &t);
+    tare_status status = tokenizer_parse(ctx, json, length, "fuzz", NULL, &t);
     check(status == TARE_OK ? t != NULL : t == NULL && tare_last_error(ctx)[0]);
     if (status == TARE_OK && length < size)
         encode(ctx, t, json + length + 1, size - length - 1);

@@ -70,14 +70,14 @@ static int teardown(void **state)
 static void open_json(fixture *f, const char *json)
 {
     tare_tokenizer_free(f->tokenizer);
-    if (tokenizer_parse(f->ctx, json, strlen(json), "test.json", &f->tokenizer) != TARE_OK)
+    if (tokenizer_parse(f->ctx, json, strlen(json), "test.json", NULL, &f->tokenizer) != TARE_OK)
         fail_msg("%s refused: %s", json, tare_last_error(f->ctx));
 }
 
 static void check_refused(fixture *f, const char *json, tare_status status, const char *message)
 {
     tare_tokenizer *t;
-    assert_int_equal(tokenizer_parse(f->ctx, json, strlen(json), "test.json", &t), status);
+    assert_int_equal(tokenizer_parse(f->ctx, json, strlen(json), "test.json", NULL, &t), status);
     assert_null(t);
     if (!strstr(tare_last_error(f->ctx), message))
         fail_msg("\"%s\" does not say \"%s\"", tare_last_error(f->ctx), message);
@@ -478,7 +478,7 @@ static tare_status use_tokenizer(tare_context *ctx, const char *json, const char
     uint32_t *ids = NULL;
     char *back = NULL;
     size_t count, length;
-    tare_status status = tokenizer_parse(ctx, json, strlen(json), "test.json", &t);
+    tare_status status = tokenizer_parse(ctx, json, strlen(json), "test.json", NULL, &t);
     if (status == TARE_OK)
         status = tare_tokenizer_encode(t, text, strlen(text), true, &ids, &count);
     if (status == TARE_OK)
