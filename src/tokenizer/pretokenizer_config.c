@@ -92,6 +92,7 @@ static tare_status warn_of_slow(const tokenizer_config *c, const value *file)
 {
     bool slow, legacy, prefix_space;
     const value *v = tokenizer_config_get(c, "add_prefix_space");
+    const char *unknown = c->unknown_class;
     tare_status status = tokenizer_config_bool(c, "from_slow", false, &slow);
     if (status == TARE_OK)
         status = tokenizer_config_bool(c, "add_prefix_space", false, &prefix_space);
@@ -103,6 +104,11 @@ static tare_status warn_of_slow(const tokenizer_config *c, const value *file)
     }
     if (status != TARE_OK)
         return status;
+    if (unknown)
+        TARE_WARN(c->ctx,
+                  "%s: the tokenizer_class \"%.*s\" is not known: tokenizer.json is used as it "
+                  "stands, and this class of transformers may give other ids",
+                  c->what, vocabulary_clip(unknown, strlen(unknown)), unknown);
     if (slow) {
         TARE_WARN(c->ctx,
                   "%s: from_slow: transformers converts other files than tokenizer.json, which is "

@@ -24,7 +24,8 @@ struct tare_tokenizer {
     bpe model;
     postprocessor postprocessor;
     decoder decoder;
-    uint32_t last_id; /* of model and added tokens */
+    uint32_t last_id;            /* of model and added tokens */
+    char *specials[NUM_SPECIAL]; /* texts; NULL: there is none */
 };
 
 /* ---- opening ---- */
@@ -96,6 +97,20 @@ done:
     return status;
 }
 
+static tare_status keep_specials(tare_tokenizer *t, const tokenizer_config *c)
+{
+    for (int k = 0; k < NUM_SPECIAL; k++) {
+        config_token given;
+        tare_status status = tokenizer_config_special(c, (special_kind)k, &given);
+        if (status != TARE_OK)
+            return status;
+        t->specials[k] = given.text ? mem_strdup(t->ctx, given.text) : NULL;
+        if (given.text && !t->specials[k])
+            return TARE_E_MEMORY;
+    }
+    return TARE_OK;
+}
+
 static tare_status read_stages(tare_tokenizer *t, const stage_reader *r, const value *root,
                                const tokenizer_config *c)
 {
@@ -117,8 +132,10 @@ static tare_status read_stages(tare_tokenizer *t, const stage_reader *r, const v
     TRY(added_tokens_read(&t->added, r, value_get(root, "added_tokens"), more, more_count,
                           &t->model.vocabulary, &t->normalizer));
     find_last_id(t);
-    if (c)
+    if (c) {
         TRY(apply_template(t, c));
+        TRY(keep_specials(t, c));
+    }
 done:
     return status;
 }
@@ -172,21 +189,48 @@ done:
 
 tare_status tare_tokenizer_open(tare_context *ctx, const char *path, tare_tokenizer **out)
 {
+    return tare_tokenizer_open_with(ctx, path, NULL, out);
+}
+
+/* The settings are a tree in `a`; NULL: none. */
+static tare_status read_settings(tare_context *ctx, arena *a, const char *settings,
+                                 const value **out)
+{
+    *out = NULL;
+    if (!settings)
+        return TARE_OK;
+    tare_status status = json_parse(ctx, a, settings, strlen(settings), "tokenizer settings",
+                                    JSON_STRICT, out);
+    if (status == TARE_OK && (*out)->type == VALUE_MAP)
+        return TARE_OK;
+    return TARE_FAIL(ctx, TARE_E_USAGE, "tokenizer settings must be a JSON object");
+}
+
+tare_status tare_tokenizer_open_with(tare_context *ctx, const char *path, const char *settings,
+                                     tare_tokenizer **out)
+{
     char *inside = NULL, *data = NULL;
     bool is_folder = path_is_folder(path);
+    const value *overrides;
     tokenizer_config config;
     size_t length;
     arena a;
     tare_status status = TARE_OK;
     *out = NULL;
     arena_init(&a, ctx);
+    TRY(read_settings(ctx, &a, settings, &overrides));
     if (is_folder) {
         inside = path_join(ctx, path, "tokenizer.json");
         TRY(inside ? TARE_OK : TARE_E_MEMORY);
     }
     TRY(file_read_all(ctx, is_folder ? inside : path, MAX_FILE, &data, &length));
+    if (overrides && !is_folder) {
+        status = TARE_FAIL(ctx, TARE_E_USAGE, "%s: settings are for the tokenizer of a folder",
+                           path);
+        goto done;
+    }
     if (is_folder)
-        TRY(tokenizer_config_read(ctx, &a, path, NULL, &config));
+        TRY(tokenizer_config_read(ctx, &a, path, overrides, &config));
     TRY(tokenizer_parse(ctx, data, length, is_folder ? inside : path, is_folder ? &config : NULL,
                         out));
 done:
@@ -194,6 +238,15 @@ done:
     mem_free(ctx, inside);
     arena_free(&a);
     return status;
+}
+
+const char *tare_tokenizer_special_token(const tare_tokenizer *t, const char *name)
+{
+    for (int k = 0; k < NUM_SPECIAL; k++) {
+        if (strcmp(name, special_names[k]) == 0)
+            return t->specials[k];
+    }
+    return NULL;
 }
 
 void tare_tokenizer_free(tare_tokenizer *t)
@@ -206,6 +259,8 @@ void tare_tokenizer_free(tare_tokenizer *t)
     bpe_free(&t->model);
     postprocessor_free(&t->postprocessor);
     decoder_free(&t->decoder);
+    for (int k = 0; k < NUM_SPECIAL; k++)
+        mem_free(t->ctx, t->specials[k]);
     mem_free(t->ctx, t);
 }
 

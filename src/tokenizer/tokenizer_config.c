@@ -63,13 +63,10 @@ static tare_status find_class(tokenizer_config *c)
         if (!c->class_source)
             return TARE_E_MEMORY;
     }
-    if (c->class)
-        return TARE_OK;
-    TARE_WARN(c->ctx,
-              "%s: the tokenizer_class \"%.*s\" is not known: tokenizer.json is used as it stands, "
-              "and this class of transformers may give other ids",
-              c->what, vocabulary_clip(name, strlen(name)), name);
-    c->class = &tokenizer_class_plain;
+    if (!c->class) {
+        c->unknown_class = name;
+        c->class = &tokenizer_class_plain;
+    }
     return TARE_OK;
 }
 

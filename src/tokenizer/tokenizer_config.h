@@ -67,8 +67,9 @@ typedef struct tokenizer_config {
     const value *added;     /* added_tokens.json where it counts; NULL */
     const value *model;     /* config.json; NULL: there is none, or nobody asked */
     const tokenizer_class *class;
-    const char *class_source; /* where the class is from, for messages */
-    bool has_slow_model;      /* a tokenizer.model lies there */
+    const char *class_source;  /* where the class is from, for messages */
+    const char *unknown_class; /* a name that is not known: the class is the plain one; NULL */
+    bool has_slow_model;       /* a tokenizer.model lies there */
 } tokenizer_config;
 
 /* Reads the files of `folder`; absent ones are none. `overrides` may be NULL. TARE_E_MODEL or
