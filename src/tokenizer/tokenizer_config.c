@@ -47,7 +47,7 @@ static const char *text_of(const value *map, const char *key)
 }
 
 /* The class: that of tokenizer_config.json, of config.json, or that of the model_type. */
-static tare_status find_class(tokenizer_config *c)
+tare_status tokenizer_config_find_class(tokenizer_config *c)
 {
     const char *name = text_of(c->root, "tokenizer_class"), *type = NULL;
     c->class_source = "tokenizer_class";
@@ -87,7 +87,7 @@ tare_status tokenizer_config_read(tare_context *ctx, arena *a, const char *folde
     slow = path_join(ctx, folder, "tokenizer.model");
     TRY(slow ? TARE_OK : TARE_E_MEMORY);
     c->has_slow_model = path_exists(slow);
-    TRY(find_class(c));
+    TRY(tokenizer_config_find_class(c));
 done:
     mem_free(ctx, slow);
     return status;

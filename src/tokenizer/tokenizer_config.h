@@ -76,6 +76,8 @@ typedef struct tokenizer_config {
  * TARE_E_FORMAT names a file that is not as it should be. */
 tare_status tokenizer_config_read(tare_context *ctx, arena *a, const char *folder,
                                   const value *overrides, tokenizer_config *out);
+/* Sets the class from root and model: the last step of tokenizer_config_read. */
+tare_status tokenizer_config_find_class(tokenizer_config *c);
 /* A member of the files, the one that wins; NULL: there is none. */
 const value *tokenizer_config_get(const tokenizer_config *c, const char *key);
 /* *out: true or false; null is false; `otherwise` where nothing is said. */
