@@ -420,8 +420,19 @@ TARE_API tare_status tare_inspect(tare_context *ctx, const char *path, bool json
  * --------------------------------------------------------------------------------------------------
  */
 
-/* Opens a tokenizer.json, given as the file or as the folder that holds it. */
+/* Opens a tokenizer.json. Given as a model's folder, ids are those of transformers' AutoTokenizer:
+ * tokenizer_config.json counts, special_tokens_map.json and added_tokens.json where that one has no
+ * added_tokens_decoder, and config.json where it names no class. Given as the file, nothing beside
+ * it counts. */
 TARE_API tare_status tare_tokenizer_open(tare_context *ctx, const char *path, tare_tokenizer **out);
+/* The same for a folder with settings that win over those of its files, as keyword arguments of
+ * from_pretrained do: a JSON object such as {"add_eos_token": true}; NULL: none. */
+TARE_API tare_status tare_tokenizer_open_with(tare_context *ctx, const char *path,
+                                              const char *settings, tare_tokenizer **out);
+/* The text of "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token" or
+ * "mask_token"; NULL if there is none. It lives as long as the tokenizer. */
+TARE_API const char *tare_tokenizer_special_token(const tare_tokenizer *tokenizer,
+                                                  const char *name);
 TARE_API void tare_tokenizer_free(tare_tokenizer *tokenizer);
 /* Ids of `text` (UTF-8, `length` bytes; TARE_E_DATA if it is not UTF-8). *ids is freed with
  * tare_free(). */

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include "calibration/text.h"
 #include "file/foreign.h"
 #include "file/json.h"
 
@@ -69,7 +70,9 @@ tare_status json_lines_load(calib_input *in, const char *path, json_line_make ma
             p++;
         line.length = (size_t)(p - line.text);
         TRY(context_check_cancelled(in->ctx));
-        TRY(check_line(in, d, path, ++number, line));
+        number++;
+        if (!text_is_blank((text_span){line.text, line.length}))
+            TRY(check_line(in, d, path, number, line));
         if (p < end)
             p += *p == '\r' && end - p > 1 && p[1] == '\n' ? 2 : 1;
     }

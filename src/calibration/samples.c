@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/strings.h"
+#include "calibration/text.h"
 #include "file/foreign.h"
 #include "file/io.h"
 #include "file/json.h"
@@ -160,15 +161,6 @@ static tare_status load_json_line(loader *l, const char *line, size_t length)
     return status;
 }
 
-static bool is_blank(const char *text, size_t length)
-{
-    for (size_t i = 0; i < length; i++) {
-        if (!strchr(" \t\r\n", text[i]) || !text[i])
-            return false;
-    }
-    return true;
-}
-
 /* Lines end in \n or \r\n; the last one may lack it. */
 static tare_status load_lines(loader *l, const char *data, size_t length, bool json)
 {
@@ -178,7 +170,7 @@ static tare_status load_lines(loader *l, const char *data, size_t length, bool j
         size_t whole = end ? (size_t)(end - data) - at : length - at;
         size_t n = whole > 0 && data[at + whole - 1] == '\r' ? whole - 1 : whole;
         l->row++;
-        if (!is_blank(data + at, n) || (l->options->keep_empty && !json))
+        if (!text_is_blank((text_span){data + at, n}) || (l->options->keep_empty && !json))
             TRY(json ? load_json_line(l, data + at, n) : add_text(l, data + at, n));
         at += whole + 1;
     }

@@ -313,7 +313,8 @@ static void write_tokenizer(const char *to, size_t max_length)
     sprintf(at, "}},\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
                 "\"trim_offsets\":true,\"use_regex\":true},\"decoder\":{\"type\":\"ByteLevel\"}}");
     write_text(to, "tokenizer.json", text);
-    sprintf(text, "{\"model_max_length\": %zu}", max_length);
+    sprintf(text, "{\"model_max_length\": %zu, \"tokenizer_class\": \"PreTrainedTokenizerFast\"}",
+            max_length);
     write_text(to, "tokenizer_config.json", text);
 }
 
