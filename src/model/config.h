@@ -14,8 +14,9 @@ typedef struct model_config {
     float rms_norm_eps;
     rope_config rope;
     bool attention_bias, mlp_bias, tie_word_embeddings;
-    bool has_dtype; /* torch_dtype or dtype is given */
-    tare_dtype dtype;
+    bool has_dtype;        /* torch_dtype or dtype is given */
+    bool has_two_dtypes;   /* both are, and they disagree */
+    tare_dtype dtype;      /* of a model without: that of its weights */
     const size_t *windows; /* [num_layers] sliding window in tokens, 0: none; NULL: none anywhere.
                               In the arena */
 } model_config;
@@ -28,6 +29,8 @@ tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, si
  */
 void model_config_names(const architecture *arch, bool attention_bias, bool mlp_bias,
                         block_graph *out);
+/* What torch calls a dtype: bfloat16, float16 (half), float32 (float); false for others. */
+bool torch_dtype_find(const char *name, tare_dtype *out);
 size_t model_config_window(const model_config *config, size_t layer);
 /* Tokens of the longest sequence that the model is made for: max_position_embeddings, stretched by
  * the rope settings' factor where these leave that key at the length before stretching. */

@@ -43,15 +43,17 @@ struct tare_model {
     size_t config_length;
     checkpoint *checkpoint;
     const tensor_info *embedding, *final_norm;
-    bool head_is_tied;     /* there is no lm_head.weight in the checkpoint: the embedding serves */
+    bool head_is_tied;     /* the embedding serves: there is no lm_head.weight in the checkpoint, or
+                            * one that differs, which is left out */
+    bool head_is_unlike;   /* in memory: not the embedding, though config.json ties them */
     block_graph graph;     /* of every block */
     model_block *blocks;   /* [config.num_layers] */
     model_linear *linears; /* [num_linears] in module order, the head last */
     model_unit *units;     /* [num_units], the head's last */
     size_t num_linears, num_units;
-    const model_linear *head;
-    const tensor_info **extra; /* tensors that the architecture does not know, copied through;
-                                  rotary inv_freq left out */
+    model_linear *head;
+    const tensor_info **extra; /* tensors of modules that the architecture does not have
+                                  (tensor_names.h), copied through */
     size_t num_extra;
     /* TARE_DTYPE_COUNT: weights are used as stored. F16, BF16, F32: float tensors are rounded to it
      * when they are read, as loading the model in that dtype does. */

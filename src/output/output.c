@@ -322,7 +322,7 @@ static void keep_first_failure(void *user, const tare_finding *finding)
 static tare_status verify_stage(output *o)
 {
     tare_verify_options options;
-    tare_verify_result result;
+    tare_verify_result result = {.size = sizeof result};
     buffer first;
 
     buffer_init(&first, o->ctx);

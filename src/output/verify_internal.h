@@ -88,6 +88,8 @@ struct verify {
     bool compat;
     checkpoint *base; /* NULL: no --base */
     const char *base_dir;
+    const model_config *base_config; /* NULL: not known */
+    block_graph base_graph;          /* of its blocks */
     vfolder folders[VERIFY_MAX_FOLDERS];
     size_t num_folders;
     double error_max, error_sum; /* rule 15 */
