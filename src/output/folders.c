@@ -132,9 +132,14 @@ tare_status output_prepare_folders(output *o)
     tare_status status = TARE_OK;
     char *work = NULL;
 
-    TRY(resolve(o, o->options.dir, &o->dir));
     if (o->options.model_dir)
         TRY(resolve(o, o->options.model_dir, &o->model_dir));
+    if (o->options.rehearsal) {
+        o->dir = o->stage = output_path(o, "", "");
+        TRY(o->dir ? choose_folders(o) : TARE_E_MEMORY);
+        goto done;
+    }
+    TRY(resolve(o, o->options.dir, &o->dir));
     TRY(check_overlap(o));
     work = output_path(o, o->dir, WORK_FOLDER);
     o->stage = work ? output_path(o, work, "stage") : NULL;

@@ -52,7 +52,12 @@ typedef struct output_options {
     size_t fa_amp;
     bool fa_latent; /* latent attention (MLA), which engines know by another name */
     bool overwrite, copy_code, verify;
-    bool journal; /* keep track of what is written, for output_save */
+    /* Without a dir: output_begin only looks for what could be found wrong later - files that can't
+     * be copied, config.json, the rules of verify that need but names, dtypes and shapes - and
+     * nothing is written. */
+    bool rehearsal;
+    bool rehearsed; /* so the warnings have been given */
+    bool journal;   /* keep track of what is written, for output_save */
     /* Called when the old output is gone and everything is staged: from here on
      * output_publish_rest can finish the work. NULL: not. */
     tare_status (*before_publish)(void *user);

@@ -114,12 +114,14 @@ static tare_status load_samples(run *r)
     return TARE_OK;
 }
 
-tare_status open_output(run *r)
+tare_status open_output(run *r, bool rehearsal)
 {
-    output_options o = {.dir = r->options->out,
+    output_options o = {.dir = rehearsal ? NULL : r->options->out,
+                        .rehearsal = rehearsal,
+                        .rehearsed = !rehearsal && !r->tape,
                         .tape = r->tape,
                         .model_dir = r->model->folder,
-                        .config_json = r->model->config_given ? r->model->config_json : NULL,
+                        .config_json = r->model->config_json,
                         .save = r->save,
                         .part_file_size = (int)r->recipe->part_file_size,
                         .npy_torch = recipe_npy_torch(r->recipe),
@@ -170,6 +172,8 @@ static tare_status plan_run(run *r, memory_plan *plan)
         TRY(load_samples(r));
     TRY(memory_plan_make(r, plan));
     r->layout = plan->layout;
+    if (saves)
+        TRY(rehearse_output(r));
 done:
     return status;
 }
@@ -357,7 +361,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     result->tokens = r->samples.tokens;
     result->truncated = r->samples.truncated;
     result->bytes_in = checkpoint_bytes(r->model->checkpoint);
-    TRY(r->tape ? open_output(r) : resume_open(r));
+    TRY(r->tape ? open_output(r, false) : resume_open(r));
     if ((result->was_finished = r->resume.finished))
         goto done;
     TRY(alloc_workspace(r));

@@ -402,7 +402,7 @@ tare_status resume_open(run *r)
         TRY(check_finished(r));
     if (r->resume.finished)
         goto done;
-    TRY(open_output(r));
+    TRY(open_output(r, false));
     if (!left) /* after the checks of the output folder, which it lies in */
         TRY(journal_open(r->ctx, folder, &r->resume.journal));
     r->resume.records = !o->no_resume;

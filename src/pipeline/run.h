@@ -144,8 +144,8 @@ tare_status plan_memory(run *r);
 tare_status alloc_workspace(run *r);
 /* Is there one model, and at most one source of samples? */
 tare_status check_options(tare_context *ctx, const tare_quantize_options *o);
-/* The output, after all checks of its folder. */
-tare_status open_output(run *r);
+/* The output, after all checks of its folder; a rehearsal has none (output_options.rehearsal). */
+tare_status open_output(run *r, bool rehearsal);
 /* The hidden states, empty: of the float stream, or of the calibrating one. */
 tare_status create_states(run *r, bool of_floats);
 
@@ -185,6 +185,9 @@ size_t run_linear_index(const run *r, size_t layer, linear_role role);
 tare_status plan_linears(run *r);
 /* Declares every tensor of the output, in model order. */
 tare_status plan_output(run *r);
+/* Declares them to an output that is never written, and refuses what would be refused at its end.
+ * Linears that disable_level will choose are taken as quantized. */
+tare_status rehearse_output(run *r);
 /* Tensors of one folder of the output, at most. */
 size_t run_tensors(const run *r);
 
