@@ -156,14 +156,13 @@ done:
 /* Runs after failures: the message that stands is the one that says what went wrong. */
 void output_remove_stage(output *o)
 {
-    char message[sizeof o->ctx->error];
+    error_note first = context_error(o->ctx);
     if (!o->staged)
         return;
-    memcpy(message, tare_last_error(o->ctx), sizeof message);
     tare_status status = folder_remove(o->ctx, o->stage);
     if (status != TARE_OK) {
         TARE_WARN(o->ctx, "a temporary folder stays behind: %s", tare_last_error(o->ctx));
-        TARE_FAIL(o->ctx, status, "%s", message);
+        context_set_error(o->ctx, &first);
     }
     /* <dir>/.tare and a folder that this run made go only if nothing else is in them. */
     char *end = strrchr(o->stage, '/');

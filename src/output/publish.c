@@ -124,7 +124,7 @@ static void take_back(output *o)
     }
 }
 
-tare_status output_publish(output *o)
+static tare_status begin_publishing(output *o)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < o->num_folders; i++) {
@@ -133,6 +133,14 @@ tare_status output_publish(output *o)
     }
     if (o->options.before_publish)
         TRY(o->options.before_publish(o->options.user));
+done:
+    return status;
+}
+
+tare_status output_publish(output *o)
+{
+    tare_status status = TARE_OK;
+    TRY(begin_publishing(o));
     for (size_t i = 0; i < o->num_folders; i++)
         TRY(publish_folder(o, &o->folders[i]));
     if (o->num_folders > 1)
@@ -174,5 +182,16 @@ tare_status output_publish_rest(tare_context *ctx, const char *stage, const char
     }
 done:
     folder_list_free(ctx, names, count);
+    return status;
+}
+
+tare_status output_publish_stage(output *o)
+{
+    tare_status status = TARE_OK;
+    if (o->options.verify)
+        TRY(output_verify_stage(o));
+    TRY(begin_publishing(o));
+    TRY(output_publish_rest(o->ctx, o->stage, o->dir));
+done:
     return status;
 }

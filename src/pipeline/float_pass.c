@@ -408,7 +408,7 @@ tare_status float_pass(run *r)
         layer_source_free(r, &source);
         TRY(TARE_WRAP(r->ctx, status, "model.layers.%zu", i));
         progress_unit_done(&r->progress);
-        if (resume_due(r))
+        if (resume_due(r, true))
             TRY(resume_save(r, i + 1));
     }
     if (r->goal == GOAL_SCORES || (r->wants_scores && !r->linears[r->num_linears - 1].is_float))

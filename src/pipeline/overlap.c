@@ -48,8 +48,7 @@ void overlap_stop(run *r)
 static tare_status read_layer(void *user)
 {
     run_overlap *o = user;
-    return TARE_WRAP(o->run->ctx, layer_source_load(o->run, o->layer, &o->source),
-                     "model.layers.%zu", o->layer);
+    return layer_source_load(o->run, o->layer, &o->source);
 }
 
 tare_status overlap_read(run *r, size_t layer, layer_source *out)

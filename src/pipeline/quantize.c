@@ -133,6 +133,7 @@ tare_status open_output(run *r, bool rehearsal)
                         .copy_code = r->options->copy_code,
                         .verify = r->options->verify,
                         .journal = !r->options->no_resume && !r->tape,
+                        .before_verify = resume_before_verify,
                         .before_publish = resume_before_publish,
                         .user = r};
     return output_open(r->ctx, &o, &r->out);
@@ -309,7 +310,7 @@ static tare_status run_layers(run *r)
     for (size_t i = r->resume.layer; i < layers; i++) {
         TRY(quantize_layer(r, i));
         progress_unit_done(&r->progress);
-        if (resume_due(r)) {
+        if (resume_due(r, true)) {
             TRY(overlap_wait(r));
             TRY(resume_save(r, i + 1));
         }

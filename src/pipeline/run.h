@@ -67,6 +67,7 @@ typedef struct run_resume {
     unsigned generation; /* of that state; afterwards of the next one to write */
     uint64_t digest;
     bool worth_keeping; /* there is a checkpoint */
+    bool staged;        /* the output is whole, in the stage: it is to be verified and published */
     double last;        /* when it was made, seconds */
     size_t layers_since;
 } run_resume;
@@ -160,11 +161,13 @@ tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out);
 tare_status resume_open(run *r);
 /* Restores the state that resume_open found, if it did. */
 tare_status resume_restore(run *r);
-/* A layer of the pass is done: is a checkpoint due? */
-bool resume_due(run *r);
+/* A layer of the pass, or something smaller that the run could go on behind, is done: is a
+ * checkpoint due? checkpoint_every counts layers alone. */
+bool resume_due(run *r, bool layer_done);
 /* Makes one: the run goes on from layer `next` of the pass (weights alone: from its step). */
 tare_status resume_save(run *r, size_t next);
-/* output_options.before_publish */
+/* output_options.before_verify, .before_publish */
+tare_status resume_before_verify(void *user);
 tare_status resume_before_publish(void *user);
 /* Ends output and journal: what resume needs stays if the run failed in a way that can be mended.
  */
@@ -355,6 +358,8 @@ tare_status write_late_attentions(run *r);
 
 /* W8A16, from the first tensor to the last: read, quantize, write. */
 tare_status quantize_weights(run *r);
+/* Its tensors, counted as run_resume.layer does. */
+size_t weight_pass_steps(run *r);
 /* Accounted bytes, at most, of quantize_weights. */
 size_t weight_pass_bytes(run *r);
 
