@@ -329,12 +329,13 @@ static tare_status finish(run *r, tare_quantize_result *result)
 {
     tare_status status = TARE_OK;
     buffer record;
+    record_places places;
     buffer_init(&record, r->ctx);
     TRY(checkpoint_check_unchanged(r->model->checkpoint));
     free_states(r);
-    TRY(run_record(r, &record));
+    TRY(run_record(r, &record, &places));
     if (r->tape)
-        TRY(recording_note(r, record.data));
+        TRY(recording_note(r, record.data, &places));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
     result->linears_quantized = r->num_quantized;
     result->saturated_rows = r->saturated_rows;

@@ -25,14 +25,17 @@ tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out)
     return digest_text(&text, out);
 }
 
-tare_status fingerprint_write(run *r, buffer *out)
+tare_status fingerprint_write(run *r, buffer *out, text_range *recipe)
 {
     tare_status status = TARE_OK;
     buffer_printf(out, "{\"version\": \"%s\", \"oneDNN\": \"", tare_version());
     gemm_onednn_version(out);
     buffer_printf(out, "\", \"cpu\": \"%s\"", tare_cpu_name(r->ctx));
     buffer_printf(out, ", \"compute\": \"%s\", ", r->compute == GEMM_BF16 ? "bf16" : "fp32");
+    size_t begin = out->length;
     TRY(fingerprint_recipe(r->recipe, out));
+    if (recipe)
+        *recipe = (text_range){begin, out->length};
     buffer_printf(
         out, ", \"copy_code\": \"%s\", \"calibration\": ", r->options->copy_code ? "yes" : "no");
     digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
@@ -49,6 +52,11 @@ tare_status fingerprint_write(run *r, buffer *out)
     TRY(out->status);
 done:
     return status;
+}
+
+static tare_status inputs_write(run *r, buffer *out)
+{
+    return fingerprint_write(r, out, NULL);
 }
 
 static tare_status times_write(run *r, buffer *out)
@@ -101,8 +109,7 @@ static tare_status check_fingerprint(run *r, const value *then, const value *tim
     bool same = true;
     buffer changed;
     buffer_init(&changed, r->ctx);
-    TRY(compare_maps(r, fingerprint_write, then, computed ? is_of_computing : NULL, &same,
-                     &changed));
+    TRY(compare_maps(r, inputs_write, then, computed ? is_of_computing : NULL, &same, &changed));
     if (same && times)
         TRY(compare_maps(r, times_write, times, NULL, &same, &changed));
     if (!same)
@@ -397,7 +404,7 @@ static tare_status first_record(run *r)
     buffer_init(&record, r->ctx);
     buffer_printf(&record, "{\"tare_journal\": 1, \"overwrite\": %s, \"fingerprint\": ",
                   r->overwrite ? "true" : "false");
-    TRY(fingerprint_write(r, &record));
+    TRY(fingerprint_write(r, &record, NULL));
     buffer_puts(&record, ", \"modified\": ");
     TRY(times_write(r, &record));
     buffer_putc(&record, '}');

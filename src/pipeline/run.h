@@ -72,6 +72,16 @@ typedef struct run_resume {
     size_t layers_since;
 } run_resume;
 
+/* Bytes [begin, end) of a text. */
+typedef struct text_range {
+    size_t begin, end;
+} text_range;
+
+/* Where tare_run.json says what an output's save types change. */
+typedef struct record_places {
+    text_range recipe, fingerprint; /* the second: the recipe's member there */
+} record_places;
+
 /* What a run is for. */
 typedef enum run_goal {
     GOAL_OUTPUT,
@@ -152,8 +162,9 @@ tare_status create_states(run *r, bool of_floats);
 
 /* ---- resume.c ---- */
 
-/* What identifies a run: a JSON map of strings that is the same if and only if the output is. */
-tare_status fingerprint_write(run *r, buffer *out);
+/* What identifies a run: a JSON map of strings that is the same if and only if the output is.
+ * *recipe (may be NULL): where in `out` its member of the recipe stands. */
+tare_status fingerprint_write(run *r, buffer *out, text_range *recipe);
 /* Its member of a recipe. */
 tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out);
 /* Looks for what an earlier run left, opens the output, takes its lock, and begins or goes on with
@@ -178,7 +189,7 @@ void resume_close(run *r, tare_status status);
 /* NULL for NULL. */
 output_tape *recording_tape(tare_recording *recording);
 /* What the recording's outputs say of the run: its recipe and the text of tare_run.json. */
-tare_status recording_note(run *r, const char *run_json);
+tare_status recording_note(run *r, const char *run_json, const record_places *places);
 
 /* ---- plan.c ---- */
 
@@ -384,6 +395,6 @@ tare_status copy_tensor(run *r, const tensor_info *source);
 /* ---- record.c ---- */
 
 /* The text of tare_run.json. */
-tare_status run_record(run *r, buffer *out);
+tare_status run_record(run *r, buffer *out, record_places *places);
 
 #endif
