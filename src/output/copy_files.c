@@ -189,7 +189,8 @@ tare_status output_find_copies(output *o, arena *a, copy_list *out)
     for (size_t i = 0; i < out->count; i++) {
         const copy_file *f = &out->files[i];
         if (f->broken)
-            TRY(TARE_FAIL(o->ctx, TARE_E_MODEL,
+            TRY(TARE_FAIL(o->ctx,
+                          TARE_E_IO, /* at a run's end: --resume goes on once it is mended */
                           "%s/%s: %s; the output would lack it: mend it, or take it out of the "
                           "folder",
                           o->model_dir, f->name, f->why));

@@ -334,8 +334,6 @@ tare_status output_finish(output *o, const char *run_json, uint64_t *bytes)
     TRY(output_find_copies(o, &names, &copies));
     for (size_t i = 0; i < o->num_folders; i++)
         TRY(stage_folder(o, &o->folders[i], &copies, run_json));
-    if (o->options.before_verify)
-        TRY(o->options.before_verify(o->options.user));
     if (o->options.verify)
         TRY(output_verify_stage(o));
     TRY(output_publish(o));

@@ -58,10 +58,8 @@ typedef struct output_options {
     bool rehearsal;
     bool rehearsed; /* so the warnings have been given */
     bool journal;   /* keep track of what is written, for output_save */
-    /* Called when everything is staged and not verified yet: from here on output_publish_stage can
-     * finish the work. NULL: not. */
-    tare_status (*before_verify)(void *user);
-    /* Called when the old output is gone: from here on output_publish_rest can. NULL: not. */
+    /* Called when the old output is gone and everything is staged: from here on
+     * output_publish_rest can finish the work. NULL: not. */
     tare_status (*before_publish)(void *user);
     void *user;
 } output_options;
@@ -143,6 +141,8 @@ void output_keep(output *o);
 tare_status output_check_saved(tare_context *ctx, archive *a, const char *stage);
 /* After output_open, before output_begin. */
 tare_status output_restore(output *o, archive *a);
+/* A digest of every file below `stage`, its name included. */
+tare_status output_digest_stage(tare_context *ctx, const char *stage, uint64_t *digest);
 /* After output_open: verifies what an earlier process has staged to its end, and publishes it. */
 tare_status output_publish_stage(output *o);
 /* Gives what is left in `stage` its final names in `dir`, the description last. */

@@ -189,7 +189,7 @@ tare_status output_stage_config(output *o, output_folder *f);
 /* compressed_config.c: the quantization_config of section 7, in `a`. */
 tare_status output_quantization_config(output *o, arena *a, const value **out);
 
-/* copy_files.c: everything that is copied, in `a`; one warning lists what is left out. TARE_E_MODEL
+/* copy_files.c: everything that is copied, in `a`; one warning lists what is left out. TARE_E_IO
  * for what readers of the output would miss. */
 tare_status output_find_copies(output *o, arena *a, copy_list *out);
 tare_status output_copy_files(output *o, output_folder *f, const copy_list *files);

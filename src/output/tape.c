@@ -338,7 +338,7 @@ tare_status output_tape_play(const output_tape *t, const output_options *how, co
     output *o = NULL;
     output_options options = t->options;
     options.tape = NULL;
-    options.before_verify = options.before_publish = NULL;
+    options.before_publish = NULL;
     options.journal = false;
     options.dir = how->dir;
     options.save = how->save;

@@ -133,7 +133,6 @@ tare_status open_output(run *r, bool rehearsal)
                         .copy_code = r->options->copy_code,
                         .verify = r->options->verify,
                         .journal = !r->options->no_resume && !r->tape,
-                        .before_verify = resume_before_verify,
                         .before_publish = resume_before_publish,
                         .user = r};
     return output_open(r->ctx, &o, &r->out);

@@ -279,8 +279,11 @@ static void tell_place(run *r, const run_resume *at)
 static tare_status find_state(run *r)
 {
     const journal *j = r->resume.journal;
-    for (size_t n = journal_count(j), tries = 0; n > 1 && tries < GENERATIONS; n--, tries++) {
+    for (size_t n = journal_count(j), tries = 0; n > 1 && tries < GENERATIONS; n--) {
         run_resume candidate = {0};
+        if (value_get(journal_at(j, n - 1), "staged"))
+            continue;
+        tries++;
         tare_status status = read_record(r, journal_at(j, n - 1), &candidate);
         if (status == TARE_OK)
             status = check_state(r, &candidate);
@@ -364,6 +367,22 @@ done:
     return status;
 }
 
+/* Is what an earlier run staged to its end, and did not publish, still as it was? */
+static tare_status check_stage(run *r, const value *record)
+{
+    tare_status status = TARE_OK;
+    uint64_t digest;
+    char *stage = path_join(r->ctx, journal_folder(r->resume.journal), "stage");
+    TRY(stage ? TARE_OK : TARE_E_MEMORY);
+    TRY(output_digest_stage(r->ctx, stage, &digest));
+    r->resume.staged = record->type == VALUE_STRING && strtoull(record->text, NULL, 16) == digest;
+    if (!r->resume.staged)
+        TARE_WARN(r->ctx, "%s is not what was written: stepping back", stage);
+done:
+    mem_free(r->ctx, stage);
+    return status;
+}
+
 /* What an earlier run left in the folder. */
 static tare_status take_over(run *r)
 {
@@ -381,9 +400,10 @@ static tare_status take_over(run *r)
         return journal_restart(j);
     const value *last = journal_at(j, records - 1);
     bool published = value_get(last, "publish");
-    r->resume.staged = published || value_get(last, "staged");
+    if (value_get(last, "staged"))
+        TRY(check_stage(r, value_get(last, "staged")));
     TRY(check_fingerprint(r, value_get(first, "fingerprint"), value_get(first, "modified"),
-                          r->resume.staged, "an unfinished run"));
+                          published || r->resume.staged, "an unfinished run"));
     const value *overwrite = value_get(first, "overwrite");
     r->overwrite |= overwrite && overwrite->boolean;
     if (published)
@@ -452,16 +472,6 @@ done:
     return status;
 }
 
-tare_status resume_before_verify(void *user)
-{
-    run *r = user;
-    tare_status status = TARE_OK;
-    if (r->resume.records)
-        status = journal_add(r->resume.journal, "{\"staged\": true}");
-    r->resume.staged = status == TARE_OK;
-    return status;
-}
-
 tare_status resume_before_publish(void *user)
 {
     run *r = user;
@@ -502,10 +512,32 @@ static void tell_what_is_left(run *r, tare_status status, const error_note *firs
                            "%s; --resume goes on behind the last finished checkpoint", message);
 }
 
+/* The output is whole but for its verification: so that --resume can have it verified again. */
+static void note_staged(run *r)
+{
+    run_resume *s = &r->resume;
+    uint64_t digest;
+    char record[64];
+    char *stage = path_join(r->ctx, journal_folder(s->journal), "stage");
+    tare_status status = stage ? TARE_OK : TARE_E_MEMORY;
+    s->staged = true;
+    if (status == TARE_OK && s->records)
+        status = output_digest_stage(r->ctx, stage, &digest);
+    if (status == TARE_OK && s->records) {
+        snprintf(record, sizeof record, "{\"staged\": \"%016llx\"}", (unsigned long long)digest);
+        status = journal_add(s->journal, record);
+    }
+    if (status != TARE_OK)
+        TARE_WARN(r->ctx, "the journal does not know what is staged: %s", tare_last_error(r->ctx));
+    mem_free(r->ctx, stage);
+}
+
 void resume_close(run *r, tare_status status)
 {
     run_resume *s = &r->resume;
     error_note first = context_error(r->ctx); /* that is what stands, whatever follows */
+    if (status == TARE_E_VERIFY && s->journal && r->out && !s->staged)
+        note_staged(r);
     bool leaves = leaves_stage(s, status);
     if (leaves && r->out)
         output_keep(r->out);

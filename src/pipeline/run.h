@@ -67,7 +67,7 @@ typedef struct run_resume {
     unsigned generation; /* of that state; afterwards of the next one to write */
     uint64_t digest;
     bool worth_keeping; /* there is a checkpoint */
-    bool staged;        /* the output is whole, in the stage: it is to be verified and published */
+    bool staged;        /* the output is whole, in the stage, and broke a rule of verify */
     double last;        /* when it was made, seconds */
     size_t layers_since;
 } run_resume;
@@ -177,8 +177,7 @@ tare_status resume_restore(run *r);
 bool resume_due(run *r, bool layer_done);
 /* Makes one: the run goes on from layer `next` of the pass (weights alone: from its step). */
 tare_status resume_save(run *r, size_t next);
-/* output_options.before_verify, .before_publish */
-tare_status resume_before_verify(void *user);
+/* output_options.before_publish */
 tare_status resume_before_publish(void *user);
 /* Ends output and journal: what resume needs stays if the run failed in a way that can be mended.
  */

@@ -405,12 +405,6 @@ static void each_call_fails(const bool of[CALLS], int error, const char *what)
             assert_same_bytes();
             continue;
         }
-        for (int layer = 0; layer < 4; layer++) {
-            char twice[64];
-            snprintf(twice, sizeof twice, "model.layers.%d: model.layers.%d:", layer, layer);
-            if (strstr(message, twice))
-                fail_msg("%s %ld of %ld: %s", what, n, total, message);
-        }
         bool expected = status == TARE_E_IO || status == TARE_E_FOLDER ||
                         (status == TARE_E_VERIFY && of[CALL_READ]);
         if (!expected || strlen(message) < 10)
@@ -547,6 +541,27 @@ static void a_failed_verification_keeps_the_output(void **state)
     }
 }
 
+/* What somebody did to the stage meanwhile is not published: the run steps back. */
+static void a_stage_that_was_changed(void **state)
+{
+    char message[512], command[400];
+    (void)state;
+    remove_tree(out);
+    faults.action = COUNT;
+    output_is_bad = true;
+    assert_int_equal(run(&(job){.out = out}, message), TARE_E_VERIFY);
+    output_is_bad = false;
+    snprintf(command, sizeof command,
+             "for f in $(find '%s/.tare/stage' -name tokenizer_config.json -o -name config.json); "
+             "do echo >> $f; done",
+             out);
+    assert_int_equal(system(command), 0);
+    assert_int_equal(run(&(job){.out = out, .resume = true}, message), TARE_OK);
+    assert_non_null(strstr(said, "is not what was written: stepping back"));
+    assert_non_null(strstr(said, "going on behind"));
+    assert_same_bytes();
+}
+
 /* Without checkpoints there is nothing to go on from, but still something to look at. */
 static void a_failed_verification_without_checkpoints(void **state)
 {
@@ -579,6 +594,7 @@ int main(void)
     const struct CMUnitTest of_direct_runs[] = {
         cmocka_unit_test(a_checkpoint_a_layer),
         cmocka_unit_test(a_failed_verification_keeps_the_output),
+        cmocka_unit_test(a_stage_that_was_changed),
         cmocka_unit_test(a_failed_verification_without_checkpoints),
     };
     int failed = cmocka_run_group_tests_name("W8A8", tests, set_up, tear_down);
