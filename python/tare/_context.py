@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 
-from . import _progress, errors
+from . import _native, _progress, errors
 from ._log import logger
 from ._native import decode, encode, ffi, lib
 
@@ -85,8 +85,7 @@ class Context:
     def __init__(self, memory_limit=0, threads=0):
         self._lock = threading.RLock()
         self._jobs, self._bars = [], None
-        options = ffi.new("tare_context_options *")
-        lib.tare_context_options_init(options)
+        options = _native.options("tare_context_options")
         options.threads, options.memory_limit = threads, memory_limit
         self._log = ffi.callback(options_type("log"), self._on_log, onerror=_ignore)
         self._progress = ffi.callback(options_type("progress"), self._on_progress, onerror=_ignore)

@@ -46,6 +46,18 @@ ffi.cdef(declarations(_header().read_text(encoding="utf-8")))
 lib = ffi.dlopen(str(_library()))
 
 
+def sized(kind, fields=None):
+    """A new struct of a kind that begins with its size (tare.h, "Versions"), zeros but for `fields`."""
+    return ffi.new(f"{kind} *", {**(fields or {}), "size": ffi.sizeof(kind)})
+
+
+def options(kind):
+    """New options ("tare_save_options") with their defaults."""
+    c = ffi.new(f"{kind} *")
+    getattr(lib, f"{kind}_init_sized")(c, ffi.sizeof(kind))
+    return c
+
+
 def encode(text):
     """A C string of a path or text; None becomes NULL. Keep the result while C uses it."""
     if text is None:

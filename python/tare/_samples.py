@@ -6,6 +6,7 @@ without the positions whose attention_mask is 0.
 """
 import numpy as np
 
+from . import _native
 from ._checks import check_type
 from ._native import ffi, lib
 
@@ -83,8 +84,7 @@ class QuantizeOptions:
     def __init__(self, model, samples, recipe):
         self._ids = np.concatenate(samples) if samples else np.empty(0, np.uint32)
         self._lengths = ffi.new("size_t[]", [s.size for s in samples])
-        self.c = ffi.new("tare_quantize_options *")
-        lib.tare_quantize_options_init(self.c)
+        self.c = _native.options("tare_quantize_options")
         self.c.source, self.c.recipe = model, recipe
         self._buffer = ffi.from_buffer("uint32_t[]", self._ids) if samples else ffi.NULL
         self.c.calib_ids = self._buffer

@@ -36,8 +36,26 @@ def _origin(module):
     return type(module).__module__.partition(".")[0]
 
 
+def check_in_memory(model):
+    """ModelError for a model whose parameters accelerate keeps on the disk or on another device, or
+    that has none yet (device "meta"): there is nothing here to quantize."""
+    hooked = [name for name, module in model.named_modules() if hasattr(module, "_hf_hook")]
+    meta = [name for name, tensor in model.named_parameters() if tensor.device.type == "meta"]
+    if meta:
+        problem = (f"{meta[0]} holds no values (device meta): the model was offloaded to the disk, "
+                   "or never loaded")
+    elif hooked:
+        problem = (f"{hooked[0] or 'the model'} has hooks of accelerate (device_map, offload), "
+                   "which move weights between devices")
+    else:
+        return
+    raise ModelError(f"{problem}; give tare.load(path) in place of the model: it reads the "
+                     "checkpoint layer by layer, so the model need not fit into memory")
+
+
 def check_modules(model):
     """ModelError that names the first module which C cannot express."""
+    check_in_memory(model)
     known = _known_classes(model.config.model_type)
     activation = getattr(model.config, "hidden_act", None)
     for name, module in model.named_modules():
@@ -97,7 +115,7 @@ class TorchSource:
         if self.from_folder:
             with open(os.path.join(self.folder, "config.json"), encoding="utf-8") as file:
                 config = json.load(file)
-            if config.get("torch_dtype", config.get("dtype")) == dtype:
+            if config.get("dtype", config.get("torch_dtype")) == dtype:
                 return None
         return dtype
 

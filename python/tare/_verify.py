@@ -2,6 +2,7 @@
 and neighbours have no part in it. tare's own models answer in C, transformers' are called back."""
 import numpy as np
 
+from . import _native
 from ._calib_sets import c_text, py_text
 from ._log import logger
 from ._native import ffi, lib
@@ -55,7 +56,7 @@ class ModelVerifier:
         if tokenizer.context is not context:  # C wants both from one
             tokenizer = type(tokenizer)(tokenizer.name_or_path, context=context)
         self._keep = mix.model, tokenizer
-        self.c = ffi.gc(ffi.new("tare_calib_verifier *"), lib.tare_model_verifier_free)
+        self.c = ffi.gc(_native.sized("tare_calib_verifier"), lib.tare_model_verifier_free)
         context.run(lib.tare_model_verifier_create, mix.model.handle, tokenizer.handle, self.c)
 
 
@@ -72,7 +73,7 @@ class TransformersVerifier:
         self._warn()
         kind = dict(ffi.typeof("tare_calib_verifier").fields)["answer"].type
         self._callback = ffi.callback(kind, mix.context.callback(self._answer))
-        self.c = ffi.new("tare_calib_verifier *", {"answer": self._callback})
+        self.c = _native.sized("tare_calib_verifier", {"answer": self._callback})
 
     def _warn(self):
         odd = [name for name, plain in _IGNORED.items()

@@ -5,7 +5,7 @@ import errno as errno_codes
 import os
 import sys
 
-from . import _calib_sets, _verify, errors
+from . import _calib_sets, _native, _verify, errors
 from ._checks import check_compat, check_type
 from ._context import Context
 from ._log import logger
@@ -97,8 +97,7 @@ class CalibrationData:
 
     def _open(self, config_path, save_path, compat, skip_bad, mmlu_shots, sample_seed,
               gsm8k_sampling, gsm8k_seed):
-        options = ffi.new("tare_calib_options *")
-        lib.tare_calib_options_init(options)
+        options = _native.options("tare_calib_options")
         mode = check_compat(compat)
         keep = [encode(mode if mode else "" if compat == "none" else None)]
         options.compat, options.overwrite = keep[0], True
@@ -211,7 +210,7 @@ class CalibrationData:
     @property
     def handlers(self):
         """{set name: {"available", "requested", "delivered", "skipped"}}, in the mix's order."""
-        stats, found = ffi.new("tare_calib_stats *"), {}
+        stats, found = _native.sized("tare_calib_stats"), {}
         for i in range(lib.tare_calib_num_sets(self.handle)):
             name = lib.tare_calib_set_name(self.handle, i)
             self.context.call(lib.tare_calib_get_stats, self.handle, name, stats)

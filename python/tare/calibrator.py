@@ -3,7 +3,7 @@ import os
 import re
 import tempfile
 
-from . import _memory, _samples, _sources
+from . import _memory, _native, _samples, _sources
 from ._checks import check_compat, check_elements, check_number, check_type
 from ._context import recipe
 from ._log import logger
@@ -56,7 +56,7 @@ class Calibrator:
         """Calibrates and quantizes; what save() will write lies in a file without a name in
         scratch_dir until this object is gone. int_infer has no effect: the result is the same."""
         check_type(int_infer, bool, "int_infer")
-        context, result = self.source.context, ffi.new("tare_quantize_result *")
+        context, result = self.source.context, _native.sized("tare_quantize_result")
         smoothing, out = _sources.smoothing_of(self.model), ffi.new("tare_recording **")
         scratch = encode(self.scratch_dir)
         with recipe(context, self.settings) as r, self.source.open() as model:
@@ -89,8 +89,7 @@ class Calibrator:
                     raise ValueError(f"{name} {value!r} must be a file name that ends in {end}")
         if self._recording is None:
             raise RuntimeError("run() must come before save()")
-        options = ffi.new("tare_save_options *")
-        lib.tare_save_options_init(options)
+        options = _native.options("tare_save_options")
         texts = [encode(one) for one in types]
         array = ffi.new("const char *[]", texts)
         names = encode(output_path), encode(safetensors_name), encode(json_name)

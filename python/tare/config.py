@@ -27,13 +27,16 @@ class Config(dict):
 
 
 def read_json(folder, name, required=False):
-    """A JSON object in a checkpoint folder; an empty Config if the file is absent."""
+    """A JSON object in a checkpoint folder; an empty Config if the file is absent, or empty."""
     path = pathlib.Path(folder) / name
     if not required and not path.is_file():
         return Config()
     with open(path, encoding="utf-8-sig") as file:
+        text = file.read()
+        if not required and not text.strip():
+            return Config()
         try:
-            values = json.load(file)
+            values = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     if not isinstance(values, dict):

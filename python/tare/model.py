@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from . import _arrays, _memory
+from . import _arrays, _memory, _native
 from ._context import Context, shared_context
 from ._devices import CPU, is_accelerator
 from ._log import logger
@@ -137,8 +137,7 @@ class Model:
         if (input_ids is None) == (inputs is None):
             raise ValueError("generate() needs input_ids")
         batch = _arrays.Batch(inputs if input_ids is None else input_ids, attention_mask)
-        options = ffi.new("tare_generate_options *")
-        lib.tare_generate_options_init(options)
+        options = _native.options("tare_generate_options")
         if max_new_tokens is not None:
             options.max_new_tokens = max_new_tokens
         options.do_sample, options.seed = do_sample, seed

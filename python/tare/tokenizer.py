@@ -1,4 +1,5 @@
 """Tokenizers with the interface of transformers' fast ones; encoding and decoding happen in C."""
+import json
 import os
 import pathlib
 
@@ -17,7 +18,7 @@ _VERY_LARGE = int(1e30)  # model_max_length of a checkpoint that states none, as
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
             "mask_token")
 _WITHOUT_EFFECT = ("trust_remote_code", "local_files_only", "use_fast", "legacy", "cache_dir",
-                   "token", "config", "add_eos_token", "revision")
+                   "token", "config", "revision")
 # decode() with clean_up_tokenization_spaces
 _CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"),
              (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))
@@ -42,29 +43,33 @@ class Encoding(dict):
 
 class Tokenizer:
     """The tokenizer of a checkpoint folder: its tokenizer.json, and what its tokenizer_config.json
-    says of special tokens, padding and chat."""
+    says of the class, of tokens, padding and chat. Of a tokenizer.json given as a file: that alone."""
 
     def __init__(self, path, *, padding_side=None, pad_token=None, model_max_length=None,
-                 context=None):
+                 context=None, add_bos_token=None, add_eos_token=None):
         self.name_or_path = os.fspath(path)
         folder = pathlib.Path(self.name_or_path)
-        self._folder = folder if folder.is_dir() else folder.parent
+        is_folder = not folder.is_file()
+        settings = {name: value for name, value in (
+            ("add_bos_token", add_bos_token), ("add_eos_token", add_eos_token),
+            ("pad_token", pad_token if is_folder else None)) if value is not None}
         self.context = context or shared_context()
         out = ffi.new("tare_tokenizer **")
-        self.context.call(lib.tare_tokenizer_open, self.context.handle, encode(self.name_or_path),
-                          out)
+        self.context.call(lib.tare_tokenizer_open_with, self.context.handle,
+                          encode(self.name_or_path),
+                          encode(json.dumps(settings)) if settings else ffi.NULL, out)
         self.handle = ffi.gc(out[0], lib.tare_tokenizer_free)
-        self.init_kwargs = config = read_json(self._folder, "tokenizer_config.json")
-        tokens = {**read_json(self._folder, "special_tokens_map.json"), **config}
+        config = read_json(folder, "tokenizer_config.json") if is_folder else {}
+        self.init_kwargs = config
         for name in _SPECIAL:
-            token = tokens.get(name)
-            setattr(self, name, token.get("content") if isinstance(token, dict) else token)
+            token = lib.tare_tokenizer_special_token(self.handle, encode(name))
+            setattr(self, name, ffi.string(token).decode() if token else None)
         if pad_token is not None:
             self.pad_token = pad_token
         self.padding_side = padding_side or config.get("padding_side") or "right"
         self.model_max_length = model_max_length or config.get("model_max_length") or _VERY_LARGE
         self.clean_up_tokenization_spaces = config.get("clean_up_tokenization_spaces", False)
-        self.chat_template = _chat.find_template(self._folder, config)
+        self.chat_template = _chat.find_template(folder, config) if is_folder else None
 
     def __repr__(self):
         return f"<tare.Tokenizer of {self.name_or_path}>"
@@ -217,9 +222,10 @@ class AutoTokenizer:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *, padding_side=None, pad_token=None,
-                        model_max_length=None, **others):
+                        model_max_length=None, add_bos_token=None, add_eos_token=None, **others):
         unknown = [name for name in others if name not in _WITHOUT_EFFECT]
         if unknown:
             raise TypeError(f"from_pretrained() of tare has no argument {unknown[0]!r}")
         return Tokenizer(pretrained_model_name_or_path, padding_side=padding_side,
-                         pad_token=pad_token, model_max_length=model_max_length)
+                         pad_token=pad_token, model_max_length=model_max_length,
+                         add_bos_token=add_bos_token, add_eos_token=add_eos_token)

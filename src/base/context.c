@@ -2,11 +2,12 @@
  * is not accounted. */
 #include "base/context.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "base/parallel.h"
+#include "base/sized.h"
 
 #ifndef TARE_VERSION
 #error "TARE_VERSION comes from CMakeLists.txt"
@@ -17,19 +18,24 @@ const char *tare_version(void)
     return TARE_VERSION;
 }
 
-void tare_context_options_init(tare_context_options *options)
+void tare_context_options_init_sized(tare_context_options *options, size_t size)
 {
-    memset(options, 0, sizeof *options);
+    const tare_context_options defaults = {0};
+    sized_init(options, size, &defaults, sizeof defaults);
 }
 
 tare_status tare_context_create(tare_context **out, const tare_context_options *options)
 {
+    tare_context_options known;
     *out = NULL;
+    tare_context_options_init(&known);
+    tare_status status = SIZED_TAKE(NULL, tare_context_options, options, &known);
+    if (status != TARE_OK)
+        return status;
     tare_context *ctx = calloc(1, sizeof *ctx);
     if (!ctx)
         return TARE_E_MEMORY;
-    if (options)
-        ctx->options = *options;
+    ctx->options = known;
     if (ctx->options.threads <= 0)
         ctx->options.threads = parallel_default_threads();
     atomic_init(&ctx->memory_used, 0);
@@ -37,7 +43,7 @@ tare_status tare_context_create(tare_context **out, const tare_context_options *
     atomic_init(&ctx->cancelled, 0);
     atomic_flag_clear(&ctx->error_lock);
     pthread_mutex_init(&ctx->callback_lock, NULL);
-    tare_status status = parallel_create(ctx);
+    status = parallel_create(ctx);
     if (status == TARE_OK)
         *out = ctx;
     else
@@ -119,7 +125,7 @@ static void make_printable(char *text)
 static void set_error(tare_context *ctx, int error_number, const char *format, va_list args)
 {
     error_note fresh = {.number = error_number};
-    vsnprintf(fresh.text, sizeof fresh.text, format, args);
+    text_vformat(fresh.text, sizeof fresh.text, format, args);
     make_printable(fresh.text);
     context_set_error(ctx, &fresh);
 }
@@ -165,7 +171,7 @@ tare_status context_wrap(tare_context *ctx, tare_status status, const char *form
     char text[sizeof ctx->error.text];
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(text, sizeof text, format, args);
+    int n = text_vformat(text, sizeof text, format, args);
     va_end(args);
     make_printable(text);
     size_t used = n < 0 ? 0 : (size_t)n < sizeof text ? (size_t)n : sizeof text - 1;
@@ -191,7 +197,7 @@ void context_log(tare_context *ctx, tare_log_level level, const char *format, ..
     char text[4096];
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    text_vformat(text, sizeof text, format, args);
     va_end(args);
     make_printable(text);
     pthread_mutex_lock(&ctx->callback_lock);

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/number.h"
+
 enum { ALIGNMENT = 64, MAP_THRESHOLD = 256 * 1024, PAGE = 4096 };
 
 typedef struct block_head {
@@ -283,11 +285,11 @@ char *arena_printf(arena *a, const char *format, ...)
     va_list args, again;
     va_start(args, format);
     va_copy(again, args);
-    int n = vsnprintf(NULL, 0, format, args);
+    int n = text_vformat(NULL, 0, format, args);
     va_end(args);
     char *text = n < 0 ? NULL : arena_alloc(a, (size_t)n + 1);
     if (text)
-        vsnprintf(text, (size_t)n + 1, format, again);
+        text_vformat(text, (size_t)n + 1, format, again);
     va_end(again);
     return text;
 }

@@ -1,8 +1,9 @@
 /* Buffers, patterns, nearness of names, UTF-8. */
 #include "base/strings.h"
 
-#include <stdio.h>
 #include <string.h>
+
+#include "base/number.h"
 
 void buffer_init(buffer *b, tare_context *ctx)
 {
@@ -53,10 +54,10 @@ void buffer_printf(buffer *b, const char *format, ...)
     va_list args, again;
     va_start(args, format);
     va_copy(again, args);
-    int n = vsnprintf(NULL, 0, format, args);
+    int n = text_vformat(NULL, 0, format, args);
     va_end(args);
     if (n >= 0 && buffer_reserve(b, (size_t)n)) {
-        vsnprintf(b->data + b->length, (size_t)n + 1, format, again);
+        text_vformat(b->data + b->length, (size_t)n + 1, format, again);
         b->length += (size_t)n;
     }
     va_end(again);

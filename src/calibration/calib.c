@@ -6,13 +6,16 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/number.h"
+#include "base/sized.h"
 #include "file/io.h"
 
-void tare_calib_options_init(tare_calib_options *options)
+void tare_calib_options_init_sized(tare_calib_options *options, size_t size)
 {
-    *options = (tare_calib_options){.skip_bad = TARE_CALIB_UNSET,
-                                    .mmlu_shots = TARE_CALIB_UNSET,
-                                    .gsm8k_sampling = TARE_CALIB_UNSET};
+    static const tare_calib_options defaults = {.skip_bad = TARE_CALIB_UNSET,
+                                                .mmlu_shots = TARE_CALIB_UNSET,
+                                                .gsm8k_sampling = TARE_CALIB_UNSET};
+    sized_init(options, size, &defaults, sizeof defaults);
 }
 
 tare_status seed_set(tare_context *ctx, calib_seed *seed, const uint32_t *words, size_t count)
@@ -79,11 +82,10 @@ static tare_status check_folder(tare_context *ctx, const char *path)
 {
     struct stat st;
     int failed = stat(path, &st) != 0 ? errno : S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
-    char text[128];
     if (!failed)
         return TARE_OK;
     return context_fail_errno(ctx, TARE_E_IO, failed, "cannot open folder '%s': %s", path,
-                              strerror_r(failed, text, sizeof text));
+                              errno_text(failed));
 }
 
 static tare_status load_set(tare_calib *c, const config_entry *e)
@@ -139,7 +141,6 @@ done:
 
 static tare_status check_save_folder(tare_context *ctx, const char *path)
 {
-    char text[128];
     const char *slash = strrchr(path, '/');
     char *folder = slash ? mem_strndup(ctx, path, slash > path ? (size_t)(slash - path) : 1)
                          : mem_strdup(ctx, ".");
@@ -152,7 +153,7 @@ static tare_status check_save_folder(tare_context *ctx, const char *path)
         failed = errno;
     if (failed)
         status = context_fail_errno(ctx, TARE_E_USAGE, failed, "cannot save '%s': folder '%s': %s",
-                                    path, folder, strerror_r(failed, text, sizeof text));
+                                    path, folder, errno_text(failed));
     mem_free(ctx, folder);
     return status;
 }
@@ -203,26 +204,28 @@ tare_status tare_calib_open(tare_context *ctx, const char *config_path, const ch
                             const tare_calib_options *options, tare_calib **out)
 {
     tare_status status = TARE_OK;
-    tare_calib_options defaults;
+    tare_calib_options o;
     calib_config config;
     *out = NULL;
+    tare_calib_options_init(&o);
+    status = SIZED_TAKE(ctx, tare_calib_options, options, &o);
+    if (status != TARE_OK)
+        return status;
     tare_calib *c = mem_calloc(ctx, 1, sizeof *c);
     if (!c)
         return TARE_E_MEMORY;
     c->ctx = c->input.ctx = ctx;
     c->batch_size = 4;
-    tare_calib_options_init(&defaults);
-    options = options ? options : &defaults;
     TRY(config_read(&c->input, config_path, &config));
     c->config_digest = c->input.digest;
-    TRY(apply_options(c, &config, options));
+    TRY(apply_options(c, &config, &o));
     for (size_t i = 0; i < config.count; i++)
         TRY(load_set(c, &config.entries[i]));
-    c->keep = options->keep || options->resume;
-    c->resume = options->resume;
-    c->overwrite = options->overwrite;
+    c->keep = o.keep || o.resume;
+    c->resume = o.resume;
+    c->overwrite = o.overwrite;
     if (save_path && *save_path)
-        TRY(check_save_path(c, save_path, options->overwrite));
+        TRY(check_save_path(c, save_path, o.overwrite));
     *out = c;
     c = NULL;
 done:
@@ -252,16 +255,18 @@ tare_status tare_calib_add_set(tare_calib *c, const char *name, const tare_calib
 {
     tare_status status = TARE_OK;
     calib_set s = {.compat_batch = c->batch_size};
-    if (!source->size || !source->process)
-        return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s: size and process are needed", name);
+    status = SIZED_TAKE(c->ctx, tare_calib_source, source, &s.source);
+    if (status != TARE_OK)
+        return TARE_WRAP(c->ctx, status, "Dataset %s", name);
+    if (!s.source.count || !s.source.process)
+        return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s: count and process are needed", name);
     if (!(s.name = mem_strdup(c->ctx, name)))
         return TARE_E_MEMORY;
     TRY(seed_set(c->ctx, &s.seed, c->shuffle_seed.words, c->shuffle_seed.count));
-    s.source = *source;
-    status = put_set(c, &s);
+    TRY(put_set(c, &s));
+done:
     if (status != TARE_OK)
         s.source.release = NULL; /* stays with the caller */
-done:
     set_free(c->ctx, &s);
     return status;
 }
@@ -300,8 +305,12 @@ tare_status tare_calib_set_shuffle_seed(tare_calib *c, const uint32_t *words, si
 
 tare_status tare_calib_set_verifier(tare_calib *c, const tare_calib_verifier *verifier)
 {
+    tare_calib_verifier known = {0};
+    tare_status status = SIZED_TAKE(c->ctx, tare_calib_verifier, verifier, &known);
+    if (status != TARE_OK)
+        return status;
     c->has_verifier = verifier != NULL;
-    c->verifier = verifier ? *verifier : (tare_calib_verifier){0};
+    c->verifier = known;
     return TARE_OK;
 }
 
@@ -320,7 +329,15 @@ tare_status tare_calib_get_plan(tare_calib *c, const char *name, tare_calib_plan
     const calib_set *s = find_set(c, name);
     if (!s)
         return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s has no handler", name);
-    return set_plan(c, s, plan);
+    tare_status status = TARE_OK;
+    tare_calib_plan made = {0};
+    TRY(SIZED_TAKE(c->ctx, tare_calib_plan, plan, &made));
+    made = (tare_calib_plan){.generation = made.generation};
+    TRY(SIZED_CHECK(c->ctx, tare_generation_plan, made.generation));
+    status = set_plan(c, s, &made);
+    sized_give(plan, &made, sizeof made);
+done:
+    return status;
 }
 
 const char *tare_calib_work_folder(const tare_calib *c)
@@ -333,9 +350,14 @@ tare_status tare_calib_get_stats(tare_calib *c, const char *name, tare_calib_sta
     const calib_set *s = find_set(c, name);
     if (!s)
         return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s has no handler", name);
-    *stats = (tare_calib_stats){.available = s->count,
-                                .skipped = s->skipped,
-                                .requested = s->requested,
-                                .delivered = s->delivered};
-    return s->kind ? TARE_OK : s->source.size(s->source.user, &stats->available);
+    tare_calib_stats made = {.available = s->count,
+                             .skipped = s->skipped,
+                             .requested = s->requested,
+                             .delivered = s->delivered};
+    tare_status status = SIZED_CHECK(c->ctx, tare_calib_stats, stats);
+    if (status == TARE_OK && !s->kind)
+        status = s->source.count(s->source.user, &made.available);
+    if (status == TARE_OK)
+        sized_give(stats, &made, sizeof made);
+    return status;
 }

@@ -71,7 +71,7 @@ void config_free(calib_config *config);
 
 /* ---- mix.c */
 
-/* tare_calib_get_plan of a set. */
+/* tare_calib_get_plan of a set; *plan is empty but for `generation`, which was checked. */
 tare_status set_plan(tare_calib *calib, const calib_set *set, tare_calib_plan *plan);
 
 /* A record that was drawn, while its batch is in work. */

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "file/foreign.h"
 #include "file/json.h"
 
 /* ---- one file ---- */
@@ -129,7 +130,7 @@ tare_status choice_file_check(calib_input *in, const char *path, bool header, si
     }
     input_report(in, path, f->skipped);
 done:
-    return status;
+    return foreign_explain(in->ctx, status, path, f->text.text, f->text.length);
 }
 
 tare_status choice_file_load(calib_input *in, const char *path, bool header, size_t least,

@@ -4,6 +4,8 @@
 
 #include <string.h>
 
+#include "calibration/text.h"
+#include "file/foreign.h"
 #include "file/json.h"
 
 struct json_lines {
@@ -68,15 +70,24 @@ tare_status json_lines_load(calib_input *in, const char *path, json_line_make ma
             p++;
         line.length = (size_t)(p - line.text);
         TRY(context_check_cancelled(in->ctx));
-        TRY(check_line(in, d, path, ++number, line));
+        number++;
+        if (!text_is_blank((text_span){line.text, line.length}))
+            TRY(check_line(in, d, path, number, line));
         if (p < end)
             p += *p == '\r' && end - p > 1 && p[1] == '\n' ? 2 : 1;
+    }
+    /* All lines skipped: perhaps they are none. */
+    if (d->count == 0 && in->skipped > skipped && foreign_recognise(d->file.text, d->file.length)) {
+        status = TARE_E_DATA;
+        goto done;
     }
     input_report(in, path, in->skipped - skipped);
     *data = d;
     *count = d->count;
     d = NULL;
 done:
+    if (d)
+        status = foreign_explain(in->ctx, status, path, d->file.text, d->file.length);
     json_lines_free(in->ctx, d);
     return status;
 }

@@ -1,4 +1,4 @@
-/* Records that are the lines of a file, a JSON object each (section 4.1). */
+/* Records that are the lines of a file, a JSON object each (section 4.1); blank lines are none. */
 #ifndef TARE_CALIBRATION_JSON_LINES_H
 #define TARE_CALIBRATION_JSON_LINES_H
 

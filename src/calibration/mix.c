@@ -5,6 +5,7 @@
 #include "base/machine.h"
 #include "base/progress.h"
 #include "base/rng.h"
+#include "base/sized.h"
 #include "calibration/result.h"
 #include "file/io.h"
 #include "file/json.h"
@@ -252,7 +253,7 @@ static tare_status choose_round(batch *b, const uint32_t *records, uint64_t coun
     tare_status status = TARE_OK;
     const tare_calib *c = b->calib;
     uint64_t wanted = b->set->requested < UINT32_MAX ? 2 * b->set->requested : UINT32_MAX;
-    *plan = (tare_generation_plan){0};
+    *plan = (tare_generation_plan){.size = sizeof *plan};
     *round = b->step;
     if (!is_verified(b) || !c->verifier.plan)
         return TARE_OK;
@@ -363,7 +364,7 @@ static tare_status count_records(const tare_calib *c, const calib_set *s, uint64
     tare_status status = TARE_OK;
     *count = s->count;
     if (!s->kind)
-        status = s->source.size(s->source.user, count);
+        status = s->source.count(s->source.user, count);
     if (status == TARE_OK && *count > UINT32_MAX)
         status = TARE_FAIL(c->ctx, TARE_E_DATA, "more than %u records", UINT32_MAX);
     return status;
@@ -412,21 +413,22 @@ tare_status set_plan(tare_calib *c, const calib_set *s, tare_calib_plan *plan)
     tare_status status = TARE_OK;
     uint32_t *records = NULL;
     size_t round;
+    tare_generation_plan generation = {0};
     batch b = batch_begin(c, s, NULL);
-    *plan = (tare_calib_plan){0};
     if (s->requested == 0 || s->count == 0 || !is_verified(&b))
-        return TARE_OK;
+        goto done;
     if (!c->verifier.plan)
-        return TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s: the verifier has no plan", s->name);
+        TRY(TARE_FAIL(c->ctx, TARE_E_USAGE, "Dataset %s: the verifier has no plan", s->name));
     TRY(count_records(c, s, &plan->records));
     TRY(shuffled_records(c, s, (uint32_t)plan->records, &records));
-    status = choose_round(&b, records, plan->records, &round, &plan->generation);
+    status = choose_round(&b, records, plan->records, &round, &generation);
     plan->verified = true;
     plan->process = c->ctx->memory_reserve ? c->ctx->memory_reserve : machine_reserve_bytes(c->ctx);
     plan->task = verify_task(s->kind->rule);
     plan->together = plan->records < round ? (size_t)plan->records : round;
     plan->rounds = plan->records / plan->together + (plan->records % plan->together != 0);
 done:
+    sized_give(plan->generation, &generation, sizeof generation);
     mem_free(c->ctx, records);
     mem_free(c->ctx, b.samples);
     return status;

@@ -1,13 +1,12 @@
 /* What pandas.read_csv makes of cells (section 11.2): per column, missing words, integers, doubles,
  * booleans, and text for the rest. */
 #include <inttypes.h>
-#include <locale.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
+#include "base/number.h"
 #include "calibration/choices.h"
 #include "file/json.h"
 
@@ -54,8 +53,8 @@ static int number_of(const char *text, size_t length, const char **number, size_
     *number = p;
     *n = (size_t)(end - p);
     p += p < end && (*p == '+' || *p == '-');
-    if (((end - p == 3 && strncasecmp(p, "inf", 3) == 0) ||
-         (end - p == 8 && strncasecmp(p, "infinity", 8) == 0)) &&
+    if (((end - p == 3 && ascii_same_n(p, "inf", 3)) ||
+         (end - p == 8 && ascii_same_n(p, "infinity", 8))) &&
         *n == length)
         return IS_NUMBER;
     size_t digits = strspn(p, "0123456789"), fraction = 0;
@@ -157,7 +156,7 @@ static tare_status set_cell(arena *a, value *v, int type, bool answer)
         return set_number(a, v, NAN, answer);
     if (type == IS_NUMBER) {
         number_of(v->text, v->length, &number, &length);
-        return set_number(a, v, strtod_l(number, NULL, newlocale(LC_ALL_MASK, "C", NULL)), answer);
+        return set_number(a, v, number_read(number, NULL), answer);
     }
     if (type == 0 || answer)
         return TARE_OK;

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "base/strings.h"
+#include "calibration/text.h"
+#include "file/foreign.h"
 #include "file/io.h"
 #include "file/json.h"
 
@@ -122,15 +124,24 @@ static tare_status add_row(loader *l, const value *row)
 static tare_status load_list(loader *l, const char *data, size_t length)
 {
     tare_status status = TARE_OK;
-    const value *root;
+    json_reader *r = NULL;
+    json_token token;
+    const value *item;
     arena a;
     arena_init(&a, l->ctx);
-    TRY(json_parse(l->ctx, &a, data, length, l->options->file, JSON_PYTHON, &root));
-    for (size_t i = 0; i < root->count && !is_full(l); i++) {
-        l->row = i + 1;
-        TRY(add_row(l, &root->items[i]));
+    TRY(json_reader_create(l->ctx, data, length, l->options->file, JSON_PYTHON, &r));
+    TRY(json_next(r, &token)); /* [ */
+    for (l->row = 1; !is_full(l); l->row++) {
+        TRY(json_next_item(r, &a, &item));
+        if (!item) {
+            TRY(json_next(r, &token)); /* nothing stands behind it */
+            break;
+        }
+        TRY(add_row(l, item));
+        arena_free(&a);
     }
 done:
+    json_reader_free(r);
     arena_free(&a);
     return status;
 }
@@ -141,22 +152,13 @@ static tare_status load_json_line(loader *l, const char *line, size_t length)
     const value *root;
     arena a;
     arena_init(&a, l->ctx);
-    status = json_parse(l->ctx, &a, line, length, "JSON", JSON_PYTHON, &root);
+    status = json_parse(l->ctx, &a, line, length, NULL, JSON_PYTHON, &root);
     if (status == TARE_OK)
         status = add_row(l, root);
     else
-        status = TARE_WRAP(l->ctx, status, "%s: row %zu", l->options->file, l->row);
+        status = TARE_WRAP(l->ctx, status, "%s: row %zu: JSON", l->options->file, l->row);
     arena_free(&a);
     return status;
-}
-
-static bool is_blank(const char *text, size_t length)
-{
-    for (size_t i = 0; i < length; i++) {
-        if (!strchr(" \t\r\n", text[i]) || !text[i])
-            return false;
-    }
-    return true;
 }
 
 /* Lines end in \n or \r\n; the last one may lack it. */
@@ -168,12 +170,21 @@ static tare_status load_lines(loader *l, const char *data, size_t length, bool j
         size_t whole = end ? (size_t)(end - data) - at : length - at;
         size_t n = whole > 0 && data[at + whole - 1] == '\r' ? whole - 1 : whole;
         l->row++;
-        if (!is_blank(data + at, n) || (l->options->keep_empty && !json))
+        if (!text_is_blank((text_span){data + at, n}) || (l->options->keep_empty && !json))
             TRY(json ? load_json_line(l, data + at, n) : add_text(l, data + at, n));
         at += whole + 1;
     }
 done:
     return status;
+}
+
+/* Any bytes are lines of text: what is surely none is refused at once. */
+static tare_status load_text(loader *l, const char *data, size_t length)
+{
+    const foreign_kind *kind = foreign_recognise(data, length);
+    if (kind && !kind->text)
+        return foreign_explain(l->ctx, TARE_E_DATA, l->options->file, data, length);
+    return load_lines(l, data, length, false);
 }
 
 static tare_status load_data(loader *l, const char *data, size_t length)
@@ -184,10 +195,11 @@ static tare_status load_data(loader *l, const char *data, size_t length)
         length -= 3;
     }
     if (str_ends_with(l->options->file, ".txt"))
-        return load_lines(l, data, length, false);
+        return load_text(l, data, length);
     size_t first = strspn(data, " \t\r\n");
-    return first < length && data[first] == '[' ? load_list(l, data, length)
-                                                : load_lines(l, data, length, true);
+    tare_status status = first < length && data[first] == '[' ? load_list(l, data, length)
+                                                              : load_lines(l, data, length, true);
+    return foreign_explain(l->ctx, status, l->options->file, data, length);
 }
 
 static tare_status load_memory(loader *l)

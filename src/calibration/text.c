@@ -51,6 +51,14 @@ text_span text_lstrip(text_span s)
     return s;
 }
 
+bool text_is_blank(text_span s)
+{
+    while (s.length > 0 &&
+           (*s.text == ' ' || *s.text == '\t' || *s.text == '\r' || *s.text == '\n'))
+        s = (text_span){s.text + 1, s.length - 1};
+    return s.length == 0;
+}
+
 text_span text_strip(text_span s)
 {
     s = text_lstrip(s);

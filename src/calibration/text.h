@@ -17,6 +17,8 @@ uint32_t text_first(text_span s, size_t *bytes);
 size_t text_characters(text_span s);
 /* Without its first `count` characters. */
 text_span text_drop(text_span s, size_t count);
+/* Nothing but spaces, tabs and line ends: such a line of a file is no record. */
+bool text_is_blank(text_span s);
 /* Without white space on the left; on both sides (str.lstrip, str.strip). */
 text_span text_lstrip(text_span s);
 text_span text_strip(text_span s);

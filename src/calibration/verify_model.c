@@ -4,11 +4,12 @@
 #include <string.h>
 
 #include "base/progress.h"
+#include "base/sized.h"
 #include "calibration/calib.h"
 #include "file/io.h"
-#include "file/json.h"
 #include "model/fingerprint.h"
 #include "model/generate.h"
+#include "tokenizer/tokenizer_config.h"
 
 enum { CONTINUE_TOKENS = 20, SOLVE_TOKENS = 256, CONFIG_LIMIT = 16 << 20 };
 
@@ -133,7 +134,7 @@ static tare_status generate_all(const model_verifier *m, const tare_generate_opt
 {
     tare_status status = TARE_OK;
     tare_generate_options o = *options;
-    tare_generation_plan made;
+    tare_generation_plan made = {.size = sizeof made};
     progress tokens;
     TRY(tare_generate_plan(m->model, &o, p->lengths, p->count, &made));
     if (!made.weights_kept) {
@@ -239,41 +240,28 @@ static tare_status last_token(const model_verifier *m, const char *text, size_t 
     return status;
 }
 
-/* eos_token of tokenizer_config.json: a string, or an object with its "content". */
-static tare_status read_eos(model_verifier *m, const value *root)
-{
-    size_t count;
-    const value *v = value_get(root, "eos_token");
-    if (v && v->type == VALUE_MAP)
-        v = value_get(v, "content");
-    if (!v || v->type != VALUE_STRING)
-        return TARE_OK;
-    tare_status status = last_token(m, v->text, v->length, &m->eos, &count);
-    m->num_eos = status == TARE_OK && count == 1; /* else it is no token of this tokenizer */
-    return status;
-}
-
+/* What the files of the tokenizer say of the end of a text, and of the longest one. */
 static tare_status read_tokenizer_config(model_verifier *m)
 {
     tare_status status = TARE_OK;
-    const value *root;
+    tokenizer_config config;
+    config_token eos;
+    size_t count;
     arena a;
     if (!m->model->folder)
         return TARE_OK;
     arena_init(&a, m->ctx);
-    char *path = path_join(m->ctx, m->model->folder, "tokenizer_config.json");
-    if (!path) {
-        status = TARE_E_MEMORY;
-    } else if (path_exists(path)) {
-        TRY(json_parse_file(m->ctx, &a, path, CONFIG_LIMIT, &root));
-        const value *length = value_get(root, "model_max_length");
-        if (length && length->type == VALUE_NUMBER && length->number >= 1 &&
-            length->number < (double)(1 << 30)) /* transformers writes 1e30 for "not known" */
-            m->max_length = (size_t)length->number;
-        TRY(read_eos(m, root));
+    TRY(tokenizer_config_read(m->ctx, &a, m->model->folder, NULL, &config));
+    const value *length = tokenizer_config_get(&config, "model_max_length");
+    if (length && length->type == VALUE_NUMBER && length->number >= 1 &&
+        length->number < (double)(1 << 30)) /* transformers writes 1e30 for "not known" */
+        m->max_length = (size_t)length->number;
+    TRY(tokenizer_config_special(&config, SPECIAL_EOS, &eos));
+    if (eos.text) {
+        TRY(last_token(m, eos.text, eos.length, &m->eos, &count));
+        m->num_eos = count == 1; /* else it is no token of this tokenizer */
     }
 done:
-    mem_free(m->ctx, path);
     arena_free(&a);
     return status;
 }
@@ -301,6 +289,7 @@ done:
 static tare_status identify(model_verifier *m)
 {
     static const char *const files[] = {"tokenizer.json", "tokenizer_config.json",
+                                        "special_tokens_map.json", "added_tokens.json",
                                         "generation_config.json"};
     tare_status status = TARE_OK;
     buffer *out = &m->identity;
@@ -348,7 +337,11 @@ tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokeni
 {
     tare_status status = TARE_OK;
     size_t count;
-    *out = (tare_calib_verifier){0};
+    tare_calib_verifier verifier = {0};
+    status = SIZED_CHECK(model->ctx, tare_calib_verifier, out);
+    if (status != TARE_OK)
+        return status;
+    sized_give(out, &verifier, sizeof verifier);
     model_verifier *m = mem_calloc(model->ctx, 1, sizeof *m);
     if (!m)
         return TARE_E_MEMORY;
@@ -365,8 +358,9 @@ tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokeni
         status = TARE_WRAP(m->ctx, TARE_E_USAGE, "Tokenizer must be matched with model.");
     if (status != TARE_OK)
         goto done;
-    *out = (tare_calib_verifier){
+    verifier = (tare_calib_verifier){
         .answer = answer, .user = m, .plan = plan, .identity = m->identity.data};
+    sized_give(out, &verifier, sizeof verifier);
     m = NULL;
 done:
     free_verifier(m);
@@ -375,8 +369,9 @@ done:
 
 void tare_model_verifier_free(tare_calib_verifier *verifier)
 {
+    const tare_calib_verifier none = {0};
     free_verifier(verifier->user);
-    *verifier = (tare_calib_verifier){0};
+    sized_give(verifier, &none, sizeof none);
 }
 
 tare_status tare_model_verifier_set_scratch(tare_calib_verifier *verifier, const char *folder)

@@ -176,7 +176,7 @@ static int parse_sizes(const common *options, sizes *s, char **text)
 static void print_stats(tare_calib *calib)
 {
     for (size_t i = 0; i < tare_calib_num_sets(calib); i++) {
-        tare_calib_stats s;
+        tare_calib_stats s = {.size = sizeof s};
         const char *name = tare_calib_set_name(calib, i);
         if (tare_calib_get_stats(calib, name, &s) == TARE_OK)
             fprintf(stderr, "%s: requested %llu, available %llu, delivered %llu, skipped %llu\n",
@@ -209,7 +209,7 @@ static tare_status mix_positive(tare_context *ctx, tare_calib *calib, const cali
 {
     tare_model *model = NULL;
     tare_tokenizer *tokenizer = NULL;
-    tare_calib_verifier verifier = {0};
+    tare_calib_verifier verifier = {.size = sizeof verifier};
     tare_status status = tare_model_open(ctx, f->model, &model);
     if (status == TARE_OK)
         status = tare_tokenizer_open(ctx, f->model, &tokenizer);

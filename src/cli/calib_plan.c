@@ -11,6 +11,7 @@ typedef struct set_cost {
     const char *name;
     tare_calib_stats stats;
     tare_calib_plan plan;
+    tare_generation_plan generation; /* the plan's */
     tare_model_rates rates;
     double read;    /* bytes of weights, of the first round */
     double seconds; /* of the first round; < 0: no probe */
@@ -35,7 +36,7 @@ static double part(double amount, double rate)
 /* Reading goes on beside the products where the next layer is read ahead. */
 static double round_seconds(const set_cost *s)
 {
-    const tare_generation_plan *g = &s->plan.generation;
+    const tare_generation_plan *g = &s->generation;
     double packed = (double)g->parameters * (g->weights_kept ? 1 : (double)g->passes);
     double compute = part(packed, s->rates.pack) +
                      part(2.0 * (double)g->parameters * (double)g->tokens, s->rates.products);
@@ -46,10 +47,14 @@ static double round_seconds(const set_cost *s)
 
 static tare_status measure_set(tare_calib *calib, tare_model *model, bool probe, set_cost *s)
 {
+    s->stats.size = sizeof s->stats;
+    s->plan = (tare_calib_plan){.size = sizeof s->plan, .generation = &s->generation};
+    s->generation.size = sizeof s->generation;
+    s->rates.size = sizeof s->rates;
     tare_status status = tare_calib_get_stats(calib, s->name, &s->stats);
     if (status == TARE_OK && model)
         status = tare_calib_get_plan(calib, s->name, &s->plan);
-    const tare_generation_plan *g = &s->plan.generation;
+    const tare_generation_plan *g = &s->generation;
     s->read = (double)g->bytes_read_once + (double)g->bytes_read_pass * (double)g->passes;
     s->seconds = -1;
     if (status != TARE_OK || !s->plan.verified || !probe)
@@ -65,10 +70,10 @@ static void add_up(mix_cost *m)
     double once = 0;
     for (size_t i = 0; i < m->count; i++) {
         const set_cost *s = &m->sets[i];
-        const tare_generation_plan *g = &s->plan.generation;
+        const tare_generation_plan *g = &s->generation;
         if (!s->plan.verified)
             continue;
-        if (!m->largest || g->peak > m->largest->generation.peak)
+        if (!m->largest || g->peak > m->largest->generation->peak)
             m->largest = &s->plan;
         m->streamed |= !g->weights_kept;
         once = fmax(once, (double)g->bytes_read_once);
@@ -87,7 +92,7 @@ static void add_up(mix_cost *m)
 static void print_set(const set_cost *s)
 {
     char a[32], b[32], c[32];
-    const tare_generation_plan *g = &s->plan.generation;
+    const tare_generation_plan *g = &s->generation;
     printf("%-11s %llu of %llu records", s->name, (unsigned long long)s->stats.requested,
            (unsigned long long)s->stats.available);
     if (!s->plan.verified) {
@@ -134,7 +139,7 @@ static void print_time(const mix_cost *m)
 static void print_cheaper(const mix_cost *m)
 {
     char a[32];
-    const tare_generation_plan *most = &m->largest->generation;
+    const tare_generation_plan *most = m->largest->generation;
     printf("cheaper:\n");
     printf("  --max-memory cpu=%.0fMiB: the weights stay in memory\n",
            ceil((double)(most->smallest_kept + m->largest->process) / MIB));
@@ -142,7 +147,7 @@ static void print_cheaper(const mix_cost *m)
         printf("  no --batch-size: all prompts of a set together, as many as fit\n");
     for (size_t i = 0; i < m->count; i++) {
         const set_cost *s = &m->sets[i];
-        const tare_generation_plan *g = &s->plan.generation;
+        const tare_generation_plan *g = &s->generation;
         if (!s->plan.verified || g->weights_kept)
             continue;
         if (s->plan.task != TARE_CALIB_CHOOSE)
@@ -162,7 +167,7 @@ static void print_text(const mix_cost *m)
         print_set(&m->sets[i]);
     if (!m->largest)
         return;
-    const tare_generation_plan *g = &m->largest->generation;
+    const tare_generation_plan *g = m->largest->generation;
     printf("memory      %.0f MiB", ceil((double)(g->peak + m->largest->process) / MIB));
     if (g->budget != UINT64_MAX)
         printf(" of %.0f MiB", floor((double)(g->budget + m->largest->process) / MIB));
@@ -199,7 +204,7 @@ static void print_set_json(const set_cost *s)
     static const char *const tasks[] = {[TARE_CALIB_CHOOSE] = "choose",
                                         [TARE_CALIB_CONTINUE] = "continue",
                                         [TARE_CALIB_SOLVE] = "solve"};
-    const tare_generation_plan *g = &s->plan.generation;
+    const tare_generation_plan *g = &s->generation;
     printf("{\"name\": ");
     cli_print_json(s->name);
     print_number("requested", (double)s->stats.requested);
@@ -243,7 +248,7 @@ static void print_json(const mix_cost *m)
     }
     printf("]");
     if (m->largest) {
-        const tare_generation_plan *g = &m->largest->generation;
+        const tare_generation_plan *g = m->largest->generation;
         double process = (double)m->largest->process;
         printf(", \"memory\": {\"peak\": %.0f", (double)g->peak + process);
         print_number("smallest", (double)g->smallest + process);

@@ -137,7 +137,7 @@ static void print_json(const tare_quantize_options *o, const tare_quantize_resul
 
 static tare_status quantize(tare_context *ctx, const tare_quantize_options *o, bool json)
 {
-    tare_quantize_result result;
+    tare_quantize_result result = {.size = sizeof result};
     tare_status status = tare_quantize(ctx, o, &result);
     if (status == TARE_OK)
         (json ? print_json : print_summary)(o, &result);
@@ -146,7 +146,7 @@ static tare_status quantize(tare_context *ctx, const tare_quantize_options *o, b
 
 static tare_status plan(tare_context *ctx, const tare_quantize_options *o, bool json)
 {
-    tare_plan result;
+    tare_plan result = {.size = sizeof result};
     tare_status status = tare_quantize_plan(ctx, o, &result);
     if (status == TARE_OK)
         cli_print_plan(o, &result, json);

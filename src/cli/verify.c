@@ -62,7 +62,7 @@ static int run(int argc, char **argv)
     o.user = &p;
     if (p.json)
         printf("{\"findings\": [");
-    tare_verify_result result = {0};
+    tare_verify_result result = {.size = sizeof result};
     tare_status status = tare_verify(ctx, &o, &result);
     const char *layout = result.layout ? result.layout : "unknown";
     if (p.json)

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/strings.h"
+#include "file/foreign.h"
 
 typedef struct parser {
     const char *next, *end;
@@ -98,7 +99,8 @@ static tare_status check_text(tare_context *ctx, const char *data, size_t length
             break;
         p += n + 1;
     }
-    return TARE_FAIL(ctx, TARE_E_FORMAT, "%s:%zu: text that is not UTF-8", what, line);
+    return TARE_FAIL(ctx, TARE_E_FORMAT, "%s:%zu: text that is not UTF-8; save it as UTF-8", what,
+                     line);
 }
 
 tare_status csv_parse(tare_context *ctx, const char *data, size_t length, const char *what,
@@ -118,7 +120,7 @@ tare_status csv_parse(tare_context *ctx, const char *data, size_t length, const 
 done:
     if (status != TARE_OK)
         csv_free(out);
-    return status;
+    return foreign_explain(ctx, status, what, data, length);
 }
 
 void csv_free(csv_table *table)

@@ -34,6 +34,8 @@ size_t file_read_room(size_t size);
 
 /* Does the range lie on disk, or is part of it a hole of a sparse file? */
 bool file_has_data(file *f, uint64_t offset, size_t size);
+/* Is the range a hole (and so reads as zeros) throughout? */
+bool file_is_hole(file *f, uint64_t offset, uint64_t size);
 /* Accounted bytes that a read of `size` bytes needs beside its target, at most. */
 size_t file_read_bytes(size_t size);
 

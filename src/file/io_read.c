@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/number.h"
+#include "file/foreign.h"
 #include "file/io_internal.h"
 
 enum { PIECE = 4 * 1024 * 1024 }; /* of one direct read */
@@ -49,9 +51,8 @@ static const char *io_hint(int error)
 
 tare_status io_fail(tare_context *ctx, const char *verb, const char *path, int error)
 {
-    char text[128];
     return context_fail_errno(ctx, TARE_E_IO, error, "cannot %s '%s': %s%s", verb, path,
-                              strerror_r(error, text, sizeof text), io_hint(error));
+                              errno_text(error), io_hint(error));
 }
 
 int io_open_direct(const char *path, int fd, int access)
@@ -258,6 +259,12 @@ bool file_has_data(file *f, uint64_t offset, size_t size)
     return data == (off_t)offset && lseek(f->fd, data, SEEK_HOLE) >= (off_t)(offset + size);
 }
 
+bool file_is_hole(file *f, uint64_t offset, uint64_t size)
+{
+    off_t data = lseek(f->fd, (off_t)offset, SEEK_DATA);
+    return data < 0 ? errno == ENXIO : (uint64_t)data >= offset + size;
+}
+
 /* The bounce buffer of read_direct; a lead and a tail may stand in blocks of their own. */
 size_t file_read_bytes(size_t size)
 {
@@ -316,6 +323,7 @@ tare_status file_read_all(tare_context *ctx, const char *path, size_t limit, cha
     if (f->size > limit || f->size >= SIZE_MAX) {
         status = TARE_FAIL(ctx, TARE_E_FORMAT, "'%s' has %llu bytes, but at most %zu are accepted",
                            path, (unsigned long long)f->size, limit);
+        status = foreign_explain_path(ctx, status, path, FOREIGN_TEXT);
         goto done;
     }
     if (!(text = mem_alloc(ctx, (size_t)f->size + 1))) {

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "base/number.h"
 #include "file/json.h"
 
 enum { JOURNAL_LIMIT = 256 << 20, DIGEST = 16 }; /* hex digits */
@@ -37,7 +38,7 @@ static tare_status take_lock(journal *j)
         j->lock = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
         if (j->lock < 0) {
             status = TARE_FAIL(j->ctx, TARE_E_FOLDER, "cannot create '%s': %s", path,
-                               strerror(errno));
+                               errno_text(errno));
         } else if (flock(j->lock, LOCK_EX | LOCK_NB) != 0) {
             status = TARE_FAIL(j->ctx, TARE_E_FOLDER, "another run of tare works in '%s'",
                                j->folder);
@@ -207,7 +208,7 @@ tare_status journal_remove(journal *j)
     TRY(lock ? TARE_OK : TARE_E_MEMORY);
     TRY(remove_content(j));
     if (unlink(lock) != 0 || rmdir(j->folder) != 0)
-        status = TARE_FAIL(j->ctx, TARE_E_IO, "remove '%s': %s", j->folder, strerror(errno));
+        status = TARE_FAIL(j->ctx, TARE_E_IO, "remove '%s': %s", j->folder, errno_text(errno));
 done:
     mem_free(j->ctx, lock);
     return status;

@@ -4,11 +4,13 @@
 
 #include <errno.h>
 #include <limits.h>
-#include <locale.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/number.h"
+#include "file/value_builder.h"
 
 /* What the grammar allows next. */
 typedef enum json_expect {
@@ -56,6 +58,12 @@ void json_reader_free(json_reader *r)
     mem_free(r->ctx, r);
 }
 
+void json_reader_builder(const json_reader *r, arena *a, value_builder *b)
+{
+    value_builder_init(b, r->ctx, a, r->what);
+    b->last_wins = r->dialect == JSON_DATA;
+}
+
 /* ---- errors ---- */
 
 static tare_status fail(const json_reader *r, const char *format, ...)
@@ -65,7 +73,7 @@ static tare_status fail(const json_reader *r, const char *format, ...)
     char problem[128];
     va_list args;
     va_start(args, format);
-    vsnprintf(problem, sizeof problem, format, args);
+    text_vformat(problem, sizeof problem, format, args);
     va_end(args);
     tare_status status = TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s", problem);
     return r->what ? TARE_WRAP(r->ctx, status, "%s: line %d", r->what, r->line) : status;
@@ -76,6 +84,9 @@ static tare_status unexpected(const json_reader *r, const char *expected)
     if (r->next == r->end)
         return fail(r, "expected %s, but the text ends", expected);
     unsigned char c = (unsigned char)*r->next;
+    if (r->end - r->next >= 3 && memcmp(r->next, "\xef\xbb\xbf", 3) == 0)
+        return fail(r, "expected %s, found a byte order mark; save it as UTF-8 without one",
+                    expected);
     if (c > ' ' && c < 0x7f)
         return fail(r, "expected %s, found '%c'", expected, c);
     return fail(r, "expected %s, found byte 0x%02x", expected, c);
@@ -247,7 +258,7 @@ static tare_status read_string(json_reader *r, json_token *token)
     size_t length = (size_t)(p - start);
     r->next = p + 1;
     if (high & 0x80 && !utf8_valid(start, length))
-        return fail(r, "a string that is not UTF-8");
+        return fail(r, "a string that is not UTF-8; save it as UTF-8");
     if ((status = reserve_scratch(r, length)) != TARE_OK)
         return status;
     char *out = r->scratch;
@@ -314,8 +325,7 @@ void json_number_convert(json_token *token)
         return;
     }
     token->is_integer = false;
-    /* The "C" locale is static in the C library: nothing is allocated, nothing to free. */
-    token->number = strtod_l(token->text, NULL, newlocale(LC_ALL_MASK, "C", NULL));
+    token->number = number_read(token->text, NULL);
 }
 
 /* Sets the token's text to `length` bytes at r->next, and takes them. */

@@ -1,7 +1,8 @@
 /* JSON: a pull reader over a buffer in memory, a tree built from it, and a writer. The reader is
  * strict RFC 8259 (UTF-8 checked, no trailing text, no duplicate keys in trees, nesting at most
  * JSON_MAX_DEPTH) except for what `dialect` allows. Errors are TARE_E_FORMAT: "<what>: line L: …",
- * or the bare reason where `what` is NULL. */
+ * or the bare reason where `what` is NULL; a whole document that is a file of another kind is
+ * called that (file/foreign.h). */
 #ifndef TARE_FILE_JSON_H
 #define TARE_FILE_JSON_H
 
@@ -57,6 +58,10 @@ tare_status json_next(json_reader *r, json_token *token);
 /* Skips the value that comes next (after a JSON_KEY, or in a list), whatever its depth. There must
  * be one: the end of the list or of the document is an error. */
 tare_status json_skip(json_reader *r);
+
+/* Reads the next item of the list that the reader stands in, as a tree in `a`: once after each
+ * item, however large the list is. *item is NULL at its end. Duplicate keys as in json_parse. */
+tare_status json_next_item(json_reader *r, arena *a, const value **item);
 
 /* Length of the JSON number (RFC 8259) that `text` begins with; 0 if it begins with none. */
 size_t json_number_length(const char *text, size_t length);

@@ -1,4 +1,5 @@
 /* JSON documents as trees. */
+#include "file/foreign.h"
 #include "file/io.h"
 #include "file/json.h"
 #include "file/value_builder.h"
@@ -37,29 +38,60 @@ static tare_status add_token(value_builder *b, const json_token *t)
     return value_builder_add(b, &v);
 }
 
+/* Adds the value that begins with `token`, which is overwritten. */
+static tare_status add_value(value_builder *b, json_reader *r, json_token *token)
+{
+    tare_status status = TARE_OK;
+    for (size_t depth = 0;;) {
+        depth += token->kind == JSON_LIST_BEGIN || token->kind == JSON_MAP_BEGIN;
+        depth -= token->kind == JSON_LIST_END || token->kind == JSON_MAP_END;
+        TRY(add_token(b, token));
+        if (depth == 0)
+            break;
+        TRY(json_next(r, token));
+    }
+done:
+    return status;
+}
+
+tare_status json_next_item(json_reader *r, arena *a, const value **item)
+{
+    tare_status status = TARE_OK;
+    value_builder builder;
+    json_token token;
+
+    *item = NULL;
+    json_reader_builder(r, a, &builder);
+    TRY(json_next(r, &token));
+    if (token.kind == JSON_LIST_END)
+        goto done;
+    TRY(add_value(&builder, r, &token));
+    TRY(value_builder_finish(&builder, item));
+done:
+    value_builder_free(&builder);
+    return status;
+}
+
 tare_status json_parse(tare_context *ctx, arena *a, const char *data, size_t length,
                        const char *what, json_dialect dialect, const value **root)
 {
-    tare_status status = TARE_OK;
-    json_reader *reader = NULL;
+    json_reader *reader;
     value_builder builder;
     json_token token;
 
     *root = NULL;
-    value_builder_init(&builder, ctx, a, what);
-    builder.last_wins = dialect == JSON_DATA;
-    TRY(json_reader_create(ctx, data, length, what, dialect, &reader));
-    for (;;) {
-        TRY(json_next(reader, &token));
-        if (token.kind == JSON_END)
-            break;
-        TRY(add_token(&builder, &token));
-    }
+    tare_status status = json_reader_create(ctx, data, length, what, dialect, &reader);
+    if (status != TARE_OK)
+        return status;
+    json_reader_builder(reader, a, &builder);
+    TRY(json_next(reader, &token));
+    TRY(add_value(&builder, reader, &token));
+    TRY(json_next(reader, &token)); /* JSON_END, or the fault of what follows */
     TRY(value_builder_finish(&builder, root));
 done:
     json_reader_free(reader);
     value_builder_free(&builder);
-    return status;
+    return what ? foreign_explain(ctx, status, what, data, length) : status;
 }
 
 tare_status json_parse_file(tare_context *ctx, arena *a, const char *path, size_t limit,

@@ -2,11 +2,12 @@
 #include "file/json.h"
 
 #include <inttypes.h>
-#include <locale.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "base/number.h"
 
 /* Code point at text[0], 1 to 4 bytes long, or U+FFFD for one byte that begins none. `surrogates`:
  * so are their three bytes. */
@@ -168,7 +169,7 @@ static void shortest_digits(double number, uint64_t *digits, int *exponent)
 {
     char text[48];
     for (int length = 0; length < 17; length++) {
-        snprintf(text, sizeof text, "%.*e", length, number);
+        text_format(text, sizeof text, "%.*e", length, number);
         char *e = strchr(text, 'e');
         *exponent = (int)strtol(e + 1, NULL, 10) - length;
         *digits = (uint64_t)(text[0] - '0');
@@ -176,7 +177,7 @@ static void shortest_digits(double number, uint64_t *digits, int *exponent)
             *digits = *digits * 10 + (uint64_t)(*p - '0');
         for (int up = 0; up < 2; up++, ++*digits) {
             snprintf(text, sizeof text, "%" PRIu64 "e%d", *digits, *exponent);
-            if (strtod(text, NULL) == number)
+            if (number_read(text, NULL) == number)
                 return;
         }
     }
@@ -208,9 +209,7 @@ void json_write_repr(buffer *out, double number)
         buffer_puts(out, number == 0 ? "0.0" : "inf");
         return;
     }
-    locale_t previous = uselocale(newlocale(LC_ALL_MASK, "C", NULL));
     shortest_digits(fabs(number), &digits, &exponent);
-    uselocale(previous);
     for (; digits % 10 == 0; exponent++)
         digits /= 10;
     int length = snprintf(text, sizeof text, "%" PRIu64, digits), point = length + exponent;
@@ -232,11 +231,9 @@ void json_write_double(buffer *out, double number)
            subnormal numbers carry fewer digits than that. */
         int digits = fpclassify(number) == FP_SUBNORMAL ? 1 : 15;
         char text[32];
-        locale_t previous = uselocale(newlocale(LC_ALL_MASK, "C", NULL));
         do
-            snprintf(text, sizeof(text), "%.*g", digits, number);
-        while (strtod(text, NULL) != number && ++digits <= 17);
-        uselocale(previous);
+            text_format(text, sizeof text, "%.*g", digits, number);
+        while (number_read(text, NULL) != number && ++digits <= 17);
         buffer_puts(out, text);
     }
 }

@@ -1,5 +1,6 @@
 #include <string.h>
 
+#include "file/foreign.h"
 #include "file/npy_internal.h"
 
 struct npy_dict {
@@ -76,7 +77,7 @@ tare_status npy_open(tare_context *ctx, const char *path, npy_dict **out)
     d = NULL;
 done:
     npy_close(d);
-    return status;
+    return foreign_explain_path(ctx, status, path, FOREIGN_NPY);
 }
 
 void npy_close(npy_dict *d)

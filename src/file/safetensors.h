@@ -44,6 +44,8 @@ tare_status safetensors_read_in(safetensors *s, const tensor_info *tensor, uint6
 /* Does this range of the tensor's data lie on disk (no hole of a sparse file)? */
 bool safetensors_has_data(const safetensors *s, const tensor_info *tensor, uint64_t offset,
                           size_t size);
+/* Is the tensor's data from `offset` on a hole throughout? */
+bool safetensors_is_hole(const safetensors *s, const tensor_info *tensor, uint64_t offset);
 /* Number of elements. */
 size_t tensor_elements(const tensor_info *tensor);
 

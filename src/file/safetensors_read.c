@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/sort.h"
+#include "file/foreign.h"
 #include "file/json.h"
 #include "file/safetensors.h"
 
@@ -158,6 +159,8 @@ static tare_status parse_metadata(parser *p)
 {
     json_token t;
     tare_status status = json_next(p->json, &t);
+    if (status == TARE_OK && t.kind == JSON_NULL) /* as if it were absent */
+        return TARE_OK;
     bool right = t.kind == JSON_MAP_BEGIN;
     while (status == TARE_OK && right) {
         status = json_next(p->json, &t);
@@ -168,8 +171,8 @@ static tare_status parse_metadata(parser *p)
     }
     if (status != TARE_OK)
         return status;
-    return TARE_FAIL(p->ctx, TARE_E_FORMAT, "%s: __metadata__ must be an object of strings",
-                     p->what);
+    return TARE_FAIL(p->ctx, TARE_E_FORMAT,
+                     "%s: __metadata__ must be an object of strings, or null", p->what);
 }
 
 static tare_status add_tensor(parser *p, const json_token *key)
@@ -375,7 +378,7 @@ tare_status safetensors_open(tare_context *ctx, const char *path, safetensors **
 done:
     mem_free(ctx, header);
     safetensors_close(s);
-    return status;
+    return foreign_explain_path(ctx, status, path, FOREIGN_SAFETENSORS);
 }
 
 void safetensors_close(safetensors *s)
@@ -429,6 +432,11 @@ bool safetensors_has_data(const safetensors *s, const tensor_info *tensor, uint6
                           size_t size)
 {
     return file_has_data(s->file, tensor->offset + offset, size);
+}
+
+bool safetensors_is_hole(const safetensors *s, const tensor_info *tensor, uint64_t offset)
+{
+    return file_is_hole(s->file, tensor->offset + offset, tensor->bytes - offset);
 }
 
 static tare_status check_range(safetensors *s, const tensor_info *tensor, uint64_t offset,

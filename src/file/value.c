@@ -94,12 +94,18 @@ tare_status value_builder_string(value_builder *b, const char *text, size_t leng
     return value_builder_add(b, &v);
 }
 
+/* Puts "<what>: line L: " before the reason, where there is a `what`. */
+static tare_status at_line(const value_builder *b, int line, tare_status status)
+{
+    return b->what ? TARE_WRAP(b->ctx, status, "%s: line %d", b->what, line) : status;
+}
+
 tare_status value_builder_open(value_builder *b, value_type type, int line)
 {
     int limit = b->last_wins ? JSON_DATA_MAX_DEPTH : JSON_MAX_DEPTH;
     if (b->depth == limit)
-        return TARE_FAIL(b->ctx, TARE_E_FORMAT, "%s: line %d: nested deeper than %d levels",
-                         b->what, line, limit);
+        return at_line(b, line,
+                       TARE_FAIL(b->ctx, TARE_E_FORMAT, "nested deeper than %d levels", limit));
     b->open[b->depth].type = type;
     b->open[b->depth].line = line;
     b->open[b->depth].first = b->count;
@@ -116,8 +122,8 @@ bool value_builder_wants_key(const value_builder *b)
 static tare_status fail_duplicate(const value_builder *b, const value *key)
 {
     int shown = key->length < 200 ? (int)key->length : 200;
-    return TARE_FAIL(b->ctx, TARE_E_FORMAT, "%s: line %d: duplicate key \"%.*s\"", b->what,
-                     key->line, shown, key->text);
+    return at_line(b, key->line,
+                   TARE_FAIL(b->ctx, TARE_E_FORMAT, "duplicate key \"%.*s\"", shown, key->text));
 }
 
 static tare_status check_few_keys(const value_builder *b, const value *keys, size_t count)
@@ -164,7 +170,7 @@ static tare_status merge_duplicates(const value_builder *b, value *keys, value *
             continue;
         }
         if (kept == UINT32_MAX) {
-            status = TARE_FAIL(b->ctx, TARE_E_FORMAT, "%s: too many keys", b->what);
+            status = at_line(b, keys->line, TARE_FAIL(b->ctx, TARE_E_FORMAT, "too many keys"));
             goto done;
         }
         TRY(strmap_put(&seen, keys[i].text, keys[i].length, (uint32_t)kept, NULL));

@@ -18,7 +18,7 @@
 typedef struct value_builder {
     tare_context *ctx;
     arena *arena;
-    const char *what; /* borrowed */
+    const char *what; /* borrowed; NULL: messages are the bare reason */
     bool last_wins;   /* of duplicate keys, to JSON_DATA_MAX_DEPTH; else they are refused */
     value *stack;     /* finished children of all open containers; in maps key, value, key, … */
     size_t count, capacity;
@@ -34,6 +34,8 @@ typedef struct value_builder {
 } value_builder;
 
 void value_builder_init(value_builder *b, tare_context *ctx, arena *a, const char *what);
+/* For the values of a reader, by its dialect. */
+void json_reader_builder(const json_reader *r, arena *a, value_builder *b);
 /* Frees what is outside the arena. */
 void value_builder_free(value_builder *b);
 /* Adds a child; its `text` (string, number) is copied. In a map keys and values take turns, and

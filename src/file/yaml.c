@@ -6,6 +6,7 @@
 #include <string.h>
 #include <yaml.h>
 
+#include "file/foreign.h"
 #include "file/io.h"
 #include "file/value_builder.h"
 
@@ -227,7 +228,7 @@ tare_status yaml_parse(tare_context *ctx, arena *a, const char *data, size_t len
 done:
     value_builder_free(&y.builder);
     yaml_parser_delete(&y.parser);
-    return status;
+    return foreign_explain(ctx, status, what, data, length);
 }
 
 tare_status yaml_parse_file(tare_context *ctx, arena *a, const char *path, size_t limit,

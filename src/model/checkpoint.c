@@ -41,24 +41,54 @@ static tare_status add_file(checkpoint *c, const char *name)
     return status;
 }
 
+static const char *file_name(const checkpoint *c, size_t index)
+{
+    const char *path = safetensors_path(c->files[index]), *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+
+/* Shards are loaded in the order of their names by transformers and vLLM, so of two tensors with
+ * one name the last file's stays. */
+static void settle_twin(checkpoint *c, tensor_place *earlier, const tensor_place *place)
+{
+    bool later = strcmp(file_name(c, place->file), file_name(c, earlier->file)) > 0;
+    TARE_WARN(c->ctx, "%s: tensor \"%s\" is in %s and in %s: the one in %s is taken", c->dir,
+              place->tensor->name, file_name(c, earlier->file), file_name(c, place->file),
+              file_name(c, later ? place->file : earlier->file));
+    if (later)
+        *earlier = *place;
+}
+
 static tare_status add_place(checkpoint *c, const tensor_place *place)
 {
     const tensor_info *tensor = place->tensor;
     tare_status status = TARE_OK;
-    bool existed;
+    uint32_t twin;
+    if (strmap_get(&c->by_name, tensor->name, strlen(tensor->name), &twin)) {
+        tensor_place *earlier = &c->places[twin];
+        if (place->data)
+            return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: tensor \"%s\" is given twice", c->dir,
+                             tensor->name);
+        if (earlier->tensor != tensor)
+            settle_twin(c, earlier, place);
+        return TARE_OK;
+    }
     TRY(mem_grow(c->ctx, (void **)&c->places, &c->capacity, c->count + 1, sizeof *c->places));
-    TRY(strmap_put(&c->by_name, tensor->name, strlen(tensor->name), (uint32_t)c->count, &existed));
-    if (existed)
-        return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: tensor \"%s\" is %s", c->dir, tensor->name,
-                         place->data ? "given twice" : "in two files");
+    TRY(strmap_put(&c->by_name, tensor->name, strlen(tensor->name), (uint32_t)c->count, NULL));
     c->places[c->count++] = *place;
 done:
     return status;
 }
 
-static tare_status add_tensor(checkpoint *c, size_t shard, const tensor_info *tensor)
+/* What a shard's header lists, as far as it is not there yet. */
+static tare_status add_tensors(checkpoint *c, size_t shard)
 {
-    return add_place(c, &(tensor_place){.tensor = tensor, .file = shard});
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < safetensors_count(c->files[shard]); i++)
+        TRY(add_place(
+            c, &(tensor_place){.tensor = safetensors_at(c->files[shard], i), .file = shard}));
+done:
+    return status;
 }
 
 static tare_status open_single(checkpoint *c)
@@ -68,8 +98,7 @@ static tare_status open_single(checkpoint *c)
     if (!c->files)
         return TARE_E_MEMORY;
     TRY(add_file(c, SINGLE_FILE));
-    for (size_t i = 0; i < safetensors_count(c->files[0]); i++)
-        TRY(add_tensor(c, 0, safetensors_at(c->files[0], i)));
+    TRY(add_tensors(c, 0));
 done:
     return status;
 }
@@ -106,6 +135,36 @@ done:
     return status;
 }
 
+/* Warns where the index is not what the headers say. */
+static void compare_index(const checkpoint *c, const value *map, const strmap *shards)
+{
+    size_t absent = 0, misplaced = 0;
+    const char *first_absent = "", *first_misplaced = "";
+    for (size_t i = 0; i < map->count; i++) {
+        const char *name = map->keys[i].text;
+        uint32_t shard = 0;
+        strmap_get(shards, map->items[i].text, map->items[i].length, &shard);
+        if (!checkpoint_find(c, name) && absent++ == 0)
+            first_absent = name;
+        else if (checkpoint_find(c, name) && !safetensors_find(c->files[shard], name) &&
+                 misplaced++ == 0)
+            first_misplaced = name;
+    }
+    if (absent)
+        TARE_WARN(c->ctx, "%s/%s: %zu of its tensors are in no file (first: %s)", c->dir,
+                  INDEX_FILE, absent, first_absent);
+    if (misplaced)
+        TARE_WARN(c->ctx,
+                  "%s/%s: %zu of its tensors are in other files than it says (first: %s); they are "
+                  "read where they are",
+                  c->dir, INDEX_FILE, misplaced, first_misplaced);
+    if (c->count > map->count - absent)
+        TARE_WARN(c->ctx, "%s/%s: %zu tensors of its files are not in it; they are read too",
+                  c->dir, INDEX_FILE, c->count - (map->count - absent));
+}
+
+/* The index is a list of files; which tensors there are, and where, the headers say. Those that
+ * are where it says come first, in its order. */
 static tare_status add_indexed(checkpoint *c, const value *map, const strmap *shards)
 {
     tare_status status = TARE_OK;
@@ -113,17 +172,12 @@ static tare_status add_indexed(checkpoint *c, const value *map, const strmap *sh
         uint32_t shard = 0;
         strmap_get(shards, map->items[i].text, map->items[i].length, &shard);
         const tensor_info *t = safetensors_find(c->files[shard], map->keys[i].text);
-        if (!t)
-            return TARE_FAIL(c->ctx, TARE_E_MODEL, "%s/%s: tensor \"%s\" is not in %s", c->dir,
-                             INDEX_FILE, map->keys[i].text, map->items[i].text);
-        TRY(add_tensor(c, shard, t));
+        if (t)
+            TRY(add_place(c, &(tensor_place){.tensor = t, .file = shard}));
     }
-    size_t stored = 0;
     for (size_t i = 0; i < c->num_files; i++)
-        stored += safetensors_count(c->files[i]);
-    if (stored > c->count)
-        TARE_WARN(c->ctx, "%s/%s: %zu tensors in the shards are not in the index and are left out",
-                  c->dir, INDEX_FILE, stored - c->count);
+        TRY(add_tensors(c, i));
+    compare_index(c, map, shards);
 done:
     return status;
 }
@@ -240,6 +294,45 @@ done:
     return status;
 }
 
+/* ---- names ---- */
+
+/* Of a decoder's own modules, as a checkpoint of the bare decoder (AutoModel) names them. */
+static bool is_bare_name(const char *name)
+{
+    return str_starts_with(name, "layers.") || str_starts_with(name, "embed_tokens.") ||
+           str_starts_with(name, "norm.");
+}
+
+/* A checkpoint in which no name begins with "model" is one of the bare decoder, as transformers has
+ * it: its tensors get the names that they have in the whole model. */
+static tare_status complete_names(checkpoint *c)
+{
+    tare_status status = TARE_OK;
+    size_t bare = 0;
+    for (size_t i = 0; i < c->count; i++) {
+        if (str_starts_with(c->places[i].tensor->name, "model"))
+            return TARE_OK;
+        bare += is_bare_name(c->places[i].tensor->name);
+    }
+    if (bare == 0)
+        return TARE_OK;
+    for (size_t i = 0; i < c->count; i++) {
+        const tensor_info *t = c->places[i].tensor;
+        if (!is_bare_name(t->name))
+            continue;
+        tensor_info *full = arena_alloc(&c->arena, sizeof *full);
+        char *name = arena_printf(&c->arena, "model.%s", t->name);
+        if (!full || !name)
+            return TARE_E_MEMORY;
+        *full = *t;
+        full->name = name;
+        c->places[i].tensor = full;
+        TRY(strmap_put(&c->by_name, name, strlen(name), (uint32_t)i, NULL));
+    }
+done:
+    return status;
+}
+
 /* ---- opening and closing ---- */
 
 static checkpoint *new_checkpoint(tare_context *ctx, const char *dir)
@@ -268,14 +361,16 @@ static tare_status opened(checkpoint *c, tare_status status, checkpoint **out)
 tare_status checkpoint_open(tare_context *ctx, const char *dir, checkpoint **out)
 {
     checkpoint *c = new_checkpoint(ctx, dir);
-    return opened(c, c ? open_files(c) : TARE_E_MEMORY, out);
+    tare_status status = c ? open_files(c) : TARE_E_MEMORY;
+    return opened(c, status == TARE_OK ? complete_names(c) : status, out);
 }
 
 tare_status checkpoint_from_tensors(tare_context *ctx, const char *what, const tare_tensor *tensors,
                                     size_t count, checkpoint **out)
 {
     checkpoint *c = new_checkpoint(ctx, what);
-    return opened(c, c ? take_tensors(c, tensors, count) : TARE_E_MEMORY, out);
+    tare_status status = c ? take_tensors(c, tensors, count) : TARE_E_MEMORY;
+    return opened(c, status == TARE_OK ? complete_names(c) : status, out);
 }
 
 tare_status checkpoint_reopen(tare_context *ctx, const checkpoint *source, checkpoint **out)
@@ -415,6 +510,12 @@ bool checkpoint_has_data(const checkpoint *c, const tensor_info *tensor, uint64_
     return p->data || safetensors_has_data(c->files[p->file], tensor, offset, size);
 }
 
+bool checkpoint_is_hole(const checkpoint *c, const tensor_info *tensor, uint64_t offset)
+{
+    const tensor_place *p = place_of(c, tensor);
+    return !p->data && safetensors_is_hole(c->files[p->file], tensor, offset);
+}
+
 const void *checkpoint_data(const checkpoint *c, const tensor_info *tensor)
 {
     return place_of(c, tensor)->data;
@@ -428,6 +529,19 @@ size_t checkpoint_file_count(const checkpoint *c)
 const safetensors *checkpoint_file(const checkpoint *c, size_t index)
 {
     return c->files[index];
+}
+
+size_t checkpoint_file_of(const checkpoint *c, const tensor_info *tensor)
+{
+    return place_of(c, tensor)->file;
+}
+
+size_t checkpoint_first_file(const checkpoint *c)
+{
+    size_t first = 0;
+    for (size_t i = 1; i < c->num_files; i++)
+        first = strcmp(file_name(c, i), file_name(c, first)) < 0 ? i : first;
+    return first;
 }
 
 tare_status checkpoint_check_unchanged(const checkpoint *c)

@@ -1,7 +1,9 @@
 /* The tensors of a checkpoint: in the weight files of a folder (model.safetensors, or the shards
  * that model.safetensors.index.json names), or in a caller's memory. Headers are read and checked
  * on opening; tensor data only through checkpoint_read. No pickle, no code, no path outside the
- * folder. */
+ * folder. The index is a list of files: what is in them, their headers say. A checkpoint of the
+ * bare decoder ("layers.0…", "embed_tokens…", "norm…") has the whole model's names here
+ * ("model.layers.0…"). */
 #ifndef TARE_MODEL_CHECKPOINT_H
 #define TARE_MODEL_CHECKPOINT_H
 
@@ -41,11 +43,16 @@ bool checkpoint_same_data(const checkpoint *c, const tensor_info *a, const tenso
 /* Do these bytes of the tensor lie on disk (or in memory)? */
 bool checkpoint_has_data(const checkpoint *c, const tensor_info *tensor, uint64_t offset,
                          size_t size);
+/* Is the tensor from `offset` on a hole of a sparse file, which reads as zeros? */
+bool checkpoint_is_hole(const checkpoint *c, const tensor_info *tensor, uint64_t offset);
 /* Where the data of a tensor in memory lies; NULL: in a file. */
 const void *checkpoint_data(const checkpoint *c, const tensor_info *tensor);
 /* 0: the tensors are in memory. */
 size_t checkpoint_file_count(const checkpoint *c);
 const safetensors *checkpoint_file(const checkpoint *c, size_t index);
+/* The index of a tensor's file, and of the first file by name; 0 in memory. */
+size_t checkpoint_file_of(const checkpoint *c, const tensor_info *tensor);
+size_t checkpoint_first_file(const checkpoint *c);
 /* TARE_E_DATA if a weight file was written to since the checkpoint was opened. */
 tare_status checkpoint_check_unchanged(const checkpoint *c);
 /* Sum of the sizes of the weight files, or of the tensors in memory. */

@@ -158,6 +158,40 @@ done:
     return status == TARE_OK ? status : TARE_E_MODEL;
 }
 
+static bool same_scalar(const value *a, const value *b)
+{
+    if (!a || !b || a->type != b->type)
+        return false;
+    if (a->type == VALUE_NUMBER)
+        return a->number == b->number;
+    return a->type == VALUE_BOOL ? a->boolean == b->boolean
+                                 : a->type == VALUE_NULL || strcmp(a->text, b->text) == 0;
+}
+
+/* What else config.json says of rope, which versions of transformers before 5 read instead of
+ * rope_parameters. */
+static tare_status compare_rope_maps(parse *p, const value *modern)
+{
+    const value *old = value_get(p->root, "rope_scaling"),
+                *theta = value_get(p->root, "rope_theta");
+    const char *key = NULL;
+    for (size_t i = 0; old && old->type == VALUE_MAP && i < old->count && !key; i++) {
+        const value *v = value_get(modern, old->keys[i].text);
+        bool renamed = strcmp(old->keys[i].text, "type") == 0 && !v;
+        if (!same_scalar(&old->items[i], renamed ? value_get(modern, "rope_type") : v))
+            key = old->keys[i].text;
+    }
+    if (theta && value_get(modern, "rope_theta") &&
+        !same_scalar(theta, value_get(modern, "rope_theta")))
+        key = "rope_theta";
+    if (key)
+        return REFUSE(p,
+                      "rope_parameters says otherwise of %.40s than the older rope_scaling or "
+                      "rope_theta beside it; remove the one that is wrong",
+                      key);
+    return TARE_OK;
+}
+
 /* rope_parameters (transformers 5, theta inside) or rope_scaling; NULL: neither says anything. */
 static tare_status find_rope_map(parse *p, const value **out, bool *modern)
 {
@@ -173,6 +207,37 @@ static tare_status find_rope_map(parse *p, const value **out, bool *modern)
             return REFUSE(p, "rope settings by kind of layer (%.40s) are not supported",
                           map->keys[i].text);
     }
+    return *modern ? compare_rope_maps(p, map) : TARE_OK;
+}
+
+/* rope_type, or type as it was once called. transformers takes one or the other by the family, so
+ * they must not disagree. */
+static tare_status parse_rope_type(parse *p, const value *map, rope_type *out)
+{
+    const char *name = NULL, *old = NULL;
+    if (value_get_string(p->ctx, map, p->what, "rope_type", &name) != TARE_OK ||
+        value_get_string(p->ctx, map, p->what, "type", &old) != TARE_OK)
+        return TARE_E_MODEL;
+    if (name && old && strcmp(name, old) != 0)
+        return REFUSE(p,
+                      "the rope settings have rope_type \"%.40s\" and type \"%.40s\"; remove the "
+                      "one that is wrong",
+                      name, old);
+    name = name ? name : old ? old : "default";
+    if (!rope_type_find(name, out))
+        return REFUSE(p, "rope type \"%.80s\" is not supported; supported: %s", name,
+                      ROPE_TYPE_NAMES);
+    return TARE_OK;
+}
+
+/* Of a head that is rotated in part, which no family here does. */
+static tare_status refuse_partial_rotary(parse *p, const value *map)
+{
+    double factor = 1;
+    if (value_get_double(p->ctx, map, p->what, "partial_rotary_factor", &factor) != TARE_OK)
+        return TARE_E_MODEL;
+    if (factor != 1)
+        return REFUSE(p, "partial_rotary_factor %g is not supported; supported: 1", factor);
     return TARE_OK;
 }
 
@@ -182,14 +247,10 @@ static tare_status parse_rope(parse *p)
     rope_config *r = &p->out->rope;
     const value *map;
     bool modern;
-    const char *name = "default";
     TRY(find_rope_map(p, &map, &modern));
-    if (value_get_string(p->ctx, map, p->what, value_get(map, "rope_type") ? "rope_type" : "type",
-                         &name) != TARE_OK)
-        return TARE_E_MODEL;
-    if (!rope_type_find(name, &r->type))
-        return REFUSE(p, "rope type \"%.80s\" is not supported; supported: %s", name,
-                      ROPE_TYPE_NAMES);
+    TRY(refuse_partial_rotary(p, p->root));
+    TRY(refuse_partial_rotary(p, map));
+    TRY(parse_rope_type(p, map, &r->type));
     TRY(rope_number(p, modern && value_get(map, "rope_theta") ? map : p->root, "rope_theta", 10000,
                     &r->theta));
     r->attention_factor = 1;
@@ -204,27 +265,43 @@ done:
     return status;
 }
 
-static tare_status parse_dtype(parse *p)
+bool torch_dtype_find(const char *name, tare_dtype *out)
 {
     static const struct {
         const char *name;
         tare_dtype dtype;
-    } names[] = {{"bfloat16", TARE_BF16}, {"float16", TARE_F16}, {"float32", TARE_F32}};
-    const value *v = value_get(p->root, "torch_dtype");
-    if (!v || v->type == VALUE_NULL)
-        v = value_get(p->root, "dtype");
-    p->out->has_dtype = v && v->type == VALUE_STRING;
-    if (!p->out->has_dtype)
-        return TARE_OK;
-    for (size_t i = 0; i < 3; i++) {
-        if (strcmp(v->text, names[i].name) == 0) {
-            p->out->dtype = names[i].dtype;
-            return TARE_OK;
+    } names[] = {{"bfloat16", TARE_BF16},
+                 {"float16", TARE_F16},
+                 {"half", TARE_F16},
+                 {"float32", TARE_F32},
+                 {"float", TARE_F32}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(name, names[i].name) == 0) {
+            *out = names[i].dtype;
+            return true;
         }
     }
-    return REFUSE(p,
-                  "torch_dtype \"%.40s\" is not supported; supported: bfloat16, float16, float32",
-                  v->text);
+    return false;
+}
+
+/* `dtype` counts where both are given, as in transformers. */
+static tare_status parse_dtype(parse *p)
+{
+    static const char *const keys[] = {"torch_dtype", "dtype"};
+    tare_dtype found[2];
+    bool given[2];
+    for (int i = 0; i < 2; i++) {
+        const value *v = value_get(p->root, keys[i]);
+        given[i] = v && v->type != VALUE_NULL;
+        if (given[i] && (v->type != VALUE_STRING || !torch_dtype_find(v->text, &found[i])))
+            return REFUSE(p, "%s \"%.40s\" is not supported; supported: bfloat16, float16, float32",
+                          keys[i], v->type == VALUE_STRING ? v->text : "(no string)");
+        if (given[i])
+            p->out->dtype = found[i];
+    }
+    p->out->has_dtype = given[0] || given[1];
+    p->out->has_two_dtypes = given[0] && given[1] && found[0] != found[1];
+    return TARE_OK;
 }
 
 /* layer_types of config.json, if it is set; NULL: it is not. */

@@ -14,8 +14,9 @@ typedef struct model_config {
     float rms_norm_eps;
     rope_config rope;
     bool attention_bias, mlp_bias, tie_word_embeddings;
-    bool has_dtype; /* torch_dtype or dtype is given */
-    tare_dtype dtype;
+    bool has_dtype;        /* torch_dtype or dtype is given */
+    bool has_two_dtypes;   /* both are, and they disagree */
+    tare_dtype dtype;      /* of a model without: that of its weights */
     const size_t *windows; /* [num_layers] sliding window in tokens, 0: none; NULL: none anywhere.
                               In the arena */
 } model_config;
@@ -24,6 +25,8 @@ typedef struct model_config {
  * are TARE_E_MODEL. */
 tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, size_t length,
                                const char *what, model_config *out);
+/* What torch calls a dtype: bfloat16, float16 (half), float32 (float); false for others. */
+bool torch_dtype_find(const char *name, tare_dtype *out);
 size_t model_config_dim(const model_config *config, model_dim dim);
 bool model_config_has_bias(const model_config *config, bias_rule rule);
 size_t model_config_window(const model_config *config, size_t layer);

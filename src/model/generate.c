@@ -3,15 +3,24 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/sized.h"
 #include "model/generate.h"
 
-void tare_generate_options_init(tare_generate_options *options)
+void tare_generate_options_init_sized(tare_generate_options *options, size_t size)
 {
-    *options = (tare_generate_options){.max_new_tokens = 20,
-                                       .temperature = -1,
-                                       .top_k = -1,
-                                       .top_p = -1,
-                                       .repetition_penalty = -1};
+    static const tare_generate_options defaults = {.max_new_tokens = 20,
+                                                   .temperature = -1,
+                                                   .top_k = -1,
+                                                   .top_p = -1,
+                                                   .repetition_penalty = -1};
+    sized_init(options, size, &defaults, sizeof defaults);
+}
+
+tare_status generation_take_options(tare_model *model, const tare_generate_options *given,
+                                    tare_generate_options *out)
+{
+    tare_generate_options_init(out);
+    return SIZED_TAKE(model->ctx, tare_generate_options, given, out);
 }
 
 /* ---- what stays in the model ---- */
@@ -354,16 +363,15 @@ tare_status tare_generate(tare_model *model, const tare_generate_options *option
                           tare_generation *results)
 {
     tare_status status = TARE_OK;
-    tare_generate_options defaults;
+    tare_generate_options o;
     tare_generation_plan plan;
     generation_layout layout;
-    tare_generate_options_init(&defaults);
-    options = options ? options : &defaults;
-    generation_work work = work_of(options, lengths, n);
     memset(results, 0, n * sizeof *results);
+    TRY(generation_take_options(model, options, &o));
+    generation_work work = work_of(&o, lengths, n);
     TRY(generation_check_prompts(model, prompts, lengths, n));
     TRY(generation_layout_make(model, &work, &layout, &plan));
-    TRY(generation_run(model, options, &layout, prompts, lengths, n, results));
+    TRY(generation_run(model, &o, &layout, prompts, lengths, n, results));
 done:
     if (status != TARE_OK)
         tare_generations_free(model->ctx, results, n);
@@ -381,9 +389,15 @@ void tare_generations_free(tare_context *ctx, tare_generation *results, size_t n
 tare_status tare_generate_plan(tare_model *model, const tare_generate_options *options,
                                const size_t *lengths, size_t n, tare_generation_plan *plan)
 {
-    tare_generate_options defaults;
-    tare_generate_options_init(&defaults);
+    tare_status status = TARE_OK;
+    tare_generate_options o;
+    tare_generation_plan made;
     generation_layout layout;
-    generation_work work = work_of(options ? options : &defaults, lengths, n);
-    return generation_layout_make(model, &work, &layout, plan);
+    TRY(SIZED_CHECK(model->ctx, tare_generation_plan, plan));
+    TRY(generation_take_options(model, options, &o));
+    generation_work work = work_of(&o, lengths, n);
+    status = generation_layout_make(model, &work, &layout, &made);
+    sized_give(plan, &made, sizeof made); /* also of a budget that is too small */
+done:
+    return status;
 }

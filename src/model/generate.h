@@ -69,6 +69,10 @@ tare_status generation_check_prompts(const tare_model *model, const uint32_t *co
 /* Tokens that a prompt of `length` may grow to; 0: it is too long. */
 size_t generation_most(const model_config *config, size_t length, size_t max_new);
 
+/* The options of a call, whole. */
+tare_status generation_take_options(tare_model *model, const tare_generate_options *given,
+                                    tare_generate_options *out);
+
 /* tare_generate with a layout; prompts are checked, results empty. */
 tare_status generation_run(tare_model *model, const tare_generate_options *options,
                            const generation_layout *layout, const uint32_t *const *prompts,

@@ -1,6 +1,7 @@
 /* generation_config.json: how a checkpoint wants its text to be made. */
 #include <string.h>
 
+#include "file/io.h"
 #include "file/json.h"
 #include "model/generate.h"
 
@@ -112,11 +113,31 @@ done:
     return status;
 }
 
+/* NULL of a file that is empty: it is as good as absent, as in transformers. */
+static tare_status read_file(tare_context *ctx, arena *a, const char *path, const value **root)
+{
+    tare_status status = TARE_OK;
+    char *text = NULL;
+    size_t length, blank = 0;
+    *root = NULL;
+    TRY(file_read_all(ctx, path, FILE_LIMIT, &text, &length));
+    while (blank < length && strchr(" \t\r\n", text[blank]) && text[blank])
+        blank++;
+    if (blank == length)
+        goto done;
+    TRY(json_parse(ctx, a, text, length, path, JSON_STRICT, root));
+    if ((*root)->type != VALUE_MAP)
+        TRY(TARE_FAIL(ctx, TARE_E_FORMAT, "%s: must be a map of settings", path));
+done:
+    mem_free(ctx, text);
+    return status;
+}
+
 tare_status generation_config_read(tare_model *model, generation *g)
 {
     tare_status status = TARE_OK;
     tare_context *ctx = model->ctx;
-    const value *root;
+    const value *root = NULL;
     char *path = model->folder ? path_join(ctx, model->folder, "generation_config.json") : NULL;
     generation_config *c = arena_calloc(&g->arena, 1, sizeof *c);
     TRY((path || !model->folder) && c ? TARE_OK : TARE_E_MEMORY);
@@ -124,17 +145,16 @@ tare_status generation_config_read(tare_model *model, generation *g)
     buffer_init(&c->greedy_ignored, ctx);
     buffer_init(&c->sampling_ignored, ctx);
     g->config = c;
-    if (path && path_exists(path)) {
-        TRY(json_parse_file(ctx, &g->arena, path, FILE_LIMIT, &root));
-        if (root->type != VALUE_MAP)
-            TRY(TARE_FAIL(ctx, TARE_E_FORMAT, "%s: must be a map of settings", path));
+    if (path && path_exists(path))
+        TRY(read_file(ctx, &g->arena, path, &root));
+    if (root) {
         TRY(read_eos(model, &g->arena, root, path, c));
         TRY(read_settings(model, root, path, c));
         note_foreign(root, c);
     }
     if (!c->eos_ids) {
         TRY(json_parse(ctx, &g->arena, model->config_json, model->config_length, "config.json",
-                       JSON_STRICT, &root));
+                       JSON_PYTHON, &root));
         TRY(read_eos(model, &g->arena, root, "config.json", c));
     }
     TRY(c->greedy_ignored.status);

@@ -4,7 +4,7 @@
 
 #include "tensor/convert.h"
 
-enum { HEAD_PANEL = 4096 };
+enum { HEAD_PANEL = 4096, COMPARE_BYTES = 64 << 10 };
 
 static size_t panel_rows(const tare_model *model, size_t first)
 {
@@ -117,6 +117,30 @@ tare_status head_logits_kept(tare_model *model, const head_weights *h, const flo
     }
 done:
     mem_free(model->ctx, y);
+    return status;
+}
+
+/* ---- tied ---- */
+
+tare_status head_differs(tare_model *model, const tensor_info *own, bool *differs)
+{
+    tare_status status = TARE_OK;
+    const tensor_info *tied = model->embedding;
+    *differs = own->dtype != tied->dtype;
+    if (*differs || checkpoint_same_data(model->checkpoint, own, tied))
+        return TARE_OK;
+    char *a = mem_alloc(model->ctx, COMPARE_BYTES), *b = mem_alloc(model->ctx, COMPARE_BYTES);
+    TRY(a && b ? TARE_OK : TARE_E_MEMORY);
+    for (uint64_t at = 0, n; at < own->bytes && !*differs; at += n) {
+        n = own->bytes - at < COMPARE_BYTES ? own->bytes - at : COMPARE_BYTES;
+        TRY(context_check_cancelled(model->ctx));
+        TRY(checkpoint_read(model->checkpoint, own, at, a, n));
+        TRY(checkpoint_read(model->checkpoint, tied, at, b, n));
+        *differs = memcmp(a, b, n) != 0;
+    }
+done:
+    mem_free(model->ctx, b);
+    mem_free(model->ctx, a);
     return status;
 }
 

@@ -20,6 +20,10 @@ tare_status head_logits_kept(tare_model *model, const head_weights *h, const flo
                              float *logits);
 tare_status head_logits(tare_model *model, const float *x, size_t count, float *logits);
 
+/* Does a head of the checkpoint's own hold other bytes than the embedding? Reads both, in pieces,
+ * up to the first difference. */
+tare_status head_differs(tare_model *model, const tensor_info *own, bool *differs);
+
 /* Accounted bytes, at most: of packed weights, what loading needs beside them, and what the two
  * products need. */
 size_t head_weights_bytes(const tare_model *model);

@@ -89,6 +89,7 @@ tare_status tare_last_logprobs(tare_model *model, const tare_generate_options *o
     generation *g;
     generation_layout layout;
     tare_generation_plan plan;
+    tare_generate_options o;
     logprobs_run r = {.model = model,
                       .prompts = prompts,
                       .lengths = lengths,
@@ -96,8 +97,9 @@ tare_status tare_last_logprobs(tare_model *model, const tare_generate_options *o
                       .ids = ids,
                       .num_ids = num_ids,
                       .logprobs = logprobs};
-    generation_work work = {.lengths = lengths, .n = n, .max_batch = options ? options->batch : 0};
     size_t longest = 0;
+    TRY(generation_take_options(model, options, &o));
+    generation_work work = {.lengths = lengths, .n = n, .max_batch = o.batch};
     TRY(generation_check_prompts(model, prompts, lengths, n));
     TRY(check_ids(&r));
     for (size_t i = 0; i < n * num_ids; i++)

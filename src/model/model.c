@@ -6,6 +6,9 @@
 #include <string.h>
 
 #include "file/io.h"
+#include "model/head.h"
+#include "model/quantized.h"
+#include "model/tensor_names.h"
 #include "tensor/convert.h"
 
 enum { CONFIG_LIMIT = 4 << 20, PIECE_BYTES = 16 << 20 };
@@ -30,11 +33,10 @@ static tare_status check_tensor(tare_model *m, const tensor_info *t, int rank, s
                      m->dir, t->name, found, rows, cols);
 }
 
-/* Finds `module`.`part` and checks it; *known counts the tensors that have a place. */
+/* Finds `module`.`part` and checks it. */
 static tare_status find_tensor(tare_model *m, const char *module, const char *part, int rank,
-                               size_t rows, size_t cols, strmap *known, const tensor_info **out)
+                               size_t rows, size_t cols, const tensor_info **out)
 {
-    tare_status status = TARE_OK;
     char *name = arena_printf(&m->arena, "%s.%s", module, part);
     if (!name)
         return TARE_E_MEMORY;
@@ -42,13 +44,10 @@ static tare_status find_tensor(tare_model *m, const char *module, const char *pa
     if (!*out)
         return TARE_FAIL(m->ctx, TARE_E_MODEL, "%s: tensor %s is missing from the checkpoint",
                          m->dir, name);
-    TRY(check_tensor(m, *out, rank, rows, cols));
-    TRY(strmap_put(known, name, strlen(name), 0, NULL));
-done:
-    return status;
+    return check_tensor(m, *out, rank, rows, cols);
 }
 
-static tare_status find_linear(tare_model *m, size_t layer, const linear_spec *spec, strmap *known,
+static tare_status find_linear(tare_model *m, size_t layer, const linear_spec *spec,
                                model_linear *out)
 {
     tare_status status = TARE_OK;
@@ -61,93 +60,29 @@ static tare_status find_linear(tare_model *m, size_t layer, const linear_spec *s
                           .layer = layer,
                           .n = model_config_dim(&m->config, spec->out),
                           .k = model_config_dim(&m->config, spec->in)};
-    TRY(find_tensor(m, name, "weight", 2, out->n, out->k, known, &out->weight));
+    TRY(find_tensor(m, name, "weight", 2, out->n, out->k, &out->weight));
     if (model_config_has_bias(&m->config, spec->bias))
-        TRY(find_tensor(m, name, "bias", 1, out->n, 0, known, &out->bias));
+        TRY(find_tensor(m, name, "bias", 1, out->n, 0, &out->bias));
 done:
     return status;
 }
 
-static tare_status find_layer(tare_model *m, size_t layer, strmap *known)
+static tare_status find_layer(tare_model *m, size_t layer)
 {
     tare_status status = TARE_OK;
     const architecture *arch = m->config.arch;
     for (size_t i = 0; i < arch->num_linears; i++)
-        TRY(find_linear(m, layer, &arch->linears[i], known,
+        TRY(find_linear(m, layer, &arch->linears[i],
                         &m->layers[layer].linears[arch->linears[i].role]));
     for (size_t i = 0; i < arch->num_norms; i++) {
         const norm_spec *spec = &arch->norms[i];
         char *name = arena_printf(&m->arena, "model.layers.%zu.%s", layer, spec->name);
         if (!name)
             return TARE_E_MEMORY;
-        TRY(find_tensor(m, name, "weight", 1, model_config_dim(&m->config, spec->size), 0, known,
+        TRY(find_tensor(m, name, "weight", 1, model_config_dim(&m->config, spec->size), 0,
                         &m->layers[layer].norms[spec->role]));
     }
 done:
-    return status;
-}
-
-static tare_status find_head(tare_model *m, strmap *known)
-{
-    tare_status status = TARE_OK;
-    const model_config *c = &m->config;
-    m->head = (model_linear){.name = "lm_head",
-                             .group = GROUP_HEAD,
-                             .layer = c->num_layers,
-                             .n = c->vocab_size,
-                             .k = c->hidden_size};
-    const tensor_info *own = checkpoint_find(m->checkpoint, "lm_head.weight");
-    m->head_is_tied = c->tie_word_embeddings &&
-                      (!own || checkpoint_same_data(m->checkpoint, own, m->embedding));
-    if (m->head_is_tied)
-        m->head.weight = m->embedding;
-    if (m->head_is_tied && own)
-        TRY(strmap_put(known, own->name, strlen(own->name), 0, NULL));
-    if (!m->head_is_tied)
-        TRY(find_tensor(m, "lm_head", "weight", 2, c->vocab_size, c->hidden_size, known,
-                        &m->head.weight));
-done:
-    return status;
-}
-
-static tare_status collect_extra(tare_model *m, const strmap *known)
-{
-    size_t count = checkpoint_count(m->checkpoint);
-    m->extra = arena_alloc_array(&m->arena, count, sizeof *m->extra);
-    if (!m->extra)
-        return TARE_E_MEMORY;
-    for (size_t i = 0; i < count; i++) {
-        const tensor_info *t = checkpoint_at(m->checkpoint, i);
-        if (!strmap_get(known, t->name, strlen(t->name), NULL) &&
-            !str_ends_with(t->name, ".rotary_emb.inv_freq"))
-            m->extra[m->num_extra++] = t;
-    }
-    if (m->num_extra)
-        TARE_WARN(
-            m->ctx,
-            "%s: %zu tensors are unknown to model_type %s and are copied as they are (first: %s)",
-            m->dir, m->num_extra, m->config.arch->model_type, m->extra[0]->name);
-    return TARE_OK;
-}
-
-static tare_status find_tensors(tare_model *m)
-{
-    tare_status status = TARE_OK;
-    const model_config *c = &m->config;
-    strmap known;
-    strmap_init(&known, m->ctx);
-    m->layers = arena_calloc(&m->arena, c->num_layers, sizeof *m->layers);
-    if (!m->layers)
-        return TARE_E_MEMORY;
-    TRY(find_tensor(m, "model.embed_tokens", "weight", 2, c->vocab_size, c->hidden_size, &known,
-                    &m->embedding));
-    for (size_t i = 0; i < c->num_layers; i++)
-        TRY(find_layer(m, i, &known));
-    TRY(find_tensor(m, "model.norm", "weight", 1, c->hidden_size, 0, &known, &m->final_norm));
-    TRY(find_head(m, &known));
-    TRY(collect_extra(m, &known));
-done:
-    strmap_free(&known);
     return status;
 }
 
@@ -160,6 +95,146 @@ typedef struct model_origin {
     size_t num_tensors;
     const tare_model *again;
 } model_origin;
+
+/* transformers and vLLM load a tied model's head from the embedding, whatever lm_head.weight holds.
+ * One that is the same stays: it is copied as it stands. So does another one in memory, with which
+ * the model computes there; what is written then ties no more. */
+static tare_status settle_tied_head(tare_model *m, const tensor_info *own)
+{
+    tare_status status = TARE_OK;
+    bool differs = false, in_memory = own && checkpoint_data(m->checkpoint, own);
+    if (own)
+        TRY(head_differs(m, own, &differs));
+    m->head_is_unlike = differs && in_memory;
+    m->head_is_tied = !own || (differs && !in_memory) ||
+                      checkpoint_same_data(m->checkpoint, own, m->embedding);
+    if (differs)
+        TARE_WARN(m->ctx,
+                  "%s: lm_head.weight differs from the embedding, but tie_word_embeddings is true: "
+                  "%s",
+                  m->dir,
+                  in_memory ? "it is used as it is, and the output's config.json says false"
+                            : "the embedding is used, as transformers does, and lm_head.weight is "
+                              "left out");
+done:
+    return status;
+}
+
+static tare_status find_head(tare_model *m, const tare_model *again)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &m->config;
+    m->head = (model_linear){.name = "lm_head",
+                             .group = GROUP_HEAD,
+                             .layer = c->num_layers,
+                             .n = c->vocab_size,
+                             .k = c->hidden_size};
+    const tensor_info *own = checkpoint_find(m->checkpoint, "lm_head.weight");
+    if (own || !c->tie_word_embeddings)
+        TRY(find_tensor(m, "lm_head", "weight", 2, c->vocab_size, c->hidden_size, &m->head.weight));
+    if (again) {
+        m->head_is_tied = again->head_is_tied;
+        m->head_is_unlike = again->head_is_unlike;
+    } else if (c->tie_word_embeddings) {
+        TRY(settle_tied_head(m, own));
+    }
+    if (m->head_is_tied)
+        m->head.weight = m->embedding;
+done:
+    return status;
+}
+
+/* Names of tensors that are left out for one reason: how many, and the first few. */
+typedef struct left_out {
+    size_t count;
+    buffer names;
+} left_out;
+
+enum { NAMES_SHOWN = 4 };
+
+static void note_left_out(left_out *l, const char *name)
+{
+    if (l->count++ < NAMES_SHOWN)
+        buffer_printf(&l->names, "%s%.200s", l->count > 1 ? ", " : "", name);
+    else if (l->count == NAMES_SHOWN + 1)
+        buffer_puts(&l->names, ", …");
+}
+
+/* What no layer needs; `quiet`: this model was opened, and warned about, before. */
+static tare_status collect_others(tare_model *m, bool quiet)
+{
+    tare_status status = TARE_OK;
+    size_t count = checkpoint_count(m->checkpoint);
+    left_out unused = {0}, beyond = {0};
+    buffer_init(&unused.names, m->ctx);
+    buffer_init(&beyond.names, m->ctx);
+    m->extra = arena_alloc_array(&m->arena, count, sizeof *m->extra);
+    TRY(m->extra ? TARE_OK : TARE_E_MEMORY);
+    for (size_t i = 0; i < count; i++) {
+        const tensor_info *t = checkpoint_at(m->checkpoint, i);
+        tensor_use use = tensor_use_of(&m->config, t->name);
+        if (use == TENSOR_FOREIGN)
+            m->extra[m->num_extra++] = t;
+        else if (use == TENSOR_UNUSED || use == TENSOR_BEYOND)
+            note_left_out(use == TENSOR_UNUSED ? &unused : &beyond, t->name);
+    }
+    TRY(unused.names.status);
+    TRY(beyond.names.status);
+    if (m->num_extra && !quiet)
+        TARE_WARN(
+            m->ctx,
+            "%s: %zu tensors are unknown to model_type %s and are copied as they are (first: %s)",
+            m->dir, m->num_extra, m->config.arch->model_type, m->extra[0]->name);
+    if (unused.count && !quiet)
+        TARE_WARN(m->ctx,
+                  "%s: %zu tensors have no place in a %s model with this config.json and are left "
+                  "out, as transformers does: %s",
+                  m->dir, unused.count, m->config.arch->model_type, unused.names.data);
+    if (beyond.count && !quiet)
+        TARE_WARN(
+            m->ctx,
+            "%s: %zu tensors are of layers that num_hidden_layers (%zu) excludes and are left "
+            "out, as transformers does: %s",
+            m->dir, beyond.count, m->config.num_layers, beyond.names.data);
+done:
+    buffer_free(&unused.names);
+    buffer_free(&beyond.names);
+    return status;
+}
+
+static tare_status find_tensors(tare_model *m, const tare_model *again)
+{
+    tare_status status = TARE_OK;
+    const model_config *c = &m->config;
+    m->layers = arena_calloc(&m->arena, c->num_layers, sizeof *m->layers);
+    if (!m->layers)
+        return TARE_E_MEMORY;
+    TRY(find_tensor(m, "model.embed_tokens", "weight", 2, c->vocab_size, c->hidden_size,
+                    &m->embedding));
+    for (size_t i = 0; i < c->num_layers; i++)
+        TRY(find_layer(m, i));
+    TRY(find_tensor(m, "model.norm", "weight", 1, c->hidden_size, 0, &m->final_norm));
+    TRY(find_head(m, again));
+    TRY(collect_others(m, again != NULL));
+done:
+    return status;
+}
+
+/* The dtype of a config.json without one, as transformers' dtype="auto" finds it: that of the first
+ * float tensor by name in the first weight file by name. */
+static void take_dtype(tare_model *m)
+{
+    const tensor_info *first = NULL;
+    size_t first_file = checkpoint_first_file(m->checkpoint);
+    for (size_t i = 0; !m->config.has_dtype && i < checkpoint_count(m->checkpoint); i++) {
+        const tensor_info *t = checkpoint_at(m->checkpoint, i);
+        if (dtype_is_float(t->dtype) && checkpoint_file_of(m->checkpoint, t) == first_file &&
+            (!first || strcmp(t->name, first->name) < 0))
+            first = t;
+    }
+    if (first)
+        m->config.dtype = first->dtype;
+}
 
 static tare_status take_config(tare_model *m, const model_origin *from)
 {
@@ -181,13 +256,9 @@ done:
     return status;
 }
 
-static tare_status open_origin(tare_model *m, const model_origin *from)
+static tare_status take_weights(tare_model *m, const model_origin *from)
 {
     tare_status status = TARE_OK;
-    m->dir = mem_strdup(m->ctx, from->dir);
-    m->folder = from->folder ? mem_strdup(m->ctx, from->folder) : NULL;
-    TRY(m->dir && (m->folder || !from->folder) ? TARE_OK : TARE_E_MEMORY);
-    TRY(take_config(m, from));
     if (from->again)
         TRY(checkpoint_reopen(m->ctx, from->again->checkpoint, &m->checkpoint));
     else if (from->tensors)
@@ -195,7 +266,20 @@ static tare_status open_origin(tare_model *m, const model_origin *from)
                                     &m->checkpoint));
     else
         TRY(checkpoint_open(m->ctx, m->dir, &m->checkpoint));
-    TRY(find_tensors(m));
+    TRY(find_tensors(m, from->again));
+    take_dtype(m);
+done:
+    return status;
+}
+
+static tare_status open_origin(tare_model *m, const model_origin *from)
+{
+    tare_status status = TARE_OK;
+    m->dir = mem_strdup(m->ctx, from->dir);
+    m->folder = from->folder ? mem_strdup(m->ctx, from->folder) : NULL;
+    TRY(m->dir && (m->folder || !from->folder) ? TARE_OK : TARE_E_MEMORY);
+    TRY(take_config(m, from));
+    TRY(quantized_check(m, take_weights(m, from), from->again != NULL));
 done:
     return status;
 }

@@ -34,10 +34,12 @@ struct tare_model {
     checkpoint *checkpoint;
     const tensor_info *embedding, *final_norm;
     model_linear head;
-    bool head_is_tied;   /* there is no lm_head.weight in the checkpoint: the embedding serves */
+    bool head_is_tied;   /* the embedding serves: there is no lm_head.weight in the checkpoint, or
+                          * one that differs, which is left out */
+    bool head_is_unlike; /* in memory: not the embedding, though config.json ties them */
     model_layer *layers; /* [config.num_layers] */
-    const tensor_info **extra; /* tensors that the architecture does not know, copied through;
-                                  rotary inv_freq left out */
+    const tensor_info **extra; /* tensors of modules that the architecture does not have
+                                  (tensor_names.h), copied through */
     size_t num_extra;
     /* TARE_DTYPE_COUNT: weights are used as stored. F16, BF16, F32: float tensors are rounded to it
      * when they are read, as loading the model in that dtype does. */

@@ -1,6 +1,7 @@
 #include "model/probe.h"
 
 #include "base/progress.h"
+#include "base/sized.h"
 #include "tensor/convert.h"
 
 /* Least time that is spent on a kind, unless one piece takes longer. */
@@ -170,10 +171,12 @@ done:
 tare_status tare_model_probe(tare_model *model, size_t rows, tare_model_rates *rates)
 {
     tare_status status = TARE_OK;
-    *rates = (tare_model_rates){0};
-    TRY(probe_reading(model, &rates->read));
-    TRY(probe_packing(model, GEMM_FP32, &rates->pack));
-    TRY(probe_products(model, GEMM_FP32, rows ? rows : 1, &rates->products));
+    tare_model_rates made = {0};
+    TRY(SIZED_CHECK(model->ctx, tare_model_rates, rates));
+    TRY(probe_reading(model, &made.read));
+    TRY(probe_packing(model, GEMM_FP32, &made.pack));
+    TRY(probe_products(model, GEMM_FP32, rows ? rows : 1, &made.products));
+    sized_give(rates, &made, sizeof made);
 done:
     return status;
 }

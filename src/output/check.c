@@ -41,7 +41,7 @@ static tare_status conclude(output *o, tare_status status, const tare_verify_res
 
 tare_status output_verify_stage(output *o)
 {
-    tare_verify_result result;
+    tare_verify_result result = {.size = sizeof result};
     buffer first;
     buffer_init(&first, o->ctx);
     tare_verify_options options = options_of(o, &first);

@@ -6,7 +6,7 @@
 #include "file/json.h"
 #include "output/output_internal.h"
 
-enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 8 };
+enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 9 };
 
 /* Changes to one map: a key without a value is removed. */
 typedef struct edit {
@@ -129,11 +129,13 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     type = string_value(name);
     edits[n++] = (edit){.key = "quantization_config"};
     edits[n++] = (edit){.key = "compression_config"};
+    edits[n++] = (edit){.key = "quantization"};
     if (o->options.dtype_given) {
         edits[n++] = (edit){.key = "dtype", .to = &dtype, .only_if_present = true};
         edits[n++] = (edit){.key = "torch_dtype", .to = &dtype};
     }
-    if (o->head_quantized && !(tied && tied->type == VALUE_BOOL && !tied->boolean))
+    if ((o->head_quantized || o->options.untie) &&
+        !(tied && tied->type == VALUE_BOOL && !tied->boolean))
         edits[n++] = (edit){.key = "tie_word_embeddings", .to = &no};
     memcpy(inner, edits, sizeof edits);
     m = n;

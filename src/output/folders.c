@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/number.h"
 #include "output/output_internal.h"
 
 /* Left by a killed run, or the journal of one that will be resumed: not a reason to refuse. */
@@ -119,7 +120,8 @@ tare_status output_prepare_stage(output *o)
     for (size_t i = 0; i < o->num_folders; i++) {
         TRY(folder_create(o->ctx, o->folders[i].stage));
         if (access(o->folders[i].stage, W_OK | X_OK) != 0)
-            TRY(TARE_FAIL(o->ctx, TARE_E_FOLDER, "output folder %s: %s", o->dir, strerror(errno)));
+            TRY(TARE_FAIL(o->ctx, TARE_E_FOLDER, "output folder %s: %s", o->dir,
+                          errno_text(errno)));
     }
 done:
     if (status == TARE_E_IO)

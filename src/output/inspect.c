@@ -236,7 +236,7 @@ static void inspect_layout(report *r, const vfolder *f)
 static tare_status inspect_output(report *r, const char *path, bool *is_output)
 {
     tare_verify_options options;
-    tare_verify_result result = {0};
+    tare_verify_result result = {.size = sizeof result};
     unsigned found = 0;
     arena a;
     tare_verify_options_init(&options);

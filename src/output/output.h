@@ -45,7 +45,9 @@ typedef struct output_options {
     const char *safetensors_name, *json_name;
     bool npy_torch; /* the npy files hold torch tensors, not numpy arrays */
     numerics num;
-    bool dtype_given; /* the recipe names a dtype: config.json's torch_dtype is set to num.dtype */
+    bool untie;       /* the model's own head is not its embedding, whatever config.json says */
+    bool dtype_given; /* the recipe names a dtype, or the model's config.json none, or two:
+                       * the output's torch_dtype is set to num.dtype */
     const char *quant_type; /* "W8A8", "W8A16" */
     /* So many of the declared attention modules will have no FA tensors; which ones is known only
      * at the end. */

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/number.h"
 #include "output/output_internal.h"
 
 static tare_status remove_file(output *o, const char *dir, const char *name)
@@ -16,7 +17,7 @@ static tare_status remove_file(output *o, const char *dir, const char *name)
     if (!path)
         return TARE_E_MEMORY;
     if (unlink(path) != 0 && errno != ENOENT)
-        status = TARE_FAIL(o->ctx, TARE_E_IO, "remove %s: %s", path, strerror(errno));
+        status = TARE_FAIL(o->ctx, TARE_E_IO, "remove %s: %s", path, errno_text(errno));
     mem_free(o->ctx, path);
     return status;
 }

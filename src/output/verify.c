@@ -3,7 +3,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/number.h"
 #include "base/progress.h"
+#include "base/sized.h"
 #include "file/json.h"
 #include "output/verify_internal.h"
 
@@ -63,7 +65,7 @@ static void report(verify *v, int rule, tare_severity severity, const char *tens
                    const char *expected, const char *format, va_list arguments)
 {
     char found[512];
-    vsnprintf(found, sizeof found, format, arguments);
+    text_vformat(found, sizeof found, format, arguments);
     if (severity == TARE_FINDING_FAILURE)
         v->result->failures++;
     else
@@ -318,28 +320,47 @@ static tare_status conclude(verify *v)
                      v->result->failures);
 }
 
-void tare_verify_options_init(tare_verify_options *options)
+/* Its config.json tells which tensors the model uses; one that cannot be read tells nothing. */
+static tare_status open_base(verify *v, arena *a)
 {
-    memset(options, 0, sizeof *options);
+    tare_status status = TARE_OK;
+    char *text = NULL, *path = path_join(v->ctx, v->options->base, "config.json");
+    model_config *config = arena_alloc(a, sizeof *config);
+    size_t length;
+    TRY(path && config ? TARE_OK : TARE_E_MEMORY);
+    v->base_dir = v->options->base;
+    TRY(checkpoint_open(v->ctx, v->base_dir, &v->base));
+    status = file_read_all(v->ctx, path, CONFIG_MAX_BYTES, &text, &length);
+    if (status == TARE_OK)
+        status = model_config_parse(v->ctx, a, text, length, path, config);
+    if (status == TARE_OK)
+        v->base_config = config;
+    else if (status != TARE_E_MEMORY)
+        status = TARE_OK;
+done:
+    mem_free(v->ctx, text);
+    mem_free(v->ctx, path);
+    return status;
 }
 
-tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
-                        tare_verify_result *result)
+void tare_verify_options_init_sized(tare_verify_options *options, size_t size)
 {
-    tare_verify_result unused;
+    const tare_verify_options defaults = {0};
+    sized_init(options, size, &defaults, sizeof defaults);
+}
+
+static tare_status verify_all(tare_context *ctx, const tare_verify_options *options,
+                              tare_verify_result *result)
+{
     tare_status status = TARE_OK;
     unsigned found = 0;
     arena a;
-    verify v = {.ctx = ctx, .options = options, .result = result ? result : &unused};
+    verify v = {.ctx = ctx, .options = options, .result = result};
 
-    memset(v.result, 0, sizeof *v.result);
-    v.result->layout = verify_layouts_text(0);
     arena_init(&a, ctx);
     TRY(check_options(&v));
-    if (options->base) {
-        v.base_dir = options->base;
-        TRY(checkpoint_open(ctx, options->base, &v.base));
-    }
+    if (options->base)
+        TRY(open_base(&v, &a));
     TRY(verify_open_folders(&v, &a, &found));
     v.result->layout = verify_layouts_text(found);
     if (!found)
@@ -359,6 +380,22 @@ done:
         verify_folder_close(&v.folders[i]);
     checkpoint_close(v.base);
     arena_free(&a);
+    return status;
+}
+
+tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
+                        tare_verify_result *result)
+{
+    tare_verify_options o;
+    tare_verify_result made = {.layout = verify_layouts_text(0)};
+    tare_verify_options_init(&o);
+    tare_status status = SIZED_CHECK(ctx, tare_verify_result, result);
+    if (status != TARE_OK)
+        return status;
+    status = SIZED_TAKE(ctx, tare_verify_options, options, &o);
+    if (status == TARE_OK)
+        status = verify_all(ctx, &o, &made);
+    sized_give(result, &made, sizeof made);
     return status;
 }
 

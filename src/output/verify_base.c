@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/tensor_names.h"
 #include "output/copy_files.h"
 #include "output/verify_internal.h"
 #include "tensor/convert.h"
@@ -167,6 +168,16 @@ done:
     return status;
 }
 
+/* What a model does not use is left out of the output, a tied head too. */
+static bool is_left_out(const verify *v, const char *name)
+{
+    if (!v->base_config)
+        return false;
+    tensor_use use = tensor_use_of(v->base_config, name);
+    return use == TENSOR_BEYOND || use == TENSOR_UNUSED ||
+           (v->base_config->tie_word_embeddings && strcmp(name, "lm_head.weight") == 0);
+}
+
 tare_status rule_base_tensors(vfolder *f)
 {
     tare_status status = TARE_OK;
@@ -175,7 +186,7 @@ tare_status rule_base_tensors(vfolder *f)
         const vtensor *t = verify_find(f, source->name);
         TRY(context_check_cancelled(f->v->ctx));
         if (!t) {
-            if (str_ends_with(source->name, ".weight"))
+            if (str_ends_with(source->name, ".weight") && !is_left_out(f->v, source->name))
                 verify_fail(f->v, 14, source->name, "every weight of the base", "no such tensor");
         } else if (!same_shape(&t->info, source)) {
             char want[96], have[96];
@@ -257,10 +268,19 @@ done:
     return status;
 }
 
+/* A tied model's head is quantized from the embedding, whatever lm_head.weight holds. */
+static const tensor_info *base_weight(const verify *v, const char *name)
+{
+    const tensor_info *own = checkpoint_find(v->base, name);
+    bool tied = own && v->base_config && v->base_config->tie_word_embeddings;
+    return checkpoint_find(
+        v->base, tied && strcmp(name, "lm_head.weight") == 0 ? "model.embed_tokens.weight" : name);
+}
+
 tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n)
 {
     const char *name = arena_printf(&f->arena, "%s.weight", l->module);
-    const tensor_info *source = name ? checkpoint_find(f->v->base, name) : NULL;
+    const tensor_info *source = name ? base_weight(f->v, name) : NULL;
     const tensor_info matrix = {.rank = 2, .shape = {n->n, n->k}};
     distance d = {0};
     verify *v = f->v;

@@ -64,18 +64,9 @@ static tare_status open_json(vfolder *f, const char *name, int rule, json_dialec
 
 static bool dtype_from_torch(const value *v, tare_dtype *out)
 {
-    static const char *const NAMES[] = {"float32", "float16", "bfloat16"};
-    static const tare_dtype DTYPES[] = {TARE_F32, TARE_F16, TARE_BF16};
     if (!v || v->type != VALUE_STRING)
         return false;
-    const char *name = str_starts_with(v->text, "torch.") ? v->text + 6 : v->text;
-    for (int i = 0; i < 3; i++) {
-        if (strcmp(name, NAMES[i]) == 0) {
-            *out = DTYPES[i];
-            return true;
-        }
-    }
-    return false;
+    return torch_dtype_find(str_starts_with(v->text, "torch.") ? v->text + 6 : v->text, out);
 }
 
 static tare_status open_config(vfolder *f)

@@ -7,8 +7,8 @@
 
 #include "file/npy.h"
 #include "file/value.h"
-#include "model/arch.h"
 #include "model/checkpoint.h"
+#include "model/config.h"
 #include "output/layout.h"
 
 enum { VERIFY_MAX_FOLDERS = 4 };
@@ -99,6 +99,7 @@ struct verify {
     bool compat;
     checkpoint *base; /* NULL: no --base */
     const char *base_dir;
+    const model_config *base_config; /* NULL: not known */
     vfolder folders[VERIFY_MAX_FOLDERS];
     size_t num_folders;
     double error_max, error_sum; /* rule 15 */

@@ -45,12 +45,13 @@ tare_status tare_score_layers(tare_context *ctx, const tare_quantize_options *op
 {
     run r;
     tare_recipe *defaults;
-    tare_status status = check_options(ctx, options);
+    tare_quantize_options o;
+    tare_status status = take_options(ctx, options, &o);
     if (status != TARE_OK)
         return status;
     if (method != TARE_RANGE_QUANTILE && method != TARE_RANGE_STD)
         return TARE_FAIL(ctx, TARE_E_USAGE, "range method %d is not known", (int)method);
-    TRY(run_init(&r, ctx, options, &defaults));
+    TRY(run_init(&r, ctx, &o, &defaults));
     r.effective = of_plain_model(r.recipe);
     r.recipe = &r.effective;
     r.goal = GOAL_SCORES;
@@ -70,13 +71,14 @@ tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
 {
     run r;
     tare_recipe *defaults;
+    tare_quantize_options o;
     *out = NULL;
-    tare_status status = check_options(ctx, options);
+    tare_status status = take_options(ctx, options, &o);
     if (status != TARE_OK)
         return status;
-    if (options->smoothing)
+    if (o.smoothing)
         return TARE_FAIL(ctx, TARE_E_USAGE, "a smoothing cannot be made from another one");
-    TRY(run_init(&r, ctx, options, &defaults));
+    TRY(run_init(&r, ctx, &o, &defaults));
     if (r.recipe->anti_method == 0)
         TRY(TARE_FAIL(ctx, TARE_E_USAGE,
                       "smoothing needs an anti_outlier.anti_method: m1, m2, m3, m4, m5 or m6"));

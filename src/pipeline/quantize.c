@@ -4,12 +4,15 @@
  * or two with disable_level. */
 #include <string.h>
 
+#include "base/sized.h"
+#include "model/zeros.h"
 #include "pipeline/work_plan.h"
 #include "tensor/kernels.h"
 
-void tare_quantize_options_init(tare_quantize_options *options)
+void tare_quantize_options_init_sized(tare_quantize_options *options, size_t size)
 {
-    *options = (tare_quantize_options){.verify = true, .probe = true};
+    static const tare_quantize_options defaults = {.verify = true, .probe = true};
+    sized_init(options, size, &defaults, sizeof defaults);
 }
 
 static tare_status open_model(run *r)
@@ -22,9 +25,7 @@ static tare_status open_model(run *r)
         TRY(tare_model_open(r->ctx, r->options->model, &r->model));
     const model_config *c = &r->model->config;
     r->num.compat = recipe->compat;
-    r->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype
-                   : c->has_dtype     ? c->dtype
-                                      : TARE_F32;
+    r->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype : c->dtype;
     if (r->num.compat)
         r->model->load_dtype = r->num.dtype;
     if (r->num.dtype == TARE_F32 && !r->num.compat && r->goal == GOAL_OUTPUT)
@@ -116,6 +117,7 @@ static tare_status load_samples(run *r)
 
 tare_status open_output(run *r, bool rehearsal)
 {
+    const model_config *c = &r->model->config;
     output_options o = {.dir = rehearsal ? NULL : r->options->out,
                         .rehearsal = rehearsal,
                         .rehearsed = !rehearsal && !r->tape,
@@ -126,7 +128,8 @@ tare_status open_output(run *r, bool rehearsal)
                         .part_file_size = (int)r->recipe->part_file_size,
                         .npy_torch = recipe_npy_torch(r->recipe),
                         .num = r->num,
-                        .dtype_given = r->recipe->dtype >= 0,
+                        .untie = r->model->head_is_unlike,
+                        .dtype_given = r->recipe->dtype >= 0 || !c->has_dtype || c->has_two_dtypes,
                         .quant_type = linear_scheme_name(r->scheme),
                         .fa_amp = (size_t)r->recipe->fa_amp,
                         .overwrite = r->overwrite,
@@ -167,6 +170,7 @@ static tare_status plan_run(run *r, memory_plan *plan)
     TRY(saves ? recipe_check(r->recipe) : recipe_check_scheme(r->recipe));
     r->scheme = r->recipe->a_bit == 16 ? LINEAR_W8A16 : LINEAR_W8A8;
     TRY(open_model(r));
+    TRY(model_warn_of_zeros(r->model));
     TRY(plan_linears(r));
     if (needs_samples(r))
         TRY(load_samples(r));
@@ -418,8 +422,13 @@ size_t run_end(run *r, tare_recipe *owned)
     return own;
 }
 
-tare_status check_options(tare_context *ctx, const tare_quantize_options *o)
+tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
+                         tare_quantize_options *o)
 {
+    tare_quantize_options_init(o);
+    tare_status status = SIZED_TAKE(ctx, tare_quantize_options, given, o);
+    if (status != TARE_OK)
+        return status;
     if (!o->model == !o->source)
         return TARE_FAIL(ctx, TARE_E_USAGE, "a model is needed: a folder or an open model");
     if (o->calib && o->calib_count > 0)
@@ -454,20 +463,25 @@ static void note_memory(const memory_plan *m, tare_plan *out)
 tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
                                tare_plan *plan)
 {
-    tare_status status = check_options(ctx, options);
+    tare_quantize_options o;
+    tare_plan made = {.seconds = -1};
     tare_recipe *defaults;
     memory_plan memory = {0};
     run r;
-    *plan = (tare_plan){.seconds = -1};
+    tare_status status = SIZED_CHECK(ctx, tare_plan, plan);
     if (status != TARE_OK)
         return status;
-    TRY(run_init(&r, ctx, options, &defaults));
+    if ((status = take_options(ctx, options, &o)) != TARE_OK)
+        goto given;
+    TRY(run_init(&r, ctx, &o, &defaults));
     status = plan_run(&r, &memory);
-    note_memory(&memory, plan);
+    note_memory(&memory, &made);
     TRY(status);
-    TRY(work_plan_make(&r, options->probe, plan));
+    TRY(work_plan_make(&r, o.probe, &made));
 done:
     run_end(&r, defaults);
+given:
+    sized_give(plan, &made, sizeof made);
     return status;
 }
 
@@ -476,27 +490,30 @@ tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
 {
     double started = clock_seconds();
     tare_recipe *defaults;
-    tare_quantize_result ignored;
+    tare_quantize_result made = {0};
     run r;
-    result = result ? result : &ignored;
-    *result = (tare_quantize_result){0};
-    tare_status status = run_init(&r, ctx, options, &defaults);
+    tare_status status = SIZED_CHECK(ctx, tare_quantize_result, result);
+    if (status != TARE_OK)
+        return status;
+    status = run_init(&r, ctx, options, &defaults);
     r.recording = recording;
     r.tape = recording_tape(recording);
     if (status == TARE_OK)
-        status = run_all(&r, result);
+        status = run_all(&r, &made);
     overlap_stop(&r); /* nobody writes any more */
     resume_close(&r, status);
-    result->peak_memory = run_end(&r, defaults);
-    result->seconds = clock_seconds() - started;
+    made.peak_memory = run_end(&r, defaults);
+    made.seconds = clock_seconds() - started;
+    sized_give(result, &made, sizeof made);
     return status;
 }
 
 tare_status tare_quantize(tare_context *ctx, const tare_quantize_options *options,
                           tare_quantize_result *result)
 {
-    tare_status status = check_options(ctx, options);
-    if (status == TARE_OK && !options->out)
+    tare_quantize_options o;
+    tare_status status = take_options(ctx, options, &o);
+    if (status == TARE_OK && !o.out)
         status = TARE_FAIL(ctx, TARE_E_USAGE, "an output folder is needed");
-    return status == TARE_OK ? quantize(ctx, options, NULL, result) : status;
+    return status == TARE_OK ? quantize(ctx, &o, NULL, result) : status;
 }

@@ -4,6 +4,7 @@
  */
 #include <string.h>
 
+#include "base/sized.h"
 #include "output/copy_files.h"
 #include "pipeline/run.h"
 
@@ -37,9 +38,10 @@ tare_status tare_record(tare_context *ctx, const tare_quantize_options *options,
                         tare_recording **out, tare_quantize_result *result)
 {
     tare_recording *k = NULL;
+    tare_quantize_options o;
     *out = NULL;
-    tare_status status = check_options(ctx, options);
-    if (status == TARE_OK && !options->scratch_dir)
+    tare_status status = take_options(ctx, options, &o);
+    if (status == TARE_OK && !o.scratch_dir)
         status = TARE_FAIL(ctx, TARE_E_USAGE, "a recording needs a folder for scratch files");
     if (status != TARE_OK)
         return status;
@@ -47,8 +49,8 @@ tare_status tare_record(tare_context *ctx, const tare_quantize_options *options,
         return TARE_E_MEMORY;
     k->ctx = ctx;
     arena_init(&k->arena, ctx);
-    TRY(output_tape_create(ctx, options->scratch_dir, &k->tape));
-    TRY(quantize(ctx, options, k, result));
+    TRY(output_tape_create(ctx, o.scratch_dir, &k->tape));
+    TRY(quantize(ctx, &o, k, result));
     *out = k;
     k = NULL;
 done:
@@ -67,9 +69,10 @@ void tare_recording_free(tare_recording *k)
 
 /* ---- saving ---- */
 
-void tare_save_options_init(tare_save_options *options)
+void tare_save_options_init_sized(tare_save_options *options, size_t size)
 {
-    *options = (tare_save_options){.part_file_size = -1, .verify = true};
+    static const tare_save_options defaults = {.part_file_size = -1, .verify = true};
+    sized_init(options, size, &defaults, sizeof defaults);
 }
 
 /* A name of its own in the folder, beside what else is written there. */
@@ -137,7 +140,7 @@ static tare_status run_json_with(const tare_recording *k, const tare_recipe *rec
     return status == TARE_OK ? out->status : status;
 }
 
-tare_status tare_save(const tare_recording *k, const tare_save_options *o, uint64_t *bytes)
+static tare_status save(const tare_recording *k, const tare_save_options *o, uint64_t *bytes)
 {
     tare_status status = TARE_OK;
     tare_recipe recipe = k->recipe;
@@ -168,4 +171,12 @@ done:
     buffer_free(&run_json);
     arena_free(&names);
     return status;
+}
+
+tare_status tare_save(const tare_recording *k, const tare_save_options *options, uint64_t *bytes)
+{
+    tare_save_options o;
+    tare_save_options_init(&o);
+    tare_status status = SIZED_TAKE(k->ctx, tare_save_options, options, &o);
+    return status == TARE_OK ? save(k, &o, bytes) : status;
 }

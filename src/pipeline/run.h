@@ -153,8 +153,9 @@ tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
 tare_status plan_memory(run *r);
 /* What lives through all layers. */
 tare_status alloc_workspace(run *r);
-/* Is there one model, and at most one source of samples? */
-tare_status check_options(tare_context *ctx, const tare_quantize_options *o);
+/* *o <- the options of a call, whole. Is there one model, and at most one source of samples? */
+tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
+                         tare_quantize_options *o);
 /* The output, after all checks of its folder; a rehearsal has none (output_options.rehearsal). */
 tare_status open_output(run *r, bool rehearsal);
 /* The hidden states, empty: of the float stream, or of the calibrating one. */

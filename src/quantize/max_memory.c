@@ -3,7 +3,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
+
+#include "base/number.h"
 
 #define EXAMPLE "a size is a number and a unit: 25GiB, 1.5 MiB, 500GB"
 
@@ -25,7 +26,7 @@ static bool is_ambiguous(const char *unit)
 static double unit_bytes(const char *unit)
 {
     for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
-        if (strcasecmp(unit, units[i].name) == 0)
+        if (ascii_same(unit, units[i].name))
             return units[i].bytes;
     }
     return 0;
@@ -53,7 +54,7 @@ tare_status memory_size_parse(tare_context *ctx, const char *text, uint64_t *byt
     if (is_ambiguous(unit))
         return TARE_FAIL(ctx, TARE_E_USAGE, "\"%.80s\" is ambiguous, as a small b means bits; %s",
                          text, EXAMPLE);
-    double value = strtod(text, NULL) * factor;
+    double value = number_read(text, NULL) * factor;
     if (!(value >= 1))
         return TARE_FAIL(ctx, TARE_E_USAGE, "\"%.80s\" is less than a byte; %s", text, EXAMPLE);
     if (value >= 0x1p63)
@@ -158,6 +159,14 @@ void max_memory_warn(tare_context *ctx, const max_memory *m)
             TARE_WARN(ctx, "max_memory: there is no device %lld here; its limit has no effect",
                       (long long)m->items[i].device);
     }
+}
+
+tare_status max_memory_copy(tare_context *ctx, const max_memory *m, max_memory *out)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; status == TARE_OK && i < m->count; i++)
+        status = add(ctx, out, m->items[i].device, m->items[i].bytes);
+    return status;
 }
 
 void max_memory_clear(tare_context *ctx, max_memory *m)

@@ -31,6 +31,8 @@ tare_status max_memory_add_bytes(tare_context *ctx, max_memory *m, const char *d
 uint64_t max_memory_of(const max_memory *m, int64_t device);
 /* One warning for each device that this build has not got; its limit has no effect. */
 void max_memory_warn(tare_context *ctx, const max_memory *m);
+/* *out holds nothing yet. */
+tare_status max_memory_copy(tare_context *ctx, const max_memory *m, max_memory *out);
 void max_memory_clear(tare_context *ctx, max_memory *m);
 
 #endif

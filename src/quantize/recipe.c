@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/number.h"
+#include "file/foreign.h"
 #include "file/io.h"
 #include "file/json.h"
 #include "file/yaml.h"
@@ -99,70 +101,6 @@ static const setting *find_setting(const char *section, size_t section_length, c
     return NULL;
 }
 
-/* ---- lists ---- */
-
-static void list_clear(tare_context *ctx, string_list *l)
-{
-    for (size_t i = 0; i < l->count; i++)
-        mem_free(ctx, l->items[i]);
-    mem_free(ctx, l->items);
-    *l = (string_list){0};
-}
-
-static tare_status list_add(tare_context *ctx, string_list *l, const char *text, size_t length)
-{
-    tare_status status = mem_grow(ctx, (void **)&l->items, &l->capacity, l->count + 1,
-                                  sizeof *l->items);
-    if (status != TARE_OK)
-        return status;
-    if (!(l->items[l->count] = mem_strndup(ctx, text, length)))
-        return TARE_E_MEMORY;
-    l->count++;
-    return TARE_OK;
-}
-
-/* ---- life ---- */
-
-tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
-{
-    *out = NULL;
-    tare_recipe *r = mem_calloc(ctx, 1, sizeof *r);
-    if (!r)
-        return TARE_E_MEMORY;
-    *r = (tare_recipe){.ctx = ctx,
-                       .w_bit = 8,
-                       .a_bit = 8,
-                       .act_method = 1,
-                       .w_sym = true,
-                       .pr = 1.0,
-                       .anti_w_bit = 8,
-                       .anti_a_bit = 8,
-                       .anti_w_sym = true,
-                       .anti_alpha = NAN,
-                       .anti_beta = NAN,
-                       .disable_last_linear = true,
-                       .part_file_size = -1,
-                       .npy_values = -1,
-                       .dtype = -1};
-    tare_status status = list_add(ctx, &r->save_types, "ascendv1", strlen("ascendv1"));
-    if (status != TARE_OK)
-        tare_recipe_free(r);
-    else
-        *out = r;
-    return status;
-}
-
-void tare_recipe_free(tare_recipe *r)
-{
-    if (!r)
-        return;
-    list_clear(r->ctx, &r->disable_anti_names);
-    list_clear(r->ctx, &r->disable_names);
-    list_clear(r->ctx, &r->save_types);
-    max_memory_clear(r->ctx, &r->max_memory);
-    mem_free(r->ctx, r);
-}
-
 /* ---- setting from text ---- */
 
 #define REFUSE(r, s, ...)                                                                          \
@@ -197,7 +135,7 @@ static tare_status set_int(tare_recipe *r, const setting *s, const char *text)
 static tare_status set_float(tare_recipe *r, const setting *s, const char *text)
 {
     char *end;
-    double x = strtod(text, &end);
+    double x = number_read(text, &end);
     if (end == text || *end || !(x >= s->low && x <= s->high))
         return REFUSE(r, s, "\"%.80s\" is not a number from %g to %g", text, s->low, s->high);
     *(double *)member(r, s) = x;
@@ -228,7 +166,7 @@ static tare_status set_choice(tare_recipe *r, const setting *s, const char *text
 static const char *type_of_text(const char *text)
 {
     char *end;
-    strtod(text, &end);
+    number_read(text, &end);
     if (strcmp(text, "true") == 0 || strcmp(text, "false") == 0)
         return "bool";
     return end != text && !*end ? "float" : "str";
@@ -277,7 +215,7 @@ static tare_status append_item(tare_recipe *r, const setting *s, const char *tex
     for (const choice *c = s->choices; c && c->name; c++)
         known |= strlen(c->name) == length && memcmp(c->name, text, length) == 0;
     if (known && length > 0)
-        return list_add(r->ctx, member(r, s), text, length);
+        return string_list_add(r->ctx, member(r, s), text, length);
     char *item = mem_strndup(r->ctx, text, length);
     if (!item)
         return TARE_E_MEMORY;
@@ -325,7 +263,7 @@ static tare_status set_text(tare_recipe *r, const setting *s, const char *text)
     case SETTING_LIST:
         break;
     }
-    list_clear(r->ctx, member(r, s));
+    string_list_clear(r->ctx, member(r, s));
     return append_items(r, s, text);
 }
 
@@ -364,22 +302,36 @@ done:
     return status;
 }
 
-tare_status tare_recipe_set(tare_recipe *r, const char *name, const char *text)
+static tare_status append_text(tare_recipe *r, const setting *s, const char *text)
+{
+    return s->type == SETTING_LIST     ? append_items(r, s, text)
+           : s->type == SETTING_MEMORY ? add_memory(r, s, text)
+                                       : set_text(r, s, text);
+}
+
+/* Gives `text` to the setting `name` by `how`; all or nothing. */
+static tare_status change_setting(tare_recipe *r, const char *name, const char *text,
+                                  tare_status (*how)(tare_recipe *, const setting *, const char *))
 {
     const setting *s;
+    tare_recipe draft;
     tare_status status = require_setting(r, name, &s);
-    return status == TARE_OK ? set_text(r, s, text) : status;
+    if (status != TARE_OK)
+        return status;
+    status = recipe_draft(r, &draft);
+    if (status == TARE_OK)
+        status = how(&draft, s, text);
+    return recipe_settle(r, &draft, status);
+}
+
+tare_status tare_recipe_set(tare_recipe *r, const char *name, const char *text)
+{
+    return change_setting(r, name, text, set_text);
 }
 
 tare_status tare_recipe_append(tare_recipe *r, const char *name, const char *text)
 {
-    const setting *s;
-    tare_status status = require_setting(r, name, &s);
-    if (status != TARE_OK)
-        return status;
-    return s->type == SETTING_LIST     ? append_items(r, s, text)
-           : s->type == SETTING_MEMORY ? add_memory(r, s, text)
-                                       : set_text(r, s, text);
+    return change_setting(r, name, text, append_text);
 }
 
 /* ---- YAML ---- */
@@ -421,7 +373,7 @@ static tare_status load_setting(tare_recipe *r, const setting *s, const value *v
     if (v->type == VALUE_NULL) /* "as if it were not there" */
         return TARE_OK;
     if (v->type == VALUE_LIST && s->type == SETTING_LIST) {
-        list_clear(r->ctx, member(r, s));
+        string_list_clear(r->ctx, member(r, s));
         for (size_t i = 0; i < v->count; i++) {
             const char *text = scalar_text(&v->items[i]);
             if (!text)
@@ -471,7 +423,9 @@ static tare_status load_sections(tare_recipe *r, const char *what, const value *
 {
     tare_status status = TARE_OK;
     if (root->type != VALUE_MAP && root->type != VALUE_NULL)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE, "%s: a recipe is a map of sections", what);
+        return foreign_explain_path(
+            r->ctx, TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s: a recipe is a map of sections", what),
+            what, FOREIGN_TEXT);
     for (size_t i = 0; i < root->count; i++)
         TRY(TARE_WRAP(r->ctx, load_section(r, root->keys[i].text, &root->items[i]), "%s", what));
 done:
@@ -502,15 +456,18 @@ tare_status tare_recipe_load(tare_recipe *r, const char *path)
 {
     tare_status status = TARE_OK;
     const value *root;
+    tare_recipe draft;
     arena a;
     arena_init(&a, r->ctx);
+    TRY(recipe_draft(r, &draft));
     if (path_exists(path) && !path_is_folder(path))
         TRY(yaml_parse_file(r->ctx, &a, path, RECIPE_LIMIT, &root));
     else
         TRY(parse_shipped(r, &a, path, &root));
-    TRY(load_sections(r, path, root));
+    TRY(load_sections(&draft, path, root));
 done:
     arena_free(&a);
+    status = recipe_settle(r, &draft, status);
     /* A recipe that is absent or does not parse is a wrong recipe, as a wrong setting in it is. */
     return status == TARE_E_FORMAT || status == TARE_E_IO ? TARE_E_USAGE : status;
 }

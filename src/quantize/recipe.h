@@ -14,6 +14,9 @@ typedef struct string_list {
     size_t count, capacity;
 } string_list;
 
+void string_list_clear(tare_context *ctx, string_list *l);
+tare_status string_list_add(tare_context *ctx, string_list *l, const char *text, size_t length);
+
 typedef enum compute_setting { COMPUTE_AUTO, COMPUTE_FP32, COMPUTE_BF16 } compute_setting;
 
 struct tare_recipe {
@@ -59,6 +62,11 @@ tare_status recipe_check_scheme(const tare_recipe *recipe);
 tare_status recipe_check_save(const tare_recipe *recipe);
 /* A copy without max_memory whose lists live in `a`; not to be freed. */
 tare_status recipe_copy(const tare_recipe *recipe, arena *a, tare_recipe *out);
+/* Changes are all or nothing: *draft <- a copy with lists of its own, to be changed (also after a
+ * failure it is to be settled). Then, if `status` is TARE_OK, it becomes the recipe; else the
+ * recipe stays as it is. Returns `status`. */
+tare_status recipe_draft(const tare_recipe *recipe, tare_recipe *draft);
+tare_status recipe_settle(tare_recipe *recipe, tare_recipe *draft, tare_status status);
 /* Appends the effective settings as a JSON map, indented by two spaces from `level` on. */
 void recipe_write(const tare_recipe *recipe, buffer *out, int level);
 

@@ -1,5 +1,6 @@
 /* Added tokens, with the precedences of `tokenizers`: of entries with equal content the first
- * special one, else each one, is searched for; the flags of the last one count. */
+ * special one, else each one, is searched for; the flags of the last one count. Those of the file
+ * and those behind them are added one after the other: what was searched for stays so. */
 #include "tokenizer/added_tokens.h"
 
 #include <string.h>
@@ -10,7 +11,7 @@ enum { NONE = UINT32_MAX };
 
 void added_tokens_init(added_tokens *a, tare_context *ctx)
 {
-    *a = (added_tokens){.ctx = ctx};
+    *a = (added_tokens){.ctx = ctx, .first_new = ADDED_TOKEN_ANY_ID};
     arena_init(&a->arena, ctx);
     strmap_init(&a->by_id, ctx);
     strmap_init(&a->specials, ctx);
@@ -33,6 +34,17 @@ const added_token *added_tokens_get(const added_tokens *a, uint32_t id)
     return strmap_get(&a->by_id, (const char *)&id, sizeof id, &index) ? &a->tokens[index] : NULL;
 }
 
+bool added_tokens_id(const added_tokens *a, const char *content, size_t length, uint32_t *id)
+{
+    for (size_t i = 0; i < a->count; i++) {
+        const added_token *t = &a->tokens[i];
+        *id = t->id;
+        if (t->length == length && memcmp(t->content, content, length) == 0)
+            return true;
+    }
+    return false;
+}
+
 bool added_tokens_is_special(const added_tokens *a, const char *content, size_t length)
 {
     return strmap_get(&a->specials, content, length, NULL);
@@ -42,7 +54,7 @@ bool added_tokens_is_special(const added_tokens *a, const char *content, size_t 
 
 /* A content that entries have in common. */
 typedef struct content_group {
-    uint32_t id, last;      /* last: entry */
+    uint32_t id;
     uint32_t first_special; /* entry; NONE */
 } content_group;
 
@@ -50,12 +62,13 @@ typedef struct reading {
     added_tokens *to;
     const stage_reader *r;
     const vocabulary *vocabulary;
-    added_token *entries; /* one for each item of the list */
+    added_token *entries; /* one for each item of the list, and for each of those behind it */
+    size_t listed;        /* entries of the list */
     content_group *groups;
     uint32_t *group_of; /* entry -> group; NONE: an entry that counts for nothing */
     size_t group_count, token_count;
     strmap by_content; /* -> group */
-    uint32_t next_id;
+    uint32_t next_id; /* above those of the vocabulary, unless that has gaps, and of added tokens */
     bool warned;
 } reading;
 
@@ -84,20 +97,16 @@ done:
     return status;
 }
 
-/* Is the entry in all the same as one before? A content has 2^5 different ones at most. */
-static bool is_repeated(const reading *g, const content_group *group, const added_token *t)
+/* Is the entry in all the same as what its token is by now? */
+static bool is_repeated(const reading *g, const added_token *t)
 {
-    for (uint32_t i = group->last; i != NONE; i = g->entries[i].same) {
-        const added_token *o = &g->entries[i];
-        if (o->special == t->special && o->single_word == t->single_word &&
-            o->lstrip == t->lstrip && o->rstrip == t->rstrip && o->normalized == t->normalized)
-            return true;
-    }
-    return false;
+    const added_token *o = added_tokens_get(g->to, t->id);
+    return o && o->special == t->special && o->single_word == t->single_word &&
+           o->lstrip == t->lstrip && o->rstrip == t->rstrip && o->normalized == t->normalized;
 }
 
 /* The group of an entry's content, a new one with an id of its own if there is none. */
-static tare_status find_group(reading *g, const added_token *t, uint32_t *out)
+static tare_status find_group(reading *g, const added_token *t, bool listed, uint32_t *out)
 {
     bool existed;
     *out = (uint32_t)g->group_count;
@@ -110,16 +119,20 @@ static tare_status find_group(reading *g, const added_token *t, uint32_t *out)
     }
     uint32_t id;
     if (!vocabulary_id(g->vocabulary, t->content, t->length, &id)) {
-        id = g->next_id++;
+        id = g->next_id;
         if (id > INT32_MAX)
             return TARE_FAIL(g->r->ctx, TARE_E_MODEL, "%s: too many added tokens", g->r->what);
+        if (!listed && g->to->first_new == ADDED_TOKEN_ANY_ID)
+            g->to->first_new = id;
     }
-    if (id != t->id && !g->warned) {
+    if (id >= g->next_id)
+        g->next_id = id + 1;
+    if (id != t->id && t->id != ADDED_TOKEN_ANY_ID && !g->warned) {
         g->warned = true;
         TARE_WARN(g->r->ctx, "%s: added token \"%.*s\" gets the id %u, not %u as the file says",
                   g->r->what, vocabulary_clip(t->content, t->length), t->content, id, t->id);
     }
-    g->groups[g->group_count++] = (content_group){.id = id, .last = NONE, .first_special = NONE};
+    g->groups[g->group_count++] = (content_group){.id = id, .first_special = NONE};
     return TARE_OK;
 }
 
@@ -144,28 +157,41 @@ static tare_status put_token(reading *g, const added_token *t)
     return TARE_OK;
 }
 
-static tare_status read_entry(reading *g, const value *v, uint32_t index)
+static tare_status add_entry(reading *g, uint32_t index)
 {
     added_token *t = &g->entries[index];
     g->group_of[index] = NONE;
-    tare_status status = read_token(g, v, t);
-    if (status != TARE_OK || t->length == 0)
-        return status;
+    if (t->length == 0)
+        return TARE_OK;
     uint32_t group_index;
-    if ((status = find_group(g, t, &group_index)) != TARE_OK)
+    tare_status status = find_group(g, t, index < g->listed, &group_index);
+    if (status != TARE_OK)
         return status;
     content_group *group = &g->groups[group_index];
     t->id = group->id;
-    if (is_repeated(g, group, t))
+    if (is_repeated(g, t))
         return TARE_OK;
     g->group_of[index] = group_index;
-    t->same = group->last;
-    group->last = index;
     if (t->special && group->first_special == NONE) {
         group->first_special = index;
         status = strmap_put(&g->to->specials, t->content, t->length, 1, NULL);
     }
     return status == TARE_OK ? put_token(g, t) : status;
+}
+
+/* A token from elsewhere becomes an entry. */
+static tare_status copy_entry(reading *g, const added_token *from, added_token *t)
+{
+    *t = *from;
+    t->content = arena_strndup(&g->to->arena, from->content, from->length);
+    return t->content ? TARE_OK : TARE_E_MEMORY;
+}
+
+/* Is an entry that is not the first special one of its content searched for? Only if it came before
+ * its content was special: all that come at once are special or not together. */
+static bool is_searched(const reading *g, uint32_t first_special, uint32_t index)
+{
+    return first_special == NONE || (index < g->listed && first_special >= g->listed);
 }
 
 static tare_status add_to_finder(added_tokens *a, const added_token *t, const normalizer *n,
@@ -193,7 +219,7 @@ static tare_status build_finders(reading *g, size_t count, const normalizer *n)
             if (g->group_of[i] == NONE)
                 continue;
             uint32_t first_special = g->groups[g->group_of[i]].first_special;
-            if (pass == 0 ? first_special == i : first_special == NONE)
+            if (pass == 0 ? first_special == i : is_searched(g, first_special, i))
                 TRY(add_to_finder(a, &g->entries[i], n, &scratch));
         }
     }
@@ -205,28 +231,35 @@ done:
 }
 
 tare_status added_tokens_read(added_tokens *a, const stage_reader *r, const value *list,
-                              const vocabulary *v, const normalizer *n)
+                              const added_token *more, size_t more_count, const vocabulary *v,
+                              const normalizer *n)
 {
     reading g = {.to = a, .r = r, .vocabulary = v, .next_id = (uint32_t)v->count};
     tare_status status = TARE_OK;
-    if (!list || list->type == VALUE_NULL)
-        return TARE_OK;
-    if (list->type != VALUE_LIST)
+    bool is_list = list && list->type == VALUE_LIST;
+    if (list && !is_list && list->type != VALUE_NULL)
         return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: \"added_tokens\" must be a list", r->what);
+    g.listed = is_list ? list->count : 0;
+    size_t count = g.listed + more_count;
+    if (count == 0)
+        return TARE_OK;
     strmap_init(&g.by_content, r->ctx);
-    g.entries = mem_calloc(r->ctx, list->count, sizeof *g.entries);
-    g.groups = mem_alloc_array(r->ctx, list->count, sizeof *g.groups);
-    g.group_of = mem_alloc_array(r->ctx, list->count, sizeof *g.group_of);
+    g.entries = mem_calloc(r->ctx, count, sizeof *g.entries);
+    g.groups = mem_alloc_array(r->ctx, count, sizeof *g.groups);
+    g.group_of = mem_alloc_array(r->ctx, count, sizeof *g.group_of);
     /* One more: put_token writes there before it knows whether the id is new. */
-    a->tokens = arena_alloc_array(&a->arena, list->count + 1, sizeof *a->tokens);
+    a->tokens = arena_alloc_array(&a->arena, count + 1, sizeof *a->tokens);
     if (!g.entries || !g.groups || !g.group_of || !a->tokens) {
         status = TARE_E_MEMORY;
         goto done;
     }
-    for (uint32_t i = 0; i < list->count; i++)
-        TRY(read_entry(&g, &list->items[i], i));
+    for (uint32_t i = 0; i < count; i++) {
+        TRY(i < g.listed ? read_token(&g, &list->items[i], &g.entries[i])
+                         : copy_entry(&g, &more[i - g.listed], &g.entries[i]));
+        TRY(add_entry(&g, i));
+    }
     a->count = g.token_count;
-    TRY(build_finders(&g, list->count, n));
+    TRY(build_finders(&g, count, n));
 done:
     mem_free(r->ctx, g.entries);
     mem_free(r->ctx, g.groups);
@@ -303,6 +336,8 @@ tare_status added_tokens_split(const added_tokens *a, bool normalized, const cha
         const added_token *t = added_tokens_get(a, m->value);
         size_t start = m->start, end = start + m->length;
         if (t->single_word && !stands_alone(text, length, start, end))
+            continue;
+        if (a->split_special && added_tokens_is_special(a, t->content, t->length))
             continue;
         if (t->lstrip)
             start = start > done_to ? spaces_before(text, done_to, start) : done_to;

@@ -7,9 +7,9 @@
 
 #include "base/strings.h"
 #include "file/io.h"
-#include "file/json.h"
+#include "tokenizer/tokenizer_config.h"
 
-enum { CONFIG_LIMIT = 64 << 20, TEMPLATE_LIMIT = 1 << 20 };
+enum { TEMPLATE_LIMIT = 1 << 20 };
 
 typedef enum chat_style {
     STYLE_CHATML,  /* <|im_start|>role\n … <|im_end|>\n */
@@ -83,15 +83,6 @@ typedef struct chat_config {
     const char *bos, *eos; /* texts of the tokens; NULL: none */
 } chat_config;
 
-/* A token is a string, or an added token's map. */
-static const char *token_text(const value *root, const char *key)
-{
-    const value *v = value_get(root, key);
-    if (v && v->type == VALUE_MAP)
-        v = value_get(v, "content");
-    return v && v->type == VALUE_STRING ? v->text : NULL;
-}
-
 /* The template called "default" of a list of {"name", "template"}. */
 static const value *default_template(const value *list)
 {
@@ -108,18 +99,18 @@ static const value *default_template(const value *list)
 static tare_status read_config(tare_context *ctx, arena *a, const char *dir, chat_config *c)
 {
     tare_status status = TARE_OK;
-    const value *root, *v;
-    char *text = NULL, *config = path_join(ctx, dir, "tokenizer_config.json"),
-         *jinja = path_join(ctx, dir, "chat_template.jinja");
-    TRY(config && jinja ? TARE_OK : TARE_E_MEMORY);
-    TRY(json_parse_file(ctx, a, config, CONFIG_LIMIT, &root));
-    v = value_get(root, "chat_template");
+    tokenizer_config config;
+    config_token bos, eos;
+    const value *v;
+    char *text = NULL, *jinja = path_join(ctx, dir, "chat_template.jinja");
+    TRY(jinja ? TARE_OK : TARE_E_MEMORY);
+    TRY(tokenizer_config_read(ctx, a, dir, NULL, &config));
+    TRY(tokenizer_config_special(&config, SPECIAL_BOS, &bos));
+    TRY(tokenizer_config_special(&config, SPECIAL_EOS, &eos));
+    v = tokenizer_config_get(&config, "chat_template");
     if (v && v->type == VALUE_LIST)
         v = default_template(v);
-    *c = (chat_config){.what = arena_printf(a, "%s", config),
-                       .bos = token_text(root, "bos_token"),
-                       .eos = token_text(root, "eos_token")};
-    TRY(c->what ? TARE_OK : TARE_E_MEMORY);
+    *c = (chat_config){.what = config.what, .bos = bos.text, .eos = eos.text};
     if (path_exists(jinja)) {
         TRY(file_read_all(ctx, jinja, TEMPLATE_LIMIT, &text, &c->length));
         c->text = arena_strndup(a, text, c->length);
@@ -131,7 +122,6 @@ static tare_status read_config(tare_context *ctx, arena *a, const char *dir, cha
 done:
     mem_free(ctx, text);
     mem_free(ctx, jinja);
-    mem_free(ctx, config);
     return status;
 }
 

@@ -104,6 +104,35 @@ tare_status postprocessor_read(postprocessor *p, const stage_reader *r, const va
                            "processors", p);
 }
 
+/* ---- making ---- */
+
+static tare_status add_piece(postprocessor *p, const uint32_t *id)
+{
+    template_piece piece = {.is_text = id == NULL};
+    tare_status status = mem_grow(p->ctx, (void **)&p->pieces, &p->capacity, p->count + 1,
+                                  sizeof piece);
+    if (status != TARE_OK)
+        return status;
+    if (id) {
+        piece.ids = mem_alloc_array(p->ctx, 1, sizeof *piece.ids);
+        if (!piece.ids)
+            return TARE_E_MEMORY;
+        piece.ids[piece.count++] = *id;
+    }
+    p->pieces[p->count++] = piece;
+    return TARE_OK;
+}
+
+tare_status postprocessor_set(postprocessor *p, const uint32_t *front, const uint32_t *behind)
+{
+    postprocessor_free(p);
+    p->has_template = true;
+    tare_status status = front ? add_piece(p, front) : TARE_OK;
+    if (status == TARE_OK)
+        status = add_piece(p, NULL);
+    return status == TARE_OK && behind ? add_piece(p, behind) : status;
+}
+
 /* ---- running ---- */
 
 tare_status postprocessor_run(const postprocessor *p, bool add_special_tokens, id_list *ids)

@@ -23,6 +23,9 @@ void postprocessor_init(postprocessor *p, tare_context *ctx);
 void postprocessor_free(postprocessor *p);
 /* `v`: the member "post_processor"; null or absent: nothing is added. */
 tare_status postprocessor_read(postprocessor *p, const stage_reader *r, const value *v);
+/* Makes it a template that puts one id in front of a text and one behind it; NULL: none. What was
+ * read is dropped. */
+tare_status postprocessor_set(postprocessor *p, const uint32_t *front, const uint32_t *behind);
 /* Replaces `ids` by what the template makes of it. */
 tare_status postprocessor_run(const postprocessor *p, bool add_special_tokens, id_list *ids);
 

@@ -1,6 +1,7 @@
 /* The tokenizer as a whole: opening, encoding, decoding. */
 #include "tokenizer/tokenizer.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "file/io.h"
@@ -11,6 +12,7 @@
 #include "tokenizer/normalizer.h"
 #include "tokenizer/postprocess.h"
 #include "tokenizer/pretokenizer.h"
+#include "tokenizer/tokenizer_config.h"
 
 enum { MAX_FILE = 256 << 20, MAX_TEXT = 1 << 30 };
 
@@ -22,7 +24,8 @@ struct tare_tokenizer {
     bpe model;
     postprocessor postprocessor;
     decoder decoder;
-    uint32_t last_id; /* of model and added tokens */
+    uint32_t last_id;            /* of model and added tokens */
+    char *specials[NUM_SPECIAL]; /* texts; NULL: there is none */
 };
 
 /* ---- opening ---- */
@@ -37,33 +40,126 @@ static void find_last_id(tare_tokenizer *t)
     }
 }
 
-static tare_status read_root(tare_tokenizer *t, const stage_reader *r, const value *root)
+/* Where a class sets the post-processor: bos_token in front, eos_token behind, each if its switch
+ * says so (update_post_processor of the class). *used: the id; NULL if the switch is off. */
+static tare_status template_token(const tare_tokenizer *t, const tokenizer_config *c,
+                                  special_kind kind, bool otherwise, uint32_t *id,
+                                  const uint32_t **used)
+{
+    char key[32];
+    bool add;
+    config_token given;
+    const char *name = special_names[kind];
+    snprintf(key, sizeof key, "add_%s", name);
+    *used = NULL;
+    tare_status status = tokenizer_config_bool(c, key, otherwise, &add);
+    if (status != TARE_OK || !add)
+        return status;
+    status = tokenizer_config_special(c, kind, &given);
+    if (status != TARE_OK)
+        return status;
+    if (!given.text || given.length == 0)
+        return TARE_FAIL(c->ctx, TARE_E_MODEL,
+                         "%s: %s is true (the default of %sFast, from %s) and there is no %s; set "
+                         "%s to false or name the token",
+                         c->what, key, c->class->name, c->class_source, name, key);
+    if (strlen(given.text) != given.length || strpbrk(given.text, " :") || given.text[0] == '$')
+        return TARE_FAIL(c->ctx, TARE_E_MODEL,
+                         "%s: %s \"%.*s\" can't stand in a template, as %s wants", c->what, name,
+                         vocabulary_clip(given.text, given.length), given.text, key);
+    if (added_tokens_id(&t->added, given.text, given.length, id) ||
+        vocabulary_id(&t->model.vocabulary, given.text, given.length, id))
+        *used = id;
+    return *used ? TARE_OK
+                 : TARE_FAIL(c->ctx, TARE_E_MODEL, "%s: %s is no token of tokenizer.json", c->what,
+                             name);
+}
+
+static tare_status apply_template(tare_tokenizer *t, const tokenizer_config *c)
 {
     tare_status status = TARE_OK;
+    uint32_t ids[2];
+    const uint32_t *used[2];
+    if (!c->class->has_template)
+        return TARE_OK;
+    for (int i = 0; i < 2; i++) {
+        special_kind kind = i == 0 ? SPECIAL_BOS : SPECIAL_EOS;
+        TRY(template_token(t, c, kind, i == 0 && c->class->add_bos, &ids[i], &used[i]));
+        if (used[i] && ids[i] >= t->added.first_new)
+            TARE_WARN(t->ctx,
+                      "%s: the %s of %sFast (from %s) is not in tokenizer.json: each text gets the "
+                      "new id %u, as in transformers; set add_%s to false if that is not meant",
+                      c->what, special_names[kind], c->class->name, c->class_source, ids[i],
+                      special_names[kind]);
+    }
+    TRY(postprocessor_set(&t->postprocessor, used[0], used[1]));
+done:
+    return status;
+}
+
+static tare_status keep_specials(tare_tokenizer *t, const tokenizer_config *c)
+{
+    for (int k = 0; k < NUM_SPECIAL; k++) {
+        config_token given;
+        tare_status status = tokenizer_config_special(c, (special_kind)k, &given);
+        if (status != TARE_OK)
+            return status;
+        t->specials[k] = given.text ? mem_strdup(t->ctx, given.text) : NULL;
+        if (given.text && !t->specials[k])
+            return TARE_E_MEMORY;
+    }
+    return TARE_OK;
+}
+
+static tare_status read_stages(tare_tokenizer *t, const stage_reader *r, const value *root,
+                               const tokenizer_config *c)
+{
+    tare_status status = TARE_OK;
+    const value *pre = value_get(root, "pre_tokenizer");
+    added_token *more = NULL;
+    size_t more_count = 0;
+    TRY(normalizer_read(&t->normalizer, r, value_get(root, "normalizer")));
+    if (c)
+        TRY(tokenizer_config_pretokenizer(c, root, &pre));
+    TRY(pretokenizer_read(&t->pretokenizer, r, pre));
+    TRY(postprocessor_read(&t->postprocessor, r, value_get(root, "post_processor")));
+    TRY(decoder_read(&t->decoder, r, value_get(root, "decoder")));
+    TRY(bpe_read(&t->model, r, value_get(root, "model")));
+    if (c) {
+        TRY(tokenizer_config_additions(c, root, &more, &more_count));
+        TRY(tokenizer_config_bool(c, "split_special_tokens", false, &t->added.split_special));
+    }
+    TRY(added_tokens_read(&t->added, r, value_get(root, "added_tokens"), more, more_count,
+                          &t->model.vocabulary, &t->normalizer));
+    find_last_id(t);
+    if (c) {
+        TRY(apply_template(t, c));
+        TRY(keep_specials(t, c));
+    }
+done:
+    return status;
+}
+
+static tare_status read_root(tare_tokenizer *t, const stage_reader *r, const value *root,
+                             const tokenizer_config *c)
+{
     const value *truncation = value_get(root, "truncation"), *padding = value_get(root, "padding");
     const char *version = "1.0";
     if (root->type != VALUE_MAP)
         return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: is not a map", r->what);
-    TRY(value_get_string(r->ctx, root, r->what, "version", &version));
+    tare_status status = value_get_string(r->ctx, root, r->what, "version", &version);
+    if (status != TARE_OK)
+        return status;
     if (strcmp(version, "1.0") != 0)
         return TARE_FAIL(r->ctx, TARE_E_MODEL, "%s: version \"%s\" is not supported", r->what,
                          version);
     if ((truncation && truncation->type != VALUE_NULL) || (padding && padding->type != VALUE_NULL))
         TARE_WARN(r->ctx, "%s: its truncation and padding are not applied", r->what);
-    TRY(normalizer_read(&t->normalizer, r, value_get(root, "normalizer")));
-    TRY(pretokenizer_read(&t->pretokenizer, r, value_get(root, "pre_tokenizer")));
-    TRY(postprocessor_read(&t->postprocessor, r, value_get(root, "post_processor")));
-    TRY(decoder_read(&t->decoder, r, value_get(root, "decoder")));
-    TRY(bpe_read(&t->model, r, value_get(root, "model")));
-    TRY(added_tokens_read(&t->added, r, value_get(root, "added_tokens"), &t->model.vocabulary,
-                          &t->normalizer));
-    find_last_id(t);
-done:
-    return status;
+    return read_stages(t, r, root, c);
 }
 
 tare_status tokenizer_parse(tare_context *ctx, const char *json, size_t length, const char *what,
-                            tare_tokenizer **out)
+                            const tokenizer_config *config, tare_tokenizer **out)
 {
     tare_status status = TARE_OK;
     stage_reader r = {ctx, what};
@@ -82,7 +178,7 @@ tare_status tokenizer_parse(tare_context *ctx, const char *json, size_t length, 
     decoder_init(&t->decoder, ctx);
     arena_init(&tree, ctx);
     TRY(json_parse(ctx, &tree, json, length, what, JSON_STRICT, &root));
-    TRY(read_root(t, &r, root));
+    TRY(read_root(t, &r, root, config));
     *out = t;
     t = NULL;
 done:
@@ -93,22 +189,64 @@ done:
 
 tare_status tare_tokenizer_open(tare_context *ctx, const char *path, tare_tokenizer **out)
 {
+    return tare_tokenizer_open_with(ctx, path, NULL, out);
+}
+
+/* The settings are a tree in `a`; NULL: none. */
+static tare_status read_settings(tare_context *ctx, arena *a, const char *settings,
+                                 const value **out)
+{
+    *out = NULL;
+    if (!settings)
+        return TARE_OK;
+    tare_status status = json_parse(ctx, a, settings, strlen(settings), "tokenizer settings",
+                                    JSON_STRICT, out);
+    if (status == TARE_OK && (*out)->type == VALUE_MAP)
+        return TARE_OK;
+    return TARE_FAIL(ctx, TARE_E_USAGE, "tokenizer settings must be a JSON object");
+}
+
+tare_status tare_tokenizer_open_with(tare_context *ctx, const char *path, const char *settings,
+                                     tare_tokenizer **out)
+{
     char *inside = NULL, *data = NULL;
+    bool is_folder = path_is_folder(path);
+    const value *overrides;
+    tokenizer_config config;
     size_t length;
+    arena a;
     tare_status status = TARE_OK;
     *out = NULL;
-    if (path_is_folder(path)) {
+    arena_init(&a, ctx);
+    TRY(read_settings(ctx, &a, settings, &overrides));
+    if (is_folder) {
         inside = path_join(ctx, path, "tokenizer.json");
-        if (!inside)
-            return TARE_E_MEMORY;
-        path = inside;
+        TRY(inside ? TARE_OK : TARE_E_MEMORY);
     }
-    TRY(file_read_all(ctx, path, MAX_FILE, &data, &length));
-    TRY(tokenizer_parse(ctx, data, length, path, out));
+    TRY(file_read_all(ctx, is_folder ? inside : path, MAX_FILE, &data, &length));
+    if (overrides && !is_folder) {
+        status = TARE_FAIL(ctx, TARE_E_USAGE, "%s: settings are for the tokenizer of a folder",
+                           path);
+        goto done;
+    }
+    if (is_folder)
+        TRY(tokenizer_config_read(ctx, &a, path, overrides, &config));
+    TRY(tokenizer_parse(ctx, data, length, is_folder ? inside : path, is_folder ? &config : NULL,
+                        out));
 done:
     mem_free(ctx, data);
     mem_free(ctx, inside);
+    arena_free(&a);
     return status;
+}
+
+const char *tare_tokenizer_special_token(const tare_tokenizer *t, const char *name)
+{
+    for (int k = 0; k < NUM_SPECIAL; k++) {
+        if (strcmp(name, special_names[k]) == 0)
+            return t->specials[k];
+    }
+    return NULL;
 }
 
 void tare_tokenizer_free(tare_tokenizer *t)
@@ -121,6 +259,8 @@ void tare_tokenizer_free(tare_tokenizer *t)
     bpe_free(&t->model);
     postprocessor_free(&t->postprocessor);
     decoder_free(&t->decoder);
+    for (int k = 0; k < NUM_SPECIAL; k++)
+        mem_free(t->ctx, t->specials[k]);
     mem_free(t->ctx, t);
 }
 

@@ -10,6 +10,8 @@
  *          -> post-processor: special tokens around them              postprocess.h
  *     ids  -> decoder: text                                           decoder.h
  *
+ * What stands beside the file in a model's folder changes some of it: tokenizer_config.h.
+ *
  * A new stage type is a function that reads it, named in the table of its file, and a step that
  * runs it. Not applied, with a warning: the file's truncation and padding, which the callers of
  * `tokenizers` override as well. A tokenizer serves one thread at a time (it remembers words).
@@ -19,8 +21,11 @@
 
 #include "base/memory.h"
 
-/* From the text of a tokenizer.json; `what` names it in errors. */
+/* From the text of a tokenizer.json; `what` names it in errors. `config`: what stands beside it
+ * (tokenizer_config.h), so that ids equal those of transformers' AutoTokenizer; NULL: nothing. */
+struct tokenizer_config;
+
 tare_status tokenizer_parse(tare_context *ctx, const char *json, size_t length, const char *what,
-                            tare_tokenizer **out);
+                            const struct tokenizer_config *config, tare_tokenizer **out);
 
 #endif

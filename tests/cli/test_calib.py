@@ -304,8 +304,30 @@ def test_line_ends(mix, content, count):
     assert mix.read() == [{"prompt": "p", "ans": 1}] * count
 
 
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b" \r ", b" \t\n", b"\n\n \r\n", b"  "])
+def test_blank_lines_are_no_records(mix, blank):
+    """As in files for --calib: in the middle and at the end, also where the last line has no end."""
+    content = GOOD + b"\n" + blank + b"\n" + GOOD + b"\n" + blank
+    done = mix.lines("notes", content, "jsonl").run("notes=9", "--skip-bad")
+    assert_done(done)
+    assert "bad record" not in done.stderr
+    assert mix.read() == [{"prompt": "p", "ans": 1}] * 2
+    mix.out.unlink()
+    number = 1 + blank.count(b"\n") + blank.count(b"\r") - blank.count(b"\r\n") + 2
+    mix.lines("notes", GOOD + b"\n" + blank + b"\n{}", "jsonl")
+    assert f"data.jsonl:{number}: " in mix.run("notes=9").stderr  # lines are counted all the same
+
+
+@pytest.mark.parametrize("name, record", [
+    ("gsm8k", {"question": "q", "answer": "a\n#### 1"}),
+    ("boolq", {"title": "t", "passage": "p", "question": "q", "answer": True})])
+def test_blank_line_at_the_end(mix, name, record):
+    assert_done(mix.lines(name, json.dumps(record).encode() + b"\n\n").run(f"{name}=1"))
+    assert len(mix.read()) == 1
+
+
 BAD_LINES = {
-    "blank": b"", "spaces": b" \t", "list": b'["prompt", "ans"]', "string": b'"prompt"',
+    "no-break space": "\xa0".encode(), "list": b'["prompt", "ans"]', "string": b'"prompt"',
     "no prompt": b'{"ans": 1}', "no ans": b'{"prompt": "p"}', "number": b'{"prompt": 1, "ans": 1}',
     "null": b'{"prompt": null, "ans": 1}', "two objects": GOOD + GOOD, "cut": GOOD[:-1],
     "control character": b'{"prompt": "a\tb", "ans": 1}', "NUL": b'{"prompt": "a\0b", "ans": 1}',

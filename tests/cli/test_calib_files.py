@@ -453,7 +453,8 @@ def test_prompts_beyond_the_context(mix, tmp_path):
     mix.lines("boolq", [r | {"passage": long} for r in boolq_records(2)], file="boolq.jsonl")
     mix.lines("gsm8k", [{"question": long, "answer": "####"}], file="gsm8k.jsonl")
     for limit, cut in ((None, False), (64, True), (10**30, False)):
-        config.write_text(json.dumps({"model_max_length": limit, "eos_token": "<|end|>"}))
+        config.write_text(json.dumps({**tiny.TOKENIZER_CONFIG, "model_max_length": limit,
+                                      "eos_token": "<|end|>"}))
         done = mix.run("boolq=2,gsm8k=1", "--model", model, "--positive", "--overwrite")
         assert_done(done)
         assert ("Dataset boolq : 2 prompts exceed the model's context" in done.stderr) == (not cut)

@@ -63,7 +63,8 @@ def folder(tmp_path_factory):
     write_sets(path)
     config = {**tiny.CONFIG, **CONFIG}
     tiny.write_checkpoint(path / "model", tiny.make_tensors(config), **CONFIG)
-    (path / "model" / "tokenizer_config.json").write_text("{}")
+    (path / "model" / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return path
 
 

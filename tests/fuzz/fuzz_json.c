@@ -32,6 +32,42 @@ static void pull(tare_context *ctx, const char *text, size_t length, json_dialec
     json_reader_free(reader);
 }
 
+/* A list read item by item holds what the tree of the whole holds; a faulty one fails. */
+static void read_items(tare_context *ctx, const char *text, size_t length, json_dialect dialect,
+                       const value *root)
+{
+    json_reader *reader;
+    json_token token;
+    const value *item = NULL;
+    arena a;
+    buffer mine, other;
+    arena_init(&a, ctx);
+    buffer_init(&mine, ctx);
+    buffer_init(&other, ctx);
+    tare_status status = json_reader_create(ctx, text, length, "fuzz", dialect, &reader);
+    if (status == TARE_OK && (status = json_next(reader, &token)) == TARE_OK &&
+        token.kind == JSON_LIST_BEGIN) {
+        size_t count = 0;
+        while ((status = json_next_item(reader, &a, &item)) == TARE_OK && item) {
+            if (root && count < root->count) {
+                mine.length = other.length = 0;
+                json_write_value(&mine, item, 0, 0);
+                json_write_value(&other, &root->items[count], 0, 0);
+                check(mine.length == other.length && !memcmp(mine.data, other.data, mine.length));
+            }
+            count++;
+            arena_free(&a);
+        }
+        if (status == TARE_OK)
+            status = json_next(reader, &token);
+        check((status == TARE_OK) == (root != NULL) && (!root || root->count == count));
+    }
+    buffer_free(&mine);
+    buffer_free(&other);
+    arena_free(&a);
+    json_reader_free(reader);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -53,6 +89,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     tare_status status = json_parse(ctx, &a, text, size - 1, "fuzz", dialect, &root);
     check(status == TARE_OK || (status == TARE_E_FORMAT && !root && tare_last_error(ctx)[0]));
     pull(ctx, text, size - 1, dialect, status == TARE_OK);
+    read_items(ctx, text, size - 1, dialect, root);
     if (status == TARE_OK) {
         write(&first, root, data[0] >> 1 & 3, 0);
         check(json_parse(ctx, &a, first.data, first.length, "fuzz", dialect, &again) == TARE_OK);

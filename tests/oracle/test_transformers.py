@@ -3,8 +3,10 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.torch
+import tensor_file
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, run_tare
 from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
                           MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
                           Qwen3ForCausalLM)
@@ -186,3 +188,117 @@ def test_config_spellings(name, changes, library, tmp_path):
     make(name, tmp_path)
     write_config(tmp_path, {**read_config(tmp_path), **changes})
     compare(tmp_path, library)
+
+
+# ---- forms of a checkpoint that from_pretrained takes
+
+def read_tensors(folder):
+    return safetensors.torch.load_file(folder / "model.safetensors")
+
+
+def write_tensors(folder, tensors):
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def name_as_bare_decoder(folder):
+    """AutoModel.save_pretrained."""
+    LlamaForCausalLM.from_pretrained(folder).model.save_pretrained(folder)
+    assert "norm.weight" in read_tensors(folder)
+
+
+def add_another_head(folder):
+    tensors = read_tensors(folder)
+    head = torch.randn_like(tensors["model.embed_tokens.weight"])
+    write_tensors(folder, {**tensors, "lm_head.weight": head})
+
+
+def exclude_a_layer(folder):
+    write_config(folder, {**read_config(folder), "num_hidden_layers": 1})
+
+
+def add_denied_tensors(folder):
+    """attention_bias and mlp_bias are false."""
+    more = {"model.layers.0.self_attn.q_proj.bias": 48, "model.layers.1.mlp.down_proj.bias": 48,
+            "model.layers.1.self_attn.k_norm.weight": 8, "lm_head.bias": 300,
+            "model.layers.0.self_attn.rotary_emb.inv_freq": 4}
+    write_tensors(folder, {**read_tensors(folder),
+                           **{name: torch.randn(size) for name, size in more.items()}})
+
+
+def write_metadata_null(folder):
+    head, data = tensor_file.header(folder / "model.safetensors")
+    tensor_file.write_raw(folder / "model.safetensors",
+                          json.dumps({**head, "__metadata__": None}).encode(), data)
+
+
+def shard(folder, first, second, weight_map):
+    """Two files in this order of names, and an index that says `weight_map`."""
+    (folder / "model.safetensors").unlink()
+    for name, tensors in (("a.safetensors", first), ("b.safetensors", second)):
+        safetensors.torch.save_file(tensors, folder / name, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def give_a_wrong_index(folder):
+    """Two tensors change places, and one is in no file."""
+    tensors = read_tensors(folder)
+    names = sorted(tensors)
+    first, second = ({n: tensors[n] for n in names[i::2]} for i in range(2))
+    weight_map = dict.fromkeys(first, "a.safetensors") | dict.fromkeys(second, "b.safetensors")
+    weight_map |= {names[0]: "b.safetensors", names[1]: "a.safetensors",
+                   "model.layers.0.self_attn.rotary_emb.inv_freq": "a.safetensors"}
+    shard(folder, first, second, weight_map)
+
+
+def store_twice(folder, says):
+    tensors = read_tensors(folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    other = {name: torch.randn_like(tensors[name])}
+    shard(folder, tensors, other, {**dict.fromkeys(tensors, "a.safetensors"), name: says,
+                                   "absent": "b.safetensors"})
+
+
+FORMS = {
+    "bare-names": ("llama-tied", name_as_bare_decoder),
+    "tied-with-another-head": ("llama-tied", add_another_head),
+    "fewer-layers": ("llama", exclude_a_layer),
+    "denied-tensors": ("llama", add_denied_tensors),
+    "metadata-null": ("llama", write_metadata_null),
+    "wrong-index": ("qwen2", give_a_wrong_index),
+    "stored-twice": ("llama", lambda folder: store_twice(folder, "a.safetensors")),
+    "stored-twice-as-indexed": ("llama", lambda folder: store_twice(folder, "b.safetensors")),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_a_checkpoint(form, library, tmp_path):
+    name, change = FORMS[form]
+    make(name, tmp_path)
+    change(tmp_path)
+    compare(tmp_path, library, lengths=(1, 33))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("norms", [False, True], ids=["alike", "mixed"])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_dtype_of_the_weights(dtype, norms, shards, tmp_path):
+    """The dtype that the output names is what dtype="auto" makes of a config.json without one."""
+    folder, out = tmp_path / "model", tmp_path / "out"
+    make("llama", folder, dtype)
+    config = {k: v for k, v in read_config(folder).items() if k not in ("dtype", "torch_dtype")}
+    write_config(folder, config)
+    tensors = read_tensors(folder)
+    if norms:
+        tensors = {n: t.to(torch.float16) if "norm" in n else t for n, t in tensors.items()}
+        write_tensors(folder, tensors)
+    if shards == 2:  # norms are in the first file alone
+        halves = [{n: t for n, t in tensors.items() if ("norm" in n) == first}
+                  for first in (True, False)]
+        shard(folder, *halves, {n: "ba"[n in halves[0]] + ".safetensors" for n in tensors})
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype
+    (tmp_path / "ids.json").write_text(json.dumps([random_ids(9)]))
+    done = run_tare("quantize", folder, "--out", out, "--calib", tmp_path / "ids.json",
+                    "--no-verify")
+    assert done.returncode == 0, done.stderr
+    assert f"torch.{read_config(out)['torch_dtype']}" == str(expected)

@@ -75,6 +75,30 @@ def test_tokenizer_against_tokenizers(folder, tokenizer):
     assert len(tokenizer) == reference.get_vocab_size()
 
 
+def test_tokenizer_of_a_class(tmp_path):
+    """The ids by hand: h is 104, i 105, <|begin|> 256, <|end|> 257, and 260 comes next."""
+    model = tiny.write_checkpoint(tmp_path / "model")
+    (model / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": "LlamaTokenizer", "bos_token": "<|begin|>", "eos_token": "<|end|>",
+         "unk_token": None}))
+
+    def ids(text="hi", path=model, **given):
+        return tare.AutoTokenizer.from_pretrained(path, use_fast=False, **given)(text).input_ids
+    assert ids() == [256, 104, 105] == ids(add_bos_token=True)
+    assert ids(add_eos_token=True) == [256, 104, 105, 257]
+    assert ids(add_bos_token=False, add_eos_token=False) == [104, 105]
+    assert ids("<pad>", pad_token="<pad>") == [256, 260]
+    assert ids(path=model / "tokenizer.json") == [104, 105]
+    tokenizer = tare.Tokenizer(model)
+    assert (tokenizer.bos_token, tokenizer.bos_token_id, tokenizer.eos_token_id) == \
+        ("<|begin|>", 256, 257)
+    assert tokenizer.unk_token is None and tokenizer.pad_token is None
+    alone = tare.Tokenizer(model / "tokenizer.json")
+    assert alone.bos_token is None and alone.chat_template is None
+    with pytest.raises(ValueError, match="of a folder"):
+        tare.Tokenizer(model / "tokenizer.json", add_eos_token=True)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding(folder, tokenizer, side):
     reference = HuggingFaceTokenizer.from_file(str(folder / "tokenizer.json"))

@@ -64,7 +64,8 @@ static inline void numbers_release(void *user)
 
 static inline tare_status add_numbers(tare_calib *calib, const char *name, numbers *n)
 {
-    const tare_calib_source source = {.size = numbers_size,
+    const tare_calib_source source = {.size = sizeof source,
+                                      .count = numbers_size,
                                       .process = numbers_process,
                                       .verify = n->every ? numbers_verify : NULL,
                                       .release = numbers_release,

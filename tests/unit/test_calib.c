@@ -95,12 +95,12 @@ static tare_status no_answer(void *user, tare_calib_task task, const tare_calib_
 
 static void assert_counts(tare_context *ctx, const tare_calib_options *o, bool compat, size_t every)
 {
-    static const tare_calib_verifier verifier = {.answer = no_answer};
+    static const tare_calib_verifier verifier = {.size = sizeof verifier, .answer = no_answer};
     for (size_t count = 0; count <= 14; count++) {
         for (int64_t batch = 1; batch <= 5; batch++) {
             numbers n = {.prefix = "n", .count = count, .every = every};
             tare_calib *calib = empty_mix(ctx, folder, NULL, o);
-            tare_calib_stats stats;
+            tare_calib_stats stats = {.size = sizeof stats};
             assert_ok(ctx, tare_calib_set_batch_size(calib, batch));
             assert_ok(ctx, add_numbers(calib, "n", &n));
             if (every)
@@ -184,7 +184,7 @@ static void test_refused_settings(void **state)
     tare_context *ctx = new_context(1);
     numbers a = {.prefix = "a", .count = 9}, b = {.prefix = "b", .count = 9};
     tare_calib *calib = empty_mix(ctx, folder, NULL, NULL);
-    tare_calib_stats stats;
+    tare_calib_stats stats = {.size = sizeof stats};
     assert_ok(ctx, add_numbers(calib, "a", &a));
     assert_ok(ctx, add_numbers(calib, "b", &b));
     assert_ok(ctx, tare_calib_set_sizes(calib, (const char *[]){"a", "b"}, (int64_t[]){1, 1}, 2));
@@ -201,7 +201,11 @@ static void test_refused_settings(void **state)
     assert_fails(ctx, tare_calib_get_stats(calib, "A", &stats), TARE_E_USAGE, "Dataset A");
     assert_fails(ctx, tare_calib_set_batch_size(calib, 0), TARE_E_USAGE, "batch_size cant be zero");
     assert_fails(ctx, tare_calib_set_batch_size(calib, -1), TARE_E_USAGE, "batch_size");
-    assert_fails(ctx, tare_calib_add_set(calib, "x", &(tare_calib_source){0}), TARE_E_USAGE, "x");
+    const tare_calib_source nothing = {.size = sizeof nothing}, unsized = {0};
+    assert_fails(ctx, tare_calib_add_set(calib, "x", &nothing), TARE_E_USAGE,
+                 "Dataset x: count and process are needed");
+    assert_fails(ctx, tare_calib_add_set(calib, "x", &unsized), TARE_E_USAGE,
+                 "Dataset x: tare_calib_source: its size is 0");
     assert_int_equal(tare_calib_num_sets(calib), 2);
     tare_calib_free(calib);
 
@@ -293,7 +297,7 @@ static void test_json(void **state)
 static void test_verified_by_itself(void **state)
 {
     (void)state;
-    static const tare_calib_verifier verifier = {.answer = no_answer};
+    static const tare_calib_verifier verifier = {.size = sizeof verifier, .answer = no_answer};
     tare_context *ctx = new_context(1);
     numbers n = {.prefix = "n", .count = 10, .every = 3, .extra = "{\"k\":1}"};
     tare_calib *calib = empty_mix(ctx, folder, NULL, NULL);

@@ -82,8 +82,8 @@ static tare_status mix(tare_context *ctx, void *user)
     static const char *const names[] = {"boolq", "ceval_5_shot", "gsm8k", "mmlu", "notes", "mine"};
     static const int64_t sizes[] = {3, 3, 0, 3, 2, 3};
     static const uint32_t seed[] = {5, 6};
-    static const tare_calib_verifier verifier = {.answer = answer,
-                                                 .identity = "{\"model\": {\"a\": \"1\"}}"};
+    static const tare_calib_verifier verifier = {
+        .size = sizeof verifier, .answer = answer, .identity = "{\"model\": {\"a\": \"1\"}}"};
     numbers mine = {.prefix = "n", .count = 6, .every = 2, .extra = "{\"k\": [1]}"};
     tare_status status = TARE_OK;
     tare_calib *calib = NULL;

@@ -69,7 +69,7 @@ static void assert_positive(tare_context *ctx, tare_calib *calib, const char *na
 {
     static const int64_t batches[] = {1, 2, 7, 1000};
     size_t expected = 0;
-    const tare_calib_verifier verifier = {.answer = answer, .user = s};
+    const tare_calib_verifier verifier = {.size = sizeof verifier, .answer = answer, .user = s};
     assert_ok(ctx, tare_calib_set_verifier(calib, &verifier));
     assert_ok(ctx, set_size(calib, name, 1000));
     for (size_t i = 0; i < s->count; i++)
@@ -225,11 +225,11 @@ static tare_status answer_other(void *user, tare_calib_task task,
 static void test_characters_of_the_prompt(void **state)
 {
     (void)state;
-    const tare_calib_verifier verifier = {.answer = answer_other};
+    const tare_calib_verifier verifier = {.size = sizeof verifier, .answer = answer_other};
     tare_context *ctx = new_context(1);
     write_text(folder, "data", GSM8K("1", "8"));
     tare_calib *calib = open_mix(ctx, "gsm8k", "data", NULL);
-    tare_calib_stats stats;
+    tare_calib_stats stats = {.size = sizeof stats};
     assert_ok(ctx, tare_calib_set_verifier(calib, &verifier));
     assert_ok(ctx, set_size(calib, "gsm8k", 1));
     assert_ok(ctx, tare_calib_process(calib, NULL));
@@ -252,7 +252,8 @@ static void test_failing_verifier(void **state)
 {
     (void)state;
     tare_status wanted = TARE_E_CANCELLED;
-    const tare_calib_verifier verifier = {.answer = fail_to_answer, .user = &wanted};
+    const tare_calib_verifier verifier = {
+        .size = sizeof verifier, .answer = fail_to_answer, .user = &wanted};
     tare_context *ctx = new_context(1);
     write_text(folder, "data", GSM8K("1", "8"));
     tare_calib *calib = open_mix(ctx, "gsm8k", "data", NULL);

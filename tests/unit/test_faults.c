@@ -310,7 +310,7 @@ tare_status __wrap_tare_verify(tare_context *ctx, const tare_verify_options *opt
     const tare_finding broken = {8, TARE_FINDING_FAILURE, "lm_head", "this", "that"};
     if (!output_is_bad)
         return __real_tare_verify(ctx, options, result);
-    *result = (tare_verify_result){.failures = 1};
+    result->failures = 1;
     options->finding(options->user, &broken);
     return TARE_FAIL(ctx, TARE_E_VERIFY, "a rule is broken");
 }

@@ -242,7 +242,7 @@ static bool works_within(const char *d, size_t limit, const char *scratch, const
                          modes *seen)
 {
     tare_model *model;
-    tare_generation_plan plan;
+    tare_generation_plan plan = {.size = sizeof plan};
     tare_generate_options o = greedy(0);
     o.scratch_dir = scratch;
     tare_context *ctx = limited_context(limit);
@@ -279,7 +279,7 @@ static void test_memory_limits(void **state)
     const char *d = temporary_folder();
     static prompts p;
     modes seen = {0};
-    tare_generation_plan plan;
+    tare_generation_plan plan = {.size = sizeof plan};
     tare_model *model;
     tare_context *ctx = new_context(2);
     make_prompts(&p);
@@ -358,7 +358,7 @@ static void test_spilled_batches(void **state)
     for (size_t limit = (size_t)8 << 20; limit < (size_t)1 << 30; limit += limit / 20) {
         tare_context *ctx = limited_context(limit);
         tare_generate_options o = greedy(0);
-        tare_generation_plan plan;
+        tare_generation_plan plan = {.size = sizeof plan};
         tare_model *model;
         o.scratch_dir = d;
         o.batch = MANY;

@@ -37,7 +37,7 @@ static void quantize_both(tare_context *ctx, const run_case *c, const memory_sam
     tare_recipe *recipe = make_recipe(ctx, c->settings);
     tare_quantize_options o;
     tare_model *source;
-    tare_quantize_result result;
+    tare_quantize_result result = {.size = sizeof result};
     tare_quantize_options_init(&o);
     o.model = c->model;
     o.out = from_files;
@@ -243,7 +243,7 @@ static void test_wrong_options(void **state)
     tare_context *ctx = new_context(1);
     tare_model *source;
     tare_quantize_options o;
-    tare_plan plan;
+    tare_plan plan = {.size = sizeof plan};
     const uint32_t ids[] = {1, 1000000};
     const size_t lengths[] = {1, 1}, empty[] = {1, 0};
     assert_ok(ctx, tare_model_open(ctx, MODEL("llama"), &source));
@@ -313,7 +313,8 @@ static void write_tokenizer(const char *to, size_t max_length)
     sprintf(at, "}},\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
                 "\"trim_offsets\":true,\"use_regex\":true},\"decoder\":{\"type\":\"ByteLevel\"}}");
     write_text(to, "tokenizer.json", text);
-    sprintf(text, "{\"model_max_length\": %zu}", max_length);
+    sprintf(text, "{\"model_max_length\": %zu, \"tokenizer_class\": \"PreTrainedTokenizerFast\"}",
+            max_length);
     write_text(to, "tokenizer_config.json", text);
 }
 
@@ -322,7 +323,7 @@ static float ask_yes(tare_context *ctx, const memory_tensors *m, const char *pro
 {
     tare_model *model;
     tare_tokenizer *tokenizer;
-    tare_calib_verifier verifier;
+    tare_calib_verifier verifier = {.size = sizeof verifier};
     tare_calib_question question = {.prompt = prompt, .prompt_length = strlen(prompt)};
     tare_calib_answer answer = {.yes = 0};
     assert_ok(ctx, tare_model_from_tensors(ctx, NULL, folder, m->tensors, m->count, &model));

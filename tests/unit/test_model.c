@@ -5,6 +5,7 @@
 
 #include "model/linear.h"
 #include "model/model.h"
+#include "model/tensor_names.h"
 
 #define GEOMETRY                                                                                   \
     "\"hidden_size\": 8, \"intermediate_size\": 12, \"vocab_size\": "                              \
@@ -39,6 +40,21 @@ static void test_config_defaults(void **state)
                          ", \"head_dim\": null, \"dtype\": \"bfloat16\", \"rope_scaling\": null}",
                          &c));
     assert_true(c.head_dim == 4 && c.has_dtype && c.dtype == TARE_BF16);
+    /* Of two dtypes transformers takes `dtype`; torch.half is float16, torch.float float32. */
+    assert_ok(
+        ctx, parse(ctx, &a, "{" LLAMA ", \"torch_dtype\": \"bfloat16\", \"dtype\": \"half\"}", &c));
+    assert_true(c.has_dtype && c.dtype == TARE_F16);
+    assert_ok(ctx, parse(ctx, &a, "{" LLAMA ", \"torch_dtype\": \"float\", \"dtype\": null}", &c));
+    assert_true(c.has_dtype && c.dtype == TARE_F32);
+    /* Settings that say the same twice, and null, are no contradiction. */
+    assert_ok(ctx, parse(ctx, &a,
+                         "{" LLAMA ", \"partial_rotary_factor\": 1.0, \"rope_theta\": 500, "
+                         "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}, "
+                         "\"rope_parameters\": {\"rope_type\": \"linear\", \"type\": \"linear\", "
+                         "\"factor\": 2.0, \"rope_theta\": 500.0, "
+                         "\"partial_rotary_factor\": null}}",
+                         &c));
+    assert_true(c.rope.type == ROPE_LINEAR && c.rope.theta == 500 && c.rope.factor == 2);
     /* Qwen3: head_dim 128 unless given (spec/models.md 1.1). */
     assert_ok(
         ctx,
@@ -110,8 +126,25 @@ static void test_config_refusals(void **state)
         {"{\"model_type\": \"llama\"}", "hidden_size is missing"},
         {"{" LLAMA ", \"hidden_act\": \"gelu\"}", "\"gelu\""},
         {"{" LLAMA ", \"num_key_value_heads\": 3}", "duplicate"},
+        {"{\"model_type\": \"llama\", " GEOMETRY ", \"num_key_value_heads\": 3}",
+         "num_attention_heads 2 is not a multiple of num_key_value_heads 3"},
         {"{" LLAMA ", \"head_dim\": 3}", "odd"},
-        {"{" LLAMA ", \"torch_dtype\": \"int8\"}", "\"int8\""},
+        {"{" LLAMA ", \"torch_dtype\": \"int8\"}", "torch_dtype \"int8\""},
+        {"{" LLAMA ", \"dtype\": \"torch.bfloat16\", \"torch_dtype\": \"float16\"}",
+         "dtype \"torch.bfloat16\""},
+        {"{" LLAMA ", \"dtype\": 16}", "dtype \"(no string)\""},
+        {"{" LLAMA ", \"partial_rotary_factor\": 0.5}", "partial_rotary_factor 0.5"},
+        {"{" LLAMA ", \"rope_parameters\": {\"rope_type\": \"default\", "
+         "\"partial_rotary_factor\": 0.25}}",
+         "partial_rotary_factor 0.25"},
+        {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"default\", \"type\": \"linear\", "
+         "\"factor\": 2}}",
+         "rope_type \"default\" and type \"linear\""},
+        {"{" LLAMA ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}, "
+         "\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 4}}",
+         "rope_parameters says otherwise of factor"},
+        {"{" LLAMA ", \"rope_theta\": 5000, \"rope_parameters\": {\"rope_theta\": 10000}}",
+         "rope_parameters says otherwise of rope_theta"},
         {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"longrope\"}}", "\"longrope\""},
         {"{" LLAMA ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 8}}", "low_freq_factor"},
         {"{" LLAMA ", \"rope_scaling\": 3}", "rope_scaling"},
@@ -309,11 +342,87 @@ static void test_checkpoint_faults(void **state)
     write_index(d, "\"model.norm.weight\": 3");
     expect_open(ctx, d, TARE_E_MODEL, "must name a file in the same folder");
     write_shard(d, "a.safetensors", 0, NUM_SHAPES, -1, -1, 0);
+    /* The index is a list of files: it need not be right about what is in them. */
     write_index(d, "\"model.norm.bias\": \"a.safetensors\"");
-    expect_open(ctx, d, TARE_E_MODEL, "\"model.norm.bias\" is not in a.safetensors");
+    expect_open(ctx, d, TARE_OK, "");
+    write_shard(d, "a.safetensors", 0, NUM_SHAPES, 7, -1, 0);
+    write_index(d, "\"model.layers.0.mlp.down_proj.weight\": \"a.safetensors\"");
+    expect_open(ctx, d, TARE_E_MODEL, "model.layers.0.mlp.down_proj.weight is missing");
     write_text(d, "model.safetensors.index.json", "{}");
     expect_open(ctx, d, TARE_E_MODEL, "weight_map");
     assert_ok(ctx, folder_remove(ctx, d));
+    free_context(ctx);
+}
+
+/* Of a tensor that two shards hold, transformers keeps the one of the last file by name, whatever
+ * order the index has them in and wherever it says the tensor is. */
+static void test_tensor_in_two_shards(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    const char *d = temporary_folder();
+    tare_model *model;
+    float *vector;
+    write_text(d, "config.json", "{" LLAMA "}");
+    write_shard(d, "b.safetensors", 10, NUM_SHAPES, -1, -1, 2); /* the last norm and the head */
+    write_shard(d, "a.safetensors", 0, 11, -1, -1, 1);
+    static const char *const orders[] = {
+        "\"model.norm.weight\": \"a.safetensors\", \"lm_head.weight\": \"b.safetensors\"",
+        "\"lm_head.weight\": \"b.safetensors\", \"model.norm.weight\": \"a.safetensors\"",
+        "\"model.norm.weight\": \"b.safetensors\", \"model.embed_tokens.weight\": "
+        "\"a.safetensors\""};
+    for (size_t i = 0; i < sizeof orders / sizeof *orders; i++) {
+        write_index(d, orders[i]);
+        assert_ok(ctx, tare_model_open(ctx, d, &model));
+        assert_ok(ctx, model_read_vector(model, model->final_norm, &vector));
+        assert_true(vector[0] == 2 && vector[7] == 2);
+        mem_free(ctx, vector);
+        tare_model_free(model);
+    }
+    assert_ok(ctx, folder_remove(ctx, d));
+    free_context(ctx);
+}
+
+static void test_uses_of_tensors(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        tensor_use llama, qwen3; /* without and with attention_bias */
+    } cases[] = {
+        {"model.embed_tokens.weight", TENSOR_NEEDED, TENSOR_NEEDED},
+        {"lm_head.weight", TENSOR_NEEDED, TENSOR_NEEDED},
+        {"lm_head.bias", TENSOR_UNUSED, TENSOR_UNUSED},
+        {"model.norm.bias", TENSOR_UNUSED, TENSOR_UNUSED},
+        {"model.norms.weight", TENSOR_FOREIGN, TENSOR_FOREIGN},
+        {"model.layers.0.self_attn.o_proj.weight", TENSOR_NEEDED, TENSOR_NEEDED},
+        {"model.layers.0.self_attn.o_proj.bias", TENSOR_UNUSED, TENSOR_NEEDED},
+        {"model.layers.0.mlp.up_proj.bias", TENSOR_UNUSED, TENSOR_UNUSED},
+        {"model.layers.0.self_attn.q_norm.weight", TENSOR_UNUSED, TENSOR_NEEDED},
+        {"model.layers.0.self_attn.rotary_emb.inv_freq", TENSOR_BUFFER, TENSOR_BUFFER},
+        {"model.layers.1.mlp.up_proj.weight", TENSOR_BEYOND, TENSOR_BEYOND},
+        {"model.layers.10.mlp.up_proj.weight", TENSOR_BEYOND, TENSOR_BEYOND},
+        {"model.layers.00.mlp.up_proj.weight", TENSOR_UNUSED, TENSOR_UNUSED},
+        {"model.layers.x", TENSOR_UNUSED, TENSOR_UNUSED},
+        {"model.layers.", TENSOR_UNUSED, TENSOR_UNUSED},
+        {"model.vision.layers.0.weight", TENSOR_FOREIGN, TENSOR_FOREIGN},
+        {"score.weight", TENSOR_FOREIGN, TENSOR_FOREIGN},
+    };
+    tare_context *ctx = new_context(1);
+    arena a;
+    model_config llama, qwen3;
+    arena_init(&a, ctx);
+    assert_ok(ctx, parse(ctx, &a, "{" LLAMA "}", &llama));
+    assert_ok(ctx, parse(ctx, &a,
+                         "{\"model_type\": \"qwen3\", \"attention_bias\": true, "
+                         "\"num_key_value_heads\": 1, " GEOMETRY "}",
+                         &qwen3));
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        if (tensor_use_of(&llama, cases[i].name) != cases[i].llama ||
+            tensor_use_of(&qwen3, cases[i].name) != cases[i].qwen3)
+            fail_msg("%s: %d, %d", cases[i].name, (int)tensor_use_of(&llama, cases[i].name),
+                     (int)tensor_use_of(&qwen3, cases[i].name));
+    arena_free(&a);
     free_context(ctx);
 }
 
@@ -362,6 +471,14 @@ static void test_every_allocation_may_fail(void **state)
     write_shard(d, "model.safetensors", 0, NUM_SHAPES, -1, -1, 0.5f);
     each_allocation_fails(open_and_run, d);
     assert_ok(ctx, folder_remove(ctx, d));
+    /* A head that its config ties, shards with an index, and one tensor too many. */
+    snprintf(d, sizeof d, "%s", temporary_folder());
+    write_text(d, "config.json",
+               "{" LLAMA ", \"tie_word_embeddings\": true, \"quantization_config\": {\"a\": 1}}");
+    write_shard(d, "a.safetensors", 0, NUM_SHAPES, -1, -1, 0.5f);
+    write_index(d, "\"model.layers.7.x\": \"a.safetensors\"");
+    each_allocation_fails(open_and_run, d);
+    assert_ok(ctx, folder_remove(ctx, d));
     free_context(ctx);
 }
 
@@ -385,6 +502,8 @@ int main(void)
                                        cmocka_unit_test(test_rope_frequencies),
                                        cmocka_unit_test(test_dynamic_rope),
                                        cmocka_unit_test(test_checkpoint_faults),
+                                       cmocka_unit_test(test_tensor_in_two_shards),
+                                       cmocka_unit_test(test_uses_of_tensors),
                                        cmocka_unit_test(test_infinite_weight_is_named),
                                        cmocka_unit_test(test_every_allocation_may_fail),
                                        cmocka_unit_test(test_batches)};

@@ -187,7 +187,7 @@ static void assert_refused_file(fixture *f, const char *data, size_t size, const
 static void test_refused(void **state)
 {
     fixture *f = *state;
-    REFUSED(f, "", "too short");
+    REFUSED(f, "", "this is empty");
     REFUSED(f, "\x93NUMPY\x02\0\x76\0\0\0", "version 1.0");
     REFUSED(f, "\x93NUMPY\x01\0\xff\xff{}\n", "truncated");
     REFUSED(f, "\x93NUMPY\x01\0\x03\0{}\n", "header differs");

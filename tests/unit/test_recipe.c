@@ -371,6 +371,64 @@ static void test_fallback_by_level(void **state)
     free_context(ctx);
 }
 
+/* Everything that a recipe holds, as text. */
+static void describe(const tare_recipe *r, buffer *out)
+{
+    out->length = 0;
+    recipe_write(r, out, 0);
+    for (size_t i = 0; i < r->max_memory.count; i++)
+        buffer_printf(out, " %lld=%llu", (long long)r->max_memory.items[i].device,
+                      (unsigned long long)r->max_memory.items[i].bytes);
+    buffer_printf(out, " %d", r->fa_amp_given);
+    assert_ok(r->ctx, out->status);
+}
+
+/* A failure in the middle of a file, a list or a number of devices leaves the recipe as it was. */
+static void test_all_or_nothing(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    const char *d = temporary_folder();
+    char path[128];
+    buffer before, after;
+    buffer_init(&before, ctx);
+    buffer_init(&after, ctx);
+    snprintf(path, sizeof path, "%s/r.yaml", d);
+    tare_recipe *r = new_recipe(ctx);
+    assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", "x,y"));
+    assert_ok(ctx, tare_recipe_set(r, "run.max_memory", "cpu=8GiB,0=1GiB"));
+    describe(r, &before);
+    static const char *const files[] = {
+        "quant: {act_method: 2, pr: 0.5}\nfallback: {disable_names: [a], disable_level: 5}\n",
+        "fallback: {disable_names: [a, [b]]}\n",
+        "save: {types: [numpy, onnx]}\n",
+        "run: {dtype: float16, max_memory: {cpu: 1GiB, 1: 3}}\nquant: {w_bit: eight}\n",
+        "run: {max_memory: {cpu: 1GiB, 1: none}}\n",
+        "fa_quant: {fa_amp: 1}\nquant: 3\n",
+        "quant: {act_method: 2}\nqant: {act_method: 3}\n"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        write_text(d, "r.yaml", files[i]);
+        assert_int_equal(tare_recipe_load(r, path), TARE_E_USAGE);
+        describe(r, &after);
+        assert_string_equal(after.data, before.data);
+    }
+    static const char *const settings[][2] = {{"fallback.disable_names", "a,,b"},
+                                              {"save.types", "numpy,onnx"},
+                                              {"run.max_memory", "1=1GiB,cpu=2"},
+                                              {"fa_quant.fa_amp", "99999999999999999999"}};
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        assert_int_equal(tare_recipe_set(r, settings[i][0], settings[i][1]), TARE_E_USAGE);
+        assert_int_equal(tare_recipe_append(r, settings[i][0], settings[i][1]), TARE_E_USAGE);
+        describe(r, &after);
+        assert_string_equal(after.data, before.data);
+    }
+    buffer_free(&before);
+    buffer_free(&after);
+    tare_recipe_free(r);
+    assert_ok(ctx, folder_remove(ctx, d));
+    free_context(ctx);
+}
+
 static tare_status load_recipe(tare_context *ctx, void *user)
 {
     tare_recipe *r = NULL;
@@ -407,6 +465,7 @@ int main(void)
                                        cmocka_unit_test(test_shipped_recipes),
                                        cmocka_unit_test(test_fallback_by_name),
                                        cmocka_unit_test(test_fallback_by_level),
+                                       cmocka_unit_test(test_all_or_nothing),
                                        cmocka_unit_test(test_every_allocation_may_fail)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -98,7 +98,7 @@ static void check_case(const run_case *c)
     tare_recipe *recipe = make_recipe(ctx, c->settings);
     tare_recording *recording;
     tare_quantize_options o;
-    tare_quantize_result result;
+    tare_quantize_result result = {.size = sizeof result};
     tare_quantize_options_init(&o);
     o.model = c->model;
     o.calib = CALIB;
@@ -203,7 +203,7 @@ static void test_names(void **state)
 
     /* Verify knows the names if it is told. */
     tare_verify_options v;
-    tare_verify_result result;
+    tare_verify_result result = {.size = sizeof result};
     tare_verify_options_init(&v);
     v.dir = saved;
     assert_int_equal(tare_verify(ctx, &v, &result), TARE_E_VERIFY);

@@ -31,6 +31,92 @@ static void test_id_lists(void **state)
     free_context(ctx);
 }
 
+/* What stands behind the first --samples is not read, whatever it is. */
+static void test_stops(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    sample_set s;
+    static const char *const texts[][2] = {{"a.json", "[[1, 2], [3], [-1]]"},
+                                           {"a.json", "[[1, 2], [3], {]"},
+                                           {"a.json", "[[1, 2], [3]"},
+                                           {"a.json", "[[1, 2], [3] garbage"},
+                                           {"a.json", "[[1, 2], [3], \xff\xff"}};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        assert_ok(ctx, load(ctx, texts[i][0], texts[i][1], (sample_options){.samples = 2}, &s));
+        assert_true(s.count == 2 && s.tokens == 3 && s.ids[2] == 3);
+        sample_set_free(ctx, &s);
+        assert_int_not_equal(
+            load(ctx, texts[i][0], texts[i][1], (sample_options){.samples = 3}, &s), TARE_OK);
+    }
+    assert_fails(ctx, load(ctx, "a.json", "[[1]] x", (sample_options){0}, &s), TARE_E_FORMAT,
+                 "a.json: line 1: expected the end of the document");
+    assert_fails(ctx, load(ctx, "a.json", "[[1],\n[2]", (sample_options){0}, &s), TARE_E_FORMAT,
+                 "a.json: line 2: expected ',' or ']', but the text ends");
+    assert_fails(ctx, load(ctx, "a.json", "[{\"x\": 1, \"x\": 2}]", (sample_options){0}, &s),
+                 TARE_E_FORMAT, "a.json: line 1: duplicate key \"x\"");
+    assert_fails(ctx, load(ctx, "a.jsonl", "{\"x\": 1, \"x\": 2}", (sample_options){0}, &s),
+                 TARE_E_FORMAT, "a.jsonl: row 1: JSON: duplicate key \"x\"");
+    free_context(ctx);
+}
+
+/* A list is read item by item: memory does not grow with what is not taken. */
+static void test_memory(void **state)
+{
+    (void)state;
+    enum { ROWS = 100000 };
+    tare_context *ctx = new_context(1);
+    sample_set s;
+    char *text = malloc(ROWS * 8 + 2);
+    size_t n = 0;
+    text[n++] = '[';
+    for (size_t i = 0; i < ROWS; i++)
+        n += (size_t)sprintf(text + n, "%s[1,2,3]", i ? "," : "");
+    text[n++] = ']';
+    text[n] = 0;
+    assert_ok(ctx, load(ctx, "a.json", text, (sample_options){.samples = 1}, &s));
+    assert_true(s.count == 1 && s.tokens == 3);
+    assert_true(tare_memory_peak(ctx) < n + 100000);
+    sample_set_free(ctx, &s);
+    assert_ok(ctx, load(ctx, "a.json", text, (sample_options){0}, &s));
+    assert_true(s.count == ROWS && s.tokens == 3 * ROWS);
+    sample_set_free(ctx, &s);
+    free(text);
+    free_context(ctx);
+}
+
+static tare_status load_any(tare_context *ctx, void *user)
+{
+    sample_set s;
+    tare_status status = load(ctx, "a.json", user, (sample_options){.samples = 2}, &s);
+    if (status == TARE_OK)
+        sample_set_free(ctx, &s);
+    return status;
+}
+
+static void test_every_allocation_may_fail(void **state)
+{
+    (void)state;
+    each_allocation_fails(load_any, (void *)(uintptr_t) "[[1, 2], [3, 4, 5], [6]]");
+}
+
+/* Kinds of files that a reader of text lines would take for text. */
+static void test_text_that_is_none(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    sample_set s;
+    assert_fails(ctx,
+                 load(ctx, "a.txt",
+                      "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+                      (sample_options){0}, &s),
+                 TARE_E_DATA, "a.txt: this is a Git LFS pointer");
+    /* A page may be meant as prompts: it goes to the tokenizer, which is not there. */
+    assert_fails(ctx, load(ctx, "a.txt", "<html>", (sample_options){0}, &s), TARE_E_IO,
+                 "tokenizer.json");
+    free_context(ctx);
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -71,6 +157,10 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_id_lists),
+                                       cmocka_unit_test(test_stops),
+                                       cmocka_unit_test(test_memory),
+                                       cmocka_unit_test(test_every_allocation_may_fail),
+                                       cmocka_unit_test(test_text_that_is_none),
                                        cmocka_unit_test(test_refusals)};
     return cmocka_run_group_tests(tests, make_folder, remove_all);
 }

@@ -70,14 +70,14 @@ static int teardown(void **state)
 static void open_json(fixture *f, const char *json)
 {
     tare_tokenizer_free(f->tokenizer);
-    if (tokenizer_parse(f->ctx, json, strlen(json), "test.json", &f->tokenizer) != TARE_OK)
+    if (tokenizer_parse(f->ctx, json, strlen(json), "test.json", NULL, &f->tokenizer) != TARE_OK)
         fail_msg("%s refused: %s", json, tare_last_error(f->ctx));
 }
 
 static void check_refused(fixture *f, const char *json, tare_status status, const char *message)
 {
     tare_tokenizer *t;
-    assert_int_equal(tokenizer_parse(f->ctx, json, strlen(json), "test.json", &t), status);
+    assert_int_equal(tokenizer_parse(f->ctx, json, strlen(json), "test.json", NULL, &t), status);
     assert_null(t);
     if (!strstr(tare_last_error(f->ctx), message))
         fail_msg("\"%s\" does not say \"%s\"", tare_last_error(f->ctx), message);
@@ -478,7 +478,7 @@ static tare_status use_tokenizer(tare_context *ctx, const char *json, const char
     uint32_t *ids = NULL;
     char *back = NULL;
     size_t count, length;
-    tare_status status = tokenizer_parse(ctx, json, strlen(json), "test.json", &t);
+    tare_status status = tokenizer_parse(ctx, json, strlen(json), "test.json", NULL, &t);
     if (status == TARE_OK)
         status = tare_tokenizer_encode(t, text, strlen(text), true, &ids, &count);
     if (status == TARE_OK)
@@ -535,6 +535,73 @@ static void test_failing_allocations(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
+/* ---- the files beside it, with allocations that fail ---- */
+
+static void write_file(const char *folder, const char *name, const char *text)
+{
+    char path[300];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(text, 1, strlen(text), f), strlen(text));
+    assert_int_equal(fclose(f), 0);
+}
+
+/* The class is a Llama's: bos in front, eos behind; "<x>" is added_tokens.json's or, in the second
+ * folder, added_tokens_decoder's. Ids by hand: a b c are 0 1 2; 8 and on come behind the
+ * vocabulary, <s> in the file, then <x>, then </s>. */
+static void test_failing_allocations_of_a_folder(void **state)
+{
+    static const char *const files[2][4] = {
+        {"{\"add_eos_token\":true,\"unk_token\":null}", "{\"bos_token\":{\"content\":\"<s>\"}}",
+         "{\"<x>\":9}", "{\"model_type\":\"llama\"}"},
+        {"{\"tokenizer_class\":\"LlamaTokenizer\",\"add_eos_token\":true,\"unk_token\":null,"
+         "\"added_tokens_decoder\":{\"9\":{\"content\":\"<x>\"}},\"additional_special_tokens\":"
+         "[\"a\"],\"add_prefix_space\":false}",
+         "[]", "[]", "{}"},
+    };
+    char folder[] = "/tmp/tare-test-tokenizer-XXXXXX", path[300];
+    (void)state;
+    assert_non_null(mkdtemp(folder));
+    write_file(folder, "tokenizer.json",
+               "{" BYTE_LEVEL ",\"added_tokens\":[{\"id\":8,\"content\":\"<s>\"," FLAGS(
+                   false, false, false) "}]," MODEL "}");
+    for (int k = 0; k < 2; k++) {
+        static const char *const names[] = {"tokenizer_config.json", "special_tokens_map.json",
+                                            "added_tokens.json", "config.json"};
+        for (int i = 0; i < 4; i++)
+            write_file(folder, names[i], files[k][i]);
+        tare_status status = TARE_E_MEMORY;
+        for (long n = 0; status == TARE_E_MEMORY; n++) {
+            countdown c = {n};
+            fixture f = {0};
+            tare_context_options options;
+            assert_true(n < 1000);
+            tare_context_options_init(&options);
+            options.allow_allocation = allow;
+            options.user = &c;
+            assert_int_equal(tare_context_create(&f.ctx, &options), TARE_OK);
+            status = tare_tokenizer_open(f.ctx, folder, &f.tokenizer);
+            c.left = 1000;
+            if (status == TARE_OK)
+                IDS(&f, "b<x>c", 8, 1, 9, 2, 10);
+            else
+                assert_non_null(strstr(tare_last_error(f.ctx), "out of memory"));
+            tare_tokenizer_free(f.tokenizer);
+            assert_int_equal(tare_memory_used(f.ctx), 0);
+            tare_context_free(f.ctx);
+        }
+        assert_int_equal(status, TARE_OK);
+        for (int i = 0; i < 4; i++) {
+            snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+            assert_int_equal(remove(path), 0);
+        }
+    }
+    snprintf(path, sizeof path, "%s/tokenizer.json", folder);
+    assert_int_equal(remove(path), 0);
+    assert_int_equal(remove(folder), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -553,6 +620,7 @@ int main(void)
         TEST(test_broken_bytes),
         TEST(test_token_finder),
         cmocka_unit_test(test_failing_allocations),
+        cmocka_unit_test(test_failing_allocations_of_a_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,7 +15,7 @@ static void test_good_outputs(void **state)
     for (unsigned save = 1; save < 1u << SAVE_TYPES; save++) {
         output_case c;
         findings all;
-        tare_verify_result result;
+        tare_verify_result result = {.size = sizeof result};
         init_case(&c);
         write_model_weights(&c);
         c.save = save;
