@@ -393,6 +393,69 @@ static void test_stale_stage(void **state)
     end_case(&c);
 }
 
+/* ---- before anything is written ---- */
+
+static tare_status rehearse(tare_context *ctx, const output_case *c, const char *more)
+{
+    output_options options = {.rehearsal = true,
+                              .model_dir = c->model,
+                              .save = c->save,
+                              .part_file_size = -1,
+                              .num = c->num,
+                              .quant_type = "W8A8",
+                              .verify = c->verify};
+    output *o = NULL;
+    tensor_info extra = bf16_tensor(more ? more : "", 3, 2);
+    tare_status status = TARE_OK;
+    TRY(output_open(ctx, &options, &o));
+    TRY(declare_case(c, o));
+    if (more)
+        TRY(output_declare_float(o, &extra));
+    TRY(output_begin(o));
+done:
+    output_free(o);
+    return status;
+}
+
+static void test_rehearsal(void **state)
+{
+    output_case c;
+    tare_context *ctx = new_context(1);
+    char path[256];
+    (void)state;
+    init_case(&c);
+    for (unsigned save = 1; save < 1u << SAVE_TYPES; save++) {
+        c.save = save;
+        assert_ok(ctx, rehearse(ctx, &c, NULL));
+    }
+    /* rule 29: q_proj is quantized and begins the name of a FLOAT module beside it */
+    c.save = SAVE_SAFE_TENSOR;
+    assert_ok(ctx, rehearse(ctx, &c, Q_PROJ "_lora.weight"));
+    c.save = SAVE_ASCENDV1 | SAVE_SAFE_TENSOR;
+    assert_fails(ctx, rehearse(ctx, &c, Q_PROJ "_lora.weight"), TARE_E_VERIFY,
+                 "the output would break 1 rule, the first is rule 29: " Q_PROJ);
+    c.verify = false;
+    assert_ok(ctx, rehearse(ctx, &c, Q_PROJ "_lora.weight"));
+    c.verify = true;
+    /* rules 21 and 7: a dtype that no engine serves */
+    write_text(c.model, "config.json",
+               "{\"model_type\": \"llama\", \"torch_dtype\": \"float8_e4m3fn\"}");
+    for (int i = 0; i < SAVE_TYPES; i++) {
+        c.save = 1u << i;
+        if (c.save == SAVE_COMPRESSED_TENSORS) /* a guess serves there */
+            assert_ok(ctx, rehearse(ctx, &c, NULL));
+        else
+            assert_fails(ctx, rehearse(ctx, &c, NULL), TARE_E_VERIFY, "torch_dtype");
+    }
+    write_text(c.model, "config.json", MODEL_CONFIG);
+    snprintf(path, sizeof path, "%s/vocab.json", c.model);
+    assert_int_equal(symlink("nowhere", path), 0);
+    assert_fails(ctx, rehearse(ctx, &c, NULL), TARE_E_IO, "vocab.json: a link that leads nowhere");
+    assert_false(path_exists(c.out));
+    free_context(ctx);
+    end_case(&c);
+}
+
 /* ---- copied files and config.json ---- */
 
 typedef struct log_text {
@@ -652,6 +715,7 @@ int main(void)
         cmocka_unit_test(test_overwrite),
         cmocka_unit_test(test_stale_stage),
         cmocka_unit_test(test_copy_wanted),
+        cmocka_unit_test(test_rehearsal),
         cmocka_unit_test(test_copied_files),
         cmocka_unit_test(test_cache_links),
         cmocka_unit_test(test_config_edits),
