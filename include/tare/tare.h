@@ -97,7 +97,7 @@ typedef struct tare_progress {
 
 typedef struct tare_context_options {
     size_t size;
-    int threads;         /* 0: one a core */
+    int threads;         /* 0: one a core that affinity and CPU quota leave */
     size_t memory_limit; /* bytes; 0: no limit */
     tare_cpu cpu;        /* for tests; AUTO otherwise */
     /* Log and progress may come from any thread of the library, but one call at a time. */

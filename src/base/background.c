@@ -16,7 +16,8 @@ struct background {
     pthread_mutex_t lock;
     pthread_cond_t submitted_one, done_one;
     uint64_t submitted, done; /* numbers of jobs so far; a ticket is `submitted` after its job */
-    tare_status status;       /* of the first job that failed */
+    tare_status status;       /* of the first job that failed, and its error */
+    error_note error;
     bool stop;
     size_t depth;
     queued_job jobs[]; /* [depth], a ring */
@@ -26,6 +27,7 @@ static void *work(void *argument)
 {
     background *b = argument;
     parallel_alone();
+    context_divert_errors(&b->error); /* jobs run one by one, and none behind a failed one */
     pthread_mutex_lock(&b->lock);
     for (;;) {
         while (b->done == b->submitted && !b->stop)
@@ -65,12 +67,20 @@ tare_status background_create(tare_context *ctx, size_t depth, background **out)
     return TARE_OK;
 }
 
+/* The failed job's error becomes that of whoever asks. */
+static tare_status take_status(background *b)
+{
+    if (b->status != TARE_OK)
+        context_set_error(b->ctx, &b->error);
+    return b->status;
+}
+
 tare_status background_submit(background *b, background_job job, void *user, uint64_t *ticket)
 {
     pthread_mutex_lock(&b->lock);
     while (b->submitted - b->done == b->depth && b->status == TARE_OK)
         pthread_cond_wait(&b->done_one, &b->lock);
-    tare_status status = b->status;
+    tare_status status = take_status(b);
     if (status == TARE_OK) {
         b->jobs[b->submitted++ % b->depth] = (queued_job){job, user};
         if (ticket)
@@ -86,7 +96,7 @@ tare_status background_wait(background *b, uint64_t ticket)
     pthread_mutex_lock(&b->lock);
     while (b->done < ticket && b->status == TARE_OK)
         pthread_cond_wait(&b->done_one, &b->lock);
-    tare_status status = b->status;
+    tare_status status = take_status(b);
     pthread_mutex_unlock(&b->lock);
     return status;
 }

@@ -1,8 +1,9 @@
 /* A thread that does jobs one after the other while its owner computes: the next piece is read, the
  * last one written. Jobs run in the order in which they were submitted. After one has failed the
- * rest are dropped, and every call tells its status: the owner hears of it wherever it waits next.
- * Who reads ahead and writes behind has two of them, and as many buffers as pieces may be on their
- * way: a buffer is taken again once the job that used it is done.
+ * rest are dropped, and every call tells its status: the owner hears of it wherever it waits next,
+ * and not before - until then its error is not the context's, and hides no other. Who reads ahead
+ * and writes behind has two of them, and as many buffers as pieces may be on their way: a buffer is
+ * taken again once the job that used it is done.
  *
  *     background *writer;
  *     TRY(background_create(ctx, 4, &writer));

@@ -60,14 +60,26 @@ void tare_context_free(tare_context *ctx)
     free(ctx);
 }
 
+static _Thread_local error_note *diverted; /* NULL: errors go to the context */
+
+void context_divert_errors(error_note *note)
+{
+    diverted = note;
+}
+
+static error_note *note_of(tare_context *ctx)
+{
+    return diverted ? diverted : &ctx->error;
+}
+
 const char *tare_last_error(const tare_context *ctx)
 {
-    return ctx->error;
+    return diverted ? diverted->text : ctx->error.text;
 }
 
 int tare_last_errno(const tare_context *ctx)
 {
-    return ctx->error_number;
+    return diverted ? diverted->number : ctx->error.number;
 }
 
 void tare_cancel(tare_context *ctx)
@@ -112,12 +124,24 @@ static void make_printable(char *text)
 
 static void set_error(tare_context *ctx, int error_number, const char *format, va_list args)
 {
-    char text[sizeof ctx->error];
-    text_vformat(text, sizeof text, format, args);
-    make_printable(text);
+    error_note fresh = {.number = error_number};
+    text_vformat(fresh.text, sizeof fresh.text, format, args);
+    make_printable(fresh.text);
+    context_set_error(ctx, &fresh);
+}
+
+error_note context_error(tare_context *ctx)
+{
     error_lock(ctx);
-    memcpy(ctx->error, text, sizeof text);
-    ctx->error_number = error_number;
+    error_note note = *note_of(ctx);
+    error_unlock(ctx);
+    return note;
+}
+
+void context_set_error(tare_context *ctx, const error_note *note)
+{
+    error_lock(ctx);
+    *note_of(ctx) = *note;
     error_unlock(ctx);
 }
 
@@ -144,7 +168,7 @@ tare_status context_wrap(tare_context *ctx, tare_status status, const char *form
 {
     if (status == TARE_OK)
         return status;
-    char text[sizeof ctx->error];
+    char text[sizeof ctx->error.text];
     va_list args;
     va_start(args, format);
     int n = text_vformat(text, sizeof text, format, args);
@@ -152,7 +176,8 @@ tare_status context_wrap(tare_context *ctx, tare_status status, const char *form
     make_printable(text);
     size_t used = n < 0 ? 0 : (size_t)n < sizeof text ? (size_t)n : sizeof text - 1;
     error_lock(ctx);
-    const char *parts[] = {": ", ctx->error};
+    char *whole = note_of(ctx)->text;
+    const char *parts[] = {": ", whole};
     for (size_t i = 0; i < 2; i++) {
         size_t room = sizeof text - 1 - used, length = strlen(parts[i]);
         length = length < room ? length : room;
@@ -160,7 +185,7 @@ tare_status context_wrap(tare_context *ctx, tare_status status, const char *form
         used += length;
     }
     text[used] = 0;
-    memcpy(ctx->error, text, sizeof text);
+    memcpy(whole, text, sizeof text);
     error_unlock(ctx);
     return status;
 }

@@ -10,6 +10,12 @@
 
 #include "tare/tare.h"
 
+/* What went wrong, and errno behind it, or 0. */
+typedef struct error_note {
+    char text[2048];
+    int number;
+} error_note;
+
 struct tare_context {
     tare_context_options options; /* threads resolved: never 0 */
     atomic_size_t memory_used, memory_peak;
@@ -20,8 +26,7 @@ struct tare_context {
     atomic_flag error_lock;
     pthread_mutex_t callback_lock; /* log and progress: one call at a time */
     struct thread_pool *pool;      /* base/parallel.c; NULL: one thread */
-    char error[2048];
-    int error_number; /* errno behind it, or 0 */
+    error_note error;
 };
 
 /* Sets the message of `ctx` and returns `status`. Thread-safe. */
@@ -30,6 +35,13 @@ tare_status context_fail(tare_context *ctx, tare_status status, const char *form
 /* The same for a failure of the operating system, with its errno. */
 tare_status context_fail_errno(tare_context *ctx, tare_status status, int error_number,
                                const char *format, ...) __attribute__((format(printf, 4, 5)));
+/* From now on errors of this thread go to `note` (NULL: to the context again), and tare_last_error
+ * on this thread reads them there. A thread that works for another one keeps its errors to itself
+ * until the other asks: what fails later must not take the place of what failed first. */
+void context_divert_errors(error_note *note);
+/* Saving the error while something is tidied up, and putting it back. */
+error_note context_error(tare_context *ctx);
+void context_set_error(tare_context *ctx, const error_note *note);
 /* Puts "<text>: " before the message, and returns `status`; does nothing for TARE_OK. */
 tare_status context_wrap(tare_context *ctx, tare_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -37,27 +37,64 @@ static uint64_t read_number(const char *path, const char *key)
     return found;
 }
 
-/* What one control group leaves. */
-static uint64_t group_room(const char *dir, const char *limit_name, const char *usage_name,
-                           const char *cache_key)
+/* ---- control groups ---- */
+
+/* What one group, of version 1 or 2, leaves of a resource. */
+typedef uint64_t group_reader(const char *dir, bool v2);
+
+/* Where version 1 mounts a controller's groups below /sys/fs/cgroup. */
+typedef struct controller {
+    const char *name, *mounts[2];
+    group_reader *read;
+} controller;
+
+static uint64_t read_file_number(const char *dir, const char *name, const char *key)
 {
     char path[PATH_SIZE + 64];
-    snprintf(path, sizeof path, "%s/%s", dir, limit_name);
-    uint64_t limit = read_number(path, "");
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return read_number(path, key);
+}
+
+static uint64_t group_memory(const char *dir, bool v2)
+{
+    uint64_t limit = read_file_number(dir, v2 ? "memory.max" : "memory.limit_in_bytes", "");
     if (limit == UINT64_MAX)
         return limit;
-    snprintf(path, sizeof path, "%s/%s", dir, usage_name);
-    uint64_t usage = read_number(path, "");
-    snprintf(path, sizeof path, "%s/memory.stat", dir);
-    uint64_t cache = read_number(path, cache_key);
+    uint64_t usage = read_file_number(dir, v2 ? "memory.current" : "memory.usage_in_bytes", "");
+    uint64_t cache = read_file_number(dir, "memory.stat", v2 ? "file " : "total_cache ");
     usage = usage == UINT64_MAX ? 0 : usage;
     cache = cache == UINT64_MAX ? 0 : cache;
     usage -= least(usage, cache);
     return limit - least(limit, usage);
 }
 
-/* The group at mount/path and those above it: each may limit. */
-static uint64_t groups_room(const char *mount, const char *path, bool v2)
+/* Whole CPUs that the quota of a period fills, the last one perhaps in part. */
+static uint64_t group_cpus(const char *dir, bool v2)
+{
+    char path[PATH_SIZE + 64];
+    long long quota = 0, period = 0;
+    if (v2) {
+        snprintf(path, sizeof path, "%s/cpu.max", dir);
+        FILE *f = fopen(path, "re");
+        bool limited = f && fscanf(f, "%lld %lld", &quota, &period) == 2; /* else "max 100000" */
+        if (f)
+            fclose(f);
+        if (!limited)
+            return UINT64_MAX;
+    } else {
+        quota = (long long)read_file_number(dir, "cpu.cfs_quota_us", ""); /* -1: none */
+        period = (long long)read_file_number(dir, "cpu.cfs_period_us", "");
+    }
+    if (quota <= 0 || period <= 0)
+        return UINT64_MAX;
+    return (uint64_t)(quota / period + (quota % period != 0));
+}
+
+static const controller MEMORY = {"memory", {"/memory", NULL}, group_memory};
+static const controller CPU = {"cpu", {"/cpu", "/cpu,cpuacct"}, group_cpus};
+
+/* The least of the group at mount/path and those above it: each may limit. */
+static uint64_t least_of_groups(const char *mount, const char *path, bool v2, group_reader *read)
 {
     char dir[PATH_SIZE];
     uint64_t room = UINT64_MAX;
@@ -65,9 +102,7 @@ static uint64_t groups_room(const char *mount, const char *path, bool v2)
     if (n < 0 || (size_t)n >= sizeof dir)
         return room;
     for (size_t length = strlen(mount); strlen(dir) >= length;) {
-        room = least(room, v2 ? group_room(dir, "memory.max", "memory.current", "file ")
-                              : group_room(dir, "memory.limit_in_bytes", "memory.usage_in_bytes",
-                                           "total_cache "));
+        room = least(room, read(dir, v2));
         char *slash = strrchr(dir, '/');
         if (!slash || slash < dir + length)
             break;
@@ -76,7 +111,17 @@ static uint64_t groups_room(const char *mount, const char *path, bool v2)
     return room;
 }
 
-static uint64_t control_group_room(const char *root)
+/* Is `name` one of a comma-separated list? ("cpuset" is not "cpu".) */
+static bool is_listed(const char *list, const char *name)
+{
+    size_t length = strlen(name);
+    for (; *list; list += strcspn(list, ","), list += *list == ',')
+        if (strncmp(list, name, length) == 0 && (list[length] == ',' || list[length] == '\0'))
+            return true;
+    return false;
+}
+
+static uint64_t control_group_room(const char *root, const controller *c)
 {
     char path[PATH_SIZE], line[LINE], mount[PATH_SIZE];
     uint64_t room = UINT64_MAX;
@@ -92,16 +137,21 @@ static uint64_t control_group_room(const char *root)
         *group++ = '\0';
         controllers++;
         bool v2 = *controllers == '\0';
-        if (!v2 && !strstr(controllers, "memory"))
+        if (!v2 && !is_listed(controllers, c->name))
             continue;
-        snprintf(mount, sizeof mount, "%s/sys/fs/cgroup%s", root, v2 ? "" : "/memory");
-        /* In a container the path may be the host's: then the mount itself is the group. */
-        room = least(room, groups_room(mount, strcmp(group, "/") == 0 ? "" : group, v2));
-        room = least(room, groups_room(mount, "", v2));
+        group = strcmp(group, "/") == 0 ? "" : group;
+        for (size_t i = 0; i < (v2 ? 1 : 2) && (v2 || c->mounts[i]); i++) {
+            snprintf(mount, sizeof mount, "%s/sys/fs/cgroup%s", root, v2 ? "" : c->mounts[i]);
+            /* In a container the path may be the host's: then the mount itself is the group. */
+            room = least(room, least_of_groups(mount, group, v2, c->read));
+            room = least(room, least_of_groups(mount, "", v2, c->read));
+        }
     }
     fclose(f);
     return room;
 }
+
+/* ---- limits ---- */
 
 static uint64_t resource_limit(int which)
 {
@@ -123,10 +173,15 @@ machine_memory machine_memory_read(const char *root)
 {
     machine_memory m = {.physical = meminfo(root, "MemTotal:"),
                         .available = meminfo(root, "MemAvailable:")};
-    m.available = least(m.available, control_group_room(root));
+    m.available = least(m.available, control_group_room(root, &MEMORY));
     m.available = least(m.available, resource_limit(RLIMIT_AS));
     m.available = least(m.available, resource_limit(RLIMIT_DATA));
     return m;
+}
+
+uint64_t machine_cpu_quota(const char *root)
+{
+    return control_group_room(root, &CPU);
 }
 
 size_t machine_resident_bytes(void)

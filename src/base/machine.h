@@ -1,4 +1,4 @@
-/* What the machine, and the limits that this process lives under, leave of memory. */
+/* What the machine, and the limits that this process lives under, leave of memory and CPUs. */
 #ifndef TARE_BASE_MACHINE_H
 #define TARE_BASE_MACHINE_H
 
@@ -14,6 +14,10 @@ typedef struct machine_memory {
 /* `root` is put before /proc and /sys ("" but in tests). Control groups of version 1 and 2, with
  * their parents; what they hold of the page cache counts as free, since it gives way. */
 machine_memory machine_memory_read(const char *root);
+
+/* CPUs that the quotas of the control groups (cpu.max; cpu.cfs_quota_us) fill, rounded up;
+ * UINT64_MAX: there is none. `root` as above. */
+uint64_t machine_cpu_quota(const char *root);
 
 /* Resident bytes of this process now (VmRSS); 0: unknown. */
 size_t machine_resident_bytes(void);

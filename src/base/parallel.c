@@ -4,10 +4,13 @@
  * piece of work. */
 #include "base/parallel.h"
 
+#include <errno.h>
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+
+#include "base/machine.h"
 
 /* Looks at the job counter this often before sleeping: the next loop mostly begins within
  * microseconds. */
@@ -41,12 +44,32 @@ void parallel_alone(void)
     alone = true;
 }
 
+/* The kernel refuses a set that is smaller than its own; how large that is it does not say. */
+static int affinity_count(void)
+{
+    enum { FIRST = 1024, MOST = 1 << 20 };
+    for (int cpus = FIRST; cpus <= MOST; cpus *= 2) {
+        size_t size = CPU_ALLOC_SIZE(cpus);
+        cpu_set_t *set = CPU_ALLOC(cpus);
+        if (!set)
+            break;
+        bool told = sched_getaffinity(0, size, set) == 0;
+        bool larger = !told && errno == EINVAL;
+        int count = told ? CPU_COUNT_S(size, set) : 0;
+        CPU_FREE(set);
+        if (!larger)
+            return count;
+    }
+    return 0;
+}
+
 int parallel_default_threads(void)
 {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0)
-        return CPU_COUNT(&set);
-    return 1;
+    int cpus = affinity_count();
+    uint64_t quota = machine_cpu_quota("");
+    if (cpus < 1)
+        cpus = 1;
+    return quota < (uint64_t)cpus ? (int)quota : cpus;
 }
 
 int parallel_threads(const tare_context *ctx)

@@ -18,7 +18,7 @@ void parallel_for(const tare_context *ctx, size_t count,
  * take the threads from who computes. */
 void parallel_alone(void);
 int parallel_threads(const tare_context *ctx);
-/* Cores that this process may use. */
+/* Cores that this process may use: its affinity, and no more than its CPU quota fills. */
 int parallel_default_threads(void);
 
 #endif

@@ -30,7 +30,7 @@ static const char usage[] =
     "  --max-memory cpu=SIZE most memory that the process may hold; weights that do not fit are "
     "read for each token\n"
     "  --scratch-dir DIR     where keys and values go that do not fit\n"
-    "  --threads N           default: one a core\n"
+    "  --threads N           default: one a core that affinity and CPU quota leave\n"
     "  --json                one JSON object at the end: text, ids, finish, prompt_tokens\n"
     "  --quiet, --verbose\n";
 

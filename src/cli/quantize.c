@@ -78,8 +78,9 @@ static const char usage[] =
     "reads no weights\n"
     "                             and writes nothing (--out is not needed)\n"
     "  --no-probe                 with --dry-run: do not measure this machine, so without a time\n"
-    "  --threads N                threads (default: one a core); the output does not depend on "
-    "them\n"
+    "  --threads N                threads (default: one a core that affinity and CPU quota leave); "
+    "the output does not\n"
+    "                             depend on them\n"
     "  --json                     print the summary as JSON\n"
     "  --quiet, --verbose         less, more on stderr\n";
 

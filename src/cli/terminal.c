@@ -2,6 +2,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -126,6 +127,20 @@ static bool parse_cpu(const char *name, tare_cpu *out)
     return false;
 }
 
+/* A file beyond the limit of sizes (ulimit -f) shall be an error that is told, not a death; and a
+ * model may have more shards than the soft limit of open files allows. Both are the process's own
+ * business, so the library leaves them alone. */
+static void prepare_process(void)
+{
+    struct rlimit files;
+    struct sigaction ignore = {.sa_handler = SIG_IGN};
+    sigaction(SIGXFSZ, &ignore, NULL);
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur < files.rlim_max) {
+        files.rlim_cur = files.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &files); /* if not, the soft limit holds */
+    }
+}
+
 tare_context *cli_open(const common *options, int *exit_code)
 {
     tare_context_options o;
@@ -163,6 +178,7 @@ tare_context *cli_open(const common *options, int *exit_code)
         tare_context_free(ctx);
         return NULL;
     }
+    prepare_process();
     running = ctx;
     struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_RESETHAND};
     sigaction(SIGINT, &action, NULL);

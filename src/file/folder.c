@@ -124,7 +124,8 @@ static tare_status fail_folder(tare_context *ctx, const char *path, int error)
     return refused ? TARE_E_FOLDER : status;
 }
 
-tare_status folder_create(tare_context *ctx, const char *path)
+/* `mode` is that of the last folder; its missing parents have what the umask leaves. */
+static tare_status create_folders(tare_context *ctx, const char *path, mode_t mode)
 {
     tare_status status = TARE_OK;
     if (!*path)
@@ -137,7 +138,8 @@ tare_status folder_create(tare_context *ctx, const char *path)
         end += strcspn(part + end, "/");
         char next = part[end];
         part[end] = '\0';
-        int failed = mkdir(part, 0750) != 0 ? errno : 0;
+        bool last = next == '\0' || path[end + strspn(path + end, "/")] == '\0';
+        int failed = mkdir(part, last ? mode : 0777) != 0 ? errno : 0;
         /* What is there already may also say EACCES or EROFS. */
         if (failed && !path_is_folder(part))
             status = fail_folder(ctx, part, failed);
@@ -145,6 +147,16 @@ tare_status folder_create(tare_context *ctx, const char *path)
     }
     mem_free(ctx, part);
     return status;
+}
+
+tare_status folder_create(tare_context *ctx, const char *path)
+{
+    return create_folders(ctx, path, 0777);
+}
+
+tare_status folder_create_private(tare_context *ctx, const char *path)
+{
+    return create_folders(ctx, path, 0700);
 }
 
 tare_status folder_sync(tare_context *ctx, const char *path)

@@ -46,8 +46,8 @@ tare_status file_read_all(tare_context *ctx, const char *path, size_t limit, cha
 
 typedef struct file_writer file_writer;
 
-/* Creates `path` anew (mode 0640, must not exist). `size` > 0 reserves that many bytes, so a full
- * disk shows at once. */
+/* Creates `path` anew (mode 0666 less the umask, must not exist). `size` > 0 reserves that many
+ * bytes, so a full disk shows at once. */
 tare_status file_create(tare_context *ctx, const char *path, uint64_t size, file_writer **out);
 /* Opens a file that file_create made in an earlier process. Appending goes on at `end`. TARE_E_DATA
  * unless it has `size` bytes; with size 0 at least `end`, and what is beyond is cut off. */
@@ -95,8 +95,10 @@ char *path_join(tare_context *ctx, const char *dir, const char *name);
 tare_status path_real(tare_context *ctx, const char *path, char **out);
 /* Does real path `inner` equal `outer` or lie below it? */
 bool path_contains(const char *outer, const char *inner);
-/* Makes the folder (mode 0750) and its missing parents. */
+/* Makes the folder (mode 0777 less the umask) and its missing parents. */
 tare_status folder_create(tare_context *ctx, const char *path);
+/* The same with mode 0700 for the folder itself: whatever lies in it is for its owner alone. */
+tare_status folder_create_private(tare_context *ctx, const char *path);
 tare_status folder_sync(tare_context *ctx, const char *path);
 /* Names in a folder without . and .., sorted by bytes. Free with folder_list_free. */
 tare_status folder_list(tare_context *ctx, const char *path, char ***names, size_t *count);

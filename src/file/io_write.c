@@ -61,7 +61,7 @@ tare_status file_create(tare_context *ctx, const char *path, uint64_t size, file
         status = TARE_E_MEMORY;
         goto done;
     }
-    w->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0640);
+    w->fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
     if (w->fd < 0) {
         status = io_fail(ctx, "create", path, errno);
         goto done;

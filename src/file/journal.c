@@ -120,7 +120,7 @@ tare_status journal_open(tare_context *ctx, const char *folder, journal **out)
     j->folder = mem_strdup(ctx, folder);
     j->path = path_join(ctx, folder, JOURNAL_NAME);
     TRY(j->folder && j->path ? TARE_OK : TARE_E_MEMORY);
-    status = folder_create(ctx, folder);
+    status = folder_create_private(ctx, folder);
     TRY(status == TARE_E_IO ? TARE_E_FOLDER : status);
     TRY(take_lock(j));
     TRY(read_records(j));

@@ -9,8 +9,8 @@
 
 typedef struct journal journal;
 
-/* Makes `folder` if need be and takes its lock: TARE_E_FOLDER while another run holds it. Reads the
- * records that an earlier run left. */
+/* Makes `folder` (for its owner alone) if need be and takes its lock: TARE_E_FOLDER while another
+ * run holds it. Reads the records that an earlier run left. */
 tare_status journal_open(tare_context *ctx, const char *folder, journal **out);
 /* Gives the lock back; files stay. NULL is allowed. */
 void journal_close(journal *j);

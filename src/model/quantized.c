@@ -138,11 +138,12 @@ tare_status quantized_check(tare_model *m, tare_status opened, bool quiet)
     tare_status status = opened;
     const value *config;
     finding f = {0}, tensor;
-    char reason[sizeof m->ctx->error];
+    char reason[sizeof m->ctx->error.text];
     arena a;
     if (opened != TARE_OK && opened != TARE_E_MODEL && opened != TARE_E_FORMAT)
         return opened;
-    memcpy(reason, m->ctx->error, sizeof reason); /* before another message takes its place */
+    memcpy(reason, tare_last_error(m->ctx),
+           sizeof reason); /* before another message takes its place */
     arena_init(&a, m->ctx);
     TRY(json_parse(m->ctx, &a, m->config_json, m->config_length, "config.json", JSON_PYTHON,
                    &config));

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "file/json.h"
-#include "output/copy_files.h"
 #include "output/output_internal.h"
 
 enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 9 };
@@ -77,13 +76,13 @@ static bool code_is_copied(output *o, const value *reference)
     if (reference->type != VALUE_STRING || strstr(reference->text, "--") ||
         strchr(reference->text, '/'))
         return false;
-    char name[256], *path = NULL;
-    const char *why;
+    char name[256];
     size_t length = strcspn(reference->text, ".");
     if (length == 0 || length > sizeof name - sizeof ".py")
         return false;
     snprintf(name, sizeof name, "%.*s.py", (int)length, reference->text);
-    bool copied = copy_resolve(o->ctx, o->model_dir, name, &path, &why) == TARE_OK && path != NULL;
+    char *path = path_join(o->ctx, o->model_dir, name);
+    bool copied = path && !copy_obstacle(path);
     mem_free(o->ctx, path);
     return copied;
 }
@@ -153,7 +152,8 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files)
         edits[n++] = (edit){.key = "quantize", .to = &type};
     if (auto_map && !keep_auto_map(o, auto_map)) {
-        TARE_WARN(o->ctx, "config.json: auto_map is dropped, the code it names is not copied");
+        if (!o->options.rehearsed && f == o->folders)
+            TARE_WARN(o->ctx, "config.json: auto_map is dropped, the code it names is not copied");
         edits[n++] = (edit){.key = "auto_map"};
     }
     if (nested && nested->type == VALUE_MAP) {
@@ -168,14 +168,13 @@ done:
 static tare_status read_config(output *o, arena *a, const value **config)
 {
     char *path = NULL, *data = NULL;
-    const char *why, *text = o->options.config_json;
+    const char *text = o->options.config_json;
     size_t length = text ? strlen(text) : 0;
     tare_status status = TARE_OK;
 
     if (!text) {
-        TRY(copy_resolve(o->ctx, o->model_dir, "config.json", &path, &why));
-        if (!path)
-            TRY(TARE_FAIL(o->ctx, TARE_E_MODEL, "%s/config.json: %s", o->model_dir, why));
+        path = path_join(o->ctx, o->model_dir, "config.json");
+        TRY(path ? TARE_OK : TARE_E_MEMORY);
         TRY(file_read_all(o->ctx, path, CONFIG_MAX_BYTES, &data, &length));
         text = data;
     }
@@ -189,24 +188,32 @@ done:
     return status;
 }
 
-tare_status output_stage_config(output *o, output_folder *f)
+tare_status output_config_text(output *o, output_folder *f, buffer *out)
 {
     const value *config;
     value edited;
     arena a;
-    buffer b;
     tare_status status = TARE_OK;
 
     arena_init(&a, o->ctx);
-    buffer_init(&b, o->ctx);
     TRY(read_config(o, &a, &config));
     TRY(edit_config(o, f, &a, config, &edited));
-    json_write_value(&b, &edited, 2, 0);
-    buffer_putc(&b, '\n');
-    TRY(b.status);
+    json_write_value(out, &edited, 2, 0);
+    buffer_putc(out, '\n');
+    TRY(out->status);
+done:
+    arena_free(&a);
+    return status;
+}
+
+tare_status output_stage_config(output *o, output_folder *f)
+{
+    buffer b;
+    tare_status status = TARE_OK;
+    buffer_init(&b, o->ctx);
+    TRY(output_config_text(o, f, &b));
     TRY(output_stage_text(o, f, "config.json", b.data, b.length));
 done:
     buffer_free(&b);
-    arena_free(&a);
     return status;
 }

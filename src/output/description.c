@@ -55,22 +55,29 @@ static void put_globals(output *o, output_folder *f, buffer *b, bool *first)
         buffer_puts(b, ",\n  \"group_size\": 0,\n  \"metadata\": {},\n  \"optional\": {}");
 }
 
-tare_status output_stage_description(output *o, output_folder *f)
+tare_status output_description_text(output *o, output_folder *f, buffer *out)
 {
     bool first = true;
-    buffer b;
     if (!f->has_files || f->layout == LAYOUT_COMPRESSED_TENSORS)
         return TARE_OK;
-    buffer_init(&b, o->ctx);
-    buffer_putc(&b, '{');
-    put_globals(o, f, &b, &first);
+    buffer_putc(out, '{');
+    put_globals(o, f, out, &first);
     for (size_t i = 0; i < f->num_tensors; i++)
         if (!f->tensors[i].absent)
-            put_member(&b, "  ", f->tensors[i].info.name, f->tensors[i].type, &first);
-    buffer_puts(&b, "\n}\n");
-    tare_status status = b.status;
+            put_member(out, "  ", f->tensors[i].info.name, f->tensors[i].type, &first);
+    buffer_puts(out, "\n}\n");
+    return out->status;
+}
+
+tare_status output_stage_description(output *o, output_folder *f)
+{
+    buffer b;
+    tare_status status = TARE_OK;
+    buffer_init(&b, o->ctx);
+    TRY(output_description_text(o, f, &b));
+    if (b.length == 0)
+        goto done;
     char *name = output_description_name(o, f->layout);
-    TRY(status);
     TRY(name ? TARE_OK : TARE_E_MEMORY);
     TRY(output_stage_text(o, f, name, b.data, b.length));
 done:

@@ -35,6 +35,8 @@ tare_status output_settle_fa(output *o)
                              "fa_amp needs attention modules of one shape, %s and %s differ",
                              first->name, u->name);
     }
+    if (o->options.rehearsed)
+        return TARE_OK;
     if (o->num_fa > 0 && o->fa_kept == 0)
         TARE_WARN(o->ctx, "every attention goes without FA quantization: no FA tensor is written");
     if (o->fa_kept > 0 && (o->options.save & SAVE_ASCENDV1) && !o->options.fa_latent)

@@ -134,9 +134,14 @@ tare_status output_prepare_folders(output *o)
     tare_status status = TARE_OK;
     char *work = NULL;
 
-    TRY(resolve(o, o->options.dir, &o->dir));
     if (o->options.model_dir)
         TRY(resolve(o, o->options.model_dir, &o->model_dir));
+    if (o->options.rehearsal) {
+        o->dir = o->stage = output_path(o, "", "");
+        TRY(o->dir ? choose_folders(o) : TARE_E_MEMORY);
+        goto done;
+    }
+    TRY(resolve(o, o->options.dir, &o->dir));
     TRY(check_overlap(o));
     work = output_path(o, o->dir, WORK_FOLDER);
     o->stage = work ? output_path(o, work, "stage") : NULL;
@@ -153,14 +158,13 @@ done:
 /* Runs after failures: the message that stands is the one that says what went wrong. */
 void output_remove_stage(output *o)
 {
-    char message[sizeof o->ctx->error];
+    error_note first = context_error(o->ctx);
     if (!o->staged)
         return;
-    memcpy(message, tare_last_error(o->ctx), sizeof message);
     tare_status status = folder_remove(o->ctx, o->stage);
     if (status != TARE_OK) {
         TARE_WARN(o->ctx, "a temporary folder stays behind: %s", tare_last_error(o->ctx));
-        TARE_FAIL(o->ctx, status, "%s", message);
+        context_set_error(o->ctx, &first);
     }
     /* <dir>/.tare and a folder that this run made go only if nothing else is in them. */
     char *end = strrchr(o->stage, '/');

@@ -7,6 +7,7 @@
 #include "output/tape.h"
 
 #define GIB ((uint64_t)1 << 30)
+#define MIB ((uint64_t)1 << 20)
 
 enum { ENGINE_PART_GIB = 4 }; /* of layouts that engines load */
 
@@ -226,8 +227,9 @@ static tare_status check_free_space(output *o)
     TRY(folder_free_space(o->ctx, o->stage, &available));
     if (available < needed)
         TRY(TARE_FAIL(o->ctx, TARE_E_FOLDER,
-                      "output folder %s: %.1f GiB are free, the output needs %.1f GiB", o->dir,
-                      (double)available / (double)GIB, (double)needed / (double)GIB));
+                      "output folder %s: %llu MiB are free, the output needs %llu MiB", o->dir,
+                      (unsigned long long)(available / MIB),
+                      (unsigned long long)((needed + MIB - 1) / MIB)));
 done:
     return status;
 }
@@ -257,11 +259,17 @@ tare_status output_begin(output *o)
         o->begun = true;
         goto done;
     }
+    if (o->options.rehearsal && o->fa_kept > 0)
+        o->options.fa_amp = 0; /* whichever attentions have FA tensors, they look like the others */
     for (size_t i = 0; i < o->num_folders; i++) {
         uint64_t limit;
         bool sharded;
         sharding(o, &o->folders[i], &limit, &sharded);
         TRY(output_plan_folder(o, &o->folders[i], limit, sharded));
+    }
+    if (o->options.rehearsal) {
+        TRY(output_rehearse(o));
+        goto done;
     }
     TRY(output_prepare_stage(o));
     if (o->saved.begun) {
@@ -291,12 +299,13 @@ static tare_status check_complete(output *o)
 }
 
 /* In the order of the final renames: what comes last completes the folder. */
-static tare_status stage_folder(output *o, output_folder *f, const char *run_json)
+static tare_status stage_folder(output *o, output_folder *f, const copy_list *copies,
+                                const char *run_json)
 {
     tare_status status = TARE_OK;
     TRY(output_close_files(o, f));
     TRY(output_stage_index(o, f));
-    TRY(output_copy_files(o, f));
+    TRY(output_copy_files(o, f, copies));
     if (f->layout == LAYOUT_COMPRESSED_TENSORS) {
         TRY(output_stage_text(o, f, "tare_run.json", run_json, strlen(run_json)));
         TRY(output_stage_config(o, f));
@@ -309,41 +318,12 @@ done:
     return status;
 }
 
-/* Keeps the first failure of a verification. */
-static void keep_first_failure(void *user, const tare_finding *finding)
-{
-    buffer *first = user;
-    if (finding->severity != TARE_FINDING_FAILURE || first->length > 0)
-        return;
-    buffer_printf(first, "rule %d: %s: found %s, expected %s", finding->rule, finding->tensor,
-                  finding->found, finding->expected);
-}
-
-static tare_status verify_stage(output *o)
-{
-    tare_verify_options options;
-    tare_verify_result result = {.size = sizeof result};
-    buffer first;
-
-    buffer_init(&first, o->ctx);
-    tare_verify_options_init(&options);
-    options.dir = o->stage;
-    options.compat = o->options.num.compat ? "msmodelslim" : NULL;
-    options.safetensors_name = o->options.safetensors_name;
-    options.json_name = o->options.json_name;
-    options.finding = keep_first_failure;
-    options.user = &first;
-    tare_status status = tare_verify(o->ctx, &options, &result);
-    if (status == TARE_E_VERIFY && first.length > 0)
-        status = TARE_FAIL(o->ctx, TARE_E_VERIFY, "the output breaks %zu rules, the first is %s",
-                           result.failures, first.data);
-    buffer_free(&first);
-    return status;
-}
-
 tare_status output_finish(output *o, const char *run_json, uint64_t *bytes)
 {
     tare_status status = TARE_OK;
+    copy_list copies;
+    arena names;
+    arena_init(&names, o->ctx);
     TRY(check_complete(o));
     if (o->options.tape) {
         TRY(output_tape_finish(o));
@@ -351,14 +331,16 @@ tare_status output_finish(output *o, const char *run_json, uint64_t *bytes)
             *bytes = output_tape_bytes(o->options.tape);
         goto done;
     }
+    TRY(output_find_copies(o, &names, &copies));
     for (size_t i = 0; i < o->num_folders; i++)
-        TRY(stage_folder(o, &o->folders[i], run_json));
+        TRY(stage_folder(o, &o->folders[i], &copies, run_json));
     if (o->options.verify)
-        TRY(verify_stage(o));
+        TRY(output_verify_stage(o));
     TRY(output_publish(o));
     if (bytes)
         *bytes = output_planned_bytes(&o->folders[0]);
 done:
+    arena_free(&names);
     return status;
 }
 

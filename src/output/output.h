@@ -54,7 +54,12 @@ typedef struct output_options {
     size_t fa_amp;
     bool fa_latent; /* latent attention (MLA), which engines know by another name */
     bool overwrite, copy_code, verify;
-    bool journal; /* keep track of what is written, for output_save */
+    /* Without a dir: output_begin only looks for what could be found wrong later - files that can't
+     * be copied, config.json, the rules of verify that need but names, dtypes and shapes - and
+     * nothing is written. */
+    bool rehearsal;
+    bool rehearsed; /* so the warnings have been given */
+    bool journal;   /* keep track of what is written, for output_save */
     /* Called when the old output is gone and everything is staged: from here on
      * output_publish_rest can finish the work. NULL: not. */
     tare_status (*before_publish)(void *user);
@@ -138,6 +143,10 @@ void output_keep(output *o);
 tare_status output_check_saved(tare_context *ctx, archive *a, const char *stage);
 /* After output_open, before output_begin. */
 tare_status output_restore(output *o, archive *a);
+/* A digest of every file below `stage`, its name included. */
+tare_status output_digest_stage(tare_context *ctx, const char *stage, uint64_t *digest);
+/* After output_open: verifies what an earlier process has staged to its end, and publishes it. */
+tare_status output_publish_stage(output *o);
 /* Gives what is left in `stage` its final names in `dir`, the description last. */
 tare_status output_publish_rest(tare_context *ctx, const char *stage, const char *dir);
 

@@ -6,6 +6,7 @@
 
 #include "file/npy.h"
 #include "file/value.h"
+#include "output/copy_files.h"
 #include "output/layout.h"
 #include "output/output.h"
 
@@ -178,15 +179,20 @@ tare_status output_numpy_close(output *o, output_folder *f);
 
 /* description.c: index and description. */
 tare_status output_stage_index(output *o, output_folder *f);
+/* The description's text; empty for a folder without one. */
+tare_status output_description_text(output *o, output_folder *f, buffer *out);
 tare_status output_stage_description(output *o, output_folder *f);
 
 /* config_json.c: the edited config.json (section 1.2). */
+tare_status output_config_text(output *o, output_folder *f, buffer *out);
 tare_status output_stage_config(output *o, output_folder *f);
 /* compressed_config.c: the quantization_config of section 7, in `a`. */
 tare_status output_quantization_config(output *o, arena *a, const value **out);
 
-/* copy_files.c: everything that is copied; one warning lists what is left out. */
-tare_status output_copy_files(output *o, output_folder *f);
+/* copy_files.c: everything that is copied, in `a`; one warning lists what is left out. TARE_E_IO
+ * for what readers of the output would miss. */
+tare_status output_find_copies(output *o, arena *a, copy_list *out);
+tare_status output_copy_files(output *o, output_folder *f, const copy_list *files);
 
 /* tape.c: keeps the calls of an output with options.tape. */
 tare_status output_tape_begin(output *o);
@@ -208,6 +214,8 @@ char *output_description_name(output *o, layout which);
 /* layout_owns_file, with those names. */
 bool output_owns_file(const output *o, const char *name, bool by_tare);
 bool output_is_description(const output *o, const char *name);
+/* Makes the folder of `name` in `dir`, if it has one. */
+tare_status output_make_parent(output *o, const char *dir, const char *name);
 
 /* verify_read.c: accounted bytes, at most, of the numbers of a linear with `n` rows. */
 size_t verify_numbers_bytes(size_t n);
@@ -218,6 +226,11 @@ tare_status output_note_range(output *o, output_folder *f, const planned_tensor 
 /* Opens the files that the earlier process left, and marks what they hold. */
 tare_status output_reopen_files(output *o);
 void output_leave_files(output_folder *f);
+
+/* check.c: the rules of verify on what is staged; and all that can be found wrong with an output
+ * that is planned and not yet written. */
+tare_status output_verify_stage(output *o);
+tare_status output_rehearse(output *o);
 
 /* publish.c: from the stage to the final names, and back if that fails. */
 tare_status output_publish(output *o);

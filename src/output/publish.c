@@ -54,13 +54,33 @@ done:
     return status;
 }
 
+tare_status output_make_parent(output *o, const char *dir, const char *name)
+{
+    const char *slash = strrchr(name, '/');
+    tare_status status = TARE_OK;
+    if (!slash)
+        return TARE_OK;
+    char *path = path_join(o->ctx, dir, name);
+    TRY(path ? TARE_OK : TARE_E_MEMORY);
+    *strrchr(path, '/') = '\0';
+    TRY(folder_create(o->ctx, path));
+done:
+    mem_free(o->ctx, path);
+    return status;
+}
+
 static tare_status rename_staged(output *o, output_folder *f, const char *name)
 {
     char *from = path_join(o->ctx, f->stage, name), *to = path_join(o->ctx, f->dir, name);
     tare_status status = TARE_OK;
     TRY(from && to ? TARE_OK : TARE_E_MEMORY);
+    TRY(output_make_parent(o, f->dir, name));
     TRY(file_rename(o->ctx, from, to));
     f->published++;
+    if (strchr(name, '/')) {
+        *strrchr(to, '/') = '\0';
+        TRY(folder_sync(o->ctx, to));
+    }
 done:
     mem_free(o->ctx, from);
     mem_free(o->ctx, to);
@@ -95,13 +115,17 @@ static void take_back(output *o)
                 m = snprintf(to, sizeof to, "%s/%s", f->stage, name);
             if (n > 0 && m > 0 && (size_t)n < sizeof from && (size_t)m < sizeof to)
                 (void)rename(from, to);
+            if (n > 0 && (size_t)n < sizeof from && strchr(name, '/')) {
+                *strrchr(from, '/') = '\0';
+                rmdir(from); /* if it is empty */
+            }
         }
         if (o->num_folders > 1)
             rmdir(f->dir);
     }
 }
 
-tare_status output_publish(output *o)
+static tare_status begin_publishing(output *o)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < o->num_folders; i++) {
@@ -110,6 +134,14 @@ tare_status output_publish(output *o)
     }
     if (o->options.before_publish)
         TRY(o->options.before_publish(o->options.user));
+done:
+    return status;
+}
+
+tare_status output_publish(output *o)
+{
+    tare_status status = TARE_OK;
+    TRY(begin_publishing(o));
     for (size_t i = 0; i < o->num_folders; i++)
         TRY(publish_folder(o, &o->folders[i]));
     if (o->num_folders > 1)
@@ -151,5 +183,16 @@ tare_status output_publish_rest(tare_context *ctx, const char *stage, const char
     }
 done:
     folder_list_free(ctx, names, count);
+    return status;
+}
+
+tare_status output_publish_stage(output *o)
+{
+    tare_status status = TARE_OK;
+    if (o->options.verify)
+        TRY(output_verify_stage(o));
+    TRY(begin_publishing(o));
+    TRY(output_publish_rest(o->ctx, o->stage, o->dir));
+done:
     return status;
 }

@@ -210,6 +210,53 @@ done:
     return status;
 }
 
+/* `path`: a file or a folder. */
+static tare_status digest_path(tare_context *ctx, const char *path, char *piece, XXH3_state_t *hash)
+{
+    tare_status status = TARE_OK;
+    char **names = NULL, *inner = NULL;
+    size_t count = 0;
+    file *f = NULL;
+    if (path_is_folder(path)) {
+        TRY(folder_list(ctx, path, &names, &count));
+        for (size_t i = 0; i < count; i++) {
+            XXH3_64bits_update(hash, names[i], strlen(names[i]) + 1);
+            inner = path_join(ctx, path, names[i]);
+            TRY(inner ? digest_path(ctx, inner, piece, hash) : TARE_E_MEMORY);
+            mem_free(ctx, inner);
+            inner = NULL;
+        }
+        goto done;
+    }
+    TRY(file_open(ctx, path, &f));
+    for (uint64_t at = 0, size = file_size(f); at < size;) {
+        size_t part = size - at < CHECK_PIECE ? (size_t)(size - at) : CHECK_PIECE;
+        TRY(file_read_at(f, at, piece, part));
+        XXH3_64bits_update(hash, piece, part);
+        at += part;
+    }
+done:
+    file_close(f);
+    mem_free(ctx, inner);
+    folder_list_free(ctx, names, count);
+    return status;
+}
+
+tare_status output_digest_stage(tare_context *ctx, const char *stage, uint64_t *digest)
+{
+    char *piece = mem_alloc(ctx, CHECK_PIECE);
+    XXH3_state_t *hash = XXH3_createState();
+    tare_status status = TARE_OK;
+    TRY(piece && hash ? TARE_OK : TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: checking a stage"));
+    XXH3_64bits_reset(hash);
+    TRY(digest_path(ctx, stage, piece, hash));
+    *digest = XXH3_64bits_digest(hash);
+done:
+    XXH3_freeState(hash);
+    mem_free(ctx, piece);
+    return status;
+}
+
 tare_status output_restore(output *o, archive *a)
 {
     return read_saved(o->ctx, a, &o->saved, NULL, NULL);

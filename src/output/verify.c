@@ -16,7 +16,7 @@ enum {
     C = 1 << LAYOUT_COMPRESSED_TENSORS
 };
 enum { CONFIG_MAX_BYTES = 16 << 20 };
-enum { NEEDS_TENSORS = 1, NEEDS_BASE = 2 };
+enum { NEEDS_TENSORS = 1, NEEDS_BASE = 2, NEEDS_DATA = 4 /* or the files themselves */ };
 
 typedef struct verify_rule {
     int number;
@@ -26,8 +26,8 @@ typedef struct verify_rule {
 } verify_rule;
 
 static const verify_rule RULES[] = {
-    {1, A | S | N | C, 0, rule_containers, NULL},
-    {2, A | S | C, 0, rule_shards, NULL},
+    {1, A | S | N | C, NEEDS_DATA, rule_containers, NULL},
+    {2, A | S | C, NEEDS_DATA, rule_shards, NULL},
     {3, A | S, 0, rule_description, NULL},
     {4, A | S, NEEDS_TENSORS, rule_keys, NULL},
     {5, A | S, NEEDS_TENSORS, rule_types, NULL},
@@ -44,16 +44,16 @@ static const verify_rule RULES[] = {
     {14, A | S, NEEDS_TENSORS | NEEDS_BASE, rule_base_tensors, NULL},
     {15, A | S | C, NEEDS_TENSORS | NEEDS_BASE, NULL, rule_base_distance},
     {16, A, NEEDS_TENSORS, rule_norms_ascend, NULL},
-    {17, S, NEEDS_TENSORS, rule_norms_module, NULL},
-    {18, A | S, NEEDS_TENSORS, rule_kv, NULL},
-    {19, A | S, NEEDS_TENSORS, rule_fa, NULL},
+    {17, S, NEEDS_TENSORS | NEEDS_DATA, rule_norms_module, NULL},
+    {18, A | S, NEEDS_TENSORS | NEEDS_DATA, rule_kv, NULL},
+    {19, A | S, NEEDS_TENSORS | NEEDS_DATA, rule_fa, NULL},
     {20, A | S, 0, rule_kv_or_fa, NULL},
     {21, A, 0, rule_config_ascend, NULL},
     {22, S, 0, rule_config_quantize, NULL},
     {24, A | C, NEEDS_TENSORS, rule_experts, NULL},
     {25, A | S | C, NEEDS_BASE, rule_base_files, NULL},
-    {26, N, NEEDS_TENSORS, rule_npy_keys, NULL},
-    {27, A | S | N | C, NEEDS_TENSORS, rule_layouts_agree, NULL},
+    {26, N, NEEDS_TENSORS | NEEDS_DATA, rule_npy_keys, NULL},
+    {27, A | S | N | C, NEEDS_TENSORS | NEEDS_DATA, rule_layouts_agree, NULL},
     {28, A, NEEDS_TENSORS, rule_new_biases, NULL},
     {29, A, NEEDS_TENSORS, rule_prefixes, NULL},
 };
@@ -233,6 +233,8 @@ static bool applies(const verify_rule *rule, const vfolder *f)
         return false;
     if ((rule->needs & NEEDS_TENSORS) && f->broken)
         return false;
+    if ((rule->needs & NEEDS_DATA) && f->plan)
+        return false;
     return !(rule->needs & NEEDS_BASE) || f->v->base;
 }
 
@@ -253,12 +255,20 @@ done:
     return status;
 }
 
-static tare_status run_rules(verify *v, vfolder *f)
+static tare_status run_folder_rules(vfolder *f)
 {
     tare_status status = TARE_OK;
     for (int i = 0; i < NUM_RULES; i++)
         if (RULES[i].folder && applies(&RULES[i], f))
             TRY(RULES[i].folder(f));
+done:
+    return status;
+}
+
+static tare_status run_rules(verify *v, vfolder *f)
+{
+    tare_status status = TARE_OK;
+    TRY(run_folder_rules(f));
     progress p;
     progress_begin(&p, v->ctx, "verify", "linear", f->num_linears);
     for (size_t i = 0; i < f->num_linears && !f->broken; i++) {
@@ -387,5 +397,20 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
     if (status == TARE_OK)
         status = verify_all(ctx, &o, &made);
     sized_give(result, &made, sizeof made);
+    return status;
+}
+
+tare_status verify_planned(tare_context *ctx, const tare_verify_options *options, const vplan *plan,
+                           tare_verify_result *result)
+{
+    tare_status status = TARE_OK;
+    verify v = {
+        .ctx = ctx, .options = options, .result = result, .compat = options->compat != NULL};
+    v.num_folders = 1;
+    TRY(verify_folder_of_plan(&v, plan, &v.folders[0]));
+    TRY(run_folder_rules(&v.folders[0]));
+    TRY(conclude(&v));
+done:
+    verify_folder_close(&v.folders[0]);
     return status;
 }

@@ -323,40 +323,37 @@ static bool is_listed(const vfolder *f, const char *name)
     return false;
 }
 
-static tare_status check_copied(vfolder *f, const char *real_base, const char *name,
-                                bool *tokenizer)
+static tare_status check_copied(vfolder *f, const copy_file *item)
 {
-    char *path = NULL;
-    const char *why;
-    if (!copy_wanted(name, false))
-        return TARE_OK;
-    tare_status status = copy_resolve(f->v->ctx, real_base, name, &path, &why);
-    if (path && !is_listed(f, name))
-        verify_fail(f->v, 25, name, "the file of the base", "no such file");
-    *tokenizer |= path && (str_starts_with(name, "tokenizer") || str_starts_with(name, "vocab") ||
-                           str_ends_with(name, ".tiktoken"));
+    char *path = path_join(f->v->ctx, f->dir, item->name);
+    if (!path)
+        return TARE_E_MEMORY;
+    if (path_exists(path))
+        ;
+    else if (item->path)
+        verify_fail(f->v, 25, item->name, "the file of the base", "no such file");
+    else if (item->missed)
+        verify_warn(f->v, 25, item->name, "the file of the base", "no such file; in the base: %s",
+                    item->why);
     mem_free(f->v->ctx, path);
-    return status;
+    return TARE_OK;
 }
 
 tare_status rule_base_files(vfolder *f)
 {
-    tare_context *ctx = f->v->ctx;
-    char **names = NULL, *real = NULL;
-    size_t count = 0;
+    copy_list files;
     bool tokenizer = false;
     tare_status status = TARE_OK;
 
-    TRY(path_real(ctx, f->v->base_dir, &real));
-    TRY(folder_list(ctx, real, &names, &count));
-    for (size_t i = 0; i < count; i++)
-        TRY(check_copied(f, real, names[i], &tokenizer));
+    TRY(copy_list_make(f->v->ctx, &f->arena, f->v->base_dir, false, &files));
+    for (size_t i = 0; i < files.count; i++) {
+        TRY(check_copied(f, &files.files[i]));
+        tokenizer |= files.files[i].path && copy_is_tokenizer(files.files[i].name);
+    }
     if (!is_listed(f, "config.json"))
         verify_fail(f->v, 25, "config.json", "the model's configuration", "no such file");
     if (!tokenizer)
         verify_warn(f->v, 25, f->v->base_dir, "a tokenizer beside the weights", "none");
 done:
-    folder_list_free(ctx, names, count);
-    mem_free(ctx, real);
     return status;
 }

@@ -17,20 +17,39 @@ static bool is_fault_of_file(tare_status status)
 
 /* ---- JSON files ---- */
 
+/* *data stays NULL if there is no such file. */
+static tare_status read_json(vfolder *f, const char *name, char **data, size_t *length)
+{
+    tare_status status = TARE_OK;
+    char *path = path_join(f->v->ctx, f->dir, name);
+    TRY(path ? TARE_OK : TARE_E_MEMORY);
+    if (path_exists(path))
+        TRY(file_read_all(f->v->ctx, path, JSON_MAX_BYTES, data, length));
+done:
+    mem_free(f->v->ctx, path);
+    return status;
+}
+
 static tare_status open_json(vfolder *f, const char *name, int rule, json_dialect dialect,
                              const value **out)
 {
     tare_context *ctx = f->v->ctx;
     tare_status status = TARE_OK;
-    char *path = path_join(ctx, f->dir, name), *data = NULL;
-    size_t length;
+    char *data = NULL;
+    const char *text = NULL;
+    size_t length = 0;
     *out = NULL;
-    TRY(path ? TARE_OK : TARE_E_MEMORY);
-    if (!path_exists(path))
-        goto done;
-    status = file_read_all(ctx, path, JSON_MAX_BYTES, &data, &length);
+    if (f->plan) {
+        text = strcmp(name, "config.json") == 0 ? f->plan->config : f->plan->description;
+        length = strlen(text);
+    } else {
+        status = read_json(f, name, &data, &length);
+        text = data;
+    }
+    if (status == TARE_OK && !text)
+        return TARE_OK;
     if (status == TARE_OK)
-        status = json_parse(ctx, &f->arena, data, length, name, dialect, out);
+        status = json_parse(ctx, &f->arena, text, length, name, dialect, out);
     if (is_fault_of_file(status)) {
         verify_fail(f->v, rule, name, "a JSON object", "%s", tare_last_error(ctx));
         *out = NULL;
@@ -39,9 +58,7 @@ static tare_status open_json(vfolder *f, const char *name, int rule, json_dialec
         verify_fail(f->v, rule, name, "a JSON object", "another JSON value");
         *out = NULL;
     }
-done:
     mem_free(ctx, data);
-    mem_free(ctx, path);
     return status;
 }
 
@@ -139,6 +156,8 @@ static tare_status open_weight_files(vfolder *f)
     f->file_names = arena_alloc_array(&f->arena, f->num_names, sizeof *f->file_names);
     f->files = arena_calloc(&f->arena, f->num_names, sizeof *f->files);
     TRY(f->prefix && f->file_names && f->files ? TARE_OK : TARE_E_MEMORY);
+    if (f->plan)
+        goto done;
     for (size_t i = 0; i < f->num_names && f->shards == 0; i++)
         f->shards = shards_of_name(f->names[i], f->prefix);
     for (size_t i = 0; i < f->num_names; i++) {
@@ -213,6 +232,11 @@ static const char *type_of(const vfolder *f, const char *name)
 static tare_status collect_safetensors(vfolder *f)
 {
     tare_status status = TARE_OK;
+    for (size_t i = 0; f->plan && i < f->plan->num_tensors; i++) {
+        vtensor t = {.info = f->plan->tensors[i]};
+        t.type = type_of(f, t.info.name);
+        TRY(add_tensor(f, &t));
+    }
     for (size_t i = 0; i < f->num_files; i++) {
         for (size_t j = 0; j < safetensors_count(f->files[i]); j++) {
             vtensor t = {.info = *safetensors_at(f->files[i], j), .source = i};
@@ -260,7 +284,7 @@ done:
 
 static tare_status collect_tensors(vfolder *f)
 {
-    size_t count = 0;
+    size_t count = f->plan ? f->plan->num_tensors : 0;
     tare_status status = TARE_OK;
     for (size_t i = 0; i < f->num_files; i++)
         count += safetensors_count(f->files[i]);
@@ -356,10 +380,27 @@ static void guess_dtype(vfolder *f)
     }
 }
 
-tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder *out)
+/* The names that rules look for. */
+static tare_status list_names(vfolder *f)
+{
+    const vplan *plan = f->plan;
+    if (!plan)
+        return folder_list(f->v->ctx, f->dir, &f->names, &f->num_names);
+    f->names = mem_calloc(f->v->ctx, 1, sizeof *f->names);
+    if (!f->names)
+        return TARE_E_MEMORY;
+    if (!plan->description_name)
+        return TARE_OK;
+    f->names[0] = mem_strdup(f->v->ctx, plan->description_name);
+    f->num_names = f->names[0] != NULL;
+    return f->names[0] ? TARE_OK : TARE_E_MEMORY;
+}
+
+static tare_status open_folder(verify *v, layout which, const char *dir, const vplan *plan,
+                               vfolder *out)
 {
     tare_status status = TARE_OK;
-    *out = (vfolder){.v = v, .layout = which, .quant_type = "W8A8"};
+    *out = (vfolder){.v = v, .plan = plan, .layout = which, .quant_type = "W8A8"};
     out->num.compat = v->compat;
     arena_init(&out->arena, v->ctx);
     strmap_init(&out->types, v->ctx);
@@ -367,7 +408,7 @@ tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder
     strmap_init(&out->by_module, v->ctx);
     out->dir = arena_strndup(&out->arena, dir, strlen(dir));
     TRY(out->dir ? TARE_OK : TARE_E_MEMORY);
-    TRY(folder_list(v->ctx, dir, &out->names, &out->num_names));
+    TRY(list_names(out));
     TRY(open_config(out));
     if (which == LAYOUT_COMPRESSED_TENSORS) {
         type_of_compressed(out);
@@ -375,7 +416,7 @@ tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder
     } else if (which != LAYOUT_NUMPY) {
         TRY(open_description(out));
         TRY(open_weight_files(out));
-    } else {
+    } else if (!plan) {
         TRY(open_npy_files(out));
     }
     TRY(collect_tensors(out));
@@ -387,7 +428,17 @@ tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder
     if (which == LAYOUT_NUMPY && out->npy[NPY_WEIGHT_SCALE] && !out->npy[NPY_INPUT_SCALE])
         out->quant_type = scheme_of(SCHEME_W8A16)->type;
 done:
-    return TARE_WRAP(v->ctx, status, "%s", dir);
+    return status;
+}
+
+tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder *out)
+{
+    return TARE_WRAP(v->ctx, open_folder(v, which, dir, NULL, out), "%s", dir);
+}
+
+tare_status verify_folder_of_plan(verify *v, const vplan *plan, vfolder *out)
+{
+    return open_folder(v, plan->layout, "", plan, out);
 }
 
 void verify_folder_close(vfolder *f)

@@ -47,9 +47,20 @@ typedef struct vnumbers {
 
 typedef struct verify verify;
 
+/* What a layout of a folder will hold, before there is a folder: texts instead of files, and
+ * tensors without their data. */
+typedef struct vplan {
+    layout layout;
+    const char *config;                         /* config.json */
+    const char *description, *description_name; /* NULL: the layout has none */
+    const tensor_info *tensors;
+    size_t num_tensors;
+} vplan;
+
 /* One layout of one folder. */
 typedef struct vfolder {
     verify *v;
+    const vplan *plan; /* NULL: it is there */
     layout layout;
     const char *dir;
     arena arena;
@@ -108,8 +119,13 @@ void verify_warn(verify *v, int rule, const char *tensor, const char *expected, 
 tare_status verify_open_folders(verify *v, arena *a, unsigned *found);
 const char *verify_layouts_text(unsigned found);
 
+/* The rules that need no data. TARE_E_VERIFY if one would be broken. */
+tare_status verify_planned(tare_context *ctx, const tare_verify_options *options, const vplan *plan,
+                           tare_verify_result *result);
+
 /* verify_folder.c: opening. Faults of containers and JSON files are findings of rules 1 and 3. */
 tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder *out);
+tare_status verify_folder_of_plan(verify *v, const vplan *plan, vfolder *out);
 void verify_folder_close(vfolder *f);
 const vtensor *verify_find(const vfolder *f, const char *name);
 const vlinear *verify_find_linear(const vfolder *f, const char *module, size_t length);

@@ -121,6 +121,8 @@ static tare_status packed_columns(vfolder *f, const vlinear *l, size_t *k)
     *k = w->info.shape[1] * 4;
     if (!shape || shape->info.dtype != TARE_I64 || tensor_elements(&shape->info) != 2)
         return TARE_OK; /* reported with the other tensors */
+    if (f->plan)
+        return TARE_OK;
     TRY(verify_read(f, shape, 0, stored, sizeof stored));
     bool fits = stored[1] > 0 && (uint64_t)stored[1] <= *k &&
                 packed_words((size_t)stored[1]) == w->info.shape[1] && stored[0] > 0 &&
@@ -276,7 +278,7 @@ static tare_status check_fused_pair(vfolder *f, const vtensor *first, const vten
             first->info.name);
         return TARE_OK;
     }
-    for (int i = 0; i < 3 && a && b && a->complete && b->complete; i++) {
+    for (int i = 0; i < 3 && !f->plan && a && b && a->complete && b->complete; i++) {
         bool differ;
         if (!a->parts[SHARED[i]] || !b->parts[SHARED[i]]) /* no static activations */
             continue;

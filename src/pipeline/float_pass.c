@@ -380,7 +380,7 @@ tare_status float_pass(run *r)
         TRY(TARE_WRAP(r->ctx, float_block_pass(r, &r->model->blocks[i]), "%s",
                       r->model->blocks[i].name));
         progress_unit_done(&r->progress);
-        if (resume_due(r))
+        if (resume_due(r, true))
             TRY(resume_save(r, i + 1));
     }
     if (r->goal == GOAL_SCORES ||

@@ -49,8 +49,7 @@ static tare_status read_layer(void *user)
 {
     run_overlap *o = user;
     segment_work whole = run_segment(o->run, &o->run->model->blocks[o->layer], 0);
-    return TARE_WRAP(o->run->ctx, layer_source_load(o->run, &whole, &o->source), "%s",
-                     whole.block->name);
+    return layer_source_load(o->run, &whole, &o->source);
 }
 
 tare_status overlap_read(run *r, size_t layer, layer_source *out)

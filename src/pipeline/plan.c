@@ -115,10 +115,11 @@ done:
     return status;
 }
 
-tare_status plan_output(run *r)
+static tare_status declare_all(run *r)
 {
     tare_status status = TARE_OK;
     tare_model *m = r->model;
+    r->num_quantized = 0;
     TRY(declare_float(r, m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++)
         TRY(declare_block(r, &m->blocks[i]));
@@ -126,6 +127,26 @@ tare_status plan_output(run *r)
     TRY(declare_linear(r, m->head, &r->linears[m->num_linears - 1]));
     for (size_t i = 0; i < m->num_extra; i++)
         TRY(declare_float(r, m->extra[i]));
+done:
+    return status;
+}
+
+tare_status rehearse_output(run *r)
+{
+    tare_status status = TARE_OK;
+    TRY(open_output(r, true));
+    TRY(declare_all(r));
+    TRY(output_begin(r->out));
+done:
+    output_free(r->out);
+    r->out = NULL;
+    return status;
+}
+
+tare_status plan_output(run *r)
+{
+    tare_status status = TARE_OK;
+    TRY(declare_all(r));
     if (r->num_quantized == 0)
         TARE_WARN(r->ctx, "every linear layer stays float: nothing is quantized");
     TRY(output_begin(r->out));

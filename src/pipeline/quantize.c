@@ -128,13 +128,15 @@ static tare_status load_samples(run *r)
     return TARE_OK;
 }
 
-tare_status open_output(run *r)
+tare_status open_output(run *r, bool rehearsal)
 {
     const model_config *c = &r->model->config;
-    output_options o = {.dir = r->options->out,
+    output_options o = {.dir = rehearsal ? NULL : r->options->out,
+                        .rehearsal = rehearsal,
+                        .rehearsed = !rehearsal && !r->tape,
                         .tape = r->tape,
                         .model_dir = r->model->folder,
-                        .config_json = r->model->config_given ? r->model->config_json : NULL,
+                        .config_json = r->model->config_json,
                         .save = r->save,
                         .part_file_size = (int)r->recipe->part_file_size,
                         .npy_torch = recipe_npy_torch(r->recipe),
@@ -188,6 +190,8 @@ static tare_status plan_run(run *r, memory_plan *plan)
         TRY(load_samples(r));
     TRY(memory_plan_make(r, plan));
     r->layout = plan->layout;
+    if (saves)
+        TRY(rehearse_output(r));
 done:
     return status;
 }
@@ -322,7 +326,7 @@ static tare_status run_layers(run *r)
     for (size_t i = r->resume.layer; i < layers; i++) {
         TRY(quantize_block(r, &r->model->blocks[i]));
         progress_unit_done(&r->progress);
-        if (resume_due(r)) {
+        if (resume_due(r, true)) {
             TRY(overlap_wait(r));
             TRY(resume_save(r, i + 1));
         }
@@ -341,12 +345,13 @@ static tare_status finish(run *r, tare_quantize_result *result)
 {
     tare_status status = TARE_OK;
     buffer record;
+    record_places places;
     buffer_init(&record, r->ctx);
     TRY(checkpoint_check_unchanged(r->model->checkpoint));
     free_states(r);
-    TRY(run_record(r, &record));
+    TRY(run_record(r, &record, &places));
     if (r->tape)
-        TRY(recording_note(r, record.data));
+        TRY(recording_note(r, record.data, &places));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
     result->linears_quantized = r->num_quantized;
     result->saturated_rows = r->saturated_rows;
@@ -374,7 +379,7 @@ static tare_status run_all(run *r, tare_quantize_result *result)
     result->tokens = r->samples.tokens;
     result->truncated = r->samples.truncated;
     result->bytes_in = checkpoint_bytes(r->model->checkpoint);
-    TRY(r->tape ? open_output(r) : resume_open(r));
+    TRY(r->tape ? open_output(r, false) : resume_open(r));
     if ((result->was_finished = r->resume.finished))
         goto done;
     TRY(alloc_workspace(r));

@@ -105,7 +105,7 @@ static void write_samples(const run *r, buffer *out)
     buffer_printf(out, "},\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
 }
 
-tare_status run_record(run *r, buffer *out)
+tare_status run_record(run *r, buffer *out, record_places *places)
 {
     buffer_printf(out,
                   "{\n  \"tare_version\": \"%s\",\n  \"scheme\": \"%s\",\n  \"compute\": "
@@ -113,7 +113,9 @@ tare_status run_record(run *r, buffer *out)
                   tare_version(), scheme_of(recipe_scheme(r->recipe))->type,
                   r->compute == GEMM_BF16 ? "bf16" : "fp32", tare_cpu_name(r->ctx));
     buffer_printf(out, "  \"serving_dtype\": \"%s\",\n  \"recipe\": ", dtype_name(r->num.dtype));
+    places->recipe.begin = out->length;
     recipe_write(r->recipe, out, 1);
+    places->recipe.end = out->length;
     buffer_printf(out, ",\n  \"model\": {\n    \"model_type\": \"%s\",\n    \"config\": ",
                   r->model->config.arch->model_type);
     digest_write(out, r->model->config_json, r->model->config_length);
@@ -129,7 +131,7 @@ tare_status run_record(run *r, buffer *out)
     }
     buffer_puts(out, "  \"fingerprint\": ");
     if (status == TARE_OK)
-        status = fingerprint_write(r, out);
+        status = fingerprint_write(r, out, &places->fingerprint);
     buffer_puts(out, ",\n");
     write_attentions(r, out);
     write_linears(r, out);

@@ -14,6 +14,7 @@ struct tare_recording {
     output_tape *tape;
     tare_recipe recipe; /* in the arena */
     char *run_json;
+    record_places places; /* in it */
 };
 
 output_tape *recording_tape(tare_recording *recording)
@@ -21,13 +22,14 @@ output_tape *recording_tape(tare_recording *recording)
     return recording ? recording->tape : NULL;
 }
 
-tare_status recording_note(run *r, const char *run_json)
+tare_status recording_note(run *r, const char *run_json, const record_places *places)
 {
     tare_recording *k = r->recording;
     tare_status status = TARE_OK;
     TRY(recipe_copy(r->recipe, &k->arena, &k->recipe));
     k->run_json = arena_strndup(&k->arena, run_json, strlen(run_json));
     TRY(k->run_json ? TARE_OK : TARE_E_MEMORY);
+    k->places = *places;
 done:
     return status;
 }
@@ -125,40 +127,17 @@ done:
     return status;
 }
 
-/* `text` with the first `from` in it replaced by `to`, into `out`. */
-static void replace(const char *text, const buffer *from, const buffer *to, buffer *out)
-{
-    const char *at = from->data ? strstr(text, from->data) : NULL;
-    if (!at) {
-        buffer_puts(out, text);
-        return;
-    }
-    buffer_append(out, text, (size_t)(at - text));
-    buffer_append(out, to->data, to->length);
-    buffer_puts(out, at + from->length);
-}
-
 /* tare_run.json of a run with `recipe`, which differs from the recorded one in its save types. */
 static tare_status run_json_with(const tare_recording *k, const tare_recipe *recipe, buffer *out)
 {
-    buffer parts[5];
-    tare_status status = TARE_OK;
-    for (int i = 0; i < 5; i++)
-        buffer_init(&parts[i], k->ctx);
-    recipe_write(&k->recipe, &parts[0], 1);
-    recipe_write(recipe, &parts[1], 1);
-    TRY(fingerprint_recipe(&k->recipe, &parts[2]));
-    TRY(fingerprint_recipe(recipe, &parts[3]));
-    for (int i = 0; i < 4; i++)
-        TRY(parts[i].status);
-    replace(k->run_json, &parts[0], &parts[1], &parts[4]);
-    TRY(parts[4].status);
-    replace(parts[4].data, &parts[2], &parts[3], out);
-    TRY(out->status);
-done:
-    for (int i = 0; i < 5; i++)
-        buffer_free(&parts[i]);
-    return status;
+    const char *text = k->run_json;
+    const text_range *first = &k->places.recipe, *second = &k->places.fingerprint;
+    buffer_append(out, text, first->begin);
+    recipe_write(recipe, out, 1);
+    buffer_append(out, text + first->end, second->begin - first->end);
+    tare_status status = fingerprint_recipe(recipe, out);
+    buffer_puts(out, text + second->end);
+    return status == TARE_OK ? out->status : status;
 }
 
 static tare_status save(const tare_recording *k, const tare_save_options *o, uint64_t *bytes)

@@ -25,14 +25,17 @@ tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out)
     return digest_text(&text, out);
 }
 
-tare_status fingerprint_write(run *r, buffer *out)
+tare_status fingerprint_write(run *r, buffer *out, text_range *recipe)
 {
     tare_status status = TARE_OK;
     buffer_printf(out, "{\"version\": \"%s\", \"oneDNN\": \"", tare_version());
     gemm_onednn_version(out);
     buffer_printf(out, "\", \"cpu\": \"%s\"", tare_cpu_name(r->ctx));
     buffer_printf(out, ", \"compute\": \"%s\", ", r->compute == GEMM_BF16 ? "bf16" : "fp32");
+    size_t begin = out->length;
     TRY(fingerprint_recipe(r->recipe, out));
+    if (recipe)
+        *recipe = (text_range){begin, out->length};
     buffer_printf(
         out, ", \"copy_code\": \"%s\", \"calibration\": ", r->options->copy_code ? "yes" : "no");
     digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
@@ -51,15 +54,21 @@ done:
     return status;
 }
 
+static tare_status inputs_write(run *r, buffer *out)
+{
+    return fingerprint_write(r, out, NULL);
+}
+
 static tare_status times_write(run *r, buffer *out)
 {
     return fingerprint_times(r->model, out);
 }
 
-/* Compares what `write` writes now, a JSON map of strings, with what it wrote then; appends the
- * keys that differ. */
+/* Compares what `write` writes now, a JSON map of strings, with what it wrote then, but for keys
+ * that `ignored` (may be NULL) names; appends the keys that differ. */
 static tare_status compare_maps(run *r, tare_status (*write)(run *r, buffer *out),
-                                const value *then, bool *same, buffer *changed)
+                                const value *then, bool (*ignored)(const char *key), bool *same,
+                                buffer *changed)
 {
     tare_status status = TARE_OK;
     buffer text;
@@ -72,6 +81,8 @@ static tare_status compare_maps(run *r, tare_status (*write)(run *r, buffer *out
         const value *old = value_get(then, now->keys[i].text);
         if (old && old->type == VALUE_STRING && strcmp(old->text, now->items[i].text) == 0)
             continue;
+        if (ignored && ignored(now->keys[i].text))
+            continue;
         *same = false;
         buffer_printf(changed, "%s%s", changed->length ? ", " : "", now->keys[i].text);
     }
@@ -83,17 +94,24 @@ done:
     return status;
 }
 
-/* `times` (may be NULL): when the weight files were changed last, as far as the journal knows. */
-static tare_status check_fingerprint(run *r, const value *then, const value *times,
+/* What only computing depends on. */
+static bool is_of_computing(const char *key)
+{
+    return strcmp(key, "version") == 0 || strcmp(key, "oneDNN") == 0 || strcmp(key, "cpu") == 0;
+}
+
+/* `times` (may be NULL): when the weight files were changed last, as far as the journal knows.
+ * `computed`: nothing will be computed any more, by whatever version or kernels it was. */
+static tare_status check_fingerprint(run *r, const value *then, const value *times, bool computed,
                                      const char *what)
 {
     tare_status status = TARE_OK;
     bool same = true;
     buffer changed;
     buffer_init(&changed, r->ctx);
-    TRY(compare_maps(r, fingerprint_write, then, &same, &changed));
+    TRY(compare_maps(r, inputs_write, then, computed ? is_of_computing : NULL, &same, &changed));
     if (same && times)
-        TRY(compare_maps(r, times_write, times, &same, &changed));
+        TRY(compare_maps(r, times_write, times, NULL, &same, &changed));
     if (!same)
         TRY(TARE_FAIL(r->ctx, TARE_E_FOLDER,
                       "output folder %s holds %s of other inputs or settings (changed: %s); give "
@@ -209,9 +227,9 @@ done:
     return TARE_WRAP(r->ctx, status, "checkpoint");
 }
 
-bool resume_due(run *r)
+bool resume_due(run *r, bool layer_done)
 {
-    size_t every = r->options->checkpoint_every, since = ++r->resume.layers_since;
+    size_t every = r->options->checkpoint_every, since = r->resume.layers_since += layer_done;
     return r->resume.records &&
            (every ? since >= every : clock_seconds() - r->resume.last >= CHECKPOINT_SECONDS);
 }
@@ -247,12 +265,25 @@ done:
     return status;
 }
 
+static void tell_place(run *r, const run_resume *at)
+{
+    if (!r->calibrates && at->pass == PASS_QUANTIZE)
+        TARE_INFO(r->ctx, "going on behind tensor %zu of %zu", at->layer, weight_pass_steps(r));
+    else
+        TARE_INFO(r->ctx, "going on %s layer %zu of %zu",
+                  at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,
+                  r->model->config.num_layers);
+}
+
 /* The newest of the states that are still there. */
 static tare_status find_state(run *r)
 {
     const journal *j = r->resume.journal;
-    for (size_t n = journal_count(j), tries = 0; n > 1 && tries < GENERATIONS; n--, tries++) {
+    for (size_t n = journal_count(j), tries = 0; n > 1 && tries < GENERATIONS; n--) {
         run_resume candidate = {0};
+        if (value_get(journal_at(j, n - 1), "staged"))
+            continue;
+        tries++;
         tare_status status = read_record(r, journal_at(j, n - 1), &candidate);
         if (status == TARE_OK)
             status = check_state(r, &candidate);
@@ -267,9 +298,7 @@ static tare_status find_state(run *r)
         r->resume.generation = candidate.generation;
         r->resume.digest = candidate.digest;
         r->resume.restores = r->resume.worth_keeping = true;
-        TARE_INFO(r->ctx, "going on %s layer %zu of %zu",
-                  candidate.pass == PASS_FLOAT ? "with the score pass behind" : "behind",
-                  candidate.layer, r->model->config.num_layers);
+        tell_place(r, &candidate);
         return TARE_OK;
     }
     TARE_WARN(r->ctx, "nothing to go on from in %s: starting afresh", r->options->out);
@@ -316,7 +345,7 @@ static tare_status check_finished(run *r)
     if (!path_exists(path))
         goto done;
     TRY(json_parse_file(r->ctx, &r->arena, path, 64 << 20, &root));
-    TRY(check_fingerprint(r, value_get(root, "fingerprint"), NULL, "a finished output"));
+    TRY(check_fingerprint(r, value_get(root, "fingerprint"), NULL, false, "a finished output"));
     r->resume.finished = true;
     TARE_INFO(r->ctx, "%s is finished already", r->options->out);
 done:
@@ -338,6 +367,22 @@ done:
     return status;
 }
 
+/* Is what an earlier run staged to its end, and did not publish, still as it was? */
+static tare_status check_stage(run *r, const value *record)
+{
+    tare_status status = TARE_OK;
+    uint64_t digest;
+    char *stage = path_join(r->ctx, journal_folder(r->resume.journal), "stage");
+    TRY(stage ? TARE_OK : TARE_E_MEMORY);
+    TRY(output_digest_stage(r->ctx, stage, &digest));
+    r->resume.staged = record->type == VALUE_STRING && strtoull(record->text, NULL, 16) == digest;
+    if (!r->resume.staged)
+        TARE_WARN(r->ctx, "%s is not what was written: stepping back", stage);
+done:
+    mem_free(r->ctx, stage);
+    return status;
+}
+
 /* What an earlier run left in the folder. */
 static tare_status take_over(run *r)
 {
@@ -353,12 +398,18 @@ static tare_status take_over(run *r)
                       o->out));
     if (!first || !o->resume)
         return journal_restart(j);
+    const value *last = journal_at(j, records - 1);
+    bool published = value_get(last, "publish");
+    if (value_get(last, "staged"))
+        TRY(check_stage(r, value_get(last, "staged")));
     TRY(check_fingerprint(r, value_get(first, "fingerprint"), value_get(first, "modified"),
-                          "an unfinished run"));
+                          published || r->resume.staged, "an unfinished run"));
     const value *overwrite = value_get(first, "overwrite");
     r->overwrite |= overwrite && overwrite->boolean;
-    if (value_get(journal_at(j, records - 1), "publish"))
+    if (published)
         return publish_rest(r);
+    if (r->resume.staged)
+        return TARE_OK;
     TRY(find_state(r));
     if (!r->resume.restores)
         TRY(journal_restart(j));
@@ -373,7 +424,7 @@ static tare_status first_record(run *r)
     buffer_init(&record, r->ctx);
     buffer_printf(&record, "{\"tare_journal\": 1, \"overwrite\": %s, \"fingerprint\": ",
                   r->overwrite ? "true" : "false");
-    TRY(fingerprint_write(r, &record));
+    TRY(fingerprint_write(r, &record, NULL));
     buffer_puts(&record, ", \"modified\": ");
     TRY(times_write(r, &record));
     buffer_putc(&record, '}');
@@ -402,7 +453,14 @@ tare_status resume_open(run *r)
         TRY(check_finished(r));
     if (r->resume.finished)
         goto done;
-    TRY(open_output(r));
+    TRY(open_output(r, false));
+    if (r->resume.staged) {
+        r->resume.records = true;
+        TRY(output_publish_stage(r->out));
+        r->resume.finished = true;
+        TARE_INFO(r->ctx, "%s was all but finished: it is now", o->out);
+        goto done;
+    }
     if (!left) /* after the checks of the output folder, which it lies in */
         TRY(journal_open(r->ctx, folder, &r->resume.journal));
     r->resume.records = !o->no_resume;
@@ -427,24 +485,70 @@ static bool may_go_on(tare_status status)
            status == TARE_E_BUDGET || status == TARE_E_FOLDER || status == TARE_E_USAGE;
 }
 
+/* Does a run that failed leave its stage? An output that broke a rule stays to be looked at, even
+ * where nothing can go on from it. */
+static bool leaves_stage(const run_resume *s, tare_status status)
+{
+    if (status == TARE_E_VERIFY && s->staged)
+        return true;
+    return status != TARE_OK && s->records && (s->staged || s->worth_keeping) && may_go_on(status);
+}
+
+/* Adds to the message what is left, and what can be done with it. */
+static void tell_what_is_left(run *r, tare_status status, const error_note *first)
+{
+    const run_resume *s = &r->resume;
+    const char *out = r->options->out, *message = first->text;
+    int error = first->number;
+    if (status == TARE_E_VERIFY)
+        context_fail_errno(r->ctx, status, error, "%s; it stays in %s/.tare/stage%s", message, out,
+                           s->records ? ": --resume verifies it again (after an upgrade of tare; "
+                                        "with --no-verify not at all), --overwrite starts anew"
+                                      : " until the next run");
+    else if (s->staged)
+        context_fail_errno(r->ctx, status, error, "%s; --resume finishes %s", message, out);
+    else
+        context_fail_errno(r->ctx, status, error,
+                           "%s; --resume goes on behind the last finished checkpoint", message);
+}
+
+/* The output is whole but for its verification: so that --resume can have it verified again. */
+static void note_staged(run *r)
+{
+    run_resume *s = &r->resume;
+    uint64_t digest;
+    char record[64];
+    char *stage = path_join(r->ctx, journal_folder(s->journal), "stage");
+    tare_status status = stage ? TARE_OK : TARE_E_MEMORY;
+    s->staged = true;
+    if (status == TARE_OK && s->records)
+        status = output_digest_stage(r->ctx, stage, &digest);
+    if (status == TARE_OK && s->records) {
+        snprintf(record, sizeof record, "{\"staged\": \"%016llx\"}", (unsigned long long)digest);
+        status = journal_add(s->journal, record);
+    }
+    if (status != TARE_OK)
+        TARE_WARN(r->ctx, "the journal does not know what is staged: %s", tare_last_error(r->ctx));
+    mem_free(r->ctx, stage);
+}
+
 void resume_close(run *r, tare_status status)
 {
     run_resume *s = &r->resume;
-    char message[sizeof r->ctx->error];
-    bool keep = status != TARE_OK && s->worth_keeping && may_go_on(status);
-    if (keep && r->out)
+    error_note first = context_error(r->ctx); /* that is what stands, whatever follows */
+    if (status == TARE_E_VERIFY && s->journal && r->out && !s->staged)
+        note_staged(r);
+    bool leaves = leaves_stage(s, status);
+    if (leaves && r->out)
         output_keep(r->out);
     output_free(r->out);
     r->out = NULL;
-    memcpy(message, tare_last_error(r->ctx), sizeof message);
-    if (keep) {
-        TARE_FAIL(r->ctx, status, "%s; --resume goes on behind the last finished checkpoint",
-                  message);
+    if (leaves) {
+        tell_what_is_left(r, status, &first);
     } else if (s->journal && (status == TARE_OK || s->records || !journal_count(s->journal))) {
         if (journal_remove(s->journal) != TARE_OK)
             TARE_WARN(r->ctx, "a temporary folder stays behind: %s", tare_last_error(r->ctx));
-        if (status != TARE_OK) /* what went wrong first is what stands */
-            TARE_FAIL(r->ctx, status, "%s", message);
+        context_set_error(r->ctx, &first);
     }
     journal_close(s->journal);
     s->journal = NULL;

@@ -86,9 +86,20 @@ typedef struct run_resume {
     unsigned generation; /* of that state; afterwards of the next one to write */
     uint64_t digest;
     bool worth_keeping; /* there is a checkpoint */
+    bool staged;        /* the output is whole, in the stage, and broke a rule of verify */
     double last;        /* when it was made, seconds */
     size_t layers_since;
 } run_resume;
+
+/* Bytes [begin, end) of a text. */
+typedef struct text_range {
+    size_t begin, end;
+} text_range;
+
+/* Where tare_run.json says what an output's save types change. */
+typedef struct record_places {
+    text_range recipe, fingerprint; /* the second: the recipe's member there */
+} record_places;
 
 /* What a run is for. */
 typedef enum run_goal {
@@ -163,8 +174,8 @@ tare_status alloc_workspace(run *r);
 /* *o <- the options of a call, whole. Is there one model, and at most one source of samples? */
 tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
                          tare_quantize_options *o);
-/* The output, after all checks of its folder. */
-tare_status open_output(run *r);
+/* The output, after all checks of its folder; a rehearsal has none (output_options.rehearsal). */
+tare_status open_output(run *r, bool rehearsal);
 /* The hidden states, empty: of the float stream, or of the calibrating one. */
 tare_status create_states(run *r, bool of_floats);
 
@@ -195,8 +206,9 @@ void flow_free(flow *f);
 
 /* ---- resume.c ---- */
 
-/* What identifies a run: a JSON map of strings that is the same if and only if the output is. */
-tare_status fingerprint_write(run *r, buffer *out);
+/* What identifies a run: a JSON map of strings that is the same if and only if the output is.
+ * *recipe (may be NULL): where in `out` its member of the recipe stands. */
+tare_status fingerprint_write(run *r, buffer *out, text_range *recipe);
 /* Its member of a recipe. */
 tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out);
 /* Looks for what an earlier run left, opens the output, takes its lock, and begins or goes on with
@@ -204,8 +216,9 @@ tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out);
 tare_status resume_open(run *r);
 /* Restores the state that resume_open found, if it did. */
 tare_status resume_restore(run *r);
-/* A layer of the pass is done: is a checkpoint due? */
-bool resume_due(run *r);
+/* A layer of the pass, or something smaller that the run could go on behind, is done: is a
+ * checkpoint due? checkpoint_every counts layers alone. */
+bool resume_due(run *r, bool layer_done);
 /* Makes one: the run goes on from layer `next` of the pass (weights alone: from its step). */
 tare_status resume_save(run *r, size_t next);
 /* output_options.before_publish */
@@ -219,7 +232,7 @@ void resume_close(run *r, tare_status status);
 /* NULL for NULL. */
 output_tape *recording_tape(tare_recording *recording);
 /* What the recording's outputs say of the run: its recipe and the text of tare_run.json. */
-tare_status recording_note(run *r, const char *run_json);
+tare_status recording_note(run *r, const char *run_json, const record_places *places);
 
 /* ---- plan.c ---- */
 
@@ -227,6 +240,9 @@ tare_status recording_note(run *r, const char *run_json);
 tare_status plan_linears(run *r);
 /* Declares every tensor of the output, in model order. */
 tare_status plan_output(run *r);
+/* Declares them to an output that is never written, and refuses what would be refused at its end.
+ * Linears that disable_level will choose are taken as quantized. */
+tare_status rehearse_output(run *r);
 /* Tensors of one folder of the output, at most. */
 size_t run_tensors(const run *r);
 
@@ -400,6 +416,8 @@ tare_status write_late_attentions(run *r);
 
 /* W8A16, from the first tensor to the last: read, quantize, write. */
 tare_status quantize_weights(run *r);
+/* Its tensors, counted as run_resume.layer does. */
+size_t weight_pass_steps(run *r);
 /* Accounted bytes, at most, of quantize_weights. */
 size_t weight_pass_bytes(run *r);
 
@@ -424,6 +442,6 @@ tare_status copy_tensor(run *r, const tensor_info *source);
 /* ---- record.c ---- */
 
 /* The text of tare_run.json. */
-tare_status run_record(run *r, buffer *out);
+tare_status run_record(run *r, buffer *out, record_places *places);
 
 #endif

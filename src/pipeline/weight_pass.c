@@ -25,6 +25,7 @@ typedef struct weight_step {
     step_kind kind;
     const tensor_info *source;
     const model_linear *linear; /* of MEASURE and QUANTIZE */
+    bool ends_layer;
 } weight_step;
 
 /* Rows [first, first+count) of a step, and the buffers that they take turns in. */
@@ -72,7 +73,7 @@ static size_t rows_of_piece(const weight_step *s)
 static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
                      const model_linear *linear)
 {
-    weight_step s = {kind, source, linear};
+    weight_step s = {kind, source, linear, false};
     if (source->bytes == 0)
         return;
     if (w->steps)
@@ -114,6 +115,8 @@ static void add_steps(weight_pass *w)
             add_linear(w, &m->linears[i], &r->linears[i]);
         for (size_t i = 0; i < b->graph->num_norms; i++)
             add_step(w, STEP_NORM, b->norms[graph_norm_in_order(b->graph, i)], NULL);
+        if (w->steps)
+            w->steps[w->num_steps - 1].ends_layer = true;
     }
     add_step(w, STEP_NORM, m->final_norm, NULL);
     add_linear(w, m->head, &r->linears[m->num_linears - 1]);
@@ -129,6 +132,13 @@ static tare_status list_steps(weight_pass *w)
         return TARE_E_MEMORY;
     add_steps(w);
     return TARE_OK;
+}
+
+size_t weight_pass_steps(run *r)
+{
+    weight_pass w = {.run = r};
+    add_steps(&w);
+    return w.num_steps;
 }
 
 size_t weight_pass_bytes(run *r)
@@ -301,7 +311,7 @@ static tare_status wait_for_writes(weight_pass *w)
 static tare_status checkpoint_step(weight_pass *w, const weight_step *done)
 {
     run *r = w->run;
-    if (!resume_due(r) || done->kind == STEP_MEASURE)
+    if (done->kind == STEP_MEASURE || !resume_due(r, done->ends_layer))
         return TARE_OK;
     tare_status status = wait_for_writes(w);
     return status == TARE_OK ? resume_save(r, (size_t)(done - w->steps) + 1) : status;

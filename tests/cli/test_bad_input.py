@@ -175,7 +175,8 @@ CHECKPOINTS = {
                           ["model-00002-of-00002.safetensors"]),
     "shard is a folder": (lambda f: shard_is(f, os.mkdir), ["model-00002-of-00002.safetensors"]),
     "pickle only": (pickle_only, ["safetensors"]),
-    "NaN in a weight": (lambda f: poke(f, TENSOR, np.nan), ["model.layers.1.mlp.up_proj"]),
+    "NaN in a weight": (lambda f: poke(f, TENSOR, np.nan),  # read ahead: the layer is named once
+                        ["tare: model.layers.1: model.layers.1.mlp.up_proj.weight: element"]),
     "infinity in a weight": (lambda f: poke(f, TENSOR, -np.inf), ["model.layers.1.mlp.up_proj"]),
     "NaN in a norm": (lambda f: poke(f, "model.layers.0.input_layernorm.weight", np.nan),
                       ["model.layers.0.input_layernorm"]),

@@ -110,10 +110,15 @@ def test_first_input_scale_by_hand(model, tmp_path):
 
 
 def test_modes_of_files_and_folders(model, calib, tmp_path):
-    quantize(model, calib, tmp_path / "out")
-    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
-    for path in (tmp_path / "out").iterdir():
-        assert stat.S_IMODE(path.stat().st_mode) == 0o640, path.name
+    for umask, folder, file in ((0o022, 0o755, 0o644), (0o007, 0o770, 0o660), (0o077, 0o700, 0o600)):
+        out = tmp_path / f"new{umask}" / "out"
+        before = os.umask(umask)
+        quantize(model, calib, out)
+        os.umask(before)
+        for path in (out.parent, out):
+            assert stat.S_IMODE(path.stat().st_mode) == folder
+        for path in out.iterdir():
+            assert stat.S_IMODE(path.stat().st_mode) == file, path.name
 
 
 def test_fallback(model, calib, tmp_path):
@@ -234,12 +239,10 @@ def test_sharded_source_gives_the_same_weights(model, calib, tmp_path):
 def test_copied_files(calib, tmp_path):
     model = tiny.write_checkpoint(tmp_path / "model", auto_map={"AutoModel": "modeling_x.Model"},
                                   quantization_config={"quant_method": "gptq"})
-    secret = tmp_path / "secret.txt"
-    secret.write_text("private")
     for name in ("README.md", "LICENSE", "merges.txt", "chat_template.jinja", "modeling_x.py",
                  "pytorch_model.bin", "generation_config.json"):
         (model / name).write_text(name)
-    (model / "NOTICE").symlink_to(secret)
+    (model / "NOTICE").symlink_to("nowhere")
     done = quantize(model, calib, tmp_path / "out")
     assert set(files(tmp_path / "out")) == ASCENDV1 | {
         "README.md", "LICENSE", "merges.txt", "chat_template.jinja", "generation_config.json"}

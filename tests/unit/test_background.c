@@ -37,6 +37,30 @@ static tare_status record(void *user)
     return TARE_OK;
 }
 
+/* What the owner failed with stands, until it asks the thread. */
+static void test_errors_wait_until_asked(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    recorder r = {.ctx = ctx, .fail_at = 0};
+    job one = {&r, 0};
+    uint64_t ticket;
+    background *b;
+    assert_ok(ctx, background_create(ctx, DEPTH, &b));
+    TARE_FAIL(ctx, TARE_E_DATA, "the cause");
+    assert_ok(ctx, background_submit(b, record, &one, &ticket));
+    while (atomic_load(&r.done) == 0)
+        usleep(100);
+    usleep(20000); /* and it has failed */
+    assert_string_equal(tare_last_error(ctx), "the cause");
+    assert_int_equal(background_wait(b, ticket), TARE_E_IO);
+    assert_string_equal(tare_last_error(ctx), "job 0 failed");
+    TARE_WRAP(ctx, TARE_E_IO, "layer 3");
+    background_free(b);
+    assert_string_equal(tare_last_error(ctx), "layer 3: job 0 failed");
+    free_context(ctx);
+}
+
 static void test_order_and_tickets(void **state)
 {
     (void)state;
@@ -121,7 +145,8 @@ static void test_out_of_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_order_and_tickets), cmocka_unit_test(test_failure_stops_the_rest),
-        cmocka_unit_test(test_free_drops_what_waits), cmocka_unit_test(test_out_of_memory)};
+        cmocka_unit_test(test_errors_wait_until_asked), cmocka_unit_test(test_order_and_tickets),
+        cmocka_unit_test(test_failure_stops_the_rest), cmocka_unit_test(test_free_drops_what_waits),
+        cmocka_unit_test(test_out_of_memory)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -15,6 +15,7 @@
 
 #define MODEL TARE_TEST_DATA "/golden/llama/model"
 #define CALIB TARE_TEST_DATA "/golden/calib_ids.json"
+enum { LAYERS = 4 }; /* of the model */
 
 /* ---- the calls ---- */
 
@@ -91,7 +92,8 @@ int __wrap_rename(const char *from, const char *to)
 typedef struct job {
     const char *out;
     bool resume;
-    fault *allocations; /* NULL: none fails */
+    fault *allocations;     /* NULL: none fails */
+    bool no_resume, trusts; /* no checkpoints; no verification */
 } job;
 
 static char folder[64], reference[96], out[96];
@@ -149,6 +151,8 @@ static tare_status quantize(tare_context *ctx, const job *j)
     o.calib = weights_alone ? NULL : CALIB;
     o.out = j->out;
     o.resume = j->resume;
+    o.no_resume = j->no_resume;
+    o.verify = !j->trusts;
     o.checkpoint_every = 1;
     tare_status status = tare_recipe_create(ctx, &recipe);
     if (status == TARE_OK)
@@ -171,6 +175,15 @@ static size_t open_files(void)
     return n;
 }
 
+static char said[4096]; /* by the last run */
+
+static void keep_log(void *user, tare_log_level level, const char *message)
+{
+    size_t used = strlen(said);
+    (void)user, (void)level;
+    snprintf(said + used, sizeof said - used, "%s\n", message);
+}
+
 /* The run, with a message; every block and every descriptor must be back. */
 static tare_status run(const job *j, char message[512])
 {
@@ -179,6 +192,8 @@ static tare_status run(const job *j, char message[512])
     tare_context_options options;
     tare_context_options_init(&options);
     options.threads = 1;
+    options.log = keep_log;
+    said[0] = '\0';
     if (j->allocations) {
         options.allow_allocation = fault_allow;
         options.user = j->allocations;
@@ -261,6 +276,13 @@ static size_t final_files(const char *path)
     return n;
 }
 
+static size_t staged_files(void)
+{
+    char stage[300];
+    snprintf(stage, sizeof stage, "%s/.tare/stage", out);
+    return final_files(stage);
+}
+
 static void assert_same_bytes(void)
 {
     char command[400];
@@ -271,6 +293,33 @@ static void assert_same_bytes(void)
     size_t n = fread(difference, 1, sizeof difference - 1, p);
     if (pclose(p) != 0)
         fail_msg("%.*s", (int)n, difference);
+}
+
+/* ---- another tare ---- */
+
+static bool output_is_bad; /* by the rules of verify */
+static const char *other_version;
+
+tare_status __real_tare_verify(tare_context *ctx, const tare_verify_options *options,
+                               tare_verify_result *result);
+tare_status __wrap_tare_verify(tare_context *ctx, const tare_verify_options *options,
+                               tare_verify_result *result);
+tare_status __wrap_tare_verify(tare_context *ctx, const tare_verify_options *options,
+                               tare_verify_result *result)
+{
+    const tare_finding broken = {8, TARE_FINDING_FAILURE, "lm_head", "this", "that"};
+    if (!output_is_bad)
+        return __real_tare_verify(ctx, options, result);
+    result->failures = 1;
+    options->finding(options->user, &broken);
+    return TARE_FAIL(ctx, TARE_E_VERIFY, "a rule is broken");
+}
+
+const char *__real_tare_version(void);
+const char *__wrap_tare_version(void);
+const char *__wrap_tare_version(void)
+{
+    return other_version ? other_version : __real_tare_version();
 }
 
 /* ---- the points ---- */
@@ -300,6 +349,15 @@ static void goes_on(const char *what, long n)
     if (run(&(job){.out = out, .resume = true}, message) != TARE_OK)
         fail_msg("resumed after %s %ld: %s", what, n, message);
     assert_same_bytes();
+    /* The place is one of those that there are. */
+    const char *place = strstr(said, "going on behind ");
+    if (!place)
+        return;
+    char unit[16];
+    size_t at, of;
+    assert_int_equal(sscanf(place, "going on behind %15s %zu of %zu", unit, &at, &of), 3);
+    assert_string_equal(unit, weights_alone ? "tensor" : "layer");
+    assert_true(at <= of);
 }
 
 /* ---- tests ---- */
@@ -399,6 +457,36 @@ static void short_reads_and_writes_change_nothing(void **state)
     }
 }
 
+/* checkpoint_every counts layers, whatever a run goes through by. */
+static void a_checkpoint_a_layer(void **state)
+{
+    (void)state;
+    char path[300], text[65536];
+    size_t records = 0;
+    remove_tree(out);
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        char message[512];
+        faults = (typeof(faults)){.action = KILL, .of = {[CALL_RENAME] = true}, .at = 1};
+        run(&(job){.out = out}, message);
+        _exit(0);
+    }
+    int how;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    assert_true(WIFSIGNALED(how));
+    snprintf(path, sizeof path, "%s/.tare/journal", out);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    size_t length = fread(text, 1, sizeof text - 1, f);
+    fclose(f);
+    text[length] = '\0';
+    for (const char *at = text; (at = strstr(at, "{\"pass\"")); at++)
+        records++;
+    assert_int_equal(records, weights_alone ? LAYERS : 2 * LAYERS); /* W8A8: two passes */
+}
+
 /* The first sync, write or rename that is not reached any more: the process is gone there. */
 static void killed_anywhere(void **state)
 {
@@ -425,6 +513,73 @@ static void killed_anywhere(void **state)
     }
 }
 
+/* An output that breaks a rule stays in the stage; another version, which knows better, publishes
+ * it as it is, and so does who asks for no verification. */
+static void a_failed_verification_keeps_the_output(void **state)
+{
+    char message[512];
+    (void)state;
+    for (int mend = 0; mend < 2; mend++) {
+        remove_tree(out);
+        faults.action = COUNT;
+        output_is_bad = true;
+        for (int again = 0; again < 2; again++) {
+            assert_int_equal(run(&(job){.out = out, .resume = again}, message), TARE_E_VERIFY);
+            assert_non_null(strstr(message, "rule 8: lm_head: found this, expected that"));
+            assert_non_null(strstr(message, "/out/.tare/stage: --resume verifies it again"));
+            assert_int_equal(final_files(out), 0);
+            assert_true(staged_files() > 3);
+        }
+        output_is_bad = mend == 0;
+        other_version = mend == 0 ? NULL : "9.9.9";
+        assert_int_equal(run(&(job){.out = out, .resume = true, .trusts = mend == 0}, message),
+                         TARE_OK);
+        output_is_bad = false;
+        other_version = NULL;
+        assert_same_bytes();
+        assert_int_equal(staged_files(), 0);
+    }
+}
+
+/* What somebody did to the stage meanwhile is not published: the run steps back. */
+static void a_stage_that_was_changed(void **state)
+{
+    char message[512], command[400];
+    (void)state;
+    remove_tree(out);
+    faults.action = COUNT;
+    output_is_bad = true;
+    assert_int_equal(run(&(job){.out = out}, message), TARE_E_VERIFY);
+    output_is_bad = false;
+    snprintf(command, sizeof command,
+             "for f in $(find '%s/.tare/stage' -name tokenizer_config.json -o -name config.json); "
+             "do echo >> $f; done",
+             out);
+    assert_int_equal(system(command), 0);
+    assert_int_equal(run(&(job){.out = out, .resume = true}, message), TARE_OK);
+    assert_non_null(strstr(said, "is not what was written: stepping back"));
+    assert_non_null(strstr(said, "going on behind"));
+    assert_same_bytes();
+}
+
+/* Without checkpoints there is nothing to go on from, but still something to look at. */
+static void a_failed_verification_without_checkpoints(void **state)
+{
+    char message[512];
+    (void)state;
+    remove_tree(out);
+    faults.action = COUNT;
+    output_is_bad = true;
+    assert_int_equal(run(&(job){.out = out, .no_resume = true}, message), TARE_E_VERIFY);
+    output_is_bad = false;
+    assert_non_null(strstr(message, "/out/.tare/stage until the next run"));
+    assert_int_equal(final_files(out), 0);
+    assert_true(staged_files() > 3);
+    assert_int_equal(run(&(job){.out = out}, message), TARE_OK);
+    assert_same_bytes();
+    assert_int_equal(staged_files(), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -436,7 +591,16 @@ int main(void)
         cmocka_unit_test(short_reads_and_writes_change_nothing),
         cmocka_unit_test(killed_anywhere),
     };
+    const struct CMUnitTest of_direct_runs[] = {
+        cmocka_unit_test(a_checkpoint_a_layer),
+        cmocka_unit_test(a_failed_verification_keeps_the_output),
+        cmocka_unit_test(a_stage_that_was_changed),
+        cmocka_unit_test(a_failed_verification_without_checkpoints),
+    };
     int failed = cmocka_run_group_tests_name("W8A8", tests, set_up, tear_down);
+    failed += cmocka_run_group_tests_name("verification", of_direct_runs, set_up, tear_down);
     failed += cmocka_run_group_tests_name("recorded", tests, set_up_recorded, tear_down);
-    return failed + cmocka_run_group_tests_name("W8A16", tests, set_up_weights_alone, tear_down);
+    failed += cmocka_run_group_tests_name("W8A16", tests, set_up_weights_alone, tear_down);
+    return failed + cmocka_run_group_tests_name("W8A16, verification", of_direct_runs,
+                                                set_up_weights_alone, tear_down);
 }

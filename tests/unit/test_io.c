@@ -320,7 +320,7 @@ static void test_writer(void **state)
     fault.most = 3;
     assert_ok(f->ctx, file_create(f->ctx, f->path, 10, &w));
     assert_int_equal(stat(f->path, &st), 0);
-    assert_int_equal(st.st_mode & 0777, 0640);
+    assert_int_equal(st.st_mode & 0777, 0666);
     assert_int_equal(st.st_size, 10);
     assert_ok(f->ctx, file_append(w, "0123", 4));
     assert_ok(f->ctx, file_write_at(w, 6, "6789", 4));
@@ -489,7 +489,17 @@ static void test_folders(void **state)
     assert_ok(f->ctx, folder_create(f->ctx, path));
     assert_ok(f->ctx, folder_create(f->ctx, path));
     assert_int_equal(stat(path, &st), 0);
-    assert_int_equal(st.st_mode & 0777, 0750);
+    assert_int_equal(st.st_mode & 0777, 0777);
+    umask(022);
+    snprintf(path, sizeof path, "%s/p/q//", f->folder);
+    assert_ok(f->ctx, folder_create_private(f->ctx, path));
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0700);
+    snprintf(path, sizeof path, "%s/p", f->folder);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0755);
+    assert_ok(f->ctx, folder_remove(f->ctx, path));
+    snprintf(path, sizeof path, "%s/a//b/c/", f->folder);
     assert_true(path_is_folder(path));
     assert_ok(f->ctx, folder_sync(f->ctx, path));
     put_file(f, "x", 1);

@@ -77,12 +77,14 @@ static void test_modes(void **state)
     char path[256];
     (void)state;
     init_case(&c);
+    mode_t before = umask(002);
     make_good_output(&c);
+    umask(before);
     assert_int_equal(stat(c.out, &st), 0);
-    assert_int_equal(st.st_mode & 0777 & ~0750, 0);
+    assert_int_equal(st.st_mode & 0777, 0775);
     snprintf(path, sizeof path, "%s/quant_model_description.json", c.out);
     assert_int_equal(stat(path, &st), 0);
-    assert_int_equal(st.st_mode & 0777 & ~0640, 0);
+    assert_int_equal(st.st_mode & 0777, 0664);
     end_case(&c);
 }
 
@@ -348,7 +350,7 @@ static void test_no_space(void **state)
     tensor_info huge = bf16_tensor("huge.weight", (size_t)1 << 30, (size_t)1 << 25);
     assert_ok(ctx, open_case(ctx, &c, &o));
     assert_ok(ctx, output_declare_float(o, &huge));
-    assert_fails(ctx, output_begin(o), TARE_E_FOLDER, "GiB are free");
+    assert_fails(ctx, output_begin(o), TARE_E_FOLDER, "MiB are free");
     output_free(o);
     assert_false(path_exists(c.out));
     free_context(ctx);
@@ -391,6 +393,69 @@ static void test_stale_stage(void **state)
     end_case(&c);
 }
 
+/* ---- before anything is written ---- */
+
+static tare_status rehearse(tare_context *ctx, const output_case *c, const char *more)
+{
+    output_options options = {.rehearsal = true,
+                              .model_dir = c->model,
+                              .save = c->save,
+                              .part_file_size = -1,
+                              .num = c->num,
+                              .quant_type = "W8A8",
+                              .verify = c->verify};
+    output *o = NULL;
+    tensor_info extra = bf16_tensor(more ? more : "", 3, 2);
+    tare_status status = TARE_OK;
+    TRY(output_open(ctx, &options, &o));
+    TRY(declare_case(c, o));
+    if (more)
+        TRY(output_declare_float(o, &extra));
+    TRY(output_begin(o));
+done:
+    output_free(o);
+    return status;
+}
+
+static void test_rehearsal(void **state)
+{
+    output_case c;
+    tare_context *ctx = new_context(1);
+    char path[256];
+    (void)state;
+    init_case(&c);
+    for (unsigned save = 1; save < 1u << SAVE_TYPES; save++) {
+        c.save = save;
+        assert_ok(ctx, rehearse(ctx, &c, NULL));
+    }
+    /* rule 29: q_proj is quantized and begins the name of a FLOAT module beside it */
+    c.save = SAVE_SAFE_TENSOR;
+    assert_ok(ctx, rehearse(ctx, &c, Q_PROJ "_lora.weight"));
+    c.save = SAVE_ASCENDV1 | SAVE_SAFE_TENSOR;
+    assert_fails(ctx, rehearse(ctx, &c, Q_PROJ "_lora.weight"), TARE_E_VERIFY,
+                 "the output would break 1 rule, the first is rule 29: " Q_PROJ);
+    c.verify = false;
+    assert_ok(ctx, rehearse(ctx, &c, Q_PROJ "_lora.weight"));
+    c.verify = true;
+    /* rules 21 and 7: a dtype that no engine serves */
+    write_text(c.model, "config.json",
+               "{\"model_type\": \"llama\", \"torch_dtype\": \"float8_e4m3fn\"}");
+    for (int i = 0; i < SAVE_TYPES; i++) {
+        c.save = 1u << i;
+        if (c.save == SAVE_COMPRESSED_TENSORS) /* a guess serves there */
+            assert_ok(ctx, rehearse(ctx, &c, NULL));
+        else
+            assert_fails(ctx, rehearse(ctx, &c, NULL), TARE_E_VERIFY, "torch_dtype");
+    }
+    write_text(c.model, "config.json", MODEL_CONFIG);
+    snprintf(path, sizeof path, "%s/vocab.json", c.model);
+    assert_int_equal(symlink("nowhere", path), 0);
+    assert_fails(ctx, rehearse(ctx, &c, NULL), TARE_E_IO, "vocab.json: a link that leads nowhere");
+    assert_false(path_exists(c.out));
+    free_context(ctx);
+    end_case(&c);
+}
+
 /* ---- copied files and config.json ---- */
 
 typedef struct log_text {
@@ -422,8 +487,12 @@ static void make_logged_output(const output_case *c, log_text *log)
 static void test_copy_wanted(void **state)
 {
     static const char *const YES[] = {
-        "tokenizer.model",     "vocab.json", "qwen.tiktoken", "LICENSE",
-        "chat_template.jinja", "README.md",  "merges.txt",    "generation_config.json"};
+        "tokenizer.model", "vocab.json", "qwen.tiktoken", "LICENSE", "chat_template.jinja",
+        "README.md", "merges.txt", "generation_config.json",
+        /* transformers 4: VOCAB_FILES_NAMES and utils/__init__.py */
+        "spiece.model", "sentencepiece.bpe.model", "processor_config.json",
+        "video_preprocessor_config.json", "preprocessor_config.json", "added_tokens.json",
+        "special_tokens_map.json", "normalizer.json", "vocab.txt", "chat_template.json"};
     static const char *const NO[] = {"model.safetensors", "tokenizer.bin", "pytorch_model.bin",
                                      "tokenizer.pkl",     "config.json",   "modeling_x.py",
                                      "tokenizer_x.py",    "id_rsa",        "x.index.json"};
@@ -442,7 +511,7 @@ static void test_copied_files(void **state)
     char from[256];
     (void)state;
     init_case(&c);
-    write_text(c.root, "secret", "private");
+    write_text(c.root, "elsewhere", "shared");
     write_text(c.model, "real_license", "MIT");
     write_text(c.model, "modeling_x.py", "raise SystemExit");
     write_text(c.model, "pytorch_model.bin", "pickle");
@@ -451,16 +520,19 @@ static void test_copied_files(void **state)
     snprintf(from, sizeof from, "%s/tokenizer.model", c.model);
     assert_int_equal(truncate(from, (off_t)COPY_MAX_BYTES + 1), 0);
     snprintf(from, sizeof from, "%s/README.md", c.model);
-    assert_int_equal(symlink("../secret", from), 0);
+    assert_int_equal(symlink("../elsewhere", from), 0);
+    snprintf(from, sizeof from, "%s/NOTICE", c.model);
+    assert_int_equal(symlink("nowhere", from), 0);
     snprintf(from, sizeof from, "%s/LICENSE", c.model);
     assert_int_equal(symlink("real_license", from), 0);
     make_logged_output(&c, &log);
     assert_string_equal(names_in(c.out),
-                        "LICENSE config.json quant_model_description.json "
+                        "LICENSE README.md config.json quant_model_description.json "
                         "quant_model_weights-00001-of-00001.safetensors "
                         "quant_model_weights.safetensors.index.json tare_run.json tokenizer.json");
     assert_string_equal(read_text(c.out, "LICENSE"), "MIT");
-    assert_non_null(strstr(log.text, "README.md (a link that leaves the model folder)"));
+    assert_string_equal(read_text(c.out, "README.md"), "shared");
+    assert_non_null(strstr(log.text, "NOTICE (a link that leads nowhere)"));
     assert_non_null(strstr(log.text, "tokenizer.model (larger than 64 MiB)"));
     assert_non_null(strstr(log.text, "modeling_x.py"));
     assert_non_null(strstr(log.text, "pytorch_model.bin"));
@@ -643,6 +715,7 @@ int main(void)
         cmocka_unit_test(test_overwrite),
         cmocka_unit_test(test_stale_stage),
         cmocka_unit_test(test_copy_wanted),
+        cmocka_unit_test(test_rehearsal),
         cmocka_unit_test(test_copied_files),
         cmocka_unit_test(test_cache_links),
         cmocka_unit_test(test_config_edits),

@@ -1,0 +1,123 @@
+/* Judging an output by the rules of verify: what is staged, before it gets its final names; and
+ * what is only planned, before the first layer is computed - a run of hours must not end with what
+ * could be known at its beginning. */
+#include <string.h>
+
+#include "output/output_internal.h"
+#include "output/verify_internal.h"
+
+/* Keeps the first failure of a verification. */
+static void keep_first_failure(void *user, const tare_finding *finding)
+{
+    buffer *first = user;
+    if (finding->severity != TARE_FINDING_FAILURE || first->length > 0)
+        return;
+    buffer_printf(first, "rule %d: %s: found %s, expected %s", finding->rule, finding->tensor,
+                  finding->found, finding->expected);
+}
+
+static tare_verify_options options_of(const output *o, buffer *first)
+{
+    tare_verify_options options;
+    tare_verify_options_init(&options);
+    options.dir = o->stage;
+    options.compat = o->options.num.compat ? "msmodelslim" : NULL;
+    options.safetensors_name = o->options.safetensors_name;
+    options.json_name = o->options.json_name;
+    options.finding = keep_first_failure;
+    options.user = first;
+    return options;
+}
+
+static tare_status conclude(output *o, tare_status status, const tare_verify_result *result,
+                            const buffer *first)
+{
+    if (status != TARE_E_VERIFY || first->length == 0)
+        return status;
+    return TARE_FAIL(o->ctx, TARE_E_VERIFY, "the output %s %zu %s, the first is %s",
+                     o->options.rehearsal ? "would break" : "breaks", result->failures,
+                     result->failures == 1 ? "rule" : "rules", first->data);
+}
+
+tare_status output_verify_stage(output *o)
+{
+    tare_verify_result result = {.size = sizeof result};
+    buffer first;
+    buffer_init(&first, o->ctx);
+    tare_verify_options options = options_of(o, &first);
+    tare_status status = conclude(o, tare_verify(o->ctx, &options, &result), &result, &first);
+    buffer_free(&first);
+    return status;
+}
+
+/* ---- the rehearsal ---- */
+
+/* Tensors side by side, as a folder's files would hold them. */
+static tare_status list_tensors(const output_folder *f, arena *a, vplan *out)
+{
+    tensor_info *list = arena_alloc_array(a, f->num_tensors, sizeof *list);
+    if (!list)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < f->num_tensors; i++)
+        if (!f->tensors[i].absent)
+            list[out->num_tensors++] = f->tensors[i].info;
+    out->tensors = list;
+    return TARE_OK;
+}
+
+static tare_status rehearse_layout(output *o, output_folder *f, layout which, const char *config)
+{
+    tare_verify_result result = {0};
+    tare_status status = TARE_OK;
+    buffer first, description;
+    arena a;
+    vplan plan = {.layout = which, .config = config};
+    arena_init(&a, o->ctx);
+    buffer_init(&first, o->ctx);
+    buffer_init(&description, o->ctx);
+    if (which != LAYOUT_NUMPY) { /* the names of its arrays are made while they are written */
+        TRY(list_tensors(f, &a, &plan));
+        TRY(output_description_text(o, f, &description));
+    }
+    if (description.length > 0) {
+        plan.description = description.data;
+        plan.description_name = output_description_name(o, which);
+        TRY(plan.description_name ? TARE_OK : TARE_E_MEMORY);
+    }
+    tare_verify_options options = options_of(o, &first);
+    TRY(conclude(o, verify_planned(o->ctx, &options, &plan, &result), &result, &first));
+done:
+    buffer_free(&first);
+    buffer_free(&description);
+    arena_free(&a);
+    return status;
+}
+
+static tare_status rehearse_folder(output *o, output_folder *f)
+{
+    tare_status status = TARE_OK;
+    buffer config;
+    buffer_init(&config, o->ctx);
+    TRY(output_config_text(o, f, &config));
+    if (o->options.verify && f->has_files)
+        TRY(rehearse_layout(o, f, f->layout, config.data));
+    if (o->options.verify && f->has_numpy)
+        TRY(rehearse_layout(o, f, LAYOUT_NUMPY, config.data));
+done:
+    buffer_free(&config);
+    return status;
+}
+
+tare_status output_rehearse(output *o)
+{
+    tare_status status = TARE_OK;
+    copy_list copies;
+    arena a;
+    arena_init(&a, o->ctx);
+    TRY(output_find_copies(o, &a, &copies));
+    for (size_t i = 0; i < o->num_folders; i++)
+        TRY(rehearse_folder(o, &o->folders[i]));
+done:
+    arena_free(&a);
+    return status;
+}
