@@ -140,7 +140,7 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     m = n;
     for (size_t i = 0; i < m; i++)
         inner[i].only_if_present = true;
-    if (f->layout == LAYOUT_COMPRESSED_TENSORS && o->num_linears > 0) {
+    if (f->layout == LAYOUT_COMPRESSED_TENSORS && o->schemes) {
         TRY(output_quantization_config(o, a, &compressed));
         edits[0].to = compressed;
     }

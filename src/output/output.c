@@ -71,8 +71,6 @@ tare_status output_open(tare_context *ctx, const output_options *options, output
     buffer_init(&o->new_biases, ctx);
     if (!options->tape && !(options->save & ((1u << SAVE_TYPES) - 1)))
         TRY(TARE_FAIL(ctx, TARE_E_USAGE, "no save type was given"));
-    o->quant_type = arena_strndup(&o->arena, options->quant_type, strlen(options->quant_type));
-    TRY(o->quant_type ? TARE_OK : TARE_E_MEMORY);
     if (!options->tape)
         TRY(output_prepare_folders(o));
     *out = o;
@@ -120,7 +118,16 @@ done:
     return status;
 }
 
-static tare_status declare_linear(output *o, const char *module, const linear_form *form,
+/* Engines drop the bias `name`, because the architecture has none there. */
+static tare_status note_new_bias(output *o, const char *name)
+{
+    if (o->options.save & (SAVE_ASCENDV1 | SAVE_COMPRESSED_TENSORS))
+        buffer_printf(&o->new_biases, "%s%.*s", o->new_biases.length ? ", " : "",
+                      (int)(strlen(name) - (str_ends_with(name, ".bias") ? 5 : 0)), name);
+    return o->new_biases.status;
+}
+
+tare_status output_declare_linear(output *o, const char *module, const linear_form *form,
                                   const tensor_info *bias, bool is_head)
 {
     output_unit *u;
@@ -137,35 +144,18 @@ static tare_status declare_linear(output *o, const char *module, const linear_fo
     u->linear.has_bias = bias != NULL;
     u->linear.bias_dtype = bias ? bias->dtype : TARE_F32;
     u->is_head = is_head;
-    o->num_linears++;
+    o->schemes |= 1u << form->scheme;
     o->head_quantized |= is_head;
+    if (form->new_bias && !form_has_part(form, TENSOR_QUANT_BIAS))
+        TRY(note_new_bias(o, module));
 done:
     return status;
 }
 
-tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t k, bool per_tensor,
-                                tare_dtype act_dtype, const tensor_info *bias, bool is_head)
-{
-    linear_form form = {
-        .scheme = SCHEME_W8A8, .n = n, .k = k, .per_tensor = per_tensor, .act_dtype = act_dtype};
-    return declare_linear(o, module, &form, bias, is_head);
-}
-
-tare_status output_declare_w8a16(output *o, const char *module, size_t n, size_t k, bool per_tensor,
-                                 const tensor_info *bias, bool is_head)
-{
-    linear_form form = {.scheme = SCHEME_W8A16, .n = n, .k = k, .per_tensor = per_tensor};
-    return declare_linear(o, module, &form, bias, is_head);
-}
-
 tare_status output_declare_new_bias(output *o, const tensor_info *bias)
 {
-    size_t length = strlen(bias->name);
-    if (o->options.save & (SAVE_ASCENDV1 | SAVE_COMPRESSED_TENSORS))
-        buffer_printf(&o->new_biases, "%s%.*s", o->new_biases.length ? ", " : "",
-                      (int)(length > 5 ? length - 5 : length), bias->name);
-    tare_status status = o->new_biases.status;
-    TRY(status);
+    tare_status status = TARE_OK;
+    TRY(note_new_bias(o, bias->name));
     TRY(output_declare_float(o, bias));
     o->units[o->num_units - 1].new_bias = true;
 done:
@@ -247,9 +237,8 @@ tare_status output_begin(output *o)
     tare_status status = TARE_OK;
     if (o->begun)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "the output has begun already");
-    /* Engines go by this name; the reference tags the model with the scheme all the same. */
-    if (o->num_linears == 0 && !o->options.num.compat)
-        o->quant_type = "FLOAT";
+    o->quant_type =
+        scheme_of(o->options.num.compat ? o->options.scheme : scheme_naming(o->schemes))->type;
     TRY(refuse_new_biases(o));
     TRY(output_settle_fa(o));
     if (o->options.tape) {

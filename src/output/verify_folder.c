@@ -236,14 +236,8 @@ done:
 /* The safetensors name behind an entry: npy_place() backwards. */
 static char *name_of_entry(vfolder *f, npy_file where, const char *key)
 {
-    static const tensor_role ROLES[NPY_FILES] = {
-        [NPY_QUANT_WEIGHT] = TENSOR_WEIGHT,         [NPY_QUANT_BIAS] = TENSOR_QUANT_BIAS,
-        [NPY_DEQ_SCALE] = TENSOR_DEQ_SCALE,         [NPY_INPUT_SCALE] = TENSOR_INPUT_SCALE,
-        [NPY_INPUT_OFFSET] = TENSOR_INPUT_OFFSET,   [NPY_WEIGHT_SCALE] = TENSOR_WEIGHT_SCALE,
-        [NPY_WEIGHT_OFFSET] = TENSOR_WEIGHT_OFFSET, [NPY_ANTI_FP_NORM] = TENSOR_FLOAT,
-        [NPY_FA_QUANT_SCALE] = TENSOR_FLOAT,        [NPY_FA_QUANT_OFFSET] = TENSOR_FLOAT};
     bool named = where == NPY_QUANT_WEIGHT && str_ends_with(key, ".bias");
-    return arena_printf(&f->arena, "%s%s", key, named ? "" : role_suffix(ROLES[where]));
+    return arena_printf(&f->arena, "%s%s", key, named ? "" : role_suffix(npy_role(where)));
 }
 
 static tare_status collect_npy(vfolder *f)

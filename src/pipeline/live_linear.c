@@ -135,7 +135,15 @@ tare_status live_linear_write(run *r, live_linear *l, const act_params *act)
             "%s: quant_bias of %zu rows does not fit int32 and is saturated; worst error %.3g",
             l->linear->name, saturated, worst);
     }
-    TRY(output_write_w8a8(r->out, l->linear->name, &l->q, act, deq_scale, quant_bias, l->bias_raw));
+    linear_parts parts = {.count = l->q.n,
+                          .data = {[TENSOR_WEIGHT] = l->q.q,
+                                   [TENSOR_BIAS] = l->bias_raw,
+                                   [TENSOR_WEIGHT_SCALE] = l->q.scales,
+                                   [TENSOR_INPUT_SCALE] = &act->scale,
+                                   [TENSOR_INPUT_OFFSET] = &act->offset,
+                                   [TENSOR_QUANT_BIAS] = quant_bias,
+                                   [TENSOR_DEQ_SCALE] = deq_scale}};
+    TRY(output_write_linear(r->out, l->linear->name, &parts));
 done:
     mem_free(r->ctx, deq_scale);
     mem_free(r->ctx, quant_bias);

@@ -125,7 +125,7 @@ tare_status open_output(run *r)
                         .npy_torch = recipe_npy_torch(r->recipe),
                         .num = r->num,
                         .dtype_given = r->recipe->dtype >= 0,
-                        .quant_type = scheme_of(r->scheme)->type,
+                        .scheme = r->scheme,
                         .fa_amp = (size_t)r->recipe->fa_amp,
                         .overwrite = r->overwrite,
                         .copy_code = r->options->copy_code,
