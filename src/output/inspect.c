@@ -220,7 +220,7 @@ static void inspect_layout(report *r, const vfolder *f)
         add_to(&tallies[at], &t->info);
         add_to(&all, &t->info);
     }
-    open_group(r, verify_layouts_text(1u << f->layout));
+    open_group(r, save_types_text(1u << f->layout));
     put_text(r, "folder", f->dir);
     put_text(r, "model_quant_type", f->quant_type);
     put_number(r, "quantized_linears", f->num_linears);
@@ -247,7 +247,7 @@ static tare_status inspect_output(report *r, const char *path, bool *is_output)
     *is_output = found != 0;
     if (status == TARE_OK && found) {
         put_text(r, "kind", "output");
-        put_text(r, "layouts", verify_layouts_text(found));
+        put_text(r, "layouts", save_types_text(found));
         if (result.failures > 0)
             put_number(r, "unreadable_files", result.failures);
         for (size_t i = 0; i < v.num_folders; i++)

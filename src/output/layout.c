@@ -200,17 +200,6 @@ bool layout_is_model_file(const char *name)
                          name);
 }
 
-const char *layout_folder_name(layout which)
-{
-    static const char *const NAMES[LAYOUT_COUNT] = {
-        [LAYOUT_ASCENDV1] = "ascendv1",
-        [LAYOUT_SAFE_TENSOR] = "safe_tensor",
-        [LAYOUT_NUMPY] = "safe_tensor",
-        [LAYOUT_COMPRESSED_TENSORS] = "compressed-tensors",
-    };
-    return NAMES[which];
-}
-
 char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quant_type)
 {
     if (which == LAYOUT_COMPRESSED_TENSORS)

@@ -6,15 +6,8 @@
 
 #include "file/safetensors.h"
 #include "quantize/parts.h"
+#include "quantize/save_types.h"
 #include "quantize/scheme.h"
-
-typedef enum layout {
-    LAYOUT_ASCENDV1,
-    LAYOUT_SAFE_TENSOR,
-    LAYOUT_NUMPY,
-    LAYOUT_COMPRESSED_TENSORS,
-    LAYOUT_COUNT
-} layout;
 
 /* ".weight", ".bias", ".weight_scale", … */
 const char *role_suffix(tensor_role role);
@@ -52,9 +45,6 @@ tare_dtype deq_scale_dtype(tare_dtype serving);
 /* numpy has no bfloat16. */
 tare_dtype numpy_dtype(tare_dtype dtype);
 
-/* Where a layout goes when several do not fit in one folder: "ascendv1", …; safe_tensor and numpy
- * share theirs. */
-const char *layout_folder_name(layout which);
 /* Names of files; in `arena`, NULL when out of memory. `quant_type` as in the description ("W8A8").
  */
 char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quant_type);

@@ -21,15 +21,8 @@
 #include "file/safetensors.h"
 #include "quantize/fa3.h"
 #include "quantize/parts.h"
+#include "quantize/save_types.h"
 #include "quantize/scheme.h"
-
-enum {
-    SAVE_ASCENDV1 = 1,
-    SAVE_SAFE_TENSOR = 2,
-    SAVE_NUMPY = 4,
-    SAVE_COMPRESSED_TENSORS = 8,
-    SAVE_TYPES = 4 /* how many bits */
-};
 
 typedef struct output_tape output_tape;
 
@@ -62,9 +55,6 @@ typedef struct output_options {
 } output_options;
 
 typedef struct output output;
-
-/* Parses "ascendv1", "ascendV1", "safe_tensor", "numpy", "compressed-tensors"; false if unknown. */
-bool output_save_type(const char *name, unsigned *bit);
 
 tare_status output_open(tare_context *ctx, const output_options *options, output **out);
 /* A FLOAT tensor written as it is stored in the source (name, dtype, shape). */

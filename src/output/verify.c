@@ -7,12 +7,7 @@
 #include "file/json.h"
 #include "output/verify_internal.h"
 
-enum {
-    A = 1 << LAYOUT_ASCENDV1,
-    S = 1 << LAYOUT_SAFE_TENSOR,
-    N = 1 << LAYOUT_NUMPY,
-    C = 1 << LAYOUT_COMPRESSED_TENSORS
-};
+enum { A = SAVE_ASCENDV1, S = SAVE_SAFE_TENSOR, N = SAVE_NUMPY, C = SAVE_COMPRESSED_TENSORS };
 enum { CONFIG_MAX_BYTES = 16 << 20 };
 enum { NEEDS_TENSORS = 1, NEEDS_BASE = 2 };
 
@@ -169,7 +164,7 @@ static tare_status open_layouts(verify *v, const char *dir, unsigned *found)
         TRY(is_compressed(v->ctx, dir, names, count, &compressed));
         *found = compressed ? C : 0;
     }
-    for (int which = 0; which < LAYOUT_COUNT; which++) {
+    for (int which = 0; which < SAVE_TYPES; which++) {
         if (!(*found & 1u << which) || v->num_folders == VERIFY_MAX_FOLDERS)
             continue;
         vfolder *f = &v->folders[v->num_folders++];
@@ -182,45 +177,22 @@ done:
 
 tare_status verify_open_folders(verify *v, arena *a, unsigned *found)
 {
-    static const layout PLACES[] = {LAYOUT_ASCENDV1, LAYOUT_SAFE_TENSOR, LAYOUT_COMPRESSED_TENSORS};
     tare_status status = TARE_OK;
     unsigned here;
 
     TRY(open_layouts(v, v->options->dir, found));
     if (*found)
         goto done;
-    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES; i++) {
-        char *dir = arena_printf(a, "%s/%s", v->options->dir, layout_folder_name(PLACES[i]));
+    for (int i = 0; i < SAVE_TYPES; i++) {
+        char *dir = arena_printf(a, "%s/%s", v->options->dir, save_type_of((layout)i)->folder);
         TRY(dir ? TARE_OK : TARE_E_MEMORY);
-        if (!path_is_folder(dir))
+        if (!save_types_beside((layout)i) || !path_is_folder(dir))
             continue;
         TRY(open_layouts(v, dir, &here));
         *found |= here;
     }
 done:
     return status;
-}
-
-const char *verify_layouts_text(unsigned found)
-{
-    static const char *const TEXTS[1 << LAYOUT_COUNT] = {
-        "unknown",
-        "ascendv1",
-        "safe_tensor",
-        "ascendv1, safe_tensor",
-        "numpy",
-        "ascendv1, numpy",
-        "safe_tensor, numpy",
-        "ascendv1, safe_tensor, numpy",
-        "compressed-tensors",
-        "ascendv1, compressed-tensors",
-        "safe_tensor, compressed-tensors",
-        "ascendv1, safe_tensor, compressed-tensors",
-        "numpy, compressed-tensors",
-        "ascendv1, numpy, compressed-tensors",
-        "safe_tensor, numpy, compressed-tensors",
-        "ascendv1, safe_tensor, numpy, compressed-tensors"};
-    return TEXTS[found & (A | S | N | C)];
 }
 
 /* ---- running the rules ---- */
@@ -323,7 +295,7 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
     verify v = {.ctx = ctx, .options = options, .result = result ? result : &unused};
 
     memset(v.result, 0, sizeof *v.result);
-    v.result->layout = verify_layouts_text(0);
+    v.result->layout = save_types_text(0);
     arena_init(&a, ctx);
     TRY(check_options(&v));
     if (options->base) {
@@ -331,14 +303,14 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
         TRY(checkpoint_open(ctx, options->base, &v.base));
     }
     TRY(verify_open_folders(&v, &a, &found));
-    v.result->layout = verify_layouts_text(found);
+    v.result->layout = save_types_text(found);
     if (!found)
         verify_fail(&v, 0, options->dir,
                     "files of the layouts ascendv1, safe_tensor, numpy or compressed-tensors",
                     "none of them");
     else if (options->target && !(found & layouts_of_target(options->target)))
-        verify_warn(&v, 0, options->dir, verify_layouts_text(layouts_of_target(options->target)),
-                    "%s, which %s does not load", verify_layouts_text(found), options->target);
+        verify_warn(&v, 0, options->dir, save_types_text(layouts_of_target(options->target)),
+                    "%s, which %s does not load", save_types_text(found), options->target);
     for (size_t i = 0; i < v.num_folders; i++) {
         v.result->tensors += v.folders[i].num_tensors;
         TRY(run_rules(&v, &v.folders[i]));

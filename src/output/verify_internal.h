@@ -102,9 +102,8 @@ void verify_warn(verify *v, int rule, const char *tensor, const char *expected, 
                  ...) __attribute__((format(printf, 5, 6)));
 
 /* verify.c: opens options->dir's own layouts, or those of the sub-folders that several save types
- * make. *found: a set of 1 << layout; "ascendv1, numpy" is its text. */
+ * make. *found: bits of save types. */
 tare_status verify_open_folders(verify *v, arena *a, unsigned *found);
-const char *verify_layouts_text(unsigned found);
 
 /* verify_folder.c: opening. Faults of containers and JSON files are findings of rules 1 and 3. */
 tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder *out);
