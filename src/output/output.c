@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "output/output_internal.h"
+#include "output/reader.h"
 #include "output/tape.h"
 
 #define GIB ((uint64_t)1 << 30)
@@ -393,5 +394,5 @@ size_t output_rows_bytes(size_t rows, size_t k, unsigned save)
 
 size_t output_finish_bytes(size_t tensors, size_t n)
 {
-    return 2 * SMALL_THINGS + 2 * tensors * VERIFY_ENTRY + verify_numbers_bytes(n);
+    return 2 * SMALL_THINGS + 2 * tensors * VERIFY_ENTRY + reader_numbers_bytes(n);
 }

@@ -205,8 +205,8 @@ char *output_description_name(output *o, layout which);
 bool output_owns_file(const output *o, const char *name, bool by_tare);
 bool output_is_description(const output *o, const char *name);
 
-/* verify_read.c: accounted bytes, at most, of the numbers of a linear with `n` rows. */
-size_t verify_numbers_bytes(size_t n);
+/* reader_read.c: accounted bytes, at most, of the numbers of a linear with `n` rows. */
+size_t reader_numbers_bytes(size_t n);
 /* resume.c */
 /* Notes a written piece of a safetensors file. */
 tare_status output_note_range(output *o, output_folder *f, const planned_tensor *t, uint64_t offset,

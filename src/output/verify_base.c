@@ -11,10 +11,10 @@
 enum { PIECE_BYTES = 1 << 20, PIECE_ELEMENTS = 1 << 18 };
 
 /* The base's own faults end the verification; a NaN in it is its fault, not the output's. */
-static tare_status read_base(vfolder *f, const tensor_info *t, uint64_t offset, void *data,
+static tare_status read_base(verify *v, const tensor_info *t, uint64_t offset, void *data,
                              size_t size)
 {
-    return checkpoint_read(f->v->base, t, offset, data, size);
+    return checkpoint_read(v->base, t, offset, data, size);
 }
 
 static bool same_shape(const tensor_info *a, const tensor_info *b)
@@ -48,11 +48,12 @@ typedef struct smoothing {
 } smoothing;
 
 /* Values of a norm here and in the base; *ratio [n] base / here, *differs. */
-static tare_status norm_ratio(vfolder *f, const char *name, double **ratio, bool *differs)
+static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, double **ratio,
+                              bool *differs)
 {
-    tare_context *ctx = f->v->ctx;
-    const vtensor *t = verify_find(f, name);
-    const tensor_info *source = checkpoint_find(f->v->base, name);
+    tare_context *ctx = f->ctx;
+    const reader_tensor *t = reader_find(f, name);
+    const tensor_info *source = checkpoint_find(v->base, name);
     char *a = NULL, *b = NULL;
     tare_status status = TARE_OK;
     *ratio = NULL;
@@ -65,8 +66,8 @@ static tare_status norm_ratio(vfolder *f, const char *name, double **ratio, bool
         status = TARE_E_MEMORY;
         goto done;
     }
-    TRY(verify_read(f, t, 0, a, t->info.bytes));
-    TRY(read_base(f, source, 0, b, source->bytes));
+    TRY(reader_read(f, t, 0, a, t->info.bytes));
+    TRY(read_base(v, source, 0, b, source->bytes));
     for (size_t i = 0; i < n; i++) {
         double here = float_at(t->info.dtype, a, i), there = float_at(source->dtype, b, i);
         if (f->num.compat)
@@ -85,7 +86,7 @@ done:
 }
 
 /* Of the tensor `name`, whose module may read the layer's `k` norm outputs. */
-static tare_status find_smoothing(vfolder *f, const char *name, smoothing *out)
+static tare_status find_smoothing(verify *v, reader_layout *f, const char *name, smoothing *out)
 {
     static const struct {
         const char *norm, *readers[3];
@@ -103,17 +104,17 @@ static tare_status find_smoothing(vfolder *f, const char *name, smoothing *out)
         double *ratio;
         bool reads = false;
         snprintf(path, sizeof path, "model.layers.%zu.%s", layer, pairs[p].norm);
-        TRY(norm_ratio(f, path, &ratio, &out->found));
+        TRY(norm_ratio(v, f, path, &ratio, &out->found));
         for (size_t i = 0; i < 3; i++)
             reads |= str_ends_with(name, pairs[p].readers[i]);
         if (reads && ratio)
             out->columns = ratio;
         else
-            mem_free(f->v->ctx, ratio);
+            mem_free(f->ctx, ratio);
     }
 done:
     if (status != TARE_OK || !out->found) {
-        mem_free(f->v->ctx, out->columns);
+        mem_free(f->ctx, out->columns);
         out->columns = NULL;
     }
     return status;
@@ -135,9 +136,10 @@ static bool pieces_equal(const tensor_info *stored, const char *a, const tensor_
     return true;
 }
 
-static tare_status check_float(vfolder *f, const vtensor *t, const tensor_info *source)
+static tare_status check_float(verify *v, reader_layout *f, const reader_tensor *t,
+                               const tensor_info *source)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     size_t count = tensor_elements(source), widest = sizeof(double);
     size_t here = dtype_size(t->info.dtype), there = dtype_size(source->dtype);
     bool comparable = t->info.dtype == source->dtype ||
@@ -148,16 +150,16 @@ static tare_status check_float(vfolder *f, const vtensor *t, const tensor_info *
 
     TRY(a && b ? TARE_OK : TARE_E_MEMORY);
     if (!comparable) {
-        verify_fail(f->v, 14, t->info.name, dtype_name(source->dtype), "%s",
+        verify_fail(v, 14, t->info.name, dtype_name(source->dtype), "%s",
                     dtype_name(t->info.dtype));
         goto done;
     }
     for (size_t at = 0; at < count; at += PIECE_ELEMENTS) {
         size_t n = count - at < PIECE_ELEMENTS ? count - at : PIECE_ELEMENTS;
-        TRY(verify_read(f, t, (uint64_t)at * here, a, n * here));
-        TRY(read_base(f, source, (uint64_t)at * there, b, n * there));
+        TRY(reader_read(f, t, (uint64_t)at * here, a, n * here));
+        TRY(read_base(v, source, (uint64_t)at * there, b, n * there));
         if (!pieces_equal(&t->info, a, source, b, n)) {
-            verify_fail(f->v, 14, t->info.name, "the values of the base", "others");
+            verify_fail(v, 14, t->info.name, "the values of the base", "others");
             break;
         }
     }
@@ -167,27 +169,27 @@ done:
     return status;
 }
 
-tare_status rule_base_tensors(vfolder *f)
+tare_status rule_base_tensors(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; i < checkpoint_count(f->v->base); i++) {
-        const tensor_info *source = checkpoint_at(f->v->base, i);
-        const vtensor *t = verify_find(f, source->name);
-        TRY(context_check_cancelled(f->v->ctx));
+    for (size_t i = 0; i < checkpoint_count(v->base); i++) {
+        const tensor_info *source = checkpoint_at(v->base, i);
+        const reader_tensor *t = reader_find(f, source->name);
+        TRY(context_check_cancelled(f->ctx));
         if (!t) {
             if (str_ends_with(source->name, ".weight"))
-                verify_fail(f->v, 14, source->name, "every weight of the base", "no such tensor");
+                verify_fail(v, 14, source->name, "every weight of the base", "no such tensor");
         } else if (!same_shape(&t->info, source)) {
             char want[96], have[96];
-            verify_shape_text(source, want, sizeof want);
-            verify_shape_text(&t->info, have, sizeof have);
-            verify_fail(f->v, 14, source->name, want, "%s", have);
+            tensor_shape_text(source, want, sizeof want);
+            tensor_shape_text(&t->info, have, sizeof have);
+            verify_fail(v, 14, source->name, want, "%s", have);
         } else if (!t->type || strcmp(t->type, "FLOAT") == 0) {
             smoothing s;
-            TRY(find_smoothing(f, source->name, &s));
-            mem_free(f->v->ctx, s.columns);
+            TRY(find_smoothing(v, f, source->name, &s));
+            mem_free(f->ctx, s.columns);
             if (!s.found)
-                TRY(check_float(f, t, source));
+                TRY(check_float(v, f, t, source));
         }
     }
 done:
@@ -216,7 +218,7 @@ static void add_distance(distance *d, size_t row, int8_t q, double w, double sca
         d->first_bad = row;
 }
 
-static double quotient_slack(const vfolder *f)
+static double quotient_slack(const reader_layout *f)
 {
     double half_ulp = 0x1p-24;
     if (f->num.compat && f->num.dtype != TARE_F32)
@@ -224,10 +226,11 @@ static double quotient_slack(const vfolder *f)
     return 128.0 * half_ulp + 1e-5;
 }
 
-static tare_status measure(vfolder *f, const vlinear *l, const vnumbers *n,
-                           const tensor_info *source, const double *columns, distance *d)
+static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
+                           const reader_numbers *n, const tensor_info *source,
+                           const double *columns, distance *d)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     size_t width = dtype_size(source->dtype), total = n->n * n->k;
     double slack = quotient_slack(f);
     int8_t *q = mem_alloc(ctx, PIECE_BYTES);
@@ -238,8 +241,8 @@ static tare_status measure(vfolder *f, const vlinear *l, const vnumbers *n,
     for (size_t at = 0; at < total; at += PIECE_BYTES) {
         size_t count = total - at < PIECE_BYTES ? total - at : PIECE_BYTES;
         TRY(context_check_cancelled(ctx));
-        TRY(verify_read_codes(f, l, at, count, q));
-        TRY(read_base(f, source, (uint64_t)at * width, w, count * width));
+        TRY(reader_codes(f, l, at, count, q));
+        TRY(read_base(v, source, (uint64_t)at * width, w, count * width));
         for (size_t i = 0; i < count; i++) {
             size_t row = (at + i) / n->k;
             float x = float_at(source->dtype, w, i);
@@ -257,21 +260,21 @@ done:
     return status;
 }
 
-tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n)
+tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear *l,
+                               const reader_numbers *n)
 {
     const char *name = arena_printf(&f->arena, "%s.weight", l->module);
-    const tensor_info *source = name ? checkpoint_find(f->v->base, name) : NULL;
+    const tensor_info *source = name ? checkpoint_find(v->base, name) : NULL;
     const tensor_info matrix = {.rank = 2, .shape = {n->n, n->k}};
     distance d = {0};
-    verify *v = f->v;
     if (!name)
         return TARE_E_MEMORY;
     if (!source || !same_shape(&matrix, source) || !dtype_is_float(source->dtype))
         return TARE_OK; /* rule 14 */
     smoothing s;
-    tare_status status = find_smoothing(f, name, &s);
+    tare_status status = find_smoothing(v, f, name, &s);
     if (status == TARE_OK)
-        status = measure(f, l, n, source, s.columns, &d);
+        status = measure(v, f, l, n, source, s.columns, &d);
     mem_free(v->ctx, s.columns);
     if (status != TARE_OK)
         return status;
@@ -286,16 +289,16 @@ tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n)
         verify_fail(v, 15, name, "within half a scale of the base",
                     "row %zu is further away (%zu values, up to %.3g scales)", d.first_bad, d.bad,
                     d.max);
-    v->error_max = d.max > v->error_max ? d.max : v->error_max;
-    v->error_sum += d.sum;
-    v->error_count += d.count;
-    v->error_type = scheme_of(l->shape.scheme)->type;
+    base_error *e = &v->errors[l->form.scheme];
+    e->max = d.max > e->max ? d.max : e->max;
+    e->sum += d.sum;
+    e->count += d.count;
     return TARE_OK;
 }
 
 /* ---- rule 25 ---- */
 
-static bool is_listed(const vfolder *f, const char *name)
+static bool is_listed(const reader_layout *f, const char *name)
 {
     for (size_t i = 0; i < f->num_names; i++)
         if (strcmp(f->names[i], name) == 0)
@@ -303,38 +306,38 @@ static bool is_listed(const vfolder *f, const char *name)
     return false;
 }
 
-static tare_status check_copied(vfolder *f, const char *real_base, const char *name,
-                                bool *tokenizer)
+static tare_status check_copied(verify *v, reader_layout *f, const char *real_base,
+                                const char *name, bool *tokenizer)
 {
     char *path = NULL;
     const char *why;
     if (!copy_wanted(name, false))
         return TARE_OK;
-    tare_status status = copy_resolve(f->v->ctx, real_base, name, &path, &why);
+    tare_status status = copy_resolve(f->ctx, real_base, name, &path, &why);
     if (path && !is_listed(f, name))
-        verify_fail(f->v, 25, name, "the file of the base", "no such file");
+        verify_fail(v, 25, name, "the file of the base", "no such file");
     *tokenizer |= path && (str_starts_with(name, "tokenizer") || str_starts_with(name, "vocab") ||
                            str_ends_with(name, ".tiktoken"));
-    mem_free(f->v->ctx, path);
+    mem_free(f->ctx, path);
     return status;
 }
 
-tare_status rule_base_files(vfolder *f)
+tare_status rule_base_files(verify *v, reader_layout *f)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     char **names = NULL, *real = NULL;
     size_t count = 0;
     bool tokenizer = false;
     tare_status status = TARE_OK;
 
-    TRY(path_real(ctx, f->v->base_dir, &real));
+    TRY(path_real(ctx, v->options->base, &real));
     TRY(folder_list(ctx, real, &names, &count));
     for (size_t i = 0; i < count; i++)
-        TRY(check_copied(f, real, names[i], &tokenizer));
+        TRY(check_copied(v, f, real, names[i], &tokenizer));
     if (!is_listed(f, "config.json"))
-        verify_fail(f->v, 25, "config.json", "the model's configuration", "no such file");
+        verify_fail(v, 25, "config.json", "the model's configuration", "no such file");
     if (!tokenizer)
-        verify_warn(f->v, 25, f->v->base_dir, "a tokenizer beside the weights", "none");
+        verify_warn(v, 25, v->options->base, "a tokenizer beside the weights", "none");
 done:
     folder_list_free(ctx, names, count);
     mem_free(ctx, real);

@@ -1,26 +1,33 @@
-/* Opening one layout of a folder for verification: containers, description, config.json, and the
- * table of its tensors and quantized linears. */
+/* Opening one layout of a folder: containers, description, config.json, and the table of its
+ * tensors. */
 #include <stdio.h>
 #include <string.h>
 
 #include "file/json.h"
-#include "output/verify_internal.h"
+#include "output/reader_internal.h"
 
 #define JSON_MAX_BYTES ((size_t)512 << 20)
 
-/* A fault of the file is a finding; only what says nothing about the file stops the verification.
- */
+/* Only what says nothing about the file stops the reading. */
 static bool is_fault_of_file(tare_status status)
 {
     return status == TARE_E_FORMAT || status == TARE_E_IO;
 }
 
+static void report(const reader_layout *f, reader_fault fault, const char *name,
+                   const char *expected, const char *found)
+{
+    f->r->faults++;
+    if (f->r->options.fault)
+        f->r->options.fault(f->r->options.user, fault, f->layout, name, expected, found);
+}
+
 /* ---- JSON files ---- */
 
-static tare_status open_json(vfolder *f, const char *name, int rule, json_dialect dialect,
-                             const value **out)
+static tare_status open_json(reader_layout *f, const char *name, reader_fault fault,
+                             json_dialect dialect, const value **out)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     tare_status status = TARE_OK;
     char *path = path_join(ctx, f->dir, name), *data = NULL;
     size_t length;
@@ -32,11 +39,11 @@ static tare_status open_json(vfolder *f, const char *name, int rule, json_dialec
     if (status == TARE_OK)
         status = json_parse(ctx, &f->arena, data, length, name, dialect, out);
     if (is_fault_of_file(status)) {
-        verify_fail(f->v, rule, name, "a JSON object", "%s", tare_last_error(ctx));
+        report(f, fault, name, "a JSON object", tare_last_error(ctx));
         *out = NULL;
         status = TARE_OK;
     } else if (status == TARE_OK && (*out)->type != VALUE_MAP) {
-        verify_fail(f->v, rule, name, "a JSON object", "another JSON value");
+        report(f, fault, name, "a JSON object", "another JSON value");
         *out = NULL;
     }
 done:
@@ -61,10 +68,9 @@ static bool dtype_from_torch(const value *v, tare_dtype *out)
     return false;
 }
 
-static tare_status open_config(vfolder *f)
+static tare_status open_config(reader_layout *f)
 {
-    int rule = f->layout == LAYOUT_ASCENDV1 ? 21 : f->layout == LAYOUT_COMPRESSED_TENSORS ? 23 : 22;
-    tare_status status = open_json(f, "config.json", rule, JSON_PYTHON, &f->config);
+    tare_status status = open_json(f, "config.json", FAULT_CONFIG, JSON_PYTHON, &f->config);
     const value *nested = value_get(f->config, "text_config");
     const value *type = value_get(f->config, "model_type");
     f->dtype_known = dtype_from_torch(value_get(f->config, "torch_dtype"), &f->num.dtype) ||
@@ -78,10 +84,10 @@ static tare_status open_config(vfolder *f)
     return status;
 }
 
-static tare_status open_description(vfolder *f)
+static tare_status open_description(reader_layout *f)
 {
     tare_status status = TARE_OK;
-    const char *given = f->v->options->json_name;
+    const char *given = f->r->options.json_name;
     for (size_t i = 0; i < f->num_names; i++) {
         const char *name = f->names[i];
         bool plain = strcmp(name, "quant_model_description.json") == 0;
@@ -92,7 +98,7 @@ static tare_status open_description(vfolder *f)
     }
     if (!f->description_name)
         return TARE_OK;
-    TRY(open_json(f, f->description_name, 3, JSON_STRICT, &f->description));
+    TRY(open_json(f, f->description_name, FAULT_DESCRIPTION, JSON_STRICT, &f->description));
     if (!f->description)
         goto done;
     const value *type = value_get(f->description, "model_quant_type");
@@ -104,14 +110,6 @@ static tare_status open_description(vfolder *f)
                        (uint32_t)i, NULL));
 done:
     return status;
-}
-
-/* compressed-tensors describes its tensors in config.json. */
-static void type_of_compressed(vfolder *f)
-{
-    const value *format = value_get(value_get(f->config, "quantization_config"), "format");
-    if (format && format->type == VALUE_STRING && strcmp(format->text, "pack-quantized") == 0)
-        f->quant_type = scheme_of(SCHEME_W8A16)->type;
 }
 
 /* ---- weight files ---- */
@@ -129,7 +127,7 @@ static size_t shards_of_name(const char *name, const char *prefix)
     return number >= 1 && number <= of && strcmp(name + length, again) == 0 ? of : 0;
 }
 
-static bool is_member(const vfolder *f, const char *name)
+static bool is_member(const reader_layout *f, const char *name)
 {
     if (f->shards > 0)
         return shards_of_name(name, f->prefix) == f->shards;
@@ -137,10 +135,10 @@ static bool is_member(const vfolder *f, const char *name)
     return strncmp(name, f->prefix, length) == 0 && strcmp(name + length, ".safetensors") == 0;
 }
 
-static tare_status open_weight_files(vfolder *f)
+static tare_status open_weight_files(reader_layout *f)
 {
     tare_status status = TARE_OK;
-    const char *given = f->v->options->safetensors_name;
+    const char *given = f->r->options.safetensors_name;
     if (given && f->layout == LAYOUT_SAFE_TENSOR && str_ends_with(given, ".safetensors"))
         f->prefix = arena_strndup(&f->arena, given, strlen(given) - strlen(".safetensors"));
     else
@@ -153,13 +151,13 @@ static tare_status open_weight_files(vfolder *f)
     for (size_t i = 0; i < f->num_names; i++) {
         if (!is_member(f, f->names[i]))
             continue;
-        char *path = path_join(f->v->ctx, f->dir, f->names[i]);
+        char *path = path_join(f->ctx, f->dir, f->names[i]);
         TRY(path ? TARE_OK : TARE_E_MEMORY);
-        status = safetensors_open(f->v->ctx, path, &f->files[f->num_files]);
-        mem_free(f->v->ctx, path);
+        status = safetensors_open(f->ctx, path, &f->files[f->num_files]);
+        mem_free(f->ctx, path);
         if (is_fault_of_file(status)) {
-            verify_fail(f->v, 1, f->names[i], "a whole safetensors file", "%s",
-                        tare_last_error(f->v->ctx));
+            report(f, FAULT_WEIGHTS, f->names[i], "a whole safetensors file",
+                   tare_last_error(f->ctx));
             f->files[f->num_files] = NULL;
             f->broken = true;
             status = TARE_OK;
@@ -172,18 +170,18 @@ done:
     return status;
 }
 
-static tare_status open_npy_files(vfolder *f)
+static tare_status open_npy_files(reader_layout *f)
 {
     tare_status status = TARE_OK;
     for (int i = 0; i < NPY_FILES; i++) {
-        char *path = path_join(f->v->ctx, f->dir, npy_file_name((npy_file)i));
+        char *path = path_join(f->ctx, f->dir, npy_file_name((npy_file)i));
         TRY(path ? TARE_OK : TARE_E_MEMORY);
         if (path_exists(path))
-            status = npy_open(f->v->ctx, path, &f->npy[i]);
-        mem_free(f->v->ctx, path);
+            status = npy_open(f->ctx, path, &f->npy[i]);
+        mem_free(f->ctx, path);
         if (is_fault_of_file(status)) {
-            verify_fail(f->v, 26, npy_file_name((npy_file)i), "a pickled dict of arrays", "%s",
-                        tare_last_error(f->v->ctx));
+            report(f, FAULT_NPY, npy_file_name((npy_file)i), "a pickled dict of arrays",
+                   tare_last_error(f->ctx));
             f->npy[i] = NULL;
             f->broken = true;
             status = TARE_OK;
@@ -196,21 +194,21 @@ done:
 
 /* ---- tensors ---- */
 
-static tare_status add_tensor(vfolder *f, const vtensor *t)
+static tare_status add_tensor(reader_layout *f, const reader_tensor *t)
 {
     bool existed;
     size_t length = strlen(t->info.name);
     tare_status status = TARE_OK;
     TRY(strmap_put(&f->by_name, t->info.name, length, (uint32_t)f->num_tensors, &existed));
     if (existed)
-        verify_fail(f->v, 1, t->info.name, "one tensor of this name", "another one");
+        report(f, FAULT_TWICE, t->info.name, "one tensor of this name", "another one");
     else
         f->tensors[f->num_tensors++] = *t;
 done:
     return status;
 }
 
-static const char *type_of(const vfolder *f, const char *name)
+static const char *type_of(const reader_layout *f, const char *name)
 {
     uint32_t index;
     if (!strmap_get(&f->types, name, strlen(name), &index))
@@ -219,12 +217,12 @@ static const char *type_of(const vfolder *f, const char *name)
     return v->type == VALUE_STRING ? v->text : NULL;
 }
 
-static tare_status collect_safetensors(vfolder *f)
+static tare_status collect_safetensors(reader_layout *f)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < f->num_files; i++) {
         for (size_t j = 0; j < safetensors_count(f->files[i]); j++) {
-            vtensor t = {.info = *safetensors_at(f->files[i], j), .source = i};
+            reader_tensor t = {.info = *safetensors_at(f->files[i], j), .source = i};
             t.type = type_of(f, t.info.name);
             TRY(add_tensor(f, &t));
         }
@@ -234,19 +232,19 @@ done:
 }
 
 /* The safetensors name behind an entry: npy_place() backwards. */
-static char *name_of_entry(vfolder *f, npy_file where, const char *key)
+static char *name_of_entry(reader_layout *f, npy_file where, const char *key)
 {
     bool named = where == NPY_QUANT_WEIGHT && str_ends_with(key, ".bias");
     return arena_printf(&f->arena, "%s%s", key, named ? "" : role_suffix(npy_role(where)));
 }
 
-static tare_status collect_npy(vfolder *f)
+static tare_status collect_npy(reader_layout *f)
 {
     tare_status status = TARE_OK;
     for (int i = 0; i < NPY_FILES; i++) {
         for (size_t j = 0; f->npy[i] && j < npy_count(f->npy[i]); j++) {
             const npy_entry *e = npy_at(f->npy[i], j);
-            vtensor t = {.source = (size_t)i, .entry = e};
+            reader_tensor t = {.source = (size_t)i, .entry = e};
             t.info = (tensor_info){.name = name_of_entry(f, (npy_file)i, e->key),
                                    .dtype = e->dtype,
                                    .rank = e->rank,
@@ -261,7 +259,7 @@ done:
     return status;
 }
 
-static tare_status collect_tensors(vfolder *f)
+static tare_status collect_tensors(reader_layout *f)
 {
     size_t count = 0;
     tare_status status = TARE_OK;
@@ -277,77 +275,8 @@ done:
     return status;
 }
 
-/* ---- linears ---- */
-
-/* Does this tensor make its module a quantized one? */
-static bool marks_quantized(const vtensor *t, tensor_role role)
-{
-    if (role == TENSOR_FLOAT || role == TENSOR_BIAS)
-        return false;
-    if (role != TENSOR_WEIGHT)
-        return true;
-    if (t->info.dtype == TARE_I8)
-        return true;
-    return t->type && strcmp(t->type, "FLOAT") != 0 && verify_is_known_type(t->type);
-}
-
-static tare_status add_linear(vfolder *f, const char *name, size_t length)
-{
-    uint32_t index;
-    tare_status status = TARE_OK;
-    /* norms that outlier suppression wrapped are copies of FLOAT tensors (rule 17) */
-    if ((length > 7 && memcmp(name + length - 7, ".module", 7) == 0) ||
-        strmap_get(&f->by_module, name, length, &index))
-        return TARE_OK;
-    TRY(mem_grow(f->v->ctx, (void **)&f->linears, &f->linears_capacity, f->num_linears + 1,
-                 sizeof *f->linears));
-    vlinear *l = &f->linears[f->num_linears];
-    memset(l, 0, sizeof *l);
-    l->module = arena_strndup(&f->arena, name, length);
-    TRY(l->module ? TARE_OK : TARE_E_MEMORY);
-    TRY(strmap_put(&f->by_module, l->module, length, (uint32_t)f->num_linears, NULL));
-    f->num_linears++;
-done:
-    return status;
-}
-
-static tare_status collect_linears(vfolder *f)
-{
-    tare_status status = TARE_OK;
-    size_t length;
-    uint32_t index;
-    for (size_t i = 0; i < f->num_tensors; i++) {
-        const vtensor *t = &f->tensors[i];
-        if (marks_quantized(t, role_of_name(t->info.name, &length)))
-            TRY(add_linear(f, t->info.name, length));
-    }
-    for (size_t i = 0; i < f->num_tensors; i++) {
-        const vtensor *t = &f->tensors[i];
-        tensor_role role = role_of_name(t->info.name, &length);
-        if (role != TENSOR_FLOAT && strmap_get(&f->by_module, t->info.name, length, &index))
-            f->linears[index].parts[role] = t;
-    }
-done:
-    return status;
-}
-
-/* No file of compressed-tensors says which tensor has which type: their names do. */
-static void name_types(vfolder *f)
-{
-    size_t length;
-    if (f->num_linears == 0)
-        f->quant_type = "FLOAT";
-    for (size_t i = 0; i < f->num_tensors; i++) {
-        vtensor *t = &f->tensors[i];
-        tensor_role role = role_of_name(t->info.name, &length);
-        bool quantized = role != TENSOR_FLOAT && role != TENSOR_BIAS &&
-                         verify_find_linear(f, t->info.name, length);
-        t->type = quantized ? f->quant_type : "FLOAT";
-    }
-}
-
 /* Without a dtype in config.json the first float weight stands in for it. */
-static void guess_dtype(vfolder *f)
+static void guess_dtype(reader_layout *f)
 {
     f->num.dtype = f->dtype_known ? f->num.dtype : TARE_F32;
     for (size_t i = 0; i < f->num_tensors && !f->dtype_known; i++) {
@@ -359,43 +288,32 @@ static void guess_dtype(vfolder *f)
     }
 }
 
-tare_status verify_folder_open(verify *v, layout which, const char *dir, vfolder *out)
+tare_status reader_layout_open(reader *r, layout which, const char *dir, reader_layout *out)
 {
     tare_status status = TARE_OK;
-    *out = (vfolder){.v = v, .layout = which, .quant_type = "W8A8"};
-    out->num.compat = v->compat;
-    arena_init(&out->arena, v->ctx);
-    strmap_init(&out->types, v->ctx);
-    strmap_init(&out->by_name, v->ctx);
-    strmap_init(&out->by_module, v->ctx);
+    *out = (reader_layout){.r = r, .ctx = r->ctx, .layout = which, .quant_type = "W8A8"};
+    out->num.compat = r->options.compat;
+    arena_init(&out->arena, r->ctx);
+    strmap_init(&out->types, r->ctx);
+    strmap_init(&out->by_name, r->ctx);
+    strmap_init(&out->by_module, r->ctx);
     out->dir = arena_strndup(&out->arena, dir, strlen(dir));
     TRY(out->dir ? TARE_OK : TARE_E_MEMORY);
-    TRY(folder_list(v->ctx, dir, &out->names, &out->num_names));
+    TRY(folder_list(r->ctx, dir, &out->names, &out->num_names));
     TRY(open_config(out));
-    if (which == LAYOUT_COMPRESSED_TENSORS) {
-        type_of_compressed(out);
-        TRY(open_weight_files(out));
-    } else if (which != LAYOUT_NUMPY) {
+    if (which != LAYOUT_NUMPY && which != LAYOUT_COMPRESSED_TENSORS)
         TRY(open_description(out));
-        TRY(open_weight_files(out));
-    } else {
-        TRY(open_npy_files(out));
-    }
+    TRY(which == LAYOUT_NUMPY ? open_npy_files(out) : open_weight_files(out));
     TRY(collect_tensors(out));
-    TRY(collect_linears(out));
     guess_dtype(out);
-    if (which == LAYOUT_COMPRESSED_TENSORS)
-        name_types(out);
-    /* The npy layout has no description: its weights are alone if no linear has an input scale. */
-    if (which == LAYOUT_NUMPY && out->npy[NPY_WEIGHT_SCALE] && !out->npy[NPY_INPUT_SCALE])
-        out->quant_type = scheme_of(SCHEME_W8A16)->type;
+    TRY(reader_collect_linears(out));
 done:
-    return TARE_WRAP(v->ctx, status, "%s", dir);
+    return TARE_WRAP(r->ctx, status, "%s", dir);
 }
 
-void verify_folder_close(vfolder *f)
+void reader_layout_close(reader_layout *f)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     for (size_t i = 0; i < f->num_files; i++)
         safetensors_close(f->files[i]);
     for (int i = 0; i < NPY_FILES; i++)
