@@ -15,6 +15,7 @@ tare_status output_declare_norm(output *o, const tensor_info *weight, norm_kind 
     TRY(output_add_unit(o, &o->floats, weight->name, UNIT_NORM, &u));
     u->tensor = *weight;
     u->tensor.name = u->name;
+    u->tensor.bytes = (uint64_t)weight->shape[0] * dtype_size(weight->dtype);
     u->norm = kind;
     o->shifts_norms |= kind == NORM_SHIFTED;
 done:
