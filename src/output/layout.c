@@ -184,7 +184,7 @@ void fa_tensor(layout l, const numerics *num, int which, size_t heads, tensor_in
     set_shape(out, which < FA_TENSORS / 2 ? layout_scale_dtype(l, num) : TARE_I8, 2, heads, 1);
 }
 
-static char *lower_case(arena *a, const char *text)
+char *layout_lower_case(arena *a, const char *text)
 {
     char *copy = arena_strndup(a, text, strlen(text));
     for (char *c = copy; c && *c; c++)
@@ -206,7 +206,7 @@ char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quan
         return arena_printf(a, "model");
     if (which == LAYOUT_ASCENDV1 && !compat)
         return arena_printf(a, "quant_model_weights");
-    char *type = lower_case(a, quant_type);
+    char *type = layout_lower_case(a, quant_type);
     return type ? arena_printf(a, "quant_model_weight_%s", type) : NULL;
 }
 
@@ -214,7 +214,7 @@ char *layout_description_name(arena *a, layout which, const char *quant_type)
 {
     if (which == LAYOUT_ASCENDV1)
         return arena_printf(a, "quant_model_description.json");
-    char *type = lower_case(a, quant_type);
+    char *type = layout_lower_case(a, quant_type);
     return type ? arena_printf(a, "quant_model_description_%s.json", type) : NULL;
 }
 

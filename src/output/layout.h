@@ -45,6 +45,8 @@ tare_dtype deq_scale_dtype(tare_dtype serving);
 /* numpy has no bfloat16. */
 tare_dtype numpy_dtype(tare_dtype dtype);
 
+/* "w8a8" of "W8A8"; NULL when out of memory. */
+char *layout_lower_case(arena *a, const char *text);
 /* Names of files; in `arena`, NULL when out of memory. `quant_type` as in the description ("W8A8").
  */
 char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quant_type);

@@ -32,9 +32,8 @@ static tare_status is_compressed(tare_context *ctx, const char *dir, char *const
     status = json_parse_file(ctx, &a, path, CONFIG_MAX_BYTES, &config);
     if (status == TARE_E_FORMAT || status == TARE_E_IO)
         status = TARE_OK; /* it says nothing */
-    const value *method = value_get(value_get(config, "quantization_config"), "quant_method");
-    *out = method && method->type == VALUE_STRING &&
-           strcmp(method->text, "compressed-tensors") == 0;
+    *out = value_is(value_get(value_get(config, "quantization_config"), "quant_method"),
+                    "compressed-tensors");
 done:
     mem_free(ctx, path);
     arena_free(&a);

@@ -84,7 +84,8 @@ typedef struct reader_layout {
     const char *quant_type;       /* model_quant_type; without a description as its linears tell */
     numerics num;
     bool dtype_known;
-    block_graph graph; /* of the architecture: the names of its linears */
+    const architecture *arch; /* NULL: not known */
+    block_graph graph;        /* of it, or as of nearly all: the names of its linears */
 
     const char *prefix; /* of weight files */
     size_t shards;      /* M of -i-of-M; 0: one file */
@@ -126,8 +127,12 @@ const reader_linear *reader_find_linear(const reader_layout *f, const char *modu
 tare_dtype reader_stored_dtype(const reader_layout *f, const reader_tensor *t, tare_dtype dtype);
 tare_status reader_read(const reader_layout *f, const reader_tensor *t, uint64_t offset, void *data,
                         size_t size);
-/* Elements [first, first+count) of a F32, F16 or BF16 tensor, widened, of a zero point in I8, or of
- * a deq_scale in I64, decoded. */
+/* Are they the same bytes? */
+tare_status reader_same_bytes(const reader_layout *f, const reader_tensor *a,
+                              const reader_layout *g, const reader_tensor *b, bool *same);
+/* One element of a F32, F16 or BF16 tensor, of a zero point in I8, or of a deq_scale in I64. */
+float reader_element(tare_dtype dtype, const char *raw);
+/* Elements [first, first+count) of such a tensor. */
 tare_status reader_elements(const reader_layout *f, const reader_tensor *t, size_t first,
                             size_t count, float *out);
 /* All elements; freed with mem_free. */
@@ -142,7 +147,7 @@ const reader_tensor *reader_weight(const reader_linear *l);
 /* What its form wants of one of its tensors; false: it has no such tensor. */
 bool reader_expects(const reader_layout *f, const reader_linear *l, tensor_role role,
                     tensor_info *out);
-bool reader_part_fits(const reader_tensor *t, const tensor_info *expected);
+bool tensor_same_shape(const tensor_info *a, const tensor_info *b);
 /* Integers [first, first+count) of a complete linear's matrix [N,K], unpacked if they are stored in
  * words. */
 tare_status reader_codes(const reader_layout *f, const reader_linear *l, size_t first, size_t count,

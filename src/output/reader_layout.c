@@ -56,9 +56,10 @@ static bool dtype_from_torch(const value *v, tare_dtype *out)
 {
     static const char *const NAMES[] = {"float32", "float16", "bfloat16"};
     static const tare_dtype DTYPES[] = {TARE_F32, TARE_F16, TARE_BF16};
-    if (!v || v->type != VALUE_STRING)
+    const char *name = value_text(v);
+    if (!name)
         return false;
-    const char *name = str_starts_with(v->text, "torch.") ? v->text + 6 : v->text;
+    name += str_starts_with(name, "torch.") ? 6 : 0;
     for (int i = 0; i < 3; i++) {
         if (strcmp(name, NAMES[i]) == 0) {
             *out = DTYPES[i];
@@ -72,15 +73,14 @@ static tare_status open_config(reader_layout *f)
 {
     tare_status status = open_json(f, "config.json", FAULT_CONFIG, JSON_PYTHON, &f->config);
     const value *nested = value_get(f->config, "text_config");
-    const value *type = value_get(f->config, "model_type");
+    const char *type = value_text(value_get(f->config, "model_type"));
     f->dtype_known = dtype_from_torch(value_get(f->config, "torch_dtype"), &f->num.dtype) ||
                      dtype_from_torch(value_get(f->config, "dtype"), &f->num.dtype) ||
                      dtype_from_torch(value_get(nested, "torch_dtype"), &f->num.dtype) ||
                      dtype_from_torch(value_get(nested, "dtype"), &f->num.dtype);
-    const architecture *arch = type && type->type == VALUE_STRING ? architecture_find(type->text)
-                                                                  : NULL;
+    f->arch = type ? architecture_find(type) : NULL;
     /* else the names of nearly all decoder models */
-    model_config_names(arch ? arch : architecture_find("llama"), false, false, &f->graph);
+    model_config_names(f->arch ? f->arch : architecture_find("llama"), false, false, &f->graph);
     return status;
 }
 
@@ -101,9 +101,8 @@ static tare_status open_description(reader_layout *f)
     TRY(open_json(f, f->description_name, FAULT_DESCRIPTION, JSON_STRICT, &f->description));
     if (!f->description)
         goto done;
-    const value *type = value_get(f->description, "model_quant_type");
-    if (type && type->type == VALUE_STRING)
-        f->quant_type = type->text;
+    const char *type = value_text(value_get(f->description, "model_quant_type"));
+    f->quant_type = type ? type : f->quant_type;
     TRY(strmap_reserve(&f->types, f->description->count));
     for (size_t i = 0; i < f->description->count; i++)
         TRY(strmap_put(&f->types, f->description->keys[i].text, f->description->keys[i].length,
@@ -213,8 +212,7 @@ static const char *type_of(const reader_layout *f, const char *name)
     uint32_t index;
     if (!strmap_get(&f->types, name, strlen(name), &index))
         return NULL;
-    const value *v = &f->description->items[index];
-    return v->type == VALUE_STRING ? v->text : NULL;
+    return value_text(&f->description->items[index]);
 }
 
 static tare_status collect_safetensors(reader_layout *f)

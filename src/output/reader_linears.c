@@ -68,17 +68,12 @@ done:
 
 /* ---- schemes, where no description has them ---- */
 
-static bool is_text(const value *v, const char *text)
-{
-    return v && v->type == VALUE_STRING && strcmp(v->text, text) == 0;
-}
-
 linear_scheme reader_group_scheme(const value *config, const value *group)
 {
     const value *format = value_get(group, "format");
     const value *dynamic = value_get(value_get(group, "input_activations"), "dynamic");
-    if (is_text(format ? format : value_get(config, "format"),
-                compressed_format(1u << SCHEME_W8A16)))
+    if (value_is(format ? format : value_get(config, "format"),
+                 compressed_format(1u << SCHEME_W8A16)))
         return SCHEME_W8A16;
     return dynamic && dynamic->type == VALUE_BOOL && dynamic->boolean ? SCHEME_W8A8_DYNAMIC
                                                                       : SCHEME_W8A8;
@@ -111,7 +106,7 @@ static tare_status collect_targets(const reader_layout *f, strmap *named, int *r
         linear_scheme scheme = reader_group_scheme(config, &groups->items[i]);
         for (size_t j = 0; targets && targets->type == VALUE_LIST && j < targets->count; j++) {
             const value *target = &targets->items[j];
-            if (is_text(target, "Linear"))
+            if (value_is(target, "Linear"))
                 *rest = (int)scheme;
             else if (target->type == VALUE_STRING) {
                 *patterns |= str_starts_with(target->text, "re:");
@@ -212,11 +207,11 @@ bool reader_expects(const reader_layout *f, const reader_linear *l, tensor_role 
     return true;
 }
 
-bool reader_part_fits(const reader_tensor *t, const tensor_info *expected)
+bool tensor_same_shape(const tensor_info *a, const tensor_info *b)
 {
-    bool same = t->info.dtype == expected->dtype && t->info.rank == expected->rank;
-    for (int i = 0; same && i < expected->rank; i++)
-        same = t->info.shape[i] == expected->shape[i];
+    bool same = a->rank == b->rank;
+    for (int i = 0; same && i < a->rank; i++)
+        same = a->shape[i] == b->shape[i];
     return same;
 }
 
@@ -246,7 +241,8 @@ static tare_status settle_form(reader_layout *f, reader_linear *l)
     for (int role = 0; role < TENSOR_COUNT && l->complete; role++) {
         const reader_tensor *t = l->parts[role];
         l->complete = reader_expects(f, l, (tensor_role)role, &expected)
-                          ? t && reader_part_fits(t, &expected)
+                          ? t && t->info.dtype == expected.dtype &&
+                                tensor_same_shape(&t->info, &expected)
                           : !t;
     }
     return TARE_OK;

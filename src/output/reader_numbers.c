@@ -7,7 +7,7 @@
 #include "output/reader.h"
 #include "tensor/convert.h"
 
-enum { SCAN_PIECE = 4 << 20 };
+enum { SCAN_PIECE = 4 << 20, COMPARE_PIECE = 1 << 16 };
 
 const reader_tensor *reader_find(const reader_layout *f, const char *name)
 {
@@ -57,7 +57,27 @@ done:
     return status;
 }
 
-static float element_value(tare_dtype dtype, const char *raw)
+tare_status reader_same_bytes(const reader_layout *f, const reader_tensor *a,
+                              const reader_layout *g, const reader_tensor *b, bool *same)
+{
+    tare_status status = TARE_OK;
+    char *left = mem_alloc(f->ctx, COMPARE_PIECE), *right = mem_alloc(f->ctx, COMPARE_PIECE);
+    *same = a->info.bytes == b->info.bytes;
+    TRY(left && right ? TARE_OK : TARE_E_MEMORY);
+    for (uint64_t at = 0; *same && at < a->info.bytes; at += COMPARE_PIECE) {
+        uint64_t rest = a->info.bytes - at;
+        size_t size = rest < COMPARE_PIECE ? (size_t)rest : COMPARE_PIECE;
+        TRY(reader_read(f, a, at, left, size));
+        TRY(reader_read(g, b, at, right, size));
+        *same = memcmp(left, right, size) == 0;
+    }
+done:
+    mem_free(f->ctx, left);
+    mem_free(f->ctx, right);
+    return status;
+}
+
+float reader_element(tare_dtype dtype, const char *raw)
 {
     uint16_t half;
     uint64_t wide;
@@ -89,7 +109,7 @@ tare_status reader_elements(const reader_layout *f, const reader_tensor *t, size
         size_t n = count < fit ? count : fit;
         TRY(reader_read(f, t, (uint64_t)first * width, piece, n * width));
         for (size_t i = 0; i < n; i++)
-            out[i] = element_value(t->info.dtype, piece + i * width);
+            out[i] = reader_element(t->info.dtype, piece + i * width);
         out += n;
         first += n;
         count -= n;

@@ -10,31 +10,9 @@
 
 enum { PIECE_BYTES = 1 << 20, PIECE_ELEMENTS = 1 << 18 };
 
-/* The base's own faults end the verification; a NaN in it is its fault, not the output's. */
-static tare_status read_base(verify *v, const tensor_info *t, uint64_t offset, void *data,
-                             size_t size)
+static float element(tare_dtype dtype, const char *raw, size_t index)
 {
-    return checkpoint_read(v->base, t, offset, data, size);
-}
-
-static bool same_shape(const tensor_info *a, const tensor_info *b)
-{
-    bool same = a->rank == b->rank;
-    for (int i = 0; same && i < a->rank; i++)
-        same = a->shape[i] == b->shape[i];
-    return same;
-}
-
-static float float_at(tare_dtype dtype, const char *raw, size_t index)
-{
-    uint16_t half;
-    float x;
-    if (dtype == TARE_F32) {
-        memcpy(&x, raw + index * sizeof x, sizeof x);
-        return x;
-    }
-    memcpy(&half, raw + index * sizeof half, sizeof half);
-    return dtype == TARE_BF16 ? bf16_to_float(half) : fp16_to_float(half);
+    return reader_element(dtype, raw + index * dtype_size(dtype));
 }
 
 /* ---- smoothing ---- */
@@ -57,7 +35,7 @@ static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, dou
     char *a = NULL, *b = NULL;
     tare_status status = TARE_OK;
     *ratio = NULL;
-    if (!t || !source || source->rank != 1 || !same_shape(&t->info, source) ||
+    if (!t || !source || source->rank != 1 || !tensor_same_shape(&t->info, source) ||
         !dtype_is_float(source->dtype) || !dtype_is_float(t->info.dtype))
         return TARE_OK;
     size_t n = source->shape[0];
@@ -67,9 +45,9 @@ static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, dou
         goto done;
     }
     TRY(reader_read(f, t, 0, a, t->info.bytes));
-    TRY(read_base(v, source, 0, b, source->bytes));
+    TRY(checkpoint_read(v->base, source, 0, b, source->bytes));
     for (size_t i = 0; i < n; i++) {
-        double here = float_at(t->info.dtype, a, i), there = float_at(source->dtype, b, i);
+        double here = element(t->info.dtype, a, i), there = element(source->dtype, b, i);
         if (f->num.compat)
             there = round_to_dtype(there, f->num.dtype);
         *differs |= here != there;
@@ -129,8 +107,8 @@ static bool pieces_equal(const tensor_info *stored, const char *a, const tensor_
     if (stored->dtype == source->dtype)
         return memcmp(a, b, count * dtype_size(stored->dtype)) == 0;
     for (size_t i = 0; i < count; i++) {
-        float x = float_at(stored->dtype, a, i);
-        if (x != round_to_dtype((double)float_at(source->dtype, b, i), stored->dtype))
+        float x = element(stored->dtype, a, i);
+        if (x != round_to_dtype((double)element(source->dtype, b, i), stored->dtype))
             return false;
     }
     return true;
@@ -157,7 +135,7 @@ static tare_status check_float(verify *v, reader_layout *f, const reader_tensor 
     for (size_t at = 0; at < count; at += PIECE_ELEMENTS) {
         size_t n = count - at < PIECE_ELEMENTS ? count - at : PIECE_ELEMENTS;
         TRY(reader_read(f, t, (uint64_t)at * here, a, n * here));
-        TRY(read_base(v, source, (uint64_t)at * there, b, n * there));
+        TRY(checkpoint_read(v->base, source, (uint64_t)at * there, b, n * there));
         if (!pieces_equal(&t->info, a, source, b, n)) {
             verify_fail(v, 14, t->info.name, "the values of the base", "others");
             break;
@@ -179,7 +157,7 @@ tare_status rule_base_tensors(verify *v, reader_layout *f)
         if (!t) {
             if (str_ends_with(source->name, ".weight"))
                 verify_fail(v, 14, source->name, "every weight of the base", "no such tensor");
-        } else if (!same_shape(&t->info, source)) {
+        } else if (!tensor_same_shape(&t->info, source)) {
             char want[96], have[96];
             tensor_shape_text(source, want, sizeof want);
             tensor_shape_text(&t->info, have, sizeof have);
@@ -242,10 +220,10 @@ static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
         size_t count = total - at < PIECE_BYTES ? total - at : PIECE_BYTES;
         TRY(context_check_cancelled(ctx));
         TRY(reader_codes(f, l, at, count, q));
-        TRY(read_base(v, source, (uint64_t)at * width, w, count * width));
+        TRY(checkpoint_read(v->base, source, (uint64_t)at * width, w, count * width));
         for (size_t i = 0; i < count; i++) {
             size_t row = (at + i) / n->k;
-            float x = float_at(source->dtype, w, i);
+            float x = element(source->dtype, w, i);
             if (f->num.compat) /* the reference loads the model in this dtype */
                 x = round_to_dtype((double)x, f->num.dtype);
             size_t of_scale = n->num_scales == 1 ? 0 : row;
@@ -269,7 +247,7 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
     distance d = {0};
     if (!name)
         return TARE_E_MEMORY;
-    if (!source || !same_shape(&matrix, source) || !dtype_is_float(source->dtype))
+    if (!source || !tensor_same_shape(&matrix, source) || !dtype_is_float(source->dtype))
         return TARE_OK; /* rule 14 */
     smoothing s;
     tare_status status = find_smoothing(v, f, name, &s);

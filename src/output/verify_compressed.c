@@ -91,12 +91,11 @@ static void check_targets(verify *v, const reader_layout *f, const value *target
                     text_of(targets));
     for (size_t i = 0; list && i < targets->count; i++) {
         const value *t = &targets->items[i];
-        const reader_linear *l = t->type != VALUE_STRING
-                                     ? NULL
-                                     : reader_find_linear(f, t->text, t->length);
-        if (f->broken || (t->type == VALUE_STRING && strcmp(t->text, "Linear") == 0))
+        const char *text = value_text(t);
+        const reader_linear *l = text ? reader_find_linear(f, text, t->length) : NULL;
+        if (f->broken || value_is(t, "Linear"))
             continue;
-        if (t->type == VALUE_STRING && str_starts_with(t->text, "re:"))
+        if (text && str_starts_with(text, "re:"))
             verify_warn(v, 23, t->text, "names of linears",
                         "a pattern: what it covers is not checked");
         else if (!l)

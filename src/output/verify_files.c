@@ -1,6 +1,5 @@
 /* Rules on files and their JSON: 1 containers, 2 shards, 3 description, 20 exclusive schemes, 21
  * and 22 config.json. */
-#include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -98,12 +97,12 @@ static tare_status check_placement(verify *v, reader_layout *f, const char *inde
         const reader_tensor *t = &f->tensors[i];
         uint32_t at;
         bool listed = strmap_get(&keys, t->info.name, strlen(t->info.name), &at);
-        const value *to = listed ? &map->items[at] : NULL;
-        if (to && to->type == VALUE_STRING && strcmp(to->text, f->file_names[t->source]) == 0)
+        const char *to = value_text(listed ? &map->items[at] : NULL);
+        if (to && strcmp(to, f->file_names[t->source]) == 0)
             continue;
         if (missing++ < 10)
             verify_fail(v, 2, t->info.name, f->file_names[t->source], "%s in %s",
-                        to && to->type == VALUE_STRING ? to->text : "nothing", index_name);
+                        to ? to : "nothing", index_name);
     }
 done:
     strmap_free(&keys);
@@ -205,12 +204,11 @@ static void check_globals(verify *v, reader_layout *f)
     const value *group = value_get(f->description, "group_size");
     const value *type = value_get(f->description, "model_quant_type");
     bool ascend = f->layout == LAYOUT_ASCENDV1;
-    if (!type || type->type != VALUE_STRING)
+    if (!value_text(type))
         verify_fail(v, 3, "model_quant_type", "a string", type ? "another value" : "no such key");
-    if (ascend &&
-        (!version || version->type != VALUE_STRING || strcmp(version->text, "1.0.0") != 0))
+    if (ascend && !value_is(version, "1.0.0"))
         verify_fail(v, 3, "version", "\"1.0.0\"", "%s%s",
-                    version && version->type == VALUE_STRING ? version->text : "no string",
+                    value_text(version) ? version->text : "no string",
                     version ? "" : " (no such key)");
     if (!ascend && version)
         verify_fail(v, 3, "version", "no such key in this layout", "present");
@@ -273,7 +271,6 @@ static void check_no_quantization_config(verify *v, const value *map, const char
 tare_status rule_config_ascend(verify *v, reader_layout *f)
 {
     const value *nested = value_get(f->config, "text_config");
-    const value *type = value_get(f->config, "model_type");
     if (!f->config) {
         verify_fail(v, 21, "config.json", "the model's configuration", "no such JSON object");
         return TARE_OK;
@@ -285,22 +282,19 @@ tare_status rule_config_ascend(verify *v, reader_layout *f)
     else if (f->num.dtype == TARE_F32)
         verify_warn(v, 21, "torch_dtype", "bfloat16 or float16",
                     "float32: it must be served as float16");
-    if (!type || type->type != VALUE_STRING)
+    if (!value_text(value_get(f->config, "model_type")))
         verify_fail(v, 21, "model_type", "a string", "no such key");
     return TARE_OK;
 }
 
 tare_status rule_config_quantize(verify *v, reader_layout *f)
 {
-    const value *quantize = value_get(f->config, "quantize");
-    char *expected = arena_strndup(&f->arena, f->quant_type, strlen(f->quant_type));
+    const char *quantize = value_text(value_get(f->config, "quantize"));
+    char *expected = layout_lower_case(&f->arena, f->quant_type);
     if (!expected)
         return TARE_E_MEMORY;
-    for (char *c = expected; *c; c++)
-        *c = (char)tolower((unsigned char)*c);
-    if (!quantize || quantize->type != VALUE_STRING || strcmp(quantize->text, expected) != 0)
+    if (!quantize || strcmp(quantize, expected) != 0)
         verify_fail(v, 22, "quantize", expected, "%s",
-                    quantize && quantize->type == VALUE_STRING ? quantize->text
-                                                               : "no such key in config.json");
+                    quantize ? quantize : "no such key in config.json");
     return TARE_OK;
 }

@@ -96,23 +96,6 @@ done:
     return status;
 }
 
-static tare_status equal_bytes(reader_layout *f, const reader_tensor *a, reader_layout *g,
-                               const reader_tensor *b, bool *equal)
-{
-    char left[COMPARE_ELEMENTS * 4], right[COMPARE_ELEMENTS * 4];
-    tare_status status = TARE_OK;
-    *equal = a->info.bytes == b->info.bytes;
-    for (uint64_t at = 0; *equal && at < a->info.bytes; at += sizeof left) {
-        uint64_t rest = a->info.bytes - at;
-        size_t size = rest < sizeof left ? (size_t)rest : sizeof left;
-        TRY(reader_read(f, a, at, left, size));
-        TRY(reader_read(g, b, at, right, size));
-        *equal = memcmp(left, right, size) == 0;
-    }
-done:
-    return status;
-}
-
 /* Values after decoding; a single scale equals its repetition. */
 static tare_status equal_values(reader_layout *f, const reader_tensor *a, reader_layout *g,
                                 const reader_tensor *b, bool *equal)
@@ -139,17 +122,15 @@ static tare_status compare(verify *v, reader_layout *f, const reader_tensor *a, 
     tare_status status = TARE_OK;
     size_t length;
     bool equal = false, packed = role_of_name(a->info.name, &length) == TENSOR_WEIGHT_PACKED;
-    bool zero_point = a->info.dtype == TARE_I8 && is_decodable(b->info.dtype);
     const reader_linear *l = reader_find_linear(f, a->info.name, length);
     const reader_linear *m = reader_find_linear(g, a->info.name, length);
     if (packed && l && m && l->complete && m->complete)
         TRY(equal_codes(f, l, g, m, &equal));
-    else if (zero_point)
-        TRY(equal_values(f, a, g, b, &equal));
-    else if (is_decodable(a->info.dtype) && is_decodable(b->info.dtype))
+    else if ((a->info.dtype == TARE_I8 || is_decodable(a->info.dtype)) &&
+             is_decodable(b->info.dtype)) /* I8: a zero point */
         TRY(equal_values(f, a, g, b, &equal));
     else if (a->info.dtype == b->info.dtype)
-        TRY(equal_bytes(f, a, g, b, &equal));
+        TRY(reader_same_bytes(f, a, g, b, &equal));
     if (!equal)
         verify_fail(v, 27, a->info.name, "the values of the other layout", "others in %s", f->dir);
 done:

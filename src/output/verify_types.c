@@ -6,7 +6,7 @@
 #include "model/config.h"
 #include "output/verify_internal.h"
 
-enum { COMPARE_PIECE = 1 << 16, PREFIX_MAX = 256 };
+enum { PREFIX_MAX = 256 };
 
 /* ---- rules 4 and 5 ---- */
 
@@ -120,7 +120,7 @@ static void check_part(verify *v, reader_layout *f, const reader_linear *l, tens
     if (!t) {
         snprintf(name, sizeof name, "%s%s", l->module, role_suffix(role));
         verify_fail(v, rule_of_tensors(f), name, want, "no such tensor");
-    } else if (!reader_part_fits(t, &expected)) {
+    } else if (t->info.dtype != expected.dtype || !tensor_same_shape(&t->info, &expected)) {
         tensor_shape_text(&t->info, have, sizeof have);
         verify_fail(v, rule_of_tensors(f), t->info.name, want, "%s", have);
     }
@@ -277,8 +277,8 @@ done:
 
 tare_status rule_norms_ascend(verify *v, reader_layout *f)
 {
-    const value *type = value_get(f->config, "model_type");
-    bool gemma = type && type->type == VALUE_STRING && str_starts_with(type->text, "gemma");
+    const char *type = value_text(value_get(f->config, "model_type"));
+    bool gemma = type && str_starts_with(type, "gemma");
     for (size_t i = 0; i < f->num_tensors; i++) {
         const tensor_info *t = &f->tensors[i].info;
         char weight[1024];
@@ -292,30 +292,10 @@ tare_status rule_norms_ascend(verify *v, reader_layout *f)
         const reader_tensor *w = reader_find(f, weight);
         if (!w)
             verify_fail(v, 16, weight, "the norm's weight beside its bias", "no such tensor");
-        else if (w->info.rank != t->rank || w->info.shape[0] != t->shape[0])
+        else if (!tensor_same_shape(&w->info, t))
             verify_fail(v, 16, t->name, "the shape of the norm's weight", "another");
     }
     return TARE_OK;
-}
-
-static tare_status same_bytes(reader_layout *f, const reader_tensor *a, const reader_tensor *b,
-                              bool *same)
-{
-    tare_status status = TARE_OK;
-    char *left = mem_alloc(f->ctx, COMPARE_PIECE), *right = mem_alloc(f->ctx, COMPARE_PIECE);
-    *same = a->info.bytes == b->info.bytes;
-    TRY(left && right ? TARE_OK : TARE_E_MEMORY);
-    for (uint64_t at = 0; *same && at < a->info.bytes; at += COMPARE_PIECE) {
-        uint64_t rest = a->info.bytes - at;
-        size_t size = rest < COMPARE_PIECE ? (size_t)rest : COMPARE_PIECE;
-        TRY(reader_read(f, a, at, left, size));
-        TRY(reader_read(f, b, at, right, size));
-        *same = memcmp(left, right, size) == 0;
-    }
-done:
-    mem_free(f->ctx, left);
-    mem_free(f->ctx, right);
-    return status;
 }
 
 tare_status rule_norms_module(verify *v, reader_layout *f)
@@ -337,7 +317,7 @@ tare_status rule_norms_module(verify *v, reader_layout *f)
             }
             if (strcmp(copy, name) != 0)
                 continue; /* compared when it is its own turn */
-            TRY(same_bytes(f, a, b, &same));
+            TRY(reader_same_bytes(f, a, f, b, &same));
             if (!same)
                 verify_fail(v, 17, copy, "the bytes of the norm's own tensor", "others");
         }
@@ -356,14 +336,12 @@ static bool config_flag(const reader_layout *f, const char *key)
 
 tare_status rule_new_biases(verify *v, reader_layout *f)
 {
-    const value *type = value_get(f->config, "model_type");
-    const architecture *arch = type && type->type == VALUE_STRING ? architecture_find(type->text)
-                                                                  : NULL;
     block_graph graph;
     size_t length;
-    if (!arch)
+    if (!f->arch)
         return TARE_OK;
-    model_config_names(arch, config_flag(f, "attention_bias"), config_flag(f, "mlp_bias"), &graph);
+    model_config_names(f->arch, config_flag(f, "attention_bias"), config_flag(f, "mlp_bias"),
+                       &graph);
     for (size_t i = 0; i < f->num_tensors; i++) {
         const char *name = f->tensors[i].info.name;
         if (role_of_name(name, &length) != TENSOR_BIAS)
