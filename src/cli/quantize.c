@@ -184,6 +184,8 @@ static int run(int argc, char **argv)
         {"--dtype", FLAG_SETTING, NULL, "run.dtype"},
         {"--w-bit", FLAG_SETTING, NULL, "quant.w_bit"},
         {"--a-bit", FLAG_SETTING, NULL, "quant.a_bit"},
+        {"--scheme", FLAG_SETTING, NULL, "quant.scheme"},
+        {"--mix", FLAG_SETTING, NULL, "mix"},
         {"--act-method", FLAG_SETTING, NULL, "quant.act_method"},
         {"--w-sym", FLAG_ON_SETTING, NULL, "quant.w_sym"},
         {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},

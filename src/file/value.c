@@ -240,6 +240,16 @@ const value *value_get(const value *map, const char *key)
     return NULL;
 }
 
+const char *value_text(const value *v)
+{
+    return v && v->type == VALUE_STRING ? v->text : NULL;
+}
+
+bool value_is(const value *v, const char *text)
+{
+    return value_text(v) && strcmp(v->text, text) == 0;
+}
+
 /* Member `key` unless it is absent or null. */
 static const value *get_set(const value *map, const char *key)
 {

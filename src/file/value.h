@@ -35,6 +35,10 @@ typedef struct value {
 /* Member of a map; NULL if `map` is NULL, no map, or has no such key. Searches all keys: for many
  * look-ups in a large map build a strmap. */
 const value *value_get(const value *map, const char *key);
+/* Of a string; NULL: `v` is NULL or no string. */
+const char *value_text(const value *v);
+/* Is it this string? */
+bool value_is(const value *v, const char *text);
 /* Typed reads of an optional member: absent or null leaves *out alone; a wrong type or range is
  * TARE_E_FORMAT, "<what>: key "<key>" must be …". */
 tare_status value_get_size(tare_context *ctx, const value *map, const char *what, const char *key,

@@ -158,7 +158,8 @@ static tare_status find_head(tare_model *m, const tare_model *again)
                                            .k = c->hidden_size};
     const tensor_info *own = checkpoint_find(m->checkpoint, "lm_head.weight");
     if (own || !c->tie_word_embeddings)
-        TRY(find_tensor(m, "lm_head", "weight", 2, c->vocab_size, c->hidden_size, &m->head->weight));
+        TRY(find_tensor(m, "lm_head", "weight", 2, c->vocab_size, c->hidden_size,
+                        &m->head->weight));
     if (again) {
         m->head_is_tied = again->head_is_tied;
         m->head_is_unlike = again->head_is_unlike;

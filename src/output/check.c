@@ -53,7 +53,7 @@ tare_status output_verify_stage(output *o)
 /* ---- the rehearsal ---- */
 
 /* Tensors side by side, as a folder's files would hold them. */
-static tare_status list_tensors(const output_folder *f, arena *a, vplan *out)
+static tare_status list_tensors(const output_folder *f, arena *a, reader_plan *out)
 {
     tensor_info *list = arena_alloc_array(a, f->num_tensors, sizeof *list);
     if (!list)
@@ -71,7 +71,7 @@ static tare_status rehearse_layout(output *o, output_folder *f, layout which, co
     tare_status status = TARE_OK;
     buffer first, description;
     arena a;
-    vplan plan = {.layout = which, .config = config};
+    reader_plan plan = {.layout = which, .config = config};
     arena_init(&a, o->ctx);
     buffer_init(&first, o->ctx);
     buffer_init(&description, o->ctx);

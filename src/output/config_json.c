@@ -118,14 +118,12 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
     const value *tied = value_get(config, "tie_word_embeddings");
-    char *name = arena_strndup(a, o->quant_type, strlen(o->quant_type));
+    char *name = layout_lower_case(a, o->quant_type);
     tare_status status = TARE_OK;
     edit edits[MAX_EDITS], inner[MAX_EDITS];
     size_t n = 0, m;
 
     TRY(name ? TARE_OK : TARE_E_MEMORY);
-    for (char *c = name; *c; c++)
-        *c = (char)(*c >= 'A' && *c <= 'Z' ? *c + 'a' - 'A' : *c);
     type = string_value(name);
     edits[n++] = (edit){.key = "quantization_config"};
     edits[n++] = (edit){.key = "compression_config"};
@@ -141,7 +139,7 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     m = n;
     for (size_t i = 0; i < m; i++)
         inner[i].only_if_present = true;
-    if (f->layout == LAYOUT_COMPRESSED_TENSORS && o->num_linears > 0) {
+    if (f->layout == LAYOUT_COMPRESSED_TENSORS && o->schemes) {
         TRY(output_quantization_config(o, a, &compressed));
         edits[0].to = compressed;
     }

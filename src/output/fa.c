@@ -11,8 +11,10 @@ tare_status output_declare_fa(output *o, const char *module, const size_t heads[
 {
     output_unit *u;
     tare_status status = TARE_OK;
-    if (o->options.save & SAVE_COMPRESSED_TENSORS)
-        TRY(TARE_FAIL(o->ctx, TARE_E_USAGE, "compressed-tensors has no FA tensors (%s)", module));
+    unsigned plain = save_types_with(o->options.save, SAVE_PLAIN);
+    if (plain)
+        TRY(TARE_FAIL(o->ctx, TARE_E_USAGE, "%s has no FA tensors (%s)", save_types_text(plain),
+                      module));
     TRY(output_add_unit(o, &o->linears, module, UNIT_FA, &u));
     memcpy(u->heads, heads, sizeof u->heads);
     o->num_fa++;

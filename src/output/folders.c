@@ -84,10 +84,10 @@ static tare_status resolve(output *o, const char *path, char **out)
 static tare_status add_folder(output *o, layout which, bool alone)
 {
     output_folder *f = &o->folders[o->num_folders++];
-    const char *sub = alone ? NULL : layout_folder_name(which);
+    const char *sub = alone ? NULL : save_type_of(which)->folder;
     f->layout = which;
-    f->has_files = which != LAYOUT_SAFE_TENSOR || (o->options.save & SAVE_SAFE_TENSOR) != 0;
-    f->has_numpy = which == LAYOUT_SAFE_TENSOR && (o->options.save & SAVE_NUMPY) != 0;
+    f->has_files = o->options.save >> which & 1;
+    f->has_numpy = o->options.save & save_types_beside(which) & SAVE_NUMPY;
     f->dir = sub ? output_path(o, o->dir, sub) : o->dir;
     f->stage = sub ? output_path(o, o->stage, sub) : o->stage;
     return f->dir && f->stage ? TARE_OK : TARE_E_MEMORY;
@@ -95,16 +95,12 @@ static tare_status add_folder(output *o, layout which, bool alone)
 
 static tare_status choose_folders(output *o)
 {
-    static const struct {
-        layout layout;
-        unsigned save;
-    } folders[OUTPUT_FOLDERS] = {{LAYOUT_ASCENDV1, SAVE_ASCENDV1},
-                                 {LAYOUT_SAFE_TENSOR, SAVE_SAFE_TENSOR | SAVE_NUMPY},
-                                 {LAYOUT_COMPRESSED_TENSORS, SAVE_COMPRESSED_TENSORS}};
     tare_status status = TARE_OK;
-    for (size_t i = 0; i < OUTPUT_FOLDERS; i++)
-        if (o->options.save & folders[i].save)
-            TRY(add_folder(o, folders[i].layout, (o->options.save & ~folders[i].save) == 0));
+    for (int i = 0; i < SAVE_TYPES; i++) {
+        unsigned beside = save_types_beside((layout)i);
+        if (o->options.save & beside)
+            TRY(add_folder(o, (layout)i, (o->options.save & ~beside) == 0));
+    }
 done:
     return status;
 }

@@ -5,7 +5,8 @@
 #include <string.h>
 
 #include "file/json.h"
-#include "output/verify_internal.h"
+#include "model/checkpoint.h"
+#include "output/reader.h"
 
 typedef struct report {
     tare_context *ctx;
@@ -106,7 +107,7 @@ static void put_tensor(report *r, const tensor_info *t)
         return;
     }
     char shape[256];
-    verify_shape_text(t, shape, sizeof shape);
+    tensor_shape_text(t, shape, sizeof shape);
     buffer_printf(&r->text, "  %s %s", t->name, shape);
     end_line(r);
 }
@@ -175,13 +176,13 @@ static void add_to(tally *t, const tensor_info *info)
 }
 
 /* Linears of the decoder layers that stayed FLOAT. */
-static size_t count_fallbacks(const vfolder *f)
+static size_t count_fallbacks(const reader_layout *f)
 {
     size_t count = 0, length;
     for (size_t i = 0; i < f->num_tensors; i++) {
-        const vtensor *t = &f->tensors[i];
+        const reader_tensor *t = &f->tensors[i];
         if (role_of_name(t->info.name, &length) != TENSOR_WEIGHT || t->info.rank != 2 ||
-            verify_find_linear(f, t->info.name, length))
+            reader_find_linear(f, t->info.name, length))
             continue;
         count += graph_linear_of(&f->graph, t->info.name, length) != NULL;
     }
@@ -189,26 +190,26 @@ static size_t count_fallbacks(const vfolder *f)
 }
 
 /* The type under which a tensor is counted: numpy has no description. */
-static const char *counted_type(const vfolder *f, const vtensor *t)
+static const char *counted_type(const reader_layout *f, const reader_tensor *t)
 {
     size_t length;
     tensor_role role = role_of_name(t->info.name, &length);
-    if (t->type)
-        return t->type;
-    bool quantized = f->layout == LAYOUT_NUMPY && role != TENSOR_FLOAT && role != TENSOR_BIAS &&
-                     verify_find_linear(f, t->info.name, length);
-    return quantized ? f->quant_type : f->layout == LAYOUT_NUMPY ? "FLOAT" : "(none)";
+    if (t->type || f->layout != LAYOUT_NUMPY)
+        return t->type ? t->type : "(none)";
+    const reader_linear *l = reader_find_linear(f, t->info.name, length);
+    bool quantized = l && role != TENSOR_FLOAT && role != TENSOR_BIAS;
+    return scheme_of(quantized ? l->form.scheme : SCHEME_FLOAT)->type;
 }
 
 enum { MAX_TYPES = 16 };
 
-static void inspect_layout(report *r, const vfolder *f)
+static void inspect_layout(report *r, const reader_layout *f)
 {
     const char *types[MAX_TYPES];
     tally tallies[MAX_TYPES] = {{0}}, all = {0};
     size_t count = 0;
     for (size_t i = 0; i < f->num_tensors; i++) {
-        const vtensor *t = &f->tensors[i];
+        const reader_tensor *t = &f->tensors[i];
         const char *type = counted_type(f, t);
         size_t at = 0;
         while (at < count && strcmp(types[at], type) != 0)
@@ -220,7 +221,7 @@ static void inspect_layout(report *r, const vfolder *f)
         add_to(&tallies[at], &t->info);
         add_to(&all, &t->info);
     }
-    open_group(r, verify_layouts_text(1u << f->layout));
+    open_group(r, save_types_text(1u << f->layout));
     put_text(r, "folder", f->dir);
     put_text(r, "model_quant_type", f->quant_type);
     put_number(r, "quantized_linears", f->num_linears);
@@ -235,27 +236,18 @@ static void inspect_layout(report *r, const vfolder *f)
 
 static tare_status inspect_output(report *r, const char *path, bool *is_output)
 {
-    tare_verify_options options;
-    tare_verify_result result = {.size = sizeof result};
-    unsigned found = 0;
-    arena a;
-    tare_verify_options_init(&options);
-    options.dir = path;
-    verify v = {.ctx = r->ctx, .options = &options, .result = &result};
-    arena_init(&a, r->ctx);
-    tare_status status = verify_open_folders(&v, &a, &found);
-    *is_output = found != 0;
-    if (status == TARE_OK && found) {
+    reader output;
+    tare_status status = reader_open(r->ctx, path, &(reader_options){0}, &output);
+    *is_output = output.found != 0;
+    if (status == TARE_OK && output.found) {
         put_text(r, "kind", "output");
-        put_text(r, "layouts", verify_layouts_text(found));
-        if (result.failures > 0)
-            put_number(r, "unreadable_files", result.failures);
-        for (size_t i = 0; i < v.num_folders; i++)
-            inspect_layout(r, &v.folders[i]);
+        put_text(r, "layouts", save_types_text(output.found));
+        if (output.faults > 0)
+            put_number(r, "unreadable_files", output.faults);
+        for (size_t i = 0; i < output.num_layouts; i++)
+            inspect_layout(r, &output.layouts[i]);
     }
-    for (size_t i = 0; i < v.num_folders; i++)
-        verify_folder_close(&v.folders[i]);
-    arena_free(&a);
+    reader_close(&output);
     return status;
 }
 

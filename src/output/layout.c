@@ -72,31 +72,38 @@ tare_dtype layout_scale_dtype(layout which, const numerics *num)
     return which == LAYOUT_ASCENDV1 && !num->compat ? TARE_F32 : num->dtype;
 }
 
+static bool is_packed(linear_scheme scheme)
+{
+    return scheme_of(scheme)->activations == ACT_FLOAT;
+}
+
+const char *compressed_format(unsigned schemes)
+{
+    bool packed = false, plain = false;
+    for (int i = 0; i < SCHEMES; i++)
+        if (schemes >> i & 1)
+            *(is_packed((linear_scheme)i) ? &packed : &plain) = true;
+    return packed && plain ? "mixed-precision" : packed ? "pack-quantized" : "int-quantized";
+}
+
 /* Which tensors a linear has there, whatever their form. */
 static bool has_tensor(layout which, const linear_form *linear, tensor_role role)
 {
-    bool compressed = which == LAYOUT_COMPRESSED_TENSORS;
-    bool alone = linear->scheme == SCHEME_W8A16; /* weights alone */
+    bool packed = is_packed(linear->scheme);
+    if (which != LAYOUT_COMPRESSED_TENSORS)
+        return form_has_part(linear, role);
     switch (role) {
     case TENSOR_WEIGHT:
-        return !(compressed && alone);
-    case TENSOR_BIAS:
-        return linear->has_bias;
-    case TENSOR_WEIGHT_SCALE:
-        return true;
-    case TENSOR_WEIGHT_OFFSET:
-        return !compressed;
-    case TENSOR_INPUT_SCALE:
-        return !alone;
-    case TENSOR_INPUT_OFFSET:
-    case TENSOR_QUANT_BIAS:
-    case TENSOR_DEQ_SCALE:
-        return !compressed && !alone;
-    case TENSOR_INPUT_ZERO_POINT:
-        return compressed && !alone;
+        return !packed;
     case TENSOR_WEIGHT_PACKED:
     case TENSOR_WEIGHT_SHAPE:
-        return compressed && alone;
+        return packed;
+    case TENSOR_INPUT_ZERO_POINT:
+        return form_has_part(linear, TENSOR_INPUT_OFFSET);
+    case TENSOR_BIAS:
+    case TENSOR_WEIGHT_SCALE:
+    case TENSOR_INPUT_SCALE:
+        return form_has_part(linear, role);
     default:
         return false;
     }
@@ -177,7 +184,7 @@ void fa_tensor(layout l, const numerics *num, int which, size_t heads, tensor_in
     set_shape(out, which < FA_TENSORS / 2 ? layout_scale_dtype(l, num) : TARE_I8, 2, heads, 1);
 }
 
-static char *lower_case(arena *a, const char *text)
+char *layout_lower_case(arena *a, const char *text)
 {
     char *copy = arena_strndup(a, text, strlen(text));
     for (char *c = copy; c && *c; c++)
@@ -193,24 +200,13 @@ bool layout_is_model_file(const char *name)
                          name);
 }
 
-const char *layout_folder_name(layout which)
-{
-    static const char *const NAMES[LAYOUT_COUNT] = {
-        [LAYOUT_ASCENDV1] = "ascendv1",
-        [LAYOUT_SAFE_TENSOR] = "safe_tensor",
-        [LAYOUT_NUMPY] = "safe_tensor",
-        [LAYOUT_COMPRESSED_TENSORS] = "compressed-tensors",
-    };
-    return NAMES[which];
-}
-
 char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quant_type)
 {
     if (which == LAYOUT_COMPRESSED_TENSORS)
         return arena_printf(a, "model");
     if (which == LAYOUT_ASCENDV1 && !compat)
         return arena_printf(a, "quant_model_weights");
-    char *type = lower_case(a, quant_type);
+    char *type = layout_lower_case(a, quant_type);
     return type ? arena_printf(a, "quant_model_weight_%s", type) : NULL;
 }
 
@@ -218,7 +214,7 @@ char *layout_description_name(arena *a, layout which, const char *quant_type)
 {
     if (which == LAYOUT_ASCENDV1)
         return arena_printf(a, "quant_model_description.json");
-    char *type = lower_case(a, quant_type);
+    char *type = layout_lower_case(a, quant_type);
     return type ? arena_printf(a, "quant_model_description_%s.json", type) : NULL;
 }
 
@@ -252,14 +248,23 @@ const char *npy_file_name(npy_file which)
     return NPY_NAMES[which];
 }
 
+static const npy_file NPY_OF_ROLE[TENSOR_COUNT] = {
+    [TENSOR_WEIGHT] = NPY_QUANT_WEIGHT,       [TENSOR_BIAS] = NPY_QUANT_WEIGHT,
+    [TENSOR_WEIGHT_SCALE] = NPY_WEIGHT_SCALE, [TENSOR_WEIGHT_OFFSET] = NPY_WEIGHT_OFFSET,
+    [TENSOR_INPUT_SCALE] = NPY_INPUT_SCALE,   [TENSOR_INPUT_OFFSET] = NPY_INPUT_OFFSET,
+    [TENSOR_QUANT_BIAS] = NPY_QUANT_BIAS,     [TENSOR_DEQ_SCALE] = NPY_DEQ_SCALE,
+};
+
+tensor_role npy_role(npy_file which)
+{
+    int role = 0;
+    while (role < TENSOR_COUNT && NPY_OF_ROLE[role] != which)
+        role++;
+    return (tensor_role)role;
+}
+
 npy_file npy_place(const char *name, tensor_role role, size_t *key_length)
 {
-    static const npy_file FILES[TENSOR_COUNT] = {
-        [TENSOR_WEIGHT] = NPY_QUANT_WEIGHT,       [TENSOR_BIAS] = NPY_QUANT_WEIGHT,
-        [TENSOR_WEIGHT_SCALE] = NPY_WEIGHT_SCALE, [TENSOR_WEIGHT_OFFSET] = NPY_WEIGHT_OFFSET,
-        [TENSOR_INPUT_SCALE] = NPY_INPUT_SCALE,   [TENSOR_INPUT_OFFSET] = NPY_INPUT_OFFSET,
-        [TENSOR_QUANT_BIAS] = NPY_QUANT_BIAS,     [TENSOR_DEQ_SCALE] = NPY_DEQ_SCALE,
-    };
     size_t length = strlen(name), module;
     tensor_role by_name = role_of_name(name, &module);
 
@@ -267,7 +272,7 @@ npy_file npy_place(const char *name, tensor_role role, size_t *key_length)
     if (role != TENSOR_FLOAT) {
         if (role != TENSOR_BIAS) /* <module>.bias keeps its name: it would hide the weight */
             *key_length = module;
-        return FILES[role];
+        return NPY_OF_ROLE[role];
     }
     int fa = fa_tensor_of_name(name, &module);
     if (fa >= 0)

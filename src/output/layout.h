@@ -5,34 +5,9 @@
 #define TARE_OUTPUT_LAYOUT_H
 
 #include "file/safetensors.h"
+#include "quantize/parts.h"
+#include "quantize/save_types.h"
 #include "quantize/scheme.h"
-#include "quantize/schemes.h"
-
-typedef enum layout {
-    LAYOUT_ASCENDV1,
-    LAYOUT_SAFE_TENSOR,
-    LAYOUT_NUMPY,
-    LAYOUT_COMPRESSED_TENSORS,
-    LAYOUT_COUNT
-} layout;
-
-/* What a tensor is to its linear; the order is that of the description (section 10.2). */
-typedef enum tensor_role {
-    TENSOR_WEIGHT,
-    TENSOR_BIAS,
-    TENSOR_WEIGHT_SCALE,
-    TENSOR_WEIGHT_OFFSET,
-    TENSOR_INPUT_SCALE,
-    TENSOR_INPUT_OFFSET,
-    TENSOR_QUANT_BIAS,
-    TENSOR_DEQ_SCALE,
-    /* of compressed-tensors alone (section 7) */
-    TENSOR_INPUT_ZERO_POINT,
-    TENSOR_WEIGHT_PACKED,
-    TENSOR_WEIGHT_SHAPE,
-    TENSOR_COUNT,
-    TENSOR_FLOAT = TENSOR_COUNT /* a tensor on its own */
-} tensor_role;
 
 /* ".weight", ".bias", ".weight_scale", … */
 const char *role_suffix(tensor_role role);
@@ -40,21 +15,14 @@ const char *role_suffix(tensor_role role);
  * TENSOR_FLOAT if none. */
 tensor_role role_of_name(const char *name, size_t *module_length);
 
-/* A quantized linear. */
-typedef struct linear_form {
-    linear_scheme scheme;
-    size_t n, k;
-    bool per_tensor;      /* one weight scale */
-    tare_dtype act_dtype; /* of input_scale and input_offset in compat mode */
-    bool has_bias;
-    tare_dtype bias_dtype;
-} linear_form;
-
 /* dtype and shape of one tensor of a quantized linear (sections 4.1 and 7; in numpy's layout an
  * array has numpy_dtype() of it); name, offset and bytes stay as they are. False: this linear has
  * no such tensor. */
 bool linear_tensor(layout which, const numerics *num, const linear_form *linear, tensor_role role,
                    tensor_info *out);
+/* The format of compressed-tensors that holds linears of these schemes (bits): it packs weights
+ * whose activations are left alone. */
+const char *compressed_format(unsigned schemes);
 /* 32-bit words of a row of `k` 8-bit integers in TENSOR_WEIGHT_PACKED: value + 128 in a byte each,
  * the first one lowest, what is left of the last word 0. */
 size_t packed_words(size_t k);
@@ -77,9 +45,8 @@ tare_dtype deq_scale_dtype(tare_dtype serving);
 /* numpy has no bfloat16. */
 tare_dtype numpy_dtype(tare_dtype dtype);
 
-/* Where a layout goes when several do not fit in one folder: "ascendv1", …; safe_tensor and numpy
- * share theirs. */
-const char *layout_folder_name(layout which);
+/* "w8a8" of "W8A8"; NULL when out of memory. */
+char *layout_lower_case(arena *a, const char *text);
 /* Names of files; in `arena`, NULL when out of memory. `quant_type` as in the description ("W8A8").
  */
 char *layout_weight_prefix(arena *a, layout which, bool compat, const char *quant_type);
@@ -113,5 +80,7 @@ const char *npy_file_name(npy_file which);
 /* Where a tensor goes in the numpy layout: the file, and the length of the part of `name` that is
  * its key. */
 npy_file npy_place(const char *name, tensor_role role, size_t *key_length);
+/* Backwards: the role of what such a file holds; TENSOR_FLOAT: no part of a linear. */
+tensor_role npy_role(npy_file which);
 
 #endif

@@ -15,6 +15,7 @@ tare_status output_declare_norm(output *o, const tensor_info *weight, norm_kind 
     TRY(output_add_unit(o, &o->floats, weight->name, UNIT_NORM, &u));
     u->tensor = *weight;
     u->tensor.name = u->name;
+    u->tensor.bytes = (uint64_t)weight->shape[0] * dtype_size(weight->dtype);
     u->norm = kind;
     o->shifts_norms |= kind == NORM_SHIFTED;
 done:
@@ -28,13 +29,15 @@ size_t output_expand_norm(const output *o, const output_folder *f, const output_
     bool bias = f->layout == LAYOUT_COMPRESSED_TENSORS ? false
                 : ascend && !o->options.num.compat     ? u->norm == NORM_SHIFTED
                                                        : wrapped;
+    bool typed = o->schemes || o->options.num.compat;
     size_t count = bias ? (ascend ? 2 : 4) : 1;
     for (size_t i = 0; tensors && i < count; i++) {
         bool copy = i >= 2;
-        tensors[i] = (planned_tensor){.info = u->tensor,
-                                      .type = copy ? o->quant_type : "FLOAT",
-                                      .role = TENSOR_FLOAT,
-                                      .not_numpy = copy};
+        tensors[i] = (planned_tensor){
+            .info = u->tensor,
+            .type = scheme_of(copy && typed ? o->options.scheme : SCHEME_FLOAT)->type,
+            .role = TENSOR_FLOAT,
+            .not_numpy = copy};
         if (i % 2)
             tensors[i].info.dtype = TARE_F32;
     }

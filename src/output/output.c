@@ -4,27 +4,11 @@
 #include <string.h>
 
 #include "output/output_internal.h"
+#include "output/reader.h"
 #include "output/tape.h"
 
 #define GIB ((uint64_t)1 << 30)
 #define MIB ((uint64_t)1 << 20)
-
-enum { ENGINE_PART_GIB = 4 }; /* of layouts that engines load */
-
-bool output_save_type(const char *name, unsigned *bit)
-{
-    if (strcmp(name, "ascendv1") == 0 || strcmp(name, "ascendV1") == 0)
-        *bit = SAVE_ASCENDV1;
-    else if (strcmp(name, "safe_tensor") == 0)
-        *bit = SAVE_SAFE_TENSOR;
-    else if (strcmp(name, "numpy") == 0)
-        *bit = SAVE_NUMPY;
-    else if (strcmp(name, "compressed-tensors") == 0)
-        *bit = SAVE_COMPRESSED_TENSORS;
-    else
-        return false;
-    return true;
-}
 
 char *output_path(output *o, const char *dir, const char *name)
 {
@@ -70,10 +54,8 @@ tare_status output_open(tare_context *ctx, const output_options *options, output
     strmap_init(&o->floats, ctx);
     strmap_init(&o->linears, ctx);
     buffer_init(&o->new_biases, ctx);
-    if (!options->tape && !(options->save & ((1u << SAVE_TYPES) - 1)))
+    if (!options->tape && !options->save)
         TRY(TARE_FAIL(ctx, TARE_E_USAGE, "no save type was given"));
-    o->quant_type = arena_strndup(&o->arena, options->quant_type, strlen(options->quant_type));
-    TRY(o->quant_type ? TARE_OK : TARE_E_MEMORY);
     if (!options->tape)
         TRY(output_prepare_folders(o));
     *out = o;
@@ -121,7 +103,16 @@ done:
     return status;
 }
 
-static tare_status declare_linear(output *o, const char *module, const linear_form *form,
+/* Engines drop the bias `name`, because the architecture has none there. */
+static tare_status note_new_bias(output *o, const char *name)
+{
+    if (save_types_with(o->options.save, SAVE_DROPS_BIASES))
+        buffer_printf(&o->new_biases, "%s%.*s", o->new_biases.length ? ", " : "",
+                      (int)(strlen(name) - (str_ends_with(name, ".bias") ? 5 : 0)), name);
+    return o->new_biases.status;
+}
+
+tare_status output_declare_linear(output *o, const char *module, const linear_form *form,
                                   const tensor_info *bias, bool is_head)
 {
     output_unit *u;
@@ -138,35 +129,18 @@ static tare_status declare_linear(output *o, const char *module, const linear_fo
     u->linear.has_bias = bias != NULL;
     u->linear.bias_dtype = bias ? bias->dtype : TARE_F32;
     u->is_head = is_head;
-    o->num_linears++;
+    o->schemes |= 1u << form->scheme;
     o->head_quantized |= is_head;
+    if (form->new_bias && !form_has_part(form, TENSOR_QUANT_BIAS))
+        TRY(note_new_bias(o, module));
 done:
     return status;
 }
 
-tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t k, bool per_tensor,
-                                tare_dtype act_dtype, const tensor_info *bias, bool is_head)
-{
-    linear_form form = {
-        .scheme = SCHEME_W8A8, .n = n, .k = k, .per_tensor = per_tensor, .act_dtype = act_dtype};
-    return declare_linear(o, module, &form, bias, is_head);
-}
-
-tare_status output_declare_w8a16(output *o, const char *module, size_t n, size_t k, bool per_tensor,
-                                 const tensor_info *bias, bool is_head)
-{
-    linear_form form = {.scheme = SCHEME_W8A16, .n = n, .k = k, .per_tensor = per_tensor};
-    return declare_linear(o, module, &form, bias, is_head);
-}
-
 tare_status output_declare_new_bias(output *o, const tensor_info *bias)
 {
-    size_t length = strlen(bias->name);
-    if (o->options.save & (SAVE_ASCENDV1 | SAVE_COMPRESSED_TENSORS))
-        buffer_printf(&o->new_biases, "%s%.*s", o->new_biases.length ? ", " : "",
-                      (int)(length > 5 ? length - 5 : length), bias->name);
-    tare_status status = o->new_biases.status;
-    TRY(status);
+    tare_status status = TARE_OK;
+    TRY(note_new_bias(o, bias->name));
     TRY(output_declare_float(o, bias));
     o->units[o->num_units - 1].new_bias = true;
 done:
@@ -188,19 +162,21 @@ tare_status output_declare_float_linear(output *o, const char *module)
 /* What a layout has no place for, and engines would drop. */
 static tare_status refuse_new_biases(const output *o)
 {
-    if ((o->options.save & SAVE_COMPRESSED_TENSORS) && o->shifts_norms)
+    unsigned plain = save_types_with(o->options.save, SAVE_PLAIN);
+    if (plain && o->shifts_norms)
         return TARE_FAIL(o->ctx, TARE_E_USAGE,
-                         "compressed-tensors cannot hold the biases that anti_outlier's shift "
-                         "gives to norms and linears (engines drop them); choose another "
-                         "anti_method or another save type");
+                         "%s cannot hold the biases that anti_outlier's shift gives to norms and "
+                         "linears (engines drop them); choose another anti_method or another save "
+                         "type",
+                         save_types_text(plain));
     if (o->new_biases.length == 0)
         return TARE_OK;
     return TARE_FAIL(
         o->ctx, TARE_E_USAGE,
-        "%s cannot hold the bias that anti_outlier's shift gives to float linears "
-        "(engines drop it): %.1500s; choose another anti_method, quantize them, or save "
+        "%s cannot hold the bias that anti_outlier's shift gives to linears of these schemes "
+        "(engines drop it): %.1500s; choose another anti_method, quantize them as w8a8, or save "
         "as safe_tensor",
-        o->options.save & SAVE_ASCENDV1 ? "ascendv1" : "compressed-tensors", o->new_biases.data);
+        save_types_text(save_types_with(o->options.save, SAVE_DROPS_BIASES)), o->new_biases.data);
 }
 
 /* Size of the npy files; numpy arrays hold BF16 as float32. */
@@ -239,7 +215,7 @@ static void sharding(const output *o, const output_folder *f, uint64_t *limit, b
 {
     int gib = o->options.part_file_size;
     if (gib < 0)
-        gib = f->layout != LAYOUT_SAFE_TENSOR && !o->options.num.compat ? ENGINE_PART_GIB : 0;
+        gib = o->options.num.compat ? 0 : save_type_of(f->layout)->part_gib;
     *limit = (uint64_t)gib * GIB;
     *sharded = gib > 0;
 }
@@ -249,9 +225,8 @@ tare_status output_begin(output *o)
     tare_status status = TARE_OK;
     if (o->begun)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "the output has begun already");
-    /* Engines go by this name; the reference tags the model with the scheme all the same. */
-    if (o->num_linears == 0 && !o->options.num.compat)
-        o->quant_type = "FLOAT";
+    o->quant_type =
+        scheme_of(o->options.num.compat ? o->options.scheme : scheme_naming(o->schemes))->type;
     TRY(refuse_new_biases(o));
     TRY(output_settle_fa(o));
     if (o->options.tape) {
@@ -375,19 +350,15 @@ enum {
     SMALL_THINGS = 1 << 20 /* paths, writers, config.json */
 };
 
-static size_t folder_count(unsigned save)
-{
-    return (save & SAVE_ASCENDV1 ? 1u : 0u) + (save & (SAVE_SAFE_TENSOR | SAVE_NUMPY) ? 1u : 0u) +
-           (save & SAVE_COMPRESSED_TENSORS ? 1u : 0u);
-}
-
 /* Tables that grow by doubling hold up to three times what they need while they grow. */
 size_t output_state_bytes(size_t tensors, unsigned save)
 {
-    size_t unit = 3 * sizeof(output_unit) + NAME_BYTES + 6 * 32;
+    size_t folders = 0, unit = 3 * sizeof(output_unit) + NAME_BYTES + 6 * 32;
     size_t planned = sizeof(planned_tensor) + sizeof(tensor_info) + 64 + 2 * NAME_BYTES +
                      HEADER_ENTRY + 6 * 32;
-    return SMALL_THINGS + tensors * (unit + folder_count(save) * planned);
+    for (int i = 0; i < SAVE_TYPES; i++)
+        folders += (save & save_types_beside((layout)i)) != 0;
+    return SMALL_THINGS + tensors * (unit + folders * planned);
 }
 
 /* append_widened's piece and the pickle text of npy files; what linear_data makes. */
@@ -405,5 +376,5 @@ size_t output_rows_bytes(size_t rows, size_t k, unsigned save)
 
 size_t output_finish_bytes(size_t tensors, size_t n)
 {
-    return 2 * SMALL_THINGS + 2 * tensors * VERIFY_ENTRY + verify_numbers_bytes(n);
+    return 2 * SMALL_THINGS + 2 * tensors * VERIFY_ENTRY + reader_numbers_bytes(n);
 }

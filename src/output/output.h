@@ -20,15 +20,9 @@
 #include "file/archive.h"
 #include "file/safetensors.h"
 #include "quantize/fa3.h"
+#include "quantize/parts.h"
+#include "quantize/save_types.h"
 #include "quantize/scheme.h"
-
-enum {
-    SAVE_ASCENDV1 = 1,
-    SAVE_SAFE_TENSOR = 2,
-    SAVE_NUMPY = 4,
-    SAVE_COMPRESSED_TENSORS = 8,
-    SAVE_TYPES = 4 /* how many bits */
-};
 
 typedef struct output_tape output_tape;
 
@@ -48,7 +42,8 @@ typedef struct output_options {
     bool untie;       /* the model's own head is not its embedding, whatever config.json says */
     bool dtype_given; /* the recipe names a dtype, or the model's config.json none, or two:
                        * the output's torch_dtype is set to num.dtype */
-    const char *quant_type; /* "W8A8", "W8A16" */
+    /* Of the run. In compat mode it is the model's type, whatever its linears have. */
+    linear_scheme scheme;
     /* So many of the declared attention modules will have no FA tensors; which ones is known only
      * at the end. */
     size_t fa_amp;
@@ -68,22 +63,15 @@ typedef struct output_options {
 
 typedef struct output output;
 
-/* Parses "ascendv1", "ascendV1", "safe_tensor", "numpy", "compressed-tensors"; false if unknown. */
-bool output_save_type(const char *name, unsigned *bit);
-
 tare_status output_open(tare_context *ctx, const output_options *options, output **out);
 /* A FLOAT tensor written as it is stored in the source (name, dtype, shape). */
 tare_status output_declare_float(output *o, const tensor_info *tensor);
-/* A W8A8 linear `module` [n,k]: its weight and the tensors of section 4.1. `bias` NULL: the layer
- * has none; else its source tensor. `per_tensor`: one weight scale (stored as [1], in ascendv1
- * repeated to [n]). `act_dtype`: act_params.dtype, which compat needs. `is_head` with tied
- * embeddings makes config.json's tie_word_embeddings false. */
-tare_status output_declare_w8a8(output *o, const char *module, size_t n, size_t k, bool per_tensor,
-                                tare_dtype act_dtype, const tensor_info *bias, bool is_head);
-
-/* The same of a W8A16 linear, which has no tensors of activations. */
-tare_status output_declare_w8a16(output *o, const char *module, size_t n, size_t k, bool per_tensor,
-                                 const tensor_info *bias, bool is_head);
+/* A quantized linear: the tensors of section 4.1 that its scheme has. `bias` NULL: the layer has
+ * none; else its tensor, from which the form's has_bias and bias_dtype are taken. One weight scale
+ * is stored as [1], in ascendv1 repeated to [n]. `is_head` with tied embeddings makes config.json's
+ * tie_word_embeddings false. */
+tare_status output_declare_linear(output *o, const char *module, const linear_form *form,
+                                  const tensor_info *bias, bool is_head);
 
 /* A linear that stays float, beside the declaration of its tensors (a tied head has none):
  * compressed-tensors names it in config.json. */
@@ -102,7 +90,7 @@ typedef enum norm_kind {
 tare_status output_declare_norm(output *o, const tensor_info *weight, norm_kind kind);
 /* The bias that a shift creates on a FLOAT linear whose architecture has none. With ascendv1 and
  * compressed-tensors output_begin then fails with TARE_E_USAGE and names these linears: engines
- * drop such a bias. (On a W8A8 linear it is an ordinary bias.) */
+ * drop such a bias. (A quantized linear has it in its form.) */
 tare_status output_declare_new_bias(output *o, const tensor_info *bias);
 /* The FA tensors of an attention module, directly before its first linear; heads of q, k and v.
  * With fa_amp > 0 all modules must have the same heads. TARE_E_USAGE with compressed-tensors, which
@@ -113,16 +101,8 @@ tare_status output_begin(output *o);
  * increasing order. */
 tare_status output_write_float(output *o, const char *name, uint64_t offset, const void *data,
                                size_t size);
-/* All tensors of a declared linear. deq_scale [w->num_scales], quant_bias [n]; `bias` its source
- * bytes or NULL. */
-tare_status output_write_w8a8(output *o, const char *module, const quantized_weight *w,
-                              const act_params *act, const float *deq_scale,
-                              const int32_t *quant_bias, const void *bias);
-/* Rows [first, first+count) of a declared W8A16 linear, in increasing order: the integers and their
- * scales and offsets ([count], or [1] with per_tensor; offsets NULL: zeros). `bias`: the source
- * bytes of all n, given with the last rows (NULL if the layer has none). */
-tare_status output_write_w8a16(output *o, const char *module, size_t first, size_t count,
-                               const weight_codes *codes, const void *bias);
+/* Rows of a declared linear, in increasing order: the parts of its scheme, as parts.h says. */
+tare_status output_write_linear(output *o, const char *module, const linear_parts *parts);
 /* All tensors of a declared norm: `weight` as it is stored, `bias` [n] FP32 (NULL: zeros). */
 tare_status output_write_norm(output *o, const char *weight_name, const void *weight,
                               const float *bias);
@@ -159,7 +139,8 @@ void output_free(output *o);
  * verification of linears of up to `n` rows included. */
 size_t output_state_bytes(size_t tensors, unsigned save);
 size_t output_write_bytes(size_t n);
-/* And, beside that, of writing `rows` rows of `k` integers of a W8A16 linear. */
+/* And, beside that, of writing `rows` rows of `k` integers of a linear whose weights alone are
+ * quantized. */
 size_t output_rows_bytes(size_t rows, size_t k, unsigned save);
 size_t output_finish_bytes(size_t tensors, size_t n);
 

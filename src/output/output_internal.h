@@ -25,7 +25,7 @@ typedef struct output_unit {
     size_t heads[FA_KINDS];
     bool is_head;     /* a linear: lm_head */
     bool new_bias;    /* FLOAT: declared as such */
-    uint64_t written; /* FLOAT: bytes so far; W8A16: rows */
+    uint64_t written; /* FLOAT: bytes so far; linear: rows */
     bool complete;
     size_t first[OUTPUT_FOLDERS]; /* its first planned tensor in each folder */
 } output_unit;
@@ -100,13 +100,13 @@ struct output {
     output_options options;
     char *dir, *stage, *model_dir; /* real paths; model_dir NULL: there is none */
     bool made_dir, staged, begun, head_quantized, numpy_widened;
-    size_t num_linears;
+    unsigned schemes;                   /* 1 << linear_scheme, of the linears */
     size_t num_fa, fa_kept, fa_written; /* modules declared, that will have tensors, written */
     buffer new_biases;                  /* names of the linears, for a refusal */
     bool shifts_norms;                  /* a norm has a bias */
     const char **float_linears;         /* names; mem_free */
     size_t num_float_linears, float_linears_capacity;
-    const char *quant_type; /* "FLOAT" if nothing is quantized */
+    const char *quant_type; /* of the model; from output_begin */
 
     output_unit *units; /* mem_free */
     size_t num_units, units_capacity;
@@ -200,11 +200,7 @@ tare_status output_tape_float(output *o, const output_unit *u, uint64_t offset, 
                               size_t size);
 tare_status output_tape_norm(output *o, const output_unit *u, const void *weight,
                              const float *bias);
-tare_status output_tape_w8a8(output *o, const output_unit *u, const quantized_weight *w,
-                             const act_params *act, const float *deq_scale,
-                             const int32_t *quant_bias, const void *bias);
-tare_status output_tape_w8a16(output *o, const output_unit *u, size_t first, size_t count,
-                              const weight_codes *codes, const void *bias);
+tare_status output_tape_linear(output *o, const output_unit *u, const linear_parts *parts);
 tare_status output_tape_fa(output *o, const output_unit *u, const float *const scales[FA_KINDS]);
 tare_status output_tape_finish(output *o);
 
@@ -217,8 +213,8 @@ bool output_is_description(const output *o, const char *name);
 /* Makes the folder of `name` in `dir`, if it has one. */
 tare_status output_make_parent(output *o, const char *dir, const char *name);
 
-/* verify_read.c: accounted bytes, at most, of the numbers of a linear with `n` rows. */
-size_t verify_numbers_bytes(size_t n);
+/* reader_read.c: accounted bytes, at most, of the numbers of a linear with `n` rows. */
+size_t reader_numbers_bytes(size_t n);
 /* resume.c */
 /* Notes a written piece of a safetensors file. */
 tare_status output_note_range(output *o, output_folder *f, const planned_tensor *t, uint64_t offset,

@@ -6,16 +6,16 @@
 #include "base/progress.h"
 #include "output/output_internal.h"
 
-enum { MAX_PIECES = 6, ALIGN = 16 };
+enum { ALIGN = 16 };
 
 /* One call of output_write_*. Its arrays lie behind each other in the file, each at a multiple of
  * ALIGN. */
 typedef struct tape_write {
     size_t unit;
     uint64_t place, size;  /* in the file, all arrays */
-    uint64_t first, count; /* FLOAT: bytes; W8A16: rows */
-    bool has_bias, has_offsets;
-    act_params act;
+    uint64_t first, count; /* FLOAT: bytes; linear: rows */
+    unsigned parts;        /* of a linear: 1 << tensor_role */
+    bool has_bias;         /* a norm */
 } tape_write;
 
 struct output_tape {
@@ -86,9 +86,11 @@ bool output_tape_complete(const output_tape *t)
 
 static uint64_t linear_bytes(const linear_form *l)
 {
-    uint64_t scales = 2 * (uint64_t)(l->per_tensor ? 1 : l->n) * sizeof(float);
-    uint64_t biases = (uint64_t)l->n * (sizeof(int32_t) + dtype_size(l->bias_dtype));
-    return (uint64_t)l->n * l->k + scales + biases + MAX_PIECES * ALIGN;
+    uint64_t bytes = 0;
+    for (int part = 0; part < TENSOR_COUNT; part++)
+        if (form_has_part(l, (tensor_role)part))
+            bytes += aligned(part_bytes(l, (tensor_role)part, l->n));
+    return bytes;
 }
 
 /* About what all units will take, to know early whether it fits. */
@@ -149,36 +151,18 @@ tare_status output_tape_norm(output *o, const output_unit *u, const void *weight
     return keep(o, u, &(tape_write){.has_bias = bias != NULL}, pieces, 2);
 }
 
-static size_t bias_bytes(const linear_form *l, bool has_bias)
+tare_status output_tape_linear(output *o, const output_unit *u, const linear_parts *parts)
 {
-    return has_bias ? l->n * dtype_size(l->bias_dtype) : 0;
-}
-
-tare_status output_tape_w8a8(output *o, const output_unit *u, const quantized_weight *w,
-                             const act_params *act, const float *deq_scale,
-                             const int32_t *quant_bias, const void *bias)
-{
-    const piece pieces[] = {{w->q, (uint64_t)w->n * w->k},
-                            {w->scales, w->num_scales * sizeof(float)},
-                            {deq_scale, w->num_scales * sizeof(float)},
-                            {quant_bias, w->n * sizeof(int32_t)},
-                            {bias, bias_bytes(&u->linear, bias != NULL)}};
-    return keep(o, u, &(tape_write){.act = *act, .has_bias = bias != NULL}, pieces, 5);
-}
-
-tare_status output_tape_w8a16(output *o, const output_unit *u, size_t first, size_t count,
-                              const weight_codes *codes, const void *bias)
-{
-    size_t scales = (u->linear.per_tensor ? 1 : count) * sizeof(float);
-    tape_write w = {.first = first,
-                    .count = count,
-                    .has_bias = bias != NULL,
-                    .has_offsets = codes->offsets != NULL};
-    const piece pieces[] = {{codes->q, (uint64_t)count * u->linear.k},
-                            {codes->scales, scales},
-                            {codes->offsets, w.has_offsets ? scales : 0},
-                            {bias, bias_bytes(&u->linear, w.has_bias)}};
-    return keep(o, u, &w, pieces, 4);
+    tape_write w = {.first = parts->first, .count = parts->count};
+    piece pieces[TENSOR_COUNT] = {{0}};
+    for (int part = 0; part < TENSOR_COUNT; part++) {
+        if (!parts->data[part])
+            continue;
+        w.parts |= 1u << part;
+        pieces[part] = (piece){parts->data[part],
+                               part_bytes(&u->linear, (tensor_role)part, parts->count)};
+    }
+    return keep(o, u, &w, pieces, TENSOR_COUNT);
 }
 
 tare_status output_tape_fa(output *o, const output_unit *u, const float *const scales[FA_KINDS])
@@ -214,7 +198,6 @@ tare_status output_tape_finish(output *o)
     t->options = o->options;
     TRY(keep_text(t, &t->options.model_dir));
     TRY(keep_text(t, &t->options.config_json));
-    TRY(keep_text(t, &t->options.quant_type));
     t->complete = true;
 done:
     return status;
@@ -237,11 +220,7 @@ static tare_status declare(const output_unit *u, output *o)
     default:
         break;
     }
-    if (l->scheme == SCHEME_W8A16)
-        return output_declare_w8a16(o, u->name, l->n, l->k, l->per_tensor,
-                                    l->has_bias ? &bias : NULL, u->is_head);
-    return output_declare_w8a8(o, u->name, l->n, l->k, l->per_tensor, l->act_dtype,
-                               l->has_bias ? &bias : NULL, u->is_head);
+    return output_declare_linear(o, u->name, l, l->has_bias ? &bias : NULL, u->is_head);
 }
 
 /* The next array of `size` bytes; NULL if there is none. */
@@ -256,23 +235,13 @@ static void *next_piece(char **at, const char *begin, uint64_t size)
 
 static tare_status write_linear(output *o, const output_unit *u, const tape_write *w, char *data)
 {
-    const linear_form *l = &u->linear;
+    linear_parts parts = {.first = w->first, .count = w->count};
     char *at = data;
-    size_t scales = l->per_tensor ? 1 : l->scheme == SCHEME_W8A16 ? w->count : l->n;
-    if (l->scheme == SCHEME_W8A16) {
-        weight_codes codes = {.q = next_piece(&at, data, w->count * l->k)};
-        codes.scales = next_piece(&at, data, scales * sizeof(float));
-        codes.offsets = next_piece(&at, data, w->has_offsets ? scales * sizeof(float) : 0);
-        return output_write_w8a16(o, u->name, w->first, w->count, &codes,
-                                  next_piece(&at, data, bias_bytes(l, w->has_bias)));
-    }
-    quantized_weight q = {.n = l->n, .k = l->k, .num_scales = scales};
-    q.q = next_piece(&at, data, (uint64_t)l->n * l->k);
-    q.scales = next_piece(&at, data, scales * sizeof(float));
-    const float *deq_scale = next_piece(&at, data, scales * sizeof(float));
-    const int32_t *quant_bias = next_piece(&at, data, l->n * sizeof(int32_t));
-    return output_write_w8a8(o, u->name, &q, &w->act, deq_scale, quant_bias,
-                             next_piece(&at, data, bias_bytes(l, w->has_bias)));
+    for (int part = 0; part < TENSOR_COUNT; part++)
+        if (w->parts >> part & 1)
+            parts.data[part] = next_piece(&at, data,
+                                          part_bytes(&u->linear, (tensor_role)part, w->count));
+    return output_write_linear(o, u->name, &parts);
 }
 
 static tare_status write_fa(output *o, const output_unit *u, char *data)

@@ -9,20 +9,16 @@
 #include "file/json.h"
 #include "output/verify_internal.h"
 
-enum {
-    A = 1 << LAYOUT_ASCENDV1,
-    S = 1 << LAYOUT_SAFE_TENSOR,
-    N = 1 << LAYOUT_NUMPY,
-    C = 1 << LAYOUT_COMPRESSED_TENSORS
-};
+enum { A = SAVE_ASCENDV1, S = SAVE_SAFE_TENSOR, N = SAVE_NUMPY, C = SAVE_COMPRESSED_TENSORS };
 enum { CONFIG_MAX_BYTES = 16 << 20 };
 enum { NEEDS_TENSORS = 1, NEEDS_BASE = 2, NEEDS_DATA = 4 /* or the files themselves */ };
 
 typedef struct verify_rule {
     int number;
     unsigned layouts, needs;
-    tare_status (*folder)(vfolder *f);
-    tare_status (*linear)(vfolder *f, const vlinear *l, const vnumbers *n);
+    tare_status (*folder)(verify *v, reader_layout *f);
+    tare_status (*linear)(verify *v, reader_layout *f, const reader_linear *l,
+                          const reader_numbers *n);
 } verify_rule;
 
 static const verify_rule RULES[] = {
@@ -93,186 +89,76 @@ void verify_warn(verify *v, int rule, const char *tensor, const char *expected, 
     va_end(arguments);
 }
 
-/* ---- which layouts ---- */
-
-/* A checkpoint is tare's if tare left its record beside it, and anybody's compressed-tensors if
- * config.json says so. */
-static tare_status is_compressed(tare_context *ctx, const char *dir, char *const *names,
-                                 size_t count, bool *out)
+/* What could not be read is a finding of the rule on such files. */
+static void note_fault(void *user, reader_fault fault, layout which, const char *name,
+                       const char *expected, const char *found)
 {
-    const value *config = NULL;
-    bool weights = false;
-    tare_status status = TARE_OK;
-    char *path = NULL;
-    arena a;
-    arena_init(&a, ctx);
-    *out = false;
-    for (size_t i = 0; i < count; i++) {
-        weights |= layout_is_model_file(names[i]);
-        *out |= strcmp(names[i], "tare_run.json") == 0;
-    }
-    *out &= weights;
-    if (*out || !weights)
-        goto done;
-    path = path_join(ctx, dir, "config.json");
-    TRY(path ? TARE_OK : TARE_E_MEMORY);
-    status = json_parse_file(ctx, &a, path, CONFIG_MAX_BYTES, &config);
-    if (status == TARE_E_FORMAT || status == TARE_E_IO)
-        status = TARE_OK; /* it says nothing */
-    const value *method = value_get(value_get(config, "quantization_config"), "quant_method");
-    *out = method && method->type == VALUE_STRING &&
-           strcmp(method->text, "compressed-tensors") == 0;
-done:
-    mem_free(ctx, path);
-    arena_free(&a);
-    return status;
+    static const int rules[] = {
+        [FAULT_WEIGHTS] = 1, [FAULT_NPY] = 26, [FAULT_TWICE] = 1, [FAULT_DESCRIPTION] = 3};
+    int rule = fault != FAULT_CONFIG                ? rules[fault]
+               : which == LAYOUT_ASCENDV1           ? 21
+               : which == LAYOUT_COMPRESSED_TENSORS ? 23
+                                                    : 22;
+    verify_fail(user, rule, name, expected, "%s", found);
 }
 
-/* The name of the safe_tensor layout's description or only weight file as the options give it. */
-static bool is_given_name(const verify *v, const char *name)
+static reader_options reading_of(verify *v)
 {
-    const tare_verify_options *o = v->options;
-    return (o->json_name && strcmp(name, o->json_name) == 0) ||
-           (o->safetensors_name && strcmp(name, o->safetensors_name) == 0);
-}
-
-/* Layouts whose files are among the names, as a set of A, S, N; C has no names of its own. */
-static unsigned recognise(const verify *v, char *const *names, size_t count)
-{
-    bool ascend = false, safe = false, ascend_weights = false, safe_weights = false;
-    unsigned found = 0;
-    for (size_t i = 0; i < count; i++) {
-        const char *name = names[i];
-        ascend |= strcmp(name, "quant_model_description.json") == 0;
-        safe |= str_starts_with(name, "quant_model_description_") || is_given_name(v, name);
-        ascend_weights |= str_starts_with(name, "quant_model_weights");
-        safe_weights |= str_starts_with(name, "quant_model_weight_");
-        for (int k = 0; k < NPY_FILES; k++)
-            if (strcmp(name, npy_file_name((npy_file)k)) == 0)
-                found |= N;
-    }
-    if (ascend || (!safe && ascend_weights))
-        found |= A;
-    else if (safe || safe_weights)
-        found |= S;
-    return found;
-}
-
-static tare_status open_layouts(verify *v, const char *dir, unsigned *found)
-{
-    char **names = NULL;
-    size_t count = 0;
-    tare_status status = TARE_OK;
-
-    TRY(folder_list(v->ctx, dir, &names, &count));
-    *found = recognise(v, names, count);
-    if (!*found) {
-        bool compressed;
-        TRY(is_compressed(v->ctx, dir, names, count, &compressed));
-        *found = compressed ? C : 0;
-    }
-    for (int which = 0; which < LAYOUT_COUNT; which++) {
-        if (!(*found & 1u << which) || v->num_folders == VERIFY_MAX_FOLDERS)
-            continue;
-        vfolder *f = &v->folders[v->num_folders++];
-        TRY(verify_folder_open(v, (layout)which, dir, f));
-    }
-done:
-    folder_list_free(v->ctx, names, count);
-    return status;
-}
-
-tare_status verify_open_folders(verify *v, arena *a, unsigned *found)
-{
-    static const layout PLACES[] = {LAYOUT_ASCENDV1, LAYOUT_SAFE_TENSOR, LAYOUT_COMPRESSED_TENSORS};
-    tare_status status = TARE_OK;
-    unsigned here;
-
-    TRY(open_layouts(v, v->options->dir, found));
-    if (*found)
-        goto done;
-    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES; i++) {
-        char *dir = arena_printf(a, "%s/%s", v->options->dir, layout_folder_name(PLACES[i]));
-        TRY(dir ? TARE_OK : TARE_E_MEMORY);
-        if (!path_is_folder(dir))
-            continue;
-        TRY(open_layouts(v, dir, &here));
-        *found |= here;
-    }
-done:
-    return status;
-}
-
-const char *verify_layouts_text(unsigned found)
-{
-    static const char *const TEXTS[1 << LAYOUT_COUNT] = {
-        "unknown",
-        "ascendv1",
-        "safe_tensor",
-        "ascendv1, safe_tensor",
-        "numpy",
-        "ascendv1, numpy",
-        "safe_tensor, numpy",
-        "ascendv1, safe_tensor, numpy",
-        "compressed-tensors",
-        "ascendv1, compressed-tensors",
-        "safe_tensor, compressed-tensors",
-        "ascendv1, safe_tensor, compressed-tensors",
-        "numpy, compressed-tensors",
-        "ascendv1, numpy, compressed-tensors",
-        "safe_tensor, numpy, compressed-tensors",
-        "ascendv1, safe_tensor, numpy, compressed-tensors"};
-    return TEXTS[found & (A | S | N | C)];
+    return (reader_options){.safetensors_name = v->options->safetensors_name,
+                            .json_name = v->options->json_name,
+                            .compat = v->options->compat != NULL,
+                            .fault = note_fault,
+                            .user = v};
 }
 
 /* ---- running the rules ---- */
 
-static bool applies(const verify_rule *rule, const vfolder *f)
+static bool applies(const verify *v, const verify_rule *rule, const reader_layout *f)
 {
-    if (!(rule->layouts & 1u << f->layout))
+    if (!(rule->layouts >> f->layout & 1))
         return false;
     if ((rule->needs & NEEDS_TENSORS) && f->broken)
         return false;
     if ((rule->needs & NEEDS_DATA) && f->plan)
         return false;
-    return !(rule->needs & NEEDS_BASE) || f->v->base;
+    return !(rule->needs & NEEDS_BASE) || v->base;
 }
 
 /* One linear at a time is in memory. */
-static tare_status run_linear_rules(vfolder *f, const vlinear *l)
+static tare_status run_linear_rules(verify *v, reader_layout *f, const reader_linear *l)
 {
-    vnumbers numbers;
+    reader_numbers numbers;
     tare_status status = TARE_OK;
     if (!l->complete)
         return TARE_OK;
-    TRY(context_check_cancelled(f->v->ctx));
-    TRY(verify_numbers_load(f, l, &numbers));
+    TRY(context_check_cancelled(v->ctx));
+    TRY(reader_numbers_load(f, l, &numbers));
     for (int i = 0; i < NUM_RULES && status == TARE_OK; i++)
-        if (RULES[i].linear && applies(&RULES[i], f))
-            status = RULES[i].linear(f, l, &numbers);
-    verify_numbers_free(f->v->ctx, &numbers);
+        if (RULES[i].linear && applies(v, &RULES[i], f))
+            status = RULES[i].linear(v, f, l, &numbers);
+    reader_numbers_free(v->ctx, &numbers);
 done:
     return status;
 }
 
-static tare_status run_folder_rules(vfolder *f)
+static tare_status run_layout_rules(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
     for (int i = 0; i < NUM_RULES; i++)
-        if (RULES[i].folder && applies(&RULES[i], f))
-            TRY(RULES[i].folder(f));
+        if (RULES[i].folder && applies(v, &RULES[i], f))
+            TRY(RULES[i].folder(v, f));
 done:
     return status;
 }
 
-static tare_status run_rules(verify *v, vfolder *f)
+static tare_status run_rules(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
-    TRY(run_folder_rules(f));
+    TRY(run_layout_rules(v, f));
     progress p;
     progress_begin(&p, v->ctx, "verify", "linear", f->num_linears);
     for (size_t i = 0; i < f->num_linears && !f->broken; i++) {
-        TRY(run_linear_rules(f, &f->linears[i]));
+        TRY(run_linear_rules(v, f, &f->linears[i]));
         progress_unit_done(&p);
     }
 done:
@@ -304,16 +190,18 @@ static tare_status check_options(verify *v)
                          o->compat);
     if (!o->dir || !path_is_folder(o->dir))
         return TARE_FAIL(v->ctx, TARE_E_USAGE, "%s is not a folder", o->dir ? o->dir : "(none)");
-    v->compat = o->compat != NULL;
     return TARE_OK;
 }
 
 static tare_status conclude(verify *v)
 {
-    if (v->error_count > 0)
-        TARE_INFO(v->ctx,
-                  "%s: error of the weights against the base, in scales: max %.3f, mean %.4f",
-                  v->error_type, v->error_max, v->error_sum / (double)v->error_count);
+    for (int i = 0; i < SCHEMES; i++) {
+        const base_error *e = &v->errors[i];
+        if (e->count > 0)
+            TARE_INFO(v->ctx,
+                      "%s: error of the weights against the base, in scales: max %.3f, mean %.4f",
+                      scheme_of((linear_scheme)i)->type, e->max, e->sum / (double)e->count);
+    }
     if (v->result->failures == 0)
         return TARE_OK;
     return TARE_FAIL(v->ctx, TARE_E_VERIFY, "%s breaks a rule in %zu places", v->options->dir,
@@ -336,8 +224,9 @@ static tare_status open_base(verify *v, arena *a)
     if (status == TARE_OK) {
         v->base_config = config;
         config->arch->block(config, &v->base_graph);
-    } else if (status != TARE_E_MEMORY)
+    } else if (status != TARE_E_MEMORY) {
         status = TARE_OK;
+    }
 done:
     mem_free(v->ctx, text);
     mem_free(v->ctx, path);
@@ -354,31 +243,32 @@ static tare_status verify_all(tare_context *ctx, const tare_verify_options *opti
                               tare_verify_result *result)
 {
     tare_status status = TARE_OK;
-    unsigned found = 0;
     arena a;
     verify v = {.ctx = ctx, .options = options, .result = result};
+    unsigned loaded = layouts_of_target(options->target);
+    reader_options how = reading_of(&v);
 
     arena_init(&a, ctx);
     TRY(check_options(&v));
     if (options->base)
         TRY(open_base(&v, &a));
-    TRY(verify_open_folders(&v, &a, &found));
-    v.result->layout = verify_layouts_text(found);
+    TRY(reader_open(ctx, options->dir, &how, &v.output));
+    unsigned found = v.output.found;
+    v.result->layout = save_types_text(found);
     if (!found)
         verify_fail(&v, 0, options->dir,
                     "files of the layouts ascendv1, safe_tensor, numpy or compressed-tensors",
                     "none of them");
-    else if (options->target && !(found & layouts_of_target(options->target)))
-        verify_warn(&v, 0, options->dir, verify_layouts_text(layouts_of_target(options->target)),
-                    "%s, which %s does not load", verify_layouts_text(found), options->target);
-    for (size_t i = 0; i < v.num_folders; i++) {
-        v.result->tensors += v.folders[i].num_tensors;
-        TRY(run_rules(&v, &v.folders[i]));
+    else if (options->target && !(found & loaded))
+        verify_warn(&v, 0, options->dir, save_types_text(loaded), "%s, which %s does not load",
+                    save_types_text(found), options->target);
+    for (size_t i = 0; i < v.output.num_layouts; i++) {
+        v.result->tensors += v.output.layouts[i].num_tensors;
+        TRY(run_rules(&v, &v.output.layouts[i]));
     }
     TRY(conclude(&v));
 done:
-    for (size_t i = 0; i < v.num_folders; i++)
-        verify_folder_close(&v.folders[i]);
+    reader_close(&v.output);
     checkpoint_close(v.base);
     arena_free(&a);
     return status;
@@ -388,7 +278,7 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
                         tare_verify_result *result)
 {
     tare_verify_options o;
-    tare_verify_result made = {.layout = verify_layouts_text(0)};
+    tare_verify_result made = {.layout = save_types_text(0)};
     tare_verify_options_init(&o);
     tare_status status = SIZED_CHECK(ctx, tare_verify_result, result);
     if (status != TARE_OK)
@@ -400,17 +290,16 @@ tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
     return status;
 }
 
-tare_status verify_planned(tare_context *ctx, const tare_verify_options *options, const vplan *plan,
-                           tare_verify_result *result)
+tare_status verify_planned(tare_context *ctx, const tare_verify_options *options,
+                           const reader_plan *plan, tare_verify_result *result)
 {
     tare_status status = TARE_OK;
-    verify v = {
-        .ctx = ctx, .options = options, .result = result, .compat = options->compat != NULL};
-    v.num_folders = 1;
-    TRY(verify_folder_of_plan(&v, plan, &v.folders[0]));
-    TRY(run_folder_rules(&v.folders[0]));
+    verify v = {.ctx = ctx, .options = options, .result = result};
+    reader_options how = reading_of(&v);
+    TRY(reader_open_plan(ctx, plan, &how, &v.output));
+    TRY(run_layout_rules(&v, &v.output.layouts[0]));
     TRY(conclude(&v));
 done:
-    verify_folder_close(&v.folders[0]);
+    reader_close(&v.output);
     return status;
 }

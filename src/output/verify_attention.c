@@ -13,7 +13,7 @@ typedef struct attention_config {
     bool latent;
 } attention_config;
 
-static size_t config_size(const vfolder *f, const char *key)
+static size_t config_size(const reader_layout *f, const char *key)
 {
     const value *nested = value_get(f->config, "text_config");
     const value *v = value_get(f->config, key);
@@ -21,7 +21,7 @@ static size_t config_size(const vfolder *f, const char *key)
     return v && v->is_integer && v->integer > 0 ? (size_t)v->integer : 0;
 }
 
-static attention_config read_attention(const vfolder *f)
+static attention_config read_attention(const reader_layout *f)
 {
     attention_config a = {.heads = config_size(f, "num_attention_heads"),
                           .kv_heads = config_size(f, "num_key_value_heads"),
@@ -37,30 +37,31 @@ static attention_config read_attention(const vfolder *f)
     return a;
 }
 
-static bool is_target(const vfolder *f, const char *name)
+static bool is_target(const verify *v, const char *name)
 {
-    const char *target = f->v->options->target;
+    const char *target = v->options->target;
     return target && strcmp(target, name) == 0;
 }
 
 /* Scales, or offsets that have to be 0, of floats or I8. */
-static tare_status check_values(vfolder *f, int rule, const vtensor *t, bool is_scale)
+static tare_status check_values(verify *v, reader_layout *f, int rule, const reader_tensor *t,
+                                bool is_scale)
 {
     tare_status status = TARE_OK;
     size_t count = tensor_elements(&t->info), i = 0;
     float *x = NULL;
-    TRY(verify_read_floats(f, t, &x));
+    TRY(reader_floats(f, t, &x));
     while (i < count &&
            (is_scale ? isfinite(x[i]) && x[i] > 0 && round_native(x[i], f->num.dtype) == x[i]
                      : x[i] == 0))
         i++;
     if (i < count)
-        verify_fail(f->v, rule, t->info.name,
+        verify_fail(v, rule, t->info.name,
                     is_scale ? "positive numbers of the serving dtype"
                              : "0: attention is quantized symmetrically",
                     "%.9g in element %zu", (double)x[i], i);
 done:
-    mem_free(f->v->ctx, x);
+    mem_free(f->ctx, x);
     return status;
 }
 
@@ -82,32 +83,32 @@ static int kv_tensor_of_name(const char *name, size_t *length)
     return -1;
 }
 
-static tare_status check_kv_tensor(vfolder *f, const attention_config *a, const char *module,
-                                   size_t length, int which)
+static tare_status check_kv_tensor(verify *v, reader_layout *f, const attention_config *a,
+                                   const char *module, size_t length, int which)
 {
     char name[1024], want[96], have[96];
     snprintf(name, sizeof name, "%.*s%s", (int)length, module, KV_SUFFIXES[which]);
-    const vtensor *t = verify_find(f, name);
+    const reader_tensor *t = reader_find(f, name);
     if (!t) {
-        verify_fail(f->v, 18, name, "scale and offset of both k and v", "no such tensor");
+        verify_fail(v, 18, name, "scale and offset of both k and v", "no such tensor");
         return TARE_OK;
     }
     tensor_info expected = {.dtype = f->num.dtype, .rank = 1};
     size_t channels = a->kv_heads * a->head_dim;
     expected.shape[0] = channels > 0 ? channels : t->info.shape[0];
-    verify_shape_text(&expected, want, sizeof want);
-    verify_shape_text(&t->info, have, sizeof have);
+    tensor_shape_text(&expected, want, sizeof want);
+    tensor_shape_text(&t->info, have, sizeof have);
     if (strcmp(want, have) != 0) {
-        verify_fail(f->v, 18, name, want, "%s", have);
+        verify_fail(v, 18, name, want, "%s", have);
         return TARE_OK;
     }
     if (t->type && strcmp(t->type, "C8") != 0)
-        verify_fail(f->v, 18, name, "type C8", "%s", t->type);
+        verify_fail(v, 18, name, "type C8", "%s", t->type);
     bool is_scale = which % 2 == 0;
-    return is_scale || is_target(f, "vllm-ascend") ? check_values(f, 18, t, is_scale) : TARE_OK;
+    return is_scale || is_target(v, "vllm-ascend") ? check_values(v, f, 18, t, is_scale) : TARE_OK;
 }
 
-tare_status rule_kv(vfolder *f)
+tare_status rule_kv(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
     attention_config a = read_attention(f);
@@ -120,15 +121,14 @@ tare_status rule_kv(vfolder *f)
         for (int j = 0; j < which && first; j++) {
             char other[1024];
             snprintf(other, sizeof other, "%.*s%s", (int)length, name, KV_SUFFIXES[j]);
-            first = verify_find(f, other) == NULL;
+            first = reader_find(f, other) == NULL;
         }
         for (int j = 0; j < KV_TENSORS && first; j++)
-            TRY(check_kv_tensor(f, &a, name, length, j));
+            TRY(check_kv_tensor(v, f, &a, name, length, j));
         any |= first;
     }
-    if (any && is_target(f, "vllm-ascend") && a.head_dim % 32 != 0)
-        verify_fail(f->v, 18, "head_dim", "a multiple of 32, as this engine needs", "%zu",
-                    a.head_dim);
+    if (any && is_target(v, "vllm-ascend") && a.head_dim % 32 != 0)
+        verify_fail(v, 18, "head_dim", "a multiple of 32, as this engine needs", "%zu", a.head_dim);
 done:
     return status;
 }
@@ -136,48 +136,48 @@ done:
 /* ---- rule 19 ---- */
 
 /* One of the six: that it is there, its form, its type, its values. */
-static tare_status check_tensor(vfolder *f, const attention_config *a, const char *module,
-                                size_t length, int which)
+static tare_status check_tensor(verify *v, reader_layout *f, const attention_config *a,
+                                const char *module, size_t length, int which)
 {
     char name[1024], want[96], have[96];
     tensor_info expected = {0};
     size_t heads = which % FA_KINDS == FA_Q ? a->heads : a->kv_heads;
     snprintf(name, sizeof name, "%.*s%s", (int)length, module, fa_suffix(which));
-    const vtensor *t = verify_find(f, name);
+    const reader_tensor *t = reader_find(f, name);
     if (!t) {
-        verify_fail(f->v, 19, name, "scale and offset of q, k and v", "no such tensor");
+        verify_fail(v, 19, name, "scale and offset of q, k and v", "no such tensor");
         return TARE_OK;
     }
     fa_tensor(f->layout, &f->num, which, heads ? heads : t->info.shape[0], &expected);
-    expected.dtype = verify_stored_dtype(f, t, expected.dtype);
-    verify_shape_text(&expected, want, sizeof want);
-    verify_shape_text(&t->info, have, sizeof have);
+    expected.dtype = reader_stored_dtype(f, t, expected.dtype);
+    tensor_shape_text(&expected, want, sizeof want);
+    tensor_shape_text(&t->info, have, sizeof have);
     if (strcmp(want, have) != 0) {
-        verify_fail(f->v, 19, name, want, "%s", have);
+        verify_fail(v, 19, name, want, "%s", have);
         return TARE_OK;
     }
     if (t->type && strcmp(t->type, "FAQuant") != 0)
-        verify_fail(f->v, 19, name, "type FAQuant", "%s", t->type);
-    return check_values(f, 19, t, which < FA_KINDS);
+        verify_fail(v, 19, name, "type FAQuant", "%s", t->type);
+    return check_values(v, f, 19, t, which < FA_KINDS);
 }
 
-static void check_key(vfolder *f, const attention_config *a)
+static void check_key(verify *v, reader_layout *f, const attention_config *a)
 {
     const value *key = value_get(f->description, "fa_quant_type");
     bool by_latent = a->latent && f->layout == LAYOUT_ASCENDV1 && !f->num.compat;
     const char *expected = by_latent ? "FAKQuant" : "FAQuant";
     if (key && (key->type != VALUE_STRING || strcmp(key->text, expected) != 0))
-        verify_fail(f->v, 19, "fa_quant_type", expected, "%s",
+        verify_fail(v, 19, "fa_quant_type", expected, "%s",
                     key->type == VALUE_STRING ? key->text : "no string");
 }
 
-tare_status rule_fa(vfolder *f)
+tare_status rule_fa(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
     attention_config a = read_attention(f);
     bool any = false;
     size_t length;
-    check_key(f, &a);
+    check_key(v, f, &a);
     for (size_t i = 0; i < f->num_tensors; i++) {
         const char *name = f->tensors[i].info.name;
         int which = fa_tensor_of_name(name, &length);
@@ -186,14 +186,14 @@ tare_status rule_fa(vfolder *f)
         for (int j = 0; j < which && first; j++) {
             char other[1024];
             snprintf(other, sizeof other, "%.*s%s", (int)length, name, fa_suffix(j));
-            first = verify_find(f, other) == NULL;
+            first = reader_find(f, other) == NULL;
         }
         for (int j = 0; j < FA_TENSORS && first; j++)
-            TRY(check_tensor(f, &a, name, length, j));
+            TRY(check_tensor(v, f, &a, name, length, j));
         any |= first;
     }
-    if (any && !a.latent && is_target(f, "vllm-ascend"))
-        verify_fail(f->v, 19, "fa_quant_type", "FA of latent attention (MLA) only",
+    if (any && !a.latent && is_target(v, "vllm-ascend"))
+        verify_fail(v, 19, "fa_quant_type", "FA of latent attention (MLA) only",
                     "another attention, whose FA tensors vLLM-Ascend does not load");
 done:
     return status;

@@ -11,31 +11,9 @@
 
 enum { PIECE_BYTES = 1 << 20, PIECE_ELEMENTS = 1 << 18 };
 
-/* The base's own faults end the verification; a NaN in it is its fault, not the output's. */
-static tare_status read_base(vfolder *f, const tensor_info *t, uint64_t offset, void *data,
-                             size_t size)
+static float element(tare_dtype dtype, const char *raw, size_t index)
 {
-    return checkpoint_read(f->v->base, t, offset, data, size);
-}
-
-static bool same_shape(const tensor_info *a, const tensor_info *b)
-{
-    bool same = a->rank == b->rank;
-    for (int i = 0; same && i < a->rank; i++)
-        same = a->shape[i] == b->shape[i];
-    return same;
-}
-
-static float float_at(tare_dtype dtype, const char *raw, size_t index)
-{
-    uint16_t half;
-    float x;
-    if (dtype == TARE_F32) {
-        memcpy(&x, raw + index * sizeof x, sizeof x);
-        return x;
-    }
-    memcpy(&half, raw + index * sizeof half, sizeof half);
-    return dtype == TARE_BF16 ? bf16_to_float(half) : fp16_to_float(half);
+    return reader_element(dtype, raw + index * dtype_size(dtype));
 }
 
 /* ---- smoothing ---- */
@@ -49,15 +27,16 @@ typedef struct smoothing {
 } smoothing;
 
 /* Values of a norm here and in the base; *ratio [n] base / here, *differs. */
-static tare_status norm_ratio(vfolder *f, const char *name, double **ratio, bool *differs)
+static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, double **ratio,
+                              bool *differs)
 {
-    tare_context *ctx = f->v->ctx;
-    const vtensor *t = verify_find(f, name);
-    const tensor_info *source = checkpoint_find(f->v->base, name);
+    tare_context *ctx = f->ctx;
+    const reader_tensor *t = reader_find(f, name);
+    const tensor_info *source = checkpoint_find(v->base, name);
     char *a = NULL, *b = NULL;
     tare_status status = TARE_OK;
     *ratio = NULL;
-    if (!t || !source || source->rank != 1 || !same_shape(&t->info, source) ||
+    if (!t || !source || source->rank != 1 || !tensor_same_shape(&t->info, source) ||
         !dtype_is_float(source->dtype) || !dtype_is_float(t->info.dtype))
         return TARE_OK;
     size_t n = source->shape[0];
@@ -66,10 +45,10 @@ static tare_status norm_ratio(vfolder *f, const char *name, double **ratio, bool
         status = TARE_E_MEMORY;
         goto done;
     }
-    TRY(verify_read(f, t, 0, a, t->info.bytes));
-    TRY(read_base(f, source, 0, b, source->bytes));
+    TRY(reader_read(f, t, 0, a, t->info.bytes));
+    TRY(checkpoint_read(v->base, source, 0, b, source->bytes));
     for (size_t i = 0; i < n; i++) {
-        double here = float_at(t->info.dtype, a, i), there = float_at(source->dtype, b, i);
+        double here = element(t->info.dtype, a, i), there = element(source->dtype, b, i);
         if (f->num.compat)
             there = round_to_dtype(there, f->num.dtype);
         *differs |= here != there;
@@ -86,7 +65,7 @@ done:
 }
 
 /* Of the tensor `name`, whose module may read the layer's `k` norm outputs. */
-static tare_status find_smoothing(vfolder *f, const char *name, smoothing *out)
+static tare_status find_smoothing(verify *v, reader_layout *f, const char *name, smoothing *out)
 {
     static const struct {
         const char *norm, *readers[3];
@@ -104,17 +83,17 @@ static tare_status find_smoothing(vfolder *f, const char *name, smoothing *out)
         double *ratio;
         bool reads = false;
         snprintf(path, sizeof path, "model.layers.%zu.%s", layer, pairs[p].norm);
-        TRY(norm_ratio(f, path, &ratio, &out->found));
+        TRY(norm_ratio(v, f, path, &ratio, &out->found));
         for (size_t i = 0; i < 3; i++)
             reads |= str_ends_with(name, pairs[p].readers[i]);
         if (reads && ratio)
             out->columns = ratio;
         else
-            mem_free(f->v->ctx, ratio);
+            mem_free(f->ctx, ratio);
     }
 done:
     if (status != TARE_OK || !out->found) {
-        mem_free(f->v->ctx, out->columns);
+        mem_free(f->ctx, out->columns);
         out->columns = NULL;
     }
     return status;
@@ -129,16 +108,17 @@ static bool pieces_equal(const tensor_info *stored, const char *a, const tensor_
     if (stored->dtype == source->dtype)
         return memcmp(a, b, count * dtype_size(stored->dtype)) == 0;
     for (size_t i = 0; i < count; i++) {
-        float x = float_at(stored->dtype, a, i);
-        if (x != round_to_dtype((double)float_at(source->dtype, b, i), stored->dtype))
+        float x = element(stored->dtype, a, i);
+        if (x != round_to_dtype((double)element(source->dtype, b, i), stored->dtype))
             return false;
     }
     return true;
 }
 
-static tare_status check_float(vfolder *f, const vtensor *t, const tensor_info *source)
+static tare_status check_float(verify *v, reader_layout *f, const reader_tensor *t,
+                               const tensor_info *source)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     size_t count = tensor_elements(source), widest = sizeof(double);
     size_t here = dtype_size(t->info.dtype), there = dtype_size(source->dtype);
     bool comparable = t->info.dtype == source->dtype ||
@@ -149,16 +129,16 @@ static tare_status check_float(vfolder *f, const vtensor *t, const tensor_info *
 
     TRY(a && b ? TARE_OK : TARE_E_MEMORY);
     if (!comparable) {
-        verify_fail(f->v, 14, t->info.name, dtype_name(source->dtype), "%s",
+        verify_fail(v, 14, t->info.name, dtype_name(source->dtype), "%s",
                     dtype_name(t->info.dtype));
         goto done;
     }
     for (size_t at = 0; at < count; at += PIECE_ELEMENTS) {
         size_t n = count - at < PIECE_ELEMENTS ? count - at : PIECE_ELEMENTS;
-        TRY(verify_read(f, t, (uint64_t)at * here, a, n * here));
-        TRY(read_base(f, source, (uint64_t)at * there, b, n * there));
+        TRY(reader_read(f, t, (uint64_t)at * here, a, n * here));
+        TRY(checkpoint_read(v->base, source, (uint64_t)at * there, b, n * there));
         if (!pieces_equal(&t->info, a, source, b, n)) {
-            verify_fail(f->v, 14, t->info.name, "the values of the base", "others");
+            verify_fail(v, 14, t->info.name, "the values of the base", "others");
             break;
         }
     }
@@ -178,27 +158,27 @@ static bool is_left_out(const verify *v, const char *name)
            (v->base_config->tie_word_embeddings && strcmp(name, "lm_head.weight") == 0);
 }
 
-tare_status rule_base_tensors(vfolder *f)
+tare_status rule_base_tensors(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; i < checkpoint_count(f->v->base); i++) {
-        const tensor_info *source = checkpoint_at(f->v->base, i);
-        const vtensor *t = verify_find(f, source->name);
-        TRY(context_check_cancelled(f->v->ctx));
+    for (size_t i = 0; i < checkpoint_count(v->base); i++) {
+        const tensor_info *source = checkpoint_at(v->base, i);
+        const reader_tensor *t = reader_find(f, source->name);
+        TRY(context_check_cancelled(f->ctx));
         if (!t) {
-            if (str_ends_with(source->name, ".weight") && !is_left_out(f->v, source->name))
-                verify_fail(f->v, 14, source->name, "every weight of the base", "no such tensor");
-        } else if (!same_shape(&t->info, source)) {
+            if (str_ends_with(source->name, ".weight") && !is_left_out(v, source->name))
+                verify_fail(v, 14, source->name, "every weight of the base", "no such tensor");
+        } else if (!tensor_same_shape(&t->info, source)) {
             char want[96], have[96];
-            verify_shape_text(source, want, sizeof want);
-            verify_shape_text(&t->info, have, sizeof have);
-            verify_fail(f->v, 14, source->name, want, "%s", have);
+            tensor_shape_text(source, want, sizeof want);
+            tensor_shape_text(&t->info, have, sizeof have);
+            verify_fail(v, 14, source->name, want, "%s", have);
         } else if (!t->type || strcmp(t->type, "FLOAT") == 0) {
             smoothing s;
-            TRY(find_smoothing(f, source->name, &s));
-            mem_free(f->v->ctx, s.columns);
+            TRY(find_smoothing(v, f, source->name, &s));
+            mem_free(f->ctx, s.columns);
             if (!s.found)
-                TRY(check_float(f, t, source));
+                TRY(check_float(v, f, t, source));
         }
     }
 done:
@@ -227,7 +207,7 @@ static void add_distance(distance *d, size_t row, int8_t q, double w, double sca
         d->first_bad = row;
 }
 
-static double quotient_slack(const vfolder *f)
+static double quotient_slack(const reader_layout *f)
 {
     double half_ulp = 0x1p-24;
     if (f->num.compat && f->num.dtype != TARE_F32)
@@ -235,10 +215,11 @@ static double quotient_slack(const vfolder *f)
     return 128.0 * half_ulp + 1e-5;
 }
 
-static tare_status measure(vfolder *f, const vlinear *l, const vnumbers *n,
-                           const tensor_info *source, const double *columns, distance *d)
+static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
+                           const reader_numbers *n, const tensor_info *source,
+                           const double *columns, distance *d)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     size_t width = dtype_size(source->dtype), total = n->n * n->k;
     double slack = quotient_slack(f);
     int8_t *q = mem_alloc(ctx, PIECE_BYTES);
@@ -249,11 +230,11 @@ static tare_status measure(vfolder *f, const vlinear *l, const vnumbers *n,
     for (size_t at = 0; at < total; at += PIECE_BYTES) {
         size_t count = total - at < PIECE_BYTES ? total - at : PIECE_BYTES;
         TRY(context_check_cancelled(ctx));
-        TRY(verify_read_codes(f, l, at, count, q));
-        TRY(read_base(f, source, (uint64_t)at * width, w, count * width));
+        TRY(reader_codes(f, l, at, count, q));
+        TRY(checkpoint_read(v->base, source, (uint64_t)at * width, w, count * width));
         for (size_t i = 0; i < count; i++) {
             size_t row = (at + i) / n->k;
-            float x = float_at(source->dtype, w, i);
+            float x = element(source->dtype, w, i);
             if (f->num.compat) /* the reference loads the model in this dtype */
                 x = round_to_dtype((double)x, f->num.dtype);
             size_t of_scale = n->num_scales == 1 ? 0 : row;
@@ -277,21 +258,21 @@ static const tensor_info *base_weight(const verify *v, const char *name)
         v->base, tied && strcmp(name, "lm_head.weight") == 0 ? "model.embed_tokens.weight" : name);
 }
 
-tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n)
+tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear *l,
+                               const reader_numbers *n)
 {
     const char *name = arena_printf(&f->arena, "%s.weight", l->module);
-    const tensor_info *source = name ? base_weight(f->v, name) : NULL;
+    const tensor_info *source = name ? base_weight(v, name) : NULL;
     const tensor_info matrix = {.rank = 2, .shape = {n->n, n->k}};
     distance d = {0};
-    verify *v = f->v;
     if (!name)
         return TARE_E_MEMORY;
-    if (!source || !same_shape(&matrix, source) || !dtype_is_float(source->dtype))
+    if (!source || !tensor_same_shape(&matrix, source) || !dtype_is_float(source->dtype))
         return TARE_OK; /* rule 14 */
     smoothing s;
-    tare_status status = find_smoothing(f, name, &s);
+    tare_status status = find_smoothing(v, f, name, &s);
     if (status == TARE_OK)
-        status = measure(f, l, n, source, s.columns, &d);
+        status = measure(v, f, l, n, source, s.columns, &d);
     mem_free(v->ctx, s.columns);
     if (status != TARE_OK)
         return status;
@@ -306,16 +287,16 @@ tare_status rule_base_distance(vfolder *f, const vlinear *l, const vnumbers *n)
         verify_fail(v, 15, name, "within half a scale of the base",
                     "row %zu is further away (%zu values, up to %.3g scales)", d.first_bad, d.bad,
                     d.max);
-    v->error_max = d.max > v->error_max ? d.max : v->error_max;
-    v->error_sum += d.sum;
-    v->error_count += d.count;
-    v->error_type = scheme_of(l->shape.scheme)->type;
+    base_error *e = &v->errors[l->form.scheme];
+    e->max = d.max > e->max ? d.max : e->max;
+    e->sum += d.sum;
+    e->count += d.count;
     return TARE_OK;
 }
 
 /* ---- rule 25 ---- */
 
-static bool is_listed(const vfolder *f, const char *name)
+static bool is_listed(const reader_layout *f, const char *name)
 {
     for (size_t i = 0; i < f->num_names; i++)
         if (strcmp(f->names[i], name) == 0)
@@ -323,37 +304,37 @@ static bool is_listed(const vfolder *f, const char *name)
     return false;
 }
 
-static tare_status check_copied(vfolder *f, const copy_file *item)
+static tare_status check_copied(verify *v, reader_layout *f, const copy_file *item)
 {
-    char *path = path_join(f->v->ctx, f->dir, item->name);
+    char *path = path_join(f->ctx, f->dir, item->name);
     if (!path)
         return TARE_E_MEMORY;
     if (path_exists(path))
         ;
     else if (item->path)
-        verify_fail(f->v, 25, item->name, "the file of the base", "no such file");
+        verify_fail(v, 25, item->name, "the file of the base", "no such file");
     else if (item->missed)
-        verify_warn(f->v, 25, item->name, "the file of the base", "no such file; in the base: %s",
+        verify_warn(v, 25, item->name, "the file of the base", "no such file; in the base: %s",
                     item->why);
-    mem_free(f->v->ctx, path);
+    mem_free(f->ctx, path);
     return TARE_OK;
 }
 
-tare_status rule_base_files(vfolder *f)
+tare_status rule_base_files(verify *v, reader_layout *f)
 {
     copy_list files;
     bool tokenizer = false;
     tare_status status = TARE_OK;
 
-    TRY(copy_list_make(f->v->ctx, &f->arena, f->v->base_dir, false, &files));
+    TRY(copy_list_make(f->ctx, &f->arena, v->base_dir, false, &files));
     for (size_t i = 0; i < files.count; i++) {
-        TRY(check_copied(f, &files.files[i]));
+        TRY(check_copied(v, f, &files.files[i]));
         tokenizer |= files.files[i].path && copy_is_tokenizer(files.files[i].name);
     }
     if (!is_listed(f, "config.json"))
-        verify_fail(f->v, 25, "config.json", "the model's configuration", "no such file");
+        verify_fail(v, 25, "config.json", "the model's configuration", "no such file");
     if (!tokenizer)
-        verify_warn(f->v, 25, f->v->base_dir, "a tokenizer beside the weights", "none");
+        verify_warn(v, 25, v->options->base, "a tokenizer beside the weights", "none");
 done:
     return status;
 }

@@ -17,7 +17,8 @@ typedef struct expert_count {
 } expert_count;
 
 typedef struct expert_table {
-    vfolder *f;
+    verify *v;
+    reader_layout *f;
     strmap blocks, experts, tensors;
     expert_count *block_list, *tensor_list; /* mem_free */
     size_t num_blocks, num_tensors, block_capacity, tensor_capacity;
@@ -45,7 +46,7 @@ static tare_status find_entry(expert_table *t, strmap *map, expert_count **list,
         return TARE_OK;
     const char *name = arena_strndup(&t->f->arena, key, length);
     TRY(name ? TARE_OK : TARE_E_MEMORY);
-    TRY(mem_grow(t->f->v->ctx, (void **)list, capacity, *count + 1, sizeof **list));
+    TRY(mem_grow(t->f->ctx, (void **)list, capacity, *count + 1, sizeof **list));
     *index = (uint32_t)*count;
     (*list)[(*count)++] = (expert_count){.name = name};
     TRY(strmap_put(map, name, length, *index, NULL));
@@ -64,14 +65,14 @@ static tare_status count_expert(expert_table *t, const char *name, size_t length
     return status;
 }
 
-static tare_status add_tensor(expert_table *t, const vtensor *v)
+static tare_status add_tensor(expert_table *t, const reader_tensor *v)
 {
     tare_status status = TARE_OK;
     size_t block_length, expert_length;
     uint32_t block, tensor;
     const char *rest;
     buffer key;
-    buffer_init(&key, t->f->v->ctx);
+    buffer_init(&key, t->f->ctx);
     if (!split_name(v->info.name, &block_length, &expert_length, &rest))
         goto done;
     TRY(find_entry(t, &t->blocks, &t->block_list, &t->num_blocks, &t->block_capacity, v->info.name,
@@ -99,34 +100,36 @@ static bool is_type(const expert_count *e, const char *type)
 
 static void judge(expert_table *t)
 {
-    vfolder *f = t->f;
+    reader_layout *f = t->f;
     const value *group = value_get(f->description, "group_size");
     for (size_t i = 0; i < t->num_tensors; i++) {
         const expert_count *e = &t->tensor_list[i];
         size_t experts = t->block_list[e->block].count;
         if (e->mixed)
-            verify_fail(f->v, 24, e->name, "one type for all experts", "others beside %s", e->type);
+            verify_fail(t->v, 24, e->name, "one type for all experts", "others beside %s", e->type);
         if (e->count != experts)
-            verify_fail(f->v, 24, e->name, "the same tensors for all experts",
+            verify_fail(t->v, 24, e->name, "the same tensors for all experts",
                         "in %zu of %zu experts", e->count, experts);
         if (!str_ends_with(e->name, ".weight"))
             continue;
-        if (is_type(e, scheme_of(SCHEME_W8A8)->type))
-            verify_fail(f->v, 24, e->name, "dynamic activations: engines have no other experts",
+        linear_scheme scheme;
+        if (e->type && scheme_of_type(e->type, &scheme) &&
+            scheme_of(scheme)->activations == ACT_STATIC)
+            verify_fail(t->v, 24, e->name, "dynamic activations: engines have no other experts",
                         "%s", e->type);
         if (is_type(e, "W4A8_DYNAMIC") && group && (!group->is_integer || group->integer != 0))
-            verify_fail(f->v, 24, "group_size", "0 for experts of type W4A8_DYNAMIC", "%s",
+            verify_fail(t->v, 24, "group_size", "0 for experts of type W4A8_DYNAMIC", "%s",
                         group->is_integer ? group->text : "another value");
     }
 }
 
-tare_status rule_experts(vfolder *f)
+tare_status rule_experts(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
-    expert_table t = {.f = f};
-    strmap_init(&t.blocks, f->v->ctx);
-    strmap_init(&t.experts, f->v->ctx);
-    strmap_init(&t.tensors, f->v->ctx);
+    expert_table t = {.v = v, .f = f};
+    strmap_init(&t.blocks, f->ctx);
+    strmap_init(&t.experts, f->ctx);
+    strmap_init(&t.tensors, f->ctx);
     for (size_t i = 0; i < f->num_tensors; i++)
         TRY(add_tensor(&t, &f->tensors[i]));
     judge(&t);
@@ -134,7 +137,7 @@ done:
     strmap_free(&t.blocks);
     strmap_free(&t.experts);
     strmap_free(&t.tensors);
-    mem_free(f->v->ctx, t.block_list);
-    mem_free(f->v->ctx, t.tensor_list);
+    mem_free(f->ctx, t.block_list);
+    mem_free(f->ctx, t.tensor_list);
     return status;
 }

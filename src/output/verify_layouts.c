@@ -7,35 +7,41 @@
 
 enum { COMPARE_ELEMENTS = 4096 };
 
-tare_status rule_npy_keys(vfolder *f)
+/* Every key of `of`, unless it is one of `but`, is a key of all the needed files. */
+static void check_keys(verify *v, const reader_layout *f, npy_file of, const npy_dict *but,
+                       const npy_file *needed, size_t count)
 {
-    /* The first three alone where only weights are quantized. */
+    const npy_dict *keys = f->npy[of];
+    for (size_t i = 0; keys && i < npy_count(keys); i++) {
+        const char *key = npy_at(keys, i)->key;
+        for (size_t j = 0; j < count && !(but && npy_find(but, key)); j++)
+            if (!f->npy[needed[j]] || !npy_find(f->npy[needed[j]], key))
+                verify_fail(v, 26, key, "a key of every file of a linear", "none in %s",
+                            npy_file_name(needed[j]));
+    }
+}
+
+tare_status rule_npy_keys(verify *v, reader_layout *f)
+{
+    /* The first three alone where only weights are stored. */
     static const npy_file NEEDED[] = {NPY_WEIGHT_SCALE, NPY_QUANT_WEIGHT, NPY_WEIGHT_OFFSET,
                                       NPY_INPUT_SCALE,  NPY_INPUT_OFFSET, NPY_DEQ_SCALE,
                                       NPY_QUANT_BIAS};
-    bool weights_alone = strcmp(f->quant_type, scheme_of(SCHEME_W8A16)->type) == 0;
-    size_t needed = weights_alone ? 3 : sizeof NEEDED / sizeof *NEEDED;
-    const npy_dict *scales = f->npy[weights_alone ? NPY_WEIGHT_SCALE : NPY_INPUT_SCALE];
     if (!f->npy[NPY_QUANT_WEIGHT])
-        verify_fail(f->v, 26, npy_file_name(NPY_QUANT_WEIGHT), "the weights", "no such file");
-    for (size_t i = 0; scales && i < npy_count(scales); i++) {
-        const char *key = npy_at(scales, i)->key;
-        for (size_t j = 0; j < needed; j++)
-            if (!f->npy[NEEDED[j]] || !npy_find(f->npy[NEEDED[j]], key))
-                verify_fail(f->v, 26, key, "a key of every file of a linear", "none in %s",
-                            npy_file_name(NEEDED[j]));
-    }
+        verify_fail(v, 26, npy_file_name(NPY_QUANT_WEIGHT), "the weights", "no such file");
+    check_keys(v, f, NPY_INPUT_SCALE, NULL, NEEDED, sizeof NEEDED / sizeof *NEEDED);
+    check_keys(v, f, NPY_WEIGHT_SCALE, f->npy[NPY_INPUT_SCALE], NEEDED, 3);
     return TARE_OK;
 }
 
 /* ---- rule 27 ---- */
 
 /* The tensor of another layout; the numpy layout adds ".weight" to names that are no weights. */
-static const vtensor *counterpart(const vfolder *f, const char *name)
+static const reader_tensor *counterpart(const reader_layout *f, const char *name)
 {
     char other[1024];
     size_t length;
-    const vtensor *t = verify_find(f, name);
+    const reader_tensor *t = reader_find(f, name);
     tensor_role role = role_of_name(name, &length);
     if (t)
         return t;
@@ -44,19 +50,19 @@ static const vtensor *counterpart(const vfolder *f, const char *name)
     else if (role == TENSOR_INPUT_OFFSET)
         snprintf(other, sizeof other, "%.*s%s", (int)length, name,
                  role_suffix(TENSOR_INPUT_ZERO_POINT));
-    else if (role == TENSOR_WEIGHT && verify_find_linear(f, name, length))
+    else if (role == TENSOR_WEIGHT && reader_find_linear(f, name, length))
         snprintf(other, sizeof other, "%.*s%s", (int)length, name,
                  role_suffix(TENSOR_WEIGHT_PACKED));
     else if (role == TENSOR_WEIGHT) /* of the numpy layout, and no weight */
         snprintf(other, sizeof other, "%.*s", (int)length, name);
     else
         return NULL;
-    return verify_find(f, other);
+    return reader_find(f, other);
 }
 
 /* Copies and zero biases of norms are stored in some layouts only (section 4.2), and
  * compressed-tensors has tensors of its own for a linear (section 7). */
-static bool may_be_absent(const vfolder *f, const char *name)
+static bool may_be_absent(const reader_layout *f, const char *name)
 {
     size_t length;
     tensor_role role = role_of_name(name, &length);
@@ -73,43 +79,26 @@ static bool is_decodable(tare_dtype dtype)
 }
 
 /* Integers of a complete linear, one of which is packed. */
-static tare_status equal_codes(vfolder *f, const vlinear *a, vfolder *g, const vlinear *b,
-                               bool *equal)
+static tare_status equal_codes(reader_layout *f, const reader_linear *a, reader_layout *g,
+                               const reader_linear *b, bool *equal)
 {
     int8_t left[COMPARE_ELEMENTS], right[COMPARE_ELEMENTS];
-    size_t count = a->shape.n * a->shape.k;
+    size_t count = a->form.n * a->form.k;
     tare_status status = TARE_OK;
-    *equal = a->shape.n == b->shape.n && a->shape.k == b->shape.k;
+    *equal = a->form.n == b->form.n && a->form.k == b->form.k;
     for (size_t at = 0; *equal && at < count; at += COMPARE_ELEMENTS) {
         size_t n = count - at < COMPARE_ELEMENTS ? count - at : COMPARE_ELEMENTS;
-        TRY(verify_read_codes(f, a, at, n, left));
-        TRY(verify_read_codes(g, b, at, n, right));
+        TRY(reader_codes(f, a, at, n, left));
+        TRY(reader_codes(g, b, at, n, right));
         *equal = memcmp(left, right, n) == 0;
     }
 done:
     return status;
 }
 
-static tare_status equal_bytes(vfolder *f, const vtensor *a, vfolder *g, const vtensor *b,
-                               bool *equal)
-{
-    char left[COMPARE_ELEMENTS * 4], right[COMPARE_ELEMENTS * 4];
-    tare_status status = TARE_OK;
-    *equal = a->info.bytes == b->info.bytes;
-    for (uint64_t at = 0; *equal && at < a->info.bytes; at += sizeof left) {
-        uint64_t rest = a->info.bytes - at;
-        size_t size = rest < sizeof left ? (size_t)rest : sizeof left;
-        TRY(verify_read(f, a, at, left, size));
-        TRY(verify_read(g, b, at, right, size));
-        *equal = memcmp(left, right, size) == 0;
-    }
-done:
-    return status;
-}
-
 /* Values after decoding; a single scale equals its repetition. */
-static tare_status equal_values(vfolder *f, const vtensor *a, vfolder *g, const vtensor *b,
-                                bool *equal)
+static tare_status equal_values(reader_layout *f, const reader_tensor *a, reader_layout *g,
+                                const reader_tensor *b, bool *equal)
 {
     float left[COMPARE_ELEMENTS], right[COMPARE_ELEMENTS];
     size_t na = tensor_elements(&a->info), nb = tensor_elements(&b->info);
@@ -118,8 +107,8 @@ static tare_status equal_values(vfolder *f, const vtensor *a, vfolder *g, const 
     *equal = na == nb || na == 1 || nb == 1;
     for (size_t at = 0; *equal && at < count; at += COMPARE_ELEMENTS) {
         size_t n = count - at < COMPARE_ELEMENTS ? count - at : COMPARE_ELEMENTS;
-        TRY(verify_read_elements(f, a, na == 1 ? 0 : at, na == 1 ? 1 : n, left));
-        TRY(verify_read_elements(g, b, nb == 1 ? 0 : at, nb == 1 ? 1 : n, right));
+        TRY(reader_elements(f, a, na == 1 ? 0 : at, na == 1 ? 1 : n, left));
+        TRY(reader_elements(g, b, nb == 1 ? 0 : at, nb == 1 ? 1 : n, right));
         for (size_t i = 0; i < n && *equal; i++)
             *equal = memcmp(&left[na == 1 ? 0 : i], &right[nb == 1 ? 0 : i], sizeof *left) == 0;
     }
@@ -127,53 +116,50 @@ done:
     return status;
 }
 
-static tare_status compare(vfolder *f, const vtensor *a, vfolder *g, const vtensor *b)
+static tare_status compare(verify *v, reader_layout *f, const reader_tensor *a, reader_layout *g,
+                           const reader_tensor *b)
 {
     tare_status status = TARE_OK;
     size_t length;
     bool equal = false, packed = role_of_name(a->info.name, &length) == TENSOR_WEIGHT_PACKED;
-    bool zero_point = a->info.dtype == TARE_I8 && is_decodable(b->info.dtype);
-    const vlinear *l = verify_find_linear(f, a->info.name, length);
-    const vlinear *m = verify_find_linear(g, a->info.name, length);
+    const reader_linear *l = reader_find_linear(f, a->info.name, length);
+    const reader_linear *m = reader_find_linear(g, a->info.name, length);
     if (packed && l && m && l->complete && m->complete)
         TRY(equal_codes(f, l, g, m, &equal));
-    else if (zero_point)
-        TRY(equal_values(f, a, g, b, &equal));
-    else if (is_decodable(a->info.dtype) && is_decodable(b->info.dtype))
+    else if ((a->info.dtype == TARE_I8 || is_decodable(a->info.dtype)) &&
+             is_decodable(b->info.dtype)) /* I8: a zero point */
         TRY(equal_values(f, a, g, b, &equal));
     else if (a->info.dtype == b->info.dtype)
-        TRY(equal_bytes(f, a, g, b, &equal));
+        TRY(reader_same_bytes(f, a, g, b, &equal));
     if (!equal)
-        verify_fail(f->v, 27, a->info.name, "the values of the other layout", "others in %s",
-                    f->dir);
+        verify_fail(v, 27, a->info.name, "the values of the other layout", "others in %s", f->dir);
 done:
     return status;
 }
 
 /* Every layout against the first one. */
-tare_status rule_layouts_agree(vfolder *f)
+tare_status rule_layouts_agree(verify *v, reader_layout *f)
 {
-    vfolder *first = &f->v->folders[0];
+    reader_layout *first = &v->output.layouts[0];
     size_t found = 0, expected = 0;
     tare_status status = TARE_OK;
     if (f == first || first->broken)
         return TARE_OK;
     for (size_t i = 0; i < first->num_tensors; i++) {
-        const vtensor *b = &first->tensors[i], *a = counterpart(f, b->info.name);
-        TRY(context_check_cancelled(f->v->ctx));
+        const reader_tensor *b = &first->tensors[i], *a = counterpart(f, b->info.name);
+        TRY(context_check_cancelled(f->ctx));
         if (a) {
             found += !may_be_absent(f, a->info.name);
-            TRY(compare(f, a, first, b));
+            TRY(compare(v, f, a, first, b));
         } else if (!may_be_absent(f, b->info.name)) {
-            verify_fail(f->v, 27, b->info.name, "the tensors of the other layout", "none in %s",
+            verify_fail(v, 27, b->info.name, "the tensors of the other layout", "none in %s",
                         f->dir);
         }
     }
     for (size_t i = 0; i < f->num_tensors; i++)
         expected += !may_be_absent(f, f->tensors[i].info.name);
     if (expected > found)
-        verify_fail(f->v, 27, f->dir, "the tensors of the other layout", "%zu more",
-                    expected - found);
+        verify_fail(v, 27, f->dir, "the tensors of the other layout", "%zu more", expected - found);
 done:
     return status;
 }

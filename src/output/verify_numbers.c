@@ -17,7 +17,7 @@ static void note(breach *b, size_t index)
         b->first = index;
 }
 
-static const char *part_name(const vlinear *l, tensor_role role)
+static const char *part_name(const reader_linear *l, tensor_role role)
 {
     return l->parts[role]->info.name;
 }
@@ -27,8 +27,10 @@ static bool positive(float x)
     return isfinite(x) && x > 0.0f;
 }
 
-tare_status rule_deq_bits(vfolder *f, const vlinear *l, const vnumbers *n)
+tare_status rule_deq_bits(verify *v, reader_layout *f, const reader_linear *l,
+                          const reader_numbers *n)
 {
+    (void)f;
     breach upper = {0}, wrong = {0};
     for (size_t i = 0; i < n->num_deq && n->deq_bits; i++) {
         if ((uint64_t)n->deq_bits[i] >> 32 != 0)
@@ -37,18 +39,18 @@ tare_status rule_deq_bits(vfolder *f, const vlinear *l, const vnumbers *n)
             note(&wrong, i);
     }
     if (upper.count > 0)
-        verify_fail(f->v, 7, part_name(l, TENSOR_DEQ_SCALE), "upper halves 0",
+        verify_fail(v, 7, part_name(l, TENSOR_DEQ_SCALE), "upper halves 0",
                     "%lld at row %zu (%zu in all)", (long long)n->deq_bits[upper.first],
                     upper.first, upper.count);
     if (wrong.count > 0)
-        verify_fail(f->v, 7, part_name(l, TENSOR_DEQ_SCALE), "the bits of positive float32 numbers",
+        verify_fail(v, 7, part_name(l, TENSOR_DEQ_SCALE), "the bits of positive float32 numbers",
                     "%lld at row %zu (%zu in all)", (long long)n->deq_bits[wrong.first],
                     wrong.first, wrong.count);
     return TARE_OK;
 }
 
-static void check_scales(vfolder *f, const char *name, const float *x, size_t count,
-                         bool in_serving)
+static void check_scales(verify *v, reader_layout *f, const char *name, const float *x,
+                         size_t count, bool in_serving)
 {
     breach bad = {0}, inexact = {0};
     for (size_t i = 0; i < count; i++) {
@@ -58,24 +60,25 @@ static void check_scales(vfolder *f, const char *name, const float *x, size_t co
             note(&inexact, i);
     }
     if (bad.count > 0)
-        verify_fail(f->v, 8, name, "finite scales above 0", "%g at %zu (%zu in all)",
+        verify_fail(v, 8, name, "finite scales above 0", "%g at %zu (%zu in all)",
                     (double)x[bad.first], bad.first, bad.count);
     if (inexact.count > 0)
-        verify_fail(f->v, 8, name, "scales that the serving dtype holds exactly",
+        verify_fail(v, 8, name, "scales that the serving dtype holds exactly",
                     "%.9g at %zu (%zu in all)", (double)x[inexact.first], inexact.first,
                     inexact.count);
 }
 
-tare_status rule_scales(vfolder *f, const vlinear *l, const vnumbers *n)
+tare_status rule_scales(verify *v, reader_layout *f, const reader_linear *l,
+                        const reader_numbers *n)
 {
     /* The reference keeps FP32 input scales of FP16 models, and compat writes what it writes. */
     bool exact = f->layout == LAYOUT_ASCENDV1 && !f->num.compat;
-    check_scales(f, part_name(l, TENSOR_WEIGHT_SCALE), n->weight_scale, n->num_scales, exact);
+    check_scales(v, f, part_name(l, TENSOR_WEIGHT_SCALE), n->weight_scale, n->num_scales, exact);
     if (!n->activations)
         return TARE_OK;
-    check_scales(f, part_name(l, TENSOR_INPUT_SCALE), &n->input_scale, 1, exact);
+    check_scales(v, f, part_name(l, TENSOR_INPUT_SCALE), &n->input_scale, 1, exact);
     if (n->num_deq > 0 && !n->deq_bits)
-        check_scales(f, part_name(l, TENSOR_DEQ_SCALE), n->deq_scale, n->num_deq, false);
+        check_scales(v, f, part_name(l, TENSOR_DEQ_SCALE), n->deq_scale, n->num_deq, false);
     return TARE_OK;
 }
 
@@ -85,45 +88,49 @@ static bool is_offset(float o)
 }
 
 /* Weights with offsets: vLLM-Ascend's W8A16 kernel adds what these files mean to be subtracted. */
-static const char *expected_offsets(const vfolder *f, const vlinear *l)
+static const char *expected_offsets(const verify *v, const reader_linear *l)
 {
-    const char *target = f->v->options->target;
-    if (l->shape.scheme == SCHEME_W8A8)
+    const char *target = v->options->target;
+    if (scheme_of(l->form.scheme)->activations != ACT_FLOAT)
         return "0";
     return target && strcmp(target, "vllm-ascend") == 0 ? "0: the engine would add offsets"
                                                         : "integers in -128..127";
 }
 
-tare_status rule_offsets(vfolder *f, const vlinear *l, const vnumbers *n)
+tare_status rule_offsets(verify *v, reader_layout *f, const reader_linear *l,
+                         const reader_numbers *n)
 {
+    (void)f;
     breach bad = {0};
-    const char *expected = expected_offsets(f, l);
+    const char *expected = expected_offsets(v, l);
     /* compressed-tensors' zero point can be nothing else */
     if (n->num_deq > 0 && !is_offset(n->input_offset))
-        verify_fail(f->v, 9, part_name(l, TENSOR_INPUT_OFFSET), "an integer in -128..127", "%g",
+        verify_fail(v, 9, part_name(l, TENSOR_INPUT_OFFSET), "an integer in -128..127", "%g",
                     (double)n->input_offset);
     for (size_t i = 0; i < n->num_scales; i++)
         if (*expected == '0' ? n->weight_offset[i] != 0.0f : !is_offset(n->weight_offset[i]))
             note(&bad, i);
     if (bad.count > 0)
-        verify_fail(f->v, 9, part_name(l, TENSOR_WEIGHT_OFFSET), expected, "%g at %zu (%zu in all)",
+        verify_fail(v, 9, part_name(l, TENSOR_WEIGHT_OFFSET), expected, "%g at %zu (%zu in all)",
                     (double)n->weight_offset[bad.first], bad.first, bad.count);
     return TARE_OK;
 }
 
 /* compat multiplies in the model dtype, unless the reference kept an FP32 input scale; a product
  * that underflows there stays FP32. */
-static float expected_deq(const vfolder *f, const vlinear *l, float input_scale, float weight_scale)
+static float expected_deq(const reader_layout *f, const reader_linear *l, float input_scale,
+                          float weight_scale)
 {
     float product = input_scale * weight_scale;
-    bool widened = l->shape.act_dtype == TARE_F32 && f->num.dtype == TARE_F16;
+    bool widened = l->form.act_dtype == TARE_F32 && f->num.dtype == TARE_F16;
     if (!f->num.compat || widened)
         return product;
     float native = round_to_dtype((double)product, f->num.dtype);
     return positive(native) ? native : product;
 }
 
-tare_status rule_deq_product(vfolder *f, const vlinear *l, const vnumbers *n)
+tare_status rule_deq_product(verify *v, reader_layout *f, const reader_linear *l,
+                             const reader_numbers *n)
 {
     breach bad = {0};
     for (size_t i = 0; i < n->num_deq; i++) {
@@ -134,7 +141,7 @@ tare_status rule_deq_product(vfolder *f, const vlinear *l, const vnumbers *n)
     }
     if (bad.count > 0) {
         float scale = n->weight_scale[n->num_scales == 1 ? 0 : bad.first];
-        verify_fail(f->v, 10, part_name(l, TENSOR_DEQ_SCALE), "input_scale * weight_scale in FP32",
+        verify_fail(v, 10, part_name(l, TENSOR_DEQ_SCALE), "input_scale * weight_scale in FP32",
                     "%.9g at row %zu, the product is %.9g (%zu in all)",
                     (double)n->deq_scale[bad.first], bad.first,
                     (double)expected_deq(f, l, n->input_scale, scale), bad.count);
@@ -143,7 +150,7 @@ tare_status rule_deq_product(vfolder *f, const vlinear *l, const vnumbers *n)
 }
 
 /* rne(bias/deq - offset*sum), not yet saturated; compat in FP32 where that fits an int32. */
-static double expected_bias(const vfolder *f, const vnumbers *n, size_t row)
+static double expected_bias(const reader_layout *f, const reader_numbers *n, size_t row)
 {
     float deq = n->deq_scale[n->num_deq == 1 ? 0 : row];
     float bias = n->bias ? n->bias[row] : 0.0f;
@@ -156,7 +163,8 @@ static double expected_bias(const vfolder *f, const vnumbers *n, size_t row)
     return rint((bias == 0.0f ? 0.0 : (double)bias / (double)deq) - correction);
 }
 
-tare_status rule_quant_bias(vfolder *f, const vlinear *l, const vnumbers *n)
+tare_status rule_quant_bias(verify *v, reader_layout *f, const reader_linear *l,
+                            const reader_numbers *n)
 {
     breach bad = {0}, saturated = {0};
     double tolerance = f->num.compat ? 1.0 : 0.0;
@@ -169,19 +177,19 @@ tare_status rule_quant_bias(vfolder *f, const vlinear *l, const vnumbers *n)
             note(&bad, i);
     }
     if (bad.count > 0)
-        verify_fail(f->v, 11, part_name(l, TENSOR_QUANT_BIAS),
+        verify_fail(v, 11, part_name(l, TENSOR_QUANT_BIAS),
                     "rne(bias/deq_scale - input_offset*row sum)",
                     "%d at row %zu, recomputed %.0f (%zu in all)", n->quant_bias[bad.first],
                     bad.first, expected_bias(f, n, bad.first), bad.count);
     if (saturated.count > 0)
-        verify_warn(f->v, 11, part_name(l, TENSOR_QUANT_BIAS), "values that fit int32",
+        verify_warn(v, 11, part_name(l, TENSOR_QUANT_BIAS), "values that fit int32",
                     "%.0f at row %zu, saturated (%zu rows in all)",
                     expected_bias(f, n, saturated.first), saturated.first, saturated.count);
     return TARE_OK;
 }
 
 /* Is one scale in use for the whole matrix? ascendv1 repeats it. */
-static bool single_scale(const vnumbers *n)
+static bool single_scale(const reader_numbers *n)
 {
     for (size_t i = 1; i < n->num_scales; i++)
         if (n->weight_scale[i] != n->weight_scale[0])
@@ -189,11 +197,11 @@ static bool single_scale(const vnumbers *n)
     return true;
 }
 
-static bool is_symmetric(const vlinear *l, const vnumbers *n)
+static bool is_symmetric(const reader_linear *l, const reader_numbers *n)
 {
-    for (size_t i = 0; i < n->num_scales && l->shape.scheme == SCHEME_W8A16; i++)
+    for (size_t i = 0; i < n->num_scales; i++)
         if (n->weight_offset[i] != 0.0f)
-            return false;
+            return scheme_of(l->form.scheme)->activations != ACT_FLOAT;
     return true;
 }
 
@@ -205,8 +213,10 @@ static int reach_of(bool symmetric, float low, float high)
 }
 
 /* What rounding a scale up, and an offset, may take is left out of `enough`. */
-tare_status rule_integer_range(vfolder *f, const vlinear *l, const vnumbers *n)
+tare_status rule_integer_range(verify *v, reader_layout *f, const reader_linear *l,
+                               const reader_numbers *n)
 {
+    (void)f;
     breach below = {0}, weak = {0};
     bool symmetric = is_symmetric(l, n);
     float lowest = 0, highest = 0;
@@ -224,10 +234,10 @@ tare_status rule_integer_range(vfolder *f, const vlinear *l, const vnumbers *n)
     }
     int matrix = reach_of(symmetric, lowest, highest);
     if (below.count > 0)
-        verify_fail(f->v, 12, part_name(l, TENSOR_WEIGHT), "-127..127",
+        verify_fail(v, 12, part_name(l, TENSOR_WEIGHT), "-127..127",
                     "-128 in row %zu (%zu rows in all)", below.first, below.count);
     if (single_scale(n) ? matrix > 0 && matrix < enough : weak.count > 0)
-        verify_warn(f->v, 12, part_name(l, TENSOR_WEIGHT),
+        verify_warn(v, 12, part_name(l, TENSOR_WEIGHT),
                     symmetric ? "integers that reach 126" : "integers that span 252",
                     single_scale(n) ? "at most %zu in the matrix" : "less in row %zu and others",
                     single_scale(n) ? (size_t)matrix : weak.first);

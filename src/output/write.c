@@ -68,12 +68,6 @@ done:
     return TARE_WRAP(o->ctx, status, "%s", name);
 }
 
-/* What a linear's small tensors are made from. */
-typedef struct small_tensor {
-    const float *values; /* NULL: zeros */
-    size_t count;        /* of values: the tensor's number of elements, or 1 that is repeated */
-} small_tensor;
-
 /* x, which is representable in `dtype` unless that is I64: a deq_scale, kept as the bits of its
  * FP32 value. */
 static void store_value(tare_dtype dtype, float x, void *at)
@@ -93,100 +87,21 @@ static void store_value(tare_dtype dtype, float x, void *at)
     }
 }
 
-static void fill_small(const tensor_info *t, const small_tensor *s, char *out)
+/* Elements of a tensor from FP32 values: `count` is their number, or 1 that is repeated; NULL:
+ * zeros. */
+static void fill_small(const tensor_info *t, const float *values, size_t count, char *out)
 {
     size_t elements = tensor_elements(t), width = dtype_size(t->dtype);
     for (size_t i = 0; i < elements; i++)
-        store_value(t->dtype, s->values ? s->values[s->count == 1 ? 0 : i] : 0.0f, out + i * width);
+        store_value(t->dtype, values ? values[count == 1 ? 0 : i] : 0.0f, out + i * width);
 }
 
-/* The data of one tensor of a linear: a pointer into the arguments, or made in `scratch`. */
-static const void *linear_data(const tensor_info *t, tensor_role role, const quantized_weight *w,
-                               const act_params *act, const float *deq_scale,
-                               const int32_t *quant_bias, const void *bias, void *scratch)
-{
-    small_tensor s = {NULL, 1};
-    switch (role) {
-    case TENSOR_WEIGHT:
-        return w->q;
-    case TENSOR_BIAS:
-        return bias;
-    case TENSOR_QUANT_BIAS:
-        return quant_bias;
-    case TENSOR_WEIGHT_SCALE:
-        s = (small_tensor){w->scales, w->num_scales};
-        break;
-    case TENSOR_DEQ_SCALE:
-        s = (small_tensor){deq_scale, w->num_scales};
-        break;
-    case TENSOR_INPUT_SCALE:
-        s = (small_tensor){&act->scale, 1};
-        break;
-    case TENSOR_INPUT_OFFSET:
-    case TENSOR_INPUT_ZERO_POINT:
-        s = (small_tensor){&act->offset, 1};
-        break;
-    default: /* the weight offset of a symmetric scheme */
-        break;
-    }
-    fill_small(t, &s, scratch);
-    return scratch;
-}
-
-static tare_status write_linear(output *o, const output_unit *u, const quantized_weight *w,
-                                const act_params *act, const float *deq_scale,
-                                const int32_t *quant_bias, const void *bias, void *scratch)
-{
-    tare_status status = TARE_OK;
-    for (size_t i = 0; i < o->num_folders; i++) {
-        output_folder *f = &o->folders[i];
-        const planned_tensor *t = &f->tensors[u->first[i]];
-        for (int role = 0; role < TENSOR_COUNT; role++) {
-            tensor_info info;
-            if (!linear_tensor(f->layout, &o->options.num, &u->linear, (tensor_role)role, &info))
-                continue;
-            const void *data = linear_data(&t->info, t->role, w, act, deq_scale, quant_bias, bias,
-                                           scratch);
-            TRY(output_write_tensor(o, f, t, 0, data, t->info.bytes));
-            t++;
-        }
-    }
-done:
-    return status;
-}
-
-tare_status output_write_w8a8(output *o, const char *module, const quantized_weight *w,
-                              const act_params *act, const float *deq_scale,
-                              const int32_t *quant_bias, const void *bias)
-{
-    output_unit *u = output_find_unit(o, &o->linears, module, UNIT_LINEAR);
-    tare_status status = TARE_OK;
-    void *scratch = NULL;
-
-    if (!u)
-        return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s was not declared for the output", module);
-    if (u->complete || u->linear.scheme != SCHEME_W8A8 || w->n != u->linear.n ||
-        w->k != u->linear.k || w->num_scales != (u->linear.per_tensor ? 1 : w->n) ||
-        (bias != NULL) != u->linear.has_bias)
-        return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s differs from what was declared", module);
-    scratch = mem_alloc_array(o->ctx, w->n, sizeof(int64_t));
-    TRY(scratch ? TARE_OK : TARE_E_MEMORY);
-    TRY(write_linear(o, u, w, act, deq_scale, quant_bias, bias, scratch));
-    if (o->options.tape)
-        TRY(output_tape_w8a8(o, u, w, act, deq_scale, quant_bias, bias));
-    u->complete = true;
-done:
-    mem_free(o->ctx, scratch);
-    return TARE_WRAP(o->ctx, status, "%s", module);
-}
-
-/* What the rows of a W8A16 linear are written from. */
-typedef struct row_data {
-    const weight_codes *codes;
-    size_t first, count;
-    void *scratch; /* [count] of float */
-    char *packed;  /* NULL: no folder holds them packed */
-} row_data;
+/* What a linear's parts become on their way into files. */
+typedef struct part_room {
+    void *small;  /* [count] of 8 bytes */
+    char *packed; /* rows of packed_words; NULL: no folder holds them */
+    int64_t shape[2];
+} part_room;
 
 /* [count,k] integers as words of four (packed_words). */
 static void pack_rows(const int8_t *q, size_t count, size_t k, char *out)
@@ -199,85 +114,116 @@ static void pack_rows(const int8_t *q, size_t count, size_t k, char *out)
     }
 }
 
-/* Rows of one tensor of a W8A16 linear; what is not by row goes with the first. */
-static tare_status write_rows(output *o, output_folder *f, const planned_tensor *t,
-                              const linear_form *form, const row_data *d)
+static tare_status make_room(output *o, const linear_form *form, const linear_parts *p,
+                             part_room *room)
 {
-    uint64_t row_bytes = t->info.bytes / t->info.shape[0];
-    size_t first = d->first, count = d->count;
-    void *scratch = d->scratch;
-    if (t->role == TENSOR_WEIGHT || t->role == TENSOR_WEIGHT_PACKED)
-        return output_write_tensor(o, f, t, first * row_bytes,
-                                   t->role == TENSOR_WEIGHT ? (const void *)d->codes->q : d->packed,
-                                   count * row_bytes);
-    if (t->role == TENSOR_WEIGHT_SHAPE) {
-        int64_t shape[2] = {(int64_t)form->n, (int64_t)form->k};
-        return first > 0 ? TARE_OK : output_write_tensor(o, f, t, 0, shape, sizeof shape);
-    }
-    small_tensor s = {t->role == TENSOR_WEIGHT_SCALE ? d->codes->scales : d->codes->offsets,
-                      form->per_tensor ? 1 : count};
-    tensor_info rows = t->info;
-    if (t->info.rank == 1 && first > 0)
+    tensor_info packed;
+    bool packs = (o->options.save & SAVE_COMPRESSED_TENSORS) &&
+                 linear_tensor(LAYOUT_COMPRESSED_TENSORS, &o->options.num, form,
+                               TENSOR_WEIGHT_PACKED, &packed);
+    *room = (part_room){.shape = {(int64_t)form->n, (int64_t)form->k}};
+    if (!(room->small = mem_alloc_array(o->ctx, p->count, sizeof(int64_t))))
+        return TARE_E_MEMORY;
+    if (!packs)
         return TARE_OK;
-    if (t->info.rank == 2)
-        rows.shape[0] = count;
-    fill_small(&rows, &s, scratch);
-    return output_write_tensor(o, f, t, first * row_bytes, scratch, rows.shape[0] * row_bytes);
+    room->packed = mem_alloc_array(o->ctx, p->count * packed_words(form->k), sizeof(uint32_t));
+    if (!room->packed)
+        return TARE_E_MEMORY;
+    pack_rows(p->data[TENSOR_WEIGHT], p->count, form->k, room->packed);
+    return TARE_OK;
 }
 
-/* The bias comes after the weight: in the npy layout they follow each other in one file. */
-static tare_status write_all_rows(output *o, const output_unit *u, const row_data *d,
-                                  const void *bias)
+/* The data of (rows of) a tensor: one of the parts, or made of one. */
+static const void *part_data(const tensor_info *t, tensor_role role, const linear_form *form,
+                             const linear_parts *p, const part_room *room)
+{
+    tensor_role part = role == TENSOR_INPUT_ZERO_POINT ? TENSOR_INPUT_OFFSET : role;
+    switch (role) {
+    case TENSOR_WEIGHT:
+    case TENSOR_BIAS:
+    case TENSOR_QUANT_BIAS:
+        return p->data[role];
+    case TENSOR_WEIGHT_PACKED:
+        return room->packed;
+    case TENSOR_WEIGHT_SHAPE:
+        return room->shape;
+    default:
+        break;
+    }
+    fill_small(t, p->data[part], part_bytes(form, part, p->count) / sizeof(float), room->small);
+    return room->small;
+}
+
+/* What is not by row, a single scale among it, goes with the last rows. */
+static tare_status write_part(output *o, output_folder *f, const planned_tensor *t,
+                              const linear_form *form, const linear_parts *p, const part_room *room)
+{
+    bool by_row = part_is_by_row(t->role) && t->info.shape[0] == form->n;
+    tensor_info rows = t->info;
+    uint64_t offset = 0;
+    if (!by_row && p->first + p->count < form->n)
+        return TARE_OK;
+    if (by_row) {
+        rows.shape[0] = p->count;
+        rows.bytes = t->info.bytes / form->n * p->count;
+        offset = t->info.bytes / form->n * p->first;
+    }
+    return output_write_tensor(o, f, t, offset, part_data(&rows, t->role, form, p, room),
+                               rows.bytes);
+}
+
+static tare_status write_parts(output *o, const output_unit *u, const linear_parts *p,
+                               const part_room *room)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < o->num_folders; i++) {
         output_folder *f = &o->folders[i];
-        const planned_tensor *t = &f->tensors[u->first[i]], *bias_tensor = NULL;
+        const planned_tensor *t = &f->tensors[u->first[i]];
         for (int role = 0; role < TENSOR_COUNT; role++) {
             tensor_info info;
-            if (!linear_tensor(f->layout, &o->options.num, &u->linear, (tensor_role)role, &info))
-                continue;
-            if (role == TENSOR_BIAS)
-                bias_tensor = t;
-            else
-                TRY(write_rows(o, f, t, &u->linear, d));
-            t++;
+            if (linear_tensor(f->layout, &o->options.num, &u->linear, (tensor_role)role, &info))
+                TRY(write_part(o, f, t++, &u->linear, p, room));
         }
-        if (bias && bias_tensor)
-            TRY(output_write_tensor(o, f, bias_tensor, 0, bias, bias_tensor->info.bytes));
     }
 done:
     return status;
 }
 
-tare_status output_write_w8a16(output *o, const char *module, size_t first, size_t count,
-                               const weight_codes *codes, const void *bias)
+/* The next rows of the linear, and the parts that come with them? */
+static bool parts_fit(const output_unit *u, const linear_parts *p)
+{
+    const linear_form *form = &u->linear;
+    if (u->complete || p->count == 0 || p->first != u->written || p->count > form->n - u->written)
+        return false;
+    for (int role = 0; role < TENSOR_COUNT; role++) {
+        bool due = form_has_part(form, (tensor_role)role) &&
+                   (part_is_by_row((tensor_role)role) || p->first + p->count == form->n);
+        bool optional = due && role == TENSOR_WEIGHT_OFFSET;
+        if ((p->data[role] != NULL) != due && !optional)
+            return false;
+    }
+    return true;
+}
+
+tare_status output_write_linear(output *o, const char *module, const linear_parts *parts)
 {
     output_unit *u = output_find_unit(o, &o->linears, module, UNIT_LINEAR);
     tare_status status = TARE_OK;
-    row_data d = {.codes = codes, .first = first, .count = count};
+    part_room room = {0};
 
     if (!u)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s was not declared for the output", module);
-    bool last = count == u->linear.n - u->written;
-    if (u->complete || u->linear.scheme != SCHEME_W8A16 || first != u->written ||
-        count > u->linear.n - u->written || (bias != NULL) != (last && u->linear.has_bias))
+    if (!parts_fit(u, parts))
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "linear %s differs from what was declared", module);
-    d.scratch = mem_alloc_array(o->ctx, count, sizeof(float));
-    TRY(d.scratch ? TARE_OK : TARE_E_MEMORY);
-    if (o->options.save & SAVE_COMPRESSED_TENSORS) {
-        d.packed = mem_alloc_array(o->ctx, count * packed_words(u->linear.k), sizeof(uint32_t));
-        TRY(d.packed ? TARE_OK : TARE_E_MEMORY);
-        pack_rows(codes->q, count, u->linear.k, d.packed);
-    }
-    TRY(write_all_rows(o, u, &d, bias));
+    TRY(make_room(o, &u->linear, parts, &room));
+    TRY(write_parts(o, u, parts, &room));
     if (o->options.tape)
-        TRY(output_tape_w8a16(o, u, first, count, codes, bias));
-    u->written += count;
-    u->complete = last;
+        TRY(output_tape_linear(o, u, parts));
+    u->written += parts->count;
+    u->complete = u->written == u->linear.n;
 done:
-    mem_free(o->ctx, d.scratch);
-    mem_free(o->ctx, d.packed);
+    mem_free(o->ctx, room.small);
+    mem_free(o->ctx, room.packed);
     return TARE_WRAP(o->ctx, status, "%s", module);
 }
 

@@ -138,19 +138,12 @@ void live_linear_free(run *r, live_linear *l)
     *l = (live_linear){0};
 }
 
-/* What comes from the weights alone. */
-static tare_status write_weights(run *r, const live_linear *l)
-{
-    weight_codes codes = {.q = l->q.q, .scales = l->q.scales};
-    return output_write_w8a16(r->out, l->linear->name, 0, l->q.n, &codes, l->bias_raw);
-}
-
-tare_status live_linear_write(run *r, live_linear *l, const act_params *act)
+/* The parts that calibration gives, beside those of the weights, which *parts has. */
+static tare_status write_calibrated(run *r, live_linear *l, const act_params *act,
+                                    linear_parts *parts)
 {
     tare_status status = TARE_OK;
     double worst = 0;
-    if (scheme_of(l->scheme)->activations != ACT_STATIC)
-        return TARE_WRAP(r->ctx, write_weights(r, l), "%s", l->linear->name);
     float *deq_scale = mem_alloc_array(r->ctx, l->q.n, sizeof *deq_scale);
     int32_t *quant_bias = mem_alloc_array(r->ctx, l->q.n, sizeof *quant_bias);
     if (!deq_scale || !quant_bias) {
@@ -166,10 +159,26 @@ tare_status live_linear_write(run *r, live_linear *l, const act_params *act)
             "%s: quant_bias of %zu rows does not fit int32 and is saturated; worst error %.3g",
             l->linear->name, saturated, worst);
     }
-    TRY(output_write_w8a8(r->out, l->linear->name, &l->q, act, deq_scale, quant_bias, l->bias_raw));
+    parts->data[TENSOR_INPUT_SCALE] = &act->scale;
+    parts->data[TENSOR_INPUT_OFFSET] = &act->offset;
+    parts->data[TENSOR_QUANT_BIAS] = quant_bias;
+    parts->data[TENSOR_DEQ_SCALE] = deq_scale;
+    TRY(output_write_linear(r->out, l->linear->name, parts));
 done:
     mem_free(r->ctx, deq_scale);
     mem_free(r->ctx, quant_bias);
+    return status;
+}
+
+tare_status live_linear_write(run *r, live_linear *l, const act_params *act)
+{
+    linear_parts parts = {.count = l->q.n,
+                          .data = {[TENSOR_WEIGHT] = l->q.q,
+                                   [TENSOR_BIAS] = l->bias_raw,
+                                   [TENSOR_WEIGHT_SCALE] = l->q.scales}};
+    tare_status status = scheme_of(l->scheme)->activations == ACT_STATIC
+                             ? write_calibrated(r, l, act, &parts)
+                             : output_write_linear(r->out, l->linear->name, &parts);
     return TARE_WRAP(r->ctx, status, "%s", l->linear->name);
 }
 

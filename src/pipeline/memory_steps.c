@@ -171,6 +171,15 @@ static size_t kept_bytes(const planner *p, const model_linear *l, const linear_p
     return weights;
 }
 
+/* compressed-tensors packs the integers of W8A16. */
+static size_t write_linear_bytes(const run *r, size_t i)
+{
+    const model_linear *l = &r->model->linears[i];
+    size_t packing = r->linears[i].scheme == SCHEME_W8A16 ? output_rows_bytes(l->n, l->k, r->save)
+                                                          : 0;
+    return live_linear_write_bytes(l->n) + packing;
+}
+
 /* What the two threads hold while a block is computed: the weights of the next one, and in the
  * second pass the result of the last one. Such a block is one segment. */
 static size_t overlap_bytes(const planner *p, size_t layer, bool quantizes)
@@ -189,7 +198,7 @@ static size_t overlap_bytes(const planner *p, size_t layer, bool quantizes)
     segment_work last = segment_at(p, layer - 1, 0);
     for (size_t i = segment_first(&last); i < segment_end(&last); i++)
         bytes += kept_bytes(p, &r->model->linears[i], &r->linears[i], &packed, &loading) +
-                 live_linear_write_bytes(r->model->linears[i].n);
+                 write_linear_bytes(r, i);
     return bytes + block_norms_bytes(last.block);
 }
 
@@ -221,7 +230,7 @@ static size_t write_bytes(const run *r, const segment_work *s)
 {
     size_t most = 0;
     for (size_t i = segment_first(s); i < segment_end(s); i++)
-        most = size_max(most, live_linear_write_bytes(r->model->linears[i].n));
+        most = size_max(most, write_linear_bytes(r, i));
     return most;
 }
 

@@ -84,15 +84,17 @@ static tare_status declare_linear(run *r, const model_linear *l, const linear_pl
         return TARE_OK;
     }
     r->num_quantized++;
-    if (scheme_of(f->scheme)->activations != ACT_STATIC)
-        return output_declare_w8a16(r->out, l->name, l->n, l->k, r->recipe->mm_tensor,
-                                    bias.name ? &bias : NULL, f->is_head);
     /* compat: the histogram's range is FP32 there, and FP16 models keep its scale in FP32
      * (spec/w8a8.md 9.1). */
     bool wide = r->num.compat && r->num.dtype == TARE_F16 &&
                 observer_kind_of(r, f) == OBSERVER_HISTOGRAM;
-    TRY(output_declare_w8a8(r->out, l->name, l->n, l->k, r->recipe->mm_tensor,
-                            wide ? TARE_F32 : r->num.dtype, bias.name ? &bias : NULL, f->is_head));
+    linear_form form = {.scheme = f->scheme,
+                        .n = l->n,
+                        .k = l->k,
+                        .per_tensor = r->recipe->mm_tensor,
+                        .act_dtype = wide ? TARE_F32 : r->num.dtype,
+                        .new_bias = bias.name && !l->bias};
+    TRY(output_declare_linear(r->out, l->name, &form, bias.name ? &bias : NULL, f->is_head));
 done:
     return status;
 }

@@ -44,11 +44,9 @@ static tare_status open_model(run *r)
             r->ctx,
             "the serving dtype is float32, which engines serve as float16: give --dtype float16 or "
             "bfloat16 so that the scales are rounded for it");
-    for (size_t i = 0; !r->tape && i < recipe->save_types.count; i++) {
-        unsigned bit = 0;
-        output_save_type(recipe->save_types.items[i], &bit);
-        r->save |= bit;
-    }
+    if (!r->tape)
+        TRY(save_types_parse(r->ctx, (const char *const *)recipe->save_types.items,
+                             recipe->save_types.count, &r->save));
     r->compute = recipe->compute == COMPUTE_FP32   ? GEMM_FP32
                  : recipe->compute == COMPUTE_BF16 ? GEMM_BF16
                  : r->num.compat                   ? GEMM_FP32
@@ -143,7 +141,7 @@ tare_status open_output(run *r, bool rehearsal)
                         .num = r->num,
                         .untie = r->model->head_is_unlike,
                         .dtype_given = r->recipe->dtype >= 0 || !c->has_dtype || c->has_two_dtypes,
-                        .quant_type = scheme_of(recipe_scheme(r->recipe))->type,
+                        .scheme = recipe_scheme(r->recipe),
                         .fa_amp = (size_t)r->recipe->fa_amp,
                         .overwrite = r->overwrite,
                         .copy_code = r->options->copy_code,

@@ -94,23 +94,6 @@ static tare_status check_name(tare_context *ctx, const char *key, const char *na
     return TARE_OK;
 }
 
-static tare_status take_types(const tare_recording *k, const tare_save_options *o, unsigned *save)
-{
-    *save = 0;
-    for (size_t i = 0; i < o->num_types; i++) {
-        unsigned bit;
-        if (!o->types[i] || !output_save_type(o->types[i], &bit))
-            return TARE_FAIL(k->ctx, TARE_E_USAGE,
-                             "save type \"%s\" is not known; possible: ascendv1, safe_tensor, "
-                             "numpy, compressed-tensors",
-                             o->types[i] ? o->types[i] : "");
-        *save |= bit;
-    }
-    if (!(*save & SAVE_SAFE_TENSOR) && (o->safetensors_name || o->json_name))
-        TARE_WARN(k->ctx, "file names are for save type safe_tensor; the others have their own");
-    return TARE_OK;
-}
-
 static tare_status check_save(const tare_recording *k, const tare_save_options *o)
 {
     tare_status status = TARE_OK;
@@ -155,7 +138,9 @@ static tare_status save(const tare_recording *k, const tare_save_options *o, uin
     buffer_init(&run_json, k->ctx);
     arena_init(&names, k->ctx);
     TRY(check_save(k, o));
-    TRY(take_types(k, o, &how.save));
+    TRY(save_types_parse(k->ctx, o->types, o->num_types, &how.save));
+    if (!(how.save & SAVE_SAFE_TENSOR) && (o->safetensors_name || o->json_name))
+        TARE_WARN(k->ctx, "file names are for save type safe_tensor; the others have their own");
     recipe.part_file_size = o->part_file_size;
     recipe.save_types.count = o->num_types;
     recipe.save_types.items = arena_alloc_array(&names, o->num_types, sizeof(char *));

@@ -279,12 +279,14 @@ static tare_status write_piece(void *user)
         TRY(output_values(r, floats, stored, tensor_elements(floats), &fresh));
     if (fresh)
         stored = fresh;
-    weight_codes codes = {.q = p->q, .scales = p->scales};
-    if (!r->recipe->w_sym)
-        codes.offsets = p->offsets;
+    linear_parts parts = {.first = p->first,
+                          .count = p->count,
+                          .data = {[TENSOR_WEIGHT] = p->q,
+                                   [TENSOR_BIAS] = has_floats ? stored : NULL,
+                                   [TENSOR_WEIGHT_SCALE] = p->scales,
+                                   [TENSOR_WEIGHT_OFFSET] = r->recipe->w_sym ? NULL : p->offsets}};
     TRY(s->kind == STEP_NORM ? output_write_norm(r->out, s->source->name, stored, NULL)
-                             : output_write_w8a16(r->out, s->linear->name, p->first, p->count,
-                                                  &codes, has_floats ? stored : NULL));
+                             : output_write_linear(r->out, s->linear->name, &parts));
 done:
     mem_free(r->ctx, fresh);
     return status;

@@ -1,5 +1,6 @@
 /* The table of settings, and reading and writing recipes by it. */
 #include "quantize/recipe.h"
+#include "quantize/save_types.h"
 
 #include <errno.h>
 #include <math.h>
@@ -25,11 +26,6 @@ typedef enum setting_type {
     SETTING_SECTION /* bool, with the key "": the section is there, as a map or as true */
 } setting_type;
 
-typedef struct choice {
-    const char *name;
-    int64_t number;
-} choice;
-
 typedef struct setting {
     const char *section, *key;
     setting_type type;
@@ -50,9 +46,6 @@ static const choice compat_choices[] = {{"none", 0}, {"msmodelslim", 1}, {NULL, 
 static const choice anti_choices[] = {{"none", 0}, {"m1", 1}, {"m2", 2}, {"m3", 3},
                                       {"m4", 4},   {"m5", 5}, {"m6", 6}, {NULL, 0}};
 static const choice npy_choices[] = {{"numpy", 0}, {"torch", 1}, {NULL, -1}};
-static const choice save_choices[] = {{"ascendv1", 0},           {"ascendV1", 0},
-                                      {"safe_tensor", 0},        {"numpy", 0},
-                                      {"compressed-tensors", 0}, {NULL, 0}};
 
 #define AT(member)  offsetof(struct tare_recipe, member)
 #define INT64_LIMIT 9007199254740992.0
@@ -81,7 +74,7 @@ static const setting settings[] = {
     {"fallback", "disable_names", SETTING_LIST, AT(disable_names), 0, 0, NULL},
     {"calibration", "samples", SETTING_INT, AT(samples), 0, INT64_LIMIT, NULL},
     {"calibration", "max_length", SETTING_INT, AT(max_length), 0, INT64_LIMIT, NULL},
-    {"save", "types", SETTING_LIST, AT(save_types), 0, 0, save_choices},
+    {"save", "types", SETTING_LIST, AT(save_types), 0, 0, save_type_names},
     {"save", "part_file_size", SETTING_INT, AT(part_file_size), 0, 1 << 20, NULL},
     {"save", "npy_values", SETTING_CHOICE, AT(npy_values), 0, 0, npy_choices},
     {"run", "dtype", SETTING_CHOICE, AT(dtype), 0, 0, dtype_choices},

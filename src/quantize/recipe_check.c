@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "quantize/recipe.h"
+#include "quantize/save_types.h"
 
 static void warn_of_strength(const tare_recipe *r, const char *key, double x)
 {
@@ -41,23 +42,6 @@ static tare_status check_anti_outlier(const tare_recipe *r)
     warn_of_strength(r, "beta", r->anti_beta);
     if (r->anti_method == 6 && isnan(r->anti_alpha) != isnan(r->anti_beta))
         TARE_WARN(ctx, "anti_outlier: of alpha and beta only one is given, so both are searched");
-    return TARE_OK;
-}
-
-/* What compressed-tensors has no tensors for (spec/output_formats.md 7). */
-static tare_status check_compressed(const tare_recipe *r)
-{
-    bool wanted = false;
-    for (size_t i = 0; i < r->save_types.count; i++)
-        wanted |= strcmp(r->save_types.items[i], "compressed-tensors") == 0;
-    if (wanted && r->fa_quant)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "save.types: compressed-tensors cannot hold the scales of fa_quant; save "
-                         "as ascendv1, safe_tensor or numpy, or leave fa_quant out");
-    if (wanted && !r->w_sym)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "save.types: compressed-tensors needs symmetric weights (quant.w_sym "
-                         "true)");
     return TARE_OK;
 }
 
@@ -113,17 +97,30 @@ bool recipe_npy_torch(const tare_recipe *recipe)
     return recipe->npy_values < 0 ? recipe->compat != 0 : recipe->npy_values == 1;
 }
 
+/* What a save type has no place for (spec/output_formats.md 7, 8.8). */
 tare_status recipe_check_save(const tare_recipe *r)
 {
-    for (size_t i = 0; i < r->save_types.count && !r->w_sym; i++) {
-        if (strcmp(r->save_types.items[i], "ascendv1") == 0 ||
-            strcmp(r->save_types.items[i], "ascendV1") == 0)
-            TARE_WARN(r->ctx, "quant.w_sym false: vLLM-Ascend adds weight_offset where these files "
-                              "mean that it is subtracted; give it symmetric weights");
-    }
-    if (r->save_types.count == 0)
+    unsigned save;
+    tare_status status = save_types_parse(r->ctx, (const char *const *)r->save_types.items,
+                                          r->save_types.count, &save);
+    if (status != TARE_OK)
+        return status;
+    if (!save)
         return TARE_FAIL(r->ctx, TARE_E_USAGE, "save.types: at least one save type is needed");
-    return check_compressed(r);
+    if (!r->w_sym && (save & SAVE_ASCENDV1))
+        TARE_WARN(r->ctx, "quant.w_sym false: vLLM-Ascend adds weight_offset where these files "
+                          "mean that it is subtracted; give it symmetric weights");
+    unsigned plain = save_types_with(save, SAVE_PLAIN);
+    if (plain && r->fa_quant)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "save.types: %s cannot hold the scales of fa_quant; save as ascendv1, "
+                         "safe_tensor or numpy, or leave fa_quant out",
+                         save_types_text(plain));
+    if (plain && !r->w_sym)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "save.types: %s needs symmetric weights (quant.w_sym true)",
+                         save_types_text(plain));
+    return TARE_OK;
 }
 
 tare_status recipe_check_scheme(const tare_recipe *r)

@@ -5,10 +5,11 @@
 
 #include <stdbool.h>
 
+/* A model of several goes by the name of the first (spec/schemes.md 7.3). */
 typedef enum linear_scheme {
     SCHEME_FLOAT,
+    SCHEME_W8A8_DYNAMIC, /* the engine scales each token's activations */
     SCHEME_W8A8,         /* static activations: one scale and offset, calibrated */
-    SCHEME_W8A8_DYNAMIC, /* a scale for each token, found when it comes */
     SCHEME_W8A16,        /* weights alone, a scale for each row or for the matrix */
     SCHEMES
 } linear_scheme;
@@ -24,9 +25,12 @@ typedef struct scheme_row {
     const char *type; /* in descriptions: "W8A8" */
     const char *name; /* in recipes: "w8a8" */
     act_kind activations;
+    unsigned parts; /* 1 << tensor_role; a bias is its layer's own */
 } scheme_row;
 
 const scheme_row *scheme_of(linear_scheme scheme);
+/* The one of `present` (bits) that a model is named by; none: FLOAT. */
+linear_scheme scheme_naming(unsigned present);
 /* By the type of a description; false: none that tare writes, FLOAT included. */
 bool scheme_of_type(const char *type, linear_scheme *out);
 /* By the name in a recipe. */

@@ -85,11 +85,57 @@ static inline tare_status open_case(tare_context *ctx, const output_case *c, out
                               .part_file_size = c->part_file_size,
                               .num = c->num,
                               .dtype_given = c->dtype_given,
-                              .quant_type = "W8A8",
+                              .scheme = SCHEME_W8A8,
                               .overwrite = c->overwrite,
                               .copy_code = c->copy_code,
                               .verify = c->verify};
     return output_open(ctx, &options, out);
+}
+
+/* A W8A8 linear. */
+static inline tare_status declare_w8a8(output *o, const char *module, size_t n, size_t k,
+                                       bool per_tensor, tare_dtype act_dtype,
+                                       const tensor_info *bias, bool is_head)
+{
+    linear_form form = {
+        .scheme = SCHEME_W8A8, .n = n, .k = k, .per_tensor = per_tensor, .act_dtype = act_dtype};
+    return output_declare_linear(o, module, &form, bias, is_head);
+}
+
+static inline tare_status write_w8a8(output *o, const char *module, const quantized_weight *w,
+                                     const act_params *act, const float *deq_scale,
+                                     const int32_t *quant_bias, const void *bias)
+{
+    linear_parts parts = {.count = w->n,
+                          .data = {[TENSOR_WEIGHT] = w->q,
+                                   [TENSOR_BIAS] = bias,
+                                   [TENSOR_WEIGHT_SCALE] = w->scales,
+                                   [TENSOR_INPUT_SCALE] = &act->scale,
+                                   [TENSOR_INPUT_OFFSET] = &act->offset,
+                                   [TENSOR_QUANT_BIAS] = quant_bias,
+                                   [TENSOR_DEQ_SCALE] = deq_scale}};
+    return output_write_linear(o, module, &parts);
+}
+
+/* One of a scheme that keeps nothing of activations: W8A16 or W8A8_DYNAMIC. */
+static inline tare_status declare_weights(output *o, linear_scheme scheme, const char *module,
+                                          size_t n, size_t k, bool per_tensor,
+                                          const tensor_info *bias)
+{
+    linear_form form = {.scheme = scheme, .n = n, .k = k, .per_tensor = per_tensor};
+    return output_declare_linear(o, module, &form, bias, false);
+}
+
+static inline tare_status write_rows(output *o, const char *module, size_t first, size_t count,
+                                     const weight_codes *codes, const void *bias)
+{
+    linear_parts parts = {.first = first,
+                          .count = count,
+                          .data = {[TENSOR_WEIGHT] = codes->q,
+                                   [TENSOR_BIAS] = bias,
+                                   [TENSOR_WEIGHT_SCALE] = codes->scales,
+                                   [TENSOR_WEIGHT_OFFSET] = codes->offsets}};
+    return output_write_linear(o, module, &parts);
 }
 
 static inline tare_status declare_case(const output_case *c, output *o)
@@ -100,8 +146,8 @@ static inline tare_status declare_case(const output_case *c, output *o)
     tensor_info bias = bf16_tensor(Q_PROJ ".bias", 2, 0);
     tare_status status = TARE_OK;
     TRY(output_declare_float(o, &embed));
-    TRY(output_declare_w8a8(o, Q_PROJ, 2, 3, c->per_tensor, c->num.dtype, &bias, false));
-    TRY(output_declare_w8a8(o, K_PROJ, 1, 3, false, c->num.dtype, NULL, c->is_head));
+    TRY(declare_w8a8(o, Q_PROJ, 2, 3, c->per_tensor, c->num.dtype, &bias, false));
+    TRY(declare_w8a8(o, K_PROJ, 1, 3, false, c->num.dtype, NULL, c->is_head));
     TRY(output_declare_float(o, &o_proj));
     TRY(output_declare_float_linear(o, O_PROJ));
     if (!c->is_head)
@@ -125,10 +171,10 @@ static inline tare_status write_case(const output_case *c, output *o)
     act_params act = {0.125f, -7.0f, c->num.dtype};
     tare_status status = TARE_OK;
     /* not in the order of declaration, and a float tensor in two pieces */
-    TRY(output_write_w8a8(o, Q_PROJ, &q, &act, q_deq, q_bias, BIAS_BF16));
+    TRY(write_w8a8(o, Q_PROJ, &q, &act, q_deq, q_bias, BIAS_BF16));
     TRY(output_write_float(o, "model.embed_tokens.weight", 0, EMBED_BF16, 4));
     TRY(output_write_float(o, "model.embed_tokens.weight", 4, EMBED_BF16 + 2, 8));
-    TRY(output_write_w8a8(o, K_PROJ, &k, &act, k_deq, k_bias, NULL));
+    TRY(write_w8a8(o, K_PROJ, &k, &act, k_deq, k_bias, NULL));
     TRY(output_write_float(o, "model.norm.weight", 0, NORM_BF16, sizeof NORM_BF16));
     TRY(output_write_float(o, O_PROJ ".weight", 0, O_BF16, sizeof O_BF16));
 done:

@@ -127,16 +127,16 @@ static void make_w8a16(const output_case *c, bool both)
                                            : SAVE_COMPRESSED_TENSORS,
                               .part_file_size = -1,
                               .num = c->num,
-                              .quant_type = "W8A16",
+                              .scheme = SCHEME_W8A16,
                               .verify = true};
     assert_ok(ctx, output_open(ctx, &options, &o));
-    assert_ok(ctx, output_declare_w8a16(o, Q_PROJ, 2, 5, false, NULL, false));
+    assert_ok(ctx, declare_weights(o, SCHEME_W8A16, Q_PROJ, 2, 5, false, NULL));
     assert_ok(ctx, output_declare_norm(o, &norm, NORM_PLAIN));
     assert_ok(ctx, output_declare_float_linear(o, "lm_head"));
     assert_ok(ctx, output_begin(o));
     for (size_t row = 0; row < 2; row++) {
         weight_codes codes = {.q = (int8_t *)(uintptr_t)(WIDE + 5 * row), .scales = scales + row};
-        assert_ok(ctx, output_write_w8a16(o, Q_PROJ, row, 1, &codes, NULL));
+        assert_ok(ctx, write_rows(o, Q_PROJ, row, 1, &codes, NULL));
     }
     assert_ok(ctx, output_write_norm(o, "model.norm.weight", NORM_BF16, NULL));
     assert_ok(ctx, output_finish(o, "{}\n", NULL));
@@ -226,12 +226,12 @@ static void test_wrapped_norm(void **state)
     tare_context *ctx = new_context(1);
     assert_ok(ctx, open_case(ctx, &c, &o));
     assert_ok(ctx, output_declare_norm(o, &norm, NORM_WRAPPED));
-    assert_ok(ctx, output_declare_w8a8(o, "lm_head", 1, 3, false, TARE_BF16, NULL, true));
+    assert_ok(ctx, declare_w8a8(o, "lm_head", 1, 3, false, TARE_BF16, NULL, true));
     assert_ok(ctx, output_begin(o));
     quantized_weight q = {
         .n = 1, .k = 3, .q = (int8_t *)(uintptr_t)K_INTEGERS, .scales = &scale, .num_scales = 1};
     act_params act = {0.125f, 127.0f, TARE_BF16};
-    assert_ok(ctx, output_write_w8a8(o, "lm_head", &q, &act, &scale, (int32_t[]){0}, NULL));
+    assert_ok(ctx, write_w8a8(o, "lm_head", &q, &act, &scale, (int32_t[]){0}, NULL));
     assert_ok(ctx, output_write_norm(o, "model.norm.weight", NORM_BF16, NULL));
     assert_ok(ctx, output_finish(o, "{}\n", NULL));
     output_free(o);

@@ -402,7 +402,7 @@ static tare_status rehearse(tare_context *ctx, const output_case *c, const char 
                               .save = c->save,
                               .part_file_size = -1,
                               .num = c->num,
-                              .quant_type = "W8A8",
+                              .scheme = SCHEME_W8A8,
                               .verify = c->verify};
     output *o = NULL;
     tensor_info extra = bf16_tensor(more ? more : "", 3, 2);
@@ -687,14 +687,24 @@ static void test_allocation_failures(void **state)
 
 static void test_save_types(void **state)
 {
-    unsigned bit;
+    static const char *const all[] = {"numpy", "ascendV1", "compressed-tensors", "safe_tensor"};
+    unsigned save;
     (void)state;
-    assert_true(output_save_type("ascendV1", &bit) && bit == SAVE_ASCENDV1);
-    assert_true(output_save_type("ascendv1", &bit) && bit == SAVE_ASCENDV1);
-    assert_true(output_save_type("safe_tensor", &bit) && bit == SAVE_SAFE_TENSOR);
-    assert_true(output_save_type("numpy", &bit) && bit == SAVE_NUMPY);
-    assert_true(output_save_type("compressed-tensors", &bit) && bit == SAVE_COMPRESSED_TENSORS);
-    assert_false(output_save_type("safetensors", &bit));
+    tare_context *ctx = new_context(1);
+    for (size_t i = 0; i < 4; i++) {
+        static const unsigned bits[] = {SAVE_NUMPY, SAVE_ASCENDV1, SAVE_COMPRESSED_TENSORS,
+                                        SAVE_SAFE_TENSOR};
+        assert_ok(ctx, save_types_parse(ctx, &all[i], 1, &save));
+        assert_int_equal(save, bits[i]);
+    }
+    assert_ok(ctx, save_types_parse(ctx, all, 4, &save));
+    assert_string_equal(save_types_text(save), "ascendv1, safe_tensor, numpy, compressed-tensors");
+    assert_string_equal(save_types_text(SAVE_NUMPY | SAVE_ASCENDV1), "ascendv1, numpy");
+    assert_fails(ctx, save_types_parse(ctx, (const char *[]){"ascendv1", "safetensors"}, 2, &save),
+                 TARE_E_USAGE,
+                 "\"safetensors\" is not known; possible: ascendv1, safe_tensor, numpy, "
+                 "compressed-tensors");
+    free_context(ctx);
 }
 
 int main(void)

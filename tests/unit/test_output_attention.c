@@ -41,7 +41,7 @@ static tare_status declare_all(const fa_case *c, output *o)
         if (c->fa)
             TRY(output_declare_fa(o, attention, heads));
         if (i == 0)
-            TRY(output_declare_w8a8(o, K_PROJ, 1, 3, false, c->base.num.dtype, NULL, false));
+            TRY(declare_w8a8(o, K_PROJ, 1, 3, false, c->base.num.dtype, NULL, false));
         TRY(output_declare_norm(o, &t, c->norm));
     }
     if (c->float_bias) {
@@ -90,7 +90,7 @@ static tare_status write_all(const fa_case *c, output *o)
     tare_status status = TARE_OK;
     if (c->fa_amp == 0)
         TRY(write_scales(c, o));
-    TRY(output_write_w8a8(o, K_PROJ, &w, &act, &deq, &quant_bias, NULL));
+    TRY(write_w8a8(o, K_PROJ, &w, &act, &deq, &quant_bias, NULL));
     for (size_t i = 0; i < LAYERS; i++) {
         char norm[64];
         snprintf(norm, sizeof norm, "model.layers.%zu.input_layernorm.weight", i);
@@ -114,7 +114,7 @@ static tare_status make(tare_context *ctx, const fa_case *c)
                               .save = c->base.save,
                               .part_file_size = c->base.part_file_size,
                               .num = c->base.num,
-                              .quant_type = "W8A8",
+                              .scheme = SCHEME_W8A8,
                               .fa_amp = c->fa_amp,
                               .overwrite = c->base.overwrite,
                               .verify = true};
@@ -418,7 +418,7 @@ static void test_rule_28(void **state)
                               .save = SAVE_ASCENDV1,
                               .part_file_size = -1,
                               .num = c.base.num,
-                              .quant_type = "W8A8",
+                              .scheme = SCHEME_W8A8,
                               .verify = true};
     tensor_info bias = bf16_tensor("model.layers.0.mlp.up_proj.bias", 3, 0);
     assert_ok(ctx, output_open(ctx, &options, &o));

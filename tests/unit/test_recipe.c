@@ -458,15 +458,11 @@ static void test_every_allocation_may_fail(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_defaults),
-                                       cmocka_unit_test(test_set_and_refuse),
-                                       cmocka_unit_test(test_yaml),
-                                       cmocka_unit_test(test_fa_quant),
-                                       cmocka_unit_test(test_anti_outlier),
-                                       cmocka_unit_test(test_shipped_recipes),
-                                       cmocka_unit_test(test_rules_apply),
-                                       cmocka_unit_test(test_rules_apply_level),
-                                       cmocka_unit_test(test_all_or_nothing),
-                                       cmocka_unit_test(test_every_allocation_may_fail)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults),       cmocka_unit_test(test_set_and_refuse),
+        cmocka_unit_test(test_yaml),           cmocka_unit_test(test_fa_quant),
+        cmocka_unit_test(test_anti_outlier),   cmocka_unit_test(test_shipped_recipes),
+        cmocka_unit_test(test_rules_apply),    cmocka_unit_test(test_rules_apply_level),
+        cmocka_unit_test(test_all_or_nothing), cmocka_unit_test(test_every_allocation_may_fail)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -28,7 +28,7 @@ static tare_status open_output(tare_context *ctx, const weight_case *c, output *
                               .save = c->base.save,
                               .part_file_size = -1,
                               .num = c->base.num,
-                              .quant_type = "W8A16",
+                              .scheme = SCHEME_W8A16,
                               .verify = true};
     tensor_info embed = bf16_tensor("model.embed_tokens.weight", 2, 3);
     tensor_info norm = bf16_tensor("model.norm.weight", 3, 0);
@@ -36,8 +36,8 @@ static tare_status open_output(tare_context *ctx, const weight_case *c, output *
     tare_status status = TARE_OK;
     TRY(output_open(ctx, &options, o));
     TRY(output_declare_float(*o, &embed));
-    TRY(output_declare_w8a16(*o, Q_PROJ, 2, 3, c->per_tensor, &bias, false));
-    TRY(output_declare_w8a16(*o, K_PROJ, 1, 3, false, NULL, false));
+    TRY(declare_weights(*o, SCHEME_W8A16, Q_PROJ, 2, 3, c->per_tensor, &bias));
+    TRY(declare_weights(*o, SCHEME_W8A16, K_PROJ, 1, 3, false, NULL));
     TRY(output_declare_float(*o, &norm));
     TRY(output_begin(*o));
 done:
@@ -61,7 +61,7 @@ static tare_status write_rest(const weight_case *c, output *o)
                       .scales = &one,
                       .offsets = c->symmetric ? NULL : (float *)(uintptr_t)K_ZEROS};
     tare_status status = TARE_OK;
-    TRY(output_write_w8a16(o, K_PROJ, 0, 1, &k, NULL));
+    TRY(write_rows(o, K_PROJ, 0, 1, &k, NULL));
     TRY(output_write_float(o, "model.norm.weight", 0, NORM_BF16, sizeof NORM_BF16));
     TRY(output_write_float(o, "model.embed_tokens.weight", 0, EMBED_BF16, sizeof EMBED_BF16));
 done:
@@ -76,7 +76,7 @@ static tare_status write_output(tare_context *ctx, void *user)
     TRY(open_output(ctx, c, &o));
     for (size_t row = 0; row < 2; row++) {
         weight_codes codes = codes_of(c, row);
-        TRY(output_write_w8a16(o, Q_PROJ, row, 1, &codes, row == 1 ? BIAS_BF16 : NULL));
+        TRY(write_rows(o, Q_PROJ, row, 1, &codes, row == 1 ? BIAS_BF16 : NULL));
     }
     TRY(write_rest(c, o));
     TRY(output_finish(o, "{}\n", NULL));
@@ -186,14 +186,12 @@ static void test_wrong_calls(void **state)
     assert_ok(ctx, open_output(ctx, &c, &o));
     weight_codes codes = codes_of(&c, 0);
     const char *differs = "differs from what was declared";
-    assert_fails(ctx, output_write_w8a16(o, O_PROJ, 0, 1, &codes, NULL), TARE_E_USAGE,
-                 "was not declared");
-    assert_fails(ctx, output_write_w8a16(o, Q_PROJ, 1, 1, &codes, NULL), TARE_E_USAGE, differs);
-    assert_fails(ctx, output_write_w8a16(o, Q_PROJ, 0, 3, &codes, NULL), TARE_E_USAGE, differs);
-    assert_fails(ctx, output_write_w8a16(o, Q_PROJ, 0, 2, &codes, NULL), TARE_E_USAGE, differs);
-    assert_fails(ctx, output_write_w8a16(o, Q_PROJ, 0, 1, &codes, BIAS_BF16), TARE_E_USAGE,
-                 differs);
-    assert_ok(ctx, output_write_w8a16(o, Q_PROJ, 0, 1, &codes, NULL));
+    assert_fails(ctx, write_rows(o, O_PROJ, 0, 1, &codes, NULL), TARE_E_USAGE, "was not declared");
+    assert_fails(ctx, write_rows(o, Q_PROJ, 1, 1, &codes, NULL), TARE_E_USAGE, differs);
+    assert_fails(ctx, write_rows(o, Q_PROJ, 0, 3, &codes, NULL), TARE_E_USAGE, differs);
+    assert_fails(ctx, write_rows(o, Q_PROJ, 0, 2, &codes, NULL), TARE_E_USAGE, differs);
+    assert_fails(ctx, write_rows(o, Q_PROJ, 0, 1, &codes, BIAS_BF16), TARE_E_USAGE, differs);
+    assert_ok(ctx, write_rows(o, Q_PROJ, 0, 1, &codes, NULL));
     assert_ok(ctx, write_rest(&c, o));
     assert_fails(ctx, output_finish(o, "{}\n", NULL), TARE_E_USAGE, Q_PROJ " was declared");
     output_free(o);

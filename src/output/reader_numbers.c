@@ -4,31 +4,30 @@
 #include <string.h>
 
 #include "base/background.h"
-#include "output/output_internal.h"
-#include "output/verify_internal.h"
+#include "output/reader.h"
 #include "tensor/convert.h"
 
-enum { SCAN_PIECE = 4 << 20 };
+enum { SCAN_PIECE = 4 << 20, COMPARE_PIECE = 1 << 16 };
 
-const vtensor *verify_find(const vfolder *f, const char *name)
+const reader_tensor *reader_find(const reader_layout *f, const char *name)
 {
     uint32_t index;
     return strmap_get(&f->by_name, name, strlen(name), &index) ? &f->tensors[index] : NULL;
 }
 
-const vlinear *verify_find_linear(const vfolder *f, const char *module, size_t length)
+const reader_linear *reader_find_linear(const reader_layout *f, const char *module, size_t length)
 {
     uint32_t index;
     return strmap_get(&f->by_module, module, length, &index) ? &f->linears[index] : NULL;
 }
 
-tare_dtype verify_stored_dtype(const vfolder *f, const vtensor *t, tare_dtype dtype)
+tare_dtype reader_stored_dtype(const reader_layout *f, const reader_tensor *t, tare_dtype dtype)
 {
     bool array = f->layout == LAYOUT_NUMPY && !(t && t->entry->torch);
     return array ? numpy_dtype(dtype) : dtype;
 }
 
-tare_status verify_read(const vfolder *f, const vtensor *t, uint64_t offset, void *data,
+tare_status reader_read(const reader_layout *f, const reader_tensor *t, uint64_t offset, void *data,
                         size_t size)
 {
     if (t->entry)
@@ -36,24 +35,18 @@ tare_status verify_read(const vfolder *f, const vtensor *t, uint64_t offset, voi
     return safetensors_read(f->files[t->source], &t->info, offset, data, size);
 }
 
-const vtensor *verify_weight(const vlinear *l)
+tare_status reader_codes(const reader_layout *f, const reader_linear *l, size_t first, size_t count,
+                         int8_t *out)
 {
-    return l->parts[TENSOR_WEIGHT_PACKED] ? l->parts[TENSOR_WEIGHT_PACKED]
-                                          : l->parts[TENSOR_WEIGHT];
-}
-
-tare_status verify_read_codes(const vfolder *f, const vlinear *l, size_t first, size_t count,
-                              int8_t *out)
-{
-    const vtensor *t = verify_weight(l);
-    size_t k = l->shape.k, stride = packed_words(k) * sizeof(uint32_t);
+    const reader_tensor *t = reader_weight(l);
+    size_t k = l->form.k, stride = packed_words(k) * sizeof(uint32_t);
     tare_status status = TARE_OK;
     if (t == l->parts[TENSOR_WEIGHT])
-        return verify_read(f, t, first, out, count);
+        return reader_read(f, t, first, out, count);
     while (count > 0) {
         size_t column = first % k, left = stride == k ? count : k - column;
         size_t n = left < count ? left : count;
-        TRY(verify_read(f, t, (uint64_t)(first / k) * stride + column, out, n));
+        TRY(reader_read(f, t, (uint64_t)(first / k) * stride + column, out, n));
         for (size_t i = 0; i < n; i++)
             out[i] = (int8_t)(out[i] ^ INT8_MIN);
         first += n;
@@ -64,7 +57,27 @@ done:
     return status;
 }
 
-static float element_value(tare_dtype dtype, const char *raw)
+tare_status reader_same_bytes(const reader_layout *f, const reader_tensor *a,
+                              const reader_layout *g, const reader_tensor *b, bool *same)
+{
+    tare_status status = TARE_OK;
+    char *left = mem_alloc(f->ctx, COMPARE_PIECE), *right = mem_alloc(f->ctx, COMPARE_PIECE);
+    *same = a->info.bytes == b->info.bytes;
+    TRY(left && right ? TARE_OK : TARE_E_MEMORY);
+    for (uint64_t at = 0; *same && at < a->info.bytes; at += COMPARE_PIECE) {
+        uint64_t rest = a->info.bytes - at;
+        size_t size = rest < COMPARE_PIECE ? (size_t)rest : COMPARE_PIECE;
+        TRY(reader_read(f, a, at, left, size));
+        TRY(reader_read(g, b, at, right, size));
+        *same = memcmp(left, right, size) == 0;
+    }
+done:
+    mem_free(f->ctx, left);
+    mem_free(f->ctx, right);
+    return status;
+}
+
+float reader_element(tare_dtype dtype, const char *raw)
 {
     uint16_t half;
     uint64_t wide;
@@ -85,8 +98,8 @@ static float element_value(tare_dtype dtype, const char *raw)
     return x;
 }
 
-tare_status verify_read_elements(const vfolder *f, const vtensor *t, size_t first, size_t count,
-                                 float *out)
+tare_status reader_elements(const reader_layout *f, const reader_tensor *t, size_t first,
+                            size_t count, float *out)
 {
     size_t width = dtype_size(t->info.dtype);
     char piece[16384];
@@ -94,9 +107,9 @@ tare_status verify_read_elements(const vfolder *f, const vtensor *t, size_t firs
     tare_status status = TARE_OK;
     while (count > 0) {
         size_t n = count < fit ? count : fit;
-        TRY(verify_read(f, t, (uint64_t)first * width, piece, n * width));
+        TRY(reader_read(f, t, (uint64_t)first * width, piece, n * width));
         for (size_t i = 0; i < n; i++)
-            out[i] = element_value(t->info.dtype, piece + i * width);
+            out[i] = reader_element(t->info.dtype, piece + i * width);
         out += n;
         first += n;
         count -= n;
@@ -105,12 +118,12 @@ done:
     return status;
 }
 
-tare_status verify_read_floats(const vfolder *f, const vtensor *t, float **out)
+tare_status reader_floats(const reader_layout *f, const reader_tensor *t, float **out)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     size_t count = tensor_elements(&t->info);
     float *values = mem_alloc_array(ctx, count, sizeof *values);
-    tare_status status = values ? verify_read_elements(f, t, 0, count, values) : TARE_E_MEMORY;
+    tare_status status = values ? reader_elements(f, t, 0, count, values) : TARE_E_MEMORY;
     if (status != TARE_OK) {
         mem_free(ctx, values);
         values = NULL;
@@ -119,7 +132,7 @@ tare_status verify_read_floats(const vfolder *f, const vtensor *t, float **out)
     return status;
 }
 
-void verify_shape_text(const tensor_info *t, char *out, size_t size)
+void tensor_shape_text(const tensor_info *t, char *out, size_t size)
 {
     size_t used = (size_t)snprintf(out, size, "%s [", dtype_name(t->dtype));
     for (int i = 0; i < t->rank && used < size; i++)
@@ -130,17 +143,17 @@ void verify_shape_text(const tensor_info *t, char *out, size_t size)
 
 /* ---- one linear ---- */
 
-static tare_status load_deq(const vfolder *f, const vtensor *t, vnumbers *n)
+static tare_status load_deq(const reader_layout *f, const reader_tensor *t, reader_numbers *n)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     tare_status status = TARE_OK;
     n->num_deq = tensor_elements(&t->info);
     if (t->info.dtype == TARE_F32)
-        return verify_read_floats(f, t, &n->deq_scale);
+        return reader_floats(f, t, &n->deq_scale);
     n->deq_bits = mem_alloc_array(ctx, n->num_deq, sizeof *n->deq_bits);
     n->deq_scale = mem_alloc_array(ctx, n->num_deq, sizeof *n->deq_scale);
     TRY(n->deq_bits && n->deq_scale ? TARE_OK : TARE_E_MEMORY);
-    TRY(verify_read(f, t, 0, n->deq_bits, n->num_deq * sizeof *n->deq_bits));
+    TRY(reader_read(f, t, 0, n->deq_bits, n->num_deq * sizeof *n->deq_bits));
     for (size_t i = 0; i < n->num_deq; i++) {
         uint32_t bits = (uint32_t)n->deq_bits[i];
         memcpy(&n->deq_scale[i], &bits, sizeof bits);
@@ -172,8 +185,8 @@ static void scan_segment(const int8_t *q, size_t count, int64_t *sum, int8_t *mi
 
 /* A part of a weight on its way from the disk. */
 typedef struct scan_piece {
-    const vfolder *f;
-    const vtensor *t;
+    const reader_layout *f;
+    const reader_tensor *t;
     uint64_t at;
     size_t size;
     void *room, *data;
@@ -187,22 +200,22 @@ static tare_status read_scan_piece(void *user)
         return safetensors_read_in(p->f->files[p->t->source], &p->t->info, p->at, p->size, p->room,
                                    &p->data);
     p->data = p->room;
-    return verify_read(p->f, p->t, p->at, p->data, p->size);
+    return reader_read(p->f, p->t, p->at, p->data, p->size);
 }
 
 /* Asks for the piece that begins at `at`; nothing beyond the end. */
-static tare_status scan_ahead(background *reader, scan_piece *p, uint64_t at)
+static tare_status scan_ahead(background *ahead, scan_piece *p, uint64_t at)
 {
     uint64_t total = p->t->info.bytes;
     if (at >= total)
         return TARE_OK;
     p->at = at;
     p->size = total - at < SCAN_PIECE ? (size_t)(total - at) : SCAN_PIECE;
-    return background_submit(reader, read_scan_piece, p, &p->ticket);
+    return background_submit(ahead, read_scan_piece, p, &p->ticket);
 }
 
 /* A piece need not end with a row. */
-static void scan_piece_rows(const scan_piece *p, vnumbers *n)
+static void scan_piece_rows(const scan_piece *p, reader_numbers *n)
 {
     const int8_t *q = p->data;
     for (size_t at = 0; at < p->size;) {
@@ -215,11 +228,11 @@ static void scan_piece_rows(const scan_piece *p, vnumbers *n)
 }
 
 /* Streams the weight once: one piece is read while the one before it is looked at. */
-static tare_status scan_weight(const vfolder *f, const vtensor *t, vnumbers *n)
+static tare_status scan_weight(const reader_layout *f, const reader_tensor *t, reader_numbers *n)
 {
-    tare_context *ctx = f->v->ctx;
+    tare_context *ctx = f->ctx;
     tare_status status = TARE_OK;
-    background *reader = NULL;
+    background *ahead = NULL;
     scan_piece pieces[2] = {{.f = f, .t = t}, {.f = f, .t = t}};
     size_t most = t->info.bytes < SCAN_PIECE ? (size_t)t->info.bytes : SCAN_PIECE;
 
@@ -233,73 +246,74 @@ static tare_status scan_weight(const vfolder *f, const vtensor *t, vnumbers *n)
             : TARE_E_MEMORY);
     memset(n->row_min, INT8_MAX, n->n);
     memset(n->row_max, (unsigned char)INT8_MIN, n->n);
-    TRY(background_create(ctx, 2, &reader));
-    TRY(scan_ahead(reader, &pieces[0], 0));
+    TRY(background_create(ctx, 2, &ahead));
+    TRY(scan_ahead(ahead, &pieces[0], 0));
     for (size_t i = 0; (uint64_t)i * SCAN_PIECE < t->info.bytes; i++) {
         TRY(context_check_cancelled(ctx));
-        TRY(scan_ahead(reader, &pieces[(i + 1) % 2], (uint64_t)(i + 1) * SCAN_PIECE));
-        TRY(background_wait(reader, pieces[i % 2].ticket));
+        TRY(scan_ahead(ahead, &pieces[(i + 1) % 2], (uint64_t)(i + 1) * SCAN_PIECE));
+        TRY(background_wait(ahead, pieces[i % 2].ticket));
         scan_piece_rows(&pieces[i % 2], n);
     }
 done:
-    background_free(reader);
+    background_free(ahead);
     for (int i = 0; i < 2; i++)
         mem_free(ctx, pieces[i].room);
     return status;
 }
 
-static tare_status load_activations(const vfolder *f, const vtensor *const *parts, vnumbers *out)
+static tare_status load_activations(const reader_layout *f, const reader_tensor *const *parts,
+                                    reader_numbers *out)
 {
-    const vtensor *zero_point = parts[TENSOR_INPUT_ZERO_POINT];
+    const reader_tensor *zero_point = parts[TENSOR_INPUT_ZERO_POINT];
     tare_status status = TARE_OK;
     out->activations = true;
-    TRY(verify_read_elements(f, parts[TENSOR_INPUT_SCALE], 0, 1, &out->input_scale));
-    TRY(verify_read_elements(f, zero_point ? zero_point : parts[TENSOR_INPUT_OFFSET], 0, 1,
-                             &out->input_offset));
+    TRY(reader_elements(f, parts[TENSOR_INPUT_SCALE], 0, 1, &out->input_scale));
+    TRY(reader_elements(f, zero_point ? zero_point : parts[TENSOR_INPUT_OFFSET], 0, 1,
+                        &out->input_offset));
     if (zero_point)
         goto done;
-    out->quant_bias = mem_alloc_array(f->v->ctx, out->n, sizeof *out->quant_bias);
+    out->quant_bias = mem_alloc_array(f->ctx, out->n, sizeof *out->quant_bias);
     TRY(out->quant_bias ? TARE_OK : TARE_E_MEMORY);
-    TRY(verify_read(f, parts[TENSOR_QUANT_BIAS], 0, out->quant_bias,
+    TRY(reader_read(f, parts[TENSOR_QUANT_BIAS], 0, out->quant_bias,
                     out->n * sizeof *out->quant_bias));
     TRY(load_deq(f, parts[TENSOR_DEQ_SCALE], out));
 done:
     return status;
 }
 
-tare_status verify_numbers_load(const vfolder *f, const vlinear *l, vnumbers *out)
+tare_status reader_numbers_load(const reader_layout *f, const reader_linear *l, reader_numbers *out)
 {
-    const vtensor *const *parts = l->parts;
+    const reader_tensor *const *parts = l->parts;
     tare_status status = TARE_OK;
 
-    *out = (vnumbers){.n = l->shape.n, .k = l->shape.k};
+    *out = (reader_numbers){.n = l->form.n, .k = l->form.k};
     out->num_scales = tensor_elements(&parts[TENSOR_WEIGHT_SCALE]->info);
-    TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_SCALE], &out->weight_scale));
+    TRY(reader_floats(f, parts[TENSOR_WEIGHT_SCALE], &out->weight_scale));
     if (parts[TENSOR_WEIGHT_OFFSET])
-        TRY(verify_read_floats(f, parts[TENSOR_WEIGHT_OFFSET], &out->weight_offset));
+        TRY(reader_floats(f, parts[TENSOR_WEIGHT_OFFSET], &out->weight_offset));
     else
-        out->weight_offset = mem_calloc(f->v->ctx, out->num_scales, sizeof *out->weight_offset);
+        out->weight_offset = mem_calloc(f->ctx, out->num_scales, sizeof *out->weight_offset);
     TRY(out->weight_offset ? TARE_OK : TARE_E_MEMORY);
     if (parts[TENSOR_BIAS])
-        TRY(verify_read_floats(f, parts[TENSOR_BIAS], &out->bias));
-    if (l->shape.scheme == SCHEME_W8A8)
+        TRY(reader_floats(f, parts[TENSOR_BIAS], &out->bias));
+    if (scheme_of(l->form.scheme)->activations == ACT_STATIC)
         TRY(load_activations(f, parts, out));
     if (f->layout != LAYOUT_COMPRESSED_TENSORS)
         TRY(scan_weight(f, parts[TENSOR_WEIGHT], out));
 done:
     if (status != TARE_OK)
-        verify_numbers_free(f->v->ctx, out);
+        reader_numbers_free(f->ctx, out);
     return status;
 }
 
-size_t verify_numbers_bytes(size_t n)
+size_t reader_numbers_bytes(size_t n)
 {
     return 4 * mem_array_bytes(n, sizeof(float)) + 2 * mem_array_bytes(n, sizeof(int32_t)) +
            2 * mem_array_bytes(n, sizeof(int64_t)) + 2 * mem_block_bytes(n) +
            mem_block_bytes(SCAN_PIECE) + file_read_bytes(SCAN_PIECE);
 }
 
-void verify_numbers_free(tare_context *ctx, vnumbers *n)
+void reader_numbers_free(tare_context *ctx, reader_numbers *n)
 {
     mem_free(ctx, n->weight_scale);
     mem_free(ctx, n->weight_offset);
