@@ -187,7 +187,6 @@ typedef struct tare_quantize_options {
     bool verify;             /* check the staged output before it appears; on by default */
     bool probe;              /* tare_quantize_plan measures this machine; on by default */
     bool copy_code;          /* also copy the checkpoint's *.py files (never run) */
-    const char *report;      /* reserved, NULL */
     /* For tests: most tokens of the samples that go through a layer together; 0: chosen. The output
      * does not depend on it. */
     size_t batch_rows;
