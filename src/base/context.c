@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/memory.h"
 #include "base/number.h"
 #include "base/parallel.h"
 #include "base/sized.h"
@@ -38,7 +39,7 @@ tare_status tare_context_create(tare_context **out, const tare_context_options *
     ctx->options = known;
     if (ctx->options.threads <= 0)
         ctx->options.threads = parallel_default_threads();
-    atomic_init(&ctx->memory_used, 0);
+    atomic_init(&ctx->held, CONTEXT_OWNED);
     atomic_init(&ctx->memory_peak, 0);
     atomic_init(&ctx->cancelled, 0);
     atomic_flag_clear(&ctx->error_lock);
@@ -51,13 +52,26 @@ tare_status tare_context_create(tare_context **out, const tare_context_options *
     return status;
 }
 
-void tare_context_free(tare_context *ctx)
+void context_let_go(tare_context *ctx, size_t amount)
 {
-    if (!ctx)
+    if (atomic_fetch_sub(&ctx->held, amount) != amount)
         return;
     parallel_free(ctx);
     pthread_mutex_destroy(&ctx->callback_lock);
     free(ctx);
+}
+
+void tare_context_free(tare_context *ctx)
+{
+    if (!ctx)
+        return;
+    pthread_mutex_lock(&ctx->callback_lock); /* what `user` points to may go now */
+    ctx->options.log = NULL;
+    ctx->options.progress = NULL;
+    ctx->options.allow_allocation = NULL;
+    pthread_mutex_unlock(&ctx->callback_lock);
+    mem_keep_scratch(ctx, false);
+    context_let_go(ctx, CONTEXT_OWNED);
 }
 
 static _Thread_local error_note *diverted; /* NULL: errors go to the context */
@@ -94,7 +108,7 @@ void tare_cancel_clear(tare_context *ctx)
 
 size_t tare_memory_used(const tare_context *ctx)
 {
-    return atomic_load(&ctx->memory_used);
+    return atomic_load(&ctx->held) & ~(size_t)CONTEXT_OWNED;
 }
 
 size_t tare_memory_peak(const tare_context *ctx)

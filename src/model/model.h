@@ -24,6 +24,7 @@ typedef struct model_layer {
 
 struct tare_model {
     tare_context *ctx;
+    atomic_uint owners; /* who must free it before it goes: its caller, verifiers */
     arena arena;
     char *dir;    /* the checkpoint's folder, or what stands for it in messages */
     char *folder; /* of the tokenizer and other files; NULL: none */
@@ -47,6 +48,8 @@ struct tare_model {
     struct generation *generation; /* what generation keeps between calls (generate.h); NULL yet */
 };
 
+/* One owner more. */
+tare_model *model_keep(tare_model *model);
 /* The same model once more, for a caller that sets load_dtype; `source` must outlive it. */
 tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model **out);
 
