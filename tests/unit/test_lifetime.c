@@ -101,7 +101,8 @@ static void make_all(things *t)
                                            NULL};
     static const uint32_t ids[] = {1, 2, 3}, *prompt = ids;
     static const size_t length = 3;
-    tare_context_options o = {.threads = 3,
+    tare_context_options o = {.size = sizeof o,
+                              .threads = 3,
                               .log = count_log,
                               .progress = count_progress,
                               .allow_allocation = count_allocation,
@@ -109,6 +110,7 @@ static void make_all(things *t)
     assert_int_equal(tare_context_create(&t->ctx, &o), TARE_OK);
     assert_ok(t->ctx, tare_model_open(t->ctx, MODEL, &t->model));
     assert_ok(t->ctx, tare_tokenizer_open(t->ctx, folder, &t->tokenizer));
+    t->verifier.size = sizeof t->verifier;
     assert_ok(t->ctx, tare_model_verifier_create(t->model, t->tokenizer, &t->verifier));
     t->recipe = make_recipe(t->ctx, settings);
     tare_quantize_options q;
@@ -238,7 +240,7 @@ static void test_a_verifier_keeps_what_it_asks(void **state)
     tare_context *ctx = new_context(2);
     tare_model *model;
     tare_tokenizer *tokenizer;
-    tare_calib_verifier verifier;
+    tare_calib_verifier verifier = {.size = sizeof verifier};
     tare_calib_question question = {.prompt = "aa", .prompt_length = 2};
     tare_calib_answer before = {0}, after = {0};
     assert_ok(ctx, tare_model_open(ctx, MODEL, &model));
