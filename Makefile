@@ -24,7 +24,7 @@ FUZZ_SECONDS ?= 30
 COVERAGE ?= 90
 PREFIX ?= /usr/local
 DESTDIR ?=
-PYTEST_FLAGS ?= -q
+PYTEST_FLAGS ?= -q -rs
 
 BUILD = build
 RELEASE = $(BUILD)/release
