@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu.h"
 #include "base/parallel.h"
 
 #ifndef TARE_VERSION
@@ -22,9 +23,22 @@ void tare_context_options_init(tare_context_options *options)
     memset(options, 0, sizeof *options);
 }
 
+/* There is no context yet that could keep the sentence: it goes to the log. */
+static tare_status check_cpu(const tare_context_options *options)
+{
+    char text[160];
+    tare_status status = options ? cpu_check(options->cpu, text, sizeof text) : TARE_OK;
+    if (status != TARE_OK && options->log)
+        options->log(options->user, TARE_LOG_ERROR, text);
+    return status;
+}
+
 tare_status tare_context_create(tare_context **out, const tare_context_options *options)
 {
     *out = NULL;
+    tare_status status = check_cpu(options);
+    if (status != TARE_OK)
+        return status;
     tare_context *ctx = calloc(1, sizeof *ctx);
     if (!ctx)
         return TARE_E_MEMORY;
@@ -37,7 +51,7 @@ tare_status tare_context_create(tare_context **out, const tare_context_options *
     atomic_init(&ctx->cancelled, 0);
     atomic_flag_clear(&ctx->error_lock);
     pthread_mutex_init(&ctx->callback_lock, NULL);
-    tare_status status = parallel_create(ctx);
+    status = parallel_create(ctx);
     if (status == TARE_OK)
         *out = ctx;
     else

@@ -5,7 +5,7 @@
 #ifndef TARE_TENSOR_KERNELS_H
 #define TARE_TENSOR_KERNELS_H
 
-#include "base/context.h"
+#include "base/cpu.h"
 
 enum {
     GEMM_PANEL = 32,         /* columns of a float GEMM tile */
@@ -108,12 +108,7 @@ const kernels *kernels_get(const tare_context *ctx);
 /* The table of one instruction set; NULL if this CPU or build lacks it. AMX has the AVX-512
  * kernels, and products of its own. */
 const kernels *kernels_of(tare_cpu cpu);
-/* The best set of this CPU, by its features alone. */
-tare_cpu cpu_detect(void);
-/* The set that `ctx` computes with: the forced one if this CPU has it, else the best. */
+/* The set that `ctx` computes with: the forced one, else the best. */
 tare_cpu cpu_of(const tare_context *ctx);
-/* Are 8-bit dot products exact in hardware here (VNNI), so that oneDNN's u8 x s8 GEMM does not
- * saturate? */
-bool cpu_has_vnni(void);
 
 #endif

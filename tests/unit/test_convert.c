@@ -111,32 +111,30 @@ static void test_round_to_dtype(void **state)
 /* More than one chunk, on every instruction set and on several threads: as element by element. */
 static void test_arrays(void **state)
 {
-    (void)state;
+    tare_cpu cpu = this_cpu(state);
     enum { COUNT = (1 << 16) + 77 };
     uint16_t *narrow = malloc(COUNT * sizeof *narrow), *back = malloc(COUNT * sizeof *back);
     float *wide = malloc(COUNT * sizeof *wide), *copy = malloc(COUNT * sizeof *copy);
-    for (size_t c = 0; c < cpu_count(); c++) {
-        tare_context *ctx = new_context_on(every_cpu[c], 2);
-        for (size_t i = 0; i < COUNT; i++)
-            narrow[i] = (uint16_t)(i * 13 + (i >> 16));
-        widen_to_float(ctx, TARE_F16, narrow, COUNT, wide);
-        narrow_from_float(ctx, TARE_F16, wide, COUNT, back);
-        for (size_t i = 0; i < COUNT; i++) {
-            assert_int_equal(bits_of_float(wide[i]), bits_of_float(fp16_to_float(narrow[i])));
-            assert_int_equal(back[i], float_to_fp16(wide[i]));
-        }
-        widen_to_float(ctx, TARE_BF16, narrow, COUNT, wide);
-        narrow_from_float(ctx, TARE_BF16, wide, COUNT, back);
-        for (size_t i = 0; i < COUNT; i++) {
-            assert_int_equal(bits_of_float(wide[i]), (uint32_t)narrow[i] << 16);
-            assert_int_equal(back[i], float_to_bf16(wide[i]));
-        }
-        narrow_from_float(ctx, TARE_F32, wide, COUNT, copy);
-        assert_memory_equal(copy, wide, COUNT * sizeof *wide);
-        widen_to_float(ctx, TARE_F32, wide, COUNT, copy);
-        assert_memory_equal(copy, wide, COUNT * sizeof *wide);
-        free_context(ctx);
+    tare_context *ctx = new_context_on(cpu, 2);
+    for (size_t i = 0; i < COUNT; i++)
+        narrow[i] = (uint16_t)(i * 13 + (i >> 16));
+    widen_to_float(ctx, TARE_F16, narrow, COUNT, wide);
+    narrow_from_float(ctx, TARE_F16, wide, COUNT, back);
+    for (size_t i = 0; i < COUNT; i++) {
+        assert_int_equal(bits_of_float(wide[i]), bits_of_float(fp16_to_float(narrow[i])));
+        assert_int_equal(back[i], float_to_fp16(wide[i]));
     }
+    widen_to_float(ctx, TARE_BF16, narrow, COUNT, wide);
+    narrow_from_float(ctx, TARE_BF16, wide, COUNT, back);
+    for (size_t i = 0; i < COUNT; i++) {
+        assert_int_equal(bits_of_float(wide[i]), (uint32_t)narrow[i] << 16);
+        assert_int_equal(back[i], float_to_bf16(wide[i]));
+    }
+    narrow_from_float(ctx, TARE_F32, wide, COUNT, copy);
+    assert_memory_equal(copy, wide, COUNT * sizeof *wide);
+    widen_to_float(ctx, TARE_F32, wide, COUNT, copy);
+    assert_memory_equal(copy, wide, COUNT * sizeof *wide);
+    free_context(ctx);
     free(narrow), free(back), free(wide), free(copy);
 }
 
@@ -174,9 +172,12 @@ static void test_dtype_names(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_fp16), cmocka_unit_test(test_fp16_ties),
-        cmocka_unit_test(test_every_bf16), cmocka_unit_test(test_round_to_dtype),
-        cmocka_unit_test(test_arrays),     cmocka_unit_test(test_dtype_names),
+        cmocka_unit_test(test_every_fp16),
+        cmocka_unit_test(test_fp16_ties),
+        cmocka_unit_test(test_every_bf16),
+        cmocka_unit_test(test_round_to_dtype),
+        EACH_CPU(test_arrays),
+        cmocka_unit_test(test_dtype_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -158,7 +158,7 @@ static void test_every_allocation_may_fail(void **state)
         tare_context *ctx;
         tare_fa_observer *o;
         tare_context_options options;
-        tare_context_options_init(&options);
+        init_options(&options);
         options.threads = 1;
         options.allow_allocation = allow_some;
         options.user = &left;

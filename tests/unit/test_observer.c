@@ -317,7 +317,7 @@ static void test_out_of_memory(void **state)
             tare_context_options options;
             observer *o = NULL;
             assert_true(n < 20);
-            tare_context_options_init(&options);
+            init_options(&options);
             options.threads = 2;
             options.allow_allocation = refuse_nth;
             options.user = &countdown;

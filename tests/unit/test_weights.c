@@ -338,7 +338,7 @@ static void test_out_of_memory(void **state)
         tare_context_options options;
         quantized_weight q;
         assert_true(n < 20);
-        tare_context_options_init(&options);
+        init_options(&options);
         options.allow_allocation = refuse_nth;
         options.user = &countdown;
         assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
@@ -351,8 +351,8 @@ static void test_out_of_memory(void **state)
 
 /* ---- golden: what msModelSlim 26.1.0 wrote ---- */
 
-/* Weights as they are in the checkpoint, by the reference's first API (the second has methods of its
- * own), of a model that tare knows. */
+/* Weights as they are in the checkpoint, by the reference's first API (the second has methods of
+ * its own), of a model that tare knows. */
 static bool uses_plain_weights(tare_context *ctx, const golden_case *c)
 {
     return !golden_setting(c, "anti_method") && golden_is_first_api(c) &&
