@@ -145,6 +145,21 @@ bool cpu_has(tare_cpu cpu)
     return cpu >= TARE_CPU_AUTO && cpu <= cpu_detect();
 }
 
+tare_cpu cpu_of(const tare_context *ctx)
+{
+    return ctx->options.cpu != TARE_CPU_AUTO ? ctx->options.cpu : cpu_detect();
+}
+
+bool cpu_uses_onednn(const tare_context *ctx)
+{
+#ifdef TARE_ONEDNN
+    return cpu_of(ctx) == TARE_CPU_AVX512 && cpu_has_vnni();
+#else
+    (void)ctx;
+    return false;
+#endif
+}
+
 tare_status cpu_check(tare_cpu cpu, char *text, size_t size)
 {
     static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "amx"};

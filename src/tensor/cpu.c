@@ -25,11 +25,6 @@ const kernels *kernels_of(tare_cpu cpu)
     return NULL;
 }
 
-tare_cpu cpu_of(const tare_context *ctx)
-{
-    return ctx->options.cpu != TARE_CPU_AUTO ? ctx->options.cpu : cpu_detect();
-}
-
 const kernels *kernels_get(const tare_context *ctx)
 {
     return kernels_of(cpu_of(ctx));

@@ -108,7 +108,4 @@ const kernels *kernels_get(const tare_context *ctx);
 /* The table of one instruction set; NULL if this CPU or build lacks it. AMX has the AVX-512
  * kernels, and products of its own. */
 const kernels *kernels_of(tare_cpu cpu);
-/* The set that `ctx` computes with: the forced one, else the best. */
-tare_cpu cpu_of(const tare_context *ctx);
-
 #endif
