@@ -1,4 +1,5 @@
 /* The public observers: one of q, k and v at a time, read where the caller has it. */
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -75,6 +76,7 @@ static void read_line(const tensor_job *job, size_t b, size_t head, size_t token
             line[c] = (float)((const double *)job->t->data)[at];
             break;
         default:
+            assert(job->dtype == TARE_F32);
             line[c] = ((const float *)job->t->data)[at];
             break;
         }

@@ -20,7 +20,8 @@ typedef struct kernel_grid {
     float step, zero, low, high;
 } kernel_grid;
 
-typedef struct kernels {
+typedef struct kernels kernels;
+struct kernels {
     const char *name;
 
     void (*bf16_to_float)(const uint16_t *x, size_t n, float *y);
@@ -102,7 +103,7 @@ typedef struct kernels {
     /* acc[m,n] = x[m,k] w[n,k]^T, acc with row stride ldacc. Exact while k <= GEMM_MAX_K. */
     void (*gemm_u8s8)(const uint8_t *x, size_t m, const int8_t *w, size_t n, size_t k, int32_t *acc,
                       size_t ldacc);
-} kernels;
+};
 
 const kernels *kernels_get(const tare_context *ctx);
 /* The table of one instruction set; NULL if this CPU or build lacks it. AMX has the AVX-512

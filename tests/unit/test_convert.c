@@ -1,5 +1,8 @@
 /* FP16, BF16 and FP32: every FP16 and BF16 value, ties, denormals, NaN; rounding from double
  * without double rounding, against exact arithmetic on the neighbours; dtype names. */
+#include <signal.h>
+#include <sys/wait.h>
+
 #include "base/dtype.h"
 #include "tensor/convert.h"
 #include "tensor_fixture.h"
@@ -138,6 +141,51 @@ static void test_arrays(void **state)
     free(narrow), free(back), free(wide), free(copy);
 }
 
+/* Does `work` end the process? */
+static bool aborts(void (*work)(tare_context *ctx))
+{
+    int status;
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        signal(SIGABRT, SIG_DFL);
+        freopen("/dev/null", "w", stderr);
+        work(new_context(1));
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
+}
+
+static const uint8_t eight_bits[64];
+static float wide[64];
+
+static void widen_fp8(tare_context *ctx)
+{
+    widen_to_float(ctx, TARE_F8_E4M3, eight_bits, 64, wide);
+}
+
+static void narrow_to_int(tare_context *ctx)
+{
+    narrow_from_float(ctx, TARE_I16, wide, 8, wide);
+}
+
+static void round_to_fp64(tare_context *ctx)
+{
+    (void)ctx;
+    wide[0] = round_to_dtype(1, TARE_F64);
+}
+
+/* Bytes of another width must never be taken for FP16: 64 elements of FP8 would be read as 128. */
+static void test_other_dtypes(void **state)
+{
+    (void)state;
+    assert_true(aborts(widen_fp8));
+    assert_true(aborts(narrow_to_int));
+    assert_true(aborts(round_to_fp64));
+}
+
 /* Sizes by the safetensors format. */
 static void test_dtype_names(void **state)
 {
@@ -178,6 +226,7 @@ int main(void)
         cmocka_unit_test(test_round_to_dtype),
         EACH_CPU(test_arrays),
         cmocka_unit_test(test_dtype_names),
+        cmocka_unit_test(test_other_dtypes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -257,6 +257,22 @@ static void test_vector_sets_agree(void **state)
     free_context(contexts[1]);
 }
 
+static void test_other_dtypes(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    const uint8_t w[6] = {0};
+    for (tare_dtype d = 0; d < TARE_DTYPE_COUNT; d++) {
+        gemm_weight *packed;
+        if (d == TARE_F32 || d == TARE_F16 || d == TARE_BF16)
+            continue;
+        assert_fails(ctx, gemm_weight_create(ctx, GEMM_FP32, d, w, 2, 3, &packed), TARE_E_MODEL,
+                     dtype_name(d));
+        assert_null(packed);
+    }
+    free_context(ctx);
+}
+
 static void test_failing_allocations(void **state)
 {
     (void)state;
@@ -298,6 +314,7 @@ int main(void)
         EACH_CPU(test_few_rows),
         EACH_CPU(test_made_rows),
         cmocka_unit_test(test_vector_sets_agree),
+        cmocka_unit_test(test_other_dtypes),
         cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

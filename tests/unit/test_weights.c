@@ -109,6 +109,19 @@ static void test_stored_dtypes(void **state)
     free_context(ctx);
 }
 
+static void test_other_dtypes(void **state)
+{
+    (void)state;
+    static const uint8_t w[6] = {0};
+    static const tare_dtype others[] = {TARE_F8_E4M3, TARE_F8_E5M2, TARE_I8, TARE_I16, TARE_F64};
+    tare_context *ctx = new_context(1);
+    quantized_weight q;
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        assert_fails(ctx, weight_quantize(ctx, &exact_f32, others[i], w, 2, 3, false, &q),
+                     TARE_E_MODEL, dtype_name(others[i]));
+    free_context(ctx);
+}
+
 static void test_not_finite(void **state)
 {
     (void)state;
@@ -431,6 +444,7 @@ int main(void)
         cmocka_unit_test(test_scale_rounded_first),
         cmocka_unit_test(test_subnormal_scale),
         cmocka_unit_test(test_stored_dtypes),
+        cmocka_unit_test(test_other_dtypes),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_zero_rows),
         cmocka_unit_test(test_zero_matrix_per_tensor),
