@@ -6,6 +6,7 @@ cases is carried in tests/data/golden; all of them are used where `shared/golden
 checkout.
 """
 import json
+import os
 
 import numpy as np
 import pytest
@@ -97,7 +98,8 @@ class Case:
 def find_cases():
     """Every case there is, those beside the checkout in place of the same ones carried."""
     found = {}
-    for root in (GOLDEN, SHARED / "golden"):
+    carried = os.environ.get("TARE_GOLDEN") == "carried"  # under emulation: fewer
+    for root in (GOLDEN,) if carried else (GOLDEN, SHARED / "golden"):
         for path in sorted(root.glob("*/*/case.json")):
             case = Case(path.parent)
             found[case.name] = case
@@ -232,15 +234,24 @@ def test_description(case, outputs):
 
 def assert_smoothed_equal(name, got, want):
     """Section 4 of the anti-outlier specification, for FP32 (half precision has its own stream and
-    arithmetic, and must be equal): norm weights and scales 1e-5 relative,
-    biases 1e-5 of the largest, codes off by one in at most 0.01 % (one, in these tiny matrices)."""
+    arithmetic, and must be equal): norm weights and scales 1e-5 relative, biases 1e-5 of the
+    largest, codes off by at most one (how many: assert_few_flips)."""
     difference = np.abs(got.astype(np.float64) - want)
     if want.dtype == np.int8:
-        assert difference.max() <= 1 and (difference > 0).sum() <= max(1, 1e-4 * want.size), name
+        assert difference.max() <= 1, name
     elif name.endswith((".weight", ".weight_scale")):
         assert (difference <= 1e-5 * np.abs(want)).all(), name
     elif name.endswith(".bias"):
         assert difference.max() <= 1e-5 * max(np.abs(want).max(), 1e-30), name
+
+
+def assert_few_flips(ours, golden):
+    """At most 0.01 % of the codes differ, of all of a model: in a matrix of 4,096, where that share
+    is 0.4 codes, chance would decide (two of 10,240 is what some kernels give). That is less in all
+    than one in each of 28 matrices."""
+    codes = [name for name, want in golden.items() if want.data.dtype == np.int8]
+    flips = sum((ours[name].data != golden[name].data).sum() for name in codes)
+    assert flips <= 1e-4 * sum(golden[name].data.size for name in codes)
 
 
 @EVERY_CASE
@@ -254,6 +265,8 @@ def test_weights_are_equal(case, outputs):
             assert_smoothed_equal(name, got.data, want.data)
         elif name.endswith((".weight", ".weight_scale", ".weight_offset", ".bias")):
             np.testing.assert_array_equal(got.data, want.data, name)
+    if case.is_smoothed() and case.tag == "F32":
+        assert_few_flips(ours, golden)
     for name in LEFT_OUT - set(golden):
         assert ours[name].tag == case.tag
         np.testing.assert_array_equal(ours[name].data, source[name].data, name)
