@@ -23,7 +23,8 @@ tare_status tare_fa_observer_create(tare_context *ctx, const char *module, char 
     *out = NULL;
     const char *found = kind ? memchr(KINDS, kind, FA_KINDS) : NULL;
     if (!found)
-        return TARE_FAIL(ctx, TARE_E_USAGE, "%s: '%c' is none of q, k and v", module, kind);
+        return TARE_FAIL(ctx, TARE_E_USAGE, "%s: '%c' is none of q, k and v", module,
+                         kind ? kind : ' ');
     tare_fa_observer *o = mem_calloc(ctx, 1, sizeof *o);
     if (!o)
         return TARE_E_MEMORY;
