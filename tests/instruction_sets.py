@@ -88,7 +88,7 @@ def forced(build):
         call("ctest", "--test-dir", build, "--no-tests=error", "--output-on-failure",
              f"-j{os.cpu_count()}", TARE_TEST_CPU=name)
         tare = write_script(build / "forced" / name, f"""# tare with the kernels of {name}
-case "$1" in ''|-*|help) exec {shlex.quote(str(build))}/tare "$@" ;; esac
+case "$1 $*" in ' '|-*|help*|*' --cpu '*) exec {shlex.quote(str(build))}/tare "$@" ;; esac
 command=$1
 shift
 exec {shlex.quote(str(build))}/tare "$command" --cpu {name} "$@"
