@@ -15,6 +15,7 @@ import ctypes
 import filecmp
 import os
 import pathlib
+import platform
 import re
 import shlex
 import shutil
@@ -144,6 +145,9 @@ def emulated_run(build, model, tare, sets):
 
 
 def emulated(build):
+    if platform.machine() != "x86_64":
+        print(f"skipped: models of x86-64 CPUs are not emulated on {platform.machine()}")
+        return
     sets = available(build)
     for model, name in MODELS.items():
         tare = write_script(build / "emulated" / model,

@@ -1,7 +1,8 @@
 /* Vector kernels with run-time dispatch. kernels_get() gives the table of the context's instruction
  * set: a scalar reference that is obviously right, AVX2 and AVX-512 variants that are tested
- * against it (tests/unit/test_kernels.c states the bounds). No kernel allocates; no kernel's result
- * depends on the number of threads. Matrices are row-major. */
+ * against it (tests/unit/test_kernels.c states the bounds) and give the same bytes as each other.
+ * No kernel allocates; no kernel's result depends on the number of threads. Matrices are row-major.
+ */
 #ifndef TARE_TENSOR_KERNELS_H
 #define TARE_TENSOR_KERNELS_H
 
