@@ -101,7 +101,7 @@ typedef struct tare_context_options {
     size_t size;
     int threads;         /* 0: one a core that affinity and CPU quota leave */
     size_t memory_limit; /* bytes; 0: no limit */
-    tare_cpu cpu;        /* for tests; AUTO otherwise */
+    tare_cpu cpu;        /* for tests; AUTO otherwise. One that is not here is refused */
     /* Log and progress may come from any thread of the library, but one call at a time. */
     void (*log)(void *user, tare_log_level level, const char *message); /* NULL: silent */
     void (*progress)(void *user, const tare_progress *progress);        /* NULL: none */
@@ -114,7 +114,8 @@ typedef struct tare_context_options {
 TARE_API void tare_context_options_init_sized(tare_context_options *options, size_t size);
 #define tare_context_options_init(options)                                                         \
     tare_context_options_init_sized((options), sizeof *(options))
-/* `options` NULL: the defaults. On failure *out is NULL. */
+/* `options` NULL: the defaults. On failure *out is NULL; TARE_E_USAGE: this CPU lacks the set that
+ * `cpu` asks for (the sentence goes to `log`). */
 TARE_API tare_status tare_context_create(tare_context **out, const tare_context_options *options);
 /* None of the callbacks is called any more; threads and memory go with the last handle and text of
  * the context. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu.h"
 #include "base/memory.h"
 #include "base/number.h"
 #include "base/parallel.h"
@@ -25,12 +26,24 @@ void tare_context_options_init_sized(tare_context_options *options, size_t size)
     sized_init(options, size, &defaults, sizeof defaults);
 }
 
+/* There is no context yet that could keep the sentence: it goes to the log. */
+static tare_status check_cpu(const tare_context_options *options)
+{
+    char text[160];
+    tare_status status = options ? cpu_check(options->cpu, text, sizeof text) : TARE_OK;
+    if (status != TARE_OK && options->log)
+        options->log(options->user, TARE_LOG_ERROR, text);
+    return status;
+}
+
 tare_status tare_context_create(tare_context **out, const tare_context_options *options)
 {
     tare_context_options known;
     *out = NULL;
     tare_context_options_init(&known);
     tare_status status = SIZED_TAKE(NULL, tare_context_options, options, &known);
+    if (status == TARE_OK)
+        status = check_cpu(&known);
     if (status != TARE_OK)
         return status;
     tare_context *ctx = calloc(1, sizeof *ctx);

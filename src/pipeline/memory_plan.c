@@ -21,13 +21,17 @@ static size_t most_batch_rows(const run *r)
     return r->samples.longest > rows ? r->samples.longest : rows;
 }
 
-/* False: there is no smaller one. */
-static bool next_layout(const run *r, run_layout *l)
+static bool can_spill(const run *r)
 {
-    bool can_spill = r->goal == GOAL_OUTPUT || r->options->scratch_dir;
+    return r->goal == GOAL_OUTPUT || r->options->scratch_dir;
+}
+
+/* False: there is no smaller one. Each is smaller than those before it, so that this ends. */
+static bool next_layout(const run *r, run_layout *l, bool may_spill)
+{
     if (l->overlap) {
         l->overlap = false;
-    } else if (!l->spill && can_spill) {
+    } else if (!l->spill && may_spill) {
         l->spill = true;
     } else if (l->whole_layer) {
         l->whole_layer = false;
@@ -182,7 +186,7 @@ tare_status memory_plan_make(run *r, memory_plan *out)
         }
         if (out->smallest.total == 0 || peak.total < out->smallest.total)
             out->smallest = peak;
-    } while (next_layout(r, &candidate));
+    } while (next_layout(r, &candidate, can_spill(r)));
     if (!found)
         return refuse(r, out, given);
     size_t scratch = kept_scratch_bytes(r->ctx);
@@ -202,12 +206,13 @@ void memory_plan_pass(run *r, const memory_plan *plan, run_pass pass)
     run_layout candidate = {.batch_rows = safe.batch_rows, .overlap = true};
     memory_peak peak;
     candidate.whole_layer = copies_pay(r, candidate.batch_rows);
+    candidate.spill = exist && safe.spill;
     do {
-        candidate.spill = exist ? safe.spill : candidate.spill;
         memory_plan_peak(r, &candidate, plan->fixed, &pass, &peak);
         if (peak.total <= plan->budget) {
             r->layout = candidate;
             return;
         }
-    } while (next_layout(r, &candidate) && candidate.batch_rows == safe.batch_rows);
+    } while (next_layout(r, &candidate, !exist && can_spill(r)) &&
+             candidate.batch_rows == safe.batch_rows);
 }

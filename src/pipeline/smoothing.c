@@ -2,6 +2,7 @@
  * runs, and what smoothing leaves behind for the layer's weights, biases and norms: vectors, kept
  * until the layer is written (from the first pass to the second, if there are two). The formulas
  * are in quantize/smooth*. */
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -257,7 +258,7 @@ done:
 
 typedef struct pair_group {
     smooth_group group;
-    smooth_weight *targets[3];
+    smooth_weight *targets[ROLE_COUNT]; /* of one group: no more than there are roles */
 } pair_group;
 
 static const char *source_name(const run *r, size_t layer, smooth_pair pair)
@@ -278,8 +279,10 @@ static void describe_pair(run *r, size_t layer, smooth_pair pair, pair_group *ou
                                   .shift = c->arch->smooth_shift}};
     g->targets = out->targets;
     for (size_t i = 0; i < c->arch->num_linears; i++) {
-        if (c->arch->linears[i].group == smooth_pair_targets(pair))
-            out->targets[g->num_targets++] = &s->weights[c->arch->linears[i].role];
+        if (c->arch->linears[i].group != smooth_pair_targets(pair))
+            continue;
+        assert(g->num_targets < ROLE_COUNT);
+        out->targets[g->num_targets++] = &s->weights[c->arch->linears[i].role];
     }
     g->channels = out->targets[0]->k;
     if (is_norm_pair(pair)) {
