@@ -43,7 +43,8 @@ def available(build):
     found = []
     for value, name in enumerate(NAMES, 1):
         options, context = ContextOptions(), ctypes.c_void_p()
-        lib.tare_context_options_init(ctypes.byref(options))
+        lib.tare_context_options_init_sized(ctypes.byref(options),
+                                            ctypes.c_size_t(ctypes.sizeof(options)))
         options.cpu = value
         if lib.tare_context_create(ctypes.byref(context), ctypes.byref(options)) == 0:
             found.append(name)

@@ -118,7 +118,7 @@ static tare_status check_json(output *o, const char *path)
     arena a;
     arena_init(&a, o->ctx);
     TRY(file_read_all(o->ctx, path, COPY_MAX_BYTES, &text, &length));
-    if (length > 0) /* a file without anything says nothing */
+    if (strspn(text, " \t\r\n") < length) /* a blank file says nothing */
         TRY(json_parse(o->ctx, &a, text, length, path, JSON_PYTHON, &root));
 done:
     arena_free(&a);
