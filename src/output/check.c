@@ -129,9 +129,9 @@ done:
 /* What readers of the output parse must be JSON, and no pointer or page that a download left. */
 static tare_status check_json_copies(output *o, const copy_list *copies)
 {
-    static const char *const names[] = {
-        "generation_config.json", "tokenizer_config.json",    "special_tokens_map.json",
-        "added_tokens.json",      "preprocessor_config.json", "processor_config.json"};
+    static const char *const names[] = {"generation_config.json",   "tokenizer_config.json",
+                                        "special_tokens_map.json",  "added_tokens.json",
+                                        "preprocessor_config.json", "processor_config.json"};
     tare_status status = TARE_OK;
     for (size_t i = 0; i < copies->count; i++) {
         for (size_t n = 0; n < sizeof names / sizeof *names; n++) {

@@ -233,8 +233,7 @@ void memory_plan_pass(run *r, const memory_plan *plan, run_pass pass)
             r->layout = candidate;
             break;
         }
-    } while (r->options->skip_layouts == 0 &&
-             next_layout(r, &candidate, !exist && can_spill(r)) &&
+    } while (r->options->skip_layouts == 0 && next_layout(r, &candidate, !exist && can_spill(r)) &&
              candidate.batch_rows == safe.batch_rows);
     run_segments(r, r->layout.cut, &r->segments);
 }

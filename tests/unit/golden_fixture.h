@@ -145,8 +145,9 @@ static inline size_t golden_visit_case(tare_context *ctx, const char *folder, go
     return covered;
 }
 
-/* Calls visit for every folder with a case.json and `name` two folders below the golden roots. Names
- * those of which nothing is covered, and how many they are; returns the sum of what visit did. */
+/* Calls visit for every folder with a case.json and `name` two folders below the golden roots.
+ * Names those of which nothing is covered, and how many they are; returns the sum of what visit
+ * did. */
 static inline size_t each_golden_case(tare_context *ctx, const char *name, golden_visit visit)
 {
     size_t covered = 0, left_out = 0, seen = 0;

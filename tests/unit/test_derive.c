@@ -168,8 +168,8 @@ static void check_linear(tare_context *ctx, safetensors *s, const char *module)
     weight_quantized_free(ctx, &w);
 }
 
-/* The formulas are those of static W8A8, whatever the model; other types of linears have others, and
- * the second API stores no weight_scale to compute with. */
+/* The formulas are those of static W8A8, whatever the model; other types of linears have others,
+ * and the second API stores no weight_scale to compute with. */
 static size_t check_case(tare_context *ctx, const golden_case *c)
 {
     char path[2048], module[512];
