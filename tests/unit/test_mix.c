@@ -116,7 +116,7 @@ static void test_fused_units(void **state)
         {.mix = "*.q=w8a8_dynamic,*.attn.?=w8a16",
          .message = "0.attn.q (w8a8_dynamic, by *.q) and 0.attn.k (w8a16, by *.attn.?)"},
         {.mix = "0.mlp.up=float",
-         .message = "0.mlp.gate (w8a8, by the scheme of the run) and 0.mlp.up (float, by 0.mlp.up)"},
+         .message = "0.mlp.gate (w8a8, by the scheme of the run) and 0.mlp.up (float, by 0.mlp"},
         {.mix = "*.k=w8a16,*.v=float", .compat = true, .letters = "8w-8888-"},
         /* disable_names completes a unit, whatever mix gives the rest */
         {.mix = "*.mlp.*=w8a16", .disable = "*.up", .letters = "8888--w-"},
