@@ -110,8 +110,10 @@ static const setting whole[] = {
     {"quant.act_method", "3"}, {"anti_outlier.anti_method", "m4"}, {"fa_quant", "true"},
     {"fa_quant.fa_amp", "1"},  {"fallback.disable_level", "L1"},   {"calibration.samples", "3"},
     {"run.dtype", "bfloat16"}, {"save.types", "ascendv1,numpy"},   {NULL}};
-static const setting alone[] = {
-    {"quant.a_bit", "16"}, {"save.types", "ascendv1,compressed-tensors"}, {NULL}};
+static const setting alone[] = {{"quant.a_bit", "16"},
+                                {"mix", "*.mlp.*=w8a8_dynamic"},
+                                {"save.types", "ascendv1,compressed-tensors"},
+                                {NULL}};
 static const setting several[] = {{"quant.scheme", "w8a8_dynamic"},
                                   {"mix", "*.o_proj=w8a16,*.self_attn.*=w8a8"},
                                   {"calibration.samples", "2"},
@@ -613,7 +615,7 @@ int main(void)
     failed += cmocka_run_group_tests_name("verification", of_direct_runs, set_up, tear_down);
     failed += cmocka_run_group_tests_name("recorded", tests, set_up_recorded, tear_down);
     failed += cmocka_run_group_tests_name("mixed", tests, set_up_mixed, tear_down);
-    failed += cmocka_run_group_tests_name("W8A16", tests, set_up_weights_alone, tear_down);
-    return failed + cmocka_run_group_tests_name("W8A16, verification", of_direct_runs,
+    failed += cmocka_run_group_tests_name("weights alone", tests, set_up_weights_alone, tear_down);
+    return failed + cmocka_run_group_tests_name("weights alone, verification", of_direct_runs,
                                                 set_up_weights_alone, tear_down);
 }
