@@ -1,7 +1,7 @@
 # Makes roff of the texts of `tare help` (part=overview) and `tare help NAME` (part=command); part=end
 # adds what the help does not say. In a help text a line that begins with a dash after two blanks is
 # an option, its explanation stands in the column of that of the first one, deeper lines go on with
-# it, and all else is text.
+# it (or begin it), and all else is text.
 
 function roff(text) {
     gsub(/\\/, "\\e", text)
@@ -60,9 +60,10 @@ part == "command" && /^usage:/ {
 
 /^  -/ {
     if (!column) column = explanation_column($0)
-    tag = substr($0, 3, column - 2)
+    at = substr($0, column, 1) ~ /[^ ]/ ? length($0) : column # a long one has its line for itself
+    tag = substr($0, 3, at - 2)
     sub(/ +$/, "", tag)
-    item(tag, substr($0, column + 1))
+    item(tag, substr($0, at + 1))
     next
 }
 

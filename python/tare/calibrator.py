@@ -11,6 +11,8 @@ from ._native import encode, ffi, lib
 from .quant_config import QuantConfig
 
 _RESULT = ("linears", "linears_quantized", "samples", "tokens", "saturated_rows", "seconds")
+_MIX_TYPES = ("float", "w8a8", "w8a8_dynamic", "w8a16")
+_LATER_MIX_TYPES = ("w4a8_dynamic", "w8a8_mix")
 _SAVE_TYPES = ("numpy", "safe_tensor", "ascendV1", "ascendv1", "compressed-tensors")
 
 
@@ -20,8 +22,10 @@ class Calibrator:
 
     calib_data: a list, each element [input_ids], [input_ids, attention_mask] or a dict with these
     names; torch or numpy, [rows, n] or [n]. disable_level "Ln": about n more linears stay float.
-    all_tensors and mix_cfg are accepted where they ask for nothing. scratch_dir: where run() puts
-    what save() will write, about as large as the output, and hidden states that do not fit in
+    mix_cfg: {name or pattern: type}, the types of linears that have another than the cfg's: "w8a8",
+    "w8a8_dynamic", "w8a16", "float"; a name wins over patterns, of which the first counts.
+    all_tensors is accepted where it asks for nothing. scratch_dir: where run() puts what save() will
+    write, about as large as the output, and hidden states that do not fit in
     memory (None: the system's folder for temporary files). `result`: counts, after run().
     """
 
@@ -33,11 +37,11 @@ class Calibrator:
         if not re.fullmatch("L(0|[1-9][0-9]*)", disable_level):
             raise ValueError(f"disable_level {disable_level!r} is not a level; possible: L0, L1, "
                              "L2, …")
-        for name, value in (("all_tensors", all_tensors), ("mix_cfg", mix_cfg)):
-            if value is not None:
-                check_type(value, dict, name)
-            if value:
-                raise NotImplementedError(f"{name} is not available in this version of tare")
+        if all_tensors is not None:
+            check_type(all_tensors, dict, "all_tensors")
+        if all_tensors:
+            raise NotImplementedError("all_tensors is not available in this version of tare")
+        self.mix_cfg = self._mix({} if mix_cfg is None else mix_cfg, cfg)
         self.calib_data = _samples.token_ids([] if calib_data is None else calib_data)
         if not self.calib_data:
             cfg.check_data_free()
@@ -50,6 +54,8 @@ class Calibrator:
     def _settings(self):
         settings = self.cfg.recipe_settings() + _memory.settings(self.source.max_memory)
         settings.append(("fallback.disable_level", self.disable_level))
+        if self.mix_cfg:
+            settings.append(("mix", [f"{name}={kind}" for name, kind in self.mix_cfg.items()]))
         return settings + _sources.run_settings(self.source, self.compat)
 
     def run(self, int_infer=False):
@@ -96,6 +102,24 @@ class Calibrator:
         options.types, options.num_types, options.overwrite = array, len(types), True
         options.part_file_size = -1 if part_file_size is None else part_file_size
         self.source.context.run(lib.tare_save, self._recording, options, ffi.NULL)
+
+    @staticmethod
+    def _mix(mix_cfg, cfg):
+        check_type(mix_cfg, dict, "mix_cfg")
+        for name, kind in mix_cfg.items():
+            check_type(name, str, "mix_cfg's name")
+            check_type(kind, str, f"mix_cfg[{name!r}]")
+            if kind in _LATER_MIX_TYPES:
+                raise NotImplementedError(f"mix_cfg[{name!r}]: {kind} is not available in this "
+                                          f"version of tare; {', '.join(_MIX_TYPES)} are")
+            if kind not in _MIX_TYPES:
+                raise ValueError(f"mix_cfg[{name!r}] {kind!r} is not known; possible: "
+                                 f"{', '.join(_MIX_TYPES)}")
+        types = {cfg.model_quant_type.lower(), *mix_cfg.values()}
+        if cfg.mm_tensor and "w8a8_dynamic" in types:
+            raise ValueError("mm_tensor=True is one weight scale for a matrix; W8A8_DYNAMIC needs "
+                             "one for each row: QuantConfig(mm_tensor=False)")
+        return mix_cfg
 
     @staticmethod
     def _save_types(save_type):

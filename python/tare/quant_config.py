@@ -10,6 +10,7 @@ _TP_SIZES = (2, 4, 8, 16)
 _PAIRS = ("8 with 8 (W8A8), 8 with 16 (W8A16), 4 with 16 (W4A16, NF4), 16 with 16 (FLOAT), "
           "4 with 8 (W8A8S, W4A8_DYNAMIC), 4 with 4 (W4A4_FLATQUANT_DYNAMIC)")
 DATA_FREE = ("W8A16", "W4A16", "W8A8_DYNAMIC", "W4A8_DYNAMIC", "NF4")
+_AVAILABLE = ("W8A8", "W8A8_DYNAMIC", "W8A16")
 _DATA_FREE_METHODS = ("MinMax", "HQQ", "NF")
 
 
@@ -227,20 +228,23 @@ class QuantConfig:
 
     def recipe_settings(self):
         """(name, value) pairs of a recipe. NotImplementedError for what tare cannot do yet."""
-        later = (self.model_quant_type if self.model_quant_type not in ("W8A8", "W8A16") else
+        later = (self.model_quant_type if self.model_quant_type not in _AVAILABLE else
                  f"w_method {self.w_method}" if self.w_method != "MinMax" else
                  "kv_quant" if self.use_kvcache_quant else
                  "is_lowbit" if self.is_lowbit else
                  "simulate_tp" if self.tp_size is not None else
                  "timestep_quant" if self.max_dynamic_step is not None else None)
         if later:
-            raise NotImplementedError(f"{later} is not available in this version of tare; W8A8 and "
-                                      "W8A16 with w_method MinMax are, W8A8 also with fa_quant")
+            raise NotImplementedError(f"{later} is not available in this version of tare; "
+                                      f"{', '.join(_AVAILABLE)} with w_method MinMax are, those "
+                                      "with 8-bit activations also with fa_quant")
         settings = [("quant.w_bit", self.w_bit), ("quant.a_bit", self.a_bit),
                     ("quant.act_method", self.act_method), ("quant.mm_tensor", self.mm_tensor),
                     ("quant.w_sym", self.w_sym), ("quant.pr", float(self.pr)),
                     ("quant.seed", self.seed),
                     ("fallback.disable_last_linear", self.disable_last_linear)]
+        if self.model_quant_type == "W8A8_DYNAMIC":  # the others are what the bits say
+            settings.append(("quant.scheme", "w8a8_dynamic"))
         if self.disable_names:
             settings.append(("fallback.disable_names", self.disable_names))
         if self.use_fa_quant:

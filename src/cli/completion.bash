@@ -16,7 +16,7 @@ _tare() {
         return
     fi
     if [[ $prev == --* ]]; then # "--target mindie|vllm" in the help: one of these
-        choice=$(grep -Eo -- "(^  |\[)$prev [a-z0-9|-]+" <<<"$text" | head -n 1)
+        choice=$(grep -Eo -- "(^  |\[)$prev [a-z0-9_|-]+" <<<"$text" | head -n 1)
         if [[ -n $choice ]]; then
             choice=${choice##* }
             mapfile -t COMPREPLY < <(compgen -W "${choice//|/ }" -- "$cur")

@@ -1,5 +1,5 @@
 /* The run as a whole: check, plan, (score,) then layer by layer load - calibrate - quantize -
- * write, then finish; of weights alone (W8A16) tensor by tensor read - quantize - write. Everything
+ * write, then finish; of weights alone tensor by tensor read - quantize - write. Everything
  * that can be refused is refused before the first weight is read. Passes over the checkpoint: one,
  * or two with disable_level. */
 #include <string.h>
@@ -18,9 +18,8 @@ void tare_quantize_options_init_sized(tare_quantize_options *options, size_t siz
 /* Does any linear need a range of its inputs? */
 static bool uses_static(const run *r)
 {
-    for (int i = 0; i < SCHEMES; i++) {
-        if (scheme_of((linear_scheme)i)->activations == ACT_STATIC &&
-            recipe_uses(r->recipe, (linear_scheme)i))
+    for (size_t i = 0; i < r->model->num_linears; i++) {
+        if (scheme_of(r->linears[i].scheme)->activations == ACT_STATIC)
             return true;
     }
     return false;
@@ -96,15 +95,23 @@ static bool samples_given(const run *r)
     return r->options->calib || r->options->calib_count > 0;
 }
 
+/* "W8A8 needs" */
+static const char *who_needs_samples(const run *r)
+{
+    return r->goal == GOAL_SCORES      ? "scores need"
+           : r->goal == GOAL_SMOOTHING ? "smoothing needs"
+           : uses_static(r)            ? "W8A8 needs"
+           : r->recipe->fa_quant       ? "fa_quant needs"
+                                       : "anti_outlier.anti_method needs";
+}
+
 static tare_status load_samples(run *r)
 {
     const model_config *c = &r->model->config;
     if (!samples_given(r))
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "%s calibration samples: give --calib FILE or --calib builtin",
-                         r->goal == GOAL_SCORES      ? "scores need"
-                         : r->goal == GOAL_SMOOTHING ? "smoothing needs"
-                                                     : "W8A8 needs");
+                         who_needs_samples(r));
     sample_options o = {.file = r->options->calib,
                         .ids = r->options->calib_ids,
                         .lengths = r->options->calib_lengths,
@@ -163,7 +170,8 @@ static bool needs_samples(const run *r)
                   (long long)r->recipe->disable_level);
     if (r->recipe->disable_level == 0 && given)
         TARE_INFO(r->ctx,
-                  "--calib is not read: W8A16 without disable_level looks at weights alone");
+                  "--calib is not read: without static W8A8, anti_method, fa_quant and "
+                  "disable_level a run looks at weights alone");
     return r->recipe->disable_level > 0 && given;
 }
 
@@ -179,11 +187,11 @@ static tare_status plan_run(run *r, memory_plan *plan)
     tare_status status = TARE_OK;
     bool saves = r->goal == GOAL_OUTPUT && !r->tape;
     TRY(saves ? recipe_check(r->recipe) : recipe_check_scheme(r->recipe));
-    r->calibrates = r->goal != GOAL_OUTPUT || uses_static(r) || r->recipe->anti_method != 0 ||
-                    r->recipe->fa_quant;
     TRY(open_model(r));
     TRY(model_warn_of_zeros(r->model));
     TRY(plan_linears(r));
+    r->calibrates = r->goal != GOAL_OUTPUT || uses_static(r) || r->recipe->anti_method != 0 ||
+                    r->recipe->fa_quant;
     if (needs_samples(r))
         TRY(load_samples(r));
     TRY(memory_plan_make(r, plan));

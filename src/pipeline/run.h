@@ -414,7 +414,7 @@ tare_status write_late_attentions(run *r);
 
 /* ---- weight_pass.c ---- */
 
-/* W8A16, from the first tensor to the last: read, quantize, write. */
+/* Weights alone, from the first tensor to the last: read, quantize, write. */
 tare_status quantize_weights(run *r);
 /* Its tensors, counted as run_resume.layer does. */
 size_t weight_pass_steps(run *r);

@@ -191,7 +191,7 @@ def test_help_of_a_command(command):
 def test_help_names_every_flag():
     text = run_tare("help", "quantize").stdout
     for flag in ("--out", "--calib", "--recipe", "--samples", "--max-length", "--dtype",
-                 "--act-method", "--mm-tensor", "--pr", "--seed", "--disable-names",
+                 "--scheme", "--mix", "--act-method", "--mm-tensor", "--pr", "--seed", "--disable-names",
                  "--disable-level", "--no-disable-last-linear", "--save", "--part-file-size",
                  "--anti-method", "--disable-anti-names", "--alpha", "--beta", "--fa-quant", "--fa-amp",
                  "--compute", "--compat", "--threads", "--overwrite", "--no-verify", "--json"):

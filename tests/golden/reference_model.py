@@ -4,6 +4,10 @@
 laid over it, every linear that has an `input_scale` computes what the fake-quantized model computes:
 y = ((q(x) - offset) * input_scale) @ (weight * weight_scale).T + bias.
 
+With `types`, the output's description, the linears compute what an engine does. W8A8:
+y = (q(x) @ weight.T + quant_bias) * deq_scale. W8A8_DYNAMIC, with a scale for each token:
+s = max|x|/127, y = (rne(x/s) * s) @ (weight * weight_scale).T + bias.
+
 With `dtype="BF16"` or `"F16"` every operation's result is rounded to that dtype, at the places where
 PyTorch rounds when a model was loaded in it.
 """
@@ -12,6 +16,7 @@ import numpy as np
 from tensor_file import round_to
 
 DEFAULT_THETA = 10000.0
+TIE = 3e-5  # what sums in FP32 leave in doubt of a value of up to 127
 
 
 def silu(x):
@@ -38,8 +43,10 @@ def rope_frequencies(config, head_dim):
 
 
 class Model:
-    def __init__(self, config, tensors, dtype=None):
+    def __init__(self, config, tensors, dtype=None, types=None):
         self.config = config
+        self.types = types or {}
+        self.ties = set()  # tokens of which an engine in FP32 may round an input the other way
         self.dtype = dtype
         self.tensors = {name: t.data for name, t in tensors.items()}
         self.heads = config["num_attention_heads"]
@@ -64,12 +71,28 @@ class Model:
         if name + ".input_scale" in self.tensors:
             scale, offset = self.get(name + ".input_scale"), self.get(name + ".input_offset")
             q = np.clip(np.rint(r(r(x / scale) + offset)), -128, 127)
+            self.note_ties(x / scale)
+            if self.types:
+                return r((q @ weight.T + self.get(name + ".quant_bias")) * self.deq_scale(name))
             x = r(r(q - offset) * scale)
+        elif self.types.get(name + ".weight") == "W8A8_DYNAMIC":
+            scale = np.abs(x).max(axis=-1, keepdims=True) / 127
+            scale[scale == 0] = 1  # a token of zeros stays zeros
+            self.note_ties(x / scale)
+            x = r(np.rint(r(x / scale)) * scale)
         if name + ".weight_scale" in self.tensors:
             weight = r((weight - self.get(name + ".weight_offset"))
                        * self.get(name + ".weight_scale"))
         y = x @ weight.T
         return r(y + self.get(name + ".bias") if name + ".bias" in self.tensors else y)
+
+    def note_ties(self, x):
+        distance = np.abs(x - np.floor(x) - 0.5)
+        self.ties |= set(np.nonzero((distance < TIE).any(axis=-1))[0].tolist())
+
+    def deq_scale(self, name):
+        deq = self.tensors[name + ".deq_scale"]  # I64 holds the FP32 bits in its lower half
+        return deq.astype(np.uint32).view(np.float32) if deq.dtype == np.int64 else deq
 
     def rotate(self, x, cos, sin):
         """x [S,heads,D], cos and sin [S,1,D/2]: half-rotation."""
@@ -116,9 +139,9 @@ class Model:
         return self.r(x @ self.get("model.embed_tokens.weight").T)
 
 
-def logits(config, tensors, ids, dtype=None):
+def logits(config, tensors, ids, dtype=None, types=None):
     """[len(ids), vocab_size] in float64."""
-    return Model(config, tensors, dtype).logits(ids)
+    return Model(config, tensors, dtype, types).logits(ids)
 
 
 def log_softmax(x):

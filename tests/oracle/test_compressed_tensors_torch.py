@@ -16,6 +16,7 @@ from conftest import EXAMPLES, SHARED, SMOLLM2, run_tare
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ORACLE = SHARED / "oracle" / "evaluate.py"
+PACKAGE_STEPS = 255 / 2  # of a token's largest value: the package's own; in engines it is 127
 TOLERANCE = 1e-4  # of the largest logit: both compute in FP32, in another order
 
 
@@ -34,11 +35,11 @@ def load(folder):
 class FakeLinear(torch.nn.Module):
     """A linear of an ascendv1 folder in real numbers: x and w are rounded to their grids."""
 
-    def __init__(self, tensors, name, bias):
+    def __init__(self, tensors, name, bias, kind):
         super().__init__()
         get = lambda part: torch.from_numpy(np.array(tensors[f"{name}.{part}"].data)).float()
         self.weight = (get("weight") - get("weight_offset")) * get("weight_scale")
-        self.bias = bias
+        self.bias, self.dynamic = bias, kind == "W8A8_DYNAMIC"
         self.static = name + ".input_scale" in tensors
         if self.static:
             self.scale, self.offset = get("input_scale"), get("input_offset")
@@ -47,6 +48,10 @@ class FakeLinear(torch.nn.Module):
         if self.static:
             q = torch.clamp(torch.round(x / self.scale) + self.offset, -128, 127)
             x = (q - self.offset) * self.scale
+        if self.dynamic:
+            scale = x.abs().amax(-1, keepdim=True) / PACKAGE_STEPS
+            q = torch.round(x / torch.where(scale > 0, scale, 1))
+            x = torch.clamp(q, -128, 127) * scale
         return torch.nn.functional.linear(x, self.weight, self.bias)
 
 
@@ -60,7 +65,7 @@ def fake_quantized(base, folder):
             module.weight.data = torch.from_numpy(np.array(tensors[name + ".weight"].data)).float()
         elif kind:
             parent = model.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], FakeLinear(tensors, name, module.bias))
+            setattr(parent, name.rpartition(".")[2], FakeLinear(tensors, name, module.bias, kind))
     return model
 
 
@@ -102,6 +107,10 @@ CASES = {
     "float-linears": ["--disable-names", "*.mlp.down_proj,*.1.self_attn.*"],
     "weights-alone": ["--a-bit", "16"], "weights-alone-head": ["--a-bit", "16", "--mm-tensor",
                                                                "--no-disable-last-linear"],
+    "dynamic": ["--scheme", "w8a8_dynamic"],
+    "dynamic-smoothed-head": ["--scheme", "w8a8_dynamic", "--anti-method", "m3",
+                              "--no-disable-last-linear"],
+    "three-schemes": ["--mix", "*.self_attn.*=w8a8,*.down_proj=w8a16,*=w8a8_dynamic"],
 }
 
 

@@ -212,6 +212,50 @@ def test_weights_alone_need_no_data(tmp_path, model):
     assert types["model.layers.0.mlp.up_proj.weight"] == "W8A16"
 
 
+def test_dynamic_linears_need_no_data(tmp_path, folder, model):
+    done = run_tare("quantize", folder, "--out", tmp_path / "cli", "--save", "safe_tensor",
+                    "--scheme", "w8a8_dynamic")
+    assert done.returncode == 0, done.stderr
+    config = tare.QuantConfig(mm_tensor=False).weight_activation_quant(is_dynamic=True)
+    calibrator = tare.Calibrator(model, config)
+    calibrator.run()
+    calibrator.save(tmp_path / "py", save_type=["safe_tensor"])
+    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    assert (tmp_path / "py" / "quant_model_weight_w8a8_dynamic.safetensors").is_file()
+
+
+def test_mix_cfg_is_mix(tmp_path, folder, model, calib):
+    """In the order of the dictionary; the exact name wins over the patterns before it."""
+    mix = {"*.mlp.*": "w8a8_dynamic", "*": "w8a8", "model.layers.0.mlp.down_proj": "float",
+           "*.o_proj": "w8a16"}
+    done = run_tare("quantize", folder, "--out", tmp_path / "cli", "--save", "ascendv1", "--calib",
+                    tiny.write_prompts(tmp_path / "prompts.jsonl"), "--mix",
+                    ",".join(f"{name}={kind}" for name, kind in mix.items()))
+    assert done.returncode == 0, done.stderr
+    calibrator = tare.Calibrator(model, tare.QuantConfig(mm_tensor=False), calib, mix_cfg=mix)
+    calibrator.run()
+    calibrator.save(tmp_path / "py", save_type=["ascendv1"])
+    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    types = json.loads((tmp_path / "py" / "quant_model_description.json").read_text())
+    assert {n: types[f"model.layers.0.{n}.weight"] for n in (
+        "mlp.up_proj", "mlp.down_proj", "self_attn.o_proj")} == {
+            "mlp.up_proj": "W8A8_DYNAMIC", "mlp.down_proj": "FLOAT", "self_attn.o_proj": "W8A8"}
+
+
+def test_smoothed_dynamic_linears(tmp_path, folder, calib):
+    done = run_tare("quantize", folder, "--out", tmp_path / "cli", "--save", "ascendv1", "--calib",
+                    tiny.write_prompts(tmp_path / "prompts.jsonl"), "--anti-method", "m3",
+                    "--scheme", "w8a8_dynamic")
+    assert done.returncode == 0, done.stderr
+    fresh = tare.load(folder)
+    tare.AntiOutlier(fresh, calib, tare.AntiOutlierConfig(anti_method="m3")).process()
+    config = tare.QuantConfig(mm_tensor=False, is_dynamic=True)
+    calibrator = tare.Calibrator(fresh, config, calib_data=calib)
+    calibrator.run()
+    calibrator.save(tmp_path / "py", save_type=["ascendv1"])
+    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+
+
 def test_smoothing_leaves_the_model_and_has_vectors(folder, calib):
     model = tare.load(folder)
     before = (folder / "model.safetensors").read_bytes()

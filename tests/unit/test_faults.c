@@ -54,7 +54,7 @@ ssize_t __wrap_pread64(int fd, void *data, size_t size, off_t offset)
 {
     if (!hit(CALL_READ))
         return __real_pread64(fd, data, size, offset);
-    return faults.action == SHORT && size > 1 ? __real_pread64(fd, data, size / 2, offset) : -1;
+    return faults.action == SHORT ? __real_pread64(fd, data, (size + 1) / 2, offset) : -1;
 }
 
 ssize_t __real_pwrite64(int fd, const void *data, size_t size, off_t offset);
@@ -63,7 +63,7 @@ ssize_t __wrap_pwrite64(int fd, const void *data, size_t size, off_t offset)
 {
     if (!hit(CALL_WRITE))
         return __real_pwrite64(fd, data, size, offset);
-    return faults.action == SHORT && size > 1 ? __real_pwrite64(fd, data, size / 2, offset) : -1;
+    return faults.action == SHORT ? __real_pwrite64(fd, data, (size + 1) / 2, offset) : -1;
 }
 
 int __real_fsync(int fd);
@@ -99,26 +99,33 @@ typedef struct job {
 static char folder[64], reference[96], out[96];
 
 /* Set by the group's set-up. */
-static bool weights_alone, recorded;
+static bool weights_alone, recorded, mixed;
 
-/* Everything at once: two passes, smoothing, FA that is written late, two save types; or weights
- * alone, whose pieces are read and written by threads, as compressed-tensors beside ascendv1. */
+typedef const char *setting[2];
+
+/* Everything at once: two passes, smoothing, FA that is written late, two save types; weights
+ * alone, whose pieces are read and written by threads, as compressed-tensors beside ascendv1; or
+ * static, dynamic and weight-only linears in each layer. */
+static const setting whole[] = {
+    {"quant.act_method", "3"}, {"anti_outlier.anti_method", "m4"}, {"fa_quant", "true"},
+    {"fa_quant.fa_amp", "1"},  {"fallback.disable_level", "L1"},   {"calibration.samples", "3"},
+    {"run.dtype", "bfloat16"}, {"save.types", "ascendv1,numpy"},   {NULL}};
+static const setting alone[] = {{"quant.a_bit", "16"},
+                                {"mix", "*.mlp.*=w8a8_dynamic"},
+                                {"save.types", "ascendv1,compressed-tensors"},
+                                {NULL}};
+static const setting several[] = {{"quant.scheme", "w8a8_dynamic"},
+                                  {"mix", "*.o_proj=w8a16,*.self_attn.*=w8a8"},
+                                  {"calibration.samples", "2"},
+                                  {"save.types", "safe_tensor,compressed-tensors"},
+                                  {NULL}};
+
 static tare_status set_recipe(tare_recipe *recipe)
 {
-    static const char *const settings[][2] = {
-        {"quant.act_method", "3"}, {"anti_outlier.anti_method", "m4"}, {"fa_quant", "true"},
-        {"fa_quant.fa_amp", "1"},  {"fallback.disable_level", "L1"},   {"calibration.samples", "3"},
-        {"run.dtype", "bfloat16"}, {"save.types", "ascendv1,numpy"},
-    };
     tare_status status = TARE_OK;
-    if (weights_alone) {
-        status = tare_recipe_set(recipe, "quant.a_bit", "16");
-        return status == TARE_OK
-                   ? tare_recipe_set(recipe, "save.types", "ascendv1,compressed-tensors")
-                   : status;
-    }
-    for (size_t i = 0; i < sizeof settings / sizeof *settings && status == TARE_OK; i++)
-        status = tare_recipe_set(recipe, settings[i][0], settings[i][1]);
+    const setting *s = weights_alone ? alone : mixed ? several : whole;
+    for (; (*s)[0] && status == TARE_OK; s++)
+        status = tare_recipe_set(recipe, (*s)[0], (*s)[1]);
     return status;
 }
 
@@ -242,6 +249,13 @@ static int set_up_recorded(void **state)
     int status = set_up(state); /* the reference is written directly */
     recorded = true;
     return status;
+}
+
+static int set_up_mixed(void **state)
+{
+    recorded = false;
+    mixed = true;
+    return set_up(state);
 }
 
 static int set_up_weights_alone(void **state)
@@ -600,7 +614,8 @@ int main(void)
     int failed = cmocka_run_group_tests_name("W8A8", tests, set_up, tear_down);
     failed += cmocka_run_group_tests_name("verification", of_direct_runs, set_up, tear_down);
     failed += cmocka_run_group_tests_name("recorded", tests, set_up_recorded, tear_down);
-    failed += cmocka_run_group_tests_name("W8A16", tests, set_up_weights_alone, tear_down);
-    return failed + cmocka_run_group_tests_name("W8A16, verification", of_direct_runs,
+    failed += cmocka_run_group_tests_name("mixed", tests, set_up_mixed, tear_down);
+    failed += cmocka_run_group_tests_name("weights alone", tests, set_up_weights_alone, tear_down);
+    return failed + cmocka_run_group_tests_name("weights alone, verification", of_direct_runs,
                                                 set_up_weights_alone, tear_down);
 }

@@ -90,11 +90,27 @@ static void test_npy_files_are_streams(void **state)
                                                        "fallback.disable_names=*.o_proj", NULL});
 }
 
+/* The inputs of dynamic linears are measured token by token, beside static ones of the layer. */
+static void test_several_schemes(void **state)
+{
+    (void)state;
+    expect_one_output(MODEL("qwen2"),
+                      (const char *[]){"quant.scheme=w8a8_dynamic", "run.dtype=bfloat16",
+                                       "mix=*.o_proj=w8a16,*.self_attn.*=w8a8", NULL});
+    expect_one_output(MODEL("llama"),
+                      (const char *[]){"quant.scheme=w8a8_dynamic", "quant.pr=0.5",
+                                       "anti_outlier.anti_method=m3", "fa_quant=true",
+                                       "fallback.disable_level=L2", NULL});
+    expect_one_output(MODEL("qwen2"),
+                      (const char *[]){"run.compat=msmodelslim", "mix=*.mlp.*=w8a8_dynamic",
+                                       "save.types=safe_tensor", NULL});
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain), cmocka_unit_test(test_two_passes),
         cmocka_unit_test(test_pairs_of_linears), cmocka_unit_test(test_compat),
-        cmocka_unit_test(test_npy_files_are_streams)};
+        cmocka_unit_test(test_npy_files_are_streams), cmocka_unit_test(test_several_schemes)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -1,0 +1,264 @@
+"""`tare quantize --scheme` and `--mix`: dynamic linears, and several schemes in one model."""
+import json
+from fnmatch import fnmatchcase
+
+import numpy as np
+import pytest
+import tensor_file
+import tiny
+from conftest import run_tare
+
+LINEARS = [f"model.layers.{i}.{name}_proj" for i in range(2) for name in (
+    "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")]
+WEIGHT_PARTS = {"weight", "weight_scale", "weight_offset"}
+STATIC_PARTS = WEIGHT_PARTS | {"input_scale", "input_offset", "quant_bias", "deq_scale"}
+PARTS = {"W8A8": STATIC_PARTS, "W8A8_DYNAMIC": WEIGHT_PARTS, "W8A16": WEIGHT_PARTS,
+         "FLOAT": {"weight"}}
+ALL = "ascendv1,safe_tensor,numpy,compressed-tensors"
+THREE = "*.self_attn.*=w8a8,*.down_proj=w8a16,*=w8a8_dynamic"
+
+
+def run(model, out, *flags):
+    return run_tare("quantize", model, "--out", out, *flags)
+
+
+def quantize(model, out, *flags):
+    done = run(model, out, *flags)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def verify(folder, *flags):
+    done = run_tare("verify", folder, *flags)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def description(folder):
+    path, = folder.glob("quant_model_description*.json")
+    return json.loads(path.read_text())
+
+
+def types(folder):
+    """{linear: type}, each of whose parts has that type."""
+    kinds, found = description(folder), {}
+    for name in LINEARS:
+        parts = {key.removeprefix(name + "."): kind for key, kind in kinds.items()
+                 if key.startswith(name + ".") and not key.endswith(".bias")}
+        kind, = set(parts.values())
+        assert set(parts) == PARTS[kind], name
+        found[name] = kind
+    return found
+
+
+def assert_refused(done, out, *words):
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    for word in words:
+        assert word in done.stderr
+    assert not out.exists() or not list(out.iterdir())
+
+
+# ---- dynamic linears need no prompts
+
+def test_dynamic_by_hand(model, tmp_path):
+    done = quantize(model, tmp_path / "out", "--scheme", "w8a8_dynamic")
+    assert "calibration" not in done.stdout
+    assert types(tmp_path / "out") == dict.fromkeys(LINEARS, "W8A8_DYNAMIC")
+    assert description(tmp_path / "out")["model_quant_type"] == "W8A8_DYNAMIC"
+    source, out = tensor_file.read_folder(model), tensor_file.read_folder(tmp_path / "out")
+    for name in LINEARS:
+        w = source[name + ".weight"].data
+        scale = np.abs(w).max(axis=1, keepdims=True).astype(float) / 127
+        scale = tensor_file.round_to(scale, "BF16")
+        np.testing.assert_array_equal(out[name + ".weight_scale"].data, scale)
+        np.testing.assert_array_equal(out[name + ".weight"].data,
+                                      np.clip(np.rint(w / scale), -127, 127))
+        assert not out[name + ".weight_offset"].data.any()
+    assert "W8A8_DYNAMIC" in run_tare("inspect", tmp_path / "out").stdout
+    record = json.loads((tmp_path / "out" / "tare_run.json").read_text())
+    assert record["scheme"] == "W8A8_DYNAMIC" and "calibration" not in record
+
+
+def test_prompts_change_nothing_unless_something_needs_them(model, calib, tmp_path):
+    quantize(model, tmp_path / "a", "--scheme", "w8a8_dynamic")
+    done = quantize(model, tmp_path / "b", "--scheme", "w8a8_dynamic", "--calib", calib)
+    assert "--calib is not read" in done.stderr
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    done = quantize(model, tmp_path / "c", "--scheme", "w8a8_dynamic", "--disable-level", "L2")
+    assert "taken as L0" in done.stderr
+    quantize(model, tmp_path / "d", "--scheme", "w8a8_dynamic", "--disable-level", "L2",
+             "--calib", calib)
+    assert list(types(tmp_path / "d").values()).count("FLOAT") >= 2
+
+
+@pytest.mark.parametrize("flags,who", [
+    ([], "W8A8 needs calibration samples"),
+    (["--scheme", "w8a8_dynamic", "--mix", "*.down_proj=w8a8"], "W8A8 needs"),
+    (["--a-bit", "16", "--mix", "*.down_proj=w8a8"], "W8A8 needs"),
+    (["--scheme", "w8a8_dynamic", "--anti-method", "m3"], "anti_outlier.anti_method needs"),
+    (["--scheme", "w8a8_dynamic", "--fa-quant"], "fa_quant needs"),
+], ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_what_needs_prompts_is_named(flags, who, model, tmp_path):
+    done = run(model, tmp_path / "out", *flags)
+    assert_refused(done, tmp_path / "out", who, "--calib builtin")
+
+
+@pytest.mark.parametrize("flags", [
+    ["--mix", "*=w8a8_dynamic"], ["--scheme", "w8a8_dynamic", "--mix", "*.mlp.*=w8a16"],
+    ["--scheme", "w8a16", "--mix", "*.mlp.*=w8a8_dynamic,*.o_proj=float"],
+    ["--mix", "*.mlp.*=w8a8_dynamic", "--disable-names", "*.self_attn.*"],
+], ids=" ".join)
+def test_without_static_linears_no_prompts(flags, model, calib, tmp_path):
+    """Whatever the run's own scheme is: it is the linears that count. Byte for byte what --calib
+    gives, in any number of threads."""
+    quantize(model, tmp_path / "a", *flags, "--save", ALL, "--threads", 1)
+    quantize(model, tmp_path / "b", *flags, "--save", ALL, "--threads", 3, "--calib", calib)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    verify(tmp_path / "a", "--base", model)
+
+
+def test_weights_alone_are_those_of_w8a16(model, tmp_path):
+    """Section 3 of the W8A8 specification knows one formula for both."""
+    quantize(model, tmp_path / "a", "--scheme", "w8a8_dynamic")
+    quantize(model, tmp_path / "b", "--scheme", "w8a16")
+    quantize(model, tmp_path / "c", "--a-bit", 16)
+    weights = [tensor_file.read_folder(tmp_path / name) for name in "abc"]
+    for other in weights[1:]:
+        assert set(weights[0]) == set(other)
+        for name, t in weights[0].items():
+            np.testing.assert_array_equal(t.data, other[name].data, name)
+    assert types(tmp_path / "b") == types(tmp_path / "c") == dict.fromkeys(LINEARS, "W8A16")
+
+
+# ---- dynamic linears with what needs prompts
+
+@pytest.mark.parametrize("method", ["m1", "m2", "m3", "m4", "m5", "m6"])
+def test_smoothed_dynamic(method, model, calib, tmp_path):
+    quantize(model, tmp_path / "out", "--scheme", "w8a8_dynamic", "--anti-method", method,
+             "--calib", calib, "--save", "safe_tensor")
+    verify(tmp_path / "out")
+    assert set(types(tmp_path / "out").values()) == {"W8A8_DYNAMIC"}
+    source, out = tensor_file.read_folder(model), tensor_file.read_folder(tmp_path / "out")
+    norms = [t.data for name, t in out.items()
+             if "layers.0.input_layernorm." in name and name.endswith("weight")]
+    plain = source["model.layers.0.input_layernorm.weight"].data
+    assert not all(np.array_equal(norm, plain) for norm in norms)
+
+
+def test_head(model, calib, tmp_path):
+    flags = ["--no-disable-last-linear"]
+    quantize(model, tmp_path / "a", "--scheme", "w8a8_dynamic", *flags)
+    quantize(model, tmp_path / "b", *flags, "--calib", calib, "--mix", "lm_head=w8a8_dynamic")
+    for folder in "ab":
+        verify(tmp_path / folder)
+        kinds = description(tmp_path / folder)
+        assert kinds["lm_head.weight"] == "W8A8_DYNAMIC"
+        assert "lm_head.input_scale" not in kinds
+    assert set(types(tmp_path / "b").values()) == {"W8A8"}
+
+
+# ---- several types
+
+@pytest.fixture(scope="module")
+def three(model, calib, tmp_path_factory):
+    out = tmp_path_factory.mktemp("three") / "out"
+    quantize(model, out, "--calib", calib, "--mix", THREE, "--save", ALL)
+    return out
+
+
+def test_three_types(three, model):
+    assert "no rule is broken" in verify(three, "--base", model)
+    rules = [rule.split("=") for rule in THREE.split(",")]
+    want = {name: next(kind.upper() for pattern, kind in rules if fnmatchcase(name, pattern))
+            for name in LINEARS}
+    assert types(three / "ascendv1") == types(three / "safe_tensor") == want
+    # MindIE demands the dynamic type of static plus dynamic
+    assert (three / "safe_tensor/quant_model_weight_w8a8_dynamic.safetensors").exists()
+    assert json.loads((three / "safe_tensor/config.json").read_text())["quantize"] == "w8a8_dynamic"
+    assert description(three / "ascendv1")["model_quant_type"] == "W8A8_DYNAMIC"
+
+
+def test_save_types_hold_the_same(three):
+    ascend = tensor_file.read_folder(three / "ascendv1")
+    safe = tensor_file.read_folder(three / "safe_tensor")
+    kinds = types(three / "ascendv1")
+    for part in STATIC_PARTS:
+        file = "quant_weight" if part == "weight" else part
+        npy = np.load(three / f"safe_tensor/{file}.npy", allow_pickle=True).item()
+        for name in LINEARS:
+            assert (name in npy) == (part in PARTS[kinds[name]])
+            if name in npy:
+                np.testing.assert_array_equal(npy[name], safe[f"{name}.{part}"].data)
+                np.testing.assert_array_equal(npy[name], ascend[f"{name}.{part}"].data)
+
+
+def test_compressed_tensors_groups(three):
+    config = json.loads((three / "compressed-tensors/config.json").read_text())
+    groups = config["quantization_config"]["config_groups"].values()
+    by_kind = {}
+    for group in groups:
+        acts = group["input_activations"]
+        kind = "w8a16" if acts is None else "w8a8_dynamic" if acts["dynamic"] else "w8a8"
+        by_kind[kind] = group
+    assert set(by_kind) == {"w8a8", "w8a8_dynamic", "w8a16"}
+    assert by_kind["w8a8_dynamic"]["input_activations"]["strategy"] == "token"
+    assert by_kind["w8a8_dynamic"]["input_activations"]["symmetric"] is True
+
+
+@pytest.mark.parametrize("present,want", [
+    ("w8a8 w8a8_dynamic", "W8A8_DYNAMIC"), ("w8a16 w8a8_dynamic", "W8A8_DYNAMIC"),
+    ("w8a8 w8a16", "W8A8"), ("float w8a16", "W8A16"), ("float w8a8", "W8A8"),
+    ("float float", "FLOAT")])
+def test_name_of_each_pair(present, want, model, calib, tmp_path):
+    first, second = present.split()
+    quantize(model, tmp_path / "out", "--calib", calib, "--mix",
+             f"*.self_attn.*={first},*={second}")
+    assert description(tmp_path / "out")["model_quant_type"] == want
+
+
+def test_compat_goes_by_the_run_s_own_scheme(model, calib, tmp_path):
+    quantize(model, tmp_path / "a", "--calib", calib, "--compat", "msmodelslim", "--save",
+             "safe_tensor", "--mix", "*.mlp.*=w8a8_dynamic")
+    assert (tmp_path / "a/quant_model_description_w8a8.json").exists()
+    done = quantize(model, tmp_path / "b", "--calib", calib, "--compat", "msmodelslim", "--save",
+                    "safe_tensor", "--mix", "*.q_proj=w8a16,*.k_proj=float")
+    assert "of different types" in done.stderr  # left as given
+
+
+def test_record_is_a_recipe(model, calib, tmp_path):
+    """What tare_run.json says of mix, given as a recipe, gives the same output."""
+    quantize(model, tmp_path / "a", "--calib", calib, "--mix", "*.o_proj=float", "--mix", THREE)
+    recipe = json.loads((tmp_path / "a/tare_run.json").read_text())["recipe"]
+    assert recipe["mix"][0] == {"*.o_proj": "float"} and len(recipe["mix"]) == 4
+    (tmp_path / "r.yaml").write_text(json.dumps({"mix": recipe["mix"]}))
+    quantize(model, tmp_path / "b", "--calib", calib, "--recipe", tmp_path / "r.yaml")
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    # flags win over the file
+    quantize(model, tmp_path / "c", "--recipe", tmp_path / "r.yaml", "--mix", "*=w8a8_dynamic")
+    assert set(types(tmp_path / "c").values()) == {"W8A8_DYNAMIC"}
+
+
+@pytest.mark.parametrize("flags,words", [
+    (["--scheme", "w4a8"], ["quant.scheme", "possible: w8a8, w8a8_dynamic, w8a16"]),
+    (["--mix", "*.up_proj=w8a16"], ["mlp.gate_proj (w8a8, by the scheme of the run)",
+                                    "mlp.up_proj (w8a16, by *.up_proj)"]),
+    (["--mix", "*.upproj=w8a16"], ["\"*.upproj\" names no linear", "near: "]),
+    (["--mix", "*.mlp.*=int8"], ["\"int8\" is no type"]),
+    (["--mix", "*.mlp.*"], ["is not PATTERN=TYPE"]),
+    (["--scheme", "w8a8_dynamic", "--mm-tensor"], ["mm_tensor", "a scale for each row"]),
+    (["--scheme", "w8a8_dynamic", "--no-w-sym"], ["symmetric"]),
+    (["--scheme", "w8a8", "--a-bit", "16"], ["contradicts"]),
+    (["--scheme", "w8a16", "--anti-method", "m3"], ["anti_outlier.anti_method", "weights alone"]),
+], ids=lambda x: " ".join(x) if x[0].startswith("--") else "")
+def test_refused(flags, words, model, calib, tmp_path):
+    assert_refused(run(model, tmp_path / "out", "--calib", calib, *flags), tmp_path / "out", *words)
+
+
+def test_dry_run(model, calib):
+    for flags in (["--scheme", "w8a8_dynamic"], ["--mix", THREE, "--calib", calib]):
+        done = run_tare("quantize", model, "--dry-run", "--no-probe", *flags)
+        assert done.returncode == 0, done.stderr
