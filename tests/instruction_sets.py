@@ -40,10 +40,11 @@ def available(build):
     """The sets of this CPU, by the library itself."""
     lib = ctypes.CDLL(str(build / "libtare.so"))
     lib.tare_context_free.argtypes = [ctypes.c_void_p]
+    lib.tare_context_options_init_sized.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     found = []
     for value, name in enumerate(NAMES, 1):
         options, context = ContextOptions(), ctypes.c_void_p()
-        lib.tare_context_options_init(ctypes.byref(options))
+        lib.tare_context_options_init_sized(ctypes.byref(options), ctypes.sizeof(options))
         options.cpu = value
         if lib.tare_context_create(ctypes.byref(context), ctypes.byref(options)) == 0:
             found.append(name)
