@@ -30,7 +30,7 @@ void tare_context_options_init_sized(tare_context_options *options, size_t size)
 static tare_status check_cpu(const tare_context_options *options)
 {
     char text[160];
-    tare_status status = options ? cpu_check(options->cpu, text, sizeof text) : TARE_OK;
+    tare_status status = cpu_check(options->cpu, text, sizeof text);
     if (status != TARE_OK && options->log)
         options->log(options->user, TARE_LOG_ERROR, text);
     return status;
