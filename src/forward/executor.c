@@ -72,7 +72,7 @@ tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tar
     size_t threads = (size_t)parallel_threads(ctx), count;
     tare_status status = TARE_E_MEMORY;
     *out = (workspace){.ctx = ctx, .rows = padded(rows), .round = round};
-    TRY(rope_table_create(ctx, &c->rope, c->head_dim, longest, threads, &out->rope));
+    TRY(rope_table_create(ctx, &c->rope, c->rotary_dim, longest, threads, &out->rope));
     if (!size_mul(out->rows, model->graph.columns, &count) ||
         !(out->values = mem_alloc_array(ctx, count, sizeof(float))) ||
         !size_mul(attention_scratch_size(&shape), threads, &count) ||
@@ -89,7 +89,7 @@ size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest)
     const model_config *c = &model->config;
     attention_shape shape = layer_attention_shape(c, 0, longest);
     size_t threads = (size_t)parallel_threads(model->ctx);
-    return rope_table_bytes(&c->rope, c->head_dim, longest, threads) +
+    return rope_table_bytes(&c->rope, c->rotary_dim, longest, threads) +
            mem_array_bytes(padded(rows) * model->graph.columns, sizeof(float)) +
            mem_array_bytes(attention_scratch_size(&shape), sizeof(float) * threads);
 }
@@ -258,8 +258,41 @@ static tare_status run_linears(const graph_run *r, const graph_node *n)
     return status;
 }
 
+typedef struct split_work {
+    const float *x;
+    size_t cols, count, columns[GRAPH_VALUES];
+    float *y[GRAPH_VALUES];
+    size_t rows;
+} split_work;
+
+static void split_block(void *user, size_t index, int thread)
+{
+    const split_work *w = user;
+    (void)thread;
+    for (size_t r = index * ROW_BLOCK; r < w->rows && r < (index + 1) * ROW_BLOCK; r++) {
+        const float *x = w->x + r * w->cols;
+        for (size_t i = 0; i < w->count; x += w->columns[i++])
+            memcpy(w->y[i] + r * w->columns[i], x, w->columns[i] * sizeof *x);
+    }
+}
+
+static tare_status run_split(const graph_run *r, const graph_node *n)
+{
+    split_work work = {.x = value_at(r, n->in[0]),
+                       .cols = columns_of(r, n->in[0]),
+                       .count = n->index,
+                       .rows = r->b->rows};
+    for (size_t i = 0; i < n->index; i++) {
+        work.y[i] = value_at(r, n->out + (graph_value)i);
+        work.columns[i] = columns_of(r, n->out + (graph_value)i);
+    }
+    parallel_for(r->w->ctx, row_blocks(work.rows), split_block, &work);
+    return TARE_OK;
+}
+
 typedef struct rotate_work {
     const graph_run *r;
+    const graph_node *node;
     const kernels *kernels;
     float *q, *k;
     size_t q_columns, k_columns;
@@ -268,12 +301,14 @@ typedef struct rotate_work {
 static void rotate_heads(const rotate_work *w, float *row, size_t columns, const float *cos,
                          const float *sin)
 {
-    size_t dim = w->r->model->config.head_dim;
+    size_t dim = w->r->model->config.head_dim, turned = w->node->width;
     for (float *x = row; x < row + columns; x += dim) {
-        if (w->r->w->round == TARE_F32)
-            w->kernels->rope(x, cos, sin, dim);
+        if (w->node->pairing == ROPE_NEIGHBOURS)
+            rounded_rope_neighbours(x, cos, sin, turned, w->r->w->round);
+        else if (w->r->w->round == TARE_F32)
+            w->kernels->rope(x, cos, sin, turned);
         else
-            rounded_rope(x, cos, sin, dim, w->r->w->round);
+            rounded_rope(x, cos, sin, turned, w->r->w->round);
     }
 }
 
@@ -298,6 +333,7 @@ static void rotate_sample(void *user, size_t index, int thread)
 static tare_status run_rope(const graph_run *r, const graph_node *n)
 {
     rotate_work work = {.r = r,
+                        .node = n,
                         .kernels = kernels_get(r->w->ctx),
                         .q = value_at(r, n->in[0]),
                         .k = value_at(r, n->in[1]),
@@ -347,8 +383,9 @@ tare_status block_forward(tare_model *model, const model_block *block, const blo
                           workspace *w, float *x)
 {
     static tare_status (*const run[])(const graph_run *, const graph_node *) = {
-        [NODE_NORM] = run_norm,     [NODE_LINEARS] = run_linears, [NODE_ROPE] = run_rope,
-        [NODE_ATTEND] = run_attend, [NODE_GATE] = run_gate,       [NODE_ADD] = run_add};
+        [NODE_NORM] = run_norm, [NODE_LINEARS] = run_linears, [NODE_SPLIT] = run_split,
+        [NODE_ROPE] = run_rope, [NODE_ATTEND] = run_attend,   [NODE_GATE] = run_gate,
+        [NODE_ADD] = run_add};
     graph_run r = {model, block, norms, ops, b, w, x};
     tare_status status = TARE_OK;
     size_t i = segment ? segment->first_node : 0,

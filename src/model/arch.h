@@ -19,10 +19,14 @@ typedef struct architecture {
     /* The block's graph, for sizes that config.json determines. (Where names alone count, sizes may
      * be anything.) */
     void (*block)(const struct model_config *config, block_graph *out);
-    size_t default_kv_heads; /* if config.json has none; 0: as many as heads */
-    size_t default_head_dim; /* if config.json has none; 0: hidden_size / heads */
-    double smooth_alpha;     /* m4's exponent */
-    bool smooth_shift;       /* m4 moves the centre of norm outputs too, which creates biases */
+    size_t default_kv_heads;      /* if config.json has none; 0: as many as heads */
+    size_t default_head_dim;      /* if config.json has none; 0: hidden_size / heads */
+    size_t default_positions;     /* max_position_embeddings; 0: 2048 */
+    size_t default_window;        /* sliding_window; 0: none */
+    double default_eps;           /* rms_norm_eps; 0: 1e-6 */
+    double default_rotary_factor; /* partial_rotary_factor; 0: another one than 1 is refused */
+    double smooth_alpha;          /* m4's exponent */
+    bool smooth_shift;            /* m4 moves the centre of norm outputs too: biases appear */
     window_rule window;
 } architecture;
 
@@ -32,13 +36,15 @@ const architecture *architecture_find(const char *model_type);
 const char *architecture_name(size_t index);
 
 /* The rows, each in its family's file. */
-extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3;
+extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3;
 
 /* What dense decoders share: attention and a gated MLP, each behind its norm and added to the
  * stream. */
 typedef struct dense_form {
     bool qkv_bias, o_bias, mlp_bias;
-    bool head_norms;          /* of queries and keys */
+    bool head_norms;               /* of queries and keys */
+    bool fused_qkv, fused_gate_up; /* one linear, self_attn.qkv_proj and mlp.gate_up_proj */
+    rope_pairing pairing;
     bool smooth_values_first; /* the order of the pairs */
 } dense_form;
 

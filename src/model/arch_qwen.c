@@ -19,6 +19,7 @@ const architecture arch_qwen2 = {.model_type = "qwen2",
                                  .block = qwen2_block,
                                  .smooth_alpha = 0.9,
                                  .default_kv_heads = 32,
+                                 .default_window = 4096,
                                  .window = WINDOW_BY_LAYER};
 
 const architecture arch_qwen3 = {.model_type = "qwen3",
@@ -26,5 +27,6 @@ const architecture arch_qwen3 = {.model_type = "qwen3",
                                  .smooth_alpha = 0.5,
                                  .smooth_shift = true,
                                  .default_kv_heads = 32,
+                                 .default_window = 4096,
                                  .default_head_dim = 128,
                                  .window = WINDOW_BY_LAYER};

@@ -73,7 +73,9 @@ static tare_status parse_geometry(parse *p)
                     ? c->arch->default_kv_heads
                     : c->num_heads;
     TRY(parse_size(p, "num_key_value_heads", kv, MAX_LAYERS, &c->num_kv_heads));
-    TRY(parse_size(p, "max_position_embeddings", 2048, MAX_POSITION, &c->max_position_embeddings));
+    size_t positions = c->arch->default_positions ? c->arch->default_positions : 2048;
+    TRY(parse_size(p, "max_position_embeddings", positions, MAX_POSITION,
+                   &c->max_position_embeddings));
     size_t head_dim = c->arch->default_head_dim ? c->arch->default_head_dim
                                                 : c->hidden_size / c->num_heads;
     const value *given = value_get(p->root, "head_dim");
@@ -230,14 +232,25 @@ static tare_status parse_rope_type(parse *p, const value *map, rope_type *out)
     return TARE_OK;
 }
 
-/* Of a head that is rotated in part, which no family here does. */
-static tare_status refuse_partial_rotary(parse *p, const value *map)
+/* How much of a head turns: partial_rotary_factor of config.json or of its rope settings, which
+ * come first in transformers 5. */
+static tare_status parse_rotary_dim(parse *p, const value *map)
 {
-    double factor = 1;
-    if (value_get_double(p->ctx, map, p->what, "partial_rotary_factor", &factor) != TARE_OK)
+    model_config *c = p->out;
+    double factor = c->arch->default_rotary_factor ? c->arch->default_rotary_factor : 1;
+    if (value_get_double(p->ctx, p->root, p->what, "partial_rotary_factor", &factor) != TARE_OK ||
+        value_get_double(p->ctx, map, p->what, "partial_rotary_factor", &factor) != TARE_OK)
         return TARE_E_MODEL;
-    if (factor != 1)
+    if (c->arch->default_rotary_factor == 0 && factor != 1)
         return REFUSE(p, "partial_rotary_factor %g is not supported; supported: 1", factor);
+    if (!(factor > 0 && factor <= 1))
+        return REFUSE(p, "partial_rotary_factor %g is not a number above 0 and up to 1", factor);
+    c->rotary_dim = (size_t)((double)c->head_dim * factor);
+    if (c->rotary_dim == 0 || c->rotary_dim % 2 != 0)
+        return REFUSE(p,
+                      "partial_rotary_factor %g turns %zu of a head's %zu columns; rotary embedding "
+                      "needs an even number of them",
+                      factor, c->rotary_dim, c->head_dim);
     return TARE_OK;
 }
 
@@ -248,8 +261,7 @@ static tare_status parse_rope(parse *p)
     const value *map;
     bool modern;
     TRY(find_rope_map(p, &map, &modern));
-    TRY(refuse_partial_rotary(p, p->root));
-    TRY(refuse_partial_rotary(p, map));
+    TRY(parse_rotary_dim(p, map));
     TRY(parse_rope_type(p, map, &r->type));
     TRY(rope_number(p, modern && value_get(map, "rope_theta") ? map : p->root, "rope_theta", 10000,
                     &r->theta));
@@ -332,7 +344,7 @@ static tare_status parse_windows(parse *p)
     model_config *c = p->out;
     window_rule rule = c->arch->window;
     bool use = rule == WINDOW_ALWAYS;
-    size_t window = 4096, first = 28;
+    size_t window = c->arch->default_window, first = 28;
     const value *types = NULL, *given = value_get(p->root, "sliding_window");
     TRY(value_get_size(p->ctx, p->root, p->what, "sliding_window", &window));
     if (rule == WINDOW_BY_LAYER) {
@@ -361,7 +373,7 @@ static tare_status parse_rest(parse *p)
     tare_status status = TARE_OK;
     model_config *c = p->out;
     const char *activation = "silu";
-    double eps = 1e-6;
+    double eps = c->arch->default_eps ? c->arch->default_eps : 1e-6;
     TRY(value_get_string(p->ctx, p->root, p->what, "hidden_act", &activation));
     if (strcmp(activation, "silu") != 0)
         return REFUSE(p, "hidden_act \"%.40s\" is not supported; supported: silu", activation);

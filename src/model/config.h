@@ -11,6 +11,7 @@ typedef struct model_config {
     const architecture *arch;
     size_t hidden_size, intermediate_size, vocab_size, max_position_embeddings;
     size_t num_layers, num_heads, num_kv_heads, head_dim;
+    size_t rotary_dim; /* columns at the front of each head that turn */
     float rms_norm_eps;
     rope_config rope;
     bool attention_bias, mlp_bias, tie_word_embeddings;

@@ -17,15 +17,24 @@ void rounded_rms_norm(const float *x, const float *w, size_t n, float eps, tare_
         y[i] = round_native(w[i] * round_native(x[i] * inverse, dtype), dtype);
 }
 
+static void turn(float *x, float *y, float cos, float sin, tare_dtype dtype)
+{
+    float a = *x, b = *y, c = round_native(cos, dtype), s = round_native(sin, dtype);
+    *x = round_native(round_native(a * c, dtype) - round_native(b * s, dtype), dtype);
+    *y = round_native(round_native(b * c, dtype) + round_native(a * s, dtype), dtype);
+}
+
 void rounded_rope(float *x, const float *cos, const float *sin, size_t d, tare_dtype dtype)
 {
-    size_t half = d / 2;
-    for (size_t j = 0; j < half; j++) {
-        float a = x[j], b = x[j + half], c = round_native(cos[j], dtype),
-              s = round_native(sin[j], dtype);
-        x[j] = round_native(round_native(a * c, dtype) - round_native(b * s, dtype), dtype);
-        x[j + half] = round_native(round_native(b * c, dtype) + round_native(a * s, dtype), dtype);
-    }
+    for (size_t j = 0; j < d / 2; j++)
+        turn(x + j, x + j + d / 2, cos[j], sin[j], dtype);
+}
+
+void rounded_rope_neighbours(float *x, const float *cos, const float *sin, size_t d,
+                             tare_dtype dtype)
+{
+    for (size_t j = 0; j < d / 2; j++)
+        turn(x + 2 * j, x + 2 * j + 1, cos[j], sin[j], dtype);
 }
 
 void rounded_silu_mul(float *gate, const float *up, size_t n, tare_dtype dtype)

@@ -18,6 +18,9 @@ void rounded_rms_norm(const float *x, const float *w, size_t n, float eps, tare_
                       float *y);
 /* cos and sin are rounded too. */
 void rounded_rope(float *x, const float *cos, const float *sin, size_t d, tare_dtype dtype);
+/* Of neighbours (0, 1), (2, 3), …; in F32 too, without rounding. */
+void rounded_rope_neighbours(float *x, const float *cos, const float *sin, size_t d,
+                             tare_dtype dtype);
 void rounded_silu_mul(float *gate, const float *up, size_t n, tare_dtype dtype);
 /* x <- softmax(scale * x) of dot products, whose FP32 sums are rounded first. */
 void rounded_softmax(float *x, size_t n, float scale, tare_dtype dtype);

@@ -7,6 +7,7 @@ import tensor_file
 import tiny
 from conftest import run_tare
 
+METHODS = ("m1", "m2", "m3", "m4", "m5", "m6")
 MISTRAL = dict(model_type="mistral", architectures=["MistralForCausalLM"])
 FLAGS = ["--anti-method", "m3", "--fa-quant"]
 LONG = [p * 12 for p in tiny.PROMPTS[:4]]  # 120 to 420 tokens
@@ -81,4 +82,85 @@ def test_batches_and_threads_change_nothing(changes, tmp_path):
     a = quantize(model, calib, tmp_path / "a", "--threads", "1", "--batch-rows", "1",
                  "--max-length", "400")
     b = quantize(model, calib, tmp_path / "b", "--threads", "3", "--max-length", "400")
+    assert_equal(a, b)
+
+
+# ---- families with blocks of their own
+
+def fuse(tensors, *groups):
+    """Matrices one below the other: (names of the parts, name of the whole)."""
+    tensors = dict(tensors)
+    for layer in range(2):
+        for parts, whole in groups:
+            rows = [tensors.pop(f"model.layers.{layer}.{part}.weight")[1] for part in parts]
+            tensors[f"model.layers.{layer}.{whole}.weight"] = ("BF16", np.concatenate(rows))
+    return tensors
+
+
+QKV = (["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], "self_attn.qkv_proj")
+GATE_UP = (["mlp.gate_proj", "mlp.up_proj"], "mlp.gate_up_proj")
+
+
+def phi3_tensors():
+    return fuse(tiny.make_tensors(), QKV, GATE_UP)
+
+
+PHI3 = dict(model_type="phi3", architectures=["Phi3ForCausalLM"])
+FAMILIES = {
+    "phi3": (PHI3 | {"partial_rotary_factor": 0.5}, phi3_tensors),
+}
+
+
+def run_quantize(model, calib, out, *flags):
+    done = run_tare("quantize", model, "--out", out, "--calib", calib, *flags)
+    assert done.returncode == 0, done.stderr
+    return tensor_file.read_folder(out)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_smoothing_keeps_the_function(family, method, calib, library, tmp_path):
+    """Every linear stays float, so the output is the smoothed model: its logits are the source's.
+    Its W8A8 form passes verify against the source."""
+    changes, make = FAMILIES[family]
+    wide = {name: ("F32", x) for name, (_, x) in make().items()}  # what smoothing moves stays exact
+    changes = changes | {"torch_dtype": "float32"}
+    model = tiny.write_checkpoint(tmp_path / "model", wide, **changes)
+    smoothed = run_quantize(model, calib, tmp_path / "smoothed", "--anti-method", method,
+                            "--disable-names", "*", "--compute", "fp32", "--save", "safe_tensor")
+    source = tensor_file.read_folder(model)
+    moved = {name for name, t in source.items() if not np.array_equal(t.data, smoothed[name].data)}
+    assert any("input_layernorm" in name for name in moved)
+    assert any("o_proj" in name for name in moved) == (method in ("m4", "m6"))
+    # the files of the source around the smoothed tensors, since an output is no checkpoint
+    tensor_file.write(model / "model.safetensors",
+                      {name: ("F32", smoothed[name].data) for name in source})
+    plain = tiny.write_checkpoint(tmp_path / "plain", wide, **changes)
+    ids = list(range(3, 90, 2))
+    with library.model(model) as a, library.model(plain) as b:
+        expected = b.logits(ids)
+        assert np.abs(a.logits(ids) - expected).max() < 1e-5 * np.abs(expected).max()
+    run_quantize(plain, calib, tmp_path / "w8a8", "--anti-method", method)
+    done = run_tare("verify", tmp_path / "w8a8", "--base", plain)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("flags", [[], ["--anti-method", "m1"], ["--anti-method", "m4"]], ids=str)
+def test_phi3_is_a_llama_with_fused_matrices(flags, calib, tmp_path):
+    """Without fusing the equations are the same; weights are quantized row by row."""
+    llama = tiny.write_checkpoint(tmp_path / "llama", rms_norm_eps=1e-5)
+    phi = tiny.write_checkpoint(tmp_path / "phi", phi3_tensors(), **PHI3)
+    a, b = (run_quantize(model, calib, tmp_path / f"{model.name}.out", *flags)
+            for model in (llama, phi))
+    for layer in range(2):
+        for parts, whole in (QKV, GATE_UP):
+            names = [f"model.layers.{layer}.{part}" for part in parts]
+            name = f"model.layers.{layer}.{whole}"
+            for part in ("weight", "weight_scale", "quant_bias", "deq_scale"):
+                rows = np.concatenate([a.pop(f"{n}.{part}").data for n in names])
+                assert np.array_equal(rows, b.pop(f"{name}.{part}").data), (name, part)
+            for part in ("weight_offset", "input_scale", "input_offset"):
+                same = [a.pop(f"{n}.{part}").data for n in names]
+                whole_one = b.pop(f"{name}.{part}").data
+                assert all(np.array_equal(s.ravel(), whole_one.ravel()[:s.size]) for s in same)
     assert_equal(a, b)

@@ -8,8 +8,8 @@ import tensor_file
 import torch
 from conftest import GOLDEN, run_tare
 from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
-                          Qwen3ForCausalLM)
+                          MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
 
 TOLERANCE = 1e-4
 GEOMETRY = dict(vocab_size=300, hidden_size=48, intermediate_size=112, num_hidden_layers=2,
@@ -30,6 +30,7 @@ def yarn(**changes):
     return dict(head_dim=16, initializer_range=0.2, rope_scaling=rope)
 
 
+PHI3 = dict(pad_token_id=0)
 VARIANTS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "llama-llama3-rope": (LlamaForCausalLM, LlamaConfig,
@@ -77,6 +78,12 @@ VARIANTS = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=16)),
     "qwen3-biases-tied": (Qwen3ForCausalLM, Qwen3Config,
                           dict(head_dim=16, attention_bias=True, tie_word_embeddings=True)),
+    "phi3": (Phi3ForCausalLM, Phi3Config, PHI3),
+    "phi3-no-gqa": (Phi3ForCausalLM, Phi3Config, dict(PHI3, num_key_value_heads=None)),
+    "phi3-partial": (Phi3ForCausalLM, Phi3Config,
+                     dict(PHI3, num_attention_heads=3, num_key_value_heads=1,
+                          partial_rotary_factor=0.75, tie_word_embeddings=True)),
+    "phi3-window": (Phi3ForCausalLM, Phi3Config, dict(PHI3, sliding_window=24)),
 }
 
 

@@ -14,6 +14,7 @@
 
 #define LLAMA   "\"model_type\": \"llama\", " GEOMETRY ", \"num_key_value_heads\": 1"
 #define QWEN2   "\"model_type\": \"qwen2\", " GEOMETRY ", \"num_key_value_heads\": 1"
+#define PHI3    "\"model_type\": \"phi3\", " GEOMETRY
 #define MISTRAL "\"model_type\": \"mistral\", " GEOMETRY ", \"num_key_value_heads\": null"
 
 static tare_status parse(tare_context *ctx, arena *a, const char *json, model_config *out)
@@ -78,6 +79,13 @@ static void test_config_defaults(void **state)
     assert_true(c.num_kv_heads == 2 && model_config_window(&c, 0) == 4096);
     assert_ok(ctx, parse(ctx, &a, "{" MISTRAL ", \"sliding_window\": null}", &c));
     assert_int_equal(model_config_window(&c, 0), 0);
+    /* Phi-3: eps 1e-5, no window unless given, then in all layers; part of a head may turn. */
+    assert_ok(ctx, parse(ctx, &a, "{" PHI3 "}", &c));
+    assert_true(c.rms_norm_eps == 1e-5f && c.max_position_embeddings == 4096 && !c.windows);
+    assert_int_equal(c.rotary_dim, 4);
+    assert_ok(ctx, parse(ctx, &a,
+                         "{" PHI3 ", \"sliding_window\": 9, \"partial_rotary_factor\": 0.5}", &c));
+    assert_true(c.rotary_dim == 2 && model_config_window(&c, 0) == 9);
     arena_free(&a);
     free_context(ctx);
 }
@@ -139,6 +147,11 @@ static void test_config_refusals(void **state)
         {"{" LLAMA ", \"rope_parameters\": {\"rope_type\": \"default\", "
          "\"partial_rotary_factor\": 0.25}}",
          "partial_rotary_factor 0.25"},
+        {"{" PHI3 ", \"partial_rotary_factor\": 0.75}", "turns 3 of a head's 4 columns"},
+        {"{" PHI3 ", \"partial_rotary_factor\": 1.25}", "partial_rotary_factor 1.25"},
+        {"{" PHI3 ", \"partial_rotary_factor\": 0}", "partial_rotary_factor 0 is not"},
+        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2}}",
+         "rope type \"longrope\" is not supported"},
         {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"default\", \"type\": \"linear\", "
          "\"factor\": 2}}",
          "rope_type \"default\" and type \"linear\""},
