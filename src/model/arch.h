@@ -25,6 +25,7 @@ typedef struct architecture {
     size_t default_window;        /* sliding_window; 0: none */
     double default_eps;           /* rms_norm_eps; 0: 1e-6 */
     double default_rotary_factor; /* partial_rotary_factor; 0: another one than 1 is refused */
+    bool default_attention_bias;
     double smooth_alpha;          /* m4's exponent */
     bool smooth_shift;            /* m4 moves the centre of norm outputs too: biases appear */
     window_rule window;
@@ -36,7 +37,8 @@ const architecture *architecture_find(const char *model_type);
 const char *architecture_name(size_t index);
 
 /* The rows, each in its family's file. */
-extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3;
+extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_glm,
+    arch_glm4;
 
 /* What dense decoders share: attention and a gated MLP, each behind its norm and added to the
  * stream. */
@@ -45,7 +47,9 @@ typedef struct dense_form {
     bool head_norms;               /* of queries and keys */
     bool fused_qkv, fused_gate_up; /* one linear, self_attn.qkv_proj and mlp.gate_up_proj */
     rope_pairing pairing;
-    bool smooth_values_first; /* the order of the pairs */
+    const char *before_mlp;                  /* its norm; NULL: "post_attention_layernorm" */
+    const char *after_attention, *after_mlp; /* norms of what they add; NULL: none */
+    bool smooth_values_first;                /* the order of the pairs */
 } dense_form;
 
 void arch_dense_block(const struct model_config *config, const dense_form *form, block_graph *out);

@@ -1,8 +1,15 @@
 /* The dense decoder layer that most families share (spec/models.md 1.2, 1.3):
  *
  *     x += o(attend(rope(norm(q)), rope(norm(k)), v)), q, k, v of input_layernorm(x)
- *     x += down(silu(gate) * up), gate, up of post_attention_layernorm(x) */
+ *     x += down(silu(gate) * up), gate, up of post_attention_layernorm(x)
+ *
+ * Some norm what they add, too. */
 #include "model/config.h"
+
+static const char *norm_before_mlp(const dense_form *f)
+{
+    return f->before_mlp ? f->before_mlp : "post_attention_layernorm";
+}
 
 /* Channels that attention and the gate leave as they are, so that scales may move through them. */
 static void smooth_rows(const model_config *c, const dense_form *f, block_graph *g, bool attention)
@@ -26,7 +33,7 @@ static void smooth_pairs(const model_config *c, const dense_form *f, block_graph
     graph_smooth_norm(g, "input_layernorm", "qkv");
     if (values_first)
         smooth_rows(c, f, g, false);
-    graph_smooth_norm(g, "post_attention_layernorm", "gate_up");
+    graph_smooth_norm(g, norm_before_mlp(f), "gate_up");
     if (values_first)
         return;
     smooth_rows(c, f, g, true);
@@ -85,9 +92,17 @@ void arch_dense_block(const model_config *c, const dense_form *f, block_graph *g
 {
     graph_value x = graph_input(g, c->hidden_size);
     graph_value h = graph_norm(g, x, "input_layernorm");
-    graph_add(g, x, attention(c, f, g, h));
-    h = graph_norm(g, x, "post_attention_layernorm");
-    graph_add(g, x, gated_mlp(c, f, g, h));
+    graph_value a = attention(c, f, g, h);
+    if (f->after_attention)
+        graph_head_norm(g, a, f->after_attention, c->hidden_size);
+    graph_add(g, x, a);
+
+    h = graph_norm(g, x, norm_before_mlp(f));
+    graph_value m = gated_mlp(c, f, g, h);
+    if (f->after_mlp)
+        graph_head_norm(g, m, f->after_mlp, c->hidden_size);
+    graph_add(g, x, m);
+
     smooth_pairs(c, f, g);
     graph_finish(g);
 }

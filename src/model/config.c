@@ -381,6 +381,7 @@ static tare_status parse_rest(parse *p)
     if (!(eps >= 0 && eps < 1))
         return REFUSE(p, "rms_norm_eps %g is out of range", eps);
     c->rms_norm_eps = (float)eps;
+    c->attention_bias = c->arch->default_attention_bias;
     TRY(value_get_bool(p->ctx, p->root, p->what, "attention_bias", &c->attention_bias));
     TRY(value_get_bool(p->ctx, p->root, p->what, "mlp_bias", &c->mlp_bias));
     TRY(value_get_bool(p->ctx, p->root, p->what, "tie_word_embeddings", &c->tie_word_embeddings));

@@ -105,9 +105,34 @@ def phi3_tensors():
     return fuse(tiny.make_tensors(), QKV, GATE_UP)
 
 
+def with_biases(tensors):
+    """Of queries, keys and values."""
+    rng = np.random.default_rng(1)
+    biases = {name[:-len("weight")] + "bias": ("BF16", rng.normal(0, 0.2, len(x)))
+              for name, (_, x) in tensors.items() if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight"))}
+    return {**tensors, **biases}
+
+
+def with_norms(tensors, *names):
+    rng = np.random.default_rng(2)
+    norms = {f"model.layers.{layer}.{name}.weight": ("BF16", rng.normal(1, 0.2, 32))
+             for layer in range(2) for name in names}
+    return {**tensors, **norms}
+
+
+def glm_tensors():
+    return fuse(with_biases(tiny.make_tensors()), GATE_UP)
+
+
+def glm4_tensors():
+    return with_norms(glm_tensors(), "post_self_attn_layernorm", "post_mlp_layernorm")
+
+
 PHI3 = dict(model_type="phi3", architectures=["Phi3ForCausalLM"])
 FAMILIES = {
     "phi3": (PHI3 | {"partial_rotary_factor": 0.5}, phi3_tensors),
+    "glm": (dict(model_type="glm", architectures=["GlmForCausalLM"]), glm_tensors),
+    "glm4": (dict(model_type="glm4", architectures=["Glm4ForCausalLM"]), glm4_tensors),
 }
 
 

@@ -7,7 +7,8 @@ import safetensors.torch
 import tensor_file
 import torch
 from conftest import GOLDEN, run_tare
-from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
+from transformers import (AutoModelForCausalLM, Glm4Config, Glm4ForCausalLM, GlmConfig,
+                          GlmForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
                           MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
                           Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
 
@@ -31,6 +32,7 @@ def yarn(**changes):
 
 
 PHI3 = dict(pad_token_id=0)
+GLM = dict(pad_token_id=0, head_dim=16)
 VARIANTS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "llama-llama3-rope": (LlamaForCausalLM, LlamaConfig,
@@ -84,6 +86,13 @@ VARIANTS = {
                      dict(PHI3, num_attention_heads=3, num_key_value_heads=1,
                           partial_rotary_factor=0.75, tie_word_embeddings=True)),
     "phi3-window": (Phi3ForCausalLM, Phi3Config, dict(PHI3, sliding_window=24)),
+    "glm": (GlmForCausalLM, GlmConfig, GLM),
+    "glm-whole-head": (GlmForCausalLM, GlmConfig, dict(GLM, partial_rotary_factor=1.0)),
+    "glm4": (Glm4ForCausalLM, Glm4Config, GLM),
+    "glm4-no-bias": (Glm4ForCausalLM, Glm4Config, dict(GLM, attention_bias=False)),
+    "glm4-quarter": (Glm4ForCausalLM, Glm4Config,
+                     dict(GLM, partial_rotary_factor=0.25, num_key_value_heads=3,
+                          tie_word_embeddings=True, rope_theta=500.0)),
 }
 
 

@@ -86,6 +86,10 @@ static void test_config_defaults(void **state)
     assert_ok(ctx, parse(ctx, &a,
                          "{" PHI3 ", \"sliding_window\": 9, \"partial_rotary_factor\": 0.5}", &c));
     assert_true(c.rotary_dim == 2 && model_config_window(&c, 0) == 9);
+    /* GLM-4: head_dim 128, half of which turns, 2 key/value heads, biases. */
+    assert_ok(ctx, parse(ctx, &a, "{\"model_type\": \"glm4\", " GEOMETRY "}", &c));
+    assert_true(c.head_dim == 128 && c.rotary_dim == 64 && c.num_kv_heads == 2);
+    assert_true(c.attention_bias && c.rms_norm_eps == 1.5625e-7f);
     arena_free(&a);
     free_context(ctx);
 }
