@@ -11,6 +11,7 @@ struct model_config;
 typedef enum window_rule {
     WINDOW_NEVER,
     WINDOW_BY_LAYER, /* use_sliding_window, layer_types and max_window_layers say */
+    WINDOW_IF_USED,  /* all, if use_sliding_window */
     WINDOW_ALWAYS    /* all, unless sliding_window is null */
 } window_rule;
 
@@ -29,6 +30,8 @@ typedef struct architecture {
     double smooth_alpha;          /* m4's exponent */
     bool smooth_shift;            /* m4 moves the centre of norm outputs too: biases appear */
     window_rule window;
+    bool may_have_experts; /* num_experts, decoder_sparse_step and mlp_only_layers say which layers
+                            * do; one that does is refused */
 } architecture;
 
 /* NULL if unknown. */
@@ -37,8 +40,8 @@ const architecture *architecture_find(const char *model_type);
 const char *architecture_name(size_t index);
 
 /* The rows, each in its family's file. */
-extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_phi3, arch_glm,
-    arch_glm4;
+extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_qwen3_moe, arch_phi3,
+    arch_glm, arch_glm4;
 
 /* What dense decoders share: attention and a gated MLP, each behind its norm and added to the
  * stream. */

@@ -347,8 +347,9 @@ static tare_status parse_windows(parse *p)
     size_t window = c->arch->default_window, first = 28;
     const value *types = NULL, *given = value_get(p->root, "sliding_window");
     TRY(value_get_size(p->ctx, p->root, p->what, "sliding_window", &window));
-    if (rule == WINDOW_BY_LAYER) {
+    if (rule == WINDOW_BY_LAYER || rule == WINDOW_IF_USED)
         TRY(value_get_bool(p->ctx, p->root, p->what, "use_sliding_window", &use));
+    if (rule == WINDOW_BY_LAYER) {
         TRY(value_get_size(p->ctx, p->root, p->what, "max_window_layers", &first));
         TRY(find_layer_types(p, &types));
     }
@@ -358,7 +359,7 @@ static tare_status parse_windows(parse *p)
     if (!windows)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < c->num_layers; i++) {
-        bool sliding = rule == WINDOW_ALWAYS || i >= first;
+        bool sliding = rule != WINDOW_BY_LAYER || i >= first;
         if (types)
             sliding = strcmp(types->items[i].text, "sliding_attention") == 0;
         windows[i] = sliding ? window : 0;
@@ -366,6 +367,33 @@ static tare_status parse_windows(parse *p)
     c->windows = windows;
 done:
     return status == TARE_OK || status == TARE_E_MEMORY ? status : TARE_E_MODEL;
+}
+
+static bool lists_number(const value *list, size_t number)
+{
+    for (size_t i = 0; list && list->type == VALUE_LIST && i < list->count; i++) {
+        if (list->items[i].type == VALUE_NUMBER && list->items[i].number == (double)number)
+            return true;
+    }
+    return false;
+}
+
+/* A family with experts may have layers without, and a model of such layers alone is a dense one. */
+static tare_status refuse_experts(parse *p)
+{
+    tare_status status = TARE_OK;
+    size_t experts = 128, step = 1;
+    const value *dense = value_get(p->root, "mlp_only_layers");
+    if (!p->out->arch->may_have_experts)
+        return TARE_OK;
+    TRY(value_get_size(p->ctx, p->root, p->what, "num_experts", &experts));
+    TRY(parse_size(p, "decoder_sparse_step", 1, SIZE_MAX, &step));
+    for (size_t i = 0; experts && i < p->out->num_layers; i++) {
+        if ((i + 1) % step == 0 && !lists_number(dense, i))
+            return REFUSE(p, "mixture-of-experts layers are not supported yet: layer %zu", i);
+    }
+done:
+    return status == TARE_OK ? status : TARE_E_MODEL;
 }
 
 static tare_status parse_rest(parse *p)
@@ -403,6 +431,7 @@ tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, si
     TRY(parse_rope(&p));
     TRY(parse_dtype(&p));
     TRY(parse_windows(&p));
+    TRY(refuse_experts(&p));
     TRY(parse_rest(&p));
 done:
     return status;

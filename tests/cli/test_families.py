@@ -129,7 +129,17 @@ def glm4_tensors():
 
 
 PHI3 = dict(model_type="phi3", architectures=["Phi3ForCausalLM"])
+def qwen3_tensors():
+    rng = np.random.default_rng(3)
+    norms = {f"model.layers.{layer}.self_attn.{kind}_norm.weight": ("BF16", rng.normal(1, 0.2, 8))
+             for layer in range(2) for kind in "qk"}
+    return {**tiny.make_tensors(), **norms}
+
+
+QWEN3_MOE = dict(model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"],
+                 mlp_only_layers=[0, 1])
 FAMILIES = {
+    "qwen3_moe": (QWEN3_MOE, qwen3_tensors),
     "phi3": (PHI3 | {"partial_rotary_factor": 0.5}, phi3_tensors),
     "glm": (dict(model_type="glm", architectures=["GlmForCausalLM"]), glm_tensors),
     "glm4": (dict(model_type="glm4", architectures=["Glm4ForCausalLM"]), glm4_tensors),
@@ -189,3 +199,22 @@ def test_phi3_is_a_llama_with_fused_matrices(flags, calib, tmp_path):
                 whole_one = b.pop(f"{name}.{part}").data
                 assert all(np.array_equal(s.ravel(), whole_one.ravel()[:s.size]) for s in same)
     assert_equal(a, b)
+
+
+def test_dense_qwen3_moe_is_a_qwen3(calib, tmp_path):
+    qwen3 = dict(model_type="qwen3", architectures=["Qwen3ForCausalLM"])
+    a, b = (run_quantize(tiny.write_checkpoint(tmp_path / c["model_type"], qwen3_tensors(), **c),
+                         calib, tmp_path / (c["model_type"] + ".out"), "--anti-method", "m4")
+            for c in (qwen3, QWEN3_MOE))
+    assert_equal(a, b)
+
+
+@pytest.mark.parametrize("changes,layer", [({"mlp_only_layers": None}, 0),
+                                           ({"mlp_only_layers": [0]}, 1),
+                                           ({"mlp_only_layers": [], "decoder_sparse_step": 2}, 1)],
+                         ids=str)
+def test_experts_are_refused(changes, layer, calib, tmp_path):
+    model = tiny.write_checkpoint(tmp_path / "model", qwen3_tensors(), **QWEN3_MOE | changes)
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", calib)
+    assert done.returncode == 1
+    assert f"mixture-of-experts layers are not supported yet: layer {layer}" in done.stderr

@@ -10,7 +10,8 @@ from conftest import GOLDEN, run_tare
 from transformers import (AutoModelForCausalLM, Glm4Config, Glm4ForCausalLM, GlmConfig,
                           GlmForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
                           MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
-                          Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM)
+                          Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig,
+                          Qwen3MoeForCausalLM)
 
 TOLERANCE = 1e-4
 GEOMETRY = dict(vocab_size=300, hidden_size=48, intermediate_size=112, num_hidden_layers=2,
@@ -80,6 +81,14 @@ VARIANTS = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=16)),
     "qwen3-biases-tied": (Qwen3ForCausalLM, Qwen3Config,
                           dict(head_dim=16, attention_bias=True, tie_word_embeddings=True)),
+    "qwen3-moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, dict(mlp_only_layers=[0, 1])),
+    "qwen3-moe-no-experts": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                             dict(num_experts=0, head_dim=20, attention_bias=True,
+                                  tie_word_embeddings=True)),
+    "qwen3-moe-window": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                         dict(decoder_sparse_step=3, use_sliding_window=True, sliding_window=24)),
+    "qwen3-moe-window-unused": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                                dict(decoder_sparse_step=3, sliding_window=24)),
     "phi3": (Phi3ForCausalLM, Phi3Config, PHI3),
     "phi3-no-gqa": (Phi3ForCausalLM, Phi3Config, dict(PHI3, num_key_value_heads=None)),
     "phi3-partial": (Phi3ForCausalLM, Phi3Config,
