@@ -50,7 +50,9 @@ attention_shape layer_attention_shape(const model_config *c, size_t layer, size_
                              .num_heads = c->num_heads,
                              .num_kv_heads = c->num_kv_heads,
                              .head_dim = c->head_dim,
-                             .window = model_config_window(c, layer)};
+                             .window = model_config_window(c, layer),
+                             .scale = c->attention_scale,
+                             .softcap = c->attention_softcap};
 }
 
 /* ---- the workspace ---- */
@@ -110,11 +112,10 @@ enum { ROW_BLOCK = 32 };
 
 typedef struct row_work {
     const kernels *k;
-    tare_context *ctx;
     size_t rows, cols;
     const float *x, *weight, *bias;
     float *y;
-    float eps;
+    float eps, base;
     tare_dtype round;
 } row_work;
 
@@ -126,9 +127,9 @@ static size_t row_blocks(size_t rows)
 static void norm_row(const row_work *w, const float *x, const float *weight, size_t n, float *y)
 {
     if (w->round == TARE_F32)
-        w->k->rms_norm(x, weight, n, w->eps, y);
+        w->k->rms_norm(x, weight, n, w->eps, w->base, y);
     else
-        rounded_rms_norm(x, weight, n, w->eps, w->round, y);
+        rounded_rms_norm(x, weight, n, w->eps, w->base, w->round, y);
 }
 
 static void norm_block(void *user, size_t index, int thread)
@@ -147,7 +148,6 @@ void norm_rows(tare_context *ctx, const float *x, const float *weight, const flo
                size_t rows, size_t cols, float eps, tare_dtype round, float *y)
 {
     row_work w = {.k = kernels_get(ctx),
-                  .ctx = ctx,
                   .rows = rows,
                   .cols = cols,
                   .x = x,
@@ -157,6 +157,22 @@ void norm_rows(tare_context *ctx, const float *x, const float *weight, const flo
                   .eps = eps,
                   .round = round};
     parallel_for(ctx, row_blocks(rows), norm_block, &w);
+}
+
+void model_norm_rows(const tare_model *model, const float *x, const float *weight,
+                     const float *bias, size_t rows, size_t cols, tare_dtype round, float *y)
+{
+    row_work w = {.k = kernels_get(model->ctx),
+                  .rows = rows,
+                  .cols = cols,
+                  .x = x,
+                  .weight = weight,
+                  .bias = bias,
+                  .y = y,
+                  .eps = model->config.rms_norm_eps,
+                  .base = model->config.arch->norm_base,
+                  .round = round};
+    parallel_for(model->ctx, row_blocks(rows), norm_block, &w);
 }
 
 /* The values of a block of rows: *first is the first of them. */
@@ -187,6 +203,18 @@ static void silu_block(void *user, size_t index, int thread)
         w->k->silu_mul(w->y + first, w->x + first, n);
     else
         rounded_silu_mul(w->y + first, w->x + first, n, w->round);
+}
+
+/* y = gelu(y) * x */
+static void gelu_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    size_t first, n = values_of(w, index, &first);
+    (void)thread;
+    if (w->round == TARE_F32)
+        w->k->gelu_mul(w->y + first, w->x + first, n);
+    else
+        rounded_gelu_mul(w->y + first, w->x + first, n, w->round);
 }
 
 static void round_block(void *user, size_t index, int thread)
@@ -240,9 +268,9 @@ static void run_rows(const graph_run *r, void (*body)(void *, size_t, int), grap
 static tare_status run_norm(const graph_run *r, const graph_node *n)
 {
     size_t heads = columns_of(r, n->in[0]) / n->width;
-    norm_rows(r->w->ctx, value_at(r, n->in[0]), r->norms->weights[n->index],
-              r->norms->biases[n->index], r->b->rows * heads, n->width,
-              r->model->config.rms_norm_eps, r->w->round, value_at(r, n->out));
+    model_norm_rows(r->model, value_at(r, n->in[0]), r->norms->weights[n->index],
+                    r->norms->biases[n->index], r->b->rows * heads, n->width, r->w->round,
+                    value_at(r, n->out));
     return TARE_OK;
 }
 
@@ -368,7 +396,7 @@ static tare_status run_attend(const graph_run *r, const graph_node *n)
 
 static tare_status run_gate(const graph_run *r, const graph_node *n)
 {
-    run_rows(r, silu_block, n->in[0], n->in[1]);
+    run_rows(r, n->activation == GATE_SILU ? silu_block : gelu_block, n->in[0], n->in[1]);
     return TARE_OK;
 }
 

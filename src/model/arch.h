@@ -12,6 +12,7 @@ typedef enum window_rule {
     WINDOW_NEVER,
     WINDOW_BY_LAYER, /* use_sliding_window, layer_types and max_window_layers say */
     WINDOW_IF_USED,  /* all, if use_sliding_window */
+    WINDOW_IN_TURN,  /* layer_types says; without it every other one, beginning with the first */
     WINDOW_ALWAYS    /* all, unless sliding_window is null */
 } window_rule;
 
@@ -26,7 +27,14 @@ typedef struct architecture {
     size_t default_window;        /* sliding_window; 0: none */
     double default_eps;           /* rms_norm_eps; 0: 1e-6 */
     double default_rotary_factor; /* partial_rotary_factor; 0: another one than 1 is refused */
-    bool default_attention_bias;
+    bool default_attention_bias, default_tied; /* attention_bias, tie_word_embeddings */
+    /* Keys that only some families read, and their defaults; 0: not read. */
+    double default_query_scalar;      /* query_pre_attn_scalar */
+    double default_attention_softcap; /* attn_logit_softcapping */
+    double default_final_softcap;     /* final_logit_softcapping */
+    const char *activation_key, *activation; /* the only one there is; NULL: hidden_act, silu */
+    float norm_base;                         /* a norm multiplies by this + its weight */
+    bool scales_embeddings;                  /* by sqrt(hidden_size) */
     double smooth_alpha;          /* m4's exponent */
     bool smooth_shift;            /* m4 moves the centre of norm outputs too: biases appear */
     window_rule window;
@@ -41,7 +49,7 @@ const char *architecture_name(size_t index);
 
 /* The rows, each in its family's file. */
 extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_qwen3_moe, arch_phi3,
-    arch_glm, arch_glm4;
+    arch_glm, arch_glm4, arch_gemma2;
 
 /* What dense decoders share: attention and a gated MLP, each behind its norm and added to the
  * stream. */
@@ -50,6 +58,7 @@ typedef struct dense_form {
     bool head_norms;               /* of queries and keys */
     bool fused_qkv, fused_gate_up; /* one linear, self_attn.qkv_proj and mlp.gate_up_proj */
     rope_pairing pairing;
+    gate_activation activation;
     const char *before_mlp;                  /* its norm; NULL: "post_attention_layernorm" */
     const char *after_attention, *after_mlp; /* norms of what they add; NULL: none */
     bool smooth_values_first;                /* the order of the pairs */

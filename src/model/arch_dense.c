@@ -1,7 +1,7 @@
 /* The dense decoder layer that most families share (spec/models.md 1.2, 1.3):
  *
  *     x += o(attend(rope(norm(q)), rope(norm(k)), v)), q, k, v of input_layernorm(x)
- *     x += down(silu(gate) * up), gate, up of post_attention_layernorm(x)
+ *     x += down(activation(gate) * up), gate, up of post_attention_layernorm(x)
  *
  * Some norm what they add, too. */
 #include "model/config.h"
@@ -84,7 +84,7 @@ static graph_value gated_mlp(const model_config *c, const dense_form *f, block_g
         gate_up[0] = graph_linear(g, unit, "mlp.gate_proj", wide, f->mlp_bias);
         gate_up[1] = graph_linear(g, unit, "mlp.up_proj", wide, f->mlp_bias);
     }
-    graph_value gate = graph_gate(g, gate_up[0], gate_up[1]);
+    graph_value gate = graph_gate(g, gate_up[0], gate_up[1], f->activation);
     return graph_single(g, gate, "down", "mlp.down_proj", c->hidden_size, f->mlp_bias);
 }
 

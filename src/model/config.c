@@ -343,23 +343,25 @@ static tare_status parse_windows(parse *p)
     tare_status status = TARE_OK;
     model_config *c = p->out;
     window_rule rule = c->arch->window;
-    bool use = rule == WINDOW_ALWAYS;
+    bool use = rule == WINDOW_ALWAYS || rule == WINDOW_IN_TURN;
     size_t window = c->arch->default_window, first = 28;
     const value *types = NULL, *given = value_get(p->root, "sliding_window");
     TRY(value_get_size(p->ctx, p->root, p->what, "sliding_window", &window));
     if (rule == WINDOW_BY_LAYER || rule == WINDOW_IF_USED)
         TRY(value_get_bool(p->ctx, p->root, p->what, "use_sliding_window", &use));
-    if (rule == WINDOW_BY_LAYER) {
+    if (rule == WINDOW_BY_LAYER)
         TRY(value_get_size(p->ctx, p->root, p->what, "max_window_layers", &first));
+    if (rule == WINDOW_BY_LAYER || rule == WINDOW_IN_TURN)
         TRY(find_layer_types(p, &types));
-    }
     if (!use || window == 0 || (given && given->type == VALUE_NULL))
         return TARE_OK;
     size_t *windows = arena_calloc(p->arena, c->num_layers, sizeof *windows);
     if (!windows)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < c->num_layers; i++) {
-        bool sliding = rule != WINDOW_BY_LAYER || i >= first;
+        bool sliding = rule == WINDOW_BY_LAYER  ? i >= first
+                       : rule == WINDOW_IN_TURN ? i % 2 == 0
+                                                : true;
         if (types)
             sliding = strcmp(types->items[i].text, "sliding_attention") == 0;
         windows[i] = sliding ? window : 0;
@@ -396,15 +398,48 @@ done:
     return status == TARE_OK ? status : TARE_E_MODEL;
 }
 
+/* A positive number that only some families have; null: none, which leaves *out at 0. */
+static tare_status parse_own_number(parse *p, const char *key, double fallback, double *out)
+{
+    const value *v = value_get(p->root, key);
+    *out = v && v->type == VALUE_NULL ? 0 : fallback;
+    if (fallback == 0)
+        return TARE_OK;
+    if (value_get_double(p->ctx, p->root, p->what, key, out) != TARE_OK)
+        return TARE_E_MODEL;
+    if (*out == 0 && (!v || v->type == VALUE_NULL))
+        return TARE_OK;
+    if (!(*out > 1e-30 && *out < 1e30))
+        return REFUSE(p, "%s %g is not a positive number", key, *out);
+    return TARE_OK;
+}
+
+static tare_status parse_scores(parse *p)
+{
+    tare_status status = TARE_OK;
+    model_config *c = p->out;
+    const architecture *arch = c->arch;
+    double scalar, attention, final;
+    TRY(parse_own_number(p, "query_pre_attn_scalar", arch->default_query_scalar, &scalar));
+    TRY(parse_own_number(p, "attn_logit_softcapping", arch->default_attention_softcap, &attention));
+    TRY(parse_own_number(p, "final_logit_softcapping", arch->default_final_softcap, &final));
+    c->attention_scale = scalar != 0 ? (float)(1 / sqrt(scalar)) : 0;
+    c->attention_softcap = (float)attention;
+    c->final_softcap = (float)final;
+done:
+    return status;
+}
+
 static tare_status parse_rest(parse *p)
 {
     tare_status status = TARE_OK;
     model_config *c = p->out;
-    const char *activation = "silu";
+    const char *key = c->arch->activation_key ? c->arch->activation_key : "hidden_act";
+    const char *known = c->arch->activation ? c->arch->activation : "silu", *activation = known;
     double eps = c->arch->default_eps ? c->arch->default_eps : 1e-6;
-    TRY(value_get_string(p->ctx, p->root, p->what, "hidden_act", &activation));
-    if (strcmp(activation, "silu") != 0)
-        return REFUSE(p, "hidden_act \"%.40s\" is not supported; supported: silu", activation);
+    TRY(value_get_string(p->ctx, p->root, p->what, key, &activation));
+    if (strcmp(activation, known) != 0)
+        return REFUSE(p, "%s \"%.40s\" is not supported; supported: %s", key, activation, known);
     TRY(value_get_double(p->ctx, p->root, p->what, "rms_norm_eps", &eps));
     if (!(eps >= 0 && eps < 1))
         return REFUSE(p, "rms_norm_eps %g is out of range", eps);
@@ -412,6 +447,7 @@ static tare_status parse_rest(parse *p)
     c->attention_bias = c->arch->default_attention_bias;
     TRY(value_get_bool(p->ctx, p->root, p->what, "attention_bias", &c->attention_bias));
     TRY(value_get_bool(p->ctx, p->root, p->what, "mlp_bias", &c->mlp_bias));
+    c->tie_word_embeddings = c->arch->default_tied;
     TRY(value_get_bool(p->ctx, p->root, p->what, "tie_word_embeddings", &c->tie_word_embeddings));
 done:
     return status == TARE_OK ? status : TARE_E_MODEL;
@@ -432,6 +468,7 @@ tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, si
     TRY(parse_dtype(&p));
     TRY(parse_windows(&p));
     TRY(refuse_experts(&p));
+    TRY(parse_scores(&p));
     TRY(parse_rest(&p));
 done:
     return status;

@@ -13,6 +13,8 @@ typedef struct model_config {
     size_t num_layers, num_heads, num_kv_heads, head_dim;
     size_t rotary_dim; /* columns at the front of each head that turn */
     float rms_norm_eps;
+    float attention_scale;                  /* of scores; 0: 1 / sqrt(head_dim) */
+    float attention_softcap, final_softcap; /* of scores and logits; 0: none */
     rope_config rope;
     bool attention_bias, mlp_bias, tie_word_embeddings;
     bool has_dtype;        /* torch_dtype or dtype is given */

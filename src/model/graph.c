@@ -118,10 +118,10 @@ graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_val
     return node->out;
 }
 
-graph_value graph_gate(block_graph *g, graph_value gate, graph_value up)
+graph_value graph_gate(block_graph *g, graph_value gate, graph_value up, gate_activation activation)
 {
     assert(g->values[gate].columns == g->values[up].columns);
-    add_node(g, NODE_GATE, gate, up, -1);
+    add_node(g, NODE_GATE, gate, up, -1)->activation = activation;
     g->num_nodes++;
     return gate;
 }

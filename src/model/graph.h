@@ -79,12 +79,15 @@ typedef enum node_kind {
 /* Which two columns of a head turn together: j and j + half, or 2 j and 2 j + 1. */
 typedef enum rope_pairing { ROPE_HALVES, ROPE_NEIGHBOURS } rope_pairing;
 
+typedef enum gate_activation { GATE_SILU, GATE_GELU_TANH } gate_activation;
+
 typedef struct graph_node {
     node_kind kind;
     graph_value in[3], out;
     size_t index; /* NORM: of the block's norms; LINEARS: of its units; SPLIT: how many parts */
     size_t width; /* NORM; ROPE: columns at the front of each head that turn */
     rope_pairing pairing;
+    gate_activation activation;
 } graph_node;
 
 typedef struct value_spec {
@@ -139,7 +142,8 @@ void graph_split(block_graph *g, graph_value x, const size_t *columns, size_t co
 void graph_rope(block_graph *g, graph_value q, graph_value k, size_t width, rope_pairing pairing);
 graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_value v);
 /* gate <- activation(gate) * up; the result. */
-graph_value graph_gate(block_graph *g, graph_value gate, graph_value up);
+graph_value graph_gate(block_graph *g, graph_value gate, graph_value up,
+                       gate_activation activation);
 void graph_add(block_graph *g, graph_value x, graph_value y);
 
 /* Pairs, in the order in which they are to be smoothed. Rows begin at `first` of the linear's. */

@@ -35,6 +35,7 @@ static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, dou
     const tensor_info *source = checkpoint_find(v->base, name);
     char *a = NULL, *b = NULL;
     tare_status status = TARE_OK;
+    double base = f->arch ? (double)f->arch->norm_base : 0;
     *ratio = NULL;
     if (!t || !source || source->rank != 1 || !tensor_same_shape(&t->info, source) ||
         !dtype_is_float(source->dtype) || !dtype_is_float(t->info.dtype))
@@ -52,6 +53,7 @@ static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, dou
         if (f->num.compat)
             there = round_to_dtype(there, f->num.dtype);
         *differs |= here != there;
+        here += base, there += base;
         (*ratio)[i] = here != 0 && there != 0 ? there / here : 1;
     }
 done:

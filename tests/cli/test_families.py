@@ -128,6 +128,13 @@ def glm4_tensors():
     return with_norms(glm_tensors(), "post_self_attn_layernorm", "post_mlp_layernorm")
 
 
+def gemma2_tensors():
+    """Norms' weights count from 1."""
+    tensors = with_norms(tiny.make_tensors(), "pre_feedforward_layernorm",
+                         "post_feedforward_layernorm")
+    return {name: (tag, x - 1 if x.ndim == 1 else x) for name, (tag, x) in tensors.items()}
+
+
 PHI3 = dict(model_type="phi3", architectures=["Phi3ForCausalLM"])
 def qwen3_tensors():
     rng = np.random.default_rng(3)
@@ -141,6 +148,8 @@ QWEN3_MOE = dict(model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"],
 FAMILIES = {
     "qwen3_moe": (QWEN3_MOE, qwen3_tensors),
     "phi3": (PHI3 | {"partial_rotary_factor": 0.5}, phi3_tensors),
+    "gemma2": (dict(model_type="gemma2", architectures=["Gemma2ForCausalLM"], hidden_act=None),
+               gemma2_tensors),
     "glm": (dict(model_type="glm", architectures=["GlmForCausalLM"]), glm_tensors),
     "glm4": (dict(model_type="glm4", architectures=["Glm4ForCausalLM"]), glm4_tensors),
 }

@@ -7,8 +7,8 @@ import safetensors.torch
 import tensor_file
 import torch
 from conftest import GOLDEN, run_tare
-from transformers import (AutoModelForCausalLM, Glm4Config, Glm4ForCausalLM, GlmConfig,
-                          GlmForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
+from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Glm4Config, Glm4ForCausalLM,
+                          GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
                           MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
                           Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig,
                           Qwen3MoeForCausalLM)
@@ -33,6 +33,7 @@ def yarn(**changes):
 
 
 PHI3 = dict(pad_token_id=0)
+GEMMA2 = dict(pad_token_id=0, head_dim=16, sliding_window=24)
 GLM = dict(pad_token_id=0, head_dim=16)
 VARIANTS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
@@ -95,6 +96,16 @@ VARIANTS = {
                      dict(PHI3, num_attention_heads=3, num_key_value_heads=1,
                           partial_rotary_factor=0.75, tie_word_embeddings=True)),
     "phi3-window": (Phi3ForCausalLM, Phi3Config, dict(PHI3, sliding_window=24)),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, GEMMA2),
+    "gemma2-full": (Gemma2ForCausalLM, Gemma2Config,
+                    dict(GEMMA2, attn_logit_softcapping=None, final_logit_softcapping=None,
+                         layer_types=["full_attention"] * 2, tie_word_embeddings=False)),
+    "gemma2-layer-types": (Gemma2ForCausalLM, Gemma2Config,
+                           dict(GEMMA2, layer_types=["full_attention", "sliding_attention"],
+                                query_pre_attn_scalar=20, attention_bias=True)),
+    "gemma2-low-caps": (Gemma2ForCausalLM, Gemma2Config,
+                        dict(GEMMA2, attn_logit_softcapping=2.0, final_logit_softcapping=1.5,
+                             num_key_value_heads=6)),
     "glm": (GlmForCausalLM, GlmConfig, GLM),
     "glm-whole-head": (GlmForCausalLM, GlmConfig, dict(GLM, partial_rotary_factor=1.0)),
     "glm4": (Glm4ForCausalLM, Glm4Config, GLM),

@@ -72,7 +72,7 @@ static void norm(const reference *r)
     float *x = values(r, "norm", "x"), *w = values(r, "norm", "w");
     size_t rows = info(r, "norm", "x")->shape[0], n = info(r, "norm", "x")->shape[1];
     for (size_t i = 0; i < rows; i++)
-        rounded_rms_norm(x + i * n, w, n, 1e-6f, r->dtype, x + i * n);
+        rounded_rms_norm(x + i * n, w, n, 1e-6f, 0, r->dtype, x + i * n);
     check(r, "norm", x, rows * n / 1000);
     mem_free(r->ctx, x);
     mem_free(r->ctx, w);
