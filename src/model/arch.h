@@ -35,11 +35,12 @@ typedef struct architecture {
     const char *activation_key, *activation; /* the only one there is; NULL: hidden_act, silu */
     float norm_base;                         /* a norm multiplies by this + its weight */
     bool scales_embeddings;                  /* by sqrt(hidden_size) */
-    double smooth_alpha;          /* m4's exponent */
-    bool smooth_shift;            /* m4 moves the centre of norm outputs too: biases appear */
+    double smooth_alpha;                     /* m4's exponent */
+    bool smooth_shift; /* m4 moves the centre of norm outputs too, which creates biases */
     window_rule window;
-    bool may_have_experts; /* num_experts, decoder_sparse_step and mlp_only_layers say which layers
-                            * do; one that does is refused */
+    /* num_experts, decoder_sparse_step and mlp_only_layers say which layers are mixtures of
+     * experts; a model that has one is refused. */
+    bool may_have_experts;
 } architecture;
 
 /* NULL if unknown. */
@@ -48,8 +49,8 @@ const architecture *architecture_find(const char *model_type);
 const char *architecture_name(size_t index);
 
 /* The rows, each in its family's file. */
-extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_qwen3_moe, arch_phi3,
-    arch_glm, arch_glm4, arch_gemma2;
+extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_qwen3_moe,
+    arch_phi3, arch_glm, arch_glm4, arch_gemma2;
 
 /* What dense decoders share: attention and a gated MLP, each behind its norm and added to the
  * stream. */

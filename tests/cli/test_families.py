@@ -227,3 +227,17 @@ def test_experts_are_refused(changes, layer, calib, tmp_path):
     done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", calib)
     assert done.returncode == 1
     assert f"mixture-of-experts layers are not supported yet: layer {layer}" in done.stderr
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_text_follows_the_logits(family, library, tmp_path):
+    """One token at a time against kept keys and values, as all at once: windows, caps, ropes."""
+    changes, make = FAMILIES[family]
+    model = tiny.write_checkpoint(tmp_path / "model", make(), **changes, sliding_window=7)
+    with library.model(model) as m:
+        for prompt in ([5, 6, 7], list(range(40, 80))):
+            text, = m.generate([prompt], max_new_tokens=20)
+            assert text
+            logits = m.logits(prompt + text)[len(prompt) - 1:-1]
+            best = logits.max(axis=1)
+            assert (best - logits[np.arange(len(text)), text] < 1e-4).all()
