@@ -24,6 +24,7 @@ typedef struct architecture {
     size_t default_kv_heads;      /* if config.json has none; 0: as many as heads */
     size_t default_head_dim;      /* if config.json has none; 0: hidden_size / heads */
     size_t default_positions;     /* max_position_embeddings; 0: 2048 */
+    size_t default_original_positions; /* of longrope; 0: max_position_embeddings */
     size_t default_window;        /* sliding_window; 0: none */
     double default_eps;           /* rms_norm_eps; 0: 1e-6 */
     double default_rotary_factor; /* partial_rotary_factor; 0: another one than 1 is refused */

@@ -10,6 +10,7 @@ const architecture arch_phi3 = {.model_type = "phi3",
                                 .block = phi3_block,
                                 .smooth_alpha = 0.9,
                                 .default_positions = 4096,
+                                .default_original_positions = 4096,
                                 .default_eps = 1e-5,
                                 .default_rotary_factor = 1,
                                 .window = WINDOW_ALWAYS};

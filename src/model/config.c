@@ -160,10 +160,61 @@ done:
     return status == TARE_OK ? status : TARE_E_MODEL;
 }
 
+/* What divides each frequency: a list of config.json, of which none may be 0. */
+static tare_status parse_factors(parse *p, const value *map, const char *key, const double **out)
+{
+    const value *list = value_get(map, key);
+    size_t count = p->out->rotary_dim / 2;
+    if (!list || list->type != VALUE_LIST || list->count != count)
+        return REFUSE(p, "%s of the rope settings must be a list of %zu numbers", key, count);
+    double *factors = arena_alloc_array(p->arena, count, sizeof *factors);
+    if (!factors)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < count; i++) {
+        const value *v = &list->items[i];
+        if (v->type != VALUE_NUMBER || !(v->number > 1e-30 && v->number < 1e30))
+            return REFUSE(p, "%s of the rope settings: item %zu is not a positive number", key, i);
+        factors[i] = v->number;
+    }
+    *out = factors;
+    return TARE_OK;
+}
+
+/* Microsoft's Phi has the original length beside the rope settings, transformers 5 inside. */
+static tare_status parse_longrope(parse *p, const value *map, rope_config *r)
+{
+    tare_status status = TARE_OK;
+    static const char original[] = "original_max_position_embeddings";
+    size_t usual = p->out->arch->default_original_positions;
+    double fallback = usual ? (double)usual : r->max_position, given = NAN;
+    TRY(parse_factors(p, map, "short_factor", &r->short_factors));
+    TRY(parse_factors(p, map, "long_factor", &r->long_factors));
+    TRY(rope_number(p, value_get(p->root, original) ? p->root : map, original, fallback,
+                    &r->original_max_position));
+    TRY(value_get_double(p->ctx, map, p->what, "factor", &r->factor));
+    if (r->original_max_position != r->max_position)
+        r->factor = r->max_position / r->original_max_position;
+    TRY(value_get_double(p->ctx, map, p->what, "attention_factor", &given));
+    if (!isnan(given))
+        r->attention_factor = given;
+    else if (r->factor > 1)
+        r->attention_factor = sqrt(1 + log(r->factor) / log(r->original_max_position));
+    if (!(r->attention_factor > 0 && r->attention_factor < 1e30))
+        return REFUSE(p, "the attention factor of the rope settings is not a positive number");
+done:
+    return status == TARE_OK || status == TARE_E_MEMORY ? status : TARE_E_MODEL;
+}
+
 static bool same_scalar(const value *a, const value *b)
 {
     if (!a || !b || a->type != b->type)
         return false;
+    if (a->type == VALUE_LIST) {
+        bool same = a->count == b->count;
+        for (size_t i = 0; same && i < a->count; i++)
+            same = same_scalar(&a->items[i], &b->items[i]);
+        return same;
+    }
     if (a->type == VALUE_NUMBER)
         return a->number == b->number;
     return a->type == VALUE_BOOL ? a->boolean == b->boolean
@@ -267,7 +318,9 @@ static tare_status parse_rope(parse *p)
                     &r->theta));
     r->attention_factor = 1;
     r->max_position = (double)p->out->max_position_embeddings;
-    if (r->type != ROPE_DEFAULT)
+    if (r->type == ROPE_LONGROPE)
+        TRY(parse_longrope(p, map, r));
+    else if (r->type != ROPE_DEFAULT)
         TRY(rope_number(p, map, "factor", 0, &r->factor));
     if (r->type == ROPE_LLAMA3)
         TRY(parse_llama3(p, map, r));

@@ -74,9 +74,12 @@ def test_stretched_maximum(rope, limit, tmp_path):
 @pytest.mark.parametrize("changes", [
     MISTRAL | {"sliding_window": 20, "max_position_embeddings": 512},
     {"rope_scaling": {"type": "dynamic", "factor": 8}, "max_position_embeddings": 60},
-    {"rope_scaling": {"type": "yarn", "factor": 8}, "max_position_embeddings": 60}], ids=str)
+    {"rope_scaling": {"type": "yarn", "factor": 8}, "max_position_embeddings": 60},
+    {"rope_scaling": {"type": "longrope", "short_factor": [1, 1, 1.5, 2], "long_factor": [1, 3, 5, 9]},
+     "original_max_position_embeddings": 60, "max_position_embeddings": 480}], ids=str)
 def test_batches_and_threads_change_nothing(changes, tmp_path):
-    """Prompts on both sides of the length where dynamic rope begins, together and alone."""
+    """Prompts on both sides of the length where dynamic rope and longrope change, together and
+    alone."""
     model = tiny.write_checkpoint(tmp_path / "model", **changes)
     calib = tiny.write_prompts(tmp_path / "prompts.jsonl", LONG + tiny.PROMPTS)
     a = quantize(model, calib, tmp_path / "a", "--threads", "1", "--batch-rows", "1",

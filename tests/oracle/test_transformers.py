@@ -33,6 +33,16 @@ def yarn(**changes):
 
 
 PHI3 = dict(pad_token_id=0)
+
+
+def longrope(half):
+    """Factors of Phi's kind: near 1 up to the original length, growing beyond it. Weights as for yarn,
+    since transformers rounds each step of a frequency to FP32."""
+    return dict(PHI3, original_max_position_embeddings=64, initializer_range=0.15, rope_scaling={
+        "type": "longrope", "short_factor": [1 + 0.05 * i for i in range(half)],
+        "long_factor": [1.1 + 1.7 * i for i in range(half)]})
+
+
 GEMMA2 = dict(pad_token_id=0, head_dim=16, sliding_window=24)
 GLM = dict(pad_token_id=0, head_dim=16)
 VARIANTS = {
@@ -95,6 +105,13 @@ VARIANTS = {
     "phi3-partial": (Phi3ForCausalLM, Phi3Config,
                      dict(PHI3, num_attention_heads=3, num_key_value_heads=1,
                           partial_rotary_factor=0.75, tie_word_embeddings=True)),
+    "phi3-longrope": (Phi3ForCausalLM, Phi3Config, longrope(4)),
+    "phi3-longrope-partial": (Phi3ForCausalLM, Phi3Config,
+                              dict(longrope(6), num_attention_heads=3, num_key_value_heads=1,
+                                   partial_rotary_factor=0.75)),
+    "llama-longrope": (LlamaForCausalLM, LlamaConfig, dict(initializer_range=0.2, rope_scaling={
+        "rope_type": "longrope", "factor": 4.0, "short_factor": [1.0, 1.5, 2.0, 3.0],
+        "long_factor": [2.0] * 4})),
     "phi3-window": (Phi3ForCausalLM, Phi3Config, dict(PHI3, sliding_window=24)),
     "gemma2": (Gemma2ForCausalLM, Gemma2Config, GEMMA2),
     "gemma2-full": (Gemma2ForCausalLM, Gemma2Config,
@@ -201,7 +218,7 @@ def test_rope_parameters_of_transformers_5(name, library, tmp_path):
 
 def test_rope_of_the_wrong_length_shows(library, tmp_path):
     """The comparisons see rope scaling: without it the numbers are others."""
-    for name in ("linear", "dynamic", "yarn", "yarn-mscale", "mistral-window"):
+    for name in ("linear", "dynamic", "yarn", "yarn-mscale", "mistral-window", "phi3-longrope"):
         make(name, tmp_path / name)
         reference = load(tmp_path / name)
         config = read_config(tmp_path / name)

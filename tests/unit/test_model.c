@@ -154,8 +154,17 @@ static void test_config_refusals(void **state)
         {"{" PHI3 ", \"partial_rotary_factor\": 0.75}", "turns 3 of a head's 4 columns"},
         {"{" PHI3 ", \"partial_rotary_factor\": 1.25}", "partial_rotary_factor 1.25"},
         {"{" PHI3 ", \"partial_rotary_factor\": 0}", "partial_rotary_factor 0 is not"},
-        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 2}}",
-         "rope type \"longrope\" is not supported"},
+        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"su\", \"short_factor\": [1, 1]}}",
+         "long_factor of the rope settings must be a list of 2 numbers"},
+        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1], "
+         "\"long_factor\": [1, 2]}}",
+         "short_factor of the rope settings must be a list of 2 numbers"},
+        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1, 1], "
+         "\"long_factor\": [1, 0]}}",
+         "long_factor of the rope settings: item 1 is not"},
+        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1, 1]}, "
+         "\"rope_parameters\": {\"rope_type\": \"longrope\", \"short_factor\": [1, 2]}}",
+         "rope_parameters says otherwise of short_factor"},
         {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"default\", \"type\": \"linear\", "
          "\"factor\": 2}}",
          "rope_type \"default\" and type \"linear\""},
@@ -164,7 +173,7 @@ static void test_config_refusals(void **state)
          "rope_parameters says otherwise of factor"},
         {"{" LLAMA ", \"rope_theta\": 5000, \"rope_parameters\": {\"rope_theta\": 10000}}",
          "rope_parameters says otherwise of rope_theta"},
-        {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"longrope\"}}", "\"longrope\""},
+        {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"ntk\"}}", "\"ntk\""},
         {"{" LLAMA ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 8}}", "low_freq_factor"},
         {"{" LLAMA ", \"rope_scaling\": 3}", "rope_scaling"},
         {"{" LLAMA ", \"rope_scaling\": {\"type\": \"linear\"}}", "factor of the rope settings"},
