@@ -75,6 +75,9 @@ tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tar
     tare_status status = TARE_E_MEMORY;
     *out = (workspace){.ctx = ctx, .rows = padded(rows), .round = round};
     TRY(rope_table_create(ctx, &c->rope, c->rotary_dim, longest, threads, &out->rope));
+    if (c->has_local_rope)
+        TRY(rope_table_create(ctx, &c->local_rope, c->rotary_dim, longest, threads,
+                              &out->local_rope));
     if (!size_mul(out->rows, model->graph.columns, &count) ||
         !(out->values = mem_alloc_array(ctx, count, sizeof(float))) ||
         !size_mul(attention_scratch_size(&shape), threads, &count) ||
@@ -91,7 +94,10 @@ size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest)
     const model_config *c = &model->config;
     attention_shape shape = layer_attention_shape(c, 0, longest);
     size_t threads = (size_t)parallel_threads(model->ctx);
-    return rope_table_bytes(&c->rope, c->rotary_dim, longest, threads) +
+    size_t local = c->has_local_rope
+                       ? rope_table_bytes(&c->local_rope, c->rotary_dim, longest, threads)
+                       : 0;
+    return local + rope_table_bytes(&c->rope, c->rotary_dim, longest, threads) +
            mem_array_bytes(padded(rows) * model->graph.columns, sizeof(float)) +
            mem_array_bytes(attention_scratch_size(&shape), sizeof(float) * threads);
 }
@@ -101,6 +107,7 @@ void workspace_free(workspace *w)
     if (!w->ctx)
         return;
     rope_table_free(w->ctx, &w->rope);
+    rope_table_free(w->ctx, &w->local_rope);
     mem_free(w->ctx, w->values);
     mem_free(w->ctx, w->attention_scratch);
     *w = (workspace){0};
@@ -321,6 +328,7 @@ static tare_status run_split(const graph_run *r, const graph_node *n)
 typedef struct rotate_work {
     const graph_run *r;
     const graph_node *node;
+    const rope_table *table;
     const kernels *kernels;
     float *q, *k;
     size_t q_columns, k_columns;
@@ -349,7 +357,7 @@ static void rotate_sample(void *user, size_t index, int thread)
         row += b->lengths[s];
     size_t past = b->past ? b->past[index] : 0;
     size_t tokens = past + b->lengths[index];
-    rope_sequence rope = rope_sequence_begin(&w->r->w->rope, tokens, thread);
+    rope_sequence rope = rope_sequence_begin(w->table, tokens, thread);
     for (size_t p = past; p < tokens; p++, row++) {
         const float *cos, *sin;
         rope_sequence_at(&rope, p, &cos, &sin);
@@ -360,8 +368,11 @@ static void rotate_sample(void *user, size_t index, int thread)
 
 static tare_status run_rope(const graph_run *r, const graph_node *n)
 {
+    const model_config *c = &r->model->config;
+    bool local = c->has_local_rope && model_config_window(c, r->block->index) != 0;
     rotate_work work = {.r = r,
                         .node = n,
+                        .table = local ? &r->w->local_rope : &r->w->rope,
                         .kernels = kernels_get(r->w->ctx),
                         .q = value_at(r, n->in[0]),
                         .k = value_at(r, n->in[1]),

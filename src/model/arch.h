@@ -13,6 +13,7 @@ typedef enum window_rule {
     WINDOW_BY_LAYER, /* use_sliding_window, layer_types and max_window_layers say */
     WINDOW_IF_USED,  /* all, if use_sliding_window */
     WINDOW_IN_TURN,  /* layer_types says; without it every other one, beginning with the first */
+    WINDOW_PATTERN,  /* layer_types says; without it all but each sliding_window_pattern-th */
     WINDOW_ALWAYS    /* all, unless sliding_window is null */
 } window_rule;
 
@@ -26,10 +27,12 @@ typedef struct architecture {
     size_t default_positions;     /* max_position_embeddings; 0: 2048 */
     size_t default_original_positions; /* of longrope; 0: max_position_embeddings */
     size_t default_window;        /* sliding_window; 0: none */
+    double default_theta;         /* rope_theta; 0: 10000 */
     double default_eps;           /* rms_norm_eps; 0: 1e-6 */
     double default_rotary_factor; /* partial_rotary_factor; 0: another one than 1 is refused */
     bool default_attention_bias, default_tied; /* attention_bias, tie_word_embeddings */
-    /* Keys that only some families read, and their defaults; 0: not read. */
+    /* Keys that only some families read, and their defaults; 0: not read; INFINITY: none. */
+    double default_local_theta;       /* rope_local_base_freq, of layers with a window */
     double default_query_scalar;      /* query_pre_attn_scalar */
     double default_attention_softcap; /* attn_logit_softcapping */
     double default_final_softcap;     /* final_logit_softcapping */
@@ -51,7 +54,7 @@ const char *architecture_name(size_t index);
 
 /* The rows, each in its family's file. */
 extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_qwen3_moe,
-    arch_phi3, arch_glm, arch_glm4, arch_gemma2;
+    arch_phi3, arch_glm, arch_glm4, arch_gemma2, arch_gemma3_text;
 
 /* What dense decoders share: attention and a gated MLP, each behind its norm and added to the
  * stream. */

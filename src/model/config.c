@@ -305,6 +305,17 @@ static tare_status parse_rotary_dim(parse *p, const value *map)
     return TARE_OK;
 }
 
+static tare_status parse_local_rope(parse *p)
+{
+    rope_config *r = &p->out->local_rope;
+    double theta = p->out->arch->default_local_theta;
+    if (theta == 0)
+        return TARE_OK;
+    p->out->has_local_rope = true;
+    *r = (rope_config){.type = ROPE_DEFAULT, .attention_factor = 1};
+    return rope_number(p, p->root, "rope_local_base_freq", theta, &r->theta);
+}
+
 static tare_status parse_rope(parse *p)
 {
     tare_status status = TARE_OK;
@@ -314,10 +325,12 @@ static tare_status parse_rope(parse *p)
     TRY(find_rope_map(p, &map, &modern));
     TRY(parse_rotary_dim(p, map));
     TRY(parse_rope_type(p, map, &r->type));
-    TRY(rope_number(p, modern && value_get(map, "rope_theta") ? map : p->root, "rope_theta", 10000,
+    double theta = p->out->arch->default_theta ? p->out->arch->default_theta : 10000;
+    TRY(rope_number(p, modern && value_get(map, "rope_theta") ? map : p->root, "rope_theta", theta,
                     &r->theta));
     r->attention_factor = 1;
     r->max_position = (double)p->out->max_position_embeddings;
+    TRY(parse_local_rope(p));
     if (r->type == ROPE_LONGROPE)
         TRY(parse_longrope(p, map, r));
     else if (r->type != ROPE_DEFAULT)
@@ -396,25 +409,28 @@ static tare_status parse_windows(parse *p)
     tare_status status = TARE_OK;
     model_config *c = p->out;
     window_rule rule = c->arch->window;
-    bool use = rule == WINDOW_ALWAYS || rule == WINDOW_IN_TURN;
-    size_t window = c->arch->default_window, first = 28;
+    bool use = rule != WINDOW_BY_LAYER && rule != WINDOW_IF_USED;
+    size_t window = c->arch->default_window, first = 28, turn = 2;
     const value *types = NULL, *given = value_get(p->root, "sliding_window");
     TRY(value_get_size(p->ctx, p->root, p->what, "sliding_window", &window));
     if (rule == WINDOW_BY_LAYER || rule == WINDOW_IF_USED)
         TRY(value_get_bool(p->ctx, p->root, p->what, "use_sliding_window", &use));
     if (rule == WINDOW_BY_LAYER)
         TRY(value_get_size(p->ctx, p->root, p->what, "max_window_layers", &first));
-    if (rule == WINDOW_BY_LAYER || rule == WINDOW_IN_TURN)
+    if (rule == WINDOW_PATTERN)
+        TRY(parse_size(p, "sliding_window_pattern", 6, MAX_LAYERS, &turn));
+    if (rule == WINDOW_BY_LAYER || rule == WINDOW_IN_TURN || rule == WINDOW_PATTERN)
         TRY(find_layer_types(p, &types));
-    if (!use || window == 0 || (given && given->type == VALUE_NULL))
+    if (rule == WINDOW_NEVER || !use || window == 0 || (given && given->type == VALUE_NULL))
         return TARE_OK;
     size_t *windows = arena_calloc(p->arena, c->num_layers, sizeof *windows);
     if (!windows)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < c->num_layers; i++) {
-        bool sliding = rule == WINDOW_BY_LAYER  ? i >= first
-                       : rule == WINDOW_IN_TURN ? i % 2 == 0
-                                                : true;
+        bool sliding = rule == WINDOW_BY_LAYER ? i >= first
+                       : rule == WINDOW_IN_TURN || rule == WINDOW_PATTERN
+                           ? (i + 1) % turn != 0
+                           : true;
         if (types)
             sliding = strcmp(types->items[i].text, "sliding_attention") == 0;
         windows[i] = sliding ? window : 0;
@@ -455,7 +471,7 @@ done:
 static tare_status parse_own_number(parse *p, const char *key, double fallback, double *out)
 {
     const value *v = value_get(p->root, key);
-    *out = v && v->type == VALUE_NULL ? 0 : fallback;
+    *out = (v && v->type == VALUE_NULL) || isinf(fallback) ? 0 : fallback;
     if (fallback == 0)
         return TARE_OK;
     if (value_get_double(p->ctx, p->root, p->what, key, out) != TARE_OK)
@@ -493,6 +509,10 @@ static tare_status parse_rest(parse *p)
     TRY(value_get_string(p->ctx, p->root, p->what, key, &activation));
     if (strcmp(activation, known) != 0)
         return REFUSE(p, "%s \"%.40s\" is not supported; supported: %s", key, activation, known);
+    bool both_ways = false;
+    TRY(value_get_bool(p->ctx, p->root, p->what, "use_bidirectional_attention", &both_ways));
+    if (both_ways)
+        return REFUSE(p, "use_bidirectional_attention is not supported: tokens see earlier ones");
     TRY(value_get_double(p->ctx, p->root, p->what, "rms_norm_eps", &eps));
     if (!(eps >= 0 && eps < 1))
         return REFUSE(p, "rms_norm_eps %g is out of range", eps);

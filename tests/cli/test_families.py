@@ -139,11 +139,19 @@ def gemma2_tensors():
 
 
 PHI3 = dict(model_type="phi3", architectures=["Phi3ForCausalLM"])
-def qwen3_tensors():
+def with_head_norms(tensors, mean):
     rng = np.random.default_rng(3)
-    norms = {f"model.layers.{layer}.self_attn.{kind}_norm.weight": ("BF16", rng.normal(1, 0.2, 8))
-             for layer in range(2) for kind in "qk"}
-    return {**tiny.make_tensors(), **norms}
+    norms = {f"model.layers.{layer}.self_attn.{kind}_norm.weight":
+             ("BF16", rng.normal(mean, 0.2, 8)) for layer in range(2) for kind in "qk"}
+    return {**tensors, **norms}
+
+
+def qwen3_tensors():
+    return with_head_norms(tiny.make_tensors(), 1)
+
+
+def gemma3_tensors():
+    return with_head_norms(gemma2_tensors(), 0)
 
 
 QWEN3_MOE = dict(model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"],
@@ -153,6 +161,8 @@ FAMILIES = {
     "phi3": (PHI3 | {"partial_rotary_factor": 0.5}, phi3_tensors),
     "gemma2": (dict(model_type="gemma2", architectures=["Gemma2ForCausalLM"], hidden_act=None),
                gemma2_tensors),
+    "gemma3_text": (dict(model_type="gemma3_text", architectures=["Gemma3ForCausalLM"],
+                         hidden_act=None, sliding_window_pattern=2), gemma3_tensors),
     "glm": (dict(model_type="glm", architectures=["GlmForCausalLM"]), glm_tensors),
     "glm4": (dict(model_type="glm4", architectures=["Glm4ForCausalLM"]), glm4_tensors),
 }

@@ -7,8 +7,9 @@ import safetensors.torch
 import tensor_file
 import torch
 from conftest import GOLDEN, run_tare
-from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM, Glm4Config, Glm4ForCausalLM,
-                          GlmConfig, GlmForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
+from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM,
+                          Gemma3ForCausalLM, Gemma3TextConfig, Glm4Config, Glm4ForCausalLM, GlmConfig,
+                          GlmForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
                           MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
                           Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig,
                           Qwen3MoeForCausalLM)
@@ -123,6 +124,14 @@ VARIANTS = {
     "gemma2-low-caps": (Gemma2ForCausalLM, Gemma2Config,
                         dict(GEMMA2, attn_logit_softcapping=2.0, final_logit_softcapping=1.5,
                              num_key_value_heads=6)),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, dict(GEMMA2, sliding_window_pattern=2)),
+    "gemma3-linear": (Gemma3ForCausalLM, Gemma3TextConfig,
+                      dict(GEMMA2, layer_types=["full_attention", "sliding_attention"],
+                           rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_theta=3000.0,
+                           rope_local_base_freq=50.0, tie_word_embeddings=False)),
+    "gemma3-cap": (Gemma3ForCausalLM, Gemma3TextConfig,
+                   dict(GEMMA2, num_hidden_layers=7, final_logit_softcapping=2.0,
+                        initializer_range=0.2, query_pre_attn_scalar=64)),
     "glm": (GlmForCausalLM, GlmConfig, GLM),
     "glm-whole-head": (GlmForCausalLM, GlmConfig, dict(GLM, partial_rotary_factor=1.0)),
     "glm4": (Glm4ForCausalLM, Glm4Config, GLM),
