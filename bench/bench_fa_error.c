@@ -138,12 +138,8 @@ static void attend(bench *t, const batch *b, const float *q, const float *k, con
     const model_config *c = &t->model->config;
     size_t query = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
     for (size_t s = 0, row = 0; s < b->samples; row += b->lengths[s++]) {
-        attention_shape shape = {b->lengths[s],
-                                 c->num_heads,
-                                 c->num_kv_heads,
-                                 c->head_dim,
-                                 model_config_window(c, t->layer),
-                                 TARE_F32};
+        attention_shape shape = layer_attention_shape(c, t->layer, b->lengths[s]);
+        shape.round = TARE_F32;
         attention_forward(t->ctx, &shape, q + row * query, query, k + row * kv, kv, v + row * kv,
                           kv, out + row * query, query, t->work.attention_scratch);
     }

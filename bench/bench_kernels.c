@@ -69,7 +69,7 @@ static void run_quantize_asymmetric(rows *r)
 
 static void run_rms_norm(rows *r)
 {
-    r->k->rms_norm(r->x, r->y, N, 1e-6f, r->z);
+    r->k->rms_norm(r->x, r->y, N, 1e-6f, 0, r->z);
 }
 
 static void run_rope(rows *r)

@@ -50,7 +50,9 @@ attention_shape layer_attention_shape(const model_config *c, size_t layer, size_
                              .num_heads = c->num_heads,
                              .num_kv_heads = c->num_kv_heads,
                              .head_dim = c->head_dim,
-                             .window = model_config_window(c, layer)};
+                             .window = model_config_window(c, layer),
+                             .scale = c->attention_scale,
+                             .softcap = c->attention_softcap};
 }
 
 /* ---- the workspace ---- */
@@ -72,7 +74,10 @@ tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tar
     size_t threads = (size_t)parallel_threads(ctx), count;
     tare_status status = TARE_E_MEMORY;
     *out = (workspace){.ctx = ctx, .rows = padded(rows), .round = round};
-    TRY(rope_table_create(ctx, &c->rope, c->head_dim, longest, threads, &out->rope));
+    TRY(rope_table_create(ctx, &c->rope, c->rotary_dim, longest, threads, &out->rope));
+    if (c->has_local_rope)
+        TRY(rope_table_create(ctx, &c->local_rope, c->rotary_dim, longest, threads,
+                              &out->local_rope));
     if (!size_mul(out->rows, model->graph.columns, &count) ||
         !(out->values = mem_alloc_array(ctx, count, sizeof(float))) ||
         !size_mul(attention_scratch_size(&shape), threads, &count) ||
@@ -89,7 +94,10 @@ size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest)
     const model_config *c = &model->config;
     attention_shape shape = layer_attention_shape(c, 0, longest);
     size_t threads = (size_t)parallel_threads(model->ctx);
-    return rope_table_bytes(&c->rope, c->head_dim, longest, threads) +
+    size_t local = c->has_local_rope
+                       ? rope_table_bytes(&c->local_rope, c->rotary_dim, longest, threads)
+                       : 0;
+    return local + rope_table_bytes(&c->rope, c->rotary_dim, longest, threads) +
            mem_array_bytes(padded(rows) * model->graph.columns, sizeof(float)) +
            mem_array_bytes(attention_scratch_size(&shape), sizeof(float) * threads);
 }
@@ -99,6 +107,7 @@ void workspace_free(workspace *w)
     if (!w->ctx)
         return;
     rope_table_free(w->ctx, &w->rope);
+    rope_table_free(w->ctx, &w->local_rope);
     mem_free(w->ctx, w->values);
     mem_free(w->ctx, w->attention_scratch);
     *w = (workspace){0};
@@ -110,11 +119,10 @@ enum { ROW_BLOCK = 32 };
 
 typedef struct row_work {
     const kernels *k;
-    tare_context *ctx;
     size_t rows, cols;
     const float *x, *weight, *bias;
     float *y;
-    float eps;
+    float eps, base;
     tare_dtype round;
 } row_work;
 
@@ -126,9 +134,9 @@ static size_t row_blocks(size_t rows)
 static void norm_row(const row_work *w, const float *x, const float *weight, size_t n, float *y)
 {
     if (w->round == TARE_F32)
-        w->k->rms_norm(x, weight, n, w->eps, y);
+        w->k->rms_norm(x, weight, n, w->eps, w->base, y);
     else
-        rounded_rms_norm(x, weight, n, w->eps, w->round, y);
+        rounded_rms_norm(x, weight, n, w->eps, w->base, w->round, y);
 }
 
 static void norm_block(void *user, size_t index, int thread)
@@ -147,7 +155,6 @@ void norm_rows(tare_context *ctx, const float *x, const float *weight, const flo
                size_t rows, size_t cols, float eps, tare_dtype round, float *y)
 {
     row_work w = {.k = kernels_get(ctx),
-                  .ctx = ctx,
                   .rows = rows,
                   .cols = cols,
                   .x = x,
@@ -157,6 +164,22 @@ void norm_rows(tare_context *ctx, const float *x, const float *weight, const flo
                   .eps = eps,
                   .round = round};
     parallel_for(ctx, row_blocks(rows), norm_block, &w);
+}
+
+void model_norm_rows(const tare_model *model, const float *x, const float *weight,
+                     const float *bias, size_t rows, size_t cols, tare_dtype round, float *y)
+{
+    row_work w = {.k = kernels_get(model->ctx),
+                  .rows = rows,
+                  .cols = cols,
+                  .x = x,
+                  .weight = weight,
+                  .bias = bias,
+                  .y = y,
+                  .eps = model->config.rms_norm_eps,
+                  .base = model->config.arch->norm_base,
+                  .round = round};
+    parallel_for(model->ctx, row_blocks(rows), norm_block, &w);
 }
 
 /* The values of a block of rows: *first is the first of them. */
@@ -187,6 +210,18 @@ static void silu_block(void *user, size_t index, int thread)
         w->k->silu_mul(w->y + first, w->x + first, n);
     else
         rounded_silu_mul(w->y + first, w->x + first, n, w->round);
+}
+
+/* y = gelu(y) * x */
+static void gelu_block(void *user, size_t index, int thread)
+{
+    const row_work *w = user;
+    size_t first, n = values_of(w, index, &first);
+    (void)thread;
+    if (w->round == TARE_F32)
+        w->k->gelu_mul(w->y + first, w->x + first, n);
+    else
+        rounded_gelu_mul(w->y + first, w->x + first, n, w->round);
 }
 
 static void round_block(void *user, size_t index, int thread)
@@ -240,9 +275,9 @@ static void run_rows(const graph_run *r, void (*body)(void *, size_t, int), grap
 static tare_status run_norm(const graph_run *r, const graph_node *n)
 {
     size_t heads = columns_of(r, n->in[0]) / n->width;
-    norm_rows(r->w->ctx, value_at(r, n->in[0]), r->norms->weights[n->index],
-              r->norms->biases[n->index], r->b->rows * heads, n->width,
-              r->model->config.rms_norm_eps, r->w->round, value_at(r, n->out));
+    model_norm_rows(r->model, value_at(r, n->in[0]), r->norms->weights[n->index],
+                    r->norms->biases[n->index], r->b->rows * heads, n->width, r->w->round,
+                    value_at(r, n->out));
     return TARE_OK;
 }
 
@@ -258,8 +293,42 @@ static tare_status run_linears(const graph_run *r, const graph_node *n)
     return status;
 }
 
+typedef struct split_work {
+    const float *x;
+    size_t cols, count, columns[GRAPH_VALUES];
+    float *y[GRAPH_VALUES];
+    size_t rows;
+} split_work;
+
+static void split_block(void *user, size_t index, int thread)
+{
+    const split_work *w = user;
+    (void)thread;
+    for (size_t r = index * ROW_BLOCK; r < w->rows && r < (index + 1) * ROW_BLOCK; r++) {
+        const float *x = w->x + r * w->cols;
+        for (size_t i = 0; i < w->count; x += w->columns[i++])
+            memcpy(w->y[i] + r * w->columns[i], x, w->columns[i] * sizeof *x);
+    }
+}
+
+static tare_status run_split(const graph_run *r, const graph_node *n)
+{
+    split_work work = {.x = value_at(r, n->in[0]),
+                       .cols = columns_of(r, n->in[0]),
+                       .count = n->index,
+                       .rows = r->b->rows};
+    for (size_t i = 0; i < n->index; i++) {
+        work.y[i] = value_at(r, n->out + (graph_value)i);
+        work.columns[i] = columns_of(r, n->out + (graph_value)i);
+    }
+    parallel_for(r->w->ctx, row_blocks(work.rows), split_block, &work);
+    return TARE_OK;
+}
+
 typedef struct rotate_work {
     const graph_run *r;
+    const graph_node *node;
+    const rope_table *table;
     const kernels *kernels;
     float *q, *k;
     size_t q_columns, k_columns;
@@ -268,12 +337,14 @@ typedef struct rotate_work {
 static void rotate_heads(const rotate_work *w, float *row, size_t columns, const float *cos,
                          const float *sin)
 {
-    size_t dim = w->r->model->config.head_dim;
+    size_t dim = w->r->model->config.head_dim, turned = w->node->width;
     for (float *x = row; x < row + columns; x += dim) {
-        if (w->r->w->round == TARE_F32)
-            w->kernels->rope(x, cos, sin, dim);
+        if (w->node->pairing == ROPE_NEIGHBOURS)
+            rounded_rope_neighbours(x, cos, sin, turned, w->r->w->round);
+        else if (w->r->w->round == TARE_F32)
+            w->kernels->rope(x, cos, sin, turned);
         else
-            rounded_rope(x, cos, sin, dim, w->r->w->round);
+            rounded_rope(x, cos, sin, turned, w->r->w->round);
     }
 }
 
@@ -286,7 +357,7 @@ static void rotate_sample(void *user, size_t index, int thread)
         row += b->lengths[s];
     size_t past = b->past ? b->past[index] : 0;
     size_t tokens = past + b->lengths[index];
-    rope_sequence rope = rope_sequence_begin(&w->r->w->rope, tokens, thread);
+    rope_sequence rope = rope_sequence_begin(w->table, tokens, thread);
     for (size_t p = past; p < tokens; p++, row++) {
         const float *cos, *sin;
         rope_sequence_at(&rope, p, &cos, &sin);
@@ -297,7 +368,11 @@ static void rotate_sample(void *user, size_t index, int thread)
 
 static tare_status run_rope(const graph_run *r, const graph_node *n)
 {
+    const model_config *c = &r->model->config;
+    bool local = c->has_local_rope && model_config_window(c, r->block->index) != 0;
     rotate_work work = {.r = r,
+                        .node = n,
+                        .table = local ? &r->w->local_rope : &r->w->rope,
                         .kernels = kernels_get(r->w->ctx),
                         .q = value_at(r, n->in[0]),
                         .k = value_at(r, n->in[1]),
@@ -332,7 +407,7 @@ static tare_status run_attend(const graph_run *r, const graph_node *n)
 
 static tare_status run_gate(const graph_run *r, const graph_node *n)
 {
-    run_rows(r, silu_block, n->in[0], n->in[1]);
+    run_rows(r, n->activation == GATE_SILU ? silu_block : gelu_block, n->in[0], n->in[1]);
     return TARE_OK;
 }
 
@@ -347,8 +422,9 @@ tare_status block_forward(tare_model *model, const model_block *block, const blo
                           workspace *w, float *x)
 {
     static tare_status (*const run[])(const graph_run *, const graph_node *) = {
-        [NODE_NORM] = run_norm,     [NODE_LINEARS] = run_linears, [NODE_ROPE] = run_rope,
-        [NODE_ATTEND] = run_attend, [NODE_GATE] = run_gate,       [NODE_ADD] = run_add};
+        [NODE_NORM] = run_norm, [NODE_LINEARS] = run_linears, [NODE_SPLIT] = run_split,
+        [NODE_ROPE] = run_rope, [NODE_ATTEND] = run_attend,   [NODE_GATE] = run_gate,
+        [NODE_ADD] = run_add};
     graph_run r = {model, block, norms, ops, b, w, x};
     tare_status status = TARE_OK;
     size_t i = segment ? segment->first_node : 0,

@@ -56,7 +56,7 @@ typedef struct workspace {
     size_t rows;
     tare_dtype round; /* F16, BF16: the block computes as a model in that dtype does, each result
                        * rounded once (tensor/rounded.h); F32: not at all */
-    rope_table rope;
+    rope_table rope, local_rope; /* of layers with a window, where they have their own */
     float *values; /* [graph columns, rows], rows rounded up */
     float *attention_scratch;
 } workspace;
@@ -79,6 +79,10 @@ tare_status block_forward(tare_model *model, const model_block *block, const blo
 /* y [rows, cols] = RMSNorm(x) * weight + bias (NULL: none), row by row, rounded to `round`. */
 void norm_rows(tare_context *ctx, const float *x, const float *weight, const float *bias,
                size_t rows, size_t cols, float eps, tare_dtype round, float *y);
+
+/* The same with the model's eps and the base of its norms' weights. */
+void model_norm_rows(const tare_model *model, const float *x, const float *weight,
+                     const float *bias, size_t rows, size_t cols, tare_dtype round, float *y);
 
 /* Cuts samples [first, count) into the next batch: whole samples, at most `max_rows` rows (at least
  * one sample). */

@@ -6,6 +6,7 @@
 #include "base/sort.h"
 #include "tensor/convert.h"
 #include "tensor/kernels.h"
+#include "tensor/round.h"
 
 static tare_status cast_weight(tare_context *ctx, raw_weight *w, size_t rows, size_t cols,
                                tare_dtype to)
@@ -193,6 +194,20 @@ typedef struct gather {
     float *x; /* [hidden] */
 } gather;
 
+/* The embedding [hidden] of a row as it is stored. As in transformers the factor is a number of the
+ * model's dtype: 55.4 becomes 55.5 in BF16. */
+static void widen_embedding(const tare_model *model, const void *row, float *x)
+{
+    size_t h = model->config.hidden_size;
+    model_widen(model, model->embedding->dtype, row, h, x);
+    if (!model->config.arch->scales_embeddings)
+        return;
+    tare_dtype load = model->load_dtype, to = load == TARE_DTYPE_COUNT ? TARE_F32 : load;
+    float factor = round_native((float)sqrt((double)h), to == TARE_F32 ? model->config.dtype : to);
+    for (size_t i = 0; i < h; i++)
+        x[i] = round_native(x[i] * factor, to);
+}
+
 static int compare_places(const void *a, const void *b)
 {
     const token_place *p = a, *q = b;
@@ -205,10 +220,10 @@ static tare_status gather_rows(void *user, size_t first, size_t count, const voi
 {
     gather *g = user;
     const tensor_info *t = g->model->embedding;
-    size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype);
+    size_t row_bytes = t->shape[1] * dtype_size(t->dtype);
     for (; g->next < g->count && g->places[g->next]->id < first + count; g->next++) {
         const token_place *p = g->places[g->next];
-        model_widen(g->model, t->dtype, (const char *)rows + (p->id - first) * row_bytes, h, g->x);
+        widen_embedding(g->model, (const char *)rows + (p->id - first) * row_bytes, g->x);
         tare_status status = g->row(g->user, p->row, g->x);
         if (status != TARE_OK)
             return status;
@@ -276,7 +291,7 @@ tare_status embed_into(tare_model *model, const uint32_t *ids, size_t count, flo
         TRY(check_id(model, ids[i]));
     for (size_t i = 0; i < count; i++) {
         TRY(checkpoint_read(model->checkpoint, t, (uint64_t)ids[i] * row_bytes, row, row_bytes));
-        model_widen(model, t->dtype, row, h, x + i * h);
+        widen_embedding(model, row, x + i * h);
     }
 done:
     mem_free(model->ctx, row);

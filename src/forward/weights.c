@@ -2,7 +2,9 @@
 
 #include <string.h>
 
+#include "base/parallel.h"
 #include "forward/head.h"
+#include "tensor/kernels.h"
 
 /* Products between two looks for cancellation, so that a look comes several times a second. */
 enum { PIECE_ROWS = 192 };
@@ -218,15 +220,30 @@ tare_status weight_source_linears(void *user, graph_unit unit, const batch *b, c
     return TARE_OK;
 }
 
+typedef struct cap_work {
+    const tare_model *model;
+    float *logits; /* [rows, vocab] */
+} cap_work;
+
+static void cap_row(void *user, size_t row, int thread)
+{
+    const cap_work *w = user;
+    size_t n = w->model->config.vocab_size;
+    (void)thread;
+    kernels_get(w->model->ctx)->softcap(w->logits + row * n, n, w->model->config.final_softcap);
+}
+
 tare_status weight_source_logits(weight_source *w, float *x, size_t rows, float *logits)
 {
     const model_config *c = &w->model->config;
     bool kept = w->mode == WEIGHTS_KEPT;
-    norm_rows(w->model->ctx, x, kept ? w->kept->final_norm : w->final_norm, NULL, rows,
-              c->hidden_size, c->rms_norm_eps, TARE_F32, x);
-    if (kept)
-        return head_logits_kept(w->model, &w->kept->head, x, rows, logits);
-    return head_logits(w->model, x, rows, logits);
+    model_norm_rows(w->model, x, kept ? w->kept->final_norm : w->final_norm, NULL, rows,
+                    c->hidden_size, TARE_F32, x);
+    tare_status status = kept ? head_logits_kept(w->model, &w->kept->head, x, rows, logits)
+                              : head_logits(w->model, x, rows, logits);
+    if (status == TARE_OK && c->final_softcap != 0)
+        parallel_for(w->model->ctx, rows, cap_row, &(cap_work){w->model, logits});
+    return status;
 }
 
 /* ---- sizes ---- */

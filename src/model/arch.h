@@ -11,6 +11,9 @@ struct model_config;
 typedef enum window_rule {
     WINDOW_NEVER,
     WINDOW_BY_LAYER, /* use_sliding_window, layer_types and max_window_layers say */
+    WINDOW_IF_USED,  /* all, if use_sliding_window */
+    WINDOW_IN_TURN,  /* layer_types says; without it every other one, beginning with the first */
+    WINDOW_PATTERN,  /* layer_types says; without it all but each sliding_window_pattern-th */
     WINDOW_ALWAYS    /* all, unless sliding_window is null */
 } window_rule;
 
@@ -19,11 +22,29 @@ typedef struct architecture {
     /* The block's graph, for sizes that config.json determines. (Where names alone count, sizes may
      * be anything.) */
     void (*block)(const struct model_config *config, block_graph *out);
-    size_t default_kv_heads; /* if config.json has none; 0: as many as heads */
-    size_t default_head_dim; /* if config.json has none; 0: hidden_size / heads */
-    double smooth_alpha;     /* m4's exponent */
-    bool smooth_shift;       /* m4 moves the centre of norm outputs too, which creates biases */
+    size_t default_kv_heads;      /* if config.json has none; 0: as many as heads */
+    size_t default_head_dim;      /* if config.json has none; 0: hidden_size / heads */
+    size_t default_positions;     /* max_position_embeddings; 0: 2048 */
+    size_t default_original_positions; /* of longrope; 0: max_position_embeddings */
+    size_t default_window;        /* sliding_window; 0: none */
+    double default_theta;         /* rope_theta; 0: 10000 */
+    double default_eps;           /* rms_norm_eps; 0: 1e-6 */
+    double default_rotary_factor; /* partial_rotary_factor; 0: another one than 1 is refused */
+    bool default_attention_bias, default_tied; /* attention_bias, tie_word_embeddings */
+    /* Keys that only some families read, and their defaults; 0: not read; INFINITY: none. */
+    double default_local_theta;       /* rope_local_base_freq, of layers with a window */
+    double default_query_scalar;      /* query_pre_attn_scalar */
+    double default_attention_softcap; /* attn_logit_softcapping */
+    double default_final_softcap;     /* final_logit_softcapping */
+    const char *activation_key, *activation; /* the only one there is; NULL: hidden_act, silu */
+    float norm_base;                         /* a norm multiplies by this + its weight */
+    bool scales_embeddings;                  /* by sqrt(hidden_size) */
+    double smooth_alpha;                     /* m4's exponent */
+    bool smooth_shift; /* m4 moves the centre of norm outputs too, which creates biases */
     window_rule window;
+    /* num_experts, decoder_sparse_step and mlp_only_layers say which layers are mixtures of
+     * experts; a model that has one is refused. */
+    bool may_have_experts;
 } architecture;
 
 /* NULL if unknown. */
@@ -32,14 +53,20 @@ const architecture *architecture_find(const char *model_type);
 const char *architecture_name(size_t index);
 
 /* The rows, each in its family's file. */
-extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3;
+extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_qwen3_moe,
+    arch_phi3, arch_glm, arch_glm4, arch_gemma2, arch_gemma3_text;
 
 /* What dense decoders share: attention and a gated MLP, each behind its norm and added to the
  * stream. */
 typedef struct dense_form {
     bool qkv_bias, o_bias, mlp_bias;
-    bool head_norms;          /* of queries and keys */
-    bool smooth_values_first; /* the order of the pairs */
+    bool head_norms;               /* of queries and keys */
+    bool fused_qkv, fused_gate_up; /* one linear, self_attn.qkv_proj and mlp.gate_up_proj */
+    rope_pairing pairing;
+    gate_activation activation;
+    const char *before_mlp;                  /* its norm; NULL: "post_attention_layernorm" */
+    const char *after_attention, *after_mlp; /* norms of what they add; NULL: none */
+    bool smooth_values_first;                /* the order of the pairs */
 } dense_form;
 
 void arch_dense_block(const struct model_config *config, const dense_form *form, block_graph *out);

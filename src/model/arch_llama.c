@@ -19,4 +19,5 @@ const architecture arch_mistral = {.model_type = "mistral",
                                    .block = mistral_block,
                                    .smooth_alpha = 0.9,
                                    .default_kv_heads = 8,
+                                   .default_window = 4096,
                                    .window = WINDOW_ALWAYS};

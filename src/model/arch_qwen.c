@@ -1,4 +1,4 @@
-/* Qwen2, Qwen2.5 and Qwen3 (spec/models.md 1.5). */
+/* Qwen2, Qwen2.5, Qwen3 and the dense layers of Qwen3-MoE (spec/models.md 1.5). */
 #include "model/config.h"
 
 static void qwen2_block(const model_config *c, block_graph *out)
@@ -19,6 +19,7 @@ const architecture arch_qwen2 = {.model_type = "qwen2",
                                  .block = qwen2_block,
                                  .smooth_alpha = 0.9,
                                  .default_kv_heads = 32,
+                                 .default_window = 4096,
                                  .window = WINDOW_BY_LAYER};
 
 const architecture arch_qwen3 = {.model_type = "qwen3",
@@ -26,5 +27,16 @@ const architecture arch_qwen3 = {.model_type = "qwen3",
                                  .smooth_alpha = 0.5,
                                  .smooth_shift = true,
                                  .default_kv_heads = 32,
+                                 .default_window = 4096,
                                  .default_head_dim = 128,
                                  .window = WINDOW_BY_LAYER};
+
+const architecture arch_qwen3_moe = {.model_type = "qwen3_moe",
+                                     .block = qwen3_block,
+                                     .smooth_alpha = 0.5,
+                                     .smooth_shift = true,
+                                     .default_kv_heads = 4,
+                                     .default_positions = 32768,
+                                     .default_window = 4096,
+                                     .window = WINDOW_IF_USED,
+                                     .may_have_experts = true};

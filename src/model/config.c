@@ -73,7 +73,9 @@ static tare_status parse_geometry(parse *p)
                     ? c->arch->default_kv_heads
                     : c->num_heads;
     TRY(parse_size(p, "num_key_value_heads", kv, MAX_LAYERS, &c->num_kv_heads));
-    TRY(parse_size(p, "max_position_embeddings", 2048, MAX_POSITION, &c->max_position_embeddings));
+    size_t positions = c->arch->default_positions ? c->arch->default_positions : 2048;
+    TRY(parse_size(p, "max_position_embeddings", positions, MAX_POSITION,
+                   &c->max_position_embeddings));
     size_t head_dim = c->arch->default_head_dim ? c->arch->default_head_dim
                                                 : c->hidden_size / c->num_heads;
     const value *given = value_get(p->root, "head_dim");
@@ -158,10 +160,61 @@ done:
     return status == TARE_OK ? status : TARE_E_MODEL;
 }
 
+/* What divides each frequency: a list of config.json, of which none may be 0. */
+static tare_status parse_factors(parse *p, const value *map, const char *key, const double **out)
+{
+    const value *list = value_get(map, key);
+    size_t count = p->out->rotary_dim / 2;
+    if (!list || list->type != VALUE_LIST || list->count != count)
+        return REFUSE(p, "%s of the rope settings must be a list of %zu numbers", key, count);
+    double *factors = arena_alloc_array(p->arena, count, sizeof *factors);
+    if (!factors)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < count; i++) {
+        const value *v = &list->items[i];
+        if (v->type != VALUE_NUMBER || !(v->number > 1e-30 && v->number < 1e30))
+            return REFUSE(p, "%s of the rope settings: item %zu is not a positive number", key, i);
+        factors[i] = v->number;
+    }
+    *out = factors;
+    return TARE_OK;
+}
+
+/* Microsoft's Phi has the original length beside the rope settings, transformers 5 inside. */
+static tare_status parse_longrope(parse *p, const value *map, rope_config *r)
+{
+    tare_status status = TARE_OK;
+    static const char original[] = "original_max_position_embeddings";
+    size_t usual = p->out->arch->default_original_positions;
+    double fallback = usual ? (double)usual : r->max_position, given = NAN;
+    TRY(parse_factors(p, map, "short_factor", &r->short_factors));
+    TRY(parse_factors(p, map, "long_factor", &r->long_factors));
+    TRY(rope_number(p, value_get(p->root, original) ? p->root : map, original, fallback,
+                    &r->original_max_position));
+    TRY(value_get_double(p->ctx, map, p->what, "factor", &r->factor));
+    if (r->original_max_position != r->max_position)
+        r->factor = r->max_position / r->original_max_position;
+    TRY(value_get_double(p->ctx, map, p->what, "attention_factor", &given));
+    if (!isnan(given))
+        r->attention_factor = given;
+    else if (r->factor > 1)
+        r->attention_factor = sqrt(1 + log(r->factor) / log(r->original_max_position));
+    if (!(r->attention_factor > 0 && r->attention_factor < 1e30))
+        return REFUSE(p, "the attention factor of the rope settings is not a positive number");
+done:
+    return status == TARE_OK || status == TARE_E_MEMORY ? status : TARE_E_MODEL;
+}
+
 static bool same_scalar(const value *a, const value *b)
 {
     if (!a || !b || a->type != b->type)
         return false;
+    if (a->type == VALUE_LIST) {
+        bool same = a->count == b->count;
+        for (size_t i = 0; same && i < a->count; i++)
+            same = same_scalar(&a->items[i], &b->items[i]);
+        return same;
+    }
     if (a->type == VALUE_NUMBER)
         return a->number == b->number;
     return a->type == VALUE_BOOL ? a->boolean == b->boolean
@@ -230,15 +283,37 @@ static tare_status parse_rope_type(parse *p, const value *map, rope_type *out)
     return TARE_OK;
 }
 
-/* Of a head that is rotated in part, which no family here does. */
-static tare_status refuse_partial_rotary(parse *p, const value *map)
+/* How much of a head turns: partial_rotary_factor of config.json or of its rope settings, which
+ * come first in transformers 5. */
+static tare_status parse_rotary_dim(parse *p, const value *map)
 {
-    double factor = 1;
-    if (value_get_double(p->ctx, map, p->what, "partial_rotary_factor", &factor) != TARE_OK)
+    model_config *c = p->out;
+    double factor = c->arch->default_rotary_factor ? c->arch->default_rotary_factor : 1;
+    if (value_get_double(p->ctx, p->root, p->what, "partial_rotary_factor", &factor) != TARE_OK ||
+        value_get_double(p->ctx, map, p->what, "partial_rotary_factor", &factor) != TARE_OK)
         return TARE_E_MODEL;
-    if (factor != 1)
+    if (c->arch->default_rotary_factor == 0 && factor != 1)
         return REFUSE(p, "partial_rotary_factor %g is not supported; supported: 1", factor);
+    if (!(factor > 0 && factor <= 1))
+        return REFUSE(p, "partial_rotary_factor %g is not a number above 0 and up to 1", factor);
+    c->rotary_dim = (size_t)((double)c->head_dim * factor);
+    if (c->rotary_dim == 0 || c->rotary_dim % 2 != 0)
+        return REFUSE(p,
+                      "partial_rotary_factor %g turns %zu of a head's %zu columns; rotary embedding "
+                      "needs an even number of them",
+                      factor, c->rotary_dim, c->head_dim);
     return TARE_OK;
+}
+
+static tare_status parse_local_rope(parse *p)
+{
+    rope_config *r = &p->out->local_rope;
+    double theta = p->out->arch->default_local_theta;
+    if (theta == 0)
+        return TARE_OK;
+    p->out->has_local_rope = true;
+    *r = (rope_config){.type = ROPE_DEFAULT, .attention_factor = 1};
+    return rope_number(p, p->root, "rope_local_base_freq", theta, &r->theta);
 }
 
 static tare_status parse_rope(parse *p)
@@ -248,14 +323,17 @@ static tare_status parse_rope(parse *p)
     const value *map;
     bool modern;
     TRY(find_rope_map(p, &map, &modern));
-    TRY(refuse_partial_rotary(p, p->root));
-    TRY(refuse_partial_rotary(p, map));
+    TRY(parse_rotary_dim(p, map));
     TRY(parse_rope_type(p, map, &r->type));
-    TRY(rope_number(p, modern && value_get(map, "rope_theta") ? map : p->root, "rope_theta", 10000,
+    double theta = p->out->arch->default_theta ? p->out->arch->default_theta : 10000;
+    TRY(rope_number(p, modern && value_get(map, "rope_theta") ? map : p->root, "rope_theta", theta,
                     &r->theta));
     r->attention_factor = 1;
     r->max_position = (double)p->out->max_position_embeddings;
-    if (r->type != ROPE_DEFAULT)
+    TRY(parse_local_rope(p));
+    if (r->type == ROPE_LONGROPE)
+        TRY(parse_longrope(p, map, r));
+    else if (r->type != ROPE_DEFAULT)
         TRY(rope_number(p, map, "factor", 0, &r->factor));
     if (r->type == ROPE_LLAMA3)
         TRY(parse_llama3(p, map, r));
@@ -331,22 +409,28 @@ static tare_status parse_windows(parse *p)
     tare_status status = TARE_OK;
     model_config *c = p->out;
     window_rule rule = c->arch->window;
-    bool use = rule == WINDOW_ALWAYS;
-    size_t window = 4096, first = 28;
+    bool use = rule != WINDOW_BY_LAYER && rule != WINDOW_IF_USED;
+    size_t window = c->arch->default_window, first = 28, turn = 2;
     const value *types = NULL, *given = value_get(p->root, "sliding_window");
     TRY(value_get_size(p->ctx, p->root, p->what, "sliding_window", &window));
-    if (rule == WINDOW_BY_LAYER) {
+    if (rule == WINDOW_BY_LAYER || rule == WINDOW_IF_USED)
         TRY(value_get_bool(p->ctx, p->root, p->what, "use_sliding_window", &use));
+    if (rule == WINDOW_BY_LAYER)
         TRY(value_get_size(p->ctx, p->root, p->what, "max_window_layers", &first));
+    if (rule == WINDOW_PATTERN)
+        TRY(parse_size(p, "sliding_window_pattern", 6, MAX_LAYERS, &turn));
+    if (rule == WINDOW_BY_LAYER || rule == WINDOW_IN_TURN || rule == WINDOW_PATTERN)
         TRY(find_layer_types(p, &types));
-    }
-    if (!use || window == 0 || (given && given->type == VALUE_NULL))
+    if (rule == WINDOW_NEVER || !use || window == 0 || (given && given->type == VALUE_NULL))
         return TARE_OK;
     size_t *windows = arena_calloc(p->arena, c->num_layers, sizeof *windows);
     if (!windows)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < c->num_layers; i++) {
-        bool sliding = rule == WINDOW_ALWAYS || i >= first;
+        bool sliding = rule == WINDOW_BY_LAYER ? i >= first
+                       : rule == WINDOW_IN_TURN || rule == WINDOW_PATTERN
+                           ? (i + 1) % turn != 0
+                           : true;
         if (types)
             sliding = strcmp(types->items[i].text, "sliding_attention") == 0;
         windows[i] = sliding ? window : 0;
@@ -356,21 +440,87 @@ done:
     return status == TARE_OK || status == TARE_E_MEMORY ? status : TARE_E_MODEL;
 }
 
+static bool lists_number(const value *list, size_t number)
+{
+    for (size_t i = 0; list && list->type == VALUE_LIST && i < list->count; i++) {
+        if (list->items[i].type == VALUE_NUMBER && list->items[i].number == (double)number)
+            return true;
+    }
+    return false;
+}
+
+/* A family with experts may have layers without, and a model of such layers alone is a dense one. */
+static tare_status refuse_experts(parse *p)
+{
+    tare_status status = TARE_OK;
+    size_t experts = 128, step = 1;
+    const value *dense = value_get(p->root, "mlp_only_layers");
+    if (!p->out->arch->may_have_experts)
+        return TARE_OK;
+    TRY(value_get_size(p->ctx, p->root, p->what, "num_experts", &experts));
+    TRY(parse_size(p, "decoder_sparse_step", 1, SIZE_MAX, &step));
+    for (size_t i = 0; experts && i < p->out->num_layers; i++) {
+        if ((i + 1) % step == 0 && !lists_number(dense, i))
+            return REFUSE(p, "mixture-of-experts layers are not supported yet: layer %zu", i);
+    }
+done:
+    return status == TARE_OK ? status : TARE_E_MODEL;
+}
+
+/* A positive number that only some families have; null: none, which leaves *out at 0. */
+static tare_status parse_own_number(parse *p, const char *key, double fallback, double *out)
+{
+    const value *v = value_get(p->root, key);
+    *out = (v && v->type == VALUE_NULL) || isinf(fallback) ? 0 : fallback;
+    if (fallback == 0)
+        return TARE_OK;
+    if (value_get_double(p->ctx, p->root, p->what, key, out) != TARE_OK)
+        return TARE_E_MODEL;
+    if (*out == 0 && (!v || v->type == VALUE_NULL))
+        return TARE_OK;
+    if (!(*out > 1e-30 && *out < 1e30))
+        return REFUSE(p, "%s %g is not a positive number", key, *out);
+    return TARE_OK;
+}
+
+static tare_status parse_scores(parse *p)
+{
+    tare_status status = TARE_OK;
+    model_config *c = p->out;
+    const architecture *arch = c->arch;
+    double scalar, attention, final;
+    TRY(parse_own_number(p, "query_pre_attn_scalar", arch->default_query_scalar, &scalar));
+    TRY(parse_own_number(p, "attn_logit_softcapping", arch->default_attention_softcap, &attention));
+    TRY(parse_own_number(p, "final_logit_softcapping", arch->default_final_softcap, &final));
+    c->attention_scale = scalar != 0 ? (float)(1 / sqrt(scalar)) : 0;
+    c->attention_softcap = (float)attention;
+    c->final_softcap = (float)final;
+done:
+    return status;
+}
+
 static tare_status parse_rest(parse *p)
 {
     tare_status status = TARE_OK;
     model_config *c = p->out;
-    const char *activation = "silu";
-    double eps = 1e-6;
-    TRY(value_get_string(p->ctx, p->root, p->what, "hidden_act", &activation));
-    if (strcmp(activation, "silu") != 0)
-        return REFUSE(p, "hidden_act \"%.40s\" is not supported; supported: silu", activation);
+    const char *key = c->arch->activation_key ? c->arch->activation_key : "hidden_act";
+    const char *known = c->arch->activation ? c->arch->activation : "silu", *activation = known;
+    double eps = c->arch->default_eps ? c->arch->default_eps : 1e-6;
+    TRY(value_get_string(p->ctx, p->root, p->what, key, &activation));
+    if (strcmp(activation, known) != 0)
+        return REFUSE(p, "%s \"%.40s\" is not supported; supported: %s", key, activation, known);
+    bool both_ways = false;
+    TRY(value_get_bool(p->ctx, p->root, p->what, "use_bidirectional_attention", &both_ways));
+    if (both_ways)
+        return REFUSE(p, "use_bidirectional_attention is not supported: tokens see earlier ones");
     TRY(value_get_double(p->ctx, p->root, p->what, "rms_norm_eps", &eps));
     if (!(eps >= 0 && eps < 1))
         return REFUSE(p, "rms_norm_eps %g is out of range", eps);
     c->rms_norm_eps = (float)eps;
+    c->attention_bias = c->arch->default_attention_bias;
     TRY(value_get_bool(p->ctx, p->root, p->what, "attention_bias", &c->attention_bias));
     TRY(value_get_bool(p->ctx, p->root, p->what, "mlp_bias", &c->mlp_bias));
+    c->tie_word_embeddings = c->arch->default_tied;
     TRY(value_get_bool(p->ctx, p->root, p->what, "tie_word_embeddings", &c->tie_word_embeddings));
 done:
     return status == TARE_OK ? status : TARE_E_MODEL;
@@ -390,6 +540,8 @@ tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, si
     TRY(parse_rope(&p));
     TRY(parse_dtype(&p));
     TRY(parse_windows(&p));
+    TRY(refuse_experts(&p));
+    TRY(parse_scores(&p));
     TRY(parse_rest(&p));
 done:
     return status;

@@ -11,8 +11,13 @@ typedef struct model_config {
     const architecture *arch;
     size_t hidden_size, intermediate_size, vocab_size, max_position_embeddings;
     size_t num_layers, num_heads, num_kv_heads, head_dim;
+    size_t rotary_dim; /* columns at the front of each head that turn */
     float rms_norm_eps;
+    float attention_scale;                  /* of scores; 0: 1 / sqrt(head_dim) */
+    float attention_softcap, final_softcap; /* of scores and logits; 0: none */
     rope_config rope;
+    bool has_local_rope;    /* layers with a window turn by another one */
+    rope_config local_rope;
     bool attention_bias, mlp_bias, tie_word_embeddings;
     bool has_dtype;        /* torch_dtype or dtype is given */
     bool has_two_dtypes;   /* both are, and they disagree */

@@ -87,9 +87,26 @@ graph_value graph_single(block_graph *g, graph_value x, const char *kind, const 
     return graph_linear(g, graph_linears(g, x, kind), name, n, bias);
 }
 
-void graph_rope(block_graph *g, graph_value q, graph_value k)
+void graph_split(block_graph *g, graph_value x, const size_t *columns, size_t count,
+                 graph_value *out)
 {
-    add_node(g, NODE_ROPE, q, k, -1);
+    size_t sum = 0;
+    graph_node *node = add_node(g, NODE_SPLIT, x, -1, -1);
+    node->out = (graph_value)g->num_values;
+    node->index = count;
+    for (size_t i = 0; i < count; i++) {
+        out[i] = add_value(g, columns[i]);
+        sum += columns[i];
+    }
+    assert(sum == g->values[x].columns);
+    g->num_nodes++;
+}
+
+void graph_rope(block_graph *g, graph_value q, graph_value k, size_t width, rope_pairing pairing)
+{
+    graph_node *node = add_node(g, NODE_ROPE, q, k, -1);
+    node->width = width;
+    node->pairing = pairing;
     g->num_nodes++;
 }
 
@@ -101,10 +118,10 @@ graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_val
     return node->out;
 }
 
-graph_value graph_gate(block_graph *g, graph_value gate, graph_value up)
+graph_value graph_gate(block_graph *g, graph_value gate, graph_value up, gate_activation activation)
 {
     assert(g->values[gate].columns == g->values[up].columns);
-    add_node(g, NODE_GATE, gate, up, -1);
+    add_node(g, NODE_GATE, gate, up, -1)->activation = activation;
     g->num_nodes++;
     return gate;
 }
@@ -142,12 +159,13 @@ void graph_smooth_norm(block_graph *g, const char *norm, const char *unit)
         assert(p->source + 1 < g->num_norms);
 }
 
-void graph_smooth_rows(block_graph *g, const char *linear, const char *unit, size_t heads,
-                       size_t width, size_t repeat)
+void graph_smooth_rows(block_graph *g, const char *linear, size_t first, const char *unit,
+                       size_t heads, size_t width, size_t repeat)
 {
     pair_spec *p = add_pair(g, unit);
     for (; strcmp(g->linears[p->source].name, linear) != 0; p->source++)
         assert(p->source + 1 < g->num_linears);
+    p->first = first;
     p->heads = heads;
     p->stride = p->width = width;
     p->repeat = repeat;

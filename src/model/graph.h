@@ -69,17 +69,25 @@ typedef struct pair_spec {
 typedef enum node_kind {
     NODE_NORM,    /* out = norm(in[0]); each `width` columns by themselves */
     NODE_LINEARS, /* out, out + 1, … of the unit's linears, from in[0] */
+    NODE_SPLIT,   /* out, … out + index - 1: the columns of in[0], one part after the other */
     NODE_ROPE,    /* rotates the heads of in[0] and in[1] (queries, keys), in place */
     NODE_ATTEND,  /* out = attention of queries, keys and values in[0..2] */
-    NODE_GATE,    /* in[0] <- silu(in[0]) * in[1] */
+    NODE_GATE,    /* in[0] <- activation(in[0]) * in[1] */
     NODE_ADD      /* in[0] += in[1] */
 } node_kind;
+
+/* Which two columns of a head turn together: j and j + half, or 2 j and 2 j + 1. */
+typedef enum rope_pairing { ROPE_HALVES, ROPE_NEIGHBOURS } rope_pairing;
+
+typedef enum gate_activation { GATE_SILU, GATE_GELU_TANH } gate_activation;
 
 typedef struct graph_node {
     node_kind kind;
     graph_value in[3], out;
-    size_t index; /* NORM: of the block's norms; LINEARS: of its units */
-    size_t width; /* NORM */
+    size_t index; /* NORM: of the block's norms; LINEARS: of its units; SPLIT: how many parts */
+    size_t width; /* NORM; ROPE: columns at the front of each head that turn */
+    rope_pairing pairing;
+    gate_activation activation;
 } graph_node;
 
 typedef struct value_spec {
@@ -120,7 +128,7 @@ typedef enum graph_cut {
 graph_value graph_input(block_graph *g, size_t columns);
 /* A norm over all columns, with a weight of its own. */
 graph_value graph_norm(block_graph *g, graph_value x, const char *name);
-/* One weight [width] for each head of x, in place. */
+/* One weight [width] for each head of x, in place; all columns may be one head. */
 void graph_head_norm(block_graph *g, graph_value x, const char *name, size_t width);
 /* A unit; its linears follow before anything else. */
 graph_unit graph_linears(block_graph *g, graph_value x, const char *kind);
@@ -128,16 +136,20 @@ graph_value graph_linear(block_graph *g, graph_unit unit, const char *name, size
 /* A unit of one linear. */
 graph_value graph_single(block_graph *g, graph_value x, const char *kind, const char *name,
                          size_t n, bool bias);
-void graph_rope(block_graph *g, graph_value q, graph_value k);
+/* Cuts the columns of x into `count` values. */
+void graph_split(block_graph *g, graph_value x, const size_t *columns, size_t count,
+                 graph_value *out);
+void graph_rope(block_graph *g, graph_value q, graph_value k, size_t width, rope_pairing pairing);
 graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_value v);
-/* gate <- silu(gate) * up; the result. */
-graph_value graph_gate(block_graph *g, graph_value gate, graph_value up);
+/* gate <- activation(gate) * up; the result. */
+graph_value graph_gate(block_graph *g, graph_value gate, graph_value up,
+                       gate_activation activation);
 void graph_add(block_graph *g, graph_value x, graph_value y);
 
-/* Pairs, in the order in which they are to be smoothed. */
+/* Pairs, in the order in which they are to be smoothed. Rows begin at `first` of the linear's. */
 void graph_smooth_norm(block_graph *g, const char *norm, const char *unit);
-void graph_smooth_rows(block_graph *g, const char *linear, const char *unit, size_t heads,
-                       size_t width, size_t repeat);
+void graph_smooth_rows(block_graph *g, const char *linear, size_t first, const char *unit,
+                       size_t heads, size_t width, size_t repeat);
 /* Places the values. The last call. */
 void graph_finish(block_graph *g);
 

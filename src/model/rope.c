@@ -9,10 +9,13 @@ static const char *const rope_names[] = {[ROPE_DEFAULT] = "default",
                                          [ROPE_LINEAR] = "linear",
                                          [ROPE_DYNAMIC] = "dynamic",
                                          [ROPE_LLAMA3] = "llama3",
-                                         [ROPE_YARN] = "yarn"};
+                                         [ROPE_YARN] = "yarn",
+                                         [ROPE_LONGROPE] = "longrope"};
 
 bool rope_type_find(const char *name, rope_type *out)
 {
+    if (strcmp(name, "su") == 0) /* as longrope was first called */
+        name = rope_names[ROPE_LONGROPE];
     for (size_t i = 0; i < sizeof rope_names / sizeof *rope_names; i++) {
         if (strcmp(rope_names[i], name) == 0) {
             *out = (rope_type)i;
@@ -64,6 +67,20 @@ static double scale_yarn(const rope_config *c, double head_dim, double j, double
     return f / c->factor * ramp + f * (1 - ramp);
 }
 
+/* Tokens of the longest sequence that has the same frequencies as all shorter ones. */
+static double shared_length(const rope_config *c)
+{
+    return c->type == ROPE_DYNAMIC    ? c->max_position
+           : c->type == ROPE_LONGROPE ? c->original_max_position
+                                      : INFINITY;
+}
+
+/* Longer sequences have frequencies of their own. */
+static bool outgrows(const rope_config *c, size_t tokens)
+{
+    return (double)tokens > shared_length(c);
+}
+
 static double scaled_theta(const rope_config *c, double head_dim, double tokens)
 {
     if (c->type != ROPE_DYNAMIC || tokens <= c->max_position)
@@ -83,6 +100,8 @@ void rope_frequencies(const rope_config *config, size_t head_dim, size_t tokens,
             value = scale_llama3(config, value);
         else if (config->type == ROPE_YARN)
             value = scale_yarn(config, d, (double)j, value);
+        else if (config->type == ROPE_LONGROPE)
+            value /= (outgrows(config, tokens) ? config->long_factors : config->short_factors)[j];
         f[j] = (float)value;
     }
 }
@@ -99,15 +118,9 @@ static void fill_row(const rope_config *c, const float *f, size_t half, size_t p
     }
 }
 
-/* Longer sequences have frequencies of their own. */
-static bool outgrows(const rope_config *c, size_t tokens)
-{
-    return c->type == ROPE_DYNAMIC && (double)tokens > c->max_position;
-}
-
 static size_t table_tokens(const rope_config *c, size_t tokens)
 {
-    return outgrows(c, tokens) ? (size_t)c->max_position : tokens;
+    return outgrows(c, tokens) ? (size_t)shared_length(c) : tokens;
 }
 
 tare_status rope_table_create(tare_context *ctx, const rope_config *config, size_t head_dim,

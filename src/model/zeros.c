@@ -51,6 +51,12 @@ static tare_status look_at(search *s, const tensor_info *t)
     return TARE_OK;
 }
 
+/* A norm whose weight counts from 1 may well be at 0. */
+static tare_status look_at_norm(search *s, const tensor_info *t)
+{
+    return s->model->config.arch->norm_base != 0 ? TARE_OK : look_at(s, t);
+}
+
 static tare_status look_at_all(search *s)
 {
     tare_status status = TARE_OK;
@@ -61,9 +67,9 @@ static tare_status look_at_all(search *s)
         for (size_t i = 0; i < b->graph->num_linears; i++)
             TRY(look_at(s, block_linear(m, b, i)->weight));
         for (size_t i = 0; i < b->graph->num_norms; i++)
-            TRY(look_at(s, b->norms[i]));
+            TRY(look_at_norm(s, b->norms[i]));
     }
-    TRY(look_at(s, m->final_norm));
+    TRY(look_at_norm(s, m->final_norm));
     if (m->head->weight != m->embedding)
         TRY(look_at(s, m->head->weight));
     TRY(s->names.status);

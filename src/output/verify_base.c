@@ -35,6 +35,7 @@ static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, dou
     const tensor_info *source = checkpoint_find(v->base, name);
     char *a = NULL, *b = NULL;
     tare_status status = TARE_OK;
+    double base = f->arch ? (double)f->arch->norm_base : 0;
     *ratio = NULL;
     if (!t || !source || source->rank != 1 || !tensor_same_shape(&t->info, source) ||
         !dtype_is_float(source->dtype) || !dtype_is_float(t->info.dtype))
@@ -52,6 +53,7 @@ static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, dou
         if (f->num.compat)
             there = round_to_dtype(there, f->num.dtype);
         *differs |= here != there;
+        here += base, there += base;
         (*ratio)[i] = here != 0 && there != 0 ? there / here : 1;
     }
 done:
@@ -67,26 +69,25 @@ done:
 /* Of the tensor `name`, whose module may read the layer's `k` norm outputs. */
 static tare_status find_smoothing(verify *v, reader_layout *f, const char *name, smoothing *out)
 {
-    static const struct {
-        const char *norm, *readers[3];
-    } pairs[] = {{"input_layernorm.weight", {"q_proj.weight", "k_proj.weight", "v_proj.weight"}},
-                 {"post_attention_layernorm.weight",
-                  {"gate_proj.weight", "up_proj.weight", "up_proj.weight"}}};
     tare_status status = TARE_OK;
+    const block_graph *g = &f->graph;
+    size_t module = strlen(name) - (str_ends_with(name, ".weight") ? strlen(".weight") : 0);
+    const linear_spec *linear = graph_linear_of(g, name, module);
     char path[256];
     size_t layer;
     int length = 0;
     *out = (smoothing){0};
     if (sscanf(name, "model.layers.%zu.%n", &layer, &length) != 1 || length == 0)
         return TARE_OK;
-    for (size_t p = 0; p < 2; p++) {
+    for (size_t p = 0; p < g->num_pairs; p++) {
+        const pair_spec *pair = &g->pairs[p];
         double *ratio;
-        bool reads = false;
-        snprintf(path, sizeof path, "model.layers.%zu.%s", layer, pairs[p].norm);
+        if (!pair->of_norm)
+            continue;
+        snprintf(path, sizeof path, "model.layers.%zu.%s.weight", layer,
+                 g->norms[pair->source].name);
         TRY(norm_ratio(v, f, path, &ratio, &out->found));
-        for (size_t i = 0; i < 3; i++)
-            reads |= str_ends_with(name, pairs[p].readers[i]);
-        if (reads && ratio)
+        if (linear && linear->unit == pair->unit && ratio)
             out->columns = ratio;
         else
             mem_free(f->ctx, ratio);

@@ -328,10 +328,10 @@ done:
 
 /* ---- rule 28 ---- */
 
-static bool config_flag(const reader_layout *f, const char *key)
+static bool config_flag(const reader_layout *f, const char *key, bool fallback)
 {
     const value *v = value_get(f->config, key);
-    return v && v->type == VALUE_BOOL && v->boolean;
+    return v && v->type == VALUE_BOOL ? v->boolean : fallback;
 }
 
 tare_status rule_new_biases(verify *v, reader_layout *f)
@@ -340,8 +340,8 @@ tare_status rule_new_biases(verify *v, reader_layout *f)
     size_t length;
     if (!f->arch)
         return TARE_OK;
-    model_config_names(f->arch, config_flag(f, "attention_bias"), config_flag(f, "mlp_bias"),
-                       &graph);
+    model_config_names(f->arch, config_flag(f, "attention_bias", f->arch->default_attention_bias),
+                       config_flag(f, "mlp_bias", false), &graph);
     for (size_t i = 0; i < f->num_tensors; i++) {
         const char *name = f->tensors[i].info.name;
         if (role_of_name(name, &length) != TENSOR_BIAS)

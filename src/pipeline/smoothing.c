@@ -176,7 +176,8 @@ done:
 
 static tare_status prepare_norm(run *r, const tensor_info *t, smooth_norm *n)
 {
-    *n = (smooth_norm){.stored = output_tensor(r, t).dtype};
+    *n = (smooth_norm){.stored = output_tensor(r, t).dtype,
+                       .offset = r->model->config.arch->norm_base != 0};
     tare_status status = model_read_vector(r->model, t, &n->weight);
     if (status == TARE_OK && smoothing_shifts(r) &&
         !(n->bias = mem_calloc(r->ctx, t->shape[0], sizeof *n->bias)))

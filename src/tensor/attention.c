@@ -4,7 +4,6 @@
  * while it lies in the L1 cache. */
 #include "tensor/attention.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "base/parallel.h"
@@ -124,17 +123,12 @@ static void pack_values(const attention_job *job, const block *b, size_t key, si
     }
 }
 
-static float score_scale(const attention_shape *s)
-{
-    return (float)(1 / sqrt((double)s->head_dim));
-}
-
-/* scores = q k^T / sqrt(head_dim); q is scaled, which rounds as the quotient would when head_dim is
- * a power of four. Where products are rounded first, normalize_scores scales them. */
+/* scores = q k^T * scale; q is scaled, which rounds as the quotient would when head_dim is a power
+ * of four. Where products are rounded first, normalize_scores scales them. */
 static void compute_scores(const attention_job *job, const block *b)
 {
     size_t d = job->shape.head_dim;
-    float scale = job->shape.round == TARE_F32 ? score_scale(&job->shape) : 1;
+    float scale = job->shape.round == TARE_F32 ? attention_scale(&job->shape) : 1;
     memset(b->scores, 0, b->rows * b->score_stride * sizeof *b->scores);
     for (size_t from = 0; from < d; from += GEMM_DEPTH) {
         size_t depth = size_min(d - from, GEMM_DEPTH);
@@ -159,10 +153,14 @@ static void normalize_scores(const attention_job *job, const block *b)
         size_t start = first_key_of(&job->shape, query) - b->first_key;
         size_t end = query + 1 - b->first_key;
         memset(p, 0, start * sizeof *p);
-        if (job->shape.round == TARE_F32)
+        if (job->shape.round != TARE_F32) {
+            rounded_softmax(p + start, end - start, attention_scale(&job->shape),
+                            job->shape.softcap, job->shape.round);
+        } else {
+            if (job->shape.softcap != 0)
+                job->kernels->softcap(p + start, end - start, job->shape.softcap);
             job->kernels->softmax(p + start, end - start);
-        else
-            rounded_softmax(p + start, end - start, score_scale(&job->shape), job->shape.round);
+        }
         memset(p + end, 0, (b->keys - end) * sizeof *p);
     }
 }

@@ -2,6 +2,8 @@
 #ifndef TARE_TENSOR_ATTENTION_H
 #define TARE_TENSOR_ATTENTION_H
 
+#include <math.h>
+
 #include "base/dtype.h"
 #include "base/memory.h"
 
@@ -10,11 +12,18 @@ typedef struct attention_shape {
     size_t window;    /* sliding window in tokens, itself included; 0: none */
     tare_dtype round; /* F16, BF16: scores, probabilities and outputs as eager attention of a model
                        * in that dtype rounds them (tensor/rounded.h); F32: not at all */
+    float scale;      /* of scores; 0: 1 / sqrt(head_dim) */
+    float softcap;    /* scores become softcap * tanh(score / softcap); 0: they stay */
 } attention_shape;
 
+static inline float attention_scale(const attention_shape *shape)
+{
+    return shape->scale != 0 ? shape->scale : (float)(1 / sqrt((double)shape->head_dim));
+}
+
 /* q [tokens, num_heads*head_dim], k and v [tokens, num_kv_heads*head_dim], rotated already; row
- * strides in elements. out [tokens, num_heads*head_dim] = softmax(q k^T / sqrt(head_dim) + causal
- * mask) v. FP32; never tokens x tokens in memory: works on blocks of about 96 rows. `scratch`:
+ * strides in elements. out [tokens, num_heads*head_dim] = softmax(softcap(q k^T * scale) +
+ * causal mask) v. FP32; never tokens x tokens in memory: works on blocks of about 96 rows. `scratch`:
  * attention_scratch_size() floats for each of parallel_threads(ctx) threads, 64-byte aligned.
  * Parallel over key/value heads and row blocks; threads change nothing. tokens, head_dim > 0;
  * num_heads a multiple of num_kv_heads. */

@@ -1,7 +1,6 @@
 /* Attention of single queries over keys and values that are kept: what generation does once a
  * prompt has been read. A piece of work is the query heads of one sequence that share a key/value
  * head, so its keys and values pass through the cache once. */
-#include <math.h>
 #include <string.h>
 
 #include "base/parallel.h"
@@ -32,6 +31,8 @@ static void step_heads(void *user, size_t index, int thread)
         for (size_t g = 0; g < group; g++)
             scores[g * count + j] = job->kernels->dot(q + g * d, k + j * stride, d) * job->scale;
     }
+    if (s->softcap != 0)
+        job->kernels->softcap(scores, group * count, s->softcap);
     for (size_t g = 0; g < group; g++)
         job->kernels->softmax(scores + g * count, count);
     memset(out, 0, group * d * sizeof *out);
@@ -47,7 +48,7 @@ void attention_steps(const tare_context *ctx, const attention_shape *shape,
     step_job job = {.kernels = kernels_get(ctx),
                     .shape = shape,
                     .steps = steps,
-                    .scale = (float)(1 / sqrt((double)shape->head_dim)),
+                    .scale = attention_scale(shape),
                     .scratch = scratch,
                     .stride = attention_scratch_size(shape)};
     parallel_for(ctx, count * shape->num_kv_heads, step_heads, &job);

@@ -50,12 +50,16 @@ struct kernels {
      * then FP32 addition. Exact. */
     void (*quantize_asymmetric)(const float *x, size_t n, float scale, float offset, uint8_t *q);
 
-    /* y[i] = x[i] * w[i] / sqrt(mean(x^2) + eps): RMSNorm of one row. */
-    void (*rms_norm)(const float *x, const float *w, size_t n, float eps, float *y);
+    /* y[i] = x[i] * (base + w[i]) / sqrt(mean(x^2) + eps): RMSNorm of one row. */
+    void (*rms_norm)(const float *x, const float *w, size_t n, float eps, float base, float *y);
     /* Half rotation in place of one head x[d]: cos, sin [d/2]. */
     void (*rope)(float *x, const float *cos, const float *sin, size_t d);
     /* gate[i] = silu(gate[i]) * up[i]. */
     void (*silu_mul)(float *gate, const float *up, size_t n);
+    /* gate[i] = gelu(gate[i]) * up[i], of the form with tanh. */
+    void (*gelu_mul)(float *gate, const float *up, size_t n);
+    /* x[i] = cap * tanh(x[i] / cap), to 2^-22 of the cap. */
+    void (*softcap)(float *x, size_t n, float cap);
     /* y[i] += x[i]. */
     void (*add)(float *y, const float *x, size_t n);
     float (*dot)(const float *x, const float *y, size_t n);

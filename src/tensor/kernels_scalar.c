@@ -110,14 +110,15 @@ static void scalar_quantize_asymmetric(const float *x, size_t n, float scale, fl
         q[i] = (uint8_t)(clamp_round(x[i] / scale + offset, -128, 127) + 128);
 }
 
-static void scalar_rms_norm(const float *x, const float *w, size_t n, float eps, float *y)
+static void scalar_rms_norm(const float *x, const float *w, size_t n, float eps, float base,
+                            float *y)
 {
     double sum = 0;
     for (size_t i = 0; i < n; i++)
         sum += (double)x[i] * x[i];
     float inverse = (float)(1 / sqrt(sum / (double)n + eps));
     for (size_t i = 0; i < n; i++)
-        y[i] = w[i] * (x[i] * inverse);
+        y[i] = (base + w[i]) * (x[i] * inverse);
 }
 
 static void scalar_rope(float *x, const float *cos, const float *sin, size_t d)
@@ -134,6 +135,20 @@ static void scalar_silu_mul(float *gate, const float *up, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         gate[i] = (float)(gate[i] / (1 + exp(-(double)gate[i]))) * up[i];
+}
+
+static void scalar_gelu_mul(float *gate, const float *up, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        double x = gate[i], u = 0.79788456080286536 * (x + 0.044715 * x * x * x);
+        gate[i] = (float)(x / (1 + exp(-2 * u))) * up[i];
+    }
+}
+
+static void scalar_softcap(float *x, size_t n, float cap)
+{
+    for (size_t i = 0; i < n; i++)
+        x[i] = (float)(cap * tanh((double)x[i] / cap));
 }
 
 static void scalar_add(float *y, const float *x, size_t n)
@@ -245,6 +260,8 @@ const kernels kernels_scalar = {
     .rms_norm = scalar_rms_norm,
     .rope = scalar_rope,
     .silu_mul = scalar_silu_mul,
+    .gelu_mul = scalar_gelu_mul,
+    .softcap = scalar_softcap,
     .add = scalar_add,
     .dot = scalar_dot,
     .axpy = scalar_axpy,

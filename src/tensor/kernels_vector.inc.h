@@ -362,7 +362,7 @@ static void v_dequantize_row(const int32_t *acc, size_t n, int64_t zero, const i
 
 /* ---- the decoder layer ---- */
 
-static void v_rms_norm(const float *x, const float *w, size_t n, float eps, float *y)
+static void v_rms_norm(const float *x, const float *w, size_t n, float eps, float base, float *y)
 {
     v_double sums[4][VD_PARTS] = {{{0}}};
     size_t i = 0;
@@ -379,9 +379,9 @@ static void v_rms_norm(const float *x, const float *w, size_t n, float eps, floa
         sum += (double)x[i] * x[i];
     float inverse = (float)(1 / __builtin_sqrt(sum / (double)n + eps));
     for (i = 0; i + V_LANES <= n; i += V_LANES)
-        v_store(y + i, v_load(w + i) * (v_load(x + i) * inverse));
+        v_store(y + i, (v_load(w + i) + base) * (v_load(x + i) * inverse));
     for (; i < n; i++)
-        y[i] = w[i] * (x[i] * inverse);
+        y[i] = (w[i] + base) * (x[i] * inverse);
 }
 
 static void v_rope(float *x, const float *cos, const float *sin, size_t d)
@@ -437,6 +437,38 @@ static void v_silu_mul(float *gate, const float *up, size_t n)
         v_float g = v_load_part(gate + i, n - i, 0), u = v_load_part(up + i, n - i, 0);
         v_store_part(gate + i, n - i, v_silu(g) * u);
     }
+}
+
+/* x (1 + tanh(u)) / 2 is x / (1 + exp(-2 u)). */
+static inline v_float v_gelu(v_float x)
+{
+    v_float twice = x * (x * x * 0.0713548162726f + 1.59576912161f);
+    return x / (v_exp(-twice) + 1);
+}
+
+static void v_gelu_mul(float *gate, const float *up, size_t n)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store(gate + i, v_gelu(v_load(gate + i)) * v_load(up + i));
+    if (i < n) {
+        v_float g = v_load_part(gate + i, n - i, 0), u = v_load_part(up + i, n - i, 0);
+        v_store_part(gate + i, n - i, v_gelu(g) * u);
+    }
+}
+
+static inline v_float v_cap(v_float x, float cap)
+{
+    return (1 - 2 / (v_exp(x * (2 / cap)) + 1)) * cap;
+}
+
+static void v_softcap(float *x, size_t n, float cap)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store(x + i, v_cap(v_load(x + i), cap));
+    if (i < n)
+        v_store_part(x + i, n - i, v_cap(v_load_part(x + i, n - i, 0), cap));
 }
 
 static void v_add(float *y, const float *x, size_t n)
@@ -533,7 +565,8 @@ static void v_softmax(float *x, size_t n)
     .abs_max = v_abs_max, .quantize_symmetric = v_quantize_symmetric, .multiply = v_multiply,      \
     .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,                          \
     .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,          \
-    .silu_mul = v_silu_mul, .add = v_add, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax,      \
-    .dequantize_row = v_dequantize_row, .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile,        \
-    .gemm_few_f32 = v_gemm_few_f32, .gemm_few_bf16 = v_gemm_few_bf16,                              \
+    .silu_mul = v_silu_mul, .gelu_mul = v_gelu_mul, .softcap = v_softcap, .add = v_add,            \
+    .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax, .dequantize_row = v_dequantize_row,        \
+    .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile, .gemm_few_f32 = v_gemm_few_f32,            \
+    .gemm_few_bf16 = v_gemm_few_bf16,                                                              \
     .gemm_few_fp16 = v_gemm_few_fp16, .gemm_u8s8 = v_gemm_u8s8

@@ -9,6 +9,8 @@ import pathlib
 
 import torch
 from safetensors.torch import save_file
+from transformers.models.gemma2 import modeling_gemma2 as gemma2
+from transformers.models.glm4 import modeling_glm4 as glm4
 from transformers.models.llama import modeling_llama as llama
 
 TOKENS, HEADS, KV_HEADS, HEAD_DIM, CHANNELS = 24, 4, 2, 20, 64
@@ -79,12 +81,40 @@ def operators(dtype):
     yield "m3", parts
 
 
+def operators_of_families(dtype):
+    def normal(*shape, scale=1.0):
+        return (torch.randn(*shape) * scale).to(dtype)
+    norm = gemma2.Gemma2RMSNorm(CHANNELS, eps=1e-6).to(dtype)
+    norm.weight.data = normal(CHANNELS, scale=0.2)
+    x = normal(TOKENS, CHANNELS, scale=3)
+    yield "norm from 1", {"x": x, "w": norm.weight.data, "y": norm(x)}
+
+    gate, up = normal(TOKENS, CHANNELS, scale=2), normal(TOKENS, CHANNELS)
+    y = torch.nn.functional.gelu(gate, approximate="tanh") * up
+    yield "gelu", {"gate": gate, "up": up, "y": y}
+
+    q, k, v = (normal(1, heads, TOKENS, HEAD_DIM, scale=1.5) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    angle = torch.arange(TOKENS).float()[:, None] * 100.0 ** -(torch.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    cos, sin = (torch.cat([f(angle)] * 2, -1)[None].to(dtype) for f in (torch.cos, torch.sin))
+    q_turned, k_turned = glm4.apply_rotary_pos_emb(q, k, cos, sin)
+    yield "rope of neighbours", {"x": q, "cos": angle.cos(), "sin": angle.sin(), "y": q_turned}
+
+    future = torch.full((TOKENS, TOKENS), torch.finfo(dtype).min, dtype=dtype).triu(1)[None, None]
+    y, _ = gemma2.eager_attention_forward(Attention(), q_turned, k_turned, v, future,
+                                          scaling=20.0 ** -0.5, softcap=3.0)
+    rows = {"q": q_turned, "k": k_turned, "v": v}
+    yield "softcap", {n: t[0].transpose(0, 1) for n, t in rows.items()} | {"y": y[0]}
+
+
 def main():
     torch.manual_seed(1)
     tensors = {}
     with torch.no_grad():
-        for tag, dtype in (("BF16", torch.bfloat16), ("F16", torch.float16)):
-            for name, parts in operators(dtype):
+        for make, tag, dtype in ((operators, "BF16", torch.bfloat16),
+                                 (operators, "F16", torch.float16),
+                                 (operators_of_families, "BF16", torch.bfloat16),
+                                 (operators_of_families, "F16", torch.float16)):
+            for name, parts in make(dtype):
                 tensors |= {f"{tag}|{name}|{part}": t.contiguous().clone()
                             for part, t in parts.items()}
     save_file(tensors, str(pathlib.Path(__file__).resolve().parent / "half_reference.safetensors"))

@@ -7,9 +7,12 @@ import safetensors.torch
 import tensor_file
 import torch
 from conftest import GOLDEN, run_tare
-from transformers import (AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
-                          Qwen3ForCausalLM)
+from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM,
+                          Gemma3ForCausalLM, Gemma3TextConfig, Glm4Config, Glm4ForCausalLM, GlmConfig,
+                          GlmForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
+                          MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
+                          Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig,
+                          Qwen3MoeForCausalLM)
 
 TOLERANCE = 1e-4
 GEOMETRY = dict(vocab_size=300, hidden_size=48, intermediate_size=112, num_hidden_layers=2,
@@ -30,6 +33,19 @@ def yarn(**changes):
     return dict(head_dim=16, initializer_range=0.2, rope_scaling=rope)
 
 
+PHI3 = dict(pad_token_id=0)
+
+
+def longrope(half):
+    """Factors of Phi's kind: near 1 up to the original length, growing beyond it. Weights as for yarn,
+    since transformers rounds each step of a frequency to FP32."""
+    return dict(PHI3, original_max_position_embeddings=64, initializer_range=0.15, rope_scaling={
+        "type": "longrope", "short_factor": [1 + 0.05 * i for i in range(half)],
+        "long_factor": [1.1 + 1.7 * i for i in range(half)]})
+
+
+GEMMA2 = dict(pad_token_id=0, head_dim=16, sliding_window=24)
+GLM = dict(pad_token_id=0, head_dim=16)
 VARIANTS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "llama-llama3-rope": (LlamaForCausalLM, LlamaConfig,
@@ -77,6 +93,52 @@ VARIANTS = {
     "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(head_dim=16)),
     "qwen3-biases-tied": (Qwen3ForCausalLM, Qwen3Config,
                           dict(head_dim=16, attention_bias=True, tie_word_embeddings=True)),
+    "qwen3-moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig, dict(mlp_only_layers=[0, 1])),
+    "qwen3-moe-no-experts": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                             dict(num_experts=0, head_dim=20, attention_bias=True,
+                                  tie_word_embeddings=True)),
+    "qwen3-moe-window": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                         dict(decoder_sparse_step=3, use_sliding_window=True, sliding_window=24)),
+    "qwen3-moe-window-unused": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                                dict(decoder_sparse_step=3, sliding_window=24)),
+    "phi3": (Phi3ForCausalLM, Phi3Config, PHI3),
+    "phi3-no-gqa": (Phi3ForCausalLM, Phi3Config, dict(PHI3, num_key_value_heads=None)),
+    "phi3-partial": (Phi3ForCausalLM, Phi3Config,
+                     dict(PHI3, num_attention_heads=3, num_key_value_heads=1,
+                          partial_rotary_factor=0.75, tie_word_embeddings=True)),
+    "phi3-longrope": (Phi3ForCausalLM, Phi3Config, longrope(4)),
+    "phi3-longrope-partial": (Phi3ForCausalLM, Phi3Config,
+                              dict(longrope(6), num_attention_heads=3, num_key_value_heads=1,
+                                   partial_rotary_factor=0.75)),
+    "llama-longrope": (LlamaForCausalLM, LlamaConfig, dict(initializer_range=0.2, rope_scaling={
+        "rope_type": "longrope", "factor": 4.0, "short_factor": [1.0, 1.5, 2.0, 3.0],
+        "long_factor": [2.0] * 4})),
+    "phi3-window": (Phi3ForCausalLM, Phi3Config, dict(PHI3, sliding_window=24)),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config, GEMMA2),
+    "gemma2-full": (Gemma2ForCausalLM, Gemma2Config,
+                    dict(GEMMA2, attn_logit_softcapping=None, final_logit_softcapping=None,
+                         layer_types=["full_attention"] * 2, tie_word_embeddings=False)),
+    "gemma2-layer-types": (Gemma2ForCausalLM, Gemma2Config,
+                           dict(GEMMA2, layer_types=["full_attention", "sliding_attention"],
+                                query_pre_attn_scalar=20, attention_bias=True)),
+    "gemma2-low-caps": (Gemma2ForCausalLM, Gemma2Config,
+                        dict(GEMMA2, attn_logit_softcapping=2.0, final_logit_softcapping=1.5,
+                             num_key_value_heads=6)),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig, dict(GEMMA2, sliding_window_pattern=2)),
+    "gemma3-linear": (Gemma3ForCausalLM, Gemma3TextConfig,
+                      dict(GEMMA2, layer_types=["full_attention", "sliding_attention"],
+                           rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_theta=3000.0,
+                           rope_local_base_freq=50.0, tie_word_embeddings=False)),
+    "gemma3-cap": (Gemma3ForCausalLM, Gemma3TextConfig,
+                   dict(GEMMA2, num_hidden_layers=7, final_logit_softcapping=2.0,
+                        initializer_range=0.2, query_pre_attn_scalar=64)),
+    "glm": (GlmForCausalLM, GlmConfig, GLM),
+    "glm-whole-head": (GlmForCausalLM, GlmConfig, dict(GLM, partial_rotary_factor=1.0)),
+    "glm4": (Glm4ForCausalLM, Glm4Config, GLM),
+    "glm4-no-bias": (Glm4ForCausalLM, Glm4Config, dict(GLM, attention_bias=False)),
+    "glm4-quarter": (Glm4ForCausalLM, Glm4Config,
+                     dict(GLM, partial_rotary_factor=0.25, num_key_value_heads=3,
+                          tie_word_embeddings=True, rope_theta=500.0)),
 }
 
 
@@ -165,7 +227,7 @@ def test_rope_parameters_of_transformers_5(name, library, tmp_path):
 
 def test_rope_of_the_wrong_length_shows(library, tmp_path):
     """The comparisons see rope scaling: without it the numbers are others."""
-    for name in ("linear", "dynamic", "yarn", "yarn-mscale", "mistral-window"):
+    for name in ("linear", "dynamic", "yarn", "yarn-mscale", "mistral-window", "phi3-longrope"):
         make(name, tmp_path / name)
         reference = load(tmp_path / name)
         config = read_config(tmp_path / name)

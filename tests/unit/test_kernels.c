@@ -235,13 +235,14 @@ static void check_rms_norm(const kernels *k, size_t n, random_state *r)
         random_fill(r, w, n, -2, 2);
         for (size_t i = 0; i < n; i++)
             sum += (double)x[i] * x[i];
-        k->rms_norm(x, w, n, (float)eps, y);
+        k->rms_norm(x, w, n, (float)eps, (float)(round % 2), y);
         for (size_t i = 0; i < n; i++) {
-            double expected = w[i] * (x[i] / sqrt(sum / (double)n + eps));
+            double gain = (double)(w[i] + (float)(round % 2));
+            double expected = gain * (x[i] / sqrt(sum / (double)n + eps));
             assert_true(fabs(y[i] - expected) <= 1e-6 * fabs(expected));
         }
     }
-    k->rms_norm(x, w, n, 1e-6f, x); /* in place */
+    k->rms_norm(x, w, n, 1e-6f, 0, x); /* in place */
     free(x), free(w), free(y);
 }
 
@@ -311,6 +312,57 @@ static void test_silu(void **state)
 {
     tare_cpu cpu = this_cpu(state);
     for_lengths(cpu, check_silu);
+}
+
+/* The form with tanh, by its definition; the exponent's error counts where the result is tiny. */
+static void check_gelu(const kernels *k, size_t n, random_state *r)
+{
+    const float special[] = {0, -0.0f, 1e-40f, 9, -9, 1e13f, -1e13f, 1e30f, -1e30f, 0.5f, -0.75f};
+    float *gate = malloc(n * 4), *up = malloc(n * 4), *y = malloc(n * 4);
+    random_fill(r, up, n, -2, 2);
+    for (size_t i = 0; i < n; i++)
+        gate[i] = i % 5 ? random_float(r, -8, 8) : special[random_bits(r) % 11];
+    memcpy(y, gate, n * 4);
+    k->gelu_mul(y, up, n);
+    for (size_t i = 0; i < n; i++) {
+        double x = gate[i], u = sqrt(2 / M_PI) * (x + 0.044715 * x * x * x);
+        double expected = 0.5 * x * (1 + tanh(u)) * up[i];
+        if (!(fabs(y[i] - expected) <= 4e-7 * fabs(x * up[i]) + 0x1p-148))
+            fail_msg("gelu(%a) = %a, not %a", x, (double)y[i], expected);
+    }
+    gate[n / 2] = NAN;
+    k->gelu_mul(gate, up, n);
+    assert_true(isnan(gate[n / 2]));
+    free(gate), free(up), free(y);
+}
+
+static void test_gelu(void **state)
+{
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_gelu);
+}
+
+static void check_softcap(const kernels *k, size_t n, random_state *r)
+{
+    float *x = malloc(n * 4), *y = malloc(n * 4);
+    const double widths[] = {1e-3, 1, 60, 1e30};
+    for (int round = 0; round < 4; round++) {
+        random_fill(r, x, n, -widths[round], widths[round]);
+        memcpy(y, x, n * 4);
+        k->softcap(y, n, 50);
+        for (size_t i = 0; i < n; i++)
+            assert_true(fabs(y[i] - 50 * tanh((double)x[i] / 50)) <= 50 * 0x1p-22);
+    }
+    x[n / 2] = NAN;
+    k->softcap(x, n, 50);
+    assert_true(isnan(x[n / 2]));
+    free(x), free(y);
+}
+
+static void test_softcap(void **state)
+{
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_softcap);
 }
 
 /* Each probability to 6 ulp of double softmax; results below 2^-126 to one denormal unit more. */
@@ -407,7 +459,7 @@ static void test_vector_sets_agree(void **state)
         random_fill(&r, y, n, -4, 4);
         for (size_t i = 0; i < 2; i++) {
             out[i][0][0] = sets[i]->dot(x, y, n);
-            sets[i]->rms_norm(x, y, n, 1e-5f, out[i][1]);
+            sets[i]->rms_norm(x, y, n, 1e-5f, 0, out[i][1]);
             memcpy(out[i][2], x, n * sizeof *x);
             sets[i]->softmax(out[i][2], n);
         }
@@ -488,6 +540,7 @@ int main(void)
         EACH_CPU(test_quantization), EACH_CPU(test_dequantize),
         EACH_CPU(test_rms_norm),     EACH_CPU(test_rope),
         EACH_CPU(test_silu),         EACH_CPU(test_softmax),
+        EACH_CPU(test_gelu),         EACH_CPU(test_softcap),
         EACH_CPU(test_exp),          EACH_CPU(test_sums),
         EACH_CPU(test_dispatch),     cmocka_unit_test(test_vector_sets_agree),
         cmocka_unit_test(test_best), cmocka_unit_test(test_missing_sets_are_refused),

@@ -14,6 +14,7 @@
 
 #define LLAMA   "\"model_type\": \"llama\", " GEOMETRY ", \"num_key_value_heads\": 1"
 #define QWEN2   "\"model_type\": \"qwen2\", " GEOMETRY ", \"num_key_value_heads\": 1"
+#define PHI3    "\"model_type\": \"phi3\", " GEOMETRY
 #define MISTRAL "\"model_type\": \"mistral\", " GEOMETRY ", \"num_key_value_heads\": null"
 
 static tare_status parse(tare_context *ctx, arena *a, const char *json, model_config *out)
@@ -78,6 +79,17 @@ static void test_config_defaults(void **state)
     assert_true(c.num_kv_heads == 2 && model_config_window(&c, 0) == 4096);
     assert_ok(ctx, parse(ctx, &a, "{" MISTRAL ", \"sliding_window\": null}", &c));
     assert_int_equal(model_config_window(&c, 0), 0);
+    /* Phi-3: eps 1e-5, no window unless given, then in all layers; part of a head may turn. */
+    assert_ok(ctx, parse(ctx, &a, "{" PHI3 "}", &c));
+    assert_true(c.rms_norm_eps == 1e-5f && c.max_position_embeddings == 4096 && !c.windows);
+    assert_int_equal(c.rotary_dim, 4);
+    assert_ok(ctx, parse(ctx, &a,
+                         "{" PHI3 ", \"sliding_window\": 9, \"partial_rotary_factor\": 0.5}", &c));
+    assert_true(c.rotary_dim == 2 && model_config_window(&c, 0) == 9);
+    /* GLM-4: head_dim 128, half of which turns, 2 key/value heads, biases. */
+    assert_ok(ctx, parse(ctx, &a, "{\"model_type\": \"glm4\", " GEOMETRY "}", &c));
+    assert_true(c.head_dim == 128 && c.rotary_dim == 64 && c.num_kv_heads == 2);
+    assert_true(c.attention_bias && c.rms_norm_eps == 1.5625e-7f);
     arena_free(&a);
     free_context(ctx);
 }
@@ -141,6 +153,20 @@ static void test_config_refusals(void **state)
         {"{" LLAMA ", \"rope_parameters\": {\"rope_type\": \"default\", "
          "\"partial_rotary_factor\": 0.25}}",
          "partial_rotary_factor 0.25"},
+        {"{" PHI3 ", \"partial_rotary_factor\": 0.75}", "turns 3 of a head's 4 columns"},
+        {"{" PHI3 ", \"partial_rotary_factor\": 1.25}", "partial_rotary_factor 1.25"},
+        {"{" PHI3 ", \"partial_rotary_factor\": 0}", "partial_rotary_factor 0 is not"},
+        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"su\", \"short_factor\": [1, 1]}}",
+         "long_factor of the rope settings must be a list of 2 numbers"},
+        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1], "
+         "\"long_factor\": [1, 2]}}",
+         "short_factor of the rope settings must be a list of 2 numbers"},
+        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1, 1], "
+         "\"long_factor\": [1, 0]}}",
+         "long_factor of the rope settings: item 1 is not"},
+        {"{" PHI3 ", \"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1, 1]}, "
+         "\"rope_parameters\": {\"rope_type\": \"longrope\", \"short_factor\": [1, 2]}}",
+         "rope_parameters says otherwise of short_factor"},
         {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"default\", \"type\": \"linear\", "
          "\"factor\": 2}}",
          "rope_type \"default\" and type \"linear\""},
@@ -149,7 +175,7 @@ static void test_config_refusals(void **state)
          "rope_parameters says otherwise of factor"},
         {"{" LLAMA ", \"rope_theta\": 5000, \"rope_parameters\": {\"rope_theta\": 10000}}",
          "rope_parameters says otherwise of rope_theta"},
-        {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"longrope\"}}", "\"longrope\""},
+        {"{" LLAMA ", \"rope_scaling\": {\"rope_type\": \"ntk\"}}", "\"ntk\""},
         {"{" LLAMA ", \"rope_scaling\": {\"type\": \"llama3\", \"factor\": 8}}", "low_freq_factor"},
         {"{" LLAMA ", \"rope_scaling\": 3}", "rope_scaling"},
         {"{" LLAMA ", \"rope_scaling\": {\"type\": \"linear\"}}", "factor of the rope settings"},
