@@ -174,6 +174,12 @@ static int execute(const common *options, tare_quantize_options *o, const char *
     return cli_close(ctx, status);
 }
 
+static int refuse_without_out(void)
+{
+    fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
+    return EXIT_USAGE;
+}
+
 static int run(int argc, char **argv)
 {
     tare_quantize_options o;
@@ -223,15 +229,14 @@ static int run(int argc, char **argv)
         {"--no-verify", FLAG_OFF, &o.verify, NULL},
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
         {"--batch-rows", FLAG_COUNT, &o.batch_rows, NULL}, /* hidden: for tests */
+        {"--skip-layouts", FLAG_COUNT, &o.skip_layouts, NULL},
         {NULL, FLAG_SWITCH, NULL, NULL}};
     common options;
     int code = cli_parse(&command_quantize, argc, argv, flags, 1, &options);
     if (code)
         return code < 0 ? 0 : code;
-    if (!o.out && !dry_run) {
-        fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
-        return EXIT_USAGE;
-    }
+    if (!o.out && !dry_run)
+        return refuse_without_out();
     o.model = options.positional[0];
     return execute(&options, &o, recipe_file, dry_run);
 }
