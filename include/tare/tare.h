@@ -275,6 +275,7 @@ typedef struct tare_plan {
     size_t batch_tokens; /* most tokens of a batch */
     bool whole_layer;    /* float copies of a layer at once; else of one linear */
     bool spill, overlap; /* hidden states on disk; the next layer read ahead */
+    size_t layer_parts;  /* that the weights of a layer are in memory in, one after the other */
     /* The run */
     size_t layers, samples, tokens, passes; /* passes: over the weights of the layers */
     uint64_t bytes_read;                    /* of the checkpoint */

@@ -79,9 +79,12 @@ static void print_text(const tare_quantize_options *o, const tare_plan *p)
         if (terms[i].bytes >= MIB / 2)
             printf(" %s %.0f%s", terms[i].name, (double)terms[i].bytes / MIB,
                    i + 1 < TERMS ? "," : " MiB");
-    printf("\n  batches of %zu tokens; float copies of %s%s%s\n", p->batch_tokens,
+    printf("\n  batches of %zu tokens; float copies of %s%s%s", p->batch_tokens,
            p->whole_layer ? "a layer" : "one linear", p->spill ? "; hidden states on disk" : "",
            p->overlap ? "; the next layer is read ahead" : "");
+    if (p->layer_parts > 1)
+        printf("; a layer in %zu parts", p->layer_parts);
+    printf("\n");
     printf("passes      %zu over the weights of the layers\n", p->passes);
     printf("disk        %s read, about %s written", cli_size((double)p->bytes_read, a, sizeof a),
            cli_size((double)p->bytes_written, b, sizeof b));
@@ -116,9 +119,10 @@ static void print_json(const tare_quantize_options *o, const tare_plan *p)
     cli_print_json(p->peak_unit);
     for (int i = 0; i < TERMS; i++)
         print_number(terms[i].key, (double)terms[i].bytes);
-    printf(", \"batch_tokens\": %zu, \"whole_layer\": %s, \"spill\": %s, \"overlap\": %s}",
+    printf(", \"batch_tokens\": %zu, \"whole_layer\": %s, \"spill\": %s, \"overlap\": %s, "
+           "\"layer_parts\": %zu}",
            p->batch_tokens, p->whole_layer ? "true" : "false", p->spill ? "true" : "false",
-           p->overlap ? "true" : "false");
+           p->overlap ? "true" : "false", p->layer_parts);
     printf(", \"disk\": {\"read\": %.0f", (double)p->bytes_read);
     print_number("written", (double)p->bytes_written);
     print_number("scratch", (double)p->bytes_scratch);

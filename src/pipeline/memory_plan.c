@@ -209,6 +209,7 @@ tare_status memory_plan_make(run *r, memory_plan *out)
     } while (next_layout(r, &candidate, can_spill(r)));
     if (!found)
         return refuse(r, out, given);
+    out->segments = segments_of(r, out->layout.cut);
     size_t scratch = kept_scratch_bytes(r->ctx);
     out->keeps_scratch = r->calibrates && scratch <= out->budget - out->peak.total;
     if (out->keeps_scratch) {

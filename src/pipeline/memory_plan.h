@@ -34,6 +34,7 @@ typedef struct memory_plan {
     size_t reserve; /* of the budget, for what is not accounted */
     size_t fixed;   /* that, and what was held when the plan was made */
     run_layout layout;
+    size_t segments;      /* that it cuts a block into */
     bool keeps_scratch;   /* that of the products, between their calls: there is room for it */
     memory_peak peak;     /* of `layout` */
     memory_peak smallest; /* of the layout that takes least */

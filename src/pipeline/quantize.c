@@ -169,9 +169,8 @@ static bool needs_samples(const run *r)
         TARE_WARN(r->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
                   (long long)r->recipe->disable_level);
     if (r->recipe->disable_level == 0 && given)
-        TARE_INFO(r->ctx,
-                  "--calib is not read: without static W8A8, anti_method, fa_quant and "
-                  "disable_level a run looks at weights alone");
+        TARE_INFO(r->ctx, "--calib is not read: without static W8A8, anti_method, fa_quant and "
+                          "disable_level a run looks at weights alone");
     return r->recipe->disable_level > 0 && given;
 }
 
@@ -477,6 +476,7 @@ static void note_memory(const memory_plan *m, tare_plan *out)
     out->whole_layer = m->layout.whole_layer;
     out->spill = m->layout.spill;
     out->overlap = m->layout.overlap;
+    out->layer_parts = m->segments;
 }
 
 tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
