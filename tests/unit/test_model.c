@@ -399,8 +399,8 @@ static void test_tensor_in_two_shards(void **state)
     static const char *const orders[] = {
         "\"model.norm.weight\": \"a.safetensors\", \"lm_head.weight\": \"b.safetensors\"",
         "\"lm_head.weight\": \"b.safetensors\", \"model.norm.weight\": \"a.safetensors\"",
-        "\"model.norm.weight\": \"b.safetensors\", \"model.embed_tokens.weight\": "
-        "\"a.safetensors\""};
+        ("\"model.norm.weight\": \"b.safetensors\", \"model.embed_tokens.weight\": "
+         "\"a.safetensors\"")};
     for (size_t i = 0; i < sizeof orders / sizeof *orders; i++) {
         write_index(d, orders[i]);
         assert_ok(ctx, tare_model_open(ctx, d, &model));
