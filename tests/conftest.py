@@ -2,7 +2,7 @@
 
 TARE_BIN and TARE_LIBRARY name the build under test (the Makefile sets them; the default is the
 release build). TARE_SMOLLM2 names the SmolLM2 folder that `make test-all` makes. Larger reference
-data may lie in `shared/` beside the checkout; tests that use it are not collected without it.
+data may lie in `shared/` beside the checkout; tests that need it are skipped by name without it.
 """
 import os
 import pathlib
@@ -20,6 +20,8 @@ EXAMPLES = ROOT / "examples"
 
 sys.path[:0] = [str(TESTS), str(ROOT / "python")]
 
+import instruction_sets  # noqa: E402
+
 
 def from_environment(name, default):
     return pathlib.Path(os.environ.get(name, ROOT / default)).resolve()
@@ -35,6 +37,12 @@ def run_tare(*args, timeout=120, **kwargs):
     """Runs the command; returns the finished process with text in .stdout and .stderr."""
     return subprocess.run([str(TARE_BIN), *map(str, args)], capture_output=True, text=True,
                           errors="replace", timeout=timeout, **kwargs)
+
+
+def need_cpu(name):
+    """Skips the test where this CPU lacks an instruction set."""
+    if name not in instruction_sets.available(TARE_LIBRARY.parent):
+        pytest.skip(f"this CPU has no {name}")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,13 @@
 """The part of libtare's C API that tests need, through ctypes (see include/tare/tare.h)."""
 import ctypes
+import os
 from ctypes import (POINTER, byref, c_bool, c_char_p, c_double, c_float, c_int64, c_size_t,
                     c_uint32, c_uint64, c_void_p)
 
 import numpy as np
+
+
+CPUS = ("auto", "scalar", "avx2", "avx512", "amx")  # tare_cpu
 
 
 class TareError(Exception):
@@ -93,6 +97,7 @@ class Library:
         options = ContextOptions()
         lib.tare_context_options_init_sized(byref(options), ctypes.sizeof(options))
         options.threads = threads
+        options.cpu = CPUS.index(os.environ.get("TARE_TEST_CPU", "auto"))  # instruction_sets.py
         self.check(lib.tare_context_create(byref(self.context), byref(options)))
 
     def check(self, status):

@@ -17,8 +17,10 @@
  *
  * Ownership: what a `_create`, `_open` or `tare_..._free`-paired call gives is the caller's to
  * free; `const char *` results belong to the handle they came from and live as long as it does;
- * arguments are borrowed for the call. The library never prints, exits or reads the environment,
- * and what it reads, writes and says is the same under every locale of its host.
+ * arguments are borrowed for the call. Frees may come in any order and from any thread: what a
+ * handle was made of (its context; the model and tokenizer of a verifier) stays until the handle is
+ * freed too, though the caller has let go of it. The library never prints, exits or reads the
+ * environment, and what it reads, writes and says is the same under every locale of its host.
  *
  * Versions: a struct that is handed over on its own begins with `size`, the bytes that it had when
  * the caller was compiled. No byte beyond is read or written, members that an older caller lacks
@@ -30,7 +32,7 @@
  * macro call tare_..._options_init_sized() with the size of their struct.
  *
  * One context serves one thread at a time; tare_cancel() alone may be called from another thread or
- * a signal handler. */
+ * a signal handler. In a child process (fork) a context that no call was using works as before. */
 #ifndef TARE_TARE_H
 #define TARE_TARE_H
 
@@ -99,7 +101,7 @@ typedef struct tare_context_options {
     size_t size;
     int threads;         /* 0: one a core that affinity and CPU quota leave */
     size_t memory_limit; /* bytes; 0: no limit */
-    tare_cpu cpu;        /* for tests; AUTO otherwise */
+    tare_cpu cpu;        /* for tests; AUTO otherwise. One that is not here is refused */
     /* Log and progress may come from any thread of the library, but one call at a time. */
     void (*log)(void *user, tare_log_level level, const char *message); /* NULL: silent */
     void (*progress)(void *user, const tare_progress *progress);        /* NULL: none */
@@ -112,8 +114,11 @@ typedef struct tare_context_options {
 TARE_API void tare_context_options_init_sized(tare_context_options *options, size_t size);
 #define tare_context_options_init(options)                                                         \
     tare_context_options_init_sized((options), sizeof *(options))
-/* `options` NULL: the defaults. On failure *out is NULL. */
+/* `options` NULL: the defaults. On failure *out is NULL; TARE_E_USAGE: this CPU lacks the set that
+ * `cpu` asks for (the sentence goes to `log`). */
 TARE_API tare_status tare_context_create(tare_context **out, const tare_context_options *options);
+/* None of the callbacks is called any more; threads and memory go with the last handle and text of
+ * the context. */
 TARE_API void tare_context_free(tare_context *ctx);
 /* One sentence on the last failed call; "" if none failed. */
 TARE_API const char *tare_last_error(const tare_context *ctx);
@@ -187,7 +192,6 @@ typedef struct tare_quantize_options {
     bool verify;             /* check the staged output before it appears; on by default */
     bool probe;              /* tare_quantize_plan measures this machine; on by default */
     bool copy_code;          /* also copy the checkpoint's *.py files (never run) */
-    const char *report;      /* reserved, NULL */
     /* For tests: most tokens of the samples that go through a layer together; 0: chosen. The output
      * does not depend on it. */
     size_t batch_rows;
@@ -594,7 +598,7 @@ typedef struct tare_calib_verifier {
     size_t size;
     tare_status (*answer)(void *user, tare_calib_task task, const tare_calib_question *questions,
                           size_t count, tare_calib_answer *answers);
-    void *user; /* must live as long as the mix, or until another verifier is set */
+    void *user; /* must live as long as the mix is used, or until another verifier is set */
     /* May be NULL: tells in *plan (with its size) what `answer` would do with these questions.
      * Where weights do not stay in memory, many questions are asked at once, unless
      * tare_calib_set_batch_size was called. */
@@ -608,7 +612,7 @@ typedef struct tare_calib_verifier {
 /* *out (with its size) <- a verifier that asks a model of this library, whose folder may hold a
  * tokenizer_config.json (model_max_length, eos_token). TARE_E_USAGE if the tokenizer does not fit
  * the model: it gives ids that the model does not have, or none. No weight is read yet. Both are of
- * one context, and must outlive it. */
+ * one context; the verifier is one more owner of them. */
 TARE_API tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokenizer,
                                                 tare_calib_verifier *out);
 TARE_API void tare_model_verifier_free(tare_calib_verifier *verifier);

@@ -29,7 +29,7 @@ class ProcessorSet:
     def __init__(self, name, processor, context):
         self.name, self.processor = name, processor
         self._fields = fields = dict(ffi.typeof("tare_calib_source").fields)
-        self._keep = {what: ffi.callback(fields[what].type, context.callback(method))
+        self._keep = {what: context.callback(fields[what].type, method)
                       for what, method in (("count", self._count), ("process", self._process),
                                            ("verify", self._verify))}
         self.source = _native.sized("tare_calib_source", self._keep)

@@ -4,13 +4,23 @@ A long call runs in a worker thread while the calling thread waits in Python, so
 it: it then cancels the C call, waits for it (well under a second) and raises KeyboardInterrupt.
 Python code that C calls back (a user's data-set processor, a transformers model) runs in the
 calling thread, with its own thread-local state; what it raises ends the C call and is raised again,
-with its own traceback. cffi releases the GIL around each C call.
+with its own traceback. cffi releases the GIL around each C call. A context has one call at a time:
+other threads of Python wait for it.
+
+Handles are cffi's: each is freed with the last object that refers to it, in whatever order the
+garbage collector comes to them, which C allows (tare.h). So what frees them must be C's functions
+alone, and what C calls back through a context must outlive every order: it lives in this module,
+and knows its context by a number.
 """
+import atexit
 import collections
 import contextlib
+import itertools
 import logging
+import os
 import queue
 import threading
+import weakref
 
 from . import _native, _progress, errors
 from ._log import logger
@@ -39,15 +49,24 @@ class _Job:
         self.pending, self.wake = collections.deque(), threading.Event()
         self.outcome = None  # (status, error) of the call, once it is back
         self.error = None    # the first exception of a callback: raised when the call is back
+        self.begun = threading.Lock()  # whose it is: the worker's, who calls, or stop_start()'s
 
     def start(self, function):
         def work():
-            self.outcome = _outcome(function, ())
-            self.wake.set()
+            if self.begun.acquire(blocking=False):
+                self.outcome = _outcome(function, ())
+                self.wake.set()
 
-        thread = threading.Thread(target=work, name="tare", daemon=True)
-        thread.start()
-        return thread
+        self.thread = threading.Thread(target=work, name="tare", daemon=True)
+        self.thread.start()
+
+    def stop_start(self):
+        """Whether start() was struck before the call began; then it never will."""
+        return self.begun.acquire(blocking=False)
+
+    def fail(self, error):
+        if self.error is None:
+            self.error = error
 
     def ask(self, function):
         """From another thread: runs `function` in the waiting one; (result, error)."""
@@ -79,39 +98,36 @@ class _Job:
             raise answer[1]
 
 
+NEW = object()  # among the arguments of Context.create(): where the address of the handle goes
+_numbers = itertools.count(1)
+_contexts = weakref.WeakValueDictionary()  # by number
+
+
 class Context:
-    """A tare_context. Handles made from it hold a reference to it; it is freed after the last."""
+    """A tare_context."""
 
     def __init__(self, memory_limit=0, threads=0):
-        self._lock = threading.RLock()
+        self.alone = threading.RLock()
         self._jobs, self._bars = [], None
         options = _native.options("tare_context_options")
         options.threads, options.memory_limit = threads, memory_limit
-        self._log = ffi.callback(options_type("log"), self._on_log, onerror=_ignore)
-        self._progress = ffi.callback(options_type("progress"), self._on_progress, onerror=_ignore)
-        options.log, options.progress = self._log, self._progress
+        options.log, options.progress = _on_log, _on_progress
+        number = next(_numbers)
+        options.user = ffi.cast("void *", number)
         out = ffi.new("tare_context **")
         if lib.tare_context_create(out, options) != lib.TARE_OK:
             raise errors.OutOfMemoryError("no context could be made")
         self.handle = ffi.gc(out[0], lib.tare_context_free)
+        _contexts[number] = self
 
-    def _on_log(self, _user, level, message):
-        logger.log(_LOG_LEVELS[level], "%s", decode(message))
-
-    def _on_progress(self, _user, p):
+    def show_progress(self, p):
         if self._bars is not None:
             self._bars.update(decode(p.stage), decode(p.unit), p.done, p.total, p.sample, p.samples)
-
-    def check(self, status):
-        """Raises the exception of a status that is not TARE_OK."""
-        if status != lib.TARE_OK:
-            raise _ERRORS[status](decode(lib.tare_last_error(self.handle)))
 
     def call(self, function, *args):
         """A short call: runs at once, in this thread."""
         with self._job() as job:
-            status = function(*args)
-        self._finish(job, status)
+            self._finish(job, function(*args))
 
     def run(self, function, *args):
         """A long call: cancellable, with progress. From within a callback it is as call(): one
@@ -121,16 +137,38 @@ class Context:
         with self._job() as job:
             self._bars = _progress.make_bars()
             try:
-                status = self._wait(job, job.start(lambda: function(*args)))
+                status = self._wait(job, lambda: function(*args))
             finally:
                 if self._bars is not None:
                     self._bars.close()
                 self._bars = None
-        self._finish(job, status)
+            self._finish(job, status)
+
+    def create(self, kind, function, *args, long=False):
+        """The handle, of the C type `kind`, that a call makes; it is freed with the object."""
+        out, free = ffi.new(f"{kind} **"), getattr(lib, f"{kind}_free")
+        args = [out if arg is NEW else arg for arg in args]
+        try:
+            (self.run if long else self.call)(function, *args)
+        except BaseException:
+            free(out[0])  # there already if an interrupt came late; else NULL
+            raise
+        return ffi.gc(out[0], free)
+
+    def stop(self, seconds):
+        """Ends what other threads let C do, and lets them begin no more."""
+        lib.tare_cancel(self.handle)
+        self.alone.acquire(timeout=seconds)
+        lib.tare_cancel_clear(self.handle)
+
+    def after_fork(self):
+        """In the child: the threads that held the lock or waited for a call are the parent's."""
+        self.alone = threading.RLock()
+        self._jobs = [job for job in self._jobs if job.owner == threading.get_ident()]
 
     @contextlib.contextmanager
     def _job(self):
-        with self._lock:
+        with self.alone:
             job = _Job()
             self._jobs.append(job)
             try:
@@ -139,30 +177,48 @@ class Context:
                 self._jobs.pop()
 
     def _finish(self, job, status):
+        """Raises what a callback raised, or the exception of a status that is not TARE_OK."""
         if job.error is not None:
+            lib.tare_cancel_clear(self.handle)
             raise job.error
-        self.check(status)
+        if status != lib.TARE_OK:
+            error = _ERRORS[status](decode(lib.tare_last_error(self.handle)))
+            error.number = lib.tare_last_errno(self.handle)
+            raise error
 
-    def _wait(self, job, thread):
-        interrupt = None
+    def _wait(self, job, function):
+        """Runs the call. Whatever strikes this thread meanwhile (KeyboardInterrupt, or what a
+        signal handler raises) cancels it, and goes on only when C is back: the caller's clean-up
+        frees what C works on."""
+        struck = None
         while True:
             try:
+                if struck is None:
+                    job.start(function)
                 status, error = job.serve()
                 break
-            except KeyboardInterrupt as stop:
-                interrupt = stop
+            except BaseException as stop:
+                if job.stop_start():
+                    raise
+                struck = stop
                 lib.tare_cancel(self.handle)
-        thread.join()
-        if interrupt is not None:
+        job.thread.join()
+        if struck is not None:
             lib.tare_cancel_clear(self.handle)
-            raise interrupt
+            raise struck
         if error is not None:
             raise error
         return status
 
-    def callback(self, function):
-        """`function` as C may call it during run(): it runs in the thread that waits. What it
-        raises is kept, TARE_E_CANCELLED goes back to C, and run() raises it."""
+    def stopped_by(self, error):
+        """An exception, no Exception, struck a callback that can't hand it to C."""
+        if self._jobs:
+            self._jobs[-1].fail(error)
+            lib.tare_cancel(self.handle)
+
+    def callback(self, kind, function):
+        """`function` as C may call it during run(), of the C type `kind`: it runs in the thread
+        that waits. What it raises is kept, TARE_E_CANCELLED goes back to C, and run() raises it."""
         def call(*args):
             job = self._jobs[-1]
             if threading.get_ident() == job.owner:
@@ -171,10 +227,12 @@ class Context:
                 result, error = job.ask(lambda: function(*args))
             if error is None:
                 return lib.TARE_OK if result is None else result
-            if job.error is None:
-                job.error = error
+            job.fail(error)
             return lib.TARE_E_CANCELLED
-        return call
+
+        def struck(_kind, value, _traceback):  # between two steps of call()
+            self.stopped_by(value)
+        return ffi.callback(kind, call, error=lib.TARE_E_CANCELLED, onerror=struck)
 
 
 def _outcome(function, args):
@@ -184,16 +242,52 @@ def _outcome(function, args):
         return None, error
 
 
-def _ignore(kind, value, traceback):
-    """Logging must not end a C call; the logging module has already told of its trouble."""
+def _tell(field):
+    """Decorates what tells of a call (log, progress): C calls it with the context's number. It must
+    not end a call; the logging module has already told of its trouble."""
+    def decorate(function):
+        def call(user, *args):
+            context = _contexts.get(int(ffi.cast("uintptr_t", user)))
+            try:
+                function(context, *args)
+            except Exception:
+                pass
+            except BaseException as error:
+                if context is not None:
+                    context.stopped_by(error)
+        return ffi.callback(dict(ffi.typeof("tare_context_options").fields)[field].type, call)
+    return decorate
 
 
-def options_type(field):
-    """The C type of a field of tare_context_options."""
-    return dict(ffi.typeof("tare_context_options").fields)[field].type
+@_tell("log")
+def _on_log(_context, level, message):
+    logger.log(_LOG_LEVELS[level], "%s", decode(message))
+
+
+@_tell("progress")
+def _on_progress(context, p):
+    if context is not None:
+        context.show_progress(p)
 
 
 _shared, _shared_lock = None, threading.Lock()
+
+
+@atexit.register
+def _stop_all():
+    """A call of a daemon thread must not work on while the interpreter is taken apart."""
+    for context in list(_contexts.values()):
+        context.stop(seconds=10)
+
+
+def _after_fork():
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    for context in list(_contexts.values()):
+        context.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def shared_context():
@@ -205,22 +299,17 @@ def shared_context():
         return _shared
 
 
-@contextlib.contextmanager
 def recipe(context, settings):
     """A tare_recipe with these (name, value) settings; a list value is set element by element."""
-    out = ffi.new("tare_recipe **")
-    context.call(lib.tare_recipe_create, context.handle, out)
-    try:
-        for name, value in settings:
-            if isinstance(value, (list, tuple)):
-                for i, item in enumerate(value):
-                    set_one = lib.tare_recipe_append if i else lib.tare_recipe_set
-                    context.call(set_one, out[0], encode(name), encode(item))
-            else:
-                context.call(lib.tare_recipe_set, out[0], encode(name), encode(text_of(value)))
-        yield out[0]
-    finally:
-        lib.tare_recipe_free(out[0])
+    handle = context.create("tare_recipe", lib.tare_recipe_create, context.handle, NEW)
+    for name, value in settings:
+        if isinstance(value, (list, tuple)):
+            for i, item in enumerate(value):
+                set_one = lib.tare_recipe_append if i else lib.tare_recipe_set
+                context.call(set_one, handle, encode(name), encode(item))
+        else:
+            context.call(lib.tare_recipe_set, handle, encode(name), encode(text_of(value)))
+    return handle
 
 
 def text_of(value):

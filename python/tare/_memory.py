@@ -29,5 +29,4 @@ def settings(max_memory):
 
 def host_bytes(max_memory):
     """Bytes for the host; 0: no limit."""
-    with recipe(shared_context(), settings(max_memory)) as r:
-        return lib.tare_recipe_memory_limit(r)
+    return lib.tare_recipe_memory_limit(recipe(shared_context(), settings(max_memory)))

@@ -45,6 +45,13 @@ ffi = FFI()
 ffi.cdef(declarations(_header().read_text(encoding="utf-8")))
 lib = ffi.dlopen(str(_library()))
 
+# cffi holds a lock of this object while it looks up a type. If that is another thread, a fork would
+# leave it locked in the child for ever.
+_cffi_lock = getattr(ffi, "_lock", None)
+if _cffi_lock is not None:
+    os.register_at_fork(before=_cffi_lock.acquire, after_in_parent=_cffi_lock.release,
+                        after_in_child=_cffi_lock.release)
+
 
 def sized(kind, fields=None):
     """A new struct of a kind that begins with its size (tare.h, "Versions"), zeros but for `fields`."""

@@ -78,10 +78,11 @@ def token_ids(calib_data, name="calib_data"):
 
 
 class QuantizeOptions:
-    """tare_quantize_options, `.c`, of a tare_model and a tare_recipe, which are borrowed, and of
-    samples, which this object holds: ids one sample after the other, and lengths; NULL for none."""
+    """tare_quantize_options, `.c`, of a tare_model, a tare_recipe and samples, which this object
+    holds: ids one sample after the other, and lengths; NULL for none."""
 
     def __init__(self, model, samples, recipe):
+        self._keep = model, recipe
         self._ids = np.concatenate(samples) if samples else np.empty(0, np.uint32)
         self._lengths = ffi.new("size_t[]", [s.size for s in samples])
         self.c = _native.options("tare_quantize_options")

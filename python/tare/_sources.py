@@ -42,11 +42,10 @@ def run_settings(source, compat):
 
 
 class Smoothing:
-    """A tare_smoothing, which it owns. `vectors()` shows what was found."""
+    """A tare_smoothing. `vectors()` shows what was found."""
 
-    def __init__(self, context, handle):
-        self._context = context  # outlives the handle
-        self.handle = ffi.gc(handle, lib.tare_smoothing_free)
+    def __init__(self, handle):
+        self.handle = handle
 
     def vectors(self):
         """{name: FP32 array}: what smoothing makes of linears and norms, as tare.h names them."""

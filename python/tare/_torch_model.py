@@ -12,7 +12,7 @@ import os
 
 import torch
 
-from ._context import shared_context
+from ._context import NEW, shared_context
 from ._log import logger
 from ._native import encode, ffi, lib
 from .errors import ModelError
@@ -146,11 +146,10 @@ class TorchSource:
             entry.data = ffi.cast("void *", tensor.data_ptr())
             entry.bytes = tensor.numel() * tensor.element_size()
         config = None if self.from_folder else self.model.config.to_json_string(use_diff=False)
-        out = ffi.new("tare_model **")
-        self.context.call(lib.tare_model_from_tensors, self.context.handle, encode(config),
-                          encode(self.folder), table, len(named), out)
+        model = self.context.create("tare_model", lib.tare_model_from_tensors, self.context.handle,
+                                    encode(config), encode(self.folder), table, len(named), NEW)
         try:
-            yield out[0]
+            yield model
         finally:
-            lib.tare_model_free(out[0])
+            ffi.release(model)
             keep.clear()

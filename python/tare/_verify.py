@@ -72,7 +72,7 @@ class TransformersVerifier:
                         for text in (_YES, _NO)]
         self._warn()
         kind = dict(ffi.typeof("tare_calib_verifier").fields)["answer"].type
-        self._callback = ffi.callback(kind, mix.context.callback(self._answer))
+        self._callback = mix.context.callback(kind, self._answer)
         self.c = _native.sized("tare_calib_verifier", {"answer": self._callback})
 
     def _warn(self):

@@ -1,10 +1,10 @@
 """AntiOutlierConfig and AntiOutlier: outlier suppression, with msModelSlim's parameters."""
 from . import _memory, _samples, _sources
 from ._checks import check_compat, check_elements, check_type
-from ._context import recipe
+from ._context import NEW, recipe
 from ._devices import host_device
 from ._log import logger
-from ._native import ffi, lib
+from ._native import lib
 
 _METHODS = ("m1", "m2", "m3", "m4", "m5", "m6")
 _FLEX_KEYS = ("alpha", "beta")
@@ -85,10 +85,12 @@ class AntiOutlier:
 
     def process(self):
         """Runs the search; afterwards the model carries its result."""
-        source, out = self.source, ffi.new("tare_smoothing **")
+        source = self.source
         settings = (self.cfg.recipe_settings() + _memory.settings(source.max_memory)
                     + _sources.run_settings(source, self.compat))
-        with recipe(source.context, settings) as r, source.open() as model:
-            options = _samples.QuantizeOptions(model, self.calib_data, r)
-            source.context.run(lib.tare_smooth, source.context.handle, options.c, out)
-        _sources.attach_smoothing(self.model, _sources.Smoothing(source.context, out[0]))
+        with source.open() as model:
+            options = _samples.QuantizeOptions(model, self.calib_data,
+                                               recipe(source.context, settings))
+            found = source.context.create("tare_smoothing", lib.tare_smooth, source.context.handle,
+                                          options.c, NEW, long=True)
+        _sources.attach_smoothing(self.model, _sources.Smoothing(found))

@@ -7,7 +7,7 @@ import sys
 
 from . import _calib_sets, _native, _verify, errors
 from ._checks import check_compat, check_type
-from ._context import Context
+from ._context import NEW, Context
 from ._log import logger
 from ._native import decode, encode, ffi, lib
 from .dataset_processor import DatasetProcessorBase
@@ -64,7 +64,7 @@ class CalibrationData:
         if not config_path:
             raise ValueError("The value of the path cannot be empty.")
         self.context = model.context if isinstance(model, Model) else Context()
-        self._sets, self.mixed_dataset = {}, []
+        self._sets, self.mixed_dataset = [], []
         self.batch_size, self.shuffle_seed = 4, 0
         if not isinstance(save_path, str) and save_path is not None:
             self._open(config_path, None, compat, skip_bad, mmlu_shots, sample_seed, gsm8k_sampling,
@@ -116,18 +116,17 @@ class CalibrationData:
                 keep.append(_words(value))
                 setattr(options, name, keep[-1])
                 setattr(options, f"{name}_words", len(keep[-1]))
-        out = ffi.new("tare_calib **")
         try:
-            self.context.run(lib.tare_calib_open, self.context.handle, encode(config_path),
-                             encode(save_path), options, out)
+            self.handle = self.context.create("tare_calib", lib.tare_calib_open,
+                                              self.context.handle, encode(config_path),
+                                              encode(save_path), options, NEW, long=True)
         except errors.TareError as error:
             raise self._path_error(error) from None
-        self._context_handle = self.context.handle  # outlives the mix
-        self.handle = ffi.gc(out[0], lib.tare_calib_free)
 
-    def _path_error(self, error):
+    @staticmethod
+    def _path_error(error):
         """The class of a path that cannot be read, where the operating system said why."""
-        code = lib.tare_last_errno(self.context.handle)
+        code = error.number
         if not code:
             return error
         kind = MissingPathError if code in (errno_codes.ENOENT, errno_codes.ENOTDIR) else PathError
@@ -144,8 +143,9 @@ class CalibrationData:
         if not isinstance(processor, DatasetProcessorBase):
             raise ArgumentTypeError(f"{processor!r} is not an DatasetProcessorBase.")
         one = _calib_sets.ProcessorSet(dataset_name, processor, self.context)
+        self._sets.append(one)  # C has it even if an interrupt comes late
         self.context.run(lib.tare_calib_add_set, self.handle, encode(dataset_name), one.source)
-        self._sets[dataset_name] = one
+        self._sets = [s for s in self._sets if s is one or s.name != dataset_name]
 
     def set_sample_size(self, sample_size):
         """{set name: number of samples}: all of them or, after an error, none."""
@@ -193,15 +193,12 @@ class CalibrationData:
     def process(self):
         """Draws and mixes; a list of {"prompt", "ans"}, which is saved if there is a save_path. The
         same again gives the same."""
-        out = ffi.new("tare_calib_result **")
-        self.context.run(lib.tare_calib_process, self.handle, out)
-        try:
-            entry, entries = ffi.new("tare_calib_entry *"), []
-            for i in range(lib.tare_calib_result_count(out[0])):
-                lib.tare_calib_result_entry(out[0], i, entry)
-                entries.append(_calib_sets.sample_dict(entry.sample))
-        finally:
-            lib.tare_calib_result_free(out[0])
+        result = self.context.create("tare_calib_result", lib.tare_calib_process, self.handle, NEW,
+                                     long=True)
+        entry, entries = ffi.new("tare_calib_entry *"), []
+        for i in range(lib.tare_calib_result_count(result)):
+            lib.tare_calib_result_entry(result, i, entry)
+            entries.append(_calib_sets.sample_dict(entry.sample))
         self.mixed_dataset = entries
         return entries
 
@@ -211,11 +208,12 @@ class CalibrationData:
     def handlers(self):
         """{set name: {"available", "requested", "delivered", "skipped"}}, in the mix's order."""
         stats, found = _native.sized("tare_calib_stats"), {}
-        for i in range(lib.tare_calib_num_sets(self.handle)):
-            name = lib.tare_calib_set_name(self.handle, i)
-            self.context.call(lib.tare_calib_get_stats, self.handle, name, stats)
-            found[decode(name)] = {key: getattr(stats, key) for key in
-                                   ("available", "requested", "delivered", "skipped")}
+        with self.context.alone:
+            for i in range(lib.tare_calib_num_sets(self.handle)):
+                name = lib.tare_calib_set_name(self.handle, i)
+                self.context.call(lib.tare_calib_get_stats, self.handle, name, stats)
+                found[decode(name)] = {key: getattr(stats, key) for key in
+                                       ("available", "requested", "delivered", "skipped")}
         return found
 
     @property

@@ -5,7 +5,7 @@ import tempfile
 
 from . import _memory, _native, _samples, _sources
 from ._checks import check_compat, check_elements, check_number, check_type
-from ._context import recipe
+from ._context import NEW, recipe
 from ._log import logger
 from ._native import encode, ffi, lib
 from .quant_config import QuantConfig
@@ -57,15 +57,14 @@ class Calibrator:
         scratch_dir until this object is gone. int_infer has no effect: the result is the same."""
         check_type(int_infer, bool, "int_infer")
         context, result = self.source.context, _native.sized("tare_quantize_result")
-        smoothing, out = _sources.smoothing_of(self.model), ffi.new("tare_recording **")
-        scratch = encode(self.scratch_dir)
-        with recipe(context, self.settings) as r, self.source.open() as model:
-            options = _samples.QuantizeOptions(model, self.calib_data, r)
+        smoothing, scratch = _sources.smoothing_of(self.model), encode(self.scratch_dir)
+        with self.source.open() as model:
+            options = _samples.QuantizeOptions(model, self.calib_data,
+                                               recipe(context, self.settings))
             options.c.scratch_dir = scratch
             options.c.smoothing = smoothing.handle if smoothing else ffi.NULL
-            context.run(lib.tare_record, context.handle, options.c, out, result)
-        self._context_handle = context.handle  # outlives the recording
-        self._recording = ffi.gc(out[0], lib.tare_recording_free)
+            self._recording = context.create("tare_recording", lib.tare_record, context.handle,
+                                             options.c, NEW, result, long=True)
         self.result = {name: getattr(result, name) for name in _RESULT}
 
     def save(self, output_path, safetensors_name=None, json_name=None, save_type=None,

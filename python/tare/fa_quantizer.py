@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 from ._checks import check_number, check_type
-from ._context import shared_context
+from ._context import NEW, shared_context
 from ._native import encode, ffi, lib
 
 _LAYOUTS = ("BHSD", "BSHD")
@@ -189,10 +189,10 @@ class FAQuantizer:
 
     def _observer(self, kind):
         if kind not in self._observers:
-            context, out = shared_context(), ffi.new("tare_fa_observer **")
-            context.call(lib.tare_fa_observer_create, context.handle, encode("FAQuantizer"),
-                         kind.encode(), out)
-            self._observers[kind] = ffi.gc(out[0], lib.tare_fa_observer_free)
+            context = shared_context()
+            self._observers[kind] = context.create("tare_fa_observer", lib.tare_fa_observer_create,
+                                                   context.handle, encode("FAQuantizer"),
+                                                   kind.encode(), NEW)
         return self._observers[kind]
 
     def _params(self, kind):

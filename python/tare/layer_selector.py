@@ -35,11 +35,10 @@ class LayerSelector:
 
         def score(_user, name, value):
             scores[decode(name)] = value
-        take = ffi.callback("tare_status (*)(void *, const char *, double)",
-                            context.callback(score))
-        with recipe(context, memory_settings(self.source.max_memory)) as r, \
-                self.source.open() as model:
-            options = _samples.QuantizeOptions(model, samples, r)
+        take = context.callback("tare_status (*)(void *, const char *, double)", score)
+        with self.source.open() as model:
+            options = _samples.QuantizeOptions(
+                model, samples, recipe(context, memory_settings(self.source.max_memory)))
             context.run(lib.tare_score_layers, context.handle, options.c,
                         _METHODS[self.range_method], take, ffi.NULL)
         self._rank(scores)

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from . import _arrays, _memory, _native
-from ._context import Context, shared_context
+from ._context import NEW, Context, shared_context
 from ._devices import CPU, is_accelerator
 from ._log import logger
 from ._native import encode, ffi, lib
@@ -70,10 +70,8 @@ class Model:
         self.context = Context(limit, threads) if limit or threads else shared_context()
         self.config = read_json(self.path, "config.json", required=True)
         self.generation_config = read_json(self.path, "generation_config.json")
-        out = ffi.new("tare_model **")
-        self.context.call(lib.tare_model_open, self.context.handle, encode(self.path), out)
-        self._context_handle = self.context.handle  # outlives the model's
-        self.handle = ffi.gc(out[0], lib.tare_model_free)
+        self.handle = self.context.create("tare_model", lib.tare_model_open, self.context.handle,
+                                          encode(self.path), NEW)
         self.vocab_size = lib.tare_model_vocab_size(self.handle)
 
     name_or_path = property(lambda self: self.path)

@@ -7,7 +7,7 @@ import numpy as np
 
 from . import _arrays, _chat
 from ._checks import check_type
-from ._context import shared_context
+from ._context import NEW, shared_context
 from ._devices import is_accelerator
 from ._log import logger
 from ._native import encode, ffi, lib
@@ -54,11 +54,9 @@ class Tokenizer:
             ("add_bos_token", add_bos_token), ("add_eos_token", add_eos_token),
             ("pad_token", pad_token if is_folder else None)) if value is not None}
         self.context = context or shared_context()
-        out = ffi.new("tare_tokenizer **")
-        self.context.call(lib.tare_tokenizer_open_with, self.context.handle,
-                          encode(self.name_or_path),
-                          encode(json.dumps(settings)) if settings else ffi.NULL, out)
-        self.handle = ffi.gc(out[0], lib.tare_tokenizer_free)
+        self.handle = self.context.create(
+            "tare_tokenizer", lib.tare_tokenizer_open_with, self.context.handle,
+            encode(self.name_or_path), encode(json.dumps(settings)) if settings else ffi.NULL, NEW)
         config = read_json(folder, "tokenizer_config.json") if is_folder else {}
         self.init_kwargs = config
         for name in _SPECIAL:

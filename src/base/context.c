@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cpu.h"
+#include "base/memory.h"
 #include "base/number.h"
 #include "base/parallel.h"
 #include "base/sized.h"
@@ -24,12 +26,24 @@ void tare_context_options_init_sized(tare_context_options *options, size_t size)
     sized_init(options, size, &defaults, sizeof defaults);
 }
 
+/* There is no context yet that could keep the sentence: it goes to the log. */
+static tare_status check_cpu(const tare_context_options *options)
+{
+    char text[160];
+    tare_status status = options ? cpu_check(options->cpu, text, sizeof text) : TARE_OK;
+    if (status != TARE_OK && options->log)
+        options->log(options->user, TARE_LOG_ERROR, text);
+    return status;
+}
+
 tare_status tare_context_create(tare_context **out, const tare_context_options *options)
 {
     tare_context_options known;
     *out = NULL;
     tare_context_options_init(&known);
     tare_status status = SIZED_TAKE(NULL, tare_context_options, options, &known);
+    if (status == TARE_OK)
+        status = check_cpu(&known);
     if (status != TARE_OK)
         return status;
     tare_context *ctx = calloc(1, sizeof *ctx);
@@ -38,7 +52,7 @@ tare_status tare_context_create(tare_context **out, const tare_context_options *
     ctx->options = known;
     if (ctx->options.threads <= 0)
         ctx->options.threads = parallel_default_threads();
-    atomic_init(&ctx->memory_used, 0);
+    atomic_init(&ctx->held, CONTEXT_OWNED);
     atomic_init(&ctx->memory_peak, 0);
     atomic_init(&ctx->cancelled, 0);
     atomic_flag_clear(&ctx->error_lock);
@@ -51,13 +65,26 @@ tare_status tare_context_create(tare_context **out, const tare_context_options *
     return status;
 }
 
-void tare_context_free(tare_context *ctx)
+void context_let_go(tare_context *ctx, size_t amount)
 {
-    if (!ctx)
+    if (atomic_fetch_sub(&ctx->held, amount) != amount)
         return;
     parallel_free(ctx);
     pthread_mutex_destroy(&ctx->callback_lock);
     free(ctx);
+}
+
+void tare_context_free(tare_context *ctx)
+{
+    if (!ctx)
+        return;
+    pthread_mutex_lock(&ctx->callback_lock); /* what `user` points to may go now */
+    ctx->options.log = NULL;
+    ctx->options.progress = NULL;
+    ctx->options.allow_allocation = NULL;
+    pthread_mutex_unlock(&ctx->callback_lock);
+    mem_keep_scratch(ctx, false);
+    context_let_go(ctx, CONTEXT_OWNED);
 }
 
 static _Thread_local error_note *diverted; /* NULL: errors go to the context */
@@ -94,7 +121,7 @@ void tare_cancel_clear(tare_context *ctx)
 
 size_t tare_memory_used(const tare_context *ctx)
 {
-    return atomic_load(&ctx->memory_used);
+    return atomic_load(&ctx->held) & ~(size_t)CONTEXT_OWNED;
 }
 
 size_t tare_memory_peak(const tare_context *ctx)

@@ -18,7 +18,10 @@ typedef struct error_note {
 
 struct tare_context {
     tare_context_options options; /* threads resolved: never 0 */
-    atomic_size_t memory_used, memory_peak;
+    /* What holds the context: bytes of all blocks (multiples of 64), and CONTEXT_OWNED until
+     * tare_context_free. So whatever hangs off it keeps it alive, as it is made of blocks. */
+    atomic_size_t held;
+    atomic_size_t memory_peak;
     size_t memory_reserve; /* of a budget for the whole process: what memory_limit leaves out */
     _Atomic(void *) spare; /* base/memory.c: scratch that waits for its next use */
     atomic_bool keeps_scratch;
@@ -28,6 +31,11 @@ struct tare_context {
     struct thread_pool *pool;      /* base/parallel.c; NULL: one thread */
     error_note error;
 };
+
+enum { CONTEXT_OWNED = 1 };
+
+/* Takes `amount` from `held`; what leaves nothing ends the context. */
+void context_let_go(tare_context *ctx, size_t amount);
 
 /* Sets the message of `ctx` and returns `status`. Thread-safe. */
 tare_status context_fail(tare_context *ctx, tare_status status, const char *format, ...)

@@ -26,9 +26,9 @@ static tare_status account(tare_context *ctx, size_t bytes)
     const tare_context_options *o = &ctx->options;
     if (o->allow_allocation && !o->allow_allocation(o->user, bytes))
         return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu bytes were refused", bytes);
-    size_t used = atomic_fetch_add(&ctx->memory_used, bytes) + bytes;
+    size_t used = (atomic_fetch_add(&ctx->held, bytes) & ~(size_t)CONTEXT_OWNED) + bytes;
     if (o->memory_limit && used > o->memory_limit) {
-        atomic_fetch_sub(&ctx->memory_used, bytes);
+        context_let_go(ctx, bytes);
         return TARE_FAIL(ctx, TARE_E_MEMORY,
                          "out of memory: %zu bytes more would exceed the budget of %zu MiB", bytes,
                          o->memory_limit >> 20);
@@ -60,8 +60,8 @@ void *mem_alloc(tare_context *ctx, size_t size)
         head = aligned_alloc(ALIGNMENT, total);
     }
     if (!head) {
-        atomic_fetch_sub(&ctx->memory_used, total);
         TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: the system refused %zu bytes", total);
+        context_let_go(ctx, total);
         return NULL;
     }
     head->total = total;
@@ -114,7 +114,7 @@ void mem_free(tare_context *ctx, void *pointer)
         munmap(head, total);
     else
         free(head);
-    atomic_fetch_sub(&ctx->memory_used, total);
+    context_let_go(ctx, total);
 }
 
 void tare_free(tare_context *ctx, void *pointer)

@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/machine.h"
 
@@ -33,7 +34,8 @@ struct thread_pool {
     size_t count;
     atomic_size_t next;    /* index to be taken */
     atomic_size_t at_work; /* workers that have not finished the job */
-    size_t num_workers;
+    pid_t process;         /* whose threads they are: a fork does not copy them */
+    size_t most_workers, num_workers;
     worker workers[];
 };
 
@@ -132,6 +134,23 @@ static void announce(struct thread_pool *p, bool stop)
     pthread_mutex_unlock(&p->lock);
 }
 
+static void start(struct thread_pool *p)
+{
+    p->process = getpid();
+    p->num_workers = 0;
+    atomic_store(&p->generation, 0);
+    atomic_store(&p->busy, false);
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->started, NULL);
+    pthread_cond_init(&p->finished, NULL);
+    for (size_t i = 0; i < p->most_workers; i++) {
+        p->workers[i] = (worker){.pool = p, .index = (int)i + 1};
+        if (pthread_create(&p->workers[i].thread, NULL, work, &p->workers[i]) != 0)
+            break; /* fewer threads do the same work */
+        p->num_workers++;
+    }
+}
+
 tare_status parallel_create(tare_context *ctx)
 {
     size_t workers = (size_t)ctx->options.threads - 1;
@@ -140,15 +159,8 @@ tare_status parallel_create(tare_context *ctx)
     struct thread_pool *p = calloc(1, sizeof *p + workers * sizeof *p->workers);
     if (!p)
         return TARE_E_MEMORY; /* not accounted, as the context itself */
-    pthread_mutex_init(&p->lock, NULL);
-    pthread_cond_init(&p->started, NULL);
-    pthread_cond_init(&p->finished, NULL);
-    for (size_t i = 0; i < workers; i++) {
-        p->workers[i] = (worker){.pool = p, .index = (int)i + 1};
-        if (pthread_create(&p->workers[i].thread, NULL, work, &p->workers[i]) != 0)
-            break; /* fewer threads do the same work */
-        p->num_workers++;
-    }
+    p->most_workers = workers;
+    start(p);
     ctx->pool = p;
     return TARE_OK;
 }
@@ -158,12 +170,14 @@ void parallel_free(tare_context *ctx)
     struct thread_pool *p = ctx->pool;
     if (!p)
         return;
-    announce(p, true);
-    for (size_t i = 0; i < p->num_workers; i++)
-        pthread_join(p->workers[i].thread, NULL);
-    pthread_mutex_destroy(&p->lock);
-    pthread_cond_destroy(&p->started);
-    pthread_cond_destroy(&p->finished);
+    if (p->process == getpid()) { /* else nobody is there to join, and a lock may be held */
+        announce(p, true);
+        for (size_t i = 0; i < p->num_workers; i++)
+            pthread_join(p->workers[i].thread, NULL);
+        pthread_mutex_destroy(&p->lock);
+        pthread_cond_destroy(&p->started);
+        pthread_cond_destroy(&p->finished);
+    }
     free(p);
     ctx->pool = NULL;
 }
@@ -190,6 +204,8 @@ void parallel_for(const tare_context *ctx, size_t count,
     struct thread_pool *p = ctx->pool;
     int outer = omp_get_max_threads();
     omp_set_num_threads(1);
+    if (p && p->process != getpid())
+        start(p);
     if (!p || alone || count < 2 || atomic_exchange(&p->busy, true)) {
         run_alone(count, body, user);
     } else {

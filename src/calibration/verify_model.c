@@ -9,6 +9,7 @@
 #include "file/io.h"
 #include "generate/generate.h"
 #include "model/fingerprint.h"
+#include "tokenizer/tokenizer.h"
 #include "tokenizer/tokenizer_config.h"
 
 enum { CONTINUE_TOKENS = 20, SOLVE_TOKENS = 256, CONFIG_LIMIT = 16 << 20 };
@@ -327,6 +328,8 @@ static void free_verifier(model_verifier *m)
 {
     if (!m)
         return;
+    tare_tokenizer_free(m->tokenizer);
+    tare_model_free(m->model);
     buffer_free(&m->identity);
     mem_free(m->ctx, m->scratch_dir);
     mem_free(m->ctx, m);
@@ -345,8 +348,10 @@ tare_status tare_model_verifier_create(tare_model *model, tare_tokenizer *tokeni
     model_verifier *m = mem_calloc(model->ctx, 1, sizeof *m);
     if (!m)
         return TARE_E_MEMORY;
-    *m = (model_verifier){
-        .ctx = model->ctx, .model = model, .tokenizer = tokenizer, .max_length = SIZE_MAX};
+    *m = (model_verifier){.ctx = model->ctx,
+                          .model = model_keep(model),
+                          .tokenizer = tokenizer_keep(tokenizer),
+                          .max_length = SIZE_MAX};
     buffer_init(&m->identity, m->ctx);
     TRY(last_token(m, TARE_CALIB_YES, strlen(TARE_CALIB_YES), &m->choices[0], &count));
     TRY(last_token(m, TARE_CALIB_NO, strlen(TARE_CALIB_NO), &m->choices[1], &count));

@@ -42,7 +42,7 @@ static void show_log(void *user, tare_log_level level, const char *message)
     clear_bar(t);
     fprintf(stderr, "%s%s\n",
             level == TARE_LOG_WARNING ? "warning: "
-            : level == TARE_LOG_ERROR ? "error: "
+            : level == TARE_LOG_ERROR ? "tare: "
                                       : "",
             message);
 }
@@ -168,14 +168,12 @@ tare_context *cli_open(const common *options, int *exit_code)
     o.progress = options->quiet ? NULL : show_progress;
     o.user = &the_terminal;
     tare_context *ctx;
-    if (tare_context_create(&ctx, &o) != TARE_OK) {
+    tare_status status = tare_context_create(&ctx, &o);
+    if (status == TARE_E_USAGE)
+        return NULL; /* the log has said why */
+    if (status != TARE_OK) {
         fprintf(stderr, "tare: out of memory\n");
         *exit_code = 1;
-        return NULL;
-    }
-    if (o.cpu != TARE_CPU_AUTO && strcmp(tare_cpu_name(ctx), options->cpu) != 0) {
-        fprintf(stderr, "tare: --cpu: this machine has no %s kernels\n", options->cpu);
-        tare_context_free(ctx);
         return NULL;
     }
     prepare_process();

@@ -39,6 +39,8 @@ bool file_is_hole(file *f, uint64_t offset, uint64_t size);
 /* Accounted bytes that a read of `size` bytes needs beside its target, at most. */
 size_t file_read_bytes(size_t size);
 
+/* Accounted bytes of a file that is written to, at most. */
+size_t file_write_bytes(void);
 /* The whole of a regular file, zero-terminated, at most `limit` bytes; *data is freed with
  * mem_free. */
 tare_status file_read_all(tare_context *ctx, const char *path, size_t limit, char **data,

@@ -127,6 +127,11 @@ tare_status io_write(tare_context *ctx, int fd, const char *path, uint64_t offse
     return TARE_OK;
 }
 
+size_t file_write_bytes(void)
+{
+    return mem_block_bytes(sizeof(file_writer)) + mem_block_bytes(BOUNCE + BLOCK);
+}
+
 static tare_status open_direct(file_writer *w)
 {
     w->tried = true;

@@ -317,6 +317,7 @@ static tare_status open_model(tare_context *ctx, const model_origin *from, tare_
     if (!m)
         return TARE_E_MEMORY;
     m->ctx = ctx;
+    atomic_init(&m->owners, 1);
     m->load_dtype = TARE_DTYPE_COUNT;
     arena_init(&m->arena, ctx);
     tare_status status = open_origin(m, from);
@@ -361,9 +362,15 @@ tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model
     return open_model(ctx, &from, out);
 }
 
+tare_model *model_keep(tare_model *m)
+{
+    atomic_fetch_add(&m->owners, 1);
+    return m;
+}
+
 void tare_model_free(tare_model *m)
 {
-    if (!m)
+    if (!m || atomic_fetch_sub(&m->owners, 1) > 1)
         return;
     tare_model_unload(m);
     checkpoint_close(m->checkpoint);

@@ -34,6 +34,7 @@ typedef struct model_block {
 
 struct tare_model {
     tare_context *ctx;
+    atomic_uint owners; /* who must free it before it goes: its caller, verifiers */
     arena arena;
     char *dir;    /* the checkpoint's folder, or what stands for it in messages */
     char *folder; /* of the tokenizer and other files; NULL: none */
@@ -77,6 +78,8 @@ static inline bool linear_is_head(const tare_model *m, const model_linear *l)
     return l == m->head;
 }
 
+/* One owner more. */
+tare_model *model_keep(tare_model *model);
 /* The same model once more, for a caller that sets load_dtype; `source` must outlive it. */
 tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model **out);
 

@@ -3,6 +3,7 @@
  * could be known at its beginning. */
 #include <string.h>
 
+#include "file/json.h"
 #include "output/output_internal.h"
 #include "output/verify_internal.h"
 
@@ -108,6 +109,40 @@ done:
     return status;
 }
 
+static tare_status check_json(output *o, const char *path)
+{
+    tare_status status = TARE_OK;
+    char *text = NULL;
+    size_t length;
+    const value *root;
+    arena a;
+    arena_init(&a, o->ctx);
+    TRY(file_read_all(o->ctx, path, COPY_MAX_BYTES, &text, &length));
+    if (strspn(text, " \t\r\n") < length) /* a blank file says nothing */
+        TRY(json_parse(o->ctx, &a, text, length, path, JSON_PYTHON, &root));
+done:
+    arena_free(&a);
+    mem_free(o->ctx, text);
+    return status;
+}
+
+/* What readers of the output parse must be JSON, and no pointer or page that a download left. */
+static tare_status check_json_copies(output *o, const copy_list *copies)
+{
+    static const char *const names[] = {"generation_config.json",   "tokenizer_config.json",
+                                        "special_tokens_map.json",  "added_tokens.json",
+                                        "preprocessor_config.json", "processor_config.json"};
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < copies->count; i++) {
+        for (size_t n = 0; n < sizeof names / sizeof *names; n++) {
+            if (copies->files[i].path && strcmp(copies->files[i].name, names[n]) == 0)
+                TRY(check_json(o, copies->files[i].path));
+        }
+    }
+done:
+    return status;
+}
+
 tare_status output_rehearse(output *o)
 {
     tare_status status = TARE_OK;
@@ -115,6 +150,7 @@ tare_status output_rehearse(output *o)
     arena a;
     arena_init(&a, o->ctx);
     TRY(output_find_copies(o, &a, &copies));
+    TRY(check_json_copies(o, &copies));
     for (size_t i = 0; i < o->num_folders; i++)
         TRY(rehearse_folder(o, &o->folders[i]));
 done:

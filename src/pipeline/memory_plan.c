@@ -28,13 +28,17 @@ static size_t segments_of(const run *r, graph_cut cut)
     return list.count;
 }
 
-/* False: there is no smaller one. */
-static bool next_layout(const run *r, run_layout *l)
+static bool can_spill(const run *r)
 {
-    bool can_spill = r->goal == GOAL_OUTPUT || r->options->scratch_dir;
+    return r->goal == GOAL_OUTPUT || r->options->scratch_dir;
+}
+
+/* False: there is no smaller one. Each is smaller than those before it, so that this ends. */
+static bool next_layout(const run *r, run_layout *l, bool may_spill)
+{
     if (l->overlap) {
         l->overlap = false;
-    } else if (!l->spill && can_spill) {
+    } else if (!l->spill && may_spill) {
         l->spill = true;
     } else if (l->whole_layer) {
         l->whole_layer = false;
@@ -174,7 +178,7 @@ static run_layout first_layout(const run *r)
 {
     run_layout l = {.batch_rows = most_batch_rows(r), .overlap = true};
     l.whole_layer = copies_pay(r, l.batch_rows);
-    for (size_t i = 0; i < r->options->skip_layouts && next_layout(r, &l); i++) {
+    for (size_t i = 0; i < r->options->skip_layouts && next_layout(r, &l, can_spill(r)); i++) {
     }
     return l;
 }
@@ -202,7 +206,7 @@ tare_status memory_plan_make(run *r, memory_plan *out)
         }
         if (out->smallest.total == 0 || peak.total < out->smallest.total)
             out->smallest = peak;
-    } while (next_layout(r, &candidate));
+    } while (next_layout(r, &candidate, can_spill(r)));
     if (!found)
         return refuse(r, out, given);
     size_t scratch = kept_scratch_bytes(r->ctx);
@@ -222,14 +226,14 @@ void memory_plan_pass(run *r, const memory_plan *plan, run_pass pass)
     run_layout candidate = {.batch_rows = safe.batch_rows, .overlap = true};
     memory_peak peak;
     candidate.whole_layer = copies_pay(r, candidate.batch_rows);
+    candidate.spill = exist && safe.spill;
     do {
-        candidate.spill = exist ? safe.spill : candidate.spill;
         memory_plan_peak(r, &candidate, plan->fixed, &pass, &peak);
         if (peak.total <= plan->budget && r->options->skip_layouts == 0) {
             r->layout = candidate;
             break;
         }
-    } while (r->options->skip_layouts == 0 && next_layout(r, &candidate) &&
+    } while (r->options->skip_layouts == 0 && next_layout(r, &candidate, !exist && can_spill(r)) &&
              candidate.batch_rows == safe.batch_rows);
     run_segments(r, r->layout.cut, &r->segments);
 }

@@ -387,11 +387,30 @@ static void second_pass(planner *p)
         moment(p, m->extra[i]->name, copy_bytes(r, m->extra[i]));
 }
 
+/* Weight files of a layout that are written to at a time: a shard and the next one, but all of them
+ * where attention comes last. */
+static size_t open_files(const run *r, layout which)
+{
+    int gib = r->recipe->part_file_size >= 0 ? (int)r->recipe->part_file_size
+                                             : save_type_of(which)->part_gib;
+    if (which == LAYOUT_NUMPY)
+        return NPY_FILES;
+    if (gib == 0)
+        return 1;
+    uint64_t shards = checkpoint_bytes(r->model->checkpoint) / ((uint64_t)gib << 30) + 1;
+    return r->recipe->fa_amp > 0 && r->num_fa > 0 ? (size_t)shards : shards > 1 ? 2 : 1;
+}
+
 /* Journal, checkpoints, and the buffers of direct writes. */
 static size_t journal_bytes(const run *r)
 {
-    enum { BUFFERS = 8 << 20, RANGE = 160 };
-    return BUFFERS + RANGE * run_tensors(r);
+    enum { CHECKPOINT = 2 << 20, RANGE = 160 };
+    size_t bytes = CHECKPOINT + RANGE * run_tensors(r);
+    for (int which = 0; which < SAVE_TYPES; which++) {
+        if (r->save & 1u << which)
+            bytes += open_files(r, (layout)which) * file_write_bytes();
+    }
+    return bytes;
 }
 
 void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_pass *only,

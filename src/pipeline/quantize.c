@@ -405,7 +405,7 @@ tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *opt
                .owners_limit = ctx->options.memory_limit};
     arena_init(&r->arena, ctx);
     /* The plan looks at the peak of this call alone. */
-    r->earlier_peak = atomic_exchange(&ctx->memory_peak, atomic_load(&ctx->memory_used));
+    r->earlier_peak = atomic_exchange(&ctx->memory_peak, tare_memory_used(ctx));
     if (!options->recipe) {
         tare_status status = tare_recipe_create(ctx, owned);
         if (status != TARE_OK)

@@ -1,4 +1,5 @@
 /* The public observers: one of q, k and v at a time, read where the caller has it. */
+#include <assert.h>
 #include <math.h>
 #include <string.h>
 
@@ -22,7 +23,8 @@ tare_status tare_fa_observer_create(tare_context *ctx, const char *module, char 
     *out = NULL;
     const char *found = kind ? memchr(KINDS, kind, FA_KINDS) : NULL;
     if (!found)
-        return TARE_FAIL(ctx, TARE_E_USAGE, "%s: '%c' is none of q, k and v", module, kind);
+        return TARE_FAIL(ctx, TARE_E_USAGE, "%s: '%c' is none of q, k and v", module,
+                         kind ? kind : ' ');
     tare_fa_observer *o = mem_calloc(ctx, 1, sizeof *o);
     if (!o)
         return TARE_E_MEMORY;
@@ -75,6 +77,7 @@ static void read_line(const tensor_job *job, size_t b, size_t head, size_t token
             line[c] = (float)((const double *)job->t->data)[at];
             break;
         default:
+            assert(job->dtype == TARE_F32);
             line[c] = ((const float *)job->t->data)[at];
             break;
         }

@@ -1,6 +1,5 @@
-/* The table of settings, and reading and writing recipes by it. */
-#include "quantize/recipe.h"
-#include "quantize/save_types.h"
+/* The table of settings, and reading recipes by it. */
+#include "quantize/recipe_settings.h"
 
 #include <errno.h>
 #include <math.h>
@@ -12,27 +11,6 @@
 #include "file/io.h"
 #include "file/json.h"
 #include "file/yaml.h"
-
-typedef enum setting_type {
-    SETTING_INT,
-    SETTING_FLOAT,
-    SETTING_BOOL,
-    SETTING_CHOICE, /* one of names[]; stored as its number */
-    SETTING_LEVEL,  /* "L0", "L1", … */
-    SETTING_LIST,
-    SETTING_MIX,    /* pattern = scheme pairs, in order */
-    SETTING_AMP,    /* fa_amp, whose refusals have the reference's words */
-    SETTING_MEMORY, /* device = size pairs; not written, as no output depends on them */
-    SETTING_SECTION /* bool, with the key "": the section is there, as a map or as true */
-} setting_type;
-
-typedef struct setting {
-    const char *section, *key;
-    setting_type type;
-    size_t offset;         /* in struct tare_recipe */
-    double low, high;      /* of numbers */
-    const choice *choices; /* ends with a NULL name */
-} setting;
 
 static const choice scheme_choices[] = {{"w8a8", SCHEME_W8A8},
                                         {"w8a8_dynamic", SCHEME_W8A8_DYNAMIC},
@@ -50,7 +28,7 @@ static const choice npy_choices[] = {{"numpy", 0}, {"torch", 1}, {NULL, -1}};
 #define AT(member)  offsetof(struct tare_recipe, member)
 #define INT64_LIMIT 9007199254740992.0
 
-static const setting settings[] = {
+const setting recipe_settings[] = {
     {"quant", "scheme", SETTING_CHOICE, AT(scheme), 0, 0, scheme_choices},
     {"quant", "w_bit", SETTING_INT, AT(w_bit), 1, 16, NULL},
     {"quant", "a_bit", SETTING_INT, AT(a_bit), 1, 16, NULL},
@@ -83,17 +61,13 @@ static const setting settings[] = {
     {"run", "max_memory", SETTING_MEMORY, AT(max_memory), 0, 0, NULL},
 };
 
-enum { NUM_SETTINGS = sizeof settings / sizeof *settings };
-
-static void *member(const tare_recipe *r, const setting *s)
-{
-    return (char *)(uintptr_t)r + s->offset;
-}
+_Static_assert(sizeof recipe_settings / sizeof *recipe_settings == NUM_SETTINGS,
+               "NUM_SETTINGS counts the rows");
 
 static const setting *find_setting(const char *section, size_t section_length, const char *key)
 {
     for (size_t i = 0; i < NUM_SETTINGS; i++) {
-        const setting *s = &settings[i];
+        const setting *s = &recipe_settings[i];
         if (strlen(s->section) == section_length &&
             memcmp(s->section, section, section_length) == 0 && strcmp(s->key, key) == 0)
             return s;
@@ -128,7 +102,7 @@ static tare_status set_int(tare_recipe *r, const setting *s, const char *text)
     if (errno || end == text || *end || (double)x < s->low || (double)x > s->high)
         return REFUSE(r, s, "\"%.80s\" is not a whole number from %.0f to %.0f", text, s->low,
                       s->high);
-    *(int64_t *)member(r, s) = x;
+    *(int64_t *)setting_at(r, s) = x;
     return TARE_OK;
 }
 
@@ -138,7 +112,7 @@ static tare_status set_float(tare_recipe *r, const setting *s, const char *text)
     double x = number_read(text, &end);
     if (end == text || *end || !(x >= s->low && x <= s->high))
         return REFUSE(r, s, "\"%.80s\" is not a number from %g to %g", text, s->low, s->high);
-    *(double *)member(r, s) = x;
+    *(double *)setting_at(r, s) = x;
     return TARE_OK;
 }
 
@@ -147,7 +121,7 @@ static tare_status set_bool(tare_recipe *r, const setting *s, const char *text)
     bool yes = strcmp(text, "true") == 0 || strcmp(text, "True") == 0;
     if (!yes && strcmp(text, "false") != 0 && strcmp(text, "False") != 0)
         return REFUSE(r, s, "\"%.80s\" is neither true nor false", text);
-    *(bool *)member(r, s) = yes;
+    *(bool *)setting_at(r, s) = yes;
     return TARE_OK;
 }
 
@@ -155,7 +129,7 @@ static tare_status set_choice(tare_recipe *r, const setting *s, const char *text
 {
     for (const choice *c = s->choices; c->name; c++) {
         if (strcmp(c->name, text) == 0) {
-            *(int64_t *)member(r, s) = c->number;
+            *(int64_t *)setting_at(r, s) = c->number;
             return TARE_OK;
         }
     }
@@ -195,8 +169,8 @@ static tare_status set_section(tare_recipe *r, const setting *s, const char *tex
 
 static tare_status add_memory(tare_recipe *r, const setting *s, const char *text)
 {
-    return TARE_WRAP(r->ctx, max_memory_add_text(r->ctx, member(r, s), text), "%s.%s", s->section,
-                     s->key);
+    return TARE_WRAP(r->ctx, max_memory_add_text(r->ctx, setting_at(r, s), text), "%s.%s",
+                     s->section, s->key);
 }
 
 /* L<n>, no leading zero. */
@@ -205,7 +179,7 @@ static tare_status set_level(tare_recipe *r, const setting *s, const char *text)
     size_t digits = text[0] == 'L' ? strspn(text + 1, "0123456789") : 0;
     if (digits == 0 || digits > 9 || text[1 + digits] || (text[1] == '0' && digits > 1))
         return REFUSE(r, s, "\"%.80s\" is not a level; L0, L1, L2, … are", text);
-    *(int64_t *)member(r, s) = strtoll(text + 1, NULL, 10);
+    *(int64_t *)setting_at(r, s) = strtoll(text + 1, NULL, 10);
     return TARE_OK;
 }
 
@@ -215,7 +189,7 @@ static tare_status append_item(tare_recipe *r, const setting *s, const char *tex
     for (const choice *c = s->choices; c && c->name; c++)
         known |= strlen(c->name) == length && memcmp(c->name, text, length) == 0;
     if (known && length > 0)
-        return string_list_add(r->ctx, member(r, s), text, length);
+        return string_list_add(r->ctx, setting_at(r, s), text, length);
     char *item = mem_strndup(r->ctx, text, length);
     if (!item)
         return TARE_E_MEMORY;
@@ -228,7 +202,7 @@ static tare_status add_mix(tare_recipe *r, const setting *s, const char *pattern
                            const char *type)
 {
     linear_scheme scheme;
-    mix_list *l = member(r, s);
+    mix_list *l = setting_at(r, s);
     if (length == 0)
         return REFUSE(r, s, "a type without a pattern before it");
     if (!scheme_of_name(type, &scheme))
@@ -284,15 +258,15 @@ static tare_status set_text(tare_recipe *r, const setting *s, const char *text)
     case SETTING_SECTION:
         return set_section(r, s, text);
     case SETTING_MEMORY:
-        max_memory_clear(r->ctx, member(r, s));
+        max_memory_clear(r->ctx, setting_at(r, s));
         return add_memory(r, s, text);
     case SETTING_MIX:
-        mix_list_clear(r->ctx, member(r, s));
+        mix_list_clear(r->ctx, setting_at(r, s));
         return append_items(r, s, text);
     case SETTING_LIST:
         break;
     }
-    string_list_clear(r->ctx, member(r, s));
+    string_list_clear(r->ctx, setting_at(r, s));
     return append_items(r, s, text);
 }
 
@@ -315,7 +289,7 @@ static tare_status require_setting(tare_recipe *r, const char *name, const setti
     arena_init(&a, r->ctx);
     buffer_init(&near, r->ctx);
     for (size_t i = 0; i < NUM_SETTINGS; i++) {
-        if (!(names[i] = setting_name(&a, &settings[i]))) {
+        if (!(names[i] = setting_name(&a, &recipe_settings[i]))) {
             status = TARE_E_MEMORY;
             goto done;
         }
@@ -378,14 +352,14 @@ static const char *scalar_text(const value *v)
 static tare_status load_memory(tare_recipe *r, const setting *s, const value *map)
 {
     tare_status status = TARE_OK;
-    max_memory_clear(r->ctx, member(r, s));
+    max_memory_clear(r->ctx, setting_at(r, s));
     for (size_t i = 0; status == TARE_OK && i < map->count; i++) {
         const char *device = map->keys[i].text;
         const value *v = &map->items[i];
         if (v->type == VALUE_NUMBER && v->is_integer)
-            status = max_memory_add_bytes(r->ctx, member(r, s), device, v->integer);
+            status = max_memory_add_bytes(r->ctx, setting_at(r, s), device, v->integer);
         else if (v->type == VALUE_STRING || v->type == VALUE_NUMBER)
-            status = max_memory_add(r->ctx, member(r, s), device, v->text);
+            status = max_memory_add(r->ctx, setting_at(r, s), device, v->text);
         else
             status = TARE_FAIL(r->ctx, TARE_E_USAGE,
                                "the size of '%.80s' is neither a string nor "
@@ -422,7 +396,7 @@ static tare_status load_setting(tare_recipe *r, const setting *s, const value *v
         return TARE_OK;
     if (s->type == SETTING_MIX) {
         tare_status status = TARE_OK;
-        mix_list_clear(r->ctx, member(r, s));
+        mix_list_clear(r->ctx, setting_at(r, s));
         if (v->type != VALUE_LIST)
             return load_mix(r, s, v);
         for (size_t i = 0; status == TARE_OK && i < v->count; i++)
@@ -430,7 +404,7 @@ static tare_status load_setting(tare_recipe *r, const setting *s, const value *v
         return status;
     }
     if (v->type == VALUE_LIST && s->type == SETTING_LIST) {
-        string_list_clear(r->ctx, member(r, s));
+        string_list_clear(r->ctx, setting_at(r, s));
         for (size_t i = 0; i < v->count; i++) {
             const char *text = scalar_text(&v->items[i]);
             if (!text)
@@ -527,106 +501,4 @@ done:
     status = recipe_settle(r, &draft, status);
     /* A recipe that is absent or does not parse is a wrong recipe, as a wrong setting in it is. */
     return status == TARE_E_FORMAT || status == TARE_E_IO ? TARE_E_USAGE : status;
-}
-
-/* ---- writing ---- */
-
-static void write_list(buffer *out, const string_list *l)
-{
-    buffer_putc(out, '[');
-    for (size_t i = 0; i < l->count; i++) {
-        buffer_puts(out, i ? ", " : "");
-        json_write_string(out, l->items[i], strlen(l->items[i]));
-    }
-    buffer_putc(out, ']');
-}
-
-static void write_mix(buffer *out, const mix_list *l)
-{
-    buffer_putc(out, '[');
-    for (size_t i = 0; i < l->count; i++) {
-        buffer_puts(out, i ? ", {" : "{");
-        json_write_string(out, l->items[i].pattern, strlen(l->items[i].pattern));
-        buffer_printf(out, ": \"%s\"}", scheme_of(l->items[i].scheme)->name);
-    }
-    buffer_putc(out, ']');
-}
-
-static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
-{
-    const void *at = member(r, s);
-    const char *name = NULL;
-    switch (s->type) {
-    case SETTING_INT:
-    case SETTING_AMP:
-        buffer_printf(out, "%lld", (long long)*(const int64_t *)at);
-        break;
-    case SETTING_FLOAT:
-        if (isnan(*(const double *)at))
-            buffer_puts(out, "null");
-        else
-            json_write_double(out, *(const double *)at);
-        break;
-    case SETTING_BOOL:
-    case SETTING_SECTION:
-        buffer_puts(out, *(const bool *)at ? "true" : "false");
-        break;
-    case SETTING_MEMORY:
-        break;
-    case SETTING_LEVEL:
-        buffer_printf(out, "\"L%lld\"", (long long)*(const int64_t *)at);
-        break;
-    case SETTING_LIST:
-        write_list(out, at);
-        break;
-    case SETTING_MIX:
-        write_mix(out, at);
-        break;
-    case SETTING_CHOICE:
-        for (const choice *c = s->choices; c->name && !name; c++)
-            name = c->number == *(const int64_t *)at ? c->name : NULL;
-        buffer_printf(out, name ? "\"%s\"" : "null", name);
-        break;
-    }
-}
-
-static bool same_section(size_t a, size_t b)
-{
-    return a < NUM_SETTINGS && b < NUM_SETTINGS &&
-           strcmp(settings[a].section, settings[b].section) == 0;
-}
-
-/* {"key": value, …}, or false for a section that is switched off. */
-static void write_section(const tare_recipe *r, size_t first, buffer *out)
-{
-    size_t i = first;
-    if (settings[i].type == SETTING_SECTION && !*(const bool *)member(r, &settings[i])) {
-        buffer_puts(out, "false");
-        return;
-    }
-    if (settings[i].type == SETTING_MIX) {
-        write_setting(r, &settings[i], out);
-        return;
-    }
-    i += settings[i].type == SETTING_SECTION;
-    buffer_putc(out, '{');
-    for (const char *comma = ""; same_section(first, i); i++, comma = ", ") {
-        if (settings[i].type == SETTING_MEMORY)
-            continue;
-        buffer_printf(out, "%s\"%s\": ", comma, settings[i].key);
-        write_setting(r, &settings[i], out);
-    }
-    buffer_putc(out, '}');
-}
-
-void recipe_write(const tare_recipe *r, buffer *out, int level)
-{
-    buffer_putc(out, '{');
-    for (size_t i = 0; i < NUM_SETTINGS; i++) {
-        if (i > 0 && same_section(i - 1, i))
-            continue;
-        buffer_printf(out, "%s\n%*s\"%s\": ", i ? "," : "", 2 * level + 2, "", settings[i].section);
-        write_section(r, i, out);
-    }
-    buffer_printf(out, "\n%*s}", 2 * level, "");
 }

@@ -274,8 +274,10 @@ static size_t method_bytes(const tare_context *ctx, const smooth_config *cfg, co
         return smooth_m3_bytes(ctx, cfg, g, first_rows);
     case SMOOTH_M6:
         return searches(cfg) ? smooth_m6_bytes(ctx, cfg, g, rows) : 0;
+    case SMOOTH_M5:
+        return smooth_m5_bytes(ctx, g);
     default:
-        return mem_array_bytes(g->channels, sizeof(float)); /* m5 sorts */
+        return 0;
     }
 }
 

@@ -1,12 +1,19 @@
 /* m5 (1.5): channels whose extremes stand out are pulled in, by the activations alone. */
-#include <stdlib.h>
+#include <string.h>
 
+#include "base/sort.h"
 #include "quantize/smooth_internal.h"
 
-static int descending(const void *a, const void *b)
+/* v [n] in descending order. */
+static tare_status sort_descending(tare_context *ctx, float *v, size_t n, float *scratch)
 {
-    float x = *(const float *)a, y = *(const float *)b;
-    return x < y ? 1 : x > y ? -1 : 0;
+    tare_status status = sort_floats(ctx, v, n, scratch);
+    for (size_t i = 0; i < n / 2; i++) {
+        float x = v[i];
+        v[i] = v[n - 1 - i];
+        v[n - 1 - i] = x;
+    }
+    return status;
 }
 
 /* Linear interpolation; v is sorted in descending order. */
@@ -79,21 +86,39 @@ static float pulled(float extreme, float bound)
     return powf(ratio, 0.7f);
 }
 
+static tare_status find_cuts(const smooth_task *t, cuts *out)
+{
+    tare_status status = TARE_OK;
+    size_t n = t->g->channels;
+    float *sorted = mem_alloc_array(t->ctx, n, sizeof *sorted);
+    float *scratch = mem_alloc_array(t->ctx, n, sizeof *scratch);
+    if (!sorted || !scratch)
+        TRY(TARE_E_MEMORY);
+    memcpy(sorted, t->stats->max, n * sizeof *sorted);
+    TRY(sort_descending(t->ctx, sorted, n, scratch));
+    out->above = cut_above(sorted, n);
+    memcpy(sorted, t->stats->min, n * sizeof *sorted);
+    TRY(sort_descending(t->ctx, sorted, n, scratch));
+    out->below = cut_below(sorted, n);
+done:
+    mem_free(t->ctx, sorted);
+    mem_free(t->ctx, scratch);
+    return status;
+}
+
+size_t smooth_m5_bytes(const tare_context *ctx, const smooth_group *g)
+{
+    return 2 * mem_array_bytes(g->channels, sizeof(float)) + sort_floats_bytes(ctx);
+}
+
 tare_status smooth_solve_m5(const smooth_task *t)
 {
     size_t n = t->g->channels;
     const float *max = t->stats->max, *min = t->stats->min;
-    float *sorted = mem_alloc_array(t->ctx, n, sizeof *sorted);
-    if (!sorted)
-        return TARE_E_MEMORY;
     cuts cut;
-    memcpy(sorted, max, n * sizeof *sorted);
-    qsort(sorted, n, sizeof *sorted, descending);
-    cut.above = cut_above(sorted, n);
-    memcpy(sorted, min, n * sizeof *sorted);
-    qsort(sorted, n, sizeof *sorted, descending);
-    cut.below = cut_below(sorted, n);
-    mem_free(t->ctx, sorted);
+    tare_status status = find_cuts(t, &cut);
+    if (status != TARE_OK)
+        return status;
     float bound_above = -INFINITY, bound_below = INFINITY;
     for (size_t c = 0; c < n; c++) {
         if (!(max[c] > cut.above))

@@ -4,6 +4,7 @@
 
 #include "base/parallel.h"
 #include "quantize/smooth_internal.h"
+#include "tensor/convert.h"
 #include "tensor/kernels.h"
 
 /* Columns [first, first+count) of one row. */
@@ -15,14 +16,8 @@ typedef struct row_part {
 
 static void widen_part(const row_part *p, float *out)
 {
-    size_t size = dtype_size(p->w->dtype);
-    const char *from = (const char *)p->w->raw + (p->row * p->w->k + p->first) * size;
-    if (p->w->dtype == TARE_BF16)
-        p->kernels->bf16_to_float((const uint16_t *)(const void *)from, p->count, out);
-    else if (p->w->dtype == TARE_F16)
-        p->kernels->fp16_to_float((const uint16_t *)(const void *)from, p->count, out);
-    else
-        memcpy(out, from, p->count * size);
+    size_t at = (p->row * p->w->k + p->first) * dtype_size(p->w->dtype);
+    widen_run(p->kernels, p->w->dtype, (const char *)p->w->raw + at, p->count, out);
 }
 
 static void scale_columns(const row_part *p, float *out)

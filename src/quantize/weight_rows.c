@@ -53,12 +53,8 @@ static const float *load_row(const rows_job *job, size_t row, int thread)
     float *to = job->widened + (size_t)thread * k;
     if (job->rows->smooth)
         smooth_weight_row(job->ctx, job->rows->smooth, row, to);
-    else if (dtype == TARE_BF16)
-        job->kern->bf16_to_float((const uint16_t *)(const void *)from, k, to);
-    else if (dtype == TARE_F16)
-        job->kern->fp16_to_float((const uint16_t *)(const void *)from, k, to);
     else
-        memcpy(to, from, k * sizeof *to);
+        widen_run(job->kern, dtype, from, k, to);
     if (needs_rounding(job->num, job->rows)) {
         for (size_t i = 0; i < k; i++)
             to[i] = round_native(to[i], job->num->dtype);
@@ -250,6 +246,9 @@ static tare_status job_init(tare_context *ctx, const numerics *num, const weight
                                                    : 1;
     atomic_init(&job->bad_row, rows->count);
     atomic_init(&job->large_row, rows->count);
+    if (!dtype_is_float(rows->dtype))
+        return TARE_FAIL(ctx, TARE_E_MODEL, "a weight in %s; F32, F16 and BF16 can be quantized",
+                         dtype_name(rows->dtype));
     if (rows->smooth || rows->dtype != TARE_F32 || needs_rounding(num, rows)) {
         if (!size_mul((size_t)parallel_threads(ctx), rows->k, &widened))
             return TARE_FAIL(ctx, TARE_E_MEMORY, "a weight row of %zu columns is too long",

@@ -1,6 +1,7 @@
 /* Conversions between storage dtypes and FP32. */
 #include "tensor/convert.h"
 
+#include <assert.h>
 #include <math.h>
 
 #include "base/parallel.h"
@@ -60,6 +61,7 @@ static double round_to_precision(double x, int precision, int min_exponent)
 
 float round_to_dtype(double x, tare_dtype dtype)
 {
+    assert(dtype_is_float(dtype));
     if (dtype == TARE_F32 || !isfinite(x) || x == 0)
         return (float)x;
     if (dtype == TARE_BF16)
@@ -84,18 +86,35 @@ static size_t chunk_of(const conversion *c, size_t index, size_t *start)
     return c->count - *start < CHUNK ? c->count - *start : CHUNK;
 }
 
+void widen_run(const kernels *k, tare_dtype dtype, const void *from, size_t count, float *to)
+{
+    assert(dtype_is_float(dtype));
+    if (dtype == TARE_F32)
+        memcpy(to, from, count * sizeof *to);
+    else if (dtype == TARE_BF16)
+        k->bf16_to_float(from, count, to);
+    else
+        k->fp16_to_float(from, count, to);
+}
+
+void narrow_run(const kernels *k, tare_dtype dtype, const float *from, size_t count, void *to)
+{
+    assert(dtype_is_float(dtype));
+    if (dtype == TARE_F32)
+        memcpy(to, from, count * sizeof *from);
+    else if (dtype == TARE_BF16)
+        k->float_to_bf16(from, count, to);
+    else
+        k->float_to_fp16(from, count, to);
+}
+
 static void widen_chunk(void *user, size_t index, int thread)
 {
     (void)thread;
     const conversion *c = user;
     size_t start, n = chunk_of(c, index, &start);
-    float *to = (float *)c->to + start;
-    if (c->dtype == TARE_F32)
-        memcpy(to, (const float *)c->from + start, n * sizeof *to);
-    else if (c->dtype == TARE_BF16)
-        c->kernels->bf16_to_float((const uint16_t *)c->from + start, n, to);
-    else
-        c->kernels->fp16_to_float((const uint16_t *)c->from + start, n, to);
+    const char *from = (const char *)c->from + start * dtype_size(c->dtype);
+    widen_run(c->kernels, c->dtype, from, n, (float *)c->to + start);
 }
 
 static void narrow_chunk(void *user, size_t index, int thread)
@@ -103,13 +122,8 @@ static void narrow_chunk(void *user, size_t index, int thread)
     (void)thread;
     const conversion *c = user;
     size_t start, n = chunk_of(c, index, &start);
-    const float *from = (const float *)c->from + start;
-    if (c->dtype == TARE_F32)
-        memcpy((float *)c->to + start, from, n * sizeof *from);
-    else if (c->dtype == TARE_BF16)
-        c->kernels->float_to_bf16(from, n, (uint16_t *)c->to + start);
-    else
-        c->kernels->float_to_fp16(from, n, (uint16_t *)c->to + start);
+    char *to = (char *)c->to + start * dtype_size(c->dtype);
+    narrow_run(c->kernels, c->dtype, (const float *)c->from + start, n, to);
 }
 
 void widen_to_float(const tare_context *ctx, tare_dtype dtype, const void *from, size_t count,

@@ -28,14 +28,21 @@ static inline uint16_t float_to_bf16(float f)
 
 float fp16_to_float(uint16_t x);
 uint16_t float_to_fp16(float f);
-/* `x` rounded once, half to even, to `dtype` (F32, F16, BF16): from a double, without double
+/* `x` rounded once, half to even, to `dtype` (F32, F16 or BF16): from a double, without double
  * rounding. */
 float round_to_dtype(double x, tare_dtype dtype);
-/* count elements of F32, F16 or BF16 at `from` to FP32. */
+/* count elements of F32, F16 or BF16 at `from` to FP32. Here and below another dtype is a mistake
+ * of the caller: the process ends, before a tensor of other widths is read beyond its end. */
 void widen_to_float(const tare_context *ctx, tare_dtype dtype, const void *from, size_t count,
                     float *to);
 /* FP32 to F32, F16 or BF16. */
 void narrow_from_float(const tare_context *ctx, tare_dtype dtype, const float *from, size_t count,
                        void *to);
+/* The same two in the calling thread. */
+struct kernels;
+void widen_run(const struct kernels *k, tare_dtype dtype, const void *from, size_t count,
+               float *to);
+void narrow_run(const struct kernels *k, tare_dtype dtype, const float *from, size_t count,
+                void *to);
 
 #endif

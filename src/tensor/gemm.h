@@ -43,7 +43,7 @@ void gemm_onednn_version(buffer *out);
  * copy. */
 typedef struct gemm_weight gemm_weight;
 
-/* `w` [N,K] in `dtype` F32, F16 or BF16; n, k > 0. Parallel. */
+/* `w` [N,K] in `dtype` F32, F16 or BF16 (TARE_E_MODEL: another); n, k > 0. Parallel. */
 tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
                                const void *w, size_t n, size_t k, gemm_weight **out);
 /* `w` NULL is allowed. */

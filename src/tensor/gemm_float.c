@@ -140,6 +140,9 @@ tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dty
 {
     size_t size, panels = size_divide_up(n, GEMM_PANEL);
     *out = NULL;
+    if (!dtype_is_float(dtype))
+        return TARE_FAIL(ctx, TARE_E_MODEL, "a weight in %s; F32, F16 and BF16 can be multiplied",
+                         dtype_name(dtype));
     gemm_weight *weight = mem_calloc(ctx, 1, sizeof *weight);
     if (!weight)
         return TARE_E_MEMORY;
@@ -264,11 +267,8 @@ static const float *load_panel(const block_job *job, size_t panel, size_t k0, si
     size_t start = (panel * w->k + k0) * GEMM_PANEL;
     if (w->dtype == TARE_F32)
         return (const float *)w->panels + start;
-    const uint16_t *half = (const uint16_t *)w->panels + start;
-    if (w->dtype == TARE_BF16)
-        job->kernels->bf16_to_float(half, depth * GEMM_PANEL, job->scratch->panel);
-    else
-        job->kernels->fp16_to_float(half, depth * GEMM_PANEL, job->scratch->panel);
+    widen_run(job->kernels, w->dtype, (const uint16_t *)w->panels + start, depth * GEMM_PANEL,
+              job->scratch->panel);
     return job->scratch->panel;
 }
 

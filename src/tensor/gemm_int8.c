@@ -45,7 +45,7 @@ static tare_status plain_tile(const int8_job *job, const uint8_t *x, size_t m, c
                               size_t n, int32_t *acc, size_t stride)
 {
 #ifdef TARE_ONEDNN
-    if (cpu_of(job->ctx) >= TARE_CPU_AVX512 && cpu_has_vnni()) {
+    if (cpu_uses_onednn(job->ctx)) {
         const int32_t no_offset = 0;
         dnnl_status_t s = dnnl_gemm_u8s8s32('N', 'T', 'F', (dnnl_dim_t)m, (dnnl_dim_t)n,
                                             (dnnl_dim_t)job->k, 1.0f, x, (dnnl_dim_t)job->k, 0, w,

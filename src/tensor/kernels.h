@@ -1,11 +1,12 @@
 /* Vector kernels with run-time dispatch. kernels_get() gives the table of the context's instruction
  * set: a scalar reference that is obviously right, AVX2 and AVX-512 variants that are tested
- * against it (tests/unit/test_kernels.c states the bounds). No kernel allocates; no kernel's result
- * depends on the number of threads. Matrices are row-major. */
+ * against it (tests/unit/test_kernels.c states the bounds) and give the same bytes as each other.
+ * No kernel allocates; no kernel's result depends on the number of threads. Matrices are row-major.
+ */
 #ifndef TARE_TENSOR_KERNELS_H
 #define TARE_TENSOR_KERNELS_H
 
-#include "base/context.h"
+#include "base/cpu.h"
 
 enum {
     GEMM_PANEL = 32,         /* columns of a float GEMM tile */
@@ -20,7 +21,8 @@ typedef struct kernel_grid {
     float step, zero, low, high;
 } kernel_grid;
 
-typedef struct kernels {
+typedef struct kernels kernels;
+struct kernels {
     const char *name;
 
     void (*bf16_to_float)(const uint16_t *x, size_t n, float *y);
@@ -106,18 +108,10 @@ typedef struct kernels {
     /* acc[m,n] = x[m,k] w[n,k]^T, acc with row stride ldacc. Exact while k <= GEMM_MAX_K. */
     void (*gemm_u8s8)(const uint8_t *x, size_t m, const int8_t *w, size_t n, size_t k, int32_t *acc,
                       size_t ldacc);
-} kernels;
+};
 
 const kernels *kernels_get(const tare_context *ctx);
 /* The table of one instruction set; NULL if this CPU or build lacks it. AMX has the AVX-512
  * kernels, and products of its own. */
 const kernels *kernels_of(tare_cpu cpu);
-/* The best set of this CPU, by its features alone. */
-tare_cpu cpu_detect(void);
-/* The set that `ctx` computes with: the forced one if this CPU has it, else the best. */
-tare_cpu cpu_of(const tare_context *ctx);
-/* Are 8-bit dot products exact in hardware here (VNNI), so that oneDNN's u8 x s8 GEMM does not
- * saturate? */
-bool cpu_has_vnni(void);
-
 #endif

@@ -30,7 +30,15 @@ typedef float v_half_float __attribute__((vector_size(2 * V_LANES)));
 typedef int32_t v_half_int __attribute__((vector_size(2 * V_LANES)));
 typedef double v_double __attribute__((vector_size(4 * V_LANES)));
 
-enum { V_HALF = V_LANES / 2 };
+/* Sums run in as many lanes whatever the width of a vector, which is V_PARTS or VD_PARTS vectors:
+ * so every set gives the same sums, bit for bit. */
+enum {
+    V_HALF = V_LANES / 2,
+    V_SUM_LANES = 16,
+    V_PARTS = V_SUM_LANES / V_LANES,
+    VD_SUM_LANES = 8,
+    VD_PARTS = VD_SUM_LANES / V_HALF
+};
 
 static inline v_float v_load(const float *p)
 {
@@ -76,23 +84,23 @@ static inline v_double vd_set1(double x)
     return x - (v_double){0};
 }
 
-/* Sums of lanes in a fixed order. */
-static inline float v_sum(v_float v)
+/* Sum of V_SUM_LANES lanes, of doubles VD_SUM_LANES, in a fixed order. */
+static inline float v_sum(const v_float *v)
 {
-    float lanes[V_LANES];
-    v_store(lanes, v);
-    for (size_t width = V_LANES / 2; width > 0; width /= 2) {
+    float lanes[V_SUM_LANES];
+    memcpy(lanes, v, sizeof lanes);
+    for (size_t width = V_SUM_LANES / 2; width > 0; width /= 2) {
         for (size_t i = 0; i < width; i++)
             lanes[i] += lanes[i + width];
     }
     return lanes[0];
 }
 
-static inline double vd_sum(v_double v)
+static inline double vd_sum(const v_double *v)
 {
     double sum = 0;
-    for (size_t i = 0; i < V_HALF; i++)
-        sum += v[i];
+    for (size_t i = 0; i < VD_SUM_LANES; i++)
+        sum += v[i / V_HALF][i % V_HALF];
     return sum;
 }
 
@@ -356,15 +364,17 @@ static void v_dequantize_row(const int32_t *acc, size_t n, int64_t zero, const i
 
 static void v_rms_norm(const float *x, const float *w, size_t n, float eps, float base, float *y)
 {
-    v_double sums[4] = {{0}, {0}, {0}, {0}};
+    v_double sums[4][VD_PARTS] = {{{0}}};
     size_t i = 0;
-    for (; i + 4 * V_HALF <= n; i += 4 * V_HALF) {
-        for (size_t j = 0; j < 4; j++) {
+    for (; i + 4 * VD_SUM_LANES <= n; i += 4 * VD_SUM_LANES) {
+        for (size_t j = 0; j < 4 * VD_PARTS; j++) {
             v_double v = vd_load(x + i + j * V_HALF);
-            sums[j] += v * v;
+            sums[j / VD_PARTS][j % VD_PARTS] += v * v;
         }
     }
-    double sum = vd_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (size_t p = 0; p < VD_PARTS; p++)
+        sums[0][p] = (sums[0][p] + sums[1][p]) + (sums[2][p] + sums[3][p]);
+    double sum = vd_sum(sums[0]);
     for (; i < n; i++)
         sum += (double)x[i] * x[i];
     float inverse = (float)(1 / __builtin_sqrt(sum / (double)n + eps));
@@ -472,17 +482,27 @@ static void v_add(float *y, const float *x, size_t n)
 
 static float v_dot(const float *x, const float *y, size_t n)
 {
-    v_float sums[4] = {{0}, {0}, {0}, {0}};
+    v_float sums[4][V_PARTS] = {{{0}}};
     size_t i = 0;
-    for (; i + 4 * V_LANES <= n; i += 4 * V_LANES) {
-        for (size_t j = 0; j < 4; j++)
-            sums[j] = v_fma(v_load(x + i + j * V_LANES), v_load(y + i + j * V_LANES), sums[j]);
+    for (; i + 4 * V_SUM_LANES <= n; i += 4 * V_SUM_LANES) {
+        for (size_t j = 0; j < 4 * V_PARTS; j++) {
+            v_float *sum = &sums[j / V_PARTS][j % V_PARTS];
+            *sum = v_fma(v_load(x + i + j * V_LANES), v_load(y + i + j * V_LANES), *sum);
+        }
     }
-    for (; i + V_LANES <= n; i += V_LANES)
-        sums[0] = v_fma(v_load(x + i), v_load(y + i), sums[0]);
-    if (i < n)
-        sums[1] = v_fma(v_load_part(x + i, n - i, 0), v_load_part(y + i, n - i, 0), sums[1]);
-    return v_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; i + V_SUM_LANES <= n; i += V_SUM_LANES) {
+        for (size_t p = 0; p < V_PARTS; p++)
+            sums[0][p] = v_fma(v_load(x + i + p * V_LANES), v_load(y + i + p * V_LANES),
+                               sums[0][p]);
+    }
+    for (size_t p = 0; p < V_PARTS && i < n; p++) {
+        size_t left = n - i < V_LANES ? n - i : V_LANES;
+        sums[1][p] = v_fma(v_load_part(x + i, left, 0), v_load_part(y + i, left, 0), sums[1][p]);
+        i += left;
+    }
+    for (size_t p = 0; p < V_PARTS; p++)
+        sums[0][p] = (sums[0][p] + sums[1][p]) + (sums[2][p] + sums[3][p]);
+    return v_sum(sums[0]);
 }
 
 static void v_axpy(float a, const float *x, size_t n, float *y)
@@ -500,17 +520,21 @@ static void v_axpy(float a, const float *x, size_t n, float *y)
 /* x <- exp(x - max); returns the sum, in double. */
 static inline double v_exp_row(float *x, size_t n, float max)
 {
-    v_double sums[2] = {{0}, {0}};
+    v_double sums[2][VD_PARTS] = {{{0}}};
     size_t i = 0;
-    for (; i + V_LANES <= n; i += V_LANES) {
-        v_store(x + i, v_exp(v_load(x + i) - max));
-        sums[0] += vd_load(x + i);
-        sums[1] += vd_load(x + i + V_HALF);
+    for (; i + V_SUM_LANES <= n; i += V_SUM_LANES) {
+        for (size_t p = 0; p < V_PARTS; p++)
+            v_store(x + i + p * V_LANES, v_exp(v_load(x + i + p * V_LANES) - max));
+        for (size_t p = 0; p < 2 * VD_PARTS; p++)
+            sums[p / VD_PARTS][p % VD_PARTS] += vd_load(x + i + p * V_HALF);
     }
-    double sum = vd_sum(sums[0] + sums[1]);
-    if (i < n) {
-        v_store_part(x + i, n - i, v_exp(v_load_part(x + i, n - i, max) - max));
-        for (; i < n; i++)
+    for (size_t p = 0; p < VD_PARTS; p++)
+        sums[0][p] += sums[1][p];
+    double sum = vd_sum(sums[0]);
+    while (i < n) {
+        size_t left = n - i < V_LANES ? n - i : V_LANES;
+        v_store_part(x + i, left, v_exp(v_load_part(x + i, left, max) - max));
+        for (size_t end = i + left; i < end; i++)
             sum += x[i];
     }
     return sum;

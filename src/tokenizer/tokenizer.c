@@ -18,6 +18,7 @@ enum { MAX_FILE = 256 << 20, MAX_TEXT = 1 << 30 };
 
 struct tare_tokenizer {
     tare_context *ctx;
+    atomic_uint owners;
     added_tokens added;
     normalizer normalizer;
     pretokenizer pretokenizer;
@@ -170,6 +171,7 @@ tare_status tokenizer_parse(tare_context *ctx, const char *json, size_t length, 
     if (!t)
         return TARE_E_MEMORY;
     t->ctx = ctx;
+    atomic_init(&t->owners, 1);
     added_tokens_init(&t->added, ctx);
     normalizer_init(&t->normalizer, ctx);
     pretokenizer_init(&t->pretokenizer, ctx);
@@ -249,9 +251,15 @@ const char *tare_tokenizer_special_token(const tare_tokenizer *t, const char *na
     return NULL;
 }
 
+tare_tokenizer *tokenizer_keep(tare_tokenizer *t)
+{
+    atomic_fetch_add(&t->owners, 1);
+    return t;
+}
+
 void tare_tokenizer_free(tare_tokenizer *t)
 {
-    if (!t)
+    if (!t || atomic_fetch_sub(&t->owners, 1) > 1)
         return;
     added_tokens_free(&t->added);
     normalizer_free(&t->normalizer);

@@ -27,5 +27,7 @@ struct tokenizer_config;
 
 tare_status tokenizer_parse(tare_context *ctx, const char *json, size_t length, const char *what,
                             const struct tokenizer_config *config, tare_tokenizer **out);
+/* One owner more: each frees it. */
+tare_tokenizer *tokenizer_keep(tare_tokenizer *tokenizer);
 
 #endif

@@ -100,6 +100,16 @@ def test_a_broken_link_is_refused_by_name(name, target, why, tmp_path, ids):
     assert_refused_early(model, ids, tmp_path / "out", f"{name}: {why}")
 
 
+@pytest.mark.parametrize("content, words", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7\n", "Git LFS pointer"),
+    (b"<!doctype html><html><title>Sign in</title></html>", "page"),
+    (b'{"eos_token_id": 257,', "generation_config.json")])
+def test_a_side_file_that_is_no_json_is_refused(content, words, tmp_path, ids):
+    tiny.write_checkpoint(tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_bytes(content)
+    assert_refused_early(tmp_path / "model", ids, tmp_path / "out", words)
+
+
 def test_templates_are_copied(tmp_path, ids):
     model = tiny.write_checkpoint(tmp_path / "model")
     folder = model / "additional_chat_templates"

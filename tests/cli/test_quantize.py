@@ -241,7 +241,7 @@ def test_copied_files(calib, tmp_path):
                                   quantization_config={"quant_method": "gptq"})
     for name in ("README.md", "LICENSE", "merges.txt", "chat_template.jinja", "modeling_x.py",
                  "pytorch_model.bin", "generation_config.json"):
-        (model / name).write_text(name)
+        (model / name).write_text(json.dumps({"name": name}))
     (model / "NOTICE").symlink_to("nowhere")
     done = quantize(model, calib, tmp_path / "out")
     assert set(files(tmp_path / "out")) == ASCENDV1 | {

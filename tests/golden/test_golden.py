@@ -6,6 +6,7 @@ cases is carried in tests/data/golden; all of them are used where `shared/golden
 checkout.
 """
 import json
+import os
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ FLAGS = {  # argument of the reference's QuantConfig: flags of tare
     "pr": lambda v: ["--pr", v],
     "disable_last_linear": lambda v: [] if v else ["--no-disable-last-linear"],
 }
-MODELS = ("llama", "qwen2", "qwen3")
+MODEL_TYPES = {"llama", "mistral", "qwen2", "qwen3"}  # those that tare has a table for
 LEFT_OUT = {"model.embed_tokens.weight", "lm_head.weight"}  # not in the goldens where float
 SCALE_TOLERANCE = 1e-3
 BLOCK_QKV = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
@@ -34,14 +35,27 @@ class Case:
         self.folder = folder
         self.name = f"{folder.parent.name}/{folder.name}"
         self.settings = json.loads((folder / "case.json").read_text())
-        self.quant = self.settings["quant_config"]
-        self.dtype, self.tag = DTYPE[self.settings["dtype"]]
         self.model = folder.parent / "model"
-        self.calib = folder.parent.parent / self.settings["calib"]
+        self.reason = self.why_not_covered()
+        if not self.reason:
+            self.quant = self.settings["quant_config"]
+            self.dtype, self.tag = DTYPE[self.settings["dtype"]]
+            self.calib = folder.parent.parent / self.settings["calib"]
 
-    def is_ours(self):
-        """W8A8 or W8A16, and the reference did not fail."""
-        return "error" not in self.settings and set(self.quant) <= set(FLAGS)
+    def why_not_covered(self):
+        """None for what these tests know: W8A8 and W8A16 of a model that tare has a table for, as
+        the reference's first API makes them, with all tensors kept."""
+        if "error" in self.settings:
+            return "the reference failed"
+        config = json.loads((self.model / "config.json").read_text())
+        if config.get("model_type") not in MODEL_TYPES:
+            return f"model_type {config.get('model_type')}"
+        if self.settings.get("api", "v0") != "v0":
+            return f"API {self.settings['api']}"
+        others = set(self.settings["quant_config"]) - set(FLAGS)
+        if others:
+            return f"settings {', '.join(sorted(others))}"
+        return "only some of the tensors are kept" if "kept" in self.settings else None
 
     def is_w8a16(self):
         return self.quant.get("a_bit") == 16
@@ -84,22 +98,30 @@ class Case:
 def find_cases():
     """Every case there is, those beside the checkout in place of the same ones carried."""
     found = {}
-    for root in (GOLDEN, SHARED / "golden"):
-        for model in MODELS:
-            for path in sorted(root.glob(f"{model}/*/case.json")):
-                case = Case(path.parent)
-                if case.is_ours():
-                    found[case.name] = case
+    carried = os.environ.get("TARE_GOLDEN") == "carried"  # under emulation: fewer
+    for root in (GOLDEN,) if carried else (GOLDEN, SHARED / "golden"):
+        for path in sorted(root.glob("*/*/case.json")):
+            case = Case(path.parent)
+            found[case.name] = case
     return sorted(found.values(), key=lambda case: case.name)
 
 
-CASES = find_cases()
+FOUND = find_cases()
+CASES = [case for case in FOUND if not case.reason]
 EVERY_CASE = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def cases_where(condition):
     return pytest.mark.parametrize("case", [c for c in CASES if condition(c)],
                                    ids=lambda case: case.name)
+
+
+def test_cases_are_covered():
+    """Those that are not are counted and named."""
+    left_out = [f"{case.name} ({case.reason})" for case in FOUND if case.reason]
+    if left_out:
+        pytest.skip(f"{len(CASES)} of {len(FOUND)} golden cases are covered, these are not: "
+                    + "; ".join(left_out))
 
 
 class Output:
@@ -212,15 +234,24 @@ def test_description(case, outputs):
 
 def assert_smoothed_equal(name, got, want):
     """Section 4 of the anti-outlier specification, for FP32 (half precision has its own stream and
-    arithmetic, and must be equal): norm weights and scales 1e-5 relative,
-    biases 1e-5 of the largest, codes off by one in at most 0.01 % (one, in these tiny matrices)."""
+    arithmetic, and must be equal): norm weights and scales 1e-5 relative, biases 1e-5 of the
+    largest, codes off by at most one (how many: assert_few_flips)."""
     difference = np.abs(got.astype(np.float64) - want)
     if want.dtype == np.int8:
-        assert difference.max() <= 1 and (difference > 0).sum() <= max(1, 1e-4 * want.size), name
+        assert difference.max() <= 1, name
     elif name.endswith((".weight", ".weight_scale")):
         assert (difference <= 1e-5 * np.abs(want)).all(), name
     elif name.endswith(".bias"):
         assert difference.max() <= 1e-5 * max(np.abs(want).max(), 1e-30), name
+
+
+def assert_few_flips(ours, golden):
+    """At most 0.01 % of the codes differ, of all of a model: in a matrix of 4,096, where that share
+    is 0.4 codes, chance would decide (two of 10,240 is what some kernels give). That is less in all
+    than one in each of 28 matrices."""
+    codes = [name for name, want in golden.items() if want.data.dtype == np.int8]
+    flips = sum((ours[name].data != golden[name].data).sum() for name in codes)
+    assert flips <= 1e-4 * sum(golden[name].data.size for name in codes)
 
 
 @EVERY_CASE
@@ -234,6 +265,8 @@ def test_weights_are_equal(case, outputs):
             assert_smoothed_equal(name, got.data, want.data)
         elif name.endswith((".weight", ".weight_scale", ".weight_offset", ".bias")):
             np.testing.assert_array_equal(got.data, want.data, name)
+    if case.is_smoothed() and case.tag == "F32":
+        assert_few_flips(ours, golden)
     for name in LEFT_OUT - set(golden):
         assert ours[name].tag == case.tag
         np.testing.assert_array_equal(ours[name].data, source[name].data, name)

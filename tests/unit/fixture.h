@@ -34,11 +34,32 @@ static inline bool fault_allow(void *user, size_t bytes)
     return false;
 }
 
+/* The kernels that this run of the tests is about (tests/instruction_sets.py): TARE_TEST_CPU names
+ * them; AUTO without it. The library itself never looks at the environment. */
+static inline tare_cpu tested_cpu(void)
+{
+    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "amx"};
+    const char *wanted = getenv("TARE_TEST_CPU");
+    for (int i = 0; wanted && i < 5; i++)
+        if (strcmp(wanted, names[i]) == 0)
+            return (tare_cpu)i;
+    if (wanted)
+        fail_msg("TARE_TEST_CPU=%s is none of auto, scalar, avx2, avx512, amx", wanted);
+    return TARE_CPU_AUTO;
+}
+
+/* The defaults of a context under test. */
+static inline void init_options(tare_context_options *options)
+{
+    tare_context_options_init(options);
+    options->cpu = tested_cpu();
+}
+
 static inline tare_context *new_context(int threads)
 {
     tare_context *ctx;
     tare_context_options options;
-    tare_context_options_init(&options);
+    init_options(&options);
     options.threads = threads;
     assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
     return ctx;
@@ -74,7 +95,7 @@ static inline void each_allocation_fails(tare_status (*work)(tare_context *ctx, 
     for (long n = 0;; n++) {
         fault f = {.left = n};
         tare_context_options options;
-        tare_context_options_init(&options);
+        init_options(&options);
         options.threads = 1;
         options.allow_allocation = fault_allow;
         options.user = &f;

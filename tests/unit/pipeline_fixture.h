@@ -116,7 +116,7 @@ static inline void some_allocations_fail(tare_status (*work)(tare_context *ctx, 
     for (long n = 1L << 40; n >= 0; n = n == 1L << 40 ? total - 1 : n - step) {
         fault f = {.left = n};
         tare_context_options options;
-        tare_context_options_init(&options);
+        init_options(&options);
         options.threads = 1;
         options.allow_allocation = fault_allow;
         options.user = &f;

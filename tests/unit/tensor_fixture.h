@@ -9,22 +9,38 @@
 #include "tensor/kernels.h"
 
 static const tare_cpu every_cpu[] = {TARE_CPU_SCALAR, TARE_CPU_AVX2, TARE_CPU_AVX512, TARE_CPU_AMX};
-enum { CPU_COUNT_ALL = 4 };
 
-/* So many of them, the first ones, are there: each has what those before it have. */
-static inline size_t cpu_count(void)
+/* One test for each instruction set, which gets it from this_cpu(). */
+#define EACH_CPU(test)                                                                             \
+    {#test " on scalar", test, NULL, NULL, (void *)(uintptr_t)&every_cpu[0]},                      \
+        {#test " on avx2", test, NULL, NULL, (void *)(uintptr_t)&every_cpu[1]},                    \
+        {#test " on avx512", test, NULL, NULL, (void *)(uintptr_t)&every_cpu[2]},                  \
+    {                                                                                              \
+#test " on amx", test, NULL, NULL, (void *)(uintptr_t)&every_cpu[3]                        \
+    }
+
+/* Skips the test, by name, where this CPU lacks the set. */
+static inline void need_cpu(tare_cpu cpu)
 {
-    size_t count = 1;
-    while (count < CPU_COUNT_ALL && kernels_of(every_cpu[count]))
-        count++;
-    return count;
+    static const char *const names[] = {"auto", "scalar", "avx2", "avx512", "amx"};
+    if (kernels_of(cpu))
+        return;
+    print_message("             skipped: this CPU has no %s\n", names[cpu]);
+    skip();
+}
+
+static inline tare_cpu this_cpu(void **state)
+{
+    tare_cpu cpu = *(const tare_cpu *)*state;
+    need_cpu(cpu);
+    return cpu;
 }
 
 static inline tare_context *new_context_on(tare_cpu cpu, int threads)
 {
     tare_context *ctx;
     tare_context_options options;
-    tare_context_options_init(&options);
+    init_options(&options);
     options.threads = threads;
     options.cpu = cpu;
     assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);

@@ -33,7 +33,7 @@ static void test_memory_refuses(void **state)
     (void)state;
     tare_context *ctx;
     tare_context_options o;
-    tare_context_options_init(&o);
+    init_options(&o);
     o.memory_limit = 1 << 20;
     assert_int_equal(tare_context_create(&ctx, &o), TARE_OK);
     assert_null(mem_alloc(ctx, 1 << 20));

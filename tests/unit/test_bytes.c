@@ -12,7 +12,7 @@ enum { SMALL_THINGS = 64 * 1024 }; /* handles and the like may weigh that much i
 
 static void begin(tare_context *ctx)
 {
-    atomic_store(&ctx->memory_peak, atomic_load(&ctx->memory_used));
+    atomic_store(&ctx->memory_peak, tare_memory_used(ctx));
 }
 
 /* What was used beyond `before` at the worst moment since begin(). */

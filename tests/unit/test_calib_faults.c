@@ -150,7 +150,7 @@ static void test_allocations_with_a_journal(void **state)
     (void)state;
     for (fault f = {.hit = true}, next = {.left = 0}; f.hit; next.left++) {
         tare_context_options options;
-        tare_context_options_init(&options);
+        init_options(&options);
         f = next;
         options.threads = 1;
         options.allow_allocation = fault_allow;

@@ -1,5 +1,8 @@
 /* FP16, BF16 and FP32: every FP16 and BF16 value, ties, denormals, NaN; rounding from double
  * without double rounding, against exact arithmetic on the neighbours; dtype names. */
+#include <signal.h>
+#include <sys/wait.h>
+
 #include "base/dtype.h"
 #include "tensor/convert.h"
 #include "tensor_fixture.h"
@@ -111,33 +114,76 @@ static void test_round_to_dtype(void **state)
 /* More than one chunk, on every instruction set and on several threads: as element by element. */
 static void test_arrays(void **state)
 {
-    (void)state;
+    tare_cpu cpu = this_cpu(state);
     enum { COUNT = (1 << 16) + 77 };
     uint16_t *narrow = malloc(COUNT * sizeof *narrow), *back = malloc(COUNT * sizeof *back);
     float *wide = malloc(COUNT * sizeof *wide), *copy = malloc(COUNT * sizeof *copy);
-    for (size_t c = 0; c < cpu_count(); c++) {
-        tare_context *ctx = new_context_on(every_cpu[c], 2);
-        for (size_t i = 0; i < COUNT; i++)
-            narrow[i] = (uint16_t)(i * 13 + (i >> 16));
-        widen_to_float(ctx, TARE_F16, narrow, COUNT, wide);
-        narrow_from_float(ctx, TARE_F16, wide, COUNT, back);
-        for (size_t i = 0; i < COUNT; i++) {
-            assert_int_equal(bits_of_float(wide[i]), bits_of_float(fp16_to_float(narrow[i])));
-            assert_int_equal(back[i], float_to_fp16(wide[i]));
-        }
-        widen_to_float(ctx, TARE_BF16, narrow, COUNT, wide);
-        narrow_from_float(ctx, TARE_BF16, wide, COUNT, back);
-        for (size_t i = 0; i < COUNT; i++) {
-            assert_int_equal(bits_of_float(wide[i]), (uint32_t)narrow[i] << 16);
-            assert_int_equal(back[i], float_to_bf16(wide[i]));
-        }
-        narrow_from_float(ctx, TARE_F32, wide, COUNT, copy);
-        assert_memory_equal(copy, wide, COUNT * sizeof *wide);
-        widen_to_float(ctx, TARE_F32, wide, COUNT, copy);
-        assert_memory_equal(copy, wide, COUNT * sizeof *wide);
-        free_context(ctx);
+    tare_context *ctx = new_context_on(cpu, 2);
+    for (size_t i = 0; i < COUNT; i++)
+        narrow[i] = (uint16_t)(i * 13 + (i >> 16));
+    widen_to_float(ctx, TARE_F16, narrow, COUNT, wide);
+    narrow_from_float(ctx, TARE_F16, wide, COUNT, back);
+    for (size_t i = 0; i < COUNT; i++) {
+        assert_int_equal(bits_of_float(wide[i]), bits_of_float(fp16_to_float(narrow[i])));
+        assert_int_equal(back[i], float_to_fp16(wide[i]));
     }
+    widen_to_float(ctx, TARE_BF16, narrow, COUNT, wide);
+    narrow_from_float(ctx, TARE_BF16, wide, COUNT, back);
+    for (size_t i = 0; i < COUNT; i++) {
+        assert_int_equal(bits_of_float(wide[i]), (uint32_t)narrow[i] << 16);
+        assert_int_equal(back[i], float_to_bf16(wide[i]));
+    }
+    narrow_from_float(ctx, TARE_F32, wide, COUNT, copy);
+    assert_memory_equal(copy, wide, COUNT * sizeof *wide);
+    widen_to_float(ctx, TARE_F32, wide, COUNT, copy);
+    assert_memory_equal(copy, wide, COUNT * sizeof *wide);
+    free_context(ctx);
     free(narrow), free(back), free(wide), free(copy);
+}
+
+/* Does `work` end the process? */
+static bool aborts(void (*work)(tare_context *ctx))
+{
+    int status;
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        signal(SIGABRT, SIG_DFL);
+        freopen("/dev/null", "w", stderr);
+        work(new_context(1));
+        _exit(0);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
+}
+
+static const uint8_t eight_bits[64];
+static float wide[64];
+
+static void widen_fp8(tare_context *ctx)
+{
+    widen_to_float(ctx, TARE_F8_E4M3, eight_bits, 64, wide);
+}
+
+static void narrow_to_int(tare_context *ctx)
+{
+    narrow_from_float(ctx, TARE_I16, wide, 8, wide);
+}
+
+static void round_to_fp64(tare_context *ctx)
+{
+    (void)ctx;
+    wide[0] = round_to_dtype(1, TARE_F64);
+}
+
+/* Bytes of another width must never be taken for FP16: 64 elements of FP8 would be read as 128. */
+static void test_other_dtypes(void **state)
+{
+    (void)state;
+    assert_true(aborts(widen_fp8));
+    assert_true(aborts(narrow_to_int));
+    assert_true(aborts(round_to_fp64));
 }
 
 /* Sizes by the safetensors format. */
@@ -174,9 +220,13 @@ static void test_dtype_names(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_every_fp16), cmocka_unit_test(test_fp16_ties),
-        cmocka_unit_test(test_every_bf16), cmocka_unit_test(test_round_to_dtype),
-        cmocka_unit_test(test_arrays),     cmocka_unit_test(test_dtype_names),
+        cmocka_unit_test(test_every_fp16),
+        cmocka_unit_test(test_fp16_ties),
+        cmocka_unit_test(test_every_bf16),
+        cmocka_unit_test(test_round_to_dtype),
+        EACH_CPU(test_arrays),
+        cmocka_unit_test(test_dtype_names),
+        cmocka_unit_test(test_other_dtypes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

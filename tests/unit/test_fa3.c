@@ -404,7 +404,7 @@ static void test_choice(void **state)
     log_check seen = {""};
     tare_context *ctx;
     tare_context_options options;
-    tare_context_options_init(&options);
+    init_options(&options);
     options.log = keep_warning;
     options.user = &seen;
     assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
@@ -486,7 +486,7 @@ static void test_every_allocation_may_fail(void **state)
         long left = n;
         tare_context *ctx;
         tare_context_options options;
-        tare_context_options_init(&options);
+        init_options(&options);
         options.threads = 1;
         options.allow_allocation = allow_some;
         options.user = &left;

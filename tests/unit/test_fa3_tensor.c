@@ -111,28 +111,32 @@ static void test_refusals(void **state)
     tare_fa_observer *o;
     fill(x);
     tare_fa_tensor t = tensor_of(x, "F32"), bad = t;
-    assert_int_equal(tare_fa_observer_create(ctx, "attn", 'x', &o), TARE_E_USAGE);
-    assert_int_equal(tare_fa_observer_create(ctx, "attn", '\0', &o), TARE_E_USAGE);
+    assert_fails(ctx, tare_fa_observer_create(ctx, "attn", 'x', &o), TARE_E_USAGE,
+                 "attn: 'x' is none of q, k and v");
+    assert_fails(ctx, tare_fa_observer_create(ctx, "attn", '\0', &o), TARE_E_USAGE,
+                 "is none of q, k and v");
     assert_int_equal(tare_fa_observer_create(ctx, "attn", 'v', &o), TARE_OK);
-    assert_int_equal(tare_fa_observer_scales(o, "F32", scales), TARE_E_DATA);
+    assert_fails(ctx, tare_fa_observer_scales(o, "F32", scales), TARE_E_DATA,
+                 "fa_v was never observed");
     bad.dtype = "I8";
-    assert_int_equal(tare_fa_observer_add(o, &bad), TARE_E_USAGE);
+    assert_fails(ctx, tare_fa_observer_add(o, &bad), TARE_E_USAGE, "fa_v has the dtype I8");
     bad = t;
     bad.shape[2] = 0;
-    assert_int_equal(tare_fa_observer_add(o, &bad), TARE_E_DATA);
+    assert_fails(ctx, tare_fa_observer_add(o, &bad), TARE_E_DATA, "a sample has no values");
     bad.shape[2] = SIZE_MAX / 2;
-    assert_int_equal(tare_fa_observer_add(o, &bad), TARE_E_DATA);
+    assert_fails(ctx, tare_fa_observer_add(o, &bad), TARE_E_DATA, "a sample has no values");
     x[5] = NAN;
     assert_int_equal(tare_fa_observer_add(o, &t), TARE_E_NUMERIC);
     assert_string_equal(tare_last_error(ctx), "attn: head 0 of fa_v holds NaN or infinity");
     assert_int_equal(tare_fa_observer_heads(o), 0);
     x[5] = 1e38f;
     assert_int_equal(tare_fa_observer_add(o, &t), TARE_OK);
-    assert_int_equal(tare_fa_observer_scales(o, "F16", scales), TARE_E_NUMERIC);
-    assert_int_equal(tare_fa_observer_scales(o, "I8", scales), TARE_E_USAGE);
+    assert_fails(ctx, tare_fa_observer_scales(o, "F16", scales), TARE_E_NUMERIC, "F16");
+    assert_fails(ctx, tare_fa_observer_scales(o, "I8", scales), TARE_E_USAGE,
+                 "scales cannot have the dtype I8");
     bad = t;
     bad.shape[1] = 2;
-    assert_int_equal(tare_fa_observer_add(o, &bad), TARE_E_DATA);
+    assert_fails(ctx, tare_fa_observer_add(o, &bad), TARE_E_DATA, "has 2 heads, and");
     tare_fa_observer_free(o);
     free_context(ctx);
 }
@@ -158,7 +162,7 @@ static void test_every_allocation_may_fail(void **state)
         tare_context *ctx;
         tare_fa_observer *o;
         tare_context_options options;
-        tare_context_options_init(&options);
+        init_options(&options);
         options.threads = 1;
         options.allow_allocation = allow_some;
         options.user = &left;

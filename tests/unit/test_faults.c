@@ -190,7 +190,7 @@ static tare_status run(const job *j, char message[512])
     size_t before = open_files();
     tare_context *ctx;
     tare_context_options options;
-    tare_context_options_init(&options);
+    init_options(&options);
     options.threads = 1;
     options.log = keep_log;
     said[0] = '\0';

@@ -33,23 +33,21 @@ static void check_int8(tare_context *ctx, size_t m, size_t n, size_t k, int extr
 
 static void test_int8_exact(void **state)
 {
-    (void)state;
+    tare_cpu cpu = this_cpu(state);
     const size_t shapes[][3] = {{1, 1, 1},   {3, 5, 7},    {17, 33, 65}, {5, 67, 127},
                                 {64, 9, 31}, {257, 3, 40}, {2, 513, 33}, {33, 20, 576}};
-    for (size_t c = 0; c < cpu_count(); c++) {
-        tare_context *ctx = new_context_on(every_cpu[c], 2);
-        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-            for (int extreme = 0; extreme < 4; extreme++)
-                check_int8(ctx, shapes[i][0], shapes[i][1], shapes[i][2], extreme);
-        }
+    tare_context *ctx = new_context_on(cpu, 2);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         for (int extreme = 0; extreme < 4; extreme++)
-            check_int8(ctx, 5, 6, GEMM_MAX_K, extreme);
-        int32_t acc;
-        assert_fails(ctx, gemm_u8s8(ctx, NULL, NULL, 1, 1, GEMM_MAX_K + 1, &acc), TARE_E_MODEL,
-                     "65537");
-        assert_ok(ctx, gemm_u8s8(ctx, NULL, NULL, 0, 4, 4, &acc));
-        free_context(ctx);
+            check_int8(ctx, shapes[i][0], shapes[i][1], shapes[i][2], extreme);
     }
+    for (int extreme = 0; extreme < 4; extreme++)
+        check_int8(ctx, 5, 6, GEMM_MAX_K, extreme);
+    int32_t acc;
+    assert_fails(ctx, gemm_u8s8(ctx, NULL, NULL, 1, 1, GEMM_MAX_K + 1, &acc), TARE_E_MODEL,
+                 "65537");
+    assert_ok(ctx, gemm_u8s8(ctx, NULL, NULL, 0, 4, 4, &acc));
+    free_context(ctx);
 }
 
 typedef struct float_case {
@@ -108,85 +106,81 @@ static void check_float(const float_case *c, gemm_compute compute, bool bias)
 
 static void test_float_against_double(void **state)
 {
-    (void)state;
+    tare_cpu cpu = this_cpu(state);
     const size_t shapes[][3] = {{1, 1, 1},    {1, 32, 256},  {13, 31, 257}, {12, 33, 5},
                                 {97, 64, 64}, {65, 513, 40}, {7, 100, 1030}};
     const tare_dtype dtypes[] = {TARE_F32, TARE_F16, TARE_BF16};
-    for (size_t c = 0; c < cpu_count(); c++) {
-        tare_context *ctx = new_context_on(every_cpu[c], 2);
-        for (size_t i = 0; i < sizeof shapes / sizeof *shapes * 6; i++) {
-            const size_t *s = shapes[i / 6];
-            gemm_compute compute = i % 2 ? GEMM_BF16 : GEMM_FP32;
-            tare_dtype dtype = dtypes[i / 2 % 3];
-            float_case f = float_case_new(ctx, s[0], s[1], s[2], dtype);
-            gemm_weight *w;
-            assert_ok(ctx, gemm_weight_create(ctx, compute, dtype, f.stored, s[1], s[2], &w));
-            assert_true(tare_memory_used(ctx) <= gemm_weight_bytes(compute, dtype, s[1], s[2]));
-            assert_ok(ctx, gemm_float(ctx, w, f.x, s[0], f.bias, f.y));
-            check_float(&f, compute, true);
-            assert_ok(ctx, gemm_float(ctx, w, f.x, s[0], NULL, f.y));
-            check_float(&f, compute, false);
-            gemm_weight_free(ctx, w);
-            float_case_free(&f);
-        }
-        free_context(ctx);
+    tare_context *ctx = new_context_on(cpu, 2);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes * 6; i++) {
+        const size_t *s = shapes[i / 6];
+        gemm_compute compute = i % 2 ? GEMM_BF16 : GEMM_FP32;
+        tare_dtype dtype = dtypes[i / 2 % 3];
+        float_case f = float_case_new(ctx, s[0], s[1], s[2], dtype);
+        gemm_weight *w;
+        assert_ok(ctx, gemm_weight_create(ctx, compute, dtype, f.stored, s[1], s[2], &w));
+        assert_true(tare_memory_used(ctx) <= gemm_weight_bytes(compute, dtype, s[1], s[2]));
+        assert_ok(ctx, gemm_float(ctx, w, f.x, s[0], f.bias, f.y));
+        check_float(&f, compute, true);
+        assert_ok(ctx, gemm_float(ctx, w, f.x, s[0], NULL, f.y));
+        check_float(&f, compute, false);
+        gemm_weight_free(ctx, w);
+        float_case_free(&f);
     }
+    free_context(ctx);
 }
 
 /* Samples of these lengths, in one call or in several, on one thread or more. */
 static void test_float_same_bytes(void **state)
 {
-    (void)state;
+    tare_cpu cpu = this_cpu(state);
     enum { SAMPLES = 5, N = 1060, K = 300, ROWS = 1 + 130 + 64 + 13 + 77 };
     const size_t rows[SAMPLES] = {1, 130, 64, 13, 77},
                  groups[][SAMPLES] = {{5}, {1, 1, 1, 1, 1}, {2, 3}, {4, 1}};
-    for (size_t c = 0; c < cpu_count(); c++) {
-        for (int compute = GEMM_FP32; compute <= GEMM_BF16; compute++) {
-            tare_context *first = new_context_on(every_cpu[c], 1);
-            float_case f = float_case_new(first, ROWS, N, K, TARE_BF16);
-            float *expected = malloc(ROWS * N * sizeof *expected);
-            for (int threads = 1; threads <= 3; threads++) {
-                tare_context *ctx = new_context_on(every_cpu[c], threads);
-                gemm_weight *w;
-                assert_ok(ctx, gemm_weight_create(ctx, (gemm_compute)compute, TARE_BF16, f.stored,
-                                                  N, K, &w));
-                for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
-                    size_t row = 0, sample = 0;
-                    memset(f.y, 0, ROWS * N * sizeof *f.y);
-                    for (size_t i = 0; sample < SAMPLES; i++) {
-                        size_t from = row;
-                        for (size_t end = sample + groups[g][i]; sample < end; sample++)
-                            row += rows[sample];
-                        assert_ok(ctx, gemm_float(ctx, w, f.x + from * K, row - from, f.bias,
-                                                  f.y + from * N));
-                    }
-                    if (threads == 1 && g == 0)
-                        memcpy(expected, f.y, ROWS * N * sizeof *expected);
-                    assert_memory_equal(f.y, expected, ROWS * N * sizeof *expected);
+    for (int compute = GEMM_FP32; compute <= GEMM_BF16; compute++) {
+        tare_context *first = new_context_on(cpu, 1);
+        float_case f = float_case_new(first, ROWS, N, K, TARE_BF16);
+        float *expected = malloc(ROWS * N * sizeof *expected);
+        for (int threads = 1; threads <= 3; threads++) {
+            tare_context *ctx = new_context_on(cpu, threads);
+            gemm_weight *w;
+            assert_ok(
+                ctx, gemm_weight_create(ctx, (gemm_compute)compute, TARE_BF16, f.stored, N, K, &w));
+            for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+                size_t row = 0, sample = 0;
+                memset(f.y, 0, ROWS * N * sizeof *f.y);
+                for (size_t i = 0; sample < SAMPLES; i++) {
+                    size_t from = row;
+                    for (size_t end = sample + groups[g][i]; sample < end; sample++)
+                        row += rows[sample];
+                    assert_ok(ctx, gemm_float(ctx, w, f.x + from * K, row - from, f.bias,
+                                              f.y + from * N));
                 }
-                gemm_weight_free(ctx, w);
-                free_context(ctx);
+                if (threads == 1 && g == 0)
+                    memcpy(expected, f.y, ROWS * N * sizeof *expected);
+                assert_memory_equal(f.y, expected, ROWS * N * sizeof *expected);
             }
-            free(expected);
-            float_case_free(&f);
-            free_context(first);
+            gemm_weight_free(ctx, w);
+            free_context(ctx);
         }
+        free(expected);
+        float_case_free(&f);
+        free_context(first);
     }
 }
 
 /* One to sixteen rows go another way than many: the sums are the same. */
 static void test_few_rows(void **state)
 {
-    (void)state;
+    tare_cpu cpu = this_cpu(state);
     enum { ROWS = 40, N = 97, K = 600, MOST = 18 };
     const tare_dtype dtypes[] = {TARE_F32, TARE_F16, TARE_BF16};
-    for (size_t c = 0; c < cpu_count() * 3; c++) {
-        tare_context *ctx = new_context_on(every_cpu[c / 3], 2);
-        float_case f = float_case_new(ctx, ROWS, N, K, dtypes[c % 3]);
+    for (size_t d = 0; d < 3; d++) {
+        tare_context *ctx = new_context_on(cpu, 2);
+        float_case f = float_case_new(ctx, ROWS, N, K, dtypes[d]);
         float few[MOST * N];
         const size_t all = ROWS;
         gemm_weight *w;
-        assert_ok(ctx, gemm_weight_create(ctx, GEMM_FP32, dtypes[c % 3], f.stored, N, K, &w));
+        assert_ok(ctx, gemm_weight_create(ctx, GEMM_FP32, dtypes[d], f.stored, N, K, &w));
         assert_ok(ctx, gemm_float(ctx, w, f.x, all, f.bias, f.y));
         check_float(&f, GEMM_FP32, true);
         for (size_t rows = 1; rows <= MOST; rows++) {
@@ -215,11 +209,11 @@ static void make_rows(void *user, size_t k0, size_t depth, float *x)
 /* Rows that are made while they are multiplied give what stored ones give. */
 static void test_made_rows(void **state)
 {
-    (void)state;
+    tare_cpu cpu = this_cpu(state);
     const size_t shapes[][3] = {{1, 1, 1}, {GEMM_ROWS, 64, 600}, {37, 70, 256}, {13, 31, 255}};
-    for (size_t i = 0; i < cpu_count() * sizeof shapes / sizeof *shapes; i++) {
-        const size_t *shape = shapes[i / cpu_count()];
-        tare_context *ctx = new_context_on(every_cpu[i % cpu_count()], 1);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        const size_t *shape = shapes[i];
+        tare_context *ctx = new_context_on(cpu, 1);
         float_case f = float_case_new(ctx, shape[0], shape[1], shape[2], TARE_BF16);
         float *y = malloc(shape[0] * shape[1] * sizeof *y);
         void *scratch = mem_alloc(ctx, GEMM_ROWS_SCRATCH);
@@ -243,6 +237,7 @@ static void test_vector_sets_agree(void **state)
 {
     (void)state;
     enum { M = 37, N = 70, K = 530 };
+    need_cpu(TARE_CPU_AVX512);
     tare_context *contexts[] = {new_context_on(TARE_CPU_AVX2, 1),
                                 new_context_on(TARE_CPU_AVX512, 1)};
     float_case f = float_case_new(contexts[0], M, N, K, TARE_F32);
@@ -262,6 +257,22 @@ static void test_vector_sets_agree(void **state)
     free_context(contexts[1]);
 }
 
+static void test_other_dtypes(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    const uint8_t w[6] = {0};
+    for (tare_dtype d = 0; d < TARE_DTYPE_COUNT; d++) {
+        gemm_weight *packed;
+        if (d == TARE_F32 || d == TARE_F16 || d == TARE_BF16)
+            continue;
+        assert_fails(ctx, gemm_weight_create(ctx, GEMM_FP32, d, w, 2, 3, &packed), TARE_E_MODEL,
+                     dtype_name(d));
+        assert_null(packed);
+    }
+    free_context(ctx);
+}
+
 static void test_failing_allocations(void **state)
 {
     (void)state;
@@ -269,7 +280,7 @@ static void test_failing_allocations(void **state)
         for (long allowed = 0;; allowed++) {
             fault f = {-1, false};
             tare_context_options options;
-            tare_context_options_init(&options);
+            init_options(&options);
             options.threads = 2;
             options.allow_allocation = fault_allow;
             options.user = &f;
@@ -297,9 +308,13 @@ static void test_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_int8_exact),          cmocka_unit_test(test_float_against_double),
-        cmocka_unit_test(test_float_same_bytes),    cmocka_unit_test(test_few_rows),
-        cmocka_unit_test(test_made_rows),           cmocka_unit_test(test_vector_sets_agree),
+        EACH_CPU(test_int8_exact),
+        EACH_CPU(test_float_against_double),
+        EACH_CPU(test_float_same_bytes),
+        EACH_CPU(test_few_rows),
+        EACH_CPU(test_made_rows),
+        cmocka_unit_test(test_vector_sets_agree),
+        cmocka_unit_test(test_other_dtypes),
         cmocka_unit_test(test_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -154,25 +154,23 @@ static void assert_texts(tare_context *ctx, tare_model *model, const tare_genera
 
 static void test_greedy(void **state)
 {
-    (void)state;
+    tare_cpu cpu = this_cpu(state);
     const char *d = temporary_folder();
     static prompts p;
     make_prompts(&p);
     for (int tied = 0; tied < 2; tied++) {
         write_model(d, tied);
-        for (size_t c = 0; c < cpu_count(); c++) {
-            for (int threads = 1; threads < 4; threads += 2) {
-                tare_model *model;
-                tare_context *ctx = new_context_on(every_cpu[c], threads);
-                assert_ok(ctx, tare_model_open(ctx, d, &model));
-                expect_by_logits(ctx, model, &p);
-                for (size_t most = 0; most <= PROMPTS; most += 2) {
-                    tare_generate_options o = greedy(most + (most == 2));
-                    assert_texts(ctx, model, &o, &p);
-                }
-                tare_model_free(model);
-                free_context(ctx);
+        for (int threads = 1; threads < 4; threads += 2) {
+            tare_model *model;
+            tare_context *ctx = new_context_on(cpu, threads);
+            assert_ok(ctx, tare_model_open(ctx, d, &model));
+            expect_by_logits(ctx, model, &p);
+            for (size_t most = 0; most <= PROMPTS; most += 2) {
+                tare_generate_options o = greedy(most + (most == 2));
+                assert_texts(ctx, model, &o, &p);
             }
+            tare_model_free(model);
+            free_context(ctx);
         }
     }
     tare_context *ctx = new_context(1);
@@ -226,7 +224,7 @@ static tare_context *limited_context(size_t limit)
 {
     tare_context *ctx;
     tare_context_options options;
-    tare_context_options_init(&options);
+    init_options(&options);
     options.threads = 2;
     options.memory_limit = limit;
     assert_int_equal(tare_context_create(&ctx, &options), TARE_OK);
@@ -542,7 +540,7 @@ static void test_generation_config(void **state)
     tare_context *ctx;
     tare_model *model;
     generation *g;
-    tare_context_options_init(&options);
+    init_options(&options);
     options.threads = 1;
     options.log = keep_log;
     options.user = &seen;
@@ -785,7 +783,7 @@ static void test_failing_allocations(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_greedy),
+    const struct CMUnitTest tests[] = {EACH_CPU(test_greedy),
                                        cmocka_unit_test(test_last_logprobs),
                                        cmocka_unit_test(test_memory_limits),
                                        cmocka_unit_test(test_spilled_batches),

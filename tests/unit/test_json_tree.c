@@ -164,11 +164,19 @@ static void test_typed_reads(void **state)
     assert_string_equal(text, "x");
 
     static const char *const no_size[] = {"minus", "float", "big", "yes", "name", "whole"};
-    for (int i = 0; i < 6; i++)
+    for (int i = 0; i < 6; i++) {
+        char message[64];
         assert_int_equal(value_get_size(f->ctx, map, "w", no_size[i], &size), TARE_E_FORMAT);
+        snprintf(message, sizeof message, "w: key \"%s\" must be a whole number, 0 or more",
+                 no_size[i]);
+        assert_string_equal(tare_last_error(f->ctx), message);
+    }
     assert_int_equal(value_get_double(f->ctx, map, "w", "name", &number), TARE_E_FORMAT);
+    assert_string_equal(tare_last_error(f->ctx), "w: key \"name\" must be a finite number");
     assert_int_equal(value_get_bool(f->ctx, map, "w", "size", &flag), TARE_E_FORMAT);
+    assert_string_equal(tare_last_error(f->ctx), "w: key \"size\" must be true or false");
     assert_int_equal(value_get_string(f->ctx, map, "w", "cut", &text), TARE_E_FORMAT);
+    assert_string_equal(tare_last_error(f->ctx), "w: key \"cut\" must be a string");
     assert_int_equal(value_get_string(f->ctx, map, "w", "yes", &text), TARE_E_FORMAT);
     assert_string_equal(tare_last_error(f->ctx), "w: key \"yes\" must be a string");
     assert_int_equal(size, 4096);

@@ -6,17 +6,14 @@
 
 enum { LONGEST = 67, GUARD = 0x5a };
 
-/* Runs `test` with each available table for each length 1..67, then for a long row. */
-static void for_each(void (*test)(const kernels *k, size_t n, random_state *r))
+/* Runs `test` for each length 1..67, then for a long row. */
+static void for_lengths(tare_cpu cpu, void (*test)(const kernels *k, size_t n, random_state *r))
 {
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
-        const kernels *k = kernels_of(every_cpu[c]);
-        random_state r = {99};
-        for (size_t n = 1; k && n <= LONGEST; n++)
-            test(k, n, &r);
-        if (k)
-            test(k, 5003, &r);
-    }
+    const kernels *k = kernels_of(cpu);
+    random_state r = {99};
+    for (size_t n = 1; n <= LONGEST; n++)
+        test(k, n, &r);
+    test(k, 5003, &r);
 }
 
 static const uint32_t special_bits[] = {
@@ -53,8 +50,8 @@ static void check_conversions(const kernels *k, size_t n, random_state *r)
 
 static void test_conversions(void **state)
 {
-    (void)state;
-    for_each(check_conversions);
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_conversions);
 }
 
 static void check_extremes(const kernels *k, size_t n, random_state *r)
@@ -98,8 +95,8 @@ static void check_extremes(const kernels *k, size_t n, random_state *r)
 
 static void test_extremes(void **state)
 {
-    (void)state;
-    for_each(check_extremes);
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_extremes);
 }
 
 /* Half to even in double, which is exact on an FP32 quotient. */
@@ -176,27 +173,23 @@ static void check_scaled(const kernels *k, size_t n, random_state *r)
 /* Ties by hand, and the row sum of a row too long for one 32-bit lane. */
 static void test_quantization(void **state)
 {
-    (void)state;
-    for_each(check_quantization);
-    for_each(check_scaled);
+    tare_cpu cpu = this_cpu(state);
+    const kernels *k = kernels_of(cpu);
+    for_lengths(cpu, check_quantization);
+    for_lengths(cpu, check_scaled);
     enum { LONG = (1 << 20) + 5 };
     float *x = malloc(LONG * 4);
     int8_t *q = malloc(LONG);
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
-        const kernels *k = kernels_of(every_cpu[c]);
-        if (!k)
-            continue;
-        const float ties[] = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, 127.5f, -127.5f, INFINITY, -INFINITY};
-        const int8_t expected[] = {0, 2, 2, 0, -2, 127, -127, 127, -127};
-        assert_int_equal(k->quantize_symmetric(ties, 9, 1, 127, q), 2);
-        assert_memory_equal(q, expected, 9);
-        const uint8_t shifted[] = {128, 130, 130, 128, 126, 255, 0, 255, 0};
-        k->quantize_asymmetric(ties, 9, 1, 0, (uint8_t *)q);
-        assert_memory_equal(q, shifted, 9);
-        for (size_t i = 0; i < LONG; i++)
-            x[i] = i % 1000 == 0 ? -1 : 2;
-        assert_int_equal(k->quantize_symmetric(x, LONG, 1, 127, q), 2 * LONG - 3 * 1049);
-    }
+    const float ties[] = {0.5f, 1.5f, 2.5f, -0.5f, -1.5f, 127.5f, -127.5f, INFINITY, -INFINITY};
+    const int8_t expected[] = {0, 2, 2, 0, -2, 127, -127, 127, -127};
+    assert_int_equal(k->quantize_symmetric(ties, 9, 1, 127, q), 2);
+    assert_memory_equal(q, expected, 9);
+    const uint8_t shifted[] = {128, 130, 130, 128, 126, 255, 0, 255, 0};
+    k->quantize_asymmetric(ties, 9, 1, 0, (uint8_t *)q);
+    assert_memory_equal(q, shifted, 9);
+    for (size_t i = 0; i < LONG; i++)
+        x[i] = i % 1000 == 0 ? -1 : 2;
+    assert_int_equal(k->quantize_symmetric(x, LONG, 1, 127, q), 2 * LONG - 3 * 1049);
     free(x), free(q);
 }
 
@@ -227,8 +220,8 @@ static void check_dequantize(const kernels *k, size_t n, random_state *r)
 
 static void test_dequantize(void **state)
 {
-    (void)state;
-    for_each(check_dequantize);
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_dequantize);
 }
 
 /* 1e-6 relative, also where squares overflow or vanish in FP32. */
@@ -255,8 +248,8 @@ static void check_rms_norm(const kernels *k, size_t n, random_state *r)
 
 static void test_rms_norm(void **state)
 {
-    (void)state;
-    for_each(check_rms_norm);
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_rms_norm);
 }
 
 static void check_rope(const kernels *k, size_t half, random_state *r)
@@ -283,8 +276,8 @@ static void check_rope(const kernels *k, size_t half, random_state *r)
 
 static void test_rope(void **state)
 {
-    (void)state;
-    for_each(check_rope);
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_rope);
 }
 
 /* silu to 4 ulp; where the result is below 1e-36 it may be flushed. */
@@ -317,8 +310,8 @@ static void check_silu(const kernels *k, size_t n, random_state *r)
 
 static void test_silu(void **state)
 {
-    (void)state;
-    for_each(check_silu);
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_silu);
 }
 
 /* The form with tanh, by its definition; the exponent's error counts where the result is tiny. */
@@ -345,8 +338,8 @@ static void check_gelu(const kernels *k, size_t n, random_state *r)
 
 static void test_gelu(void **state)
 {
-    (void)state;
-    for_each(check_gelu);
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_gelu);
 }
 
 static void check_softcap(const kernels *k, size_t n, random_state *r)
@@ -368,8 +361,8 @@ static void check_softcap(const kernels *k, size_t n, random_state *r)
 
 static void test_softcap(void **state)
 {
-    (void)state;
-    for_each(check_softcap);
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_softcap);
 }
 
 /* Each probability to 6 ulp of double softmax; results below 2^-126 to one denormal unit more. */
@@ -405,26 +398,23 @@ static void check_softmax(const kernels *k, size_t n, random_state *r)
 
 static void test_softmax(void **state)
 {
-    (void)state;
-    for_each(check_softmax);
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_softmax);
 }
 
 /* exp alone: with one element at 0 far above the rest, the sum is 1 + something below FP32, and the
  * probability is exp itself. A sweep of [-103, -17] in steps that visit all exponents. */
 static void test_exp(void **state)
 {
-    (void)state;
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
-        const kernels *k = kernels_of(every_cpu[c]);
-        double worst = 0;
-        for (float x = -103; k && x < -18; x += 0.0007f) {
-            float pair[2] = {0, x};
-            k->softmax(pair, 2);
-            worst = fmax(worst, ulps(pair[1], exp((double)x)));
-        }
-        if (worst > 2)
-            fail_msg("exp is off by %g ulp on %s", worst, k->name);
+    const kernels *k = kernels_of(this_cpu(state));
+    double worst = 0;
+    for (float x = -103; x < -18; x += 0.0007f) {
+        float pair[2] = {0, x};
+        k->softmax(pair, 2);
+        worst = fmax(worst, ulps(pair[1], exp((double)x)));
     }
+    if (worst > 2)
+        fail_msg("exp is off by %g ulp", worst);
 }
 
 static void check_sums(const kernels *k, size_t n, random_state *r)
@@ -451,39 +441,113 @@ static void check_sums(const kernels *k, size_t n, random_state *r)
 
 static void test_sums(void **state)
 {
+    tare_cpu cpu = this_cpu(state);
+    for_lengths(cpu, check_sums);
+}
+
+/* Sums run in the same lanes whatever the width of a vector: the same bytes. */
+static void test_vector_sets_agree(void **state)
+{
     (void)state;
-    for_each(check_sums);
+    need_cpu(TARE_CPU_AVX512);
+    enum { MOST = 300 };
+    const kernels *sets[] = {kernels_of(TARE_CPU_AVX2), kernels_of(TARE_CPU_AVX512)};
+    random_state r = {7};
+    float x[MOST], y[MOST], out[2][5][MOST];
+    for (size_t n = 1; n <= MOST; n++) {
+        random_fill(&r, x, n, -4, 4);
+        random_fill(&r, y, n, -4, 4);
+        for (size_t i = 0; i < 2; i++) {
+            out[i][0][0] = sets[i]->dot(x, y, n);
+            sets[i]->rms_norm(x, y, n, 1e-5f, 1, out[i][1]);
+            memcpy(out[i][2], x, n * sizeof *x);
+            sets[i]->softmax(out[i][2], n);
+            memcpy(out[i][3], x, n * sizeof *x);
+            sets[i]->gelu_mul(out[i][3], y, n);
+            memcpy(out[i][4], x, n * sizeof *x);
+            sets[i]->softcap(out[i][4], n, 3);
+        }
+        assert_int_equal(bits_of_float(out[0][0][0]), bits_of_float(out[1][0][0]));
+        for (size_t kernel = 1; kernel < 5; kernel++)
+            assert_memory_equal(out[0][kernel], out[1][kernel], n * sizeof *x);
+    }
 }
 
 static void test_dispatch(void **state)
 {
+    tare_cpu cpu = this_cpu(state);
+    tare_context *ctx = new_context_on(cpu, 1);
+    const char *const names[] = {"auto", "scalar", "avx2", "avx512", "amx"};
+    assert_ptr_equal(kernels_get(ctx), kernels_of(cpu));
+    assert_string_equal(tare_cpu_name(ctx), names[cpu]);
+    assert_true(cpu_detect() >= cpu);
+    free_context(ctx);
+}
+
+static void test_best(void **state)
+{
     (void)state;
-    const char *names[] = {"scalar", "avx2", "avx512", "amx"};
-    for (size_t c = 0; c < CPU_COUNT_ALL; c++) {
-        tare_context *ctx = new_context_on(every_cpu[c], 1);
-        if (kernels_of(every_cpu[c])) {
-            assert_ptr_equal(kernels_get(ctx), kernels_of(every_cpu[c]));
-            assert_string_equal(tare_cpu_name(ctx), names[c]);
-            assert_true(cpu_detect() >= every_cpu[c]);
-        } else { /* not here: the best there is */
-            assert_int_equal(cpu_of(ctx), cpu_detect());
-        }
-        free_context(ctx);
-    }
     assert_non_null(kernels_of(cpu_detect()));
     assert_ptr_equal(kernels_of(TARE_CPU_AUTO), kernels_of(cpu_detect()));
+}
+
+typedef struct refusal {
+    int count;
+    tare_log_level level;
+    char text[256];
+} refusal;
+
+static void keep_refusal(void *user, tare_log_level level, const char *message)
+{
+    refusal *r = user;
+    r->count++;
+    r->level = level;
+    snprintf(r->text, sizeof r->text, "%s", message);
+}
+
+/* A set that is not here is refused, never replaced: what was asked for would not be what runs. */
+static void test_missing_sets_are_refused(void **state)
+{
+    (void)state;
+    size_t missing = 0;
+    for (int cpu = TARE_CPU_AUTO; cpu <= TARE_CPU_AMX + 1; cpu++) {
+        refusal r = {0};
+        tare_context *ctx = (tare_context *)&r;
+        tare_context_options options;
+        tare_context_options_init(&options);
+        options.cpu = (tare_cpu)cpu;
+        options.log = keep_refusal;
+        options.user = &r;
+        tare_status status = tare_context_create(&ctx, &options);
+        if (cpu <= TARE_CPU_AMX && kernels_of((tare_cpu)cpu)) {
+            assert_int_equal(status, TARE_OK);
+            assert_int_equal(r.count, 0);
+            free_context(ctx);
+            continue;
+        }
+        missing++;
+        assert_int_equal(status, TARE_E_USAGE);
+        assert_null(ctx);
+        assert_int_equal(r.count, 1);
+        assert_int_equal(r.level, TARE_LOG_ERROR);
+        assert_non_null(strstr(r.text, "this CPU has scalar"));
+        if (cpu == TARE_CPU_AMX)
+            assert_non_null(strstr(r.text, "amx"));
+    }
+    assert_true(missing >= 1); /* the one behind the last */
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_conversions),  cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_quantization), cmocka_unit_test(test_dequantize),
-        cmocka_unit_test(test_rms_norm),     cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_silu),         cmocka_unit_test(test_gelu),
-        cmocka_unit_test(test_softcap),      cmocka_unit_test(test_softmax),
-        cmocka_unit_test(test_exp),          cmocka_unit_test(test_sums),
-        cmocka_unit_test(test_dispatch),
+        EACH_CPU(test_conversions),  EACH_CPU(test_extremes),
+        EACH_CPU(test_quantization), EACH_CPU(test_dequantize),
+        EACH_CPU(test_rms_norm),     EACH_CPU(test_rope),
+        EACH_CPU(test_silu),         EACH_CPU(test_gelu),
+        EACH_CPU(test_softcap),      EACH_CPU(test_softmax),
+        EACH_CPU(test_exp),          EACH_CPU(test_sums),
+        EACH_CPU(test_dispatch),     cmocka_unit_test(test_vector_sets_agree),
+        cmocka_unit_test(test_best), cmocka_unit_test(test_missing_sets_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

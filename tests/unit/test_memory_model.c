@@ -129,7 +129,7 @@ static void test_resume_knows_the_values(void **state)
     tare_context_options options;
     tare_model *source;
     tare_quantize_options o;
-    tare_context_options_init(&options);
+    init_options(&options);
     options.threads = 1;
     options.progress = cancel_in_layer;
     options.user = &first;

@@ -142,6 +142,8 @@ static void test_config_refusals(void **state)
         {"{" LLAMA ", \"num_key_value_heads\": 3}", "duplicate"},
         {"{\"model_type\": \"llama\", " GEOMETRY ", \"num_key_value_heads\": 3}",
          "num_attention_heads 2 is not a multiple of num_key_value_heads 3"},
+        {"{\"model_type\": \"llama\", " GEOMETRY ", \"num_key_value_heads\": 0}",
+         "num_key_value_heads"},
         {"{" LLAMA ", \"head_dim\": 3}", "odd"},
         {"{" LLAMA ", \"torch_dtype\": \"int8\"}", "torch_dtype \"int8\""},
         {"{" LLAMA ", \"dtype\": \"torch.bfloat16\", \"torch_dtype\": \"float16\"}",

@@ -474,7 +474,7 @@ static void make_logged_output(const output_case *c, log_text *log)
 {
     tare_context *ctx;
     tare_context_options options;
-    tare_context_options_init(&options);
+    init_options(&options);
     options.threads = 1;
     options.log = keep_log;
     options.user = log;

@@ -166,12 +166,10 @@ static void test_rows(void **state)
 
 static void test_attention(void **state)
 {
-    (void)state;
-    for (size_t c = 0; c < cpu_count(); c++) {
-        tare_context *ctx = new_context_on(every_cpu[c], 1);
-        for_each_dtype(ctx, attention);
-        free_context(ctx);
-    }
+    tare_cpu cpu = this_cpu(state);
+    tare_context *ctx = new_context_on(cpu, 1);
+    for_each_dtype(ctx, attention);
+    free_context(ctx);
 }
 
 /* ---- m3 ---- */
@@ -255,20 +253,18 @@ static void m3(const reference *r)
 
 static void test_m3(void **state)
 {
-    (void)state;
-    for (size_t c = 0; c < cpu_count(); c++) {
-        tare_context *ctx = new_context_on(every_cpu[c], 2);
-        for_each_dtype(ctx, m3);
-        free_context(ctx);
-    }
+    tare_cpu cpu = this_cpu(state);
+    tare_context *ctx = new_context_on(cpu, 2);
+    for_each_dtype(ctx, m3);
+    free_context(ctx);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_m3),
+        EACH_CPU(test_attention),
+        EACH_CPU(test_m3),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -275,7 +275,7 @@ static void test_resume(void **state)
     tare_context *ctx = new_context(1), *first;
     tare_context_options options;
     tare_quantize_options o;
-    tare_context_options_init(&options);
+    init_options(&options);
     options.threads = 1;
     options.progress = cancel_in_layer;
     options.user = &first;

@@ -235,13 +235,28 @@ static void test_limits(void **state)
     memset(large, ' ', YAML_MAX_SIZE + 1);
     assert_int_equal(parse_yaml(f, large, YAML_MAX_SIZE), TARE_OK);
     assert_int_equal(parse_yaml(f, large, YAML_MAX_SIZE + 1), TARE_E_FORMAT);
-    static const char *const deep[] = {"[", "{", "- ", "? ", "[{", "{a: ", "a:\n"};
+    assert_non_null(strstr(tare_last_error(f->ctx), "of a YAML file"));
+    static const struct {
+        const char *again, *message;
+    } deep[] = {{"[", "nested deeper than 64 levels"},
+                {"- ", "nested deeper than 64 levels"},
+                {"{a: ", "nested deeper than 64 levels"},
+                {"{", "a key must be a scalar"},
+                {"? ", "a key must be a scalar"},
+                {"[{", "a key must be a scalar"},
+                {"a:\n", "duplicate key"}};
     for (size_t i = 0; i < sizeof(deep) / sizeof(*deep); i++) {
-        size_t n = strlen(deep[i]);
+        size_t n = strlen(deep[i].again);
         for (size_t at = 0; at + n <= YAML_MAX_SIZE; at += n)
-            memcpy(large + at, deep[i], n);
+            memcpy(large + at, deep[i].again, n);
         assert_int_equal(parse_yaml(f, large, YAML_MAX_SIZE / n * n), TARE_E_FORMAT);
+        assert_non_null(strstr(tare_last_error(f->ctx), deep[i].message));
     }
+    size_t end = 0; /* each map below the one before */
+    for (int level = 0; level <= JSON_MAX_DEPTH; level++)
+        end += (size_t)sprintf(large + end, "%*sa:\n", level, "");
+    assert_int_equal(parse_yaml(f, large, end), TARE_E_FORMAT);
+    assert_non_null(strstr(tare_last_error(f->ctx), "nested deeper than 64 levels"));
     free(large);
 }
 

@@ -1,0 +1,76 @@
+/* What smoothing makes of a block's norms, and of the weights that stay float. (Those that are
+ * quantized are smoothed row by row on the way.) */
+#include <string.h>
+
+#include "base/parallel.h"
+#include "pipeline/run.h"
+#include "tensor/convert.h"
+
+tare_status smoothing_norms(run *r, const segment_work *work, block_norms *norms)
+{
+    const model_block *block = work->block;
+    if (!r->smoothing)
+        return TARE_OK;
+    for (size_t norm = 0; norm < block->graph->num_norms; norm++) {
+        const smooth_norm *n = &r->smoothing[block->index].norms[norm];
+        size_t size = block->graph->norms[norm].size;
+        if (!n->weight || !norms->weights[norm])
+            continue;
+        /* As it is stored, so that calibration sees what an engine will compute. */
+        for (size_t i = 0; i < size; i++)
+            norms->weights[norm][i] = round_to_dtype((double)n->weight[i], n->stored);
+        if (!n->bias)
+            continue;
+        if (!(norms->biases[norm] = mem_alloc_array(r->ctx, size, sizeof(float))))
+            return TARE_E_MEMORY;
+        memcpy(norms->biases[norm], n->bias, size * sizeof(float));
+    }
+    return TARE_OK;
+}
+
+typedef struct store_job {
+    run *run;
+    const smooth_weight *weight;
+    float *rows; /* [threads,k] */
+    tare_dtype dtype;
+    char *stored; /* [n,k]; may be where they come from */
+} store_job;
+
+static void store_row(void *user, size_t row, int thread)
+{
+    const store_job *job = user;
+    size_t k = job->weight->k;
+    float *x = job->rows + (size_t)thread * k;
+    smooth_weight_row(job->run->ctx, job->weight, row, x);
+    narrow_from_float(job->run->ctx, job->dtype, x, k,
+                      job->stored + row * k * dtype_size(job->dtype));
+}
+
+tare_status smoothing_store(run *r, const model_linear *l, raw_weight *raw)
+{
+    store_job job = {
+        .run = r, .weight = smoothing_of(r, l), .dtype = output_tensor(r, l->weight).dtype};
+    job.rows = mem_alloc_array(r->ctx, (size_t)parallel_threads(r->ctx) * l->k, sizeof *job.rows);
+    bool in_place = job.dtype == raw->dtype; /* a row is read as a whole before it is written */
+    job.stored = in_place ? raw->data : mem_alloc_array(r->ctx, l->n * l->k, dtype_size(job.dtype));
+    if (job.rows && job.stored)
+        parallel_for(r->ctx, l->n, store_row, &job);
+    mem_free(r->ctx, job.rows);
+    if (!in_place)
+        mem_free(r->ctx, job.rows && job.stored ? raw->data : job.stored);
+    if (!job.rows || !job.stored)
+        return TARE_E_MEMORY;
+    *raw = (raw_weight){job.stored, job.dtype};
+    return TARE_OK;
+}
+
+/* The weight, in both forms where they differ, and a row a thread. */
+size_t smoothing_store_bytes(const run *r, const model_linear *l)
+{
+    tare_dtype to = output_tensor(r, l->weight).dtype;
+    size_t stored = to == linear_raw_dtype(r->model, l)
+                        ? 0
+                        : mem_array_bytes(l->n * l->k, dtype_size(to));
+    return linear_raw_bytes(r->model, l) + stored +
+           mem_array_bytes((size_t)parallel_threads(r->ctx) * l->k, sizeof(float));
+}
