@@ -299,8 +299,8 @@ static tare_status parse_rotary_dim(parse *p, const value *map)
     c->rotary_dim = (size_t)((double)c->head_dim * factor);
     if (c->rotary_dim == 0 || c->rotary_dim % 2 != 0)
         return REFUSE(p,
-                      "partial_rotary_factor %g turns %zu of a head's %zu columns; rotary embedding "
-                      "needs an even number of them",
+                      "partial_rotary_factor %g turns %zu of a head's %zu columns; rotary "
+                      "embedding needs an even number of them",
                       factor, c->rotary_dim, c->head_dim);
     return TARE_OK;
 }
@@ -449,7 +449,7 @@ static bool lists_number(const value *list, size_t number)
     return false;
 }
 
-/* A family with experts may have layers without, and a model of such layers alone is a dense one. */
+/* A family with experts may have layers without; a model of such layers alone is a dense one. */
 static tare_status refuse_experts(parse *p)
 {
     tare_status status = TARE_OK;

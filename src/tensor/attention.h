@@ -23,8 +23,8 @@ static inline float attention_scale(const attention_shape *shape)
 
 /* q [tokens, num_heads*head_dim], k and v [tokens, num_kv_heads*head_dim], rotated already; row
  * strides in elements. out [tokens, num_heads*head_dim] = softmax(softcap(q k^T * scale) +
- * causal mask) v. FP32; never tokens x tokens in memory: works on blocks of about 96 rows. `scratch`:
- * attention_scratch_size() floats for each of parallel_threads(ctx) threads, 64-byte aligned.
+ * causal mask) v. FP32; never tokens x tokens in memory: works on blocks of about 96 rows.
+ * `scratch`: attention_scratch_size() floats for each of parallel_threads(ctx) threads, 64-byte aligned.
  * Parallel over key/value heads and row blocks; threads change nothing. tokens, head_dim > 0;
  * num_heads a multiple of num_kv_heads. */
 void attention_forward(const tare_context *ctx, const attention_shape *shape, const float *q,
