@@ -57,7 +57,7 @@ typedef struct workspace {
     tare_dtype round; /* F16, BF16: the block computes as a model in that dtype does, each result
                        * rounded once (tensor/rounded.h); F32: not at all */
     rope_table rope, local_rope; /* of layers with a window, where they have their own */
-    float *values; /* [graph columns, rows], rows rounded up */
+    float *values;               /* [graph columns, rows], rows rounded up */
     float *attention_scratch;
 } workspace;
 

@@ -22,20 +22,20 @@ typedef struct architecture {
     /* The block's graph, for sizes that config.json determines. (Where names alone count, sizes may
      * be anything.) */
     void (*block)(const struct model_config *config, block_graph *out);
-    size_t default_kv_heads;      /* if config.json has none; 0: as many as heads */
-    size_t default_head_dim;      /* if config.json has none; 0: hidden_size / heads */
-    size_t default_positions;     /* max_position_embeddings; 0: 2048 */
+    size_t default_kv_heads;           /* if config.json has none; 0: as many as heads */
+    size_t default_head_dim;           /* if config.json has none; 0: hidden_size / heads */
+    size_t default_positions;          /* max_position_embeddings; 0: 2048 */
     size_t default_original_positions; /* of longrope; 0: max_position_embeddings */
-    size_t default_window;        /* sliding_window; 0: none */
-    double default_theta;         /* rope_theta; 0: 10000 */
-    double default_eps;           /* rms_norm_eps; 0: 1e-6 */
-    double default_rotary_factor; /* partial_rotary_factor; 0: another one than 1 is refused */
+    size_t default_window;             /* sliding_window; 0: none */
+    double default_theta;              /* rope_theta; 0: 10000 */
+    double default_eps;                /* rms_norm_eps; 0: 1e-6 */
+    double default_rotary_factor;      /* partial_rotary_factor; 0: another than 1 is refused */
     bool default_attention_bias, default_tied; /* attention_bias, tie_word_embeddings */
     /* Keys that only some families read, and their defaults; 0: not read; INFINITY: none. */
-    double default_local_theta;       /* rope_local_base_freq, of layers with a window */
-    double default_query_scalar;      /* query_pre_attn_scalar */
-    double default_attention_softcap; /* attn_logit_softcapping */
-    double default_final_softcap;     /* final_logit_softcapping */
+    double default_local_theta;              /* rope_local_base_freq, of layers with a window */
+    double default_query_scalar;             /* query_pre_attn_scalar */
+    double default_attention_softcap;        /* attn_logit_softcapping */
+    double default_final_softcap;            /* final_logit_softcapping */
     const char *activation_key, *activation; /* the only one there is; NULL: hidden_act, silu */
     float norm_base;                         /* a norm multiplies by this + its weight */
     bool scales_embeddings;                  /* by sqrt(hidden_size) */

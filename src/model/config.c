@@ -299,8 +299,8 @@ static tare_status parse_rotary_dim(parse *p, const value *map)
     c->rotary_dim = (size_t)((double)c->head_dim * factor);
     if (c->rotary_dim == 0 || c->rotary_dim % 2 != 0)
         return REFUSE(p,
-                      "partial_rotary_factor %g turns %zu of a head's %zu columns; rotary embedding "
-                      "needs an even number of them",
+                      "partial_rotary_factor %g turns %zu of a head's %zu columns; rotary "
+                      "embedding needs an even number of them",
                       factor, c->rotary_dim, c->head_dim);
     return TARE_OK;
 }
@@ -427,10 +427,9 @@ static tare_status parse_windows(parse *p)
     if (!windows)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < c->num_layers; i++) {
-        bool sliding = rule == WINDOW_BY_LAYER ? i >= first
-                       : rule == WINDOW_IN_TURN || rule == WINDOW_PATTERN
-                           ? (i + 1) % turn != 0
-                           : true;
+        bool sliding = rule == WINDOW_BY_LAYER                            ? i >= first
+                       : rule == WINDOW_IN_TURN || rule == WINDOW_PATTERN ? (i + 1) % turn != 0
+                                                                          : true;
         if (types)
             sliding = strcmp(types->items[i].text, "sliding_attention") == 0;
         windows[i] = sliding ? window : 0;
@@ -449,7 +448,7 @@ static bool lists_number(const value *list, size_t number)
     return false;
 }
 
-/* A family with experts may have layers without, and a model of such layers alone is a dense one. */
+/* A family with experts may have layers without; a model of such layers alone is a dense one. */
 static tare_status refuse_experts(parse *p)
 {
     tare_status status = TARE_OK;
@@ -494,7 +493,7 @@ static tare_status parse_scores(parse *p)
     TRY(parse_own_number(p, "final_logit_softcapping", arch->default_final_softcap, &final));
     c->attention_scale = scalar != 0 ? (float)(1 / sqrt(scalar)) : 0;
     c->attention_softcap = (float)attention;
-    c->final_softcap = (float)final;
+    c->final_softcap = (float) final;
 done:
     return status;
 }

@@ -16,7 +16,7 @@ typedef struct model_config {
     float attention_scale;                  /* of scores; 0: 1 / sqrt(head_dim) */
     float attention_softcap, final_softcap; /* of scores and logits; 0: none */
     rope_config rope;
-    bool has_local_rope;    /* layers with a window turn by another one */
+    bool has_local_rope; /* layers with a window turn by another one */
     rope_config local_rope;
     bool attention_bias, mlp_bias, tie_word_embeddings;
     bool has_dtype;        /* torch_dtype or dtype is given */

@@ -5,12 +5,9 @@
 #include <math.h>
 #include <string.h>
 
-static const char *const rope_names[] = {[ROPE_DEFAULT] = "default",
-                                         [ROPE_LINEAR] = "linear",
-                                         [ROPE_DYNAMIC] = "dynamic",
-                                         [ROPE_LLAMA3] = "llama3",
-                                         [ROPE_YARN] = "yarn",
-                                         [ROPE_LONGROPE] = "longrope"};
+static const char *const rope_names[] = {
+    [ROPE_DEFAULT] = "default", [ROPE_LINEAR] = "linear", [ROPE_DYNAMIC] = "dynamic",
+    [ROPE_LLAMA3] = "llama3",   [ROPE_YARN] = "yarn",     [ROPE_LONGROPE] = "longrope"};
 
 bool rope_type_find(const char *name, rope_type *out)
 {

@@ -14,19 +14,20 @@ typedef enum rope_type {
     ROPE_LONGROPE /* two sets of frequencies, for sequences up to a length and for longer ones */
 } rope_type;
 
-#define ROPE_TYPE_NAMES "default, linear, dynamic, llama3, yarn, longrope" /* in the enum's order */
+#define ROPE_TYPE_NAMES "default, linear, dynamic, llama3, yarn, longrope" /* in the enum's order  \
+                                                                            */
 
 typedef struct rope_config {
     rope_type type;
     double theta;
-    double factor;                            /* all but default */
-    double max_position;                      /* of config.json: dynamic begins beyond it */
-    double low_freq_factor, high_freq_factor; /* llama3 */
-    double original_max_position;             /* llama3, yarn; longrope: long ones are longer */
-    double beta_fast, beta_slow;              /* yarn */
-    bool keep_fractions;                      /* yarn: truncate is false */
+    double factor;                              /* all but default */
+    double max_position;                        /* of config.json: dynamic begins beyond it */
+    double low_freq_factor, high_freq_factor;   /* llama3 */
+    double original_max_position;               /* llama3, yarn; longrope: long ones are longer */
+    double beta_fast, beta_slow;                /* yarn */
+    bool keep_fractions;                        /* yarn: truncate is false */
     const double *short_factors, *long_factors; /* longrope: what divides each frequency */
-    double attention_factor;                  /* cos and sin are multiplied by it */
+    double attention_factor;                    /* cos and sin are multiplied by it */
 } rope_config;
 
 /* False if the name is unknown. */

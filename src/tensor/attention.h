@@ -23,10 +23,10 @@ static inline float attention_scale(const attention_shape *shape)
 
 /* q [tokens, num_heads*head_dim], k and v [tokens, num_kv_heads*head_dim], rotated already; row
  * strides in elements. out [tokens, num_heads*head_dim] = softmax(softcap(q k^T * scale) +
- * causal mask) v. FP32; never tokens x tokens in memory: works on blocks of about 96 rows. `scratch`:
- * attention_scratch_size() floats for each of parallel_threads(ctx) threads, 64-byte aligned.
- * Parallel over key/value heads and row blocks; threads change nothing. tokens, head_dim > 0;
- * num_heads a multiple of num_kv_heads. */
+ * causal mask) v. FP32; never tokens x tokens in memory: works on blocks of about 96 rows.
+ * `scratch`: attention_scratch_size() floats for each of parallel_threads(ctx) threads, 64-byte
+ * aligned. Parallel over key/value heads and row blocks; threads change nothing. tokens, head_dim >
+ * 0; num_heads a multiple of num_kv_heads. */
 void attention_forward(const tare_context *ctx, const attention_shape *shape, const float *q,
                        size_t q_stride, const float *k, size_t k_stride, const float *v,
                        size_t v_stride, float *out, size_t out_stride, float *scratch);

@@ -568,5 +568,4 @@ static void v_softmax(float *x, size_t n)
     .silu_mul = v_silu_mul, .gelu_mul = v_gelu_mul, .softcap = v_softcap, .add = v_add,            \
     .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax, .dequantize_row = v_dequantize_row,        \
     .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile, .gemm_few_f32 = v_gemm_few_f32,            \
-    .gemm_few_bf16 = v_gemm_few_bf16,                                                              \
-    .gemm_few_fp16 = v_gemm_few_fp16, .gemm_u8s8 = v_gemm_u8s8
+    .gemm_few_bf16 = v_gemm_few_bf16, .gemm_few_fp16 = v_gemm_few_fp16, .gemm_u8s8 = v_gemm_u8s8

@@ -453,19 +453,23 @@ static void test_vector_sets_agree(void **state)
     enum { MOST = 300 };
     const kernels *sets[] = {kernels_of(TARE_CPU_AVX2), kernels_of(TARE_CPU_AVX512)};
     random_state r = {7};
-    float x[MOST], y[MOST], out[2][3][MOST];
+    float x[MOST], y[MOST], out[2][5][MOST];
     for (size_t n = 1; n <= MOST; n++) {
         random_fill(&r, x, n, -4, 4);
         random_fill(&r, y, n, -4, 4);
         for (size_t i = 0; i < 2; i++) {
             out[i][0][0] = sets[i]->dot(x, y, n);
-            sets[i]->rms_norm(x, y, n, 1e-5f, 0, out[i][1]);
+            sets[i]->rms_norm(x, y, n, 1e-5f, 1, out[i][1]);
             memcpy(out[i][2], x, n * sizeof *x);
             sets[i]->softmax(out[i][2], n);
+            memcpy(out[i][3], x, n * sizeof *x);
+            sets[i]->gelu_mul(out[i][3], y, n);
+            memcpy(out[i][4], x, n * sizeof *x);
+            sets[i]->softcap(out[i][4], n, 3);
         }
         assert_int_equal(bits_of_float(out[0][0][0]), bits_of_float(out[1][0][0]));
-        assert_memory_equal(out[0][1], out[1][1], n * sizeof *x);
-        assert_memory_equal(out[0][2], out[1][2], n * sizeof *x);
+        for (size_t kernel = 1; kernel < 5; kernel++)
+            assert_memory_equal(out[0][kernel], out[1][kernel], n * sizeof *x);
     }
 }
 
@@ -539,8 +543,8 @@ int main(void)
         EACH_CPU(test_conversions),  EACH_CPU(test_extremes),
         EACH_CPU(test_quantization), EACH_CPU(test_dequantize),
         EACH_CPU(test_rms_norm),     EACH_CPU(test_rope),
-        EACH_CPU(test_silu),         EACH_CPU(test_softmax),
-        EACH_CPU(test_gelu),         EACH_CPU(test_softcap),
+        EACH_CPU(test_silu),         EACH_CPU(test_gelu),
+        EACH_CPU(test_softcap),      EACH_CPU(test_softmax),
         EACH_CPU(test_exp),          EACH_CPU(test_sums),
         EACH_CPU(test_dispatch),     cmocka_unit_test(test_vector_sets_agree),
         cmocka_unit_test(test_best), cmocka_unit_test(test_missing_sets_are_refused),

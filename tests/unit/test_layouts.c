@@ -108,9 +108,11 @@ static void test_several_schemes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plain), cmocka_unit_test(test_two_passes),
-        cmocka_unit_test(test_pairs_of_linears), cmocka_unit_test(test_compat),
-        cmocka_unit_test(test_npy_files_are_streams), cmocka_unit_test(test_several_schemes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plain),
+                                       cmocka_unit_test(test_two_passes),
+                                       cmocka_unit_test(test_pairs_of_linears),
+                                       cmocka_unit_test(test_compat),
+                                       cmocka_unit_test(test_npy_files_are_streams),
+                                       cmocka_unit_test(test_several_schemes)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

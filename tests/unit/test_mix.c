@@ -7,7 +7,7 @@
 
 enum { LINEARS = 8 };
 
-static const char *const names[LINEARS] = {"0.attn.q",  "0.attn.k", "0.attn.v", "0.attn.o",
+static const char *const names[LINEARS] = {"0.attn.q",   "0.attn.k", "0.attn.v",   "0.attn.o",
                                            "0.mlp.gate", "0.mlp.up", "0.mlp.down", "head"};
 
 static tare_recipe *new_recipe(tare_context *ctx)
@@ -130,8 +130,8 @@ static void test_fused_units(void **state)
 static void test_level(void **state)
 {
     (void)state;
-    static const char *const expected[] = {"888wddd-", "888wdd--", "888w----", "888w----",
-                                           "888-----", "--------"};
+    static const char *const expected[] = {"888wddd-", "888wdd--", "888w----",
+                                           "888w----", "888-----", "--------"};
     tare_context *ctx = new_context(1);
     tare_recipe *r = new_recipe(ctx);
     linear_plan l[LINEARS];
@@ -299,10 +299,12 @@ static void test_every_allocation_may_fail(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_which_rule_decides), cmocka_unit_test(test_fused_units),
-        cmocka_unit_test(test_level),              cmocka_unit_test(test_forms),
-        cmocka_unit_test(test_refused_forms),      cmocka_unit_test(test_checks),
-        cmocka_unit_test(test_every_allocation_may_fail)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_which_rule_decides),
+                                       cmocka_unit_test(test_fused_units),
+                                       cmocka_unit_test(test_level),
+                                       cmocka_unit_test(test_forms),
+                                       cmocka_unit_test(test_refused_forms),
+                                       cmocka_unit_test(test_checks),
+                                       cmocka_unit_test(test_every_allocation_may_fail)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
