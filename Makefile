@@ -156,7 +156,7 @@ pytest-asan: asan venv
 		-m "not budget" --ignore tests/cli/test_install.py
 
 # Data races: the parallel code under clang's ThreadSanitizer, by itself and in whole runs.
-TSAN = TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp ignore_noninstrumented_modules=1"
+TSAN = TSAN_OPTIONS="suppressions=$(CURDIR)/tests/tsan.supp ignore_noninstrumented_modules=1 die_after_fork=0"
 tsan: venv
 	@cmake -S . -B $(BUILD)/tsan -DCMAKE_C_COMPILER=clang-14 -DCMAKE_BUILD_TYPE=Debug \
 		-DCMAKE_C_FLAGS_DEBUG="-O1 -g" -DTARE_WERROR=ON -DTARE_BENCH=OFF -DTARE_SANITIZE=thread
