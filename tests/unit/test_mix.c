@@ -1,21 +1,13 @@
 /* quantize/recipe and rules: several schemes in one model (specification: spec/schemes.md 7.1 and
  * 7.2). */
-#include "fixture.h"
+#include "recipe_fixture.h"
 
-#include "quantize/recipe.h"
 #include "quantize/rules.h"
 
 enum { LINEARS = 8 };
 
 static const char *const names[LINEARS] = {"0.attn.q",   "0.attn.k", "0.attn.v",   "0.attn.o",
                                            "0.mlp.gate", "0.mlp.up", "0.mlp.down", "head"};
-
-static tare_recipe *new_recipe(tare_context *ctx)
-{
-    tare_recipe *r;
-    assert_ok(ctx, tare_recipe_create(ctx, &r));
-    return r;
-}
 
 static void reset(linear_plan *l)
 {
@@ -145,17 +137,6 @@ static void test_level(void **state)
     }
     tare_recipe_free(r);
     free_context(ctx);
-}
-
-static void expect_written(tare_context *ctx, const tare_recipe *r, const char *part)
-{
-    buffer out;
-    buffer_init(&out, ctx);
-    recipe_write(r, &out, 0);
-    assert_ok(ctx, out.status);
-    if (!strstr(out.data, part))
-        fail_msg("no %s in %s", part, out.data);
-    buffer_free(&out);
 }
 
 /* Each form of the list gives the same, also what a run writes down. */

@@ -1,15 +1,7 @@
 /* quantize/recipe and fallback: settings from text and YAML, refusals, which linears stay float. */
-#include "fixture.h"
+#include "recipe_fixture.h"
 
-#include "quantize/recipe.h"
 #include "quantize/rules.h"
-
-static tare_recipe *new_recipe(tare_context *ctx)
-{
-    tare_recipe *r;
-    assert_ok(ctx, tare_recipe_create(ctx, &r));
-    return r;
-}
 
 static void test_defaults(void **state)
 {
@@ -114,17 +106,6 @@ static void test_yaml(void **state)
     tare_recipe_free(r);
     assert_ok(ctx, folder_remove(ctx, d));
     free_context(ctx);
-}
-
-static void expect_written(tare_context *ctx, const tare_recipe *r, const char *part)
-{
-    buffer out;
-    buffer_init(&out, ctx);
-    recipe_write(r, &out, 0);
-    assert_ok(ctx, out.status);
-    if (!strstr(out.data, part))
-        fail_msg("%s: not in %s", part, out.data);
-    buffer_free(&out);
 }
 
 static void test_fa_quant(void **state)
