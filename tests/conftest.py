@@ -33,7 +33,7 @@ SMOLLM2 = from_environment("TARE_SMOLLM2", "build/demo/SmolLM2-135M-Instruct")
 os.environ["TARE_LIBRARY"] = str(TARE_LIBRARY)  # for the package `tare`, here and in child processes
 
 
-def run_tare(*args, timeout=120, **kwargs):
+def run_tare(*args, timeout=600, **kwargs):
     """Runs the command; returns the finished process with text in .stdout and .stderr."""
     return subprocess.run([str(TARE_BIN), *map(str, args)], capture_output=True, text=True,
                           errors="replace", timeout=timeout, **kwargs)
