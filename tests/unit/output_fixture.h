@@ -269,4 +269,16 @@ static inline const char *names_in(const char *folder)
     return text;
 }
 
+/* `text` without its spaces and line ends; static. */
+static inline const char *compact(const char *text)
+{
+    static char out[16384];
+    size_t n = 0;
+    for (; *text && n + 1 < sizeof out; text++)
+        if (*text != ' ' && *text != '\n')
+            out[n++] = *text;
+    out[n] = '\0';
+    return out;
+}
+
 #endif

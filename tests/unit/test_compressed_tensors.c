@@ -13,18 +13,6 @@ static void init_compressed(output_case *c)
     c->save = SAVE_COMPRESSED_TENSORS;
 }
 
-/* `text` without its spaces and line ends; static. */
-static const char *compact(const char *text)
-{
-    static char out[16384];
-    size_t n = 0;
-    for (; *text && n + 1 < sizeof out; text++)
-        if (*text != ' ' && *text != '\n')
-            out[n++] = *text;
-    out[n] = '\0';
-    return out;
-}
-
 /* ---- what is written ---- */
 
 #define CONFIG_OF(format, ignored)                                                                 \

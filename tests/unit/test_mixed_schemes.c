@@ -202,17 +202,6 @@ static void test_compat(void **state)
     "\"actorder\":null,\"scale_dtype\":null,\"zp_dtype\":null,\"observer\":null,"                  \
     "\"observer_kwargs\":{}}"
 
-static const char *compact(const char *text)
-{
-    static char out[16384];
-    size_t n = 0;
-    for (; *text && n + 1 < sizeof out; text++)
-        if (*text != ' ' && *text != '\n')
-            out[n++] = *text;
-    out[n] = '\0';
-    return out;
-}
-
 static void test_compressed(void **state)
 {
     mixed_case c;
