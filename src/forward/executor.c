@@ -72,7 +72,7 @@ tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tar
     const model_config *c = &model->config;
     attention_shape shape = layer_attention_shape(c, 0, longest);
     size_t threads = (size_t)parallel_threads(ctx), count;
-    tare_status status = TARE_E_MEMORY;
+    tare_status status = TARE_OK;
     *out = (workspace){.ctx = ctx, .rows = padded(rows), .round = round};
     TRY(rope_table_create(ctx, &c->rope, c->rotary_dim, longest, threads, &out->rope));
     if (c->has_local_rope)
@@ -151,23 +151,8 @@ static void norm_block(void *user, size_t index, int thread)
     }
 }
 
-void norm_rows(tare_context *ctx, const float *x, const float *weight, const float *bias,
-               size_t rows, size_t cols, float eps, tare_dtype round, float *y)
-{
-    row_work w = {.k = kernels_get(ctx),
-                  .rows = rows,
-                  .cols = cols,
-                  .x = x,
-                  .weight = weight,
-                  .bias = bias,
-                  .y = y,
-                  .eps = eps,
-                  .round = round};
-    parallel_for(ctx, row_blocks(rows), norm_block, &w);
-}
-
-void model_norm_rows(const tare_model *model, const float *x, const float *weight,
-                     const float *bias, size_t rows, size_t cols, tare_dtype round, float *y)
+void norm_rows(const tare_model *model, const float *x, const float *weight, const float *bias,
+               size_t rows, size_t cols, tare_dtype round, float *y)
 {
     row_work w = {.k = kernels_get(model->ctx),
                   .rows = rows,
@@ -275,9 +260,9 @@ static void run_rows(const graph_run *r, void (*body)(void *, size_t, int), grap
 static tare_status run_norm(const graph_run *r, const graph_node *n)
 {
     size_t heads = columns_of(r, n->in[0]) / n->width;
-    model_norm_rows(r->model, value_at(r, n->in[0]), r->norms->weights[n->index],
-                    r->norms->biases[n->index], r->b->rows * heads, n->width, r->w->round,
-                    value_at(r, n->out));
+    norm_rows(r->model, value_at(r, n->in[0]), r->norms->weights[n->index],
+              r->norms->biases[n->index], r->b->rows * heads, n->width, r->w->round,
+              value_at(r, n->out));
     return TARE_OK;
 }
 

@@ -76,13 +76,10 @@ tare_status block_forward(tare_model *model, const model_block *block, const blo
                           const block_norms *norms, const block_ops *ops, const batch *b,
                           workspace *w, float *x);
 
-/* y [rows, cols] = RMSNorm(x) * weight + bias (NULL: none), row by row, rounded to `round`. */
-void norm_rows(tare_context *ctx, const float *x, const float *weight, const float *bias,
-               size_t rows, size_t cols, float eps, tare_dtype round, float *y);
-
-/* The same with the model's eps and the base of its norms' weights. */
-void model_norm_rows(const tare_model *model, const float *x, const float *weight,
-                     const float *bias, size_t rows, size_t cols, tare_dtype round, float *y);
+/* y [rows, cols] = RMSNorm(x) * weight + bias (NULL: none), row by row, rounded to `round`; with
+ * the model's eps and the base of its norms' weights. */
+void norm_rows(const tare_model *model, const float *x, const float *weight, const float *bias,
+               size_t rows, size_t cols, tare_dtype round, float *y);
 
 /* Cuts samples [first, count) into the next batch: whole samples, at most `max_rows` rows (at least
  * one sample). */

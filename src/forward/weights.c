@@ -237,8 +237,8 @@ tare_status weight_source_logits(weight_source *w, float *x, size_t rows, float 
 {
     const model_config *c = &w->model->config;
     bool kept = w->mode == WEIGHTS_KEPT;
-    model_norm_rows(w->model, x, kept ? w->kept->final_norm : w->final_norm, NULL, rows,
-                    c->hidden_size, TARE_F32, x);
+    norm_rows(w->model, x, kept ? w->kept->final_norm : w->final_norm, NULL, rows, c->hidden_size,
+              TARE_F32, x);
     tare_status status = kept ? head_logits_kept(w->model, &w->kept->head, x, rows, logits)
                               : head_logits(w->model, x, rows, logits);
     if (status == TARE_OK && c->final_softcap != 0)

@@ -324,7 +324,7 @@ tare_status score_head(run *r)
          row += r->samples.lengths[i++]) {
         size_t rows = r->samples.lengths[i];
         TRY(stream_get(r->floats.states, row, rows, &x));
-        model_norm_rows(r->model, x, norm, NULL, rows, c->hidden_size, r->work.round, y);
+        norm_rows(r->model, x, norm, NULL, rows, c->hidden_size, r->work.round, y);
         if (selector)
             TRY(layer_selector_update(selector, y, rows, c->hidden_size));
         else

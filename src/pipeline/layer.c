@@ -457,7 +457,7 @@ tare_status quantize_head(run *r)
     for (size_t i = 0, row = 0; observed && i < r->samples.count; row += r->samples.lengths[i++]) {
         size_t rows = r->samples.lengths[i];
         TRY(stream_get(r->calibrated.states, row, rows, &x));
-        model_norm_rows(r->model, x, norm, NULL, rows, c->hidden_size, r->work.round, x);
+        norm_rows(r->model, x, norm, NULL, rows, c->hidden_size, r->work.round, x);
         TRY(observer_update(r->ctx, o, x, rows * c->hidden_size));
     }
     if (observed)

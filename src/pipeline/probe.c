@@ -143,7 +143,7 @@ static void gate_row(void *user, size_t row, int thread)
 static tare_status rows_piece(void *user)
 {
     rows_probe *p = user;
-    norm_rows(p->r->ctx, p->x, p->x, NULL, p->rows, p->cols, 1e-5f, TARE_F32, p->y);
+    norm_rows(p->r->model, p->x, p->x, NULL, p->rows, p->cols, TARE_F32, p->y);
     parallel_for(p->r->ctx, p->rows, gate_row, p);
     return TARE_OK;
 }
