@@ -4,22 +4,6 @@
 
 #include "pipeline/run.h"
 
-tare_status plan_attentions(run *r)
-{
-    const model_config *c = &r->model->config;
-    r->attentions = arena_calloc(&r->arena, c->num_layers, sizeof *r->attentions);
-    if (!r->attentions)
-        return TARE_E_MEMORY;
-    for (size_t i = 0; i < c->num_layers; i++) {
-        run_attention *a = &r->attentions[i];
-        if (!(a->name = arena_printf(&r->arena, "model.layers.%zu.self_attn", i)))
-            return TARE_E_MEMORY;
-        a->quantize = r->recipe->fa_quant && !rules_disable(r->recipe, a->name);
-        r->num_fa += a->quantize;
-    }
-    return TARE_OK;
-}
-
 static void attention_heads(const run *r, size_t heads[FA_KINDS])
 {
     const model_config *c = &r->model->config;
@@ -31,7 +15,7 @@ tare_status declare_attention(run *r, size_t layer)
 {
     size_t heads[FA_KINDS];
     attention_heads(r, heads);
-    const run_attention *a = &r->attentions[layer];
+    const attention_plan *a = &r->plan->attentions[layer];
     return a->quantize ? output_declare_fa(r->out, a->name, heads) : TARE_OK;
 }
 
@@ -40,9 +24,9 @@ tare_status attention_observer_create(run *r, size_t layer, fa_observer **out)
     size_t heads[FA_KINDS];
     attention_heads(r, heads);
     *out = NULL;
-    if (!r->attentions[layer].quantize)
+    if (!r->plan->attentions[layer].quantize)
         return TARE_OK;
-    return fa_observer_create(r->ctx, r->attentions[layer].name, heads, out);
+    return fa_observer_create(r->ctx, r->plan->attentions[layer].name, heads, out);
 }
 
 tare_status attention_observe(run *r, fa_observer *o, const batch *b, const float *q,
@@ -62,9 +46,9 @@ tare_status attention_finish(run *r, size_t layer, const fa_observer *o)
     size_t heads[FA_KINDS];
     attention_heads(r, heads);
     for (int kind = 0; kind < FA_KINDS; kind++) {
-        a->scales[kind] = arena_alloc_array(&r->arena, heads[kind], sizeof(float));
+        a->scales[kind] = arena_alloc_array(r->env->arena, heads[kind], sizeof(float));
         TRY(a->scales[kind] ? TARE_OK : TARE_E_MEMORY);
-        TRY(fa_observer_scales(o, &r->num, (fa_kind)kind, a->scales[kind]));
+        TRY(fa_observer_scales(o, &r->env->num, (fa_kind)kind, a->scales[kind]));
     }
     memcpy(a->scores, fa_observer_scores(o), sizeof a->scores);
 done:
@@ -73,36 +57,37 @@ done:
 
 tare_status attention_write(run *r, size_t layer)
 {
-    const run_attention *a = &r->attentions[layer];
-    if (!a->quantize || r->recipe->fa_amp > 0)
+    const attention_plan *a = &r->plan->attentions[layer];
+    if (!a->quantize || r->env->recipe->fa_amp > 0)
         return TARE_OK;
-    return output_write_fa(r->out, a->name, (const float *const *)a->scales);
+    return output_write_fa(r->out, a->name, (const float *const *)r->attentions[layer].scales);
 }
 
 tare_status write_late_attentions(run *r)
 {
     tare_status status = TARE_OK;
     size_t layers = r->model->config.num_layers, n = 0;
-    if (r->recipe->fa_amp == 0 || r->num_fa == 0)
+    if (r->env->recipe->fa_amp == 0 || r->plan->num_fa == 0)
         return TARE_OK;
-    fa_module *modules = mem_alloc_array(r->ctx, r->num_fa, sizeof *modules);
+    fa_module *modules = mem_alloc_array(r->ctx, r->plan->num_fa, sizeof *modules);
     TRY(modules ? TARE_OK : TARE_E_MEMORY);
     for (size_t i = 0; i < layers; i++) {
-        const run_attention *a = &r->attentions[i];
+        const attention_plan *a = &r->plan->attentions[i];
         if (!a->quantize)
             continue;
         modules[n] = (fa_module){.name = a->name};
-        memcpy(modules[n++].scores, a->scores, sizeof a->scores);
+        memcpy(modules[n++].scores, r->attentions[i].scores, sizeof modules->scores);
     }
-    TRY(fa_fall_back(r->ctx, modules, n, (size_t)r->recipe->fa_amp));
+    TRY(fa_fall_back(r->ctx, modules, n, (size_t)r->env->recipe->fa_amp));
     n = 0;
     for (size_t i = 0; i < layers; i++) {
         run_attention *a = &r->attentions[i];
-        if (!a->quantize)
+        if (!r->plan->attentions[i].quantize)
             continue;
         a->fallback = modules[n++].fallback;
         if (!a->fallback)
-            TRY(output_write_fa(r->out, a->name, (const float *const *)a->scales));
+            TRY(output_write_fa(r->out, r->plan->attentions[i].name,
+                                (const float *const *)a->scales));
     }
 done:
     mem_free(r->ctx, modules);

@@ -2,11 +2,11 @@
 #include "pipeline/run.h"
 #include "tensor/convert.h"
 
-tensor_info output_tensor(const run *r, const tensor_info *source)
+tensor_info output_tensor(const run_env *e, const tensor_info *source)
 {
     tensor_info t = *source;
-    if (r->num.compat && dtype_is_float(t.dtype)) {
-        t.dtype = r->num.dtype;
+    if (e->num.compat && dtype_is_float(t.dtype)) {
+        t.dtype = e->num.dtype;
         t.bytes = tensor_elements(source) * dtype_size(t.dtype);
     }
     return t;
@@ -15,7 +15,7 @@ tensor_info output_tensor(const run *r, const tensor_info *source)
 tare_status output_values(run *r, const tensor_info *source, const void *stored, size_t count,
                           void **fresh)
 {
-    tare_dtype dtype = output_tensor(r, source).dtype;
+    tare_dtype dtype = output_tensor(r->env, source).dtype;
     tare_status status = TARE_OK;
     *fresh = NULL;
     if (dtype == source->dtype)
@@ -37,7 +37,7 @@ tare_status output_values(run *r, const tensor_info *source, const void *stored,
 tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
                              const void *rows)
 {
-    tensor_info t = output_tensor(r, source);
+    tensor_info t = output_tensor(r->env, source);
     size_t width = tensor_elements(source) / (source->rank ? source->shape[0] : 1);
     size_t row_bytes = width * dtype_size(t.dtype);
     void *fresh;
@@ -49,11 +49,11 @@ tare_status write_float_rows(run *r, const tensor_info *source, size_t first, si
     return status;
 }
 
-size_t write_float_rows_bytes(const run *r, const tensor_info *source)
+size_t write_float_rows_bytes(const run_env *e, const tensor_info *source)
 {
     size_t rows = source->rank ? source->shape[0] : 1;
     size_t width = rows ? tensor_elements(source) / rows : 0, bytes = output_write_bytes(0);
-    tare_dtype to = output_tensor(r, source).dtype;
+    tare_dtype to = output_tensor(e, source).dtype;
     if (to == source->dtype)
         return bytes;
     size_t n = model_stream_step(source) * width;
@@ -79,7 +79,7 @@ tare_status copy_tensor(run *r, const tensor_info *source)
 
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias)
 {
-    tensor_info t = output_tensor(r, source);
+    tensor_info t = output_tensor(r->env, source);
     void *stored = mem_alloc(r->ctx, t.bytes);
     if (!stored)
         return TARE_E_MEMORY;

@@ -2,15 +2,16 @@
  * output. The same plan, the same streaming, no journal. */
 #include <math.h>
 
-#include "pipeline/run.h"
+#include "pipeline/job.h"
 
-static tare_status run_float_model(run *r)
+static tare_status run_float_model(run_job *j)
 {
     tare_status status = TARE_OK;
-    TRY(plan_memory(r));
-    TRY(alloc_workspace(r));
-    TRY(float_pass(r));
-    TRY(checkpoint_check_unchanged(r->model->checkpoint));
+    TRY(job_prepare(j));
+    TRY(job_workspace(j));
+    job_pass(j, PASS_FLOAT);
+    TRY(float_pass(&j->run));
+    TRY(checkpoint_check_unchanged(j->env.model->checkpoint));
 done:
     return status;
 }
@@ -43,24 +44,23 @@ tare_status tare_score_layers(tare_context *ctx, const tare_quantize_options *op
                               tare_status (*score)(void *user, const char *name, double value),
                               void *user)
 {
-    run r;
-    tare_recipe *defaults;
+    run_job j;
     tare_quantize_options o;
     tare_status status = take_options(ctx, options, &o);
     if (status != TARE_OK)
         return status;
     if (method != TARE_RANGE_QUANTILE && method != TARE_RANGE_STD)
         return TARE_FAIL(ctx, TARE_E_USAGE, "range method %d is not known", (int)method);
-    TRY(run_init(&r, ctx, &o, &defaults));
-    r.effective = of_plain_model(r.recipe);
-    r.recipe = &r.effective;
-    r.goal = GOAL_SCORES;
-    r.range_method = method;
-    TRY(run_float_model(&r));
-    for (size_t i = 0; i < r.model->num_linears; i++)
-        TRY(score(user, r.linears[i].name, r.linears[i].score));
+    TRY(job_begin(&j, ctx, &o));
+    j.effective = of_plain_model(j.env.recipe);
+    j.env.recipe = &j.effective;
+    j.env.goal = GOAL_SCORES;
+    j.env.range_method = method;
+    TRY(run_float_model(&j));
+    for (size_t i = 0; i < j.env.model->num_linears; i++)
+        TRY(score(user, j.plan.linears[i].name, j.run.scores[i].value));
 done:
-    run_end(&r, defaults);
+    job_end(&j);
     return status;
 }
 
@@ -69,8 +69,7 @@ done:
 tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
                         tare_smoothing **out)
 {
-    run r;
-    tare_recipe *defaults;
+    run_job j;
     tare_quantize_options o;
     *out = NULL;
     tare_status status = take_options(ctx, options, &o);
@@ -78,16 +77,16 @@ tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
         return status;
     if (o.smoothing)
         return TARE_FAIL(ctx, TARE_E_USAGE, "a smoothing cannot be made from another one");
-    TRY(run_init(&r, ctx, &o, &defaults));
-    if (r.recipe->anti_method == 0)
+    TRY(job_begin(&j, ctx, &o));
+    if (j.env.recipe->anti_method == 0)
         TRY(TARE_FAIL(ctx, TARE_E_USAGE,
                       "smoothing needs an anti_outlier.anti_method: m1, m2, m3, m4, m5 or m6"));
-    r.effective = of_float_pass(r.recipe);
-    r.recipe = &r.effective;
-    r.goal = GOAL_SMOOTHING;
-    TRY(run_float_model(&r));
-    TRY(smoothing_keep(&r, out));
+    j.effective = of_float_pass(j.env.recipe);
+    j.env.recipe = &j.effective;
+    j.env.goal = GOAL_SMOOTHING;
+    TRY(run_float_model(&j));
+    TRY(smoothing_keep(&j.run, out));
 done:
-    run_end(&r, defaults);
+    job_end(&j);
     return status;
 }

@@ -5,7 +5,7 @@
  * (spec/anti_outlier.md 1.6). */
 #include <string.h>
 
-#include "pipeline/memory_plan.h"
+#include "pipeline/run.h"
 
 /* block_ops.linears with this as `user`. */
 typedef struct float_work {
@@ -44,8 +44,8 @@ static tare_status score_samples(float_work *w, graph_unit unit, const batch *b,
     run *r = w->run;
     for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
         const float *input = smoothed_input(w, unit, x + row * k, b->lengths[i], k);
-        tare_status status = score_update(r->ctx, &r->num, &w->scores[unit], input, b->lengths[i],
-                                          k, w->scratch);
+        tare_status status = score_update(r->ctx, &r->env->num, &w->scores[unit], input,
+                                          b->lengths[i], k, w->scratch);
         if (status != TARE_OK)
             return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
                              w->block->graph->units[unit].kind, b->first + i);
@@ -57,7 +57,7 @@ static tare_status measure_samples(float_work *w, graph_unit unit, const batch *
                                    size_t k)
 {
     run *r = w->run;
-    for (size_t i = 0, row = 0; i < b->samples && b->first + i < r->score_samples;
+    for (size_t i = 0, row = 0; i < b->samples && b->first + i < r->plan->score_samples;
          row += b->lengths[i++]) {
         tare_status status = score_columns_create(r->ctx, x + row * k, b->lengths[i], k,
                                                   &w->columns[unit][b->first + i]);
@@ -124,7 +124,7 @@ static tare_status create_selectors(float_work *w)
 {
     tare_status status = TARE_OK;
     for (size_t u = 0; u < BLOCK_UNITS && status == TARE_OK; u++)
-        status = layer_selector_create(w->run->ctx, w->run->range_method, &w->selectors[u]);
+        status = layer_selector_create(w->run->ctx, w->run->env->range_method, &w->selectors[u]);
     return status;
 }
 
@@ -133,8 +133,7 @@ static void store_score(float_work *w, graph_unit unit, double score)
 {
     const model_unit *u = block_unit(w->run->model, w->block, unit);
     for (size_t i = u->first; i < u->first + u->count; i++) {
-        w->run->linears[i].score = score;
-        w->run->linears[i].has_score = true;
+        w->run->scores[i] = (linear_score){.known = true, .value = score};
     }
 }
 
@@ -151,16 +150,18 @@ done:
 }
 
 /* The buffers of one update and the final one do not meet. */
-size_t layer_selectors_bytes(const run *r)
+size_t layer_selectors_bytes(const run_plan *plan)
 {
-    const sample_set *s = &r->samples;
-    const block_graph *g = &r->model->graph;
+    const sample_set *s = &plan->env->samples;
+    const block_graph *g = &plan->env->model->graph;
     size_t bytes = 0, most = 0;
     for (size_t u = 0; u < g->num_units; u++) {
         size_t k = g->units[u].k;
-        size_t update = layer_selector_update_bytes(r->ctx, r->range_method, s->longest, k),
-               score = layer_selector_score_bytes(r->ctx, r->range_method, s->lengths, s->count, k);
-        bytes += layer_selector_bytes(r->range_method, s->lengths, s->count, k);
+        size_t update = layer_selector_update_bytes(plan->env->ctx, plan->env->range_method,
+                                                    s->longest, k),
+               score = layer_selector_score_bytes(plan->env->ctx, plan->env->range_method,
+                                                  s->lengths, s->count, k);
+        bytes += layer_selector_bytes(plan->env->range_method, s->lengths, s->count, k);
         most = size_max(most, size_max(update, score));
     }
     return bytes + most;
@@ -169,46 +170,46 @@ size_t layer_selectors_bytes(const run *r)
 static void store_scores(float_work *w)
 {
     for (size_t u = w->work.segment->first_unit; u < w->work.segment->end_unit; u++)
-        store_score(w, u, score_value(&w->run->num, &w->scores[u]));
+        store_score(w, u, score_value(&w->run->env->num, &w->scores[u]));
 }
 
-static size_t widest_input(const run *r)
+static size_t widest_input(const run_plan *plan)
 {
-    size_t widest = r->model->config.hidden_size;
-    for (size_t u = 0; u < r->model->graph.num_units; u++)
-        widest = size_max(widest, r->model->graph.units[u].k);
+    size_t widest = plan->env->model->config.hidden_size;
+    for (size_t u = 0; u < plan->env->model->graph.num_units; u++)
+        widest = size_max(widest, plan->env->model->graph.units[u].k);
     return widest;
 }
 
 static tare_status alloc_scoring(float_work *w)
 {
     run *r = w->run;
-    size_t widest = widest_input(r), cells;
+    size_t widest = widest_input(r->plan), cells;
     for (size_t u = 0; u < BLOCK_UNITS; u++)
         score_init(&w->scores[u]);
-    if (!r->wants_scores)
+    if (!r->plan->wants_scores)
         return TARE_OK;
     if (!(w->scratch = mem_alloc_array(r->ctx, 2 * widest, sizeof *w->scratch)))
         return TARE_E_MEMORY;
-    if (!r->smoothing || !r->num.compat)
+    if (!r->plan->smooths || !r->env->num.compat)
         return TARE_OK;
-    if (!size_mul(r->samples.longest, widest, &cells))
+    if (!size_mul(r->env->samples.longest, widest, &cells))
         return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: a sample of %zu tokens",
-                         r->samples.longest);
+                         r->env->samples.longest);
     w->smoothed = mem_alloc_array(r->ctx, cells, sizeof *w->smoothed);
     return w->smoothed ? TARE_OK : TARE_E_MEMORY;
 }
 
-size_t float_scoring_bytes(const run *r)
+size_t float_scoring_bytes(const run_plan *plan)
 {
-    size_t widest = widest_input(r);
-    if (!r->wants_scores)
+    size_t widest = widest_input(plan);
+    if (!plan->wants_scores)
         return 0;
     size_t bytes = mem_array_bytes(2 * widest, sizeof(float));
-    if (r->smoothing && r->num.compat)
-        bytes += mem_array_bytes(r->samples.longest * widest, sizeof(float));
-    else if (r->smoothing)
-        bytes += r->model->graph.num_units * SCORE_SAMPLES *
+    if (plan->smooths && plan->env->num.compat)
+        bytes += mem_array_bytes(plan->env->samples.longest * widest, sizeof(float));
+    else if (plan->smooths)
+        bytes += plan->env->model->graph.num_units * SCORE_SAMPLES *
                  (2 * mem_array_bytes(widest, sizeof(float)) +
                   2 * mem_array_bytes(widest, sizeof(double)));
     return bytes;
@@ -218,13 +219,13 @@ size_t float_scoring_bytes(const run *r)
 static tare_status copy_scored(run *r, flow *out)
 {
     tare_status status = TARE_OK;
-    *out = (flow){.samples = r->score_samples, .tokens = r->score_tokens};
+    *out = (flow){.samples = r->plan->score_samples, .tokens = r->plan->score_tokens};
     TRY(stream_create(r->ctx, out->tokens, r->model->config.hidden_size, out->tokens, NULL,
                       &out->states));
-    for (size_t i = 0, row = 0; i < r->score_samples; row += r->samples.lengths[i++]) {
+    for (size_t i = 0, row = 0; i < r->plan->score_samples; row += r->env->samples.lengths[i++]) {
         float *x;
-        TRY(stream_get(r->floats.states, row, r->samples.lengths[i], &x));
-        TRY(stream_put(out->states, row, r->samples.lengths[i], x));
+        TRY(stream_get(r->floats.states, row, r->env->samples.lengths[i], &x));
+        TRY(stream_put(out->states, row, r->env->samples.lengths[i], x));
     }
 done:
     return status;
@@ -249,13 +250,13 @@ static tare_status smooth_then_score(float_work *w, const block_norms *norms, la
     tare_status status = TARE_OK;
     run *r = w->run;
     flow again = {0};
-    w->measuring = r->wants_scores && !r->num.compat;
-    if (r->wants_scores && r->num.compat)
+    w->measuring = r->plan->wants_scores && !r->env->num.compat;
+    if (r->plan->wants_scores && r->env->num.compat)
         TRY(copy_scored(r, &again));
-    if (smoothing_solves(r))
+    if (smoothing_solves(r->plan))
         TRY(smoothing_watch(r, &w->work, w->watch));
     TRY(forward(w, norms));
-    if (smoothing_solves(r))
+    if (smoothing_solves(r->plan))
         TRY(smoothing_solve(r, &w->work, source, w->watch));
     smoothing_unwatch(r, w->watch);
     if (w->measuring)
@@ -276,22 +277,23 @@ tare_status float_segment_pass(run *r, const segment_work *s, layer_source *sour
     float_work w = {.run = r, .block = block, .work = *s, .linears = {.model = r->model}};
     TRY(layer_source_load(r, s, source));
     TRY(alloc_scoring(&w));
-    if (r->goal == GOAL_SCORES)
+    if (r->env->goal == GOAL_SCORES)
         TRY(create_selectors(&w));
     TRY(block_norms_load(r->model, block, s->segment, &norms));
-    if (r->layout.whole_layer)
-        TRY(float_block_create(r->model, block, s->segment, r->compute, source->raw, &w.linears));
+    if (r->plan->layout.whole_layer)
+        TRY(float_block_create(r->model, block, s->segment, r->env->compute, source->raw,
+                               &w.linears));
     else
-        float_block_borrow(r->model, block, r->compute, source->raw, &w.linears);
-    if (r->smoothing) {
+        float_block_borrow(r->model, block, r->env->compute, source->raw, &w.linears);
+    if (r->plan->smooths) {
         TRY(smooth_then_score(&w, &norms, source));
     } else {
-        w.scoring = r->wants_scores;
+        w.scoring = r->plan->wants_scores;
         TRY(forward(&w, &norms));
     }
-    if (r->wants_scores)
+    if (r->plan->wants_scores)
         store_scores(&w);
-    if (r->goal == GOAL_SCORES)
+    if (r->env->goal == GOAL_SCORES)
         TRY(store_selections(&w));
 done:
     for (size_t u = 0; u < BLOCK_UNITS; u++) {
@@ -310,30 +312,31 @@ tare_status score_head(run *r)
 {
     tare_status status = TARE_OK;
     const model_config *c = &r->model->config;
-    linear_plan *f = &r->linears[r->model->num_linears - 1];
+    linear_score *score = &r->scores[r->model->num_linears - 1];
     score_state state;
     layer_selector *selector = NULL;
-    float *norm = NULL, *x, *y = mem_alloc_array(r->ctx, r->samples.longest * c->hidden_size, 4),
+    float *norm = NULL, *x,
+          *y = mem_alloc_array(r->ctx, r->env->samples.longest * c->hidden_size, 4),
           *scratch = mem_alloc_array(r->ctx, 2 * c->hidden_size, sizeof *scratch);
     score_init(&state);
     TRY(y && scratch ? TARE_OK : TARE_E_MEMORY);
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
-    if (r->goal == GOAL_SCORES)
-        TRY(layer_selector_create(r->ctx, r->range_method, &selector));
-    for (size_t i = 0, row = 0; i < (selector ? r->floats.samples : r->score_samples);
-         row += r->samples.lengths[i++]) {
-        size_t rows = r->samples.lengths[i];
+    if (r->env->goal == GOAL_SCORES)
+        TRY(layer_selector_create(r->ctx, r->env->range_method, &selector));
+    for (size_t i = 0, row = 0; i < (selector ? r->plan->float_samples : r->plan->score_samples);
+         row += r->env->samples.lengths[i++]) {
+        size_t rows = r->env->samples.lengths[i];
         TRY(stream_get(r->floats.states, row, rows, &x));
         norm_rows(r->model, x, norm, NULL, rows, c->hidden_size, r->work.round, y);
         if (selector)
             TRY(layer_selector_update(selector, y, rows, c->hidden_size));
         else
-            TRY(score_update(r->ctx, &r->num, &state, y, rows, c->hidden_size, scratch));
+            TRY(score_update(r->ctx, &r->env->num, &state, y, rows, c->hidden_size, scratch));
     }
-    f->has_score = true;
-    f->score = score_value(&r->num, &state);
+    score->known = true;
+    score->value = score_value(&r->env->num, &state);
     if (selector)
-        TRY(layer_selector_score(selector, &f->score));
+        TRY(layer_selector_score(selector, &score->value));
 done:
     layer_selector_free(selector);
     mem_free(r->ctx, norm);
@@ -351,7 +354,7 @@ static tare_status put_float_row(void *user, size_t index, const float *x)
 static tare_status float_block_pass(run *r, const model_block *block)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; i < r->segments.count && status == TARE_OK; i++) {
+    for (size_t i = 0; i < r->plan->segments.count && status == TARE_OK; i++) {
         layer_source source = {0};
         segment_work s = run_segment(r, block, i);
         status = overlap_read(r, block->index, &source);
@@ -366,12 +369,12 @@ tare_status float_pass(run *r)
 {
     tare_status status = TARE_OK;
     size_t layers = r->model->config.num_layers;
-    memory_plan_pass(r, r->plan, PASS_FLOAT);
-    progress_begin(&r->progress, r->ctx, r->goal == GOAL_SMOOTHING ? "smooth" : "score", "layer",
-                   layers);
+    progress_begin(&r->progress, r->ctx, r->env->goal == GOAL_SMOOTHING ? "smooth" : "score",
+                   "layer", layers);
     if (!r->resume.restores) {
         TRY(create_states(r, true));
-        TRY(embed_tokens(r->model, r->samples.ids, r->floats.tokens, put_float_row, NULL, r));
+        TRY(embed_tokens(r->model, r->env->samples.ids, r->plan->float_tokens, put_float_row, NULL,
+                         r));
         stream_flip(r->floats.states);
     }
     TRY(overlap_start(r));
@@ -383,8 +386,8 @@ tare_status float_pass(run *r)
         if (resume_due(r, true))
             TRY(resume_save(r, i + 1));
     }
-    if (r->goal == GOAL_SCORES ||
-        (r->wants_scores && !plan_is_float(&r->linears[r->model->num_linears - 1])))
+    if (r->env->goal == GOAL_SCORES ||
+        (r->plan->wants_scores && !plan_is_float(&r->plan->linears[r->model->num_linears - 1])))
         TRY(score_head(r));
     overlap_stop(r);
     flow_free(&r->floats);

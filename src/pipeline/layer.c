@@ -116,14 +116,14 @@ static void mix_sample(void *user, size_t i, int thread)
     float *y = w->c->mixed + row * w->k;
     memcpy(y, x, n * sizeof *y);
     for (size_t e = 0; e < n; e += w->k, row++)
-        act_fake_quantize(&r->num, row_params(w->c, w->activations, row), y + e, w->k);
-    if (r->recipe->pr >= 1)
+        act_fake_quantize(&r->env->num, row_params(w->c, w->activations, row), y + e, w->k);
+    if (r->env->recipe->pr >= 1)
         return;
-    uint64_t key = mix((uint64_t)r->recipe->seed ^ mix(w->linear_index));
+    uint64_t key = mix((uint64_t)r->env->recipe->seed ^ mix(w->linear_index));
     uint64_t sample = (uint64_t)(w->b->first + i) << 40;
     for (size_t e = 0; e < n; e++) {
         double u = (double)(mix(key + sample + e) >> 40) * 0x1p-24;
-        if (!(u < r->recipe->pr))
+        if (!(u < r->env->recipe->pr))
             y[e] = x[e];
     }
 }
@@ -262,36 +262,37 @@ static tare_status load_linears(calibrated_layer *c)
     const block_segment *segment = c->out.work.segment;
     for (size_t i = segment->first_linear; i < segment->end_linear; i++) {
         graph_unit unit = block->graph->linears[i].unit;
-        const linear_plan *f = &r->linears[block->first_linear + i];
+        const linear_plan *f = &r->plan->linears[block->first_linear + i];
         TRY(context_check_cancelled(r->ctx));
         TRY(live_linear_load(r, block_linear(r->model, block, i), f->scheme, &c->source.raw[i],
                              &c->out.linears[i]));
         if (c->out.linears[i].activations == ACT_STATIC && !c->observers[unit])
-            TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num, &c->observers[unit]));
+            TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[f - r->plan->linears]),
+                                &r->env->num, &c->observers[unit]));
     }
 done:
     return status;
 }
 
-size_t calibrated_segment_bytes(const run *r, const segment_work *s, size_t rows)
+size_t calibrated_segment_bytes(const run_plan *plan, const segment_work *s, size_t rows)
 {
-    const model_config *c = &r->model->config;
-    size_t k = 0, samples = r->samples.count;
+    const model_config *c = &plan->env->model->config;
+    size_t k = 0, samples = plan->env->samples.count;
     bool tokens = false;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
-        const linear_plan *l = &r->linears[i];
+        const linear_plan *l = &plan->linears[i];
         if (!plan_is_float(l))
-            k = size_max(k, r->model->linears[i].k);
-        tokens |= calibrated_activations(r, l->scheme) == ACT_PER_TOKEN;
+            k = size_max(k, plan->env->model->linears[i].k);
+        tokens |= calibrated_activations(plan, l->scheme) == ACT_PER_TOKEN;
     }
     size_t bytes = mem_array_bytes(samples, sizeof(act_params)) +
                    mem_array_bytes(rows, sizeof(uint32_t)) +
                    (s->segment->end_unit - s->segment->first_unit) * observer_bytes(samples);
     if (tokens)
         bytes += mem_array_bytes(rows, sizeof(act_params));
-    if (segment_attends(s->block->graph, s->segment) && r->attentions[s->block->index].quantize)
+    if (segment_attends(s->block->graph, s->segment) && plan->attentions[s->block->index].quantize)
         bytes += fa_observer_bytes((size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads});
-    return bytes + mem_array_bytes(rows * k, live_linears_need_float(r) ? sizeof(float) : 1);
+    return bytes + mem_array_bytes(rows * k, live_linears_need_float(plan) ? sizeof(float) : 1);
 }
 
 /* Buffers for the widest input of the layer's quantized linears. */
@@ -311,7 +312,7 @@ static tare_status alloc_buffers(calibrated_layer *c)
     }
     if (!size_mul(rows, k, &cells))
         return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows of %zu", rows, k);
-    c->sample_params = mem_alloc_array(ctx, c->run->samples.count, sizeof *c->sample_params);
+    c->sample_params = mem_alloc_array(ctx, c->run->env->samples.count, sizeof *c->sample_params);
     c->sample_of_row = mem_alloc_array(ctx, rows, sizeof *c->sample_of_row);
     if (!c->sample_params || !c->sample_of_row)
         return TARE_E_MEMORY;
@@ -430,7 +431,7 @@ done:
 tare_status quantize_block(run *r, const model_block *block)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; i < r->segments.count; i++) {
+    for (size_t i = 0; i < r->plan->segments.count; i++) {
         segment_work s = run_segment(r, block, i);
         TRY(quantize_segment(r, &s));
     }
@@ -445,7 +446,7 @@ tare_status quantize_head(run *r)
 {
     tare_status status = TARE_OK;
     const model_config *c = &r->model->config;
-    const linear_plan *f = &r->linears[r->model->num_linears - 1];
+    const linear_plan *f = &r->plan->linears[r->model->num_linears - 1];
     live_linear l = {0};
     observer *o = NULL;
     act_params params = {0};
@@ -453,9 +454,11 @@ tare_status quantize_head(run *r)
     raw_weight raw = {0};
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     bool observed = scheme_of(f->scheme)->activations == ACT_STATIC;
-    TRY(observer_create(r->ctx, observer_kind_of(r, f), &r->num, &o));
-    for (size_t i = 0, row = 0; observed && i < r->samples.count; row += r->samples.lengths[i++]) {
-        size_t rows = r->samples.lengths[i];
+    TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[f - r->plan->linears]),
+                        &r->env->num, &o));
+    for (size_t i = 0, row = 0; observed && i < r->env->samples.count;
+         row += r->env->samples.lengths[i++]) {
+        size_t rows = r->env->samples.lengths[i];
         TRY(stream_get(r->calibrated.states, row, rows, &x));
         norm_rows(r->model, x, norm, NULL, rows, c->hidden_size, r->work.round, x);
         TRY(observer_update(r->ctx, o, x, rows * c->hidden_size));

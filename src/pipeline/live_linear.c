@@ -10,23 +10,23 @@
  * and one rounding more or less in the sum flips roundings in later layers (on tiny models the
  * difference to the reference's input scales was 2e-3 with integers, 2e-7 with its own arithmetic).
  */
-bool live_linears_need_float(const run *r)
+bool live_linears_need_float(const run_plan *plan)
 {
-    return r->recipe->pr < 1 || r->num.compat;
+    return plan->env->recipe->pr < 1 || plan->env->num.compat;
 }
 
 /* The reference calibrates a dynamic linear as a static one (spec/schemes.md 9.1). */
-act_kind calibrated_activations(const run *r, linear_scheme scheme)
+act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme)
 {
     act_kind kind = scheme_of(scheme)->activations;
-    return kind == ACT_PER_TOKEN && r->num.compat ? ACT_STATIC : kind;
+    return kind == ACT_PER_TOKEN && plan->env->num.compat ? ACT_STATIC : kind;
 }
 
 /* Is this quantized linear computed in floats? Nobody reads what the head puts out. */
-static bool runs_in_floats(const run *r, const model_linear *l, linear_scheme scheme)
+static bool runs_in_floats(const run_plan *plan, const model_linear *l, linear_scheme scheme)
 {
-    return !linear_is_head(r->model, l) &&
-           (live_linears_need_float(r) || scheme_of(scheme)->activations == ACT_FLOAT);
+    return !linear_is_head(plan->env->model, l) &&
+           (live_linears_need_float(plan) || scheme_of(scheme)->activations == ACT_FLOAT);
 }
 
 static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_weight **out)
@@ -35,8 +35,8 @@ static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_we
     if (!w)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < q->n; i++)
-        weight_dequantize(&r->num, q, i, w + i * q->k);
-    tare_status status = gemm_weight_create(r->ctx, r->compute, TARE_F32, w, q->n, q->k, out);
+        weight_dequantize(&r->env->num, q, i, w + i * q->k);
+    tare_status status = gemm_weight_create(r->ctx, r->env->compute, TARE_F32, w, q->n, q->k, out);
     mem_free(r->ctx, w);
     return status;
 }
@@ -46,9 +46,9 @@ static tare_status load_bias(run *r, const model_linear *linear, live_linear *l)
 {
     tare_status status = TARE_OK;
     const smooth_weight *smooth = smoothing_of(r, linear);
-    tare_dtype dtype = output_tensor(r, linear->bias ? linear->bias : linear->weight).dtype;
+    tare_dtype dtype = output_tensor(r->env, linear->bias ? linear->bias : linear->weight).dtype;
     size_t bytes = linear->n * dtype_size(dtype);
-    if (!linear->bias && !smoothing_creates_bias(r, linear))
+    if (!linear->bias && !smoothing_creates_bias(r->plan, linear))
         return TARE_OK;
     if (linear->bias)
         TRY(model_read_vector(r->model, linear->bias, &l->bias));
@@ -75,7 +75,7 @@ tare_status live_linear_write_float(run *r, live_linear *l)
     TRY(output_write_float(r->out, m->weight->name, 0, l->raw.data,
                            m->n * m->k * dtype_size(l->raw.dtype)));
     if (l->bias_raw) {
-        tare_dtype dtype = output_tensor(r, m->bias ? m->bias : m->weight).dtype;
+        tare_dtype dtype = output_tensor(r->env, m->bias ? m->bias : m->weight).dtype;
         buffer_printf(&name, "%s.bias", m->name);
         TRY(name.status);
         TRY(output_write_float(r->out, name.data, 0, l->bias_raw, m->n * dtype_size(dtype)));
@@ -94,7 +94,7 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
     bool quantize = scheme != SCHEME_FLOAT;
     size_t n = linear->n, k = linear->k;
     *l = (live_linear){
-        .linear = linear, .scheme = scheme, .activations = calibrated_activations(r, scheme)};
+        .linear = linear, .scheme = scheme, .activations = calibrated_activations(r->plan, scheme)};
     if (!raw->data)
         TRY(linear_read(r->model, linear, raw));
     smooth_weight *smooth = smoothing_of(r, linear);
@@ -105,17 +105,17 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
     if (quantize) {
         weight_rows rows = {
             .dtype = raw->dtype, .data = raw->data, .smooth = smooth, .count = n, .k = k};
-        TRY(weight_quantize_rows(r->ctx, &r->num, &rows, r->recipe->mm_tensor, &l->q));
+        TRY(weight_quantize_rows(r->ctx, &r->env->num, &rows, r->env->recipe->mm_tensor, &l->q));
     } else {
         if (smooth)
             TRY(smoothing_store(r, linear, raw));
-        TRY(gemm_weight_create(r->ctx, r->compute, raw->dtype, raw->data, n, k, &l->weight));
+        TRY(gemm_weight_create(r->ctx, r->env->compute, raw->dtype, raw->data, n, k, &l->weight));
         l->raw = *raw;
         raw->data = NULL;
     }
     mem_free(r->ctx, raw->data);
     raw->data = NULL;
-    if (quantize && runs_in_floats(r, linear, scheme))
+    if (quantize && runs_in_floats(r->plan, linear, scheme))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
     if (!r->overlap)
@@ -150,8 +150,9 @@ static tare_status write_calibrated(run *r, live_linear *l, const act_params *ac
         status = TARE_E_MEMORY;
         goto done;
     }
-    weight_settle_zero_rows(&r->num, &l->q, l->bias, act->scale);
-    size_t saturated = derive_w8a8(&r->num, &l->q, act, l->bias, deq_scale, quant_bias, &worst);
+    weight_settle_zero_rows(&r->env->num, &l->q, l->bias, act->scale);
+    size_t saturated = derive_w8a8(&r->env->num, &l->q, act, l->bias, deq_scale, quant_bias,
+                                   &worst);
     if (saturated) {
         r->saturated_rows += saturated;
         TARE_WARN(
@@ -183,32 +184,34 @@ tare_status live_linear_write(run *r, live_linear *l, const act_params *act)
 }
 
 /* Each step of live_linear_load with all that it holds. */
-void live_linear_bytes(const run *r, const model_linear *l, linear_scheme scheme,
+void live_linear_bytes(const run_plan *plan, const model_linear *l, linear_scheme scheme,
                        live_linear_size *out)
 {
     bool quantize = scheme != SCHEME_FLOAT;
-    bool smooth = smoothing_of(r, l) != NULL, wide = quantize && runs_in_floats(r, l, scheme);
+    bool smooth = plan->smooths && !linear_is_head(plan->env->model, l),
+         wide = quantize && runs_in_floats(plan, l, scheme);
     size_t n = l->n, k = l->k;
-    tare_dtype dtype = linear_raw_dtype(r->model, l), kept = output_tensor(r, l->weight).dtype;
-    size_t source = linear_raw_bytes(r->model, l);
+    tare_dtype dtype = linear_raw_dtype(plan->env->model, l),
+               kept = output_tensor(plan->env, l->weight).dtype;
+    size_t source = linear_raw_bytes(plan->env->model, l);
     size_t bias = l->bias ? model_read_vector_bytes(l->bias) : mem_array_bytes(n, sizeof(float));
-    *out = (live_linear_size){.loading = linear_read_bytes(r->model, l)};
+    *out = (live_linear_size){.loading = linear_read_bytes(plan->env->model, l)};
     if (smooth && !quantize) {
-        out->loading = size_max(out->loading, smoothing_store_bytes(r, l));
+        out->loading = size_max(out->loading, smoothing_store_bytes(plan, l));
         dtype = kept;
         source = mem_array_bytes(n * k, dtype_size(dtype));
     }
     if (quantize) {
         out->weights = weight_quantized_bytes(n, k);
-        out->loading = size_max(out->loading,
-                                source + out->weights + weight_quantize_bytes(r->ctx, n, k));
+        out->loading = size_max(out->loading, source + out->weights +
+                                                  weight_quantize_bytes(plan->env->ctx, n, k));
     }
     if (wide) {
         dtype = TARE_F32;
         source = out->weights + mem_array_bytes(n * k, sizeof(float));
     }
     if (wide || !quantize) {
-        out->packed = mem_block_bytes(gemm_weight_bytes(r->compute, dtype, n, k));
+        out->packed = mem_block_bytes(gemm_weight_bytes(plan->env->compute, dtype, n, k));
         out->loading = size_max(out->loading, source + out->packed + output_write_bytes(n));
     }
     out->loading = size_max(out->loading, out->weights + out->packed + 2 * bias);
@@ -221,9 +224,9 @@ size_t live_linear_write_bytes(size_t n)
            output_write_bytes(n);
 }
 
-observer_kind observer_kind_of(const run *r, const linear_plan *f)
+observer_kind observer_kind_of(const run_env *e, const linear_score *s)
 {
-    if (r->recipe->act_method != 3)
-        return (observer_kind)r->recipe->act_method;
-    return f->score <= SCORE_HISTOGRAM_LIMIT ? OBSERVER_HISTOGRAM : OBSERVER_MEAN_EXTREMES;
+    if (e->recipe->act_method != 3)
+        return (observer_kind)e->recipe->act_method;
+    return s->value <= SCORE_HISTOGRAM_LIMIT ? OBSERVER_HISTOGRAM : OBSERVER_MEAN_EXTREMES;
 }

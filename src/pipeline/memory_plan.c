@@ -5,6 +5,7 @@
 
 #include "base/machine.h"
 #include "base/parallel.h"
+#include "forward/executor.h"
 #include "tensor/gemm.h"
 
 #define MIB ((uint64_t)1 << 20)
@@ -15,26 +16,26 @@ enum { BATCH_ROWS = 2048 };
 
 /* ---- layouts, from the fastest to the smallest ---- */
 
-static size_t most_batch_rows(const run *r)
+static size_t most_batch_rows(const run_plan *plan)
 {
-    size_t rows = r->options->batch_rows ? r->options->batch_rows : BATCH_ROWS;
-    return r->samples.longest > rows ? r->samples.longest : rows;
+    size_t rows = plan->env->options->batch_rows ? plan->env->options->batch_rows : BATCH_ROWS;
+    return plan->env->samples.longest > rows ? plan->env->samples.longest : rows;
 }
 
-static size_t segments_of(const run *r, graph_cut cut)
+static size_t segments_of(const run_plan *plan, graph_cut cut)
 {
     segment_list list;
-    run_segments(r, cut, &list);
+    plan_segments(plan, cut, &list);
     return list.count;
 }
 
-static bool can_spill(const run *r)
+static bool can_spill(const run_plan *plan)
 {
-    return r->goal == GOAL_OUTPUT || r->options->scratch_dir;
+    return plan->env->goal == GOAL_OUTPUT || plan->env->options->scratch_dir;
 }
 
 /* False: there is no smaller one. Each is smaller than those before it, so that this ends. */
-static bool next_layout(const run *r, run_layout *l, bool may_spill)
+static bool next_layout(const run_plan *plan, run_layout *l, bool may_spill)
 {
     if (l->overlap) {
         l->overlap = false;
@@ -42,14 +43,14 @@ static bool next_layout(const run *r, run_layout *l, bool may_spill)
         l->spill = true;
     } else if (l->whole_layer) {
         l->whole_layer = false;
-    } else if (l->cut == CUT_NONE && segments_of(r, CUT_PARTS) > 1) {
+    } else if (l->cut == CUT_NONE && segments_of(plan, CUT_PARTS) > 1) {
         l->cut = CUT_PARTS;
-    } else if (l->batch_rows > r->samples.longest) {
-        l->batch_rows = l->batch_rows / 2 > r->samples.longest ? l->batch_rows / 2
-                                                               : r->samples.longest;
-    } else if (l->cut != CUT_UNITS && segments_of(r, CUT_UNITS) > segments_of(r, l->cut)) {
+    } else if (l->batch_rows > plan->env->samples.longest) {
+        l->batch_rows = l->batch_rows / 2 > plan->env->samples.longest ? l->batch_rows / 2
+                                                                       : plan->env->samples.longest;
+    } else if (l->cut != CUT_UNITS && segments_of(plan, CUT_UNITS) > segments_of(plan, l->cut)) {
         l->cut = CUT_UNITS; /* more goes through scratch files: worse than small batches */
-        l->batch_rows = most_batch_rows(r);
+        l->batch_rows = most_batch_rows(plan);
     } else {
         return false;
     }
@@ -75,46 +76,46 @@ static void describe_terms(const memory_peak *p, buffer *out)
 }
 
 /* Only what would help is named. */
-static void describe_remedies(const run *r, const memory_plan *plan, buffer *out)
+static void describe_remedies(const run_plan *plan, const memory_plan *memory, buffer *out)
 {
-    const memory_peak *p = &plan->smallest;
+    const memory_peak *p = &memory->smallest;
     size_t half = p->total / 20;
     const char *lead = "; less would do with ";
     if (p->terms[TERM_WORKSPACE] > half) {
         buffer_printf(out, "%sshorter prompts (--max-length; the longest has %zu tokens)", lead,
-                      r->samples.longest);
+                      plan->env->samples.longest);
         lead = " or ";
     }
     if (p->terms[TERM_ACTIVATIONS] > half) {
         buffer_printf(out, "%sfewer prompts (--samples; there are %zu, %zu tokens)", lead,
-                      r->samples.count, r->samples.tokens);
+                      plan->env->samples.count, plan->env->samples.tokens);
         lead = " or ";
     }
     if (p->terms[TERM_SMOOTHING] > half) {
         buffer_printf(out, "%sanother anti_method, or none", lead);
         lead = " or ";
     }
-    if (parallel_threads(r->ctx) > 4 && p->terms[TERM_FIXED] > p->total / 4)
+    if (parallel_threads(plan->env->ctx) > 4 && p->terms[TERM_FIXED] > p->total / 4)
         buffer_printf(out, "%sfewer threads (--threads; %d in use)", lead,
-                      parallel_threads(r->ctx));
+                      parallel_threads(plan->env->ctx));
 }
 
-static tare_status refuse(const run *r, const memory_plan *plan, bool given)
+static tare_status refuse(const run_plan *plan, const memory_plan *memory, bool given)
 {
     buffer text;
-    buffer_init(&text, r->ctx);
-    describe_terms(&plan->smallest, &text);
+    buffer_init(&text, plan->env->ctx);
+    describe_terms(&memory->smallest, &text);
     buffer_puts(&text, ")");
-    describe_remedies(r, plan, &text);
+    describe_remedies(plan, memory, &text);
     tare_status status = text.status;
-    unsigned long long have = plan->budget / MIB, need = (plan->smallest.total + MIB - 1) / MIB;
+    unsigned long long have = memory->budget / MIB, need = (memory->smallest.total + MIB - 1) / MIB;
     if (status == TARE_OK && given)
-        status = TARE_FAIL(r->ctx, TARE_E_BUDGET,
+        status = TARE_FAIL(plan->env->ctx, TARE_E_BUDGET,
                            "max_memory cpu=%lluMiB is too small: the smallest budget that works "
                            "here is cpu=%lluMiB (%s",
                            have, need, text.data);
     else if (status == TARE_OK)
-        status = TARE_FAIL(r->ctx, TARE_E_BUDGET,
+        status = TARE_FAIL(plan->env->ctx, TARE_E_BUDGET,
                            "there is too little memory: 80 %% of what is free is %lluMiB, the "
                            "smallest budget that works here is cpu=%lluMiB (%s",
                            have, need, text.data);
@@ -125,21 +126,22 @@ static tare_status refuse(const run *r, const memory_plan *plan, bool given)
 /* ---- the plan ---- */
 
 /* A model in memory is held by the process already, and measured with it. */
-static uint64_t resident_model_bytes(const run *r)
+static uint64_t resident_model_bytes(const run_plan *plan)
 {
-    uint64_t resident = machine_resident_bytes(), bytes = checkpoint_bytes(r->model->checkpoint);
-    if (checkpoint_file_count(r->model->checkpoint) > 0)
+    uint64_t resident = machine_resident_bytes(),
+             bytes = checkpoint_bytes(plan->env->model->checkpoint);
+    if (checkpoint_file_count(plan->env->model->checkpoint) > 0)
         return 0;
     return bytes < resident ? bytes : resident;
 }
 
-static uint64_t budget_of(const run *r, bool *given)
+static uint64_t budget_of(const run_plan *plan, bool *given)
 {
-    uint64_t budget = max_memory_of(&r->recipe->max_memory, DEVICE_CPU);
+    uint64_t budget = max_memory_of(&plan->env->recipe->max_memory, DEVICE_CPU);
     machine_memory machine = machine_memory_read("");
     *given = budget != 0;
     if (*given && budget > machine.physical)
-        TARE_WARN(r->ctx,
+        TARE_WARN(plan->env->ctx,
                   "max_memory cpu=%lluMiB is more than this machine has (%lluMiB): it will swap or "
                   "be killed before the budget is used",
                   (unsigned long long)(budget / MIB), (unsigned long long)(machine.physical / MIB));
@@ -147,24 +149,25 @@ static uint64_t budget_of(const run *r, bool *given)
         return budget;
     if (machine.available == UINT64_MAX)
         return UINT64_MAX;
-    return (uint64_t)((double)machine.available * 0.8) + resident_model_bytes(r);
+    return (uint64_t)((double)machine.available * 0.8) + resident_model_bytes(plan);
 }
 
 /* A limit that the context's owner set is on accounted bytes alone. */
-static uint64_t limit_by_owner(const run *r, uint64_t budget, size_t reserve)
+static uint64_t limit_by_owner(const run_plan *plan, uint64_t budget, size_t reserve)
 {
-    uint64_t limit = r->ctx->options.memory_limit;
+    uint64_t limit = plan->env->ctx->options.memory_limit;
     return limit && limit < UINT64_MAX - reserve && limit + reserve < budget ? limit + reserve
                                                                              : budget;
 }
 
 /* With one batch each float copy is used once anyway. */
-static bool copies_pay(const run *r, size_t batch_rows)
+static bool copies_pay(const run_plan *plan, size_t batch_rows)
 {
-    size_t first = r->floats.samples
-                       ? batch_next(r->samples.lengths, 0, r->floats.samples, batch_rows).samples
-                       : 0;
-    return first < r->floats.samples;
+    size_t first =
+        plan->float_samples
+            ? batch_next(plan->env->samples.lengths, 0, plan->float_samples, batch_rows).samples
+            : 0;
+    return first < plan->float_samples;
 }
 
 /* mem_keep_scratch: the products take and give back the same scratch all the time. */
@@ -174,27 +177,28 @@ static size_t kept_scratch_bytes(const tare_context *ctx)
     return floats > integers ? floats : integers;
 }
 
-static run_layout first_layout(const run *r)
+static run_layout first_layout(const run_plan *plan)
 {
-    run_layout l = {.batch_rows = most_batch_rows(r), .overlap = true};
-    l.whole_layer = copies_pay(r, l.batch_rows);
-    for (size_t i = 0; i < r->options->skip_layouts && next_layout(r, &l, can_spill(r)); i++) {
+    run_layout l = {.batch_rows = most_batch_rows(plan), .overlap = true};
+    l.whole_layer = copies_pay(plan, l.batch_rows);
+    for (size_t i = 0;
+         i < plan->env->options->skip_layouts && next_layout(plan, &l, can_spill(plan)); i++) {
     }
     return l;
 }
 
-tare_status memory_plan_make(run *r, memory_plan *out)
+tare_status memory_plan_make(const run_plan *plan, memory_plan *out)
 {
     bool given, found = false;
-    run_layout candidate = first_layout(r);
-    *out = (memory_plan){.reserve = machine_reserve_bytes(r->ctx)};
-    out->budget = limit_by_owner(r, budget_of(r, &given), out->reserve);
-    size_t fixed = out->fixed = out->reserve + tare_memory_used(r->ctx);
-    max_memory_warn(r->ctx, &r->recipe->max_memory);
+    run_layout candidate = first_layout(plan);
+    *out = (memory_plan){.reserve = machine_reserve_bytes(plan->env->ctx)};
+    out->budget = limit_by_owner(plan, budget_of(plan, &given), out->reserve);
+    size_t fixed = out->fixed = out->reserve + tare_memory_used(plan->env->ctx);
+    max_memory_warn(plan->env->ctx, &plan->env->recipe->max_memory);
     do {
         memory_peak peak;
-        memory_plan_peak(r, &candidate, fixed, NULL, &peak);
-        size_t loading = tare_memory_peak(r->ctx) + out->reserve;
+        memory_plan_peak(plan, &candidate, fixed, NULL, &peak);
+        size_t loading = tare_memory_peak(plan->env->ctx) + out->reserve;
         if (loading > peak.total) {
             peak = (memory_peak){.total = loading, .unit = "tokenizer and prompts"};
             peak.terms[TERM_FIXED] = loading;
@@ -206,12 +210,12 @@ tare_status memory_plan_make(run *r, memory_plan *out)
         }
         if (out->smallest.total == 0 || peak.total < out->smallest.total)
             out->smallest = peak;
-    } while (next_layout(r, &candidate, can_spill(r)));
+    } while (next_layout(plan, &candidate, can_spill(plan)));
     if (!found)
-        return refuse(r, out, given);
-    out->segments = segments_of(r, out->layout.cut);
-    size_t scratch = kept_scratch_bytes(r->ctx);
-    out->keeps_scratch = r->calibrates && scratch <= out->budget - out->peak.total;
+        return refuse(plan, out, given);
+    out->segments = segments_of(plan, out->layout.cut);
+    size_t scratch = kept_scratch_bytes(plan->env->ctx);
+    out->keeps_scratch = plan->calibrates && scratch <= out->budget - out->peak.total;
     if (out->keeps_scratch) {
         out->fixed += scratch;
         out->peak.terms[TERM_FIXED] += scratch;
@@ -220,21 +224,21 @@ tare_status memory_plan_make(run *r, memory_plan *out)
     return TARE_OK;
 }
 
-void memory_plan_pass(run *r, const memory_plan *plan, run_pass pass)
+void memory_plan_pass(run_plan *plan, const memory_plan *memory, run_pass pass, bool streams_exist)
 {
-    const run_layout safe = r->layout;
-    bool exist = r->calibrated.states || r->floats.states;
+    const run_layout safe = plan->layout;
+    bool fixed = plan->env->options->skip_layouts > 0;
     run_layout candidate = {.batch_rows = safe.batch_rows, .overlap = true};
     memory_peak peak;
-    candidate.whole_layer = copies_pay(r, candidate.batch_rows);
-    candidate.spill = exist && safe.spill;
+    candidate.whole_layer = copies_pay(plan, candidate.batch_rows);
+    candidate.spill = streams_exist && safe.spill;
     do {
-        memory_plan_peak(r, &candidate, plan->fixed, &pass, &peak);
-        if (peak.total <= plan->budget && r->options->skip_layouts == 0) {
-            r->layout = candidate;
+        memory_plan_peak(plan, &candidate, memory->fixed, &pass, &peak);
+        if (peak.total <= memory->budget && !fixed) {
+            plan->layout = candidate;
             break;
         }
-    } while (r->options->skip_layouts == 0 && next_layout(r, &candidate, !exist && can_spill(r)) &&
+    } while (!fixed && next_layout(plan, &candidate, !streams_exist && can_spill(plan)) &&
              candidate.batch_rows == safe.batch_rows);
-    run_segments(r, r->layout.cut, &r->segments);
+    plan_segments(plan, plan->layout.cut, &plan->segments);
 }

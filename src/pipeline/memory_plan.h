@@ -8,7 +8,7 @@
 #ifndef TARE_PIPELINE_MEMORY_PLAN_H
 #define TARE_PIPELINE_MEMORY_PLAN_H
 
-#include "pipeline/run.h"
+#include "pipeline/plan.h"
 
 /* What a moment's bytes are for. */
 typedef enum memory_term {
@@ -43,12 +43,12 @@ typedef struct memory_plan {
 /* Chooses a layout for the budget of run.max_memory or the default one. TARE_E_BUDGET: none fits;
  * the message names the smallest budget that works, where it goes, and what would lower it. *out is
  * filled in then too. To be called after sample_set_load, before anything of the output exists. */
-tare_status memory_plan_make(run *r, memory_plan *out);
+tare_status memory_plan_make(const run_plan *plan, memory_plan *out);
 /* Before a pass: the best layout for this pass alone, with the batches of the plan and what is
- * known by now of the fallback, into r->layout; hidden states that exist stay where they are. */
-void memory_plan_pass(run *r, const memory_plan *plan, run_pass pass);
+ * known by now of the fallback, into plan->layout; hidden states that exist stay where they are. */
+void memory_plan_pass(run_plan *plan, const memory_plan *memory, run_pass pass, bool streams_exist);
 /* The peak of one layout; accounted bytes and `fixed`. `only` NULL: of the whole run. */
-void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_pass *only,
-                      memory_peak *out);
+void memory_plan_peak(const run_plan *plan, const run_layout *chosen, size_t fixed,
+                      const run_pass *only, memory_peak *out);
 
 #endif

@@ -5,9 +5,10 @@
 
 #include "base/parallel.h"
 #include "pipeline/memory_plan.h"
+#include "pipeline/run.h"
 
 typedef struct planner {
-    run *r;
+    const run_plan *plan;
     run_layout layout;
     segment_list segments;
     size_t rows;    /* of a batch, at most */
@@ -40,7 +41,7 @@ static size_t stream_bytes(const planner *p, size_t tokens, size_t columns)
 static segment_work segment_at(const planner *p, size_t layer, size_t index)
 {
     const segment_list *list = &p->segments;
-    return (segment_work){.block = &p->r->model->blocks[layer],
+    return (segment_work){.block = &p->plan->env->model->blocks[layer],
                           .segment = &list->items[index],
                           .next = index + 1 < list->count ? &list->items[index + 1] : NULL};
 }
@@ -50,14 +51,14 @@ static segment_work segment_at(const planner *p, size_t layer, size_t index)
 /* What observed_linears and gemm_float need while a batch passes. */
 static size_t forward_bytes(const planner *p, const segment_work *s)
 {
-    const run *r = p->r;
+    const run_plan *plan = p->plan;
     size_t most = 0;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
-        const model_linear *l = &r->model->linears[i];
-        tare_dtype dtype = linear_raw_dtype(r->model, l);
-        size_t bytes = gemm_float_bytes(r->ctx);
+        const model_linear *l = &plan->env->model->linears[i];
+        tare_dtype dtype = linear_raw_dtype(plan->env->model, l);
+        size_t bytes = gemm_float_bytes(plan->env->ctx);
         if (!p->layout.whole_layer)
-            bytes = float_linear_bytes(r->model, l, r->compute, dtype) +
+            bytes = float_linear_bytes(plan->env->model, l, plan->env->compute, dtype) +
                     size_max(bytes, float_linear_making_bytes(l));
         most = size_max(most, size_max(bytes, score_update_bytes(l->k)));
     }
@@ -66,12 +67,12 @@ static size_t forward_bytes(const planner *p, const segment_work *s)
 
 static void pack_segment(planner *p, const segment_work *s)
 {
-    const run *r = p->r;
+    const run_plan *plan = p->plan;
     size_t making = 0;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
-        const model_linear *l = &r->model->linears[i];
-        tare_dtype dtype = linear_raw_dtype(r->model, l);
-        p->now[TERM_PACKED] += float_linear_bytes(r->model, l, r->compute, dtype);
+        const model_linear *l = &plan->env->model->linears[i];
+        tare_dtype dtype = linear_raw_dtype(plan->env->model, l);
+        p->now[TERM_PACKED] += float_linear_bytes(plan->env->model, l, plan->env->compute, dtype);
         making = size_max(making, float_linear_making_bytes(l));
     }
     moment(p, s->block->name, making);
@@ -80,11 +81,12 @@ static void pack_segment(planner *p, const segment_work *s)
 /* All weights of the layer as they are stored. */
 static void load_source(planner *p, const segment_work *s)
 {
-    const run *r = p->r;
+    const run_plan *plan = p->plan;
     size_t reading = 0;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
-        const model_linear *l = &r->model->linears[i];
-        size_t kept = linear_raw_bytes(r->model, l), most = linear_read_bytes(r->model, l);
+        const model_linear *l = &plan->env->model->linears[i];
+        size_t kept = linear_raw_bytes(plan->env->model, l),
+               most = linear_read_bytes(plan->env->model, l);
         p->now[TERM_WEIGHTS] += kept;
         reading = size_max(reading, most > kept ? most - kept : 0);
     }
@@ -92,37 +94,37 @@ static void load_source(planner *p, const segment_work *s)
 }
 
 /* Of a segment's vectors; those of a whole block are the most that there can be. */
-static size_t vectors_bytes(const run *r, const model_block *block)
+static size_t vectors_bytes(const run_plan *plan, const model_block *block)
 {
-    return smoothing_solves(r) ? smoothing_layer_bytes(r, block) : 0;
+    return smoothing_solves(plan) ? smoothing_layer_bytes(plan, block) : 0;
 }
 
 /* Leaves the weights as they are stored behind, for the quantized segment. */
 static void float_step(planner *p, const segment_work *s)
 {
-    const run *r = p->r;
-    size_t before[TERM_COUNT], smooth = vectors_bytes(r, s->block);
+    const run_plan *plan = p->plan;
+    size_t before[TERM_COUNT], smooth = vectors_bytes(plan, s->block);
     load_source(p, s);
     memcpy(before, p->now, sizeof before);
-    p->now[TERM_SCRATCH] += float_scoring_bytes(r) + block_norms_bytes(s->block);
+    p->now[TERM_SCRATCH] += float_scoring_bytes(plan) + block_norms_bytes(s->block);
     if (p->layout.whole_layer)
         pack_segment(p, s);
-    if (r->smoothing) {
-        if (r->wants_scores && r->num.compat)
+    if (plan->smooths) {
+        if (plan->wants_scores && plan->env->num.compat)
             p->now[TERM_ACTIVATIONS] += mem_array_bytes(
-                r->score_tokens * r->model->config.hidden_size, sizeof(float));
-        size_t watched = smoothing_solves(r) ? smoothing_watch_bytes(r, s) : 0;
+                plan->score_tokens * plan->env->model->config.hidden_size, sizeof(float));
+        size_t watched = smoothing_solves(plan) ? smoothing_watch_bytes(plan, s) : 0;
         p->now[TERM_ACTIVATIONS] += watched;
         moment(p, s->block->name, forward_bytes(p, s));
-        size_t solving = smoothing_solves(r) ? smooth + smoothing_solve_bytes(r, s) : 0;
+        size_t solving = smoothing_solves(plan) ? smooth + smoothing_solve_bytes(plan, s) : 0;
         p->now[TERM_SMOOTHING] += solving;
         moment(p, s->block->name, 0);
         p->now[TERM_SMOOTHING] -= solving;
         p->now[TERM_ACTIVATIONS] -= watched;
     }
     p->now[TERM_SMOOTHING] += smooth;
-    if (r->goal == GOAL_SCORES)
-        p->now[TERM_SCRATCH] += layer_selectors_bytes(r);
+    if (plan->env->goal == GOAL_SCORES)
+        p->now[TERM_SCRATCH] += layer_selectors_bytes(plan);
     moment(p, s->block->name, forward_bytes(p, s));
     memcpy(p->now, before, sizeof before);
 }
@@ -130,23 +132,24 @@ static void float_step(planner *p, const segment_work *s)
 /* ---- the quantized segment ---- */
 
 /* Until disable_level has decided which linears stay float the larger of the two counts. */
-static bool may_be(const run *r, const linear_plan *f, bool quantized)
+static bool may_be(const run_plan *plan, const linear_plan *f, bool quantized)
 {
-    bool open = r->recipe->disable_level > 0 && !r->levels_known;
+    bool open = plan->env->recipe->disable_level > 0 && !plan->levels_known;
     return quantized ? !plan_is_float(f) : plan_is_float(f) || open;
 }
 
 static size_t calibrate_bytes(const planner *p, const segment_work *s)
 {
-    const run *r = p->r;
-    const model_config *c = &r->model->config;
-    size_t most = size_max(gemm_u8s8_tiles_bytes(r->ctx), observer_update_bytes(r->ctx));
-    most = size_max(most, gemm_float_bytes(r->ctx));
-    if (segment_attends(s->block->graph, s->segment) && r->attentions[s->block->index].quantize)
+    const run_plan *plan = p->plan;
+    const model_config *c = &plan->env->model->config;
+    size_t most = size_max(gemm_u8s8_tiles_bytes(plan->env->ctx),
+                           observer_update_bytes(plan->env->ctx));
+    most = size_max(most, gemm_float_bytes(plan->env->ctx));
+    if (segment_attends(s->block->graph, s->segment) && plan->attentions[s->block->index].quantize)
         most = size_max(most,
-                        fa_observe_bytes(r->ctx,
+                        fa_observe_bytes(plan->env->ctx,
                                          (size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads},
-                                         c->head_dim, p->samples, r->samples.longest));
+                                         c->head_dim, p->samples, plan->env->samples.longest));
     return most;
 }
 
@@ -154,16 +157,16 @@ static size_t calibrate_bytes(const planner *p, const segment_work *s)
 static size_t kept_bytes(const planner *p, const model_linear *l, const linear_plan *f,
                          size_t *packed, size_t *loading)
 {
-    const run *r = p->r;
+    const run_plan *plan = p->plan;
     size_t weights = 0;
     *packed = *loading = 0;
     for (int quantized = 0; quantized < 2; quantized++) {
         live_linear_size s;
-        if (!may_be(r, f, quantized))
+        if (!may_be(plan, f, quantized))
             continue;
-        live_linear_bytes(r, l, quantized ? f->scheme : SCHEME_FLOAT, &s);
+        live_linear_bytes(plan, l, quantized ? f->scheme : SCHEME_FLOAT, &s);
         if (!quantized && p->layout.overlap)
-            s.weights += linear_raw_bytes(r->model, l);
+            s.weights += linear_raw_bytes(plan->env->model, l);
         *loading = size_max(*loading, s.loading);
         *packed = size_max(*packed, s.packed);
         weights = size_max(weights, s.weights);
@@ -172,11 +175,12 @@ static size_t kept_bytes(const planner *p, const model_linear *l, const linear_p
 }
 
 /* compressed-tensors packs the integers of W8A16. */
-static size_t write_linear_bytes(const run *r, size_t i)
+static size_t write_linear_bytes(const run_plan *plan, size_t i)
 {
-    const model_linear *l = &r->model->linears[i];
-    size_t packing = r->linears[i].scheme == SCHEME_W8A16 ? output_rows_bytes(l->n, l->k, r->save)
-                                                          : 0;
+    const model_linear *l = &plan->env->model->linears[i];
+    size_t packing = plan->linears[i].scheme == SCHEME_W8A16
+                         ? output_rows_bytes(l->n, l->k, plan->env->save)
+                         : 0;
     return live_linear_write_bytes(l->n) + packing;
 }
 
@@ -184,40 +188,41 @@ static size_t write_linear_bytes(const run *r, size_t i)
  * second pass the result of the last one. Such a block is one segment. */
 static size_t overlap_bytes(const planner *p, size_t layer, bool quantizes)
 {
-    const run *r = p->r;
+    const run_plan *plan = p->plan;
     size_t bytes = 0, packed, loading;
     if (!p->layout.overlap)
         return 0;
-    if (layer + 1 < r->model->config.num_layers) {
+    if (layer + 1 < plan->env->model->config.num_layers) {
         segment_work next = segment_at(p, layer + 1, 0);
         for (size_t i = segment_first(&next); i < segment_end(&next); i++)
-            bytes += linear_raw_bytes(r->model, &r->model->linears[i]);
+            bytes += linear_raw_bytes(plan->env->model, &plan->env->model->linears[i]);
     }
     if (!quantizes || layer == 0)
         return bytes;
     segment_work last = segment_at(p, layer - 1, 0);
     for (size_t i = segment_first(&last); i < segment_end(&last); i++)
-        bytes += kept_bytes(p, &r->model->linears[i], &r->linears[i], &packed, &loading) +
-                 write_linear_bytes(r, i);
+        bytes += kept_bytes(p, &plan->env->model->linears[i], &plan->linears[i], &packed,
+                            &loading) +
+                 write_linear_bytes(plan, i);
     return bytes + block_norms_bytes(last.block);
 }
 
 /* Are all weights of a layer read before the first is used? */
 static bool has_source(const planner *p)
 {
-    return p->r->float_beside || p->layout.overlap;
+    return p->plan->float_beside || p->layout.overlap;
 }
 
 /* Linear by linear; what has been read already goes as it is used. */
 static void load_segment(planner *p, const segment_work *s)
 {
-    const run *r = p->r;
+    const run_plan *plan = p->plan;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
-        const model_linear *l = &r->model->linears[i];
-        size_t loading, packed, weights = kept_bytes(p, l, &r->linears[i], &packed, &loading);
+        const model_linear *l = &plan->env->model->linears[i];
+        size_t loading, packed, weights = kept_bytes(p, l, &plan->linears[i], &packed, &loading);
         if (has_source(p))
-            p->now[TERM_WEIGHTS] -= linear_raw_bytes(r->model, l);
-        size_t raw = linear_raw_bytes(r->model, l);
+            p->now[TERM_WEIGHTS] -= linear_raw_bytes(plan->env->model, l);
+        size_t raw = linear_raw_bytes(plan->env->model, l);
         p->now[TERM_WEIGHTS] += raw;
         moment(p, l->name, loading > raw ? loading - raw : 0);
         p->now[TERM_WEIGHTS] += weights;
@@ -226,11 +231,11 @@ static void load_segment(planner *p, const segment_work *s)
     }
 }
 
-static size_t write_bytes(const run *r, const segment_work *s)
+static size_t write_bytes(const run_plan *plan, const segment_work *s)
 {
     size_t most = 0;
     for (size_t i = segment_first(s); i < segment_end(s); i++)
-        most = size_max(most, write_linear_bytes(r, i));
+        most = size_max(most, write_linear_bytes(plan, i));
     return most;
 }
 
@@ -253,54 +258,55 @@ static size_t boundaries_bytes(const planner *p, const segment_work *s, size_t t
 
 static void quantized_segment(planner *p, const segment_work *s)
 {
-    const run *r = p->r;
+    const run_plan *plan = p->plan;
     size_t before[TERM_COUNT];
     memcpy(before, p->now, sizeof before);
-    p->now[TERM_ACTIVATIONS] += boundaries_bytes(p, s, r->samples.tokens);
-    if (r->float_beside) {
-        p->now[TERM_ACTIVATIONS] += boundaries_bytes(p, s, r->floats.tokens);
+    p->now[TERM_ACTIVATIONS] += boundaries_bytes(p, s, plan->env->samples.tokens);
+    if (plan->float_beside) {
+        p->now[TERM_ACTIVATIONS] += boundaries_bytes(p, s, plan->float_tokens);
         float_step(p, s);
-        p->now[TERM_SMOOTHING] += vectors_bytes(r, s->block);
+        p->now[TERM_SMOOTHING] += vectors_bytes(plan, s->block);
     } else if (has_source(p)) {
         load_source(p, s);
     }
     load_segment(p, s);
-    p->now[TERM_WORKSPACE] += calibrated_segment_bytes(r, s, p->rows);
+    p->now[TERM_WORKSPACE] += calibrated_segment_bytes(plan, s, p->rows);
     p->now[TERM_SCRATCH] += block_norms_bytes(s->block);
     moment(p, s->block->name, calibrate_bytes(p, s));
-    moment(p, s->block->name, write_bytes(r, s));
+    moment(p, s->block->name, write_bytes(plan, s));
     memcpy(p->now, before, sizeof before);
 }
 
 /* ---- before and after the layers ---- */
 
-static size_t copy_bytes(const run *r, const tensor_info *t)
+static size_t copy_bytes(const run_plan *plan, const tensor_info *t)
 {
-    return model_stream_bytes(t) + write_float_rows_bytes(r, t);
+    return model_stream_bytes(t) + write_float_rows_bytes(plan->env, t);
 }
 
-static size_t score_head_bytes(const run *r)
+static size_t score_head_bytes(const run_plan *plan)
 {
-    size_t h = r->model->config.hidden_size;
-    return model_read_vector_bytes(r->model->final_norm) + score_update_bytes(h) +
-           mem_array_bytes(r->samples.longest * h, sizeof(float));
+    size_t h = plan->env->model->config.hidden_size;
+    return model_read_vector_bytes(plan->env->model->final_norm) + score_update_bytes(h) +
+           mem_array_bytes(plan->env->samples.longest * h, sizeof(float));
 }
 
 static void head(planner *p)
 {
-    const run *r = p->r;
-    const model_linear *l = r->model->head;
-    const linear_plan *f = &r->linears[r->model->num_linears - 1];
-    size_t norm = model_read_vector_bytes(r->model->final_norm);
+    const run_plan *plan = p->plan;
+    const model_linear *l = plan->env->model->head;
+    const linear_plan *f = &plan->linears[plan->env->model->num_linears - 1];
+    size_t norm = model_read_vector_bytes(plan->env->model->final_norm);
     live_linear_size s;
-    moment(p, l->name, norm + copy_bytes(r, l->weight));
-    if (!may_be(r, f, true))
+    moment(p, l->name, norm + copy_bytes(plan, l->weight));
+    if (!may_be(plan, f, true))
         return;
-    live_linear_bytes(r, l, f->scheme, &s);
-    size_t raw = linear_raw_bytes(r->model, l), own = norm + observer_bytes(r->samples.count);
+    live_linear_bytes(plan, l, f->scheme, &s);
+    size_t raw = linear_raw_bytes(plan->env->model, l),
+           own = norm + observer_bytes(plan->env->samples.count);
     p->now[TERM_WEIGHTS] += raw;
     moment(p, l->name, own + (s.loading > raw ? s.loading - raw : 0));
-    moment(p, l->name, own + observer_update_bytes(r->ctx) + score_head_bytes(r));
+    moment(p, l->name, own + observer_update_bytes(plan->env->ctx) + score_head_bytes(plan));
     p->now[TERM_WEIGHTS] += s.weights - raw;
     moment(p, l->name, own + live_linear_write_bytes(l->n));
     p->now[TERM_WEIGHTS] -= s.weights;
@@ -308,17 +314,17 @@ static void head(planner *p)
 
 static void finish(planner *p)
 {
-    const run *r = p->r;
-    size_t widest = r->model->config.vocab_size;
-    for (size_t i = 0; i < r->model->num_linears; i++)
-        widest = size_max(widest, r->model->linears[i].n);
-    moment(p, "the finished files", output_finish_bytes(run_tensors(r), widest));
+    const run_plan *plan = p->plan;
+    size_t widest = plan->env->model->config.vocab_size;
+    for (size_t i = 0; i < plan->env->model->num_linears; i++)
+        widest = size_max(widest, plan->env->model->linears[i].n);
+    moment(p, "the finished files", output_finish_bytes(plan_tensors(plan), widest));
 }
 
 /* Batches hold whole samples, as batch_next cuts them. */
 static void measure_batches(planner *p)
 {
-    const sample_set *s = &p->r->samples;
+    const sample_set *s = &p->plan->env->samples;
     for (size_t first = 0; first < s->count;) {
         batch b = batch_next(s->lengths, first, s->count, p->layout.batch_rows);
         p->rows = size_max(p->rows, b.rows);
@@ -331,17 +337,18 @@ static void measure_batches(planner *p)
 
 static void first_pass(planner *p)
 {
-    const run *r = p->r;
+    const run_plan *plan = p->plan;
     size_t before[TERM_COUNT];
     memcpy(before, p->now, sizeof before);
-    p->now[TERM_ACTIVATIONS] += stream_bytes(p, r->floats.tokens, r->model->config.hidden_size);
-    moment(p, "model.embed_tokens", embed_tokens_bytes(r->model, r->floats.tokens));
-    for (size_t i = 0; i < r->model->config.num_layers; i++) {
+    p->now[TERM_ACTIVATIONS] += stream_bytes(p, plan->float_tokens,
+                                             plan->env->model->config.hidden_size);
+    moment(p, "model.embed_tokens", embed_tokens_bytes(plan->env->model, plan->float_tokens));
+    for (size_t i = 0; i < plan->env->model->config.num_layers; i++) {
         size_t held = p->now[TERM_WEIGHTS];
         p->now[TERM_WEIGHTS] += overlap_bytes(p, i, false);
         for (size_t j = 0; j < p->segments.count; j++) {
             segment_work s = segment_at(p, i, j);
-            size_t boundaries = boundaries_bytes(p, &s, r->floats.tokens);
+            size_t boundaries = boundaries_bytes(p, &s, plan->float_tokens);
             size_t weights = p->now[TERM_WEIGHTS];
             p->now[TERM_ACTIVATIONS] += boundaries;
             float_step(p, &s);
@@ -350,29 +357,33 @@ static void first_pass(planner *p)
         }
         p->now[TERM_WEIGHTS] = held;
     }
-    moment(p, r->model->head->name,
-           score_head_bytes(r) + (r->goal == GOAL_SCORES ? layer_selectors_bytes(r) : 0));
+    moment(p, plan->env->model->head->name,
+           score_head_bytes(plan) +
+               (plan->env->goal == GOAL_SCORES ? layer_selectors_bytes(plan) : 0));
     memcpy(p->now, before, sizeof before);
 }
 
 /* Smoothing vectors of all layers wait for the second pass. */
-static size_t waiting_vectors(const run *r)
+static size_t waiting_vectors(const run_plan *plan)
 {
     size_t bytes = 0;
-    for (size_t i = 0; smoothing_solves(r) && i < r->model->config.num_layers; i++)
-        bytes += smoothing_layer_bytes(r, &r->model->blocks[i]);
+    for (size_t i = 0; smoothing_solves(plan) && i < plan->env->model->config.num_layers; i++)
+        bytes += smoothing_layer_bytes(plan, &plan->env->model->blocks[i]);
     return bytes;
 }
 
 static void second_pass(planner *p)
 {
-    const run *r = p->r;
-    const tare_model *m = r->model;
-    p->now[TERM_ACTIVATIONS] += stream_bytes(p, r->samples.tokens, r->model->config.hidden_size);
-    if (r->float_beside)
-        p->now[TERM_ACTIVATIONS] += stream_bytes(p, r->floats.tokens, r->model->config.hidden_size);
+    const run_plan *plan = p->plan;
+    const tare_model *m = plan->env->model;
+    p->now[TERM_ACTIVATIONS] += stream_bytes(p, plan->env->samples.tokens,
+                                             plan->env->model->config.hidden_size);
+    if (plan->float_beside)
+        p->now[TERM_ACTIVATIONS] += stream_bytes(p, plan->float_tokens,
+                                                 plan->env->model->config.hidden_size);
     moment(p, "model.embed_tokens",
-           embed_tokens_bytes(m, r->samples.tokens) + write_float_rows_bytes(r, m->embedding));
+           embed_tokens_bytes(m, plan->env->samples.tokens) +
+               write_float_rows_bytes(plan->env, m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++) {
         size_t threads = overlap_bytes(p, i, true);
         p->now[TERM_WEIGHTS] += threads;
@@ -384,62 +395,63 @@ static void second_pass(planner *p)
     }
     head(p);
     for (size_t i = 0; i < m->num_extra; i++)
-        moment(p, m->extra[i]->name, copy_bytes(r, m->extra[i]));
+        moment(p, m->extra[i]->name, copy_bytes(plan, m->extra[i]));
 }
 
 /* Weight files of a layout that are written to at a time: a shard and the next one, but all of them
  * where attention comes last. */
-static size_t open_files(const run *r, layout which)
+static size_t open_files(const run_plan *plan, layout which)
 {
-    int gib = r->recipe->part_file_size >= 0 ? (int)r->recipe->part_file_size
-                                             : save_type_of(which)->part_gib;
+    int gib = plan->env->recipe->part_file_size >= 0 ? (int)plan->env->recipe->part_file_size
+                                                     : save_type_of(which)->part_gib;
     if (which == LAYOUT_NUMPY)
         return NPY_FILES;
     if (gib == 0)
         return 1;
-    uint64_t shards = checkpoint_bytes(r->model->checkpoint) / ((uint64_t)gib << 30) + 1;
-    return r->recipe->fa_amp > 0 && r->num_fa > 0 ? (size_t)shards : shards > 1 ? 2 : 1;
+    uint64_t shards = checkpoint_bytes(plan->env->model->checkpoint) / ((uint64_t)gib << 30) + 1;
+    return plan->env->recipe->fa_amp > 0 && plan->num_fa > 0 ? (size_t)shards : shards > 1 ? 2 : 1;
 }
 
 /* Journal, checkpoints, and the buffers of direct writes. */
-static size_t journal_bytes(const run *r)
+static size_t journal_bytes(const run_plan *plan)
 {
     enum { CHECKPOINT = 2 << 20, RANGE = 160 };
-    size_t bytes = CHECKPOINT + RANGE * run_tensors(r);
+    size_t bytes = CHECKPOINT + RANGE * plan_tensors(plan);
     for (int which = 0; which < SAVE_TYPES; which++) {
-        if (r->save & 1u << which)
-            bytes += open_files(r, (layout)which) * file_write_bytes();
+        if (plan->env->save & 1u << which)
+            bytes += open_files(plan, (layout)which) * file_write_bytes();
     }
     return bytes;
 }
 
-void memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_pass *only,
-                      memory_peak *out)
+void memory_plan_peak(const run_plan *plan, const run_layout *chosen, size_t fixed,
+                      const run_pass *only, memory_peak *out)
 {
-    planner p = {.r = r, .layout = *chosen};
-    size_t files = output_state_bytes(run_tensors(r), r->save) + journal_bytes(r);
+    planner p = {.plan = plan, .layout = *chosen};
+    size_t files = output_state_bytes(plan_tensors(plan), plan->env->save) + journal_bytes(plan);
     measure_batches(&p);
-    run_segments(r, p.layout.cut, &p.segments);
+    plan_segments(plan, p.layout.cut, &p.segments);
     p.now[TERM_FIXED] = fixed;
     if (p.rows > 0)
-        p.now[TERM_WORKSPACE] = workspace_bytes(r->model, p.rows, r->samples.longest);
-    if (r->two_passes) {
-        p.now[TERM_SMOOTHING] = waiting_vectors(r);
+        p.now[TERM_WORKSPACE] = workspace_bytes(plan->env->model, p.rows,
+                                                plan->env->samples.longest);
+    if (plan->two_passes) {
+        p.now[TERM_SMOOTHING] = waiting_vectors(plan);
         if (!only || *only == PASS_FLOAT)
             first_pass(&p);
     }
-    if (r->goal != GOAL_OUTPUT) {
-        if (r->goal == GOAL_SMOOTHING)
-            moment(&p, "the smoothing", smoothing_keep_bytes(r));
+    if (plan->env->goal != GOAL_OUTPUT) {
+        if (plan->env->goal == GOAL_SMOOTHING)
+            moment(&p, "the smoothing", smoothing_keep_bytes(plan));
         *out = p.peak;
         return;
     }
     p.now[TERM_OUTPUT] = files;
-    if (!r->calibrates) {
+    if (!plan->calibrates) {
         memset(p.now, 0, sizeof p.now);
         p.now[TERM_FIXED] = fixed;
         p.now[TERM_OUTPUT] = files;
-        moment(&p, "pieces of weights", weight_pass_bytes(r));
+        moment(&p, "pieces of weights", weight_pass_bytes(plan));
     } else if (!only || *only == PASS_QUANTIZE) {
         second_pass(&p);
     }

@@ -19,7 +19,7 @@ struct run_overlap {
 tare_status overlap_start(run *r)
 {
     tare_status status = TARE_OK;
-    if (!r->layout.overlap || r->overlap)
+    if (!r->plan->layout.overlap || r->overlap)
         return TARE_OK;
     if (!(r->overlap = mem_calloc(r->ctx, 1, sizeof *r->overlap)))
         return TARE_E_MEMORY;

@@ -1,165 +1,130 @@
-/* What will be quantized, and what will be written: decided before any weight is read. */
-#include <string.h>
-
+/* What will be quantized, and how samples will pass: decided before any weight is read. */
 #include "pipeline/run.h"
 
 /* Attention modules may be named in disable_names: "model.layers.0.self_attn". */
-static tare_status attention_names(run *r, const char ***out)
+static tare_status attention_names(run_plan *plan, const char ***out)
 {
-    size_t layers = r->model->config.num_layers;
-    const char **names = arena_alloc_array(&r->arena, layers, sizeof *names);
+    size_t layers = plan->env->model->config.num_layers;
+    const char **names = arena_alloc_array(plan->env->arena, layers, sizeof *names);
     for (size_t i = 0; names && i < layers; i++) {
-        if (!(names[i] = arena_printf(&r->arena, "model.layers.%zu.self_attn", i)))
+        if (!(names[i] = arena_printf(plan->env->arena, "model.layers.%zu.self_attn", i)))
             return TARE_E_MEMORY;
     }
     *out = names;
     return names ? TARE_OK : TARE_E_MEMORY;
 }
 
-static void list_linears(run *r)
+static void list_linears(run_plan *plan)
 {
-    const tare_model *m = r->model;
+    const tare_model *m = plan->env->model;
     for (size_t i = 0; i < m->num_linears; i++)
-        r->linears[i] = (linear_plan){.name = m->linears[i].name,
-                                      .unit = m->linears[i].unit,
-                                      .is_head = linear_is_head(m, &m->linears[i])};
+        plan->linears[i] = (linear_plan){.name = m->linears[i].name,
+                                         .unit = m->linears[i].unit,
+                                         .is_head = linear_is_head(m, &m->linears[i])};
 }
 
-tare_status plan_linears(run *r)
+static tare_status plan_attentions(run_plan *plan)
 {
-    tare_status status = TARE_OK;
-    const char **attentions;
-    size_t count = r->model->num_linears;
-    r->linears = arena_calloc(&r->arena, count, sizeof *r->linears);
-    if (!r->linears)
+    const model_config *c = &plan->env->model->config;
+    plan->attentions = arena_calloc(plan->env->arena, c->num_layers, sizeof *plan->attentions);
+    if (!plan->attentions)
         return TARE_E_MEMORY;
-    list_linears(r);
-    TRY(attention_names(r, &attentions));
-    TRY(rules_apply(r->recipe, r->linears, count, attentions, r->model->config.num_layers));
-    TRY(plan_attentions(r));
-    TRY(smoothing_plan(r));
-done:
-    return status;
-}
-
-static tare_status declare_float(run *r, const tensor_info *source)
-{
-    tensor_info t = output_tensor(r, source);
-    return output_declare_float(r->out, &t);
-}
-
-/* A bias of the source, or one that a shift creates; name NULL: none. */
-static tare_status linear_bias(run *r, const model_linear *l, tensor_info *out)
-{
-    *out = (tensor_info){0};
-    if (l->bias) {
-        *out = output_tensor(r, l->bias);
-    } else if (smoothing_creates_bias(r, l)) {
-        tare_dtype dtype = output_tensor(r, l->weight).dtype;
-        *out = (tensor_info){.name = arena_printf(&r->arena, "%s.bias", l->name),
-                             .dtype = dtype,
-                             .rank = 1,
-                             .shape = {l->n},
-                             .bytes = l->n * dtype_size(dtype)};
-        return out->name ? TARE_OK : TARE_E_MEMORY;
+    for (size_t i = 0; i < c->num_layers; i++) {
+        attention_plan *a = &plan->attentions[i];
+        if (!(a->name = arena_printf(plan->env->arena, "model.layers.%zu.self_attn", i)))
+            return TARE_E_MEMORY;
+        a->quantize = plan->env->recipe->fa_quant && !rules_disable(plan->env->recipe, a->name);
+        plan->num_fa += a->quantize;
     }
     return TARE_OK;
 }
 
-static tare_status declare_linear(run *r, const model_linear *l, const linear_plan *f)
+tare_status plan_linears(run_plan *plan)
 {
     tare_status status = TARE_OK;
-    tensor_info bias;
-    if (plan_is_float(f))
-        TRY(output_declare_float_linear(r->out, l->name));
-    if (plan_is_float(f) && f->is_head && r->model->head_is_tied)
-        return TARE_OK;
-    TRY(linear_bias(r, l, &bias));
-    if (plan_is_float(f)) {
-        TRY(declare_float(r, l->weight));
-        if (l->bias)
-            TRY(declare_float(r, l->bias));
-        else if (bias.name)
-            TRY(output_declare_new_bias(r->out, &bias));
-        return TARE_OK;
+    const char **attentions;
+    size_t count = plan->env->model->num_linears;
+    plan->linears = arena_calloc(plan->env->arena, count, sizeof *plan->linears);
+    if (!plan->linears)
+        return TARE_E_MEMORY;
+    list_linears(plan);
+    TRY(attention_names(plan, &attentions));
+    TRY(rules_apply(plan->env->recipe, plan->linears, count, attentions,
+                    plan->env->model->config.num_layers));
+    TRY(plan_attentions(plan));
+    TRY(smoothing_plan(plan));
+    plan->calibrates = plan->env->goal != GOAL_OUTPUT || plan_uses_static(plan) || plan->smooths ||
+                       plan->env->recipe->fa_quant;
+done:
+    return status;
+}
+
+bool plan_uses_static(const run_plan *plan)
+{
+    for (size_t i = 0; i < plan->env->model->num_linears; i++) {
+        if (scheme_of(plan->linears[i].scheme)->activations == ACT_STATIC)
+            return true;
     }
-    r->num_quantized++;
-    /* compat: the histogram's range is FP32 there, and FP16 models keep its scale in FP32
-     * (spec/w8a8.md 9.1). */
-    bool wide = r->num.compat && r->num.dtype == TARE_F16 &&
-                observer_kind_of(r, f) == OBSERVER_HISTOGRAM;
-    linear_form form = {.scheme = f->scheme,
-                        .n = l->n,
-                        .k = l->k,
-                        .per_tensor = r->recipe->mm_tensor,
-                        .act_dtype = wide ? TARE_F32 : r->num.dtype,
-                        .new_bias = bias.name && !l->bias};
-    TRY(output_declare_linear(r->out, l->name, &form, bias.name ? &bias : NULL, f->is_head));
-done:
-    return status;
+    return false;
 }
 
-static tare_status declare_norm(run *r, const tensor_info *source)
+static size_t tokens_of(const run_plan *plan, size_t samples)
 {
-    tensor_info t = output_tensor(r, source);
-    return output_declare_norm(r->out, &t, smoothing_norm_kind(r));
+    size_t tokens = 0;
+    for (size_t i = 0; i < samples; i++)
+        tokens += plan->env->samples.lengths[i];
+    return tokens;
 }
 
-static tare_status declare_block(run *r, const model_block *b)
+/* m3 looks at the first sample, the other methods at all of them, the score at a few.
+ *
+ * disable_level ranks all layers before the first is quantized: a float pass of its own, which also
+ * finds the smoothing. Without it the float stream, if there is one, runs beside the quantized one,
+ * layer by layer - except where compat's FP16 output depends on the observers' kind, which is
+ * declared beforehand. */
+void plan_streams(run_plan *plan)
 {
-    tare_status status = TARE_OK;
-    TRY(declare_attention(r, b->index));
-    for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
-        TRY(declare_linear(r, &r->model->linears[i], &r->linears[i]));
-    for (size_t i = 0; i < b->graph->num_norms; i++)
-        TRY(declare_norm(r, b->norms[graph_norm_in_order(b->graph, i)]));
-done:
-    return status;
+    size_t all = plan->env->samples.count;
+    plan->wants_scores = plan->env->recipe->disable_level > 0 ||
+                         (plan->env->recipe->act_method == 3 && plan_uses_static(plan));
+    plan->wants_scores = plan->wants_scores && plan->env->goal == GOAL_OUTPUT;
+    plan->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
+    if (smoothing_solves(plan))
+        plan->float_samples = plan->smooth.method == SMOOTH_M3 ? 1 : all;
+    if (plan->env->goal == GOAL_SCORES)
+        plan->float_samples = all;
+    if (plan->wants_scores && plan->float_samples < plan->score_samples)
+        plan->float_samples = plan->score_samples;
+    plan->score_tokens = tokens_of(plan, plan->score_samples);
+    plan->float_tokens = tokens_of(plan, plan->float_samples);
+    plan->two_passes = plan->env->goal != GOAL_OUTPUT ||
+                       (plan->wants_scores &&
+                        (plan->env->recipe->disable_level > 0 || plan->env->num.compat));
+    plan->float_beside = !plan->two_passes && plan->float_samples > 0;
 }
 
-static tare_status declare_all(run *r)
+size_t plan_most_rows(const run_plan *plan)
 {
-    tare_status status = TARE_OK;
-    tare_model *m = r->model;
-    r->num_quantized = 0;
-    TRY(declare_float(r, m->embedding));
-    for (size_t i = 0; i < m->config.num_layers; i++)
-        TRY(declare_block(r, &m->blocks[i]));
-    TRY(declare_norm(r, m->final_norm));
-    TRY(declare_linear(r, m->head, &r->linears[m->num_linears - 1]));
-    for (size_t i = 0; i < m->num_extra; i++)
-        TRY(declare_float(r, m->extra[i]));
-done:
-    return status;
+    return size_max(plan->env->samples.longest, plan->layout.batch_rows);
 }
 
-tare_status rehearse_output(run *r)
+/* npy files are streams whose entries have one order: of a whole block. A layer that scores by
+ * running again (compat) begins with its input alone. */
+void plan_segments(const run_plan *plan, graph_cut cut, segment_list *out)
 {
-    tare_status status = TARE_OK;
-    TRY(open_output(r, true));
-    TRY(declare_all(r));
-    TRY(output_begin(r->out));
-done:
-    output_free(r->out);
-    r->out = NULL;
-    return status;
-}
-
-tare_status plan_output(run *r)
-{
-    tare_status status = TARE_OK;
-    TRY(declare_all(r));
-    if (r->num_quantized == 0)
-        TARE_WARN(r->ctx, "every linear layer stays float: nothing is quantized");
-    TRY(output_begin(r->out));
-done:
-    return status;
+    bool rows = plan->smooths &&
+                (plan->smooth.method == SMOOTH_M4 || plan->smooth.method == SMOOTH_M6);
+    if (plan->env->save & SAVE_NUMPY || plan->env->tape)
+        cut = CUT_NONE;
+    if (cut == CUT_UNITS && plan->smooths && plan->wants_scores && plan->env->num.compat)
+        cut = CUT_PARTS;
+    out->count = graph_segments(&plan->env->model->graph, cut, rows, out->items);
 }
 
 /* A W8A8 linear has eight tensors, a norm up to four, an attention six. */
-size_t run_tensors(const run *r)
+size_t plan_tensors(const run_plan *plan)
 {
-    const tare_model *m = r->model;
+    const tare_model *m = plan->env->model;
     size_t a_block = 4 * m->graph.num_norms + FA_KINDS * 2;
     return 8 * m->num_linears + m->config.num_layers * a_block + m->num_extra + 16;
 }

@@ -12,7 +12,7 @@
 /* ---- products ---- */
 
 typedef struct int8_probe {
-    run *r;
+    const run_plan *plan;
     size_t m, n, k;
     uint8_t *x;
     int8_t *w;
@@ -25,25 +25,25 @@ static void dequantize_tile(void *user, size_t row, size_t rows, size_t column, 
 {
     const int8_probe *p = user;
     for (size_t i = 0; i < rows; i++)
-        kernels_get(p->r->ctx)->dequantize_row(acc + i * stride, columns, 128, p->row_sums + column,
-                                               0.01f, p->scales + column, columns, NULL,
-                                               p->y + (row + i) * p->n + column);
+        kernels_get(p->plan->env->ctx)
+            ->dequantize_row(acc + i * stride, columns, 128, p->row_sums + column, 0.01f,
+                             p->scales + column, columns, NULL, p->y + (row + i) * p->n + column);
 }
 
 static tare_status int8_piece(void *user)
 {
     int8_probe *p = user;
-    return gemm_u8s8_tiles(p->r->ctx, p->x, p->w, p->m, p->n, p->k, dequantize_tile, p);
+    return gemm_u8s8_tiles(p->plan->env->ctx, p->x, p->w, p->m, p->n, p->k, dequantize_tile, p);
 }
 
-tare_status probe_int8(run *r, double *rate)
+tare_status probe_int8(const run_plan *plan, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    tare_context *ctx = r->ctx;
-    const model_linear *l = probe_linear(r->model);
+    tare_context *ctx = plan->env->ctx;
+    const model_linear *l = probe_linear(plan->env->model);
     size_t columns = 1024 * (size_t)ctx->options.threads;
-    int8_probe p = {.r = r, .k = l->k, .m = size_min(r->layout.batch_rows, 512)};
-    p.m = size_min(p.m, r->samples.tokens);
+    int8_probe p = {.plan = plan, .k = l->k, .m = size_min(plan->layout.batch_rows, 512)};
+    p.m = size_min(p.m, plan->env->samples.tokens);
     p.n = size_min(l->n, columns < 16384 ? columns : 16384);
     p.x = mem_calloc(ctx, p.m, p.k);
     p.w = mem_calloc(ctx, p.n, p.k);
@@ -71,20 +71,20 @@ done:
     return status;
 }
 
-tare_status probe_float(run *r, double *rate)
+tare_status probe_float(const run_plan *plan, double *rate)
 {
-    return probe_products(r->model, r->compute, r->samples.tokens, rate);
+    return probe_products(plan->env->model, plan->env->compute, plan->env->samples.tokens, rate);
 }
 
-tare_status probe_pack(run *r, double *rate)
+tare_status probe_pack(const run_plan *plan, double *rate)
 {
-    return probe_packing(r->model, r->compute, rate);
+    return probe_packing(plan->env->model, plan->env->compute, rate);
 }
 
 /* ---- attention and rows ---- */
 
 typedef struct attention_probe {
-    run *r;
+    const run_plan *plan;
     attention_shape shape;
     float *q, *k, *out, *scratch;
 } attention_probe;
@@ -94,22 +94,23 @@ static tare_status attention_piece(void *user)
     attention_probe *p = user;
     size_t query = p->shape.num_heads * p->shape.head_dim;
     size_t kv = p->shape.num_kv_heads * p->shape.head_dim;
-    attention_forward(p->r->ctx, &p->shape, p->q, query, p->k, kv, p->k, kv, p->out, query,
+    attention_forward(p->plan->env->ctx, &p->shape, p->q, query, p->k, kv, p->k, kv, p->out, query,
                       p->scratch);
     return TARE_OK;
 }
 
 /* Samples of mean length; short ones are less efficient than long ones. */
-tare_status probe_attention(run *r, double *rate)
+tare_status probe_attention(const run_plan *plan, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    tare_context *ctx = r->ctx;
-    const model_config *c = &r->model->config;
+    tare_context *ctx = plan->env->ctx;
+    const model_config *c = &plan->env->model->config;
     size_t group = c->num_heads / c->num_kv_heads, threads = (size_t)ctx->options.threads;
-    attention_probe p = {.r = r};
-    p.shape = (attention_shape){.tokens = size_min(r->samples.tokens / r->samples.count, 1024),
-                                .num_kv_heads = size_min(c->num_kv_heads, 2 * threads),
-                                .head_dim = c->head_dim};
+    attention_probe p = {.plan = plan};
+    p.shape = (attention_shape){
+        .tokens = size_min(plan->env->samples.tokens / plan->env->samples.count, 1024),
+        .num_kv_heads = size_min(c->num_kv_heads, 2 * threads),
+        .head_dim = c->head_dim};
     p.shape.num_heads = group * p.shape.num_kv_heads;
     size_t n = p.shape.tokens, query = p.shape.num_heads * c->head_dim;
     p.q = probe_floats(ctx, n * query);
@@ -127,7 +128,7 @@ tare_status probe_attention(run *r, double *rate)
 }
 
 typedef struct rows_probe {
-    run *r;
+    const run_plan *plan;
     size_t rows, cols;
     float *x, *y;
 } rows_probe;
@@ -136,29 +137,29 @@ static void gate_row(void *user, size_t row, int thread)
 {
     const rows_probe *p = user;
     (void)thread;
-    kernels_get(p->r->ctx)->silu_mul(p->y + row * p->cols, p->x + row * p->cols, p->cols);
+    kernels_get(p->plan->env->ctx)->silu_mul(p->y + row * p->cols, p->x + row * p->cols, p->cols);
 }
 
 /* Half of the values pass a norm, half a gate. */
 static tare_status rows_piece(void *user)
 {
     rows_probe *p = user;
-    norm_rows(p->r->model, p->x, p->x, NULL, p->rows, p->cols, TARE_F32, p->y);
-    parallel_for(p->r->ctx, p->rows, gate_row, p);
+    norm_rows(p->plan->env->model, p->x, p->x, NULL, p->rows, p->cols, TARE_F32, p->y);
+    parallel_for(p->plan->env->ctx, p->rows, gate_row, p);
     return TARE_OK;
 }
 
-tare_status probe_rows(run *r, double *rate)
+tare_status probe_rows(const run_plan *plan, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    rows_probe p = {.r = r, .rows = size_min(r->samples.tokens, 512)};
-    p.cols = r->model->config.hidden_size;
-    p.x = probe_floats(r->ctx, p.rows * p.cols);
-    p.y = mem_alloc_array(r->ctx, p.rows * p.cols, sizeof(float));
+    rows_probe p = {.plan = plan, .rows = size_min(plan->env->samples.tokens, 512)};
+    p.cols = plan->env->model->config.hidden_size;
+    p.x = probe_floats(plan->env->ctx, p.rows * p.cols);
+    p.y = mem_alloc_array(plan->env->ctx, p.rows * p.cols, sizeof(float));
     if (p.x && p.y)
         status = probe_repeat(rows_piece, &p, 2.0 * (double)p.rows * (double)p.cols, rate);
-    mem_free(r->ctx, p.x);
-    mem_free(r->ctx, p.y);
+    mem_free(plan->env->ctx, p.x);
+    mem_free(plan->env->ctx, p.y);
     return status;
 }
 
@@ -168,7 +169,7 @@ tare_status probe_rows(run *r, double *rate)
  * the rate of reading. */
 static const struct {
     work_kind kind;
-    tare_status (*probe)(run *r, double *rate);
+    tare_status (*probe)(const run_plan *plan, double *rate);
 } probes[] = {
     {WORK_READ, probe_read},           {WORK_INT8, probe_int8},           {WORK_FLOAT, probe_float},
     {WORK_SMOOTHING, probe_smoothing}, {WORK_QUANTIZE, probe_quantize},   {WORK_PACK, probe_pack},
@@ -176,14 +177,14 @@ static const struct {
     {WORK_ROWS, probe_rows},           {WORK_SCORE, probe_score},
 };
 
-tare_status probe_rates(run *r, double seconds, tare_work work[WORK_COUNT])
+tare_status probe_rates(const run_plan *plan, double seconds, tare_work work[WORK_COUNT])
 {
     double end = clock_seconds() + seconds;
     for (size_t i = 0; i < sizeof probes / sizeof *probes && clock_seconds() < end; i++) {
         tare_work *w = &work[probes[i].kind];
-        tare_status status = w->amount > 0 ? probes[i].probe(r, &w->rate) : TARE_OK;
+        tare_status status = w->amount > 0 ? probes[i].probe(plan, &w->rate) : TARE_OK;
         if (status != TARE_OK)
-            return TARE_WRAP(r->ctx, status, "measuring %s", w->name);
+            return TARE_WRAP(plan->env->ctx, status, "measuring %s", w->name);
     }
     work[WORK_WRITE].rate = work[WORK_VERIFY].rate = work[WORK_READ].rate;
     return TARE_OK;

@@ -9,7 +9,7 @@ enum { SLICE_ROWS = 256, MORE_TOKENS = 64 };
 /* ---- smoothing: a whole search on a slice of rows ---- */
 
 typedef struct smoothing_probe {
-    run *r;
+    const run_plan *plan;
     size_t tokens;
     float *x;
     smooth_weight target;
@@ -26,7 +26,7 @@ static tare_status read_rows(void *user, size_t first, size_t count, float *x)
 static tare_status solve(smoothing_probe *p)
 {
     tare_status status = TARE_OK;
-    tare_context *ctx = p->r->ctx;
+    tare_context *ctx = p->plan->env->ctx;
     smooth_weight *targets[] = {&p->target};
     smooth_group g = {.name = "probe",
                       .norm = &p->norm,
@@ -37,9 +37,9 @@ static tare_status solve(smoothing_probe *p)
     smooth_inputs inputs = {.user = p, .read = read_rows};
     smooth_stats *stats = NULL;
     smooth_scales scales = {0};
-    TRY(smooth_stats_create(ctx, &p->r->smooth, &g, &stats));
+    TRY(smooth_stats_create(ctx, &p->plan->smooth, &g, &stats));
     TRY(smooth_stats_update(ctx, stats, p->x, p->tokens));
-    TRY(smooth_solve(ctx, &p->r->smooth, &g, stats, &inputs, &scales));
+    TRY(smooth_solve(ctx, &p->plan->smooth, &g, stats, &inputs, &scales));
 done:
     smooth_scales_free(ctx, &scales);
     smooth_stats_free(ctx, stats);
@@ -56,15 +56,15 @@ static tare_status time_tokens(smoothing_probe *p, size_t tokens, double *second
 }
 
 /* Tokens that a search multiplies with: m3 uses the Gram matrix beyond C of them. */
-static size_t searched_tokens(const run *r, size_t channels)
+static size_t searched_tokens(const run_plan *plan, size_t channels)
 {
-    switch (smooth_needs(&r->smooth)) {
+    switch (smooth_needs(&plan->smooth)) {
     case SMOOTH_FIRST_SAMPLE:
-        return r->smooth.method == SMOOTH_M3 && !r->num.compat
-                   ? size_min(r->samples.lengths[0], channels)
-                   : r->samples.lengths[0];
+        return plan->smooth.method == SMOOTH_M3 && !plan->env->num.compat
+                   ? size_min(plan->env->samples.lengths[0], channels)
+                   : plan->env->samples.lengths[0];
     case SMOOTH_ALL_SAMPLES:
-        return r->floats.tokens;
+        return plan->float_tokens;
     default:
         return 0;
     }
@@ -74,7 +74,7 @@ static size_t searched_tokens(const run *r, size_t channels)
 static tare_status measure_search(smoothing_probe *p, double *rate)
 {
     tare_status status = TARE_OK;
-    size_t tokens = searched_tokens(p->r, p->target.k), few = size_min(tokens ? tokens : 16, 16),
+    size_t tokens = searched_tokens(p->plan, p->target.k), few = size_min(tokens ? tokens : 16, 16),
            more = size_min(tokens, MORE_TOKENS);
     double a = 0, b = 0, cells = (double)p->target.n * (double)p->target.k;
     TRY(time_tokens(p, few, &a));
@@ -96,17 +96,17 @@ static void spread_channels(float *x, size_t rows, size_t channels)
         x[i] *= (float)(1u << (i % channels % 5)) / 4;
 }
 
-tare_status probe_smoothing(run *r, double *rate)
+tare_status probe_smoothing(const run_plan *plan, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    tare_context *ctx = r->ctx;
-    const model_linear *l = &r->model->linears[0];
-    smoothing_probe p = {.r = r};
+    tare_context *ctx = plan->env->ctx;
+    const model_linear *l = &plan->env->model->linears[0];
+    smoothing_probe p = {.plan = plan};
     p.target = (smooth_weight){.name = "probe",
                                .n = SLICE_ROWS,
                                .k = l->k,
                                .stored = TARE_F32,
-                               .dtype = linear_raw_dtype(r->model, l)};
+                               .dtype = linear_raw_dtype(plan->env->model, l)};
     void *raw = probe_weights(ctx, p.target.dtype, p.target.n * p.target.k);
     p.target.raw = raw;
     p.x = probe_floats(ctx, MORE_TOKENS * l->k);
@@ -128,49 +128,50 @@ tare_status probe_smoothing(run *r, double *rate)
 /* ---- weights ---- */
 
 typedef struct quantize_probe {
-    run *r;
+    const run_plan *plan;
     smooth_weight w;
 } quantize_probe;
 
 static tare_status quantize_piece(void *user)
 {
     quantize_probe *p = user;
-    run *r = p->r;
+    const run_plan *plan = p->plan;
     quantized_weight q = {0};
     weight_rows rows = {.dtype = p->w.dtype,
                         .data = p->w.raw,
-                        .smooth = r->smoothing ? &p->w : NULL,
+                        .smooth = plan->smooths ? &p->w : NULL,
                         .count = p->w.n,
                         .k = p->w.k};
-    tare_status status = weight_quantize_rows(r->ctx, &r->num, &rows, r->recipe->mm_tensor, &q);
-    weight_quantized_free(r->ctx, &q);
+    tare_status status = weight_quantize_rows(plan->env->ctx, &plan->env->num, &rows,
+                                              plan->env->recipe->mm_tensor, &q);
+    weight_quantized_free(plan->env->ctx, &q);
     return status;
 }
 
-tare_status probe_quantize(run *r, double *rate)
+tare_status probe_quantize(const run_plan *plan, double *rate)
 {
     tare_status status = TARE_E_MEMORY;
-    const model_linear *l = probe_linear(r->model);
-    quantize_probe p = {.r = r};
+    const model_linear *l = probe_linear(plan->env->model);
+    quantize_probe p = {.plan = plan};
     p.w = (smooth_weight){.n = size_min(l->n, 512),
                           .k = l->k,
                           .cols_scaled = true,
-                          .dtype = linear_raw_dtype(r->model, l),
+                          .dtype = linear_raw_dtype(plan->env->model, l),
                           .round = TARE_F32};
-    void *raw = probe_weights(r->ctx, p.w.dtype, p.w.n * p.w.k);
+    void *raw = probe_weights(plan->env->ctx, p.w.dtype, p.w.n * p.w.k);
     p.w.raw = raw;
-    p.w.col_scale = probe_floats(r->ctx, l->k);
+    p.w.col_scale = probe_floats(plan->env->ctx, l->k);
     if (raw && p.w.col_scale)
         status = probe_repeat(quantize_piece, &p, (double)p.w.n * (double)p.w.k, rate);
-    mem_free(r->ctx, raw);
-    mem_free(r->ctx, p.w.col_scale);
+    mem_free(plan->env->ctx, raw);
+    mem_free(plan->env->ctx, p.w.col_scale);
     return status;
 }
 
 /* ---- activations ---- */
 
 typedef struct input_probe {
-    run *r;
+    const run_plan *plan;
     size_t rows, cols;
     float *x, *scratch;
     uint8_t *q;
@@ -185,11 +186,12 @@ static tare_status observe_piece(void *user)
     tare_status status = TARE_OK;
     input_probe *p = user;
     act_params params;
-    TRY(observer_update(p->r->ctx, p->o, p->x, p->rows * p->cols));
-    TRY(observer_params(p->r->ctx, p->o, &params));
+    TRY(observer_update(p->plan->env->ctx, p->o, p->x, p->rows * p->cols));
+    TRY(observer_params(p->plan->env->ctx, p->o, &params));
     for (size_t i = 0; i < p->rows; i++)
-        kernels_get(p->r->ctx)->quantize_asymmetric(p->x + i * p->cols, p->cols, params.scale,
-                                                    params.offset, p->q + i * p->cols);
+        kernels_get(p->plan->env->ctx)
+            ->quantize_asymmetric(p->x + i * p->cols, p->cols, params.scale, params.offset,
+                                  p->q + i * p->cols);
 done:
     return status;
 }
@@ -197,54 +199,56 @@ done:
 static tare_status score_piece(void *user)
 {
     input_probe *p = user;
-    return score_update(p->r->ctx, &p->r->num, &p->score, p->x, p->rows, p->cols, p->scratch);
+    return score_update(p->plan->env->ctx, &p->plan->env->num, &p->score, p->x, p->rows, p->cols,
+                        p->scratch);
 }
 
 static tare_status fa_piece(void *user)
 {
     input_probe *p = user;
-    size_t dim = p->r->model->config.head_dim;
+    size_t dim = p->plan->env->model->config.head_dim;
     fa_input in = {p->x, p->cols, dim}, all[FA_KINDS] = {in, in, in};
     return fa_observe(p->fa, 0, &p->rows, 1, all);
 }
 
-static tare_status open_input(run *r, size_t cols, input_probe *p)
+static tare_status open_input(const run_plan *plan, size_t cols, input_probe *p)
 {
-    *p = (input_probe){.r = r, .cols = cols};
-    p->rows = size_min(r->samples.tokens / r->samples.count, 1024);
-    p->x = probe_floats(r->ctx, p->rows * cols);
-    p->q = mem_alloc_array(r->ctx, p->rows, cols);
-    p->scratch = mem_alloc_array(r->ctx, 2 * cols, sizeof *p->scratch);
+    *p = (input_probe){.plan = plan, .cols = cols};
+    p->rows = size_min(plan->env->samples.tokens / plan->env->samples.count, 1024);
+    p->x = probe_floats(plan->env->ctx, p->rows * cols);
+    p->q = mem_alloc_array(plan->env->ctx, p->rows, cols);
+    p->scratch = mem_alloc_array(plan->env->ctx, 2 * cols, sizeof *p->scratch);
     return p->x && p->q && p->scratch ? TARE_OK : TARE_E_MEMORY;
 }
 
 static void close_input(input_probe *p)
 {
-    observer_free(p->r->ctx, p->o);
+    observer_free(p->plan->env->ctx, p->o);
     fa_observer_free(p->fa);
-    mem_free(p->r->ctx, p->x);
-    mem_free(p->r->ctx, p->q);
-    mem_free(p->r->ctx, p->scratch);
+    mem_free(p->plan->env->ctx, p->x);
+    mem_free(p->plan->env->ctx, p->q);
+    mem_free(p->plan->env->ctx, p->scratch);
 }
 
-tare_status probe_observe(run *r, double *rate)
+tare_status probe_observe(const run_plan *plan, double *rate)
 {
     tare_status status = TARE_OK;
-    observer_kind kind = r->recipe->act_method == 1 ? OBSERVER_MEAN_EXTREMES : OBSERVER_HISTOGRAM;
+    observer_kind kind = plan->env->recipe->act_method == 1 ? OBSERVER_MEAN_EXTREMES
+                                                            : OBSERVER_HISTOGRAM;
     input_probe p;
-    TRY(open_input(r, r->model->config.hidden_size, &p));
-    TRY(observer_create(r->ctx, kind, &r->num, &p.o));
+    TRY(open_input(plan, plan->env->model->config.hidden_size, &p));
+    TRY(observer_create(plan->env->ctx, kind, &plan->env->num, &p.o));
     TRY(probe_repeat(observe_piece, &p, (double)p.rows * (double)p.cols, rate));
 done:
     close_input(&p);
     return status;
 }
 
-tare_status probe_score(run *r, double *rate)
+tare_status probe_score(const run_plan *plan, double *rate)
 {
     tare_status status = TARE_OK;
     input_probe p;
-    TRY(open_input(r, r->model->config.hidden_size, &p));
+    TRY(open_input(plan, plan->env->model->config.hidden_size, &p));
     score_init(&p.score);
     TRY(probe_repeat(score_piece, &p, (double)p.rows * (double)p.cols, rate));
 done:
@@ -252,14 +256,14 @@ done:
     return status;
 }
 
-tare_status probe_fa(run *r, double *rate)
+tare_status probe_fa(const run_plan *plan, double *rate)
 {
     tare_status status = TARE_OK;
-    const model_config *c = &r->model->config;
+    const model_config *c = &plan->env->model->config;
     size_t kv = c->num_kv_heads, heads[FA_KINDS] = {kv, kv, kv};
     input_probe p;
-    TRY(open_input(r, kv * c->head_dim, &p));
-    TRY(fa_observer_create(r->ctx, "probe", heads, &p.fa));
+    TRY(open_input(plan, kv * c->head_dim, &p));
+    TRY(fa_observer_create(plan->env->ctx, "probe", heads, &p.fa));
     TRY(probe_repeat(fa_piece, &p, 3.0 * (double)p.rows * (double)p.cols, rate));
 done:
     close_input(&p);
@@ -268,7 +272,7 @@ done:
 
 /* ---- disk ---- */
 
-tare_status probe_read(run *r, double *rate)
+tare_status probe_read(const run_plan *plan, double *rate)
 {
-    return probe_reading(r->model, rate);
+    return probe_reading(plan->env->model, rate);
 }

@@ -41,22 +41,22 @@ static void write_linears(run *r, buffer *out)
     bool first = true;
     buffer_puts(out, "  \"float_linears\": [");
     for (size_t i = 0; i < r->model->num_linears; i++) {
-        if (!plan_is_float(&r->linears[i]))
+        if (!plan_is_float(&r->plan->linears[i]))
             continue;
         buffer_printf(out, "%s\n    ", first ? "" : ",");
-        json_write_string(out, r->linears[i].name, strlen(r->linears[i].name));
+        json_write_string(out, r->plan->linears[i].name, strlen(r->plan->linears[i].name));
         first = false;
     }
     buffer_puts(out, first ? "],\n" : "\n  ],\n");
     first = true;
     buffer_puts(out, "  \"scores\": {");
     for (size_t i = 0; i < r->model->num_linears; i++) {
-        if (!r->linears[i].has_score)
+        if (!r->scores[i].known)
             continue;
         buffer_printf(out, "%s\n    ", first ? "" : ",");
-        json_write_string(out, r->linears[i].name, strlen(r->linears[i].name));
+        json_write_string(out, r->plan->linears[i].name, strlen(r->plan->linears[i].name));
         buffer_puts(out, ": ");
-        json_write_double(out, r->linears[i].score);
+        json_write_double(out, r->scores[i].value);
         first = false;
     }
     buffer_puts(out, first ? "}\n" : "\n  }\n");
@@ -66,18 +66,18 @@ static void write_linears(run *r, buffer *out)
 static void write_attentions(const run *r, buffer *out)
 {
     bool first = true;
-    if (r->num_fa == 0)
+    if (r->plan->num_fa == 0)
         return;
     buffer_puts(out, "  \"fa_scores\": {");
     for (size_t i = 0; i < r->model->config.num_layers; i++) {
-        const run_attention *a = &r->attentions[i];
+        const attention_plan *a = &r->plan->attentions[i];
         if (!a->quantize)
             continue;
         buffer_printf(out, "%s\n    ", first ? "" : ",");
         json_write_string(out, a->name, strlen(a->name));
         for (int kind = 0; kind < FA_KINDS; kind++) {
             buffer_puts(out, kind ? ", " : ": [");
-            json_write_double(out, (double)a->scores[kind]);
+            json_write_double(out, (double)r->attentions[i].scores[kind]);
         }
         buffer_putc(out, ']');
         first = false;
@@ -85,8 +85,8 @@ static void write_attentions(const run *r, buffer *out)
     buffer_puts(out, "\n  },\n  \"fa_fallback\": [");
     first = true;
     for (size_t i = 0; i < r->model->config.num_layers; i++) {
-        const run_attention *a = &r->attentions[i];
-        if (!a->fallback)
+        const attention_plan *a = &r->plan->attentions[i];
+        if (!r->attentions[i].fallback)
             continue;
         buffer_puts(out, first ? "" : ", ");
         json_write_string(out, a->name, strlen(a->name));
@@ -100,8 +100,8 @@ static void write_samples(const run *r, buffer *out)
     buffer_printf(out,
                   "  \"calibration\": {\"samples\": %zu, \"tokens\": %zu, \"truncated\": "
                   "%zu, \"ids\": ",
-                  r->samples.count, r->samples.tokens, r->samples.truncated);
-    digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
+                  r->env->samples.count, r->env->samples.tokens, r->env->samples.truncated);
+    digest_write(out, r->env->samples.ids, r->env->samples.tokens * sizeof *r->env->samples.ids);
     buffer_printf(out, "},\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
 }
 
@@ -110,11 +110,12 @@ tare_status run_record(run *r, buffer *out, record_places *places)
     buffer_printf(out,
                   "{\n  \"tare_version\": \"%s\",\n  \"scheme\": \"%s\",\n  \"compute\": "
                   "\"%s\",\n  \"isa\": \"%s\",\n",
-                  tare_version(), scheme_of(recipe_scheme(r->recipe))->type,
-                  r->compute == GEMM_BF16 ? "bf16" : "fp32", tare_cpu_name(r->ctx));
-    buffer_printf(out, "  \"serving_dtype\": \"%s\",\n  \"recipe\": ", dtype_name(r->num.dtype));
+                  tare_version(), scheme_of(recipe_scheme(r->env->recipe))->type,
+                  r->env->compute == GEMM_BF16 ? "bf16" : "fp32", tare_cpu_name(r->ctx));
+    buffer_printf(out,
+                  "  \"serving_dtype\": \"%s\",\n  \"recipe\": ", dtype_name(r->env->num.dtype));
     places->recipe.begin = out->length;
-    recipe_write(r->recipe, out, 1);
+    recipe_write(r->env->recipe, out, 1);
     places->recipe.end = out->length;
     buffer_printf(out, ",\n  \"model\": {\n    \"model_type\": \"%s\",\n    \"config\": ",
                   r->model->config.arch->model_type);
@@ -122,11 +123,11 @@ tare_status run_record(run *r, buffer *out, record_places *places)
     buffer_puts(out, ",\n    \"files\": ");
     tare_status status = write_files(r, out);
     buffer_puts(out, "\n  },\n");
-    if (r->samples.count > 0)
+    if (r->env->samples.count > 0)
         write_samples(r, out);
-    if (r->smoothing_given && status == TARE_OK) {
+    if (r->plan->smoothing_given && status == TARE_OK) {
         buffer_puts(out, "  \"smoothing\": ");
-        status = smoothing_record(r, r->options->smoothing, out);
+        status = smoothing_record(r, r->env->options->smoothing, out);
         buffer_puts(out, ",\n");
     }
     buffer_puts(out, "  \"fingerprint\": ");

@@ -6,7 +6,7 @@
 
 #include "base/sized.h"
 #include "output/copy_files.h"
-#include "pipeline/run.h"
+#include "pipeline/job.h"
 
 struct tare_recording {
     tare_context *ctx;
@@ -24,9 +24,9 @@ output_tape *recording_tape(tare_recording *recording)
 
 tare_status recording_note(run *r, const char *run_json, const record_places *places)
 {
-    tare_recording *k = r->recording;
+    tare_recording *k = r->env->recording;
     tare_status status = TARE_OK;
-    TRY(recipe_copy(r->recipe, &k->arena, &k->recipe));
+    TRY(recipe_copy(r->env->recipe, &k->arena, &k->recipe));
     k->run_json = arena_strndup(&k->arena, run_json, strlen(run_json));
     TRY(k->run_json ? TARE_OK : TARE_E_MEMORY);
     k->places = *places;

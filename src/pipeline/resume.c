@@ -31,19 +31,20 @@ tare_status fingerprint_write(run *r, buffer *out, text_range *recipe)
     buffer_printf(out, "{\"version\": \"%s\", \"oneDNN\": \"", tare_version());
     gemm_onednn_version(out);
     buffer_printf(out, "\", \"cpu\": \"%s\"", tare_cpu_name(r->ctx));
-    buffer_printf(out, ", \"compute\": \"%s\", ", r->compute == GEMM_BF16 ? "bf16" : "fp32");
+    buffer_printf(out, ", \"compute\": \"%s\", ", r->env->compute == GEMM_BF16 ? "bf16" : "fp32");
     size_t begin = out->length;
-    TRY(fingerprint_recipe(r->recipe, out));
+    TRY(fingerprint_recipe(r->env->recipe, out));
     if (recipe)
         *recipe = (text_range){begin, out->length};
-    buffer_printf(
-        out, ", \"copy_code\": \"%s\", \"calibration\": ", r->options->copy_code ? "yes" : "no");
-    digest_write(out, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
+    buffer_printf(out, ", \"copy_code\": \"%s\", \"calibration\": ",
+                  r->env->options->copy_code ? "yes" : "no");
+    digest_write(out, r->env->samples.ids, r->env->samples.tokens * sizeof *r->env->samples.ids);
     buffer_puts(out, ", \"lengths of the samples\": ");
-    digest_write(out, r->samples.lengths, r->samples.count * sizeof *r->samples.lengths);
-    if (r->smoothing_given) {
+    digest_write(out, r->env->samples.lengths,
+                 r->env->samples.count * sizeof *r->env->samples.lengths);
+    if (r->plan->smoothing_given) {
         buffer_puts(out, ", \"smoothing\": ");
-        TRY(smoothing_digest(r, r->options->smoothing, out));
+        TRY(smoothing_digest(r, r->env->options->smoothing, out));
     }
     buffer_puts(out, ", \"config.json\": ");
     digest_write(out, r->model->config_json, r->model->config_length);
@@ -75,7 +76,8 @@ static tare_status compare_maps(run *r, tare_status (*write)(run *r, buffer *out
     const value *now;
     buffer_init(&text, r->ctx);
     TRY(write(r, &text));
-    TRY(json_parse(r->ctx, &r->arena, text.data, text.length, "fingerprint", JSON_STRICT, &now));
+    TRY(json_parse(r->ctx, r->env->arena, text.data, text.length, "fingerprint", JSON_STRICT,
+                   &now));
     *same = then && then->type == VALUE_MAP && then->count == now->count;
     for (size_t i = 0; i < now->count; i++) {
         const value *old = value_get(then, now->keys[i].text);
@@ -116,7 +118,7 @@ static tare_status check_fingerprint(run *r, const value *then, const value *tim
         TRY(TARE_FAIL(r->ctx, TARE_E_FOLDER,
                       "output folder %s holds %s of other inputs or settings (changed: %s); give "
                       "back what changed, or start anew with --overwrite",
-                      r->options->out, what, changed.data));
+                      r->env->options->out, what, changed.data));
 done:
     buffer_free(&changed);
     return status;
@@ -127,7 +129,7 @@ done:
 static tare_status archive_smoothing(run *r, archive *a)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; smoothing_solves(r) && i < r->model->config.num_layers; i++)
+    for (size_t i = 0; smoothing_solves(r->plan) && i < r->model->config.num_layers; i++)
         TRY(smoothing_archive(r, &r->model->blocks[i], a));
 done:
     return status;
@@ -145,7 +147,7 @@ static tare_status archive_attentions(run *r, archive *a)
             float *scales = t->scales[kind];
             TRY(archive_floats(a, &scales, heads[kind]));
             if (archive_reads(a) && scales) {
-                t->scales[kind] = arena_alloc_array(&r->arena, heads[kind], sizeof *scales);
+                t->scales[kind] = arena_alloc_array(r->env->arena, heads[kind], sizeof *scales);
                 if (t->scales[kind])
                     memcpy(t->scales[kind], scales, heads[kind] * sizeof *scales);
                 mem_free(r->ctx, scales);
@@ -163,14 +165,14 @@ static tare_status archive_run(run *r, archive *a)
     tare_status status = TARE_OK;
     bool beside = r->floats.states != NULL;
     for (size_t i = 0; i < r->model->num_linears; i++) {
-        TRY(archive_bytes(a, &r->linears[i].has_score, sizeof(bool)));
-        TRY(archive_bytes(a, &r->linears[i].score, sizeof(double)));
+        TRY(archive_bytes(a, &r->scores[i].known, sizeof(bool)));
+        TRY(archive_bytes(a, &r->scores[i].value, sizeof(double)));
     }
     TRY(archive_bytes(a, &r->saturated_rows, sizeof r->saturated_rows));
     TRY(archive_attentions(r, a));
     TRY(archive_smoothing(r, a));
     TRY(archive_bytes(a, &beside, sizeof beside));
-    if (r->resume.pass == PASS_QUANTIZE && r->calibrates) {
+    if (r->resume.pass == PASS_QUANTIZE && r->plan->calibrates) {
         if (archive_reads(a))
             TRY(create_states(r, false));
         TRY(stream_archive(r->calibrated.states, a));
@@ -229,7 +231,7 @@ done:
 
 bool resume_due(run *r, bool layer_done)
 {
-    size_t every = r->options->checkpoint_every, since = r->resume.layers_since += layer_done;
+    size_t every = r->env->options->checkpoint_every, since = r->resume.layers_since += layer_done;
     return r->resume.records &&
            (every ? since >= every : clock_seconds() - r->resume.last >= CHECKPOINT_SECONDS);
 }
@@ -267,8 +269,9 @@ done:
 
 static void tell_place(run *r, const run_resume *at)
 {
-    if (!r->calibrates && at->pass == PASS_QUANTIZE)
-        TARE_INFO(r->ctx, "going on behind tensor %zu of %zu", at->layer, weight_pass_steps(r));
+    if (!r->plan->calibrates && at->pass == PASS_QUANTIZE)
+        TARE_INFO(r->ctx, "going on behind tensor %zu of %zu", at->layer,
+                  weight_pass_steps(r->plan));
     else
         TARE_INFO(r->ctx, "going on %s layer %zu of %zu",
                   at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,
@@ -301,7 +304,7 @@ static tare_status find_state(run *r)
         tell_place(r, &candidate);
         return TARE_OK;
     }
-    TARE_WARN(r->ctx, "nothing to go on from in %s: starting afresh", r->options->out);
+    TARE_WARN(r->ctx, "nothing to go on from in %s: starting afresh", r->env->options->out);
     return TARE_OK;
 }
 
@@ -339,15 +342,15 @@ static tare_status check_finished(run *r)
     char *path = NULL;
     for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES && !(path && path_exists(path)); i++) {
         mem_free(r->ctx, path);
-        path = path_join(r->ctx, r->options->out, PLACES[i]);
+        path = path_join(r->ctx, r->env->options->out, PLACES[i]);
         TRY(path ? TARE_OK : TARE_E_MEMORY);
     }
     if (!path_exists(path))
         goto done;
-    TRY(json_parse_file(r->ctx, &r->arena, path, 64 << 20, &root));
+    TRY(json_parse_file(r->ctx, r->env->arena, path, 64 << 20, &root));
     TRY(check_fingerprint(r, value_get(root, "fingerprint"), NULL, false, "a finished output"));
     r->resume.finished = true;
-    TARE_INFO(r->ctx, "%s is finished already", r->options->out);
+    TARE_INFO(r->ctx, "%s is finished already", r->env->options->out);
 done:
     mem_free(r->ctx, path);
     return status;
@@ -359,9 +362,9 @@ static tare_status publish_rest(run *r)
     char *stage = path_join(r->ctx, journal_folder(r->resume.journal), "stage");
     TRY(stage ? TARE_OK : TARE_E_MEMORY);
     if (path_exists(stage)) /* else only the journal is left */
-        TRY(output_publish_rest(r->ctx, stage, r->options->out));
+        TRY(output_publish_rest(r->ctx, stage, r->env->options->out));
     r->resume.finished = true;
-    TARE_INFO(r->ctx, "%s was all but finished: it is now", r->options->out);
+    TARE_INFO(r->ctx, "%s was all but finished: it is now", r->env->options->out);
 done:
     mem_free(r->ctx, stage);
     return status;
@@ -387,7 +390,7 @@ done:
 static tare_status take_over(run *r)
 {
     tare_status status = TARE_OK;
-    const tare_quantize_options *o = r->options;
+    const tare_quantize_options *o = r->env->options;
     journal *j = r->resume.journal;
     size_t records = journal_count(j);
     const value *first = records > 0 ? journal_at(j, 0) : NULL;
@@ -438,7 +441,7 @@ done:
 tare_status resume_open(run *r)
 {
     tare_status status = TARE_OK;
-    const tare_quantize_options *o = r->options;
+    const tare_quantize_options *o = r->env->options;
     char *folder = path_join(r->ctx, o->out, ".tare");
     TRY(folder ? TARE_OK : TARE_E_MEMORY);
     bool left = path_exists(folder);
@@ -498,7 +501,7 @@ static bool leaves_stage(const run_resume *s, tare_status status)
 static void tell_what_is_left(run *r, tare_status status, const error_note *first)
 {
     const run_resume *s = &r->resume;
-    const char *out = r->options->out, *message = first->text;
+    const char *out = r->env->options->out, *message = first->text;
     int error = first->number;
     if (status == TARE_E_VERIFY)
         context_fail_errno(r->ctx, status, error, "%s; it stays in %s/.tare/stage%s", message, out,
@@ -553,5 +556,5 @@ void resume_close(run *r, tare_status status)
     journal_close(s->journal);
     s->journal = NULL;
     if (status != TARE_OK && r->made_out)
-        rmdir(r->options->out); /* if it is empty */
+        rmdir(r->env->options->out); /* if it is empty */
 }

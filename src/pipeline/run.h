@@ -1,32 +1,25 @@
-/* One quantization run: what its stages share. quantize.c holds the run as a whole, plan.c decides
- * and declares, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer
- * and the head; weight_pass.c is all that a run of weights alone needs. float_goals.c holds the
- * runs that end with the float pass: scores, smoothing. */
+/* One quantization run as it goes on: what its stages share and change. What it is given and what
+ * was decided before is in plan.h. job.c makes the plan, declare.c declares the output, quantize.c
+ * drives, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer and
+ * the head; weight_pass.c is all that a run of weights alone needs. float_goals.c holds the runs
+ * that end with the float pass: scores, smoothing. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
 #include "base/progress.h"
-#include "calibration/samples.h"
 #include "file/journal.h"
 #include "forward/linear.h"
 #include "model/fingerprint.h"
-#include "output/layout.h"
-#include "output/output.h"
 #include "output/tape.h"
+#include "pipeline/plan.h"
 #include "pipeline/streams.h"
-#include "quantize/fa3.h"
 #include "quantize/layer_selector.h"
-#include "quantize/observer.h"
-#include "quantize/recipe.h"
-#include "quantize/rules.h"
 #include "quantize/score.h"
-#include "quantize/smooth.h"
 
-/* FA quantization of one layer's attention. */
+/* FA quantization of one layer's attention, once that layer is done. */
 typedef struct run_attention {
-    const char *name;
-    bool quantize, fallback; /* observed; and then chosen by fa_amp to go without */
-    float *scales[FA_KINDS]; /* once its layer is done */
+    bool fallback; /* chosen by fa_amp to go without */
+    float *scales[FA_KINDS];
     float scores[FA_KINDS];
 } run_attention;
 
@@ -43,27 +36,6 @@ typedef struct layer_smoothing {
         *input_shift[BLOCK_UNITS]; /* of the units' inputs; NULL: none */
 } layer_smoothing;
 
-/* How a run is laid out in memory. Chosen by the plan; the output never depends on it. */
-typedef struct run_layout {
-    size_t
-        batch_rows; /* most rows (tokens) of one batch, but for a longer sample, which goes alone */
-    bool whole_layer; /* float copies of all linears of a segment at once; else one at a time */
-    graph_cut cut;    /* what of a block is resident at once */
-    bool spill;       /* hidden states lie in scratch files */
-    bool overlap;     /* the next layer is read while this one is computed */
-} run_layout;
-
-typedef struct segment_list {
-    block_segment items[BLOCK_UNITS];
-    size_t count;
-} segment_list;
-
-/* A segment of a block of the run. */
-typedef struct segment_work {
-    const model_block *block;
-    const block_segment *segment, *next; /* next NULL: the block ends with it */
-} segment_work;
-
 /* Samples on their way through the model. */
 typedef struct flow {
     size_t samples, tokens;                /* the first ones of the set */
@@ -72,8 +44,6 @@ typedef struct flow {
 } flow;
 
 typedef struct run_overlap run_overlap;
-
-typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE /* or weights alone */ } run_pass;
 
 /* Where the run stands in its journal (resume.c). */
 typedef struct run_resume {
@@ -101,95 +71,46 @@ typedef struct record_places {
     text_range recipe, fingerprint; /* the second: the recipe's member there */
 } record_places;
 
-/* What a run is for. */
-typedef enum run_goal {
-    GOAL_OUTPUT,
-    GOAL_SMOOTHING, /* run.smoothing of all layers: the float pass, no output */
-    GOAL_SCORES /* of all linears, by range_method: the float pass over all samples, no output */
-} run_goal;
-
 typedef struct run {
-    tare_context *ctx;
-    run_goal goal;
-    tare_range_method range_method;
-    const tare_quantize_options *options;
-    const tare_recipe *recipe;
-    tare_recipe effective; /* what `recipe` points to if the caller's does not hold as it is */
-    bool calibrates;       /* samples pass the model; else weights alone are quantized */
+    const run_env *env;
+    const run_plan *plan;
+    tare_context *ctx; /* the environment's, and its model */
     tare_model *model;
-    sample_set samples;
-    numerics num;
-    gemm_compute compute;
     output *out;
-    tare_recording *recording; /* NULL: the output is written as it is made; else it is kept in */
-    output_tape *tape;         /* the recording's tape */
     progress progress;
-    size_t earlier_peak; /* of the context, before this call */
-    size_t owners_limit; /* memory_limit of the context, before this call and after it */
-
-    linear_plan *linears; /* [model->num_linears], as in the model: the head is the last */
-    size_t num_quantized;
-    run_attention *attentions; /* [layers] */
-    size_t num_fa;             /* that are observed */
-    bool wants_scores;
-    bool two_passes;   /* all layers pass as floats before the first is quantized */
-    bool float_beside; /* or the float stream runs beside, layer by layer */
-    unsigned save;     /* SAVE_* bits */
-    size_t score_samples, score_tokens; /* the first samples, which the score looks at */
-    smooth_config smooth;
-    layer_smoothing *smoothing; /* [num_layers]; NULL: no outlier suppression */
-    bool smoothing_given;       /* by the caller, who owns its vectors: none is solved */
-
-    run_layout layout;
-    segment_list segments;    /* of each block, by the layout */
-    struct memory_plan *plan; /* the plan that it comes from */
-    bool levels_known;        /* disable_level has been decided */
-    flow calibrated;          /* all samples */
+    linear_score *scores;       /* [model.num_linears] */
+    run_attention *attentions;  /* [layers] */
+    layer_smoothing *smoothing; /* [layers]; NULL: no outlier suppression */
+    flow calibrated;            /* all samples */
     flow floats; /* the first samples, through the float model; states NULL: it does not run
                     beside */
     workspace work;
     run_overlap *overlap; /* overlap.c; NULL: reading, computing, writing in turn */
     run_resume resume;
     bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
-    size_t saturated_rows;
-    arena arena;
+    size_t num_quantized, saturated_rows;
 } run;
 
 /* ---- quantize.c ---- */
 
-/* The beginning and the end of a call: a run with the recipe of `options`, or the default one,
- * which *owned then holds. run_end stops what is under way, and gives the call's own peak of
- * memory. */
-tare_status run_init(run *r, tare_context *ctx, const tare_quantize_options *options,
-                     tare_recipe **owned);
-size_t run_end(run *r, tare_recipe *owned);
 /* tare_quantize on checked options; into a recording if that is not NULL. */
 tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
                      tare_recording *recording, tare_quantize_result *result);
-/* What can be refused before any weight is read; from then on accounted memory stays within the
- * budget. */
-tare_status plan_memory(run *r);
-/* What lives through all layers. */
-tare_status alloc_workspace(run *r);
-/* *o <- the options of a call, whole. Is there one model, and at most one source of samples? */
-tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
-                         tare_quantize_options *o);
 /* The output, after all checks of its folder; a rehearsal has none (output_options.rehearsal). */
 tare_status open_output(run *r, bool rehearsal);
 /* The hidden states, empty: of the float stream, or of the calibrating one. */
 tare_status create_states(run *r, bool of_floats);
-
+/* Ends what is under way, and frees what lives through all layers. */
+void run_stop(run *r);
 /* Where hidden states are spilled; NULL: they stay in memory. */
 const char *run_spill_folder(const run *r);
 
 /* ---- segments.c ---- */
 
 /* The segments of a block that a layout's cut makes in this run. */
-void run_segments(const run *r, graph_cut cut, segment_list *out);
-/* One of those that the run is in, and the linears of the model that run in it: [first, end). */
+void run_segments(const run_plan *plan, graph_cut cut, segment_list *out);
+/* One of the segments that the plan cuts a block into. */
 segment_work run_segment(const run *r, const model_block *block, size_t index);
-size_t segment_first(const segment_work *s);
-size_t segment_end(const segment_work *s);
 
 typedef struct segment_pass {
     segment_work work;
@@ -234,17 +155,13 @@ output_tape *recording_tape(tare_recording *recording);
 /* What the recording's outputs say of the run: its recipe and the text of tare_run.json. */
 tare_status recording_note(run *r, const char *run_json, const record_places *places);
 
-/* ---- plan.c ---- */
+/* ---- declare.c ---- */
 
-/* The list of linears, with the fallbacks by name. */
-tare_status plan_linears(run *r);
 /* Declares every tensor of the output, in model order. */
 tare_status plan_output(run *r);
 /* Declares them to an output that is never written, and refuses what would be refused at its end.
  * Linears that disable_level will choose are taken as quantized. */
 tare_status rehearse_output(run *r);
-/* Tensors of one folder of the output, at most. */
-size_t run_tensors(const run *r);
 
 /* ---- float_pass.c ---- */
 
@@ -252,11 +169,11 @@ size_t run_tensors(const run *r);
  * linears, as the run asks. Loads `source` if it is empty. */
 tare_status float_segment_pass(run *r, const segment_work *s, layer_source *source);
 /* Accounted bytes, at most, of the buffers for scores. */
-size_t float_scoring_bytes(const run *r);
+size_t float_scoring_bytes(const run_plan *plan);
 /* Scores the head (as the goal says), whose input is the final norm's output. */
 tare_status score_head(run *r);
 /* Accounted bytes, at most, of scores by range_method for one layer, updates included. */
-size_t layer_selectors_bytes(const run *r);
+size_t layer_selectors_bytes(const run_plan *plan);
 /* All layers: the first of two passes. */
 tare_status float_pass(run *r);
 
@@ -269,17 +186,19 @@ typedef struct pair_watch {
     float *inputs; /* [rows, channels], the first of the pair's inputs; NULL: none are needed */
 } pair_watch;
 
-/* The configuration; run.smoothing if there is any. Checks disable_anti_names, or whether a given
+/* The configuration. Checks disable_anti_names, or whether a given
  * smoothing fits. */
-tare_status smoothing_plan(run *r);
+tare_status smoothing_plan(run_plan *plan);
+/* run.smoothing, for what will be solved or what was given. */
+tare_status smoothing_begin(run *r);
 /* Is it this run that solves it? */
-bool smoothing_solves(const run *r);
-bool smoothing_shifts(const run *r);
-norm_kind smoothing_norm_kind(const run *r);
+bool smoothing_solves(const run_plan *plan);
+bool smoothing_shifts(const run_plan *plan);
+norm_kind smoothing_norm_kind(const run_plan *plan);
 /* What smoothing does to the weight of `l`; NULL: nothing. */
 smooth_weight *smoothing_of(const run *r, const model_linear *l);
 /* Does a shift give `l` a bias that its architecture lacks? */
-bool smoothing_creates_bias(const run *r, const model_linear *l);
+bool smoothing_creates_bias(const run_plan *plan, const model_linear *l);
 tare_status smoothing_watch(run *r, const segment_work *s, pair_watch watch[BLOCK_PAIRS]);
 void smoothing_unwatch(run *r, pair_watch watch[BLOCK_PAIRS]);
 tare_status pair_watch_inputs(run *r, pair_watch *w, const batch *b, const float *x, size_t k);
@@ -297,21 +216,22 @@ void layer_smoothing_free(tare_context *ctx, layer_smoothing *s);
 /* The vectors of a layer (none: nothing is there), written to or read from an archive. */
 tare_status smoothing_archive(run *r, const model_block *block, archive *a);
 /* Is `l` a target of a pair that this run smooths? */
-bool smoothing_targets(const run *r, const model_linear *l);
+bool smoothing_targets(const run_plan *plan, const model_linear *l);
 /* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
  * smoothing_solve beside that; of smoothing_store with both its weights. */
-size_t smoothing_layer_bytes(const run *r, const model_block *block);
-size_t smoothing_watch_bytes(const run *r, const segment_work *s);
-size_t smoothing_solve_bytes(const run *r, const segment_work *s);
-size_t smoothing_store_bytes(const run *r, const model_linear *l);
+size_t smoothing_layer_bytes(const run_plan *plan, const model_block *block);
+size_t smoothing_watch_bytes(const run_plan *plan, const segment_work *s);
+size_t smoothing_solve_bytes(const run_plan *plan, const segment_work *s);
+size_t smoothing_store_bytes(const run_plan *plan, const model_linear *l);
 
 /* ---- smoothing_handle.c ---- */
 
 /* The recipe with the smoothing's section anti_outlier. */
 void smoothing_recipe(const tare_smoothing *s, const tare_recipe *recipe, tare_recipe *out);
-/* Its configuration and vectors, which stay the smoothing's, into the run. TARE_E_USAGE unless they
- * fit. */
-tare_status smoothing_take(run *r, const tare_smoothing *s);
+/* Its configuration into the plan. TARE_E_USAGE unless it fits the model. */
+tare_status smoothing_take(run_plan *plan, const tare_smoothing *s);
+/* Its vectors, which stay the smoothing's, into run.smoothing. */
+void smoothing_borrow(run *r, const tare_smoothing *s);
 /* A digest of all vectors, as a JSON string. */
 tare_status smoothing_digest(run *r, const tare_smoothing *s, buffer *out);
 /* What tare_run.json says of it: a JSON map. */
@@ -319,7 +239,7 @@ tare_status smoothing_record(run *r, const tare_smoothing *s, buffer *out);
 /* The result of a run with GOAL_SMOOTHING, which gives its vectors away. */
 tare_status smoothing_keep(run *r, tare_smoothing **out);
 /* Accounted bytes of that, at most, beside the vectors. */
-size_t smoothing_keep_bytes(const run *r);
+size_t smoothing_keep_bytes(const run_plan *plan);
 
 /* ---- layer.c, live_linear.c ---- */
 
@@ -332,7 +252,7 @@ tare_status quantize_block(run *r, const model_block *block);
 /* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
 tare_status quantize_head(run *r);
 /* Accounted bytes, at most, of the buffers and observers of a segment, for batches of `rows`. */
-size_t calibrated_segment_bytes(const run *r, const segment_work *s, size_t rows);
+size_t calibrated_segment_bytes(const run_plan *plan, const segment_work *s, size_t rows);
 
 /* One linear while its layer is loaded. */
 typedef struct live_linear {
@@ -353,9 +273,9 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
                              raw_weight *raw, live_linear *out);
 void live_linear_free(run *r, live_linear *l);
 /* How the inputs of a linear are quantized while calibrating. */
-act_kind calibrated_activations(const run *r, linear_scheme scheme);
+act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme);
 /* Are fake-quantized linears computed in floats? */
-bool live_linears_need_float(const run *r);
+bool live_linears_need_float(const run_plan *plan);
 /* Derives and writes the tensors of a quantized linear. */
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
 /* Writes a float linear, if that has not been done. */
@@ -366,7 +286,7 @@ typedef struct live_linear_size {
     size_t weights, packed; /* that it keeps: 8-bit, and in compute format */
     size_t loading;         /* while it is loaded, the source and the result included */
 } live_linear_size;
-void live_linear_bytes(const run *r, const model_linear *linear, linear_scheme scheme,
+void live_linear_bytes(const run_plan *plan, const model_linear *linear, linear_scheme scheme,
                        live_linear_size *out);
 size_t live_linear_write_bytes(size_t n);
 
@@ -395,12 +315,10 @@ tare_status overlap_write(run *r, layer_output *layer);
 tare_status overlap_wait(run *r);
 
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
-observer_kind observer_kind_of(const run *r, const linear_plan *f);
+observer_kind observer_kind_of(const run_env *e, const linear_score *s);
 
 /* ---- attention.c ---- */
 
-/* Which attentions are FA-quantized. */
-tare_status plan_attentions(run *r);
 tare_status declare_attention(run *r, size_t layer);
 /* *out stays NULL for an attention that goes without. */
 tare_status attention_observer_create(run *r, size_t layer, fa_observer **out);
@@ -417,14 +335,12 @@ tare_status write_late_attentions(run *r);
 /* Weights alone, from the first tensor to the last: read, quantize, write. */
 tare_status quantize_weights(run *r);
 /* Its tensors, counted as run_resume.layer does. */
-size_t weight_pass_steps(run *r);
+size_t weight_pass_steps(const run_plan *plan);
 /* Accounted bytes, at most, of quantize_weights. */
-size_t weight_pass_bytes(run *r);
+size_t weight_pass_bytes(const run_plan *plan);
 
 /* ---- copy.c ---- */
 
-/* What a FLOAT tensor is written as: the source's dtype; in compat the serving dtype. */
-tensor_info output_tensor(const run *r, const tensor_info *source);
 /* `count` values of a source tensor as they are written: *fresh stays NULL if that is as they are
  * stored, else it is the caller's to free. */
 tare_status output_values(run *r, const tensor_info *source, const void *stored, size_t count,
@@ -433,7 +349,7 @@ tare_status output_values(run *r, const tensor_info *source, const void *stored,
 tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
                              const void *rows);
 /* Accounted bytes, at most, for pieces as model_stream_rows makes them. */
-size_t write_float_rows_bytes(const run *r, const tensor_info *source);
+size_t write_float_rows_bytes(const run_env *e, const tensor_info *source);
 /* A norm's weight and bias as they are in use; the final norm and q and k norms have no bias. */
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias);
 /* Streams a whole tensor through. */

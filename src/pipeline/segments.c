@@ -6,21 +6,9 @@
 #include "pipeline/run.h"
 #include "tensor/kernels.h"
 
-/* npy files are streams whose entries have one order: of a whole block. A layer that scores by
- * running again (compat) begins with its input alone. */
-void run_segments(const run *r, graph_cut cut, segment_list *out)
-{
-    bool rows = r->smoothing && (r->smooth.method == SMOOTH_M4 || r->smooth.method == SMOOTH_M6);
-    if (r->save & SAVE_NUMPY || r->tape)
-        cut = CUT_NONE;
-    if (cut == CUT_UNITS && r->smoothing && r->wants_scores && r->num.compat)
-        cut = CUT_PARTS;
-    out->count = graph_segments(&r->model->graph, cut, rows, out->items);
-}
-
 segment_work run_segment(const run *r, const model_block *block, size_t index)
 {
-    const segment_list *list = &r->segments;
+    const segment_list *list = &r->plan->segments;
     return (segment_work){.block = block,
                           .segment = &list->items[index],
                           .next = index + 1 < list->count ? &list->items[index + 1] : NULL};
@@ -38,9 +26,10 @@ size_t segment_end(const segment_work *s)
 
 const char *run_spill_folder(const run *r)
 {
-    if (!r->layout.spill)
+    if (!r->plan->layout.spill)
         return NULL;
-    return r->options->scratch_dir ? r->options->scratch_dir : journal_folder(r->resume.journal);
+    return r->env->options->scratch_dir ? r->env->options->scratch_dir
+                                        : journal_folder(r->resume.journal);
 }
 
 static void free_streams(state_stream *streams[SEGMENT_VALUES])
@@ -99,7 +88,8 @@ static tare_status run_batches(run *r, const segment_pass *p, flow *f,
 {
     tare_status status = TARE_OK;
     for (size_t first = 0, row = 0; first < f->samples;) {
-        batch b = batch_next(r->samples.lengths, first, f->samples, r->layout.batch_rows);
+        batch b = batch_next(r->env->samples.lengths, first, f->samples,
+                             r->plan->layout.batch_rows);
         float *x;
         TRY(context_check_cancelled(r->ctx));
         if (p->begin)

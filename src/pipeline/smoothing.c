@@ -9,14 +9,14 @@
 
 /* ---- what is smoothed ---- */
 
-static const model_block *block_of(const run *r, const model_linear *l)
+static const model_block *block_of(const run_plan *plan, const model_linear *l)
 {
-    return &r->model->blocks[r->model->units[l->unit].block];
+    return &plan->env->model->blocks[plan->env->model->units[l->unit].block];
 }
 
-static bool method_takes(const run *r, const pair_spec *pair)
+static bool method_takes(const run_plan *plan, const pair_spec *pair)
 {
-    return pair->of_norm || r->smooth.method == SMOOTH_M4 || r->smooth.method == SMOOTH_M6;
+    return pair->of_norm || plan->smooth.method == SMOOTH_M4 || plan->smooth.method == SMOOTH_M6;
 }
 
 static bool is_listed(const string_list *names, const char *name)
@@ -30,34 +30,34 @@ static bool is_listed(const string_list *names, const char *name)
 
 /* A pair is left out if one of its targets is listed; the reference's m1, m2 and m5 ignore the
  * list. */
-static bool pair_is_disabled(const run *r, const model_block *block, const pair_spec *pair)
+static bool pair_is_disabled(const run_plan *plan, const model_block *block, const pair_spec *pair)
 {
-    const model_unit *unit = block_unit(r->model, block, pair->unit);
-    smooth_method m = r->smooth.method;
-    if (r->num.compat && (m == SMOOTH_M1 || m == SMOOTH_M2 || m == SMOOTH_M5))
+    const model_unit *unit = block_unit(plan->env->model, block, pair->unit);
+    smooth_method m = plan->smooth.method;
+    if (plan->env->num.compat && (m == SMOOTH_M1 || m == SMOOTH_M2 || m == SMOOTH_M5))
         return false;
     for (size_t i = unit->first; i < unit->first + unit->count; i++) {
-        if (is_listed(&r->recipe->disable_anti_names, r->model->linears[i].name))
+        if (is_listed(&plan->env->recipe->disable_anti_names, plan->env->model->linears[i].name))
             return true;
     }
     return false;
 }
 
-static bool pair_is_active(const run *r, const model_block *block, const pair_spec *pair)
+static bool pair_is_active(const run_plan *plan, const model_block *block, const pair_spec *pair)
 {
-    return method_takes(r, pair) && !pair_is_disabled(r, block, pair);
+    return method_takes(plan, pair) && !pair_is_disabled(plan, block, pair);
 }
 
 /* The active pair whose targets `l` is one of; NULL: none. */
-static const pair_spec *active_pair_of(const run *r, const model_linear *l)
+static const pair_spec *active_pair_of(const run_plan *plan, const model_linear *l)
 {
-    if (!r->smoothing || linear_is_head(r->model, l))
+    if (!plan->smooths || linear_is_head(plan->env->model, l))
         return NULL;
-    const model_block *block = block_of(r, l);
+    const model_block *block = block_of(plan, l);
     for (size_t p = 0; p < block->graph->num_pairs; p++) {
         const pair_spec *pair = &block->graph->pairs[p];
         if (block->first_unit + pair->unit == l->unit)
-            return pair_is_active(r, block, pair) ? pair : NULL;
+            return pair_is_active(plan, block, pair) ? pair : NULL;
     }
     return NULL;
 }
@@ -66,86 +66,94 @@ smooth_weight *smoothing_of(const run *r, const model_linear *l)
 {
     if (!r->smoothing || linear_is_head(r->model, l))
         return NULL;
-    const model_block *block = block_of(r, l);
+    const model_block *block = block_of(r->plan, l);
     return &r->smoothing[block->index]
                 .weights[(size_t)(l - r->model->linears) - block->first_linear];
 }
 
-static tare_status check_names(const run *r)
+static tare_status check_names(const run_plan *plan)
 {
     tare_status status = TARE_OK;
-    const string_list *names = &r->recipe->disable_anti_names;
-    const char **known = mem_alloc_array(r->ctx, r->model->num_linears, sizeof *known);
+    const string_list *names = &plan->env->recipe->disable_anti_names;
+    const char **known = mem_alloc_array(plan->env->ctx, plan->env->model->num_linears,
+                                         sizeof *known);
     buffer near;
-    buffer_init(&near, r->ctx);
+    buffer_init(&near, plan->env->ctx);
     if (!known)
         return TARE_E_MEMORY;
-    for (size_t i = 0; i < r->model->num_linears; i++)
-        known[i] = r->linears[i].name;
+    for (size_t i = 0; i < plan->env->model->num_linears; i++)
+        known[i] = plan->linears[i].name;
     for (size_t n = 0; n < names->count; n++) {
         bool found = false;
-        for (size_t i = 0; i < r->model->num_linears && !found; i++)
+        for (size_t i = 0; i < plan->env->model->num_linears && !found; i++)
             found = strcmp(known[i], names->items[n]) == 0;
         if (found)
             continue;
-        nearest_names(&near, names->items[n], known, r->model->num_linears, 3);
+        nearest_names(&near, names->items[n], known, plan->env->model->num_linears, 3);
         TRY(near.status);
         TRY(TARE_FAIL(
-            r->ctx, TARE_E_USAGE,
+            plan->env->ctx, TARE_E_USAGE,
             "anti_outlier.disable_anti_names: \"%s\" names no linear layer of this model; near: %s",
             names->items[n], near.data));
     }
 done:
     buffer_free(&near);
-    mem_free(r->ctx, known);
+    mem_free(plan->env->ctx, known);
     return status;
 }
 
-bool smoothing_shifts(const run *r)
+bool smoothing_shifts(const run_plan *plan)
 {
-    return r->smoothing && r->smooth.method == SMOOTH_M4 && r->model->config.arch->smooth_shift;
+    return plan->smooths && plan->smooth.method == SMOOTH_M4 &&
+           plan->env->model->config.arch->smooth_shift;
 }
 
-norm_kind smoothing_norm_kind(const run *r)
+norm_kind smoothing_norm_kind(const run_plan *plan)
 {
-    if (!r->smoothing || r->smooth.method == SMOOTH_M6)
+    if (!plan->smooths || plan->smooth.method == SMOOTH_M6)
         return NORM_PLAIN;
-    return smoothing_shifts(r) ? NORM_SHIFTED : NORM_WRAPPED;
+    return smoothing_shifts(plan) ? NORM_SHIFTED : NORM_WRAPPED;
 }
 
-bool smoothing_creates_bias(const run *r, const model_linear *l)
+bool smoothing_creates_bias(const run_plan *plan, const model_linear *l)
 {
-    const pair_spec *pair = smoothing_shifts(r) && !l->bias ? active_pair_of(r, l) : NULL;
+    const pair_spec *pair = smoothing_shifts(plan) && !l->bias ? active_pair_of(plan, l) : NULL;
     return pair && pair->of_norm;
 }
 
-bool smoothing_solves(const run *r)
+bool smoothing_solves(const run_plan *plan)
 {
-    return r->smoothing && !r->smoothing_given;
+    return plan->smooths && !plan->smoothing_given;
 }
 
-tare_status smoothing_plan(run *r)
+tare_status smoothing_plan(run_plan *plan)
 {
-    const tare_recipe *recipe = r->recipe;
-    tare_status status = TARE_OK;
-    if (recipe->anti_method == 0)
+    const tare_recipe *recipe = plan->env->recipe;
+    if (!(plan->smooths = recipe->anti_method != 0))
         return TARE_OK;
-    if (r->options->smoothing)
-        return smoothing_take(r, r->options->smoothing);
-    r->smooth = (smooth_config){.method = (smooth_method)recipe->anti_method,
-                                .w_bit = (int)recipe->anti_w_bit,
-                                .w_sym = recipe->anti_w_sym,
-                                .has_alpha = !isnan(recipe->anti_alpha),
-                                .has_beta = !isnan(recipe->anti_beta),
-                                .alpha = recipe->anti_alpha,
-                                .beta = recipe->anti_beta,
-                                .num = r->num};
-    TRY(check_names(r));
-    r->smoothing = arena_calloc(&r->arena, r->model->config.num_layers, sizeof *r->smoothing);
+    if (plan->env->options->smoothing)
+        return smoothing_take(plan, plan->env->options->smoothing);
+    plan->smooth = (smooth_config){.method = (smooth_method)recipe->anti_method,
+                                   .w_bit = (int)recipe->anti_w_bit,
+                                   .w_sym = recipe->anti_w_sym,
+                                   .has_alpha = !isnan(recipe->anti_alpha),
+                                   .has_beta = !isnan(recipe->anti_beta),
+                                   .alpha = recipe->anti_alpha,
+                                   .beta = recipe->anti_beta,
+                                   .num = plan->env->num};
+    return check_names(plan);
+}
+
+tare_status smoothing_begin(run *r)
+{
+    if (!r->plan->smooths)
+        return TARE_OK;
+    r->smoothing = arena_calloc(r->env->arena, r->model->config.num_layers, sizeof *r->smoothing);
     if (!r->smoothing)
         return TARE_E_MEMORY;
-done:
-    return status;
+    if (r->plan->smoothing_given)
+        smoothing_borrow(r, r->env->options->smoothing);
+    return TARE_OK;
 }
 
 /* ---- the vectors of one layer ---- */
@@ -163,12 +171,13 @@ static tare_status prepare_weight(run *r, const model_linear *l, bool stays_floa
 {
     tare_status status = TARE_OK;
     *w = (smooth_weight){.name = l->name, .n = l->n, .k = l->k, .has_bias = l->bias != NULL};
-    w->stored = stays_float ? output_tensor(r, l->weight).dtype : TARE_F32;
+    w->stored = stays_float ? output_tensor(r->env, l->weight).dtype : TARE_F32;
     TRY(ones(r->ctx, l->n, &w->row_scale));
     TRY(ones(r->ctx, l->k, &w->col_scale));
     if (l->bias)
         TRY(model_read_vector(r->model, l->bias, &w->bias));
-    else if (smoothing_creates_bias(r, l) && !(w->bias = mem_calloc(r->ctx, l->n, sizeof *w->bias)))
+    else if (smoothing_creates_bias(r->plan, l) &&
+             !(w->bias = mem_calloc(r->ctx, l->n, sizeof *w->bias)))
         status = TARE_E_MEMORY;
 done:
     return status;
@@ -176,10 +185,10 @@ done:
 
 static tare_status prepare_norm(run *r, const tensor_info *t, smooth_norm *n)
 {
-    *n = (smooth_norm){.stored = output_tensor(r, t).dtype,
+    *n = (smooth_norm){.stored = output_tensor(r->env, t).dtype,
                        .offset = r->model->config.arch->norm_base != 0};
     tare_status status = model_read_vector(r->model, t, &n->weight);
-    if (status == TARE_OK && smoothing_shifts(r) &&
+    if (status == TARE_OK && smoothing_shifts(r->plan) &&
         !(n->bias = mem_calloc(r->ctx, t->shape[0], sizeof *n->bias)))
         status = TARE_E_MEMORY;
     return status;
@@ -200,7 +209,7 @@ static tare_status prepare_segment(run *r, const segment_work *work, const layer
     for (size_t i = work->segment->first_linear; i < work->segment->end_linear; i++) {
         smooth_weight *w = &s->weights[i];
         TRY(prepare_weight(r, block_linear(r->model, block, i),
-                           plan_is_float(&r->linears[block->first_linear + i]), w));
+                           plan_is_float(&r->plan->linears[block->first_linear + i]), w));
         w->raw = source->raw[i].data;
         w->dtype = source->raw[i].dtype;
     }
@@ -232,7 +241,7 @@ void layer_smoothing_free(tare_context *ctx, layer_smoothing *s)
 
 void smoothing_free_layer(run *r, size_t layer)
 {
-    if (smoothing_solves(r))
+    if (smoothing_solves(r->plan))
         layer_smoothing_free(r->ctx, &r->smoothing[layer]);
 }
 
@@ -315,11 +324,11 @@ static void describe_pair(run *r, const model_block *block, const pair_spec *pai
 }
 
 /* Rows of a pair's inputs that its method reads again. */
-static size_t watched_rows(const run *r)
+static size_t watched_rows(const run_plan *plan)
 {
-    smooth_need need = smooth_needs(&r->smooth);
-    return need == SMOOTH_ALL_SAMPLES    ? r->floats.tokens
-           : need == SMOOTH_FIRST_SAMPLE ? r->samples.lengths[0]
+    smooth_need need = smooth_needs(&plan->smooth);
+    return need == SMOOTH_ALL_SAMPLES    ? plan->float_tokens
+           : need == SMOOTH_FIRST_SAMPLE ? plan->env->samples.lengths[0]
                                          : 0;
 }
 
@@ -335,11 +344,11 @@ static tare_status watch_pair(run *r, const model_block *block, const pair_spec 
                       .num_targets = 1,
                       .channels = target.k};
     size_t cells;
-    tare_status status = smooth_stats_create(r->ctx, &r->smooth, &g, &w->stats);
+    tare_status status = smooth_stats_create(r->ctx, &r->plan->smooth, &g, &w->stats);
     if (status != TARE_OK)
         return status;
     w->channels = target.k;
-    w->rows = watched_rows(r);
+    w->rows = watched_rows(r->plan);
     if (!size_mul(w->rows, target.k, &cells))
         return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: inputs of %zu tokens", w->rows);
     if (cells && !(w->inputs = mem_alloc_array(r->ctx, cells, sizeof(float))))
@@ -352,7 +361,7 @@ tare_status smoothing_watch(run *r, const segment_work *s, pair_watch watch[BLOC
     tare_status status = TARE_OK;
     for (size_t p = 0; p < s->block->graph->num_pairs; p++) {
         const pair_spec *pair = &s->block->graph->pairs[p];
-        if (pair_in(s, pair) && pair_is_active(r, s->block, pair))
+        if (pair_in(s, pair) && pair_is_active(r->plan, s->block, pair))
             TRY(watch_pair(r, s->block, pair, &watch[p]));
     }
 done:
@@ -437,8 +446,8 @@ static tare_status solve_pair(run *r, const model_block *block, const pair_spec 
     smooth_scales found = {0};
     smooth_inputs inputs = {.user = watch, .read = read_inputs};
     describe_pair(r, block, pair, &p);
-    TRY(smooth_solve(r->ctx, &r->smooth, &p.group, watch->stats, &inputs, &found));
-    TRY(smooth_apply(r->ctx, &r->smooth, &p.group, &found));
+    TRY(smooth_solve(r->ctx, &r->plan->smooth, &p.group, watch->stats, &inputs, &found));
+    TRY(smooth_apply(r->ctx, &r->plan->smooth, &p.group, &found));
     TRY(keep_input_scale(r, &r->smoothing[block->index], pair->unit, &p.group, &found));
     note_oddities(notes, &p.group, &found);
     TARE_DEBUG(r->ctx, "smoothing %s: candidate %d, alpha %g, beta %g, loss %g, %zu evaluated",
@@ -476,13 +485,13 @@ typedef struct pair_size {
     smooth_weight *list[UNIT_LINEARS];
 } pair_size;
 
-static void measure_pair(const run *r, const model_block *block, const pair_spec *pair,
+static void measure_pair(const run_plan *plan, const model_block *block, const pair_spec *pair,
                          pair_size *out)
 {
-    const model_unit *unit = block_unit(r->model, block, pair->unit);
+    const model_unit *unit = block_unit(plan->env->model, block, pair->unit);
     *out = (pair_size){0};
     for (size_t i = 0; i < unit->count; i++) {
-        const model_linear *l = &r->model->linears[unit->first + i];
+        const model_linear *l = &plan->env->model->linears[unit->first + i];
         out->targets[i] = (smooth_weight){.name = l->name, .n = l->n, .k = l->k};
         out->list[i] = &out->targets[i];
     }
@@ -495,9 +504,9 @@ static void measure_pair(const run *r, const model_block *block, const pair_spec
     }
 }
 
-size_t smoothing_layer_bytes(const run *r, const model_block *block)
+size_t smoothing_layer_bytes(const run_plan *plan, const model_block *block)
 {
-    size_t bytes = 0, hidden = mem_array_bytes(r->model->config.hidden_size, sizeof(float));
+    size_t bytes = 0, hidden = mem_array_bytes(plan->env->model->config.hidden_size, sizeof(float));
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         const linear_spec *l = &block->graph->linears[i];
         bytes += 2 * mem_array_bytes(l->n, sizeof(float)) +
@@ -506,37 +515,37 @@ size_t smoothing_layer_bytes(const run *r, const model_block *block)
     return bytes + 4 * hidden;
 }
 
-bool smoothing_targets(const run *r, const model_linear *l)
+bool smoothing_targets(const run_plan *plan, const model_linear *l)
 {
-    return smoothing_solves(r) && active_pair_of(r, l) != NULL;
+    return smoothing_solves(plan) && active_pair_of(plan, l) != NULL;
 }
 
-size_t smoothing_watch_bytes(const run *r, const segment_work *s)
+size_t smoothing_watch_bytes(const run_plan *plan, const segment_work *s)
 {
     size_t bytes = 0;
     for (size_t p = 0; p < s->block->graph->num_pairs; p++) {
         const pair_spec *pair = &s->block->graph->pairs[p];
         size_t channels = s->block->graph->units[pair->unit].k;
-        if (!pair_in(s, pair) || !pair_is_active(r, s->block, pair))
+        if (!pair_in(s, pair) || !pair_is_active(plan, s->block, pair))
             continue;
-        bytes += smooth_stats_bytes(&r->smooth, channels);
-        if (watched_rows(r))
-            bytes += mem_array_bytes(watched_rows(r) * channels, sizeof(float));
+        bytes += smooth_stats_bytes(&plan->smooth, channels);
+        if (watched_rows(plan))
+            bytes += mem_array_bytes(watched_rows(plan) * channels, sizeof(float));
     }
     return bytes;
 }
 
-size_t smoothing_solve_bytes(const run *r, const segment_work *s)
+size_t smoothing_solve_bytes(const run_plan *plan, const segment_work *s)
 {
     size_t most = 0;
     pair_size p;
     for (size_t i = 0; i < s->block->graph->num_pairs; i++) {
         const pair_spec *pair = &s->block->graph->pairs[i];
-        if (!pair_in(s, pair) || !pair_is_active(r, s->block, pair))
+        if (!pair_in(s, pair) || !pair_is_active(plan, s->block, pair))
             continue;
-        measure_pair(r, s->block, pair, &p);
-        size_t bytes = smooth_solve_bytes(r->ctx, &r->smooth, &p.group, r->samples.lengths[0],
-                                          r->floats.tokens);
+        measure_pair(plan, s->block, pair, &p);
+        size_t bytes = smooth_solve_bytes(plan->env->ctx, &plan->smooth, &p.group,
+                                          plan->env->samples.lengths[0], plan->float_tokens);
         most = bytes > most ? bytes : most;
     }
     return most;

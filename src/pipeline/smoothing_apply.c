@@ -49,7 +49,7 @@ static void store_row(void *user, size_t row, int thread)
 tare_status smoothing_store(run *r, const model_linear *l, raw_weight *raw)
 {
     store_job job = {
-        .run = r, .weight = smoothing_of(r, l), .dtype = output_tensor(r, l->weight).dtype};
+        .run = r, .weight = smoothing_of(r, l), .dtype = output_tensor(r->env, l->weight).dtype};
     job.rows = mem_alloc_array(r->ctx, (size_t)parallel_threads(r->ctx) * l->k, sizeof *job.rows);
     bool in_place = job.dtype == raw->dtype; /* a row is read as a whole before it is written */
     job.stored = in_place ? raw->data : mem_alloc_array(r->ctx, l->n * l->k, dtype_size(job.dtype));
@@ -65,12 +65,12 @@ tare_status smoothing_store(run *r, const model_linear *l, raw_weight *raw)
 }
 
 /* The weight, in both forms where they differ, and a row a thread. */
-size_t smoothing_store_bytes(const run *r, const model_linear *l)
+size_t smoothing_store_bytes(const run_plan *plan, const model_linear *l)
 {
-    tare_dtype to = output_tensor(r, l->weight).dtype;
-    size_t stored = to == linear_raw_dtype(r->model, l)
+    tare_dtype to = output_tensor(plan->env, l->weight).dtype;
+    size_t stored = to == linear_raw_dtype(plan->env->model, l)
                         ? 0
                         : mem_array_bytes(l->n * l->k, dtype_size(to));
-    return linear_raw_bytes(r->model, l) + stored +
-           mem_array_bytes((size_t)parallel_threads(r->ctx) * l->k, sizeof(float));
+    return linear_raw_bytes(plan->env->model, l) + stored +
+           mem_array_bytes((size_t)parallel_threads(plan->env->ctx) * l->k, sizeof(float));
 }

@@ -86,13 +86,14 @@ static tare_status copy_samples(tare_smoothing *s, const run *r)
 {
     buffer digest;
     buffer_init(&digest, s->ctx);
-    digest_write(&digest, r->samples.ids, r->samples.tokens * sizeof *r->samples.ids);
+    digest_write(&digest, r->env->samples.ids,
+                 r->env->samples.tokens * sizeof *r->env->samples.ids);
     tare_status status = digest.status;
     if (status == TARE_OK &&
         !(s->ids_digest = arena_strndup(&s->arena, digest.data, digest.length)))
         status = TARE_E_MEMORY;
-    s->samples = r->floats.samples;
-    s->tokens = r->floats.tokens;
+    s->samples = r->plan->float_samples;
+    s->tokens = r->plan->float_tokens;
     buffer_free(&digest);
     return status;
 }
@@ -103,13 +104,14 @@ static size_t most_vectors(const tare_model *m)
     return m->config.num_layers * (3 * m->graph.num_linears + 2 * m->graph.num_norms);
 }
 
-size_t smoothing_keep_bytes(const run *r)
+size_t smoothing_keep_bytes(const run_plan *plan)
 {
     enum { NAMES = 512, LISTS = 64 << 10 };
-    const model_config *c = &r->model->config;
-    return LISTS + most_vectors(r->model) * (sizeof(tare_smoothing_vector) + NAMES) +
+    const model_config *c = &plan->env->model->config;
+    return LISTS + most_vectors(plan->env->model) * (sizeof(tare_smoothing_vector) + NAMES) +
            c->num_layers * sizeof(layer_smoothing) +
-           (r->recipe->disable_anti_names.count + r->recipe->disable_names.count) * NAMES;
+           (plan->env->recipe->disable_anti_names.count + plan->env->recipe->disable_names.count) *
+               NAMES;
 }
 
 tare_status smoothing_keep(run *r, tare_smoothing **out)
@@ -121,9 +123,9 @@ tare_status smoothing_keep(run *r, tare_smoothing **out)
     if (!s)
         return TARE_E_MEMORY;
     s->ctx = r->ctx;
-    s->config = r->smooth;
+    s->config = r->plan->smooth;
     arena_init(&s->arena, r->ctx);
-    TRY(recipe_copy(r->recipe, &s->arena, &s->recipe));
+    TRY(recipe_copy(r->env->recipe, &s->arena, &s->recipe));
     TRY(copy_samples(s, r));
     s->vectors = arena_alloc_array(&s->arena, most, sizeof *s->vectors);
     s->layers = arena_alloc_array(&s->arena, c->num_layers, sizeof *s->layers);
@@ -175,44 +177,46 @@ void smoothing_recipe(const tare_smoothing *s, const tare_recipe *recipe, tare_r
     out->disable_anti_names = own->disable_anti_names;
 }
 
-static bool block_fits(const run *r, const tare_smoothing *s, const model_block *block)
+static bool block_fits(const run_plan *plan, const tare_smoothing *s, const model_block *block)
 {
     for (size_t i = 0; i < block->graph->num_linears; i++) {
-        const model_linear *l = block_linear(r->model, block, i);
+        const model_linear *l = block_linear(plan->env->model, block, i);
         const smooth_weight *w = &s->layers[block->index].weights[i];
-        bool bias = l->bias || smoothing_creates_bias(r, l);
+        bool bias = l->bias || smoothing_creates_bias(plan, l);
         if (w->n != l->n || w->k != l->k || (w->bias != NULL) != bias)
             return false;
     }
     return true;
 }
 
-tare_status smoothing_take(run *r, const tare_smoothing *s)
+tare_status smoothing_take(run_plan *plan, const tare_smoothing *s)
 {
-    const numerics *then = &s->config.num, *now = &r->num;
+    const run_env *e = plan->env;
+    const numerics *then = &s->config.num, *now = &e->num;
     if (then->dtype != now->dtype || then->compat != now->compat)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+        return TARE_FAIL(e->ctx, TARE_E_USAGE,
                          "the smoothing was computed for %s%s, this run is for %s%s",
                          dtype_name(then->dtype), then->compat ? " with compat" : "",
                          dtype_name(now->dtype), now->compat ? " with compat" : "");
-    r->smooth = s->config;
-    r->smoothing_given = true;
-    r->smoothing = arena_alloc_array(&r->arena, r->model->config.num_layers, sizeof *r->smoothing);
-    if (!r->smoothing)
-        return TARE_E_MEMORY;
-    bool fits = s->num_layers == r->model->config.num_layers;
+    plan->smooth = s->config;
+    plan->smoothing_given = true;
+    bool fits = s->num_layers == e->model->config.num_layers;
     for (size_t i = 0; fits && i < s->num_layers; i++)
-        fits = block_fits(r, s, &r->model->blocks[i]);
-    if (!fits)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "the smoothing belongs to a model of other shapes than %s", r->model->dir);
+        fits = block_fits(plan, s, &e->model->blocks[i]);
+    return fits ? TARE_OK
+                : TARE_FAIL(e->ctx, TARE_E_USAGE,
+                            "the smoothing belongs to a model of other shapes than %s",
+                            e->model->dir);
+}
+
+void smoothing_borrow(run *r, const tare_smoothing *s)
+{
     memcpy(r->smoothing, s->layers, s->num_layers * sizeof *r->smoothing);
     for (size_t i = 0; i < s->num_layers; i++) {
         const model_block *block = &r->model->blocks[i];
         for (size_t l = 0; l < block->graph->num_linears; l++) /* names of a model that is gone */
             r->smoothing[i].weights[l].name = block_linear(r->model, block, l)->name;
     }
-    return TARE_OK;
 }
 
 tare_status smoothing_digest(run *r, const tare_smoothing *s, buffer *out)

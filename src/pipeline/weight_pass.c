@@ -42,7 +42,8 @@ typedef struct weight_piece {
 } weight_piece;
 
 typedef struct weight_pass {
-    run *run;
+    const run_plan *plan;
+    run *run; /* NULL: only its sizes are asked for */
     weight_step *steps;
     size_t num_steps;
     struct { /* bytes and rows of the largest piece */
@@ -86,17 +87,18 @@ static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
     w->most.quantized = size_max(w->most.quantized, rows * linear->k);
     w->most.scales = size_max(w->most.scales, rows);
     w->most.columns = size_max(w->most.columns, linear->k);
-    w->most.packed = size_max(w->most.packed, output_rows_bytes(rows, linear->k, w->run->save));
+    w->most.packed = size_max(w->most.packed,
+                              output_rows_bytes(rows, linear->k, w->plan->env->save));
     w->most.bias = size_max(w->most.bias, linear->bias ? linear->bias->bytes : 0);
 }
 
 static void add_linear(weight_pass *w, const model_linear *l, const linear_plan *f)
 {
-    if (!plan_is_float(f) && w->run->recipe->mm_tensor)
+    if (!plan_is_float(f) && w->plan->env->recipe->mm_tensor)
         add_step(w, STEP_MEASURE, l->weight, l);
     if (!plan_is_float(f))
         add_step(w, STEP_QUANTIZE, l->weight, l);
-    else if (!f->is_head || !w->run->model->head_is_tied)
+    else if (!f->is_head || !w->plan->env->model->head_is_tied)
         add_step(w, STEP_FLOAT, l->weight, NULL);
     if (plan_is_float(f) && l->bias)
         add_step(w, STEP_FLOAT, l->bias, NULL);
@@ -105,21 +107,20 @@ static void add_linear(weight_pass *w, const model_linear *l, const linear_plan 
 /* In the order of plan_output. */
 static void add_steps(weight_pass *w)
 {
-    const run *r = w->run;
-    const tare_model *m = r->model;
+    const tare_model *m = w->plan->env->model;
     w->num_steps = 0;
     add_step(w, STEP_FLOAT, m->embedding, NULL);
     for (size_t layer = 0; layer < m->config.num_layers; layer++) {
         const model_block *b = &m->blocks[layer];
         for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
-            add_linear(w, &m->linears[i], &r->linears[i]);
+            add_linear(w, &m->linears[i], &w->plan->linears[i]);
         for (size_t i = 0; i < b->graph->num_norms; i++)
             add_step(w, STEP_NORM, b->norms[graph_norm_in_order(b->graph, i)], NULL);
         if (w->steps)
             w->steps[w->num_steps - 1].ends_layer = true;
     }
     add_step(w, STEP_NORM, m->final_norm, NULL);
-    add_linear(w, m->head, &r->linears[m->num_linears - 1]);
+    add_linear(w, m->head, &w->plan->linears[m->num_linears - 1]);
     for (size_t i = 0; i < m->num_extra; i++)
         add_step(w, STEP_FLOAT, m->extra[i], NULL);
 }
@@ -127,34 +128,34 @@ static void add_steps(weight_pass *w)
 static tare_status list_steps(weight_pass *w)
 {
     add_steps(w);
-    w->steps = arena_alloc_array(&w->run->arena, w->num_steps, sizeof *w->steps);
+    w->steps = arena_alloc_array(w->plan->env->arena, w->num_steps, sizeof *w->steps);
     if (!w->steps)
         return TARE_E_MEMORY;
     add_steps(w);
     return TARE_OK;
 }
 
-size_t weight_pass_steps(run *r)
+size_t weight_pass_steps(const run_plan *plan)
 {
-    weight_pass w = {.run = r};
+    weight_pass w = {.plan = plan};
     add_steps(&w);
     return w.num_steps;
 }
 
-size_t weight_pass_bytes(run *r)
+size_t weight_pass_bytes(const run_plan *plan)
 {
-    weight_pass w = {.run = r};
+    weight_pass w = {.plan = plan};
     add_steps(&w);
     size_t piece = mem_array_bytes(file_read_room(w.most.stored), 1) +
                    mem_array_bytes(w.most.bias, 1) + mem_array_bytes(w.most.quantized, 1) +
                    2 * mem_array_bytes(w.most.scales, sizeof(float));
     /* the list of steps; a widened row a thread; in compat what is converted on its way out */
     size_t others = mem_array_bytes(w.num_steps, sizeof(weight_step)) +
-                    mem_array_bytes((size_t)parallel_threads(r->ctx) * w.most.columns,
+                    mem_array_bytes((size_t)parallel_threads(plan->env->ctx) * w.most.columns,
                                     sizeof(float)) +
                     mem_array_bytes(w.most.scales, sizeof(weight_range)) +
                     mem_array_bytes(w.most.scales, sizeof(int64_t)) + w.most.packed;
-    if (r->num.compat)
+    if (plan->env->num.compat)
         others += 3 * mem_array_bytes(2 * w.most.stored, 1);
     return PIECES * piece + others;
 }
@@ -239,7 +240,7 @@ static tare_status make_piece(weight_pass *w, weight_piece *p)
     const weight_step *s = p->step;
     run *r = w->run;
     tare_status status = TARE_OK;
-    bool one_scale = r->recipe->mm_tensor;
+    bool one_scale = r->env->recipe->mm_tensor;
     if (!s->linear) {
         size_t row_bytes = s->source->bytes / rows_of(s);
         return checkpoint_check_finite(r->model->checkpoint, s->source,
@@ -251,12 +252,12 @@ static tare_status make_piece(weight_pass *w, weight_piece *p)
                         .first = p->first,
                         .count = p->count,
                         .k = s->linear->k,
-                        .asymmetric = !r->recipe->w_sym};
+                        .asymmetric = !r->env->recipe->w_sym};
     weight_codes codes = {.q = p->q, .scales = p->scales, .offsets = p->offsets};
     if (s->kind == STEP_MEASURE && p->first == 0)
         w->range = (weight_range){0};
-    status = s->kind == STEP_MEASURE ? weight_rows_measure(r->ctx, &r->num, &rows, &w->range)
-                                     : weight_rows_quantize(r->ctx, &r->num, &rows,
+    status = s->kind == STEP_MEASURE ? weight_rows_measure(r->ctx, &r->env->num, &rows, &w->range)
+                                     : weight_rows_quantize(r->ctx, &r->env->num, &rows,
                                                             one_scale ? &w->range : NULL, &codes);
     return TARE_WRAP(r->ctx, status, "%s", s->linear->name);
 }
@@ -279,12 +280,13 @@ static tare_status write_piece(void *user)
         TRY(output_values(r, floats, stored, tensor_elements(floats), &fresh));
     if (fresh)
         stored = fresh;
-    linear_parts parts = {.first = p->first,
-                          .count = p->count,
-                          .data = {[TENSOR_WEIGHT] = p->q,
-                                   [TENSOR_BIAS] = has_floats ? stored : NULL,
-                                   [TENSOR_WEIGHT_SCALE] = p->scales,
-                                   [TENSOR_WEIGHT_OFFSET] = r->recipe->w_sym ? NULL : p->offsets}};
+    linear_parts parts = {
+        .first = p->first,
+        .count = p->count,
+        .data = {[TENSOR_WEIGHT] = p->q,
+                 [TENSOR_BIAS] = has_floats ? stored : NULL,
+                 [TENSOR_WEIGHT_SCALE] = p->scales,
+                 [TENSOR_WEIGHT_OFFSET] = r->env->recipe->w_sym ? NULL : p->offsets}};
     TRY(s->kind == STEP_NORM ? output_write_norm(r->out, s->source->name, stored, NULL)
                              : output_write_linear(r->out, s->linear->name, &parts));
 done:
@@ -345,7 +347,7 @@ done:
 tare_status quantize_weights(run *r)
 {
     tare_status status = TARE_OK;
-    weight_pass w = {.run = r};
+    weight_pass w = {.plan = r->plan, .run = r};
     TRY(list_steps(&w));
     TRY(alloc_pieces(&w));
     for (size_t i = 0; i < READERS; i++)

@@ -23,12 +23,12 @@ typedef enum work_kind {
 } work_kind;
 
 /* Fills in everything of *out but the memory. With `probe` rates and time too. */
-tare_status work_plan_make(run *r, bool probe, tare_plan *out);
+tare_status work_plan_make(const run_plan *plan, bool probe, tare_plan *out);
 
 /* ---- probe.c ---- */
 
 /* Rates of all kinds in *work that have an amount. Takes about `seconds` at most; what does not fit
  * stays unknown (0). */
-tare_status probe_rates(run *r, double seconds, tare_work work[WORK_COUNT]);
+tare_status probe_rates(const run_plan *plan, double seconds, tare_work work[WORK_COUNT]);
 
 #endif

@@ -179,7 +179,8 @@ static int by_falling_score(const void *a, const void *b)
     return p->first < q->first ? -1 : p->first > q->first;
 }
 
-tare_status rules_apply_level(const tare_recipe *r, linear_plan *linears, size_t count)
+tare_status rules_apply_level(const tare_recipe *r, linear_plan *linears,
+                              const linear_score *scores, size_t count)
 {
     size_t wanted = (size_t)r->disable_level, taken = 0, n = 0;
     if (wanted == 0)
@@ -188,10 +189,9 @@ tare_status rules_apply_level(const tare_recipe *r, linear_plan *linears, size_t
     void **order = mem_alloc_array(r->ctx, count, sizeof *order);
     for (size_t first = 0, end; units && order && first < count; first = end) {
         end = r->compat ? first + 1 : unit_end(linears, count, first);
-        if (plan_is_float(&linears[first]) || !linears[first].has_score ||
-            isnan(linears[first].score))
+        if (plan_is_float(&linears[first]) || !scores[first].known || isnan(scores[first].value))
             continue;
-        units[n] = (ranked){linears[first].score, first, end};
+        units[n] = (ranked){scores[first].value, first, end};
         order[n] = &units[n];
         n++;
     }

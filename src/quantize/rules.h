@@ -24,9 +24,13 @@ typedef struct linear_plan {
     linear_scheme scheme; /* out, from here on */
     plan_reason why;
     const char *rule; /* the entry of MIX and NAME; the recipe's */
-    bool has_score;   /* in, for rules_apply_level */
-    double score;
 } linear_plan;
+
+/* How hard a linear's input is to quantize; equal in a unit. */
+typedef struct linear_score {
+    bool known;
+    double value;
+} linear_score;
 
 static inline bool plan_is_float(const linear_plan *l)
 {
@@ -49,6 +53,7 @@ bool rules_disable(const tare_recipe *recipe, const char *module);
 /* disable_level: whole units by falling score until at least n linears were taken (compat: single
  * linears, exactly n), whatever their scheme. Ties keep module order. Logs what was taken and the
  * scores. */
-tare_status rules_apply_level(const tare_recipe *recipe, linear_plan *linears, size_t count);
+tare_status rules_apply_level(const tare_recipe *recipe, linear_plan *linears,
+                              const linear_score *scores, size_t count);
 
 #endif

@@ -6,12 +6,12 @@ static size_t asked, fits_from;
 static run_layout seen[16];
 
 /* In place of the library's own. */
-void __wrap_memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_pass *only,
-                             memory_peak *out);
-void __wrap_memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, const run_pass *only,
-                             memory_peak *out)
+void __wrap_memory_plan_peak(const run_plan *plan, const run_layout *chosen, size_t fixed,
+                             const run_pass *only, memory_peak *out);
+void __wrap_memory_plan_peak(const run_plan *plan, const run_layout *chosen, size_t fixed,
+                             const run_pass *only, memory_peak *out)
 {
-    (void)r, (void)fixed, (void)only;
+    (void)plan, (void)fixed, (void)only;
     assert_true(asked < sizeof seen / sizeof *seen);
     seen[asked++] = *chosen;
     *out = (memory_peak){.total = asked >= fits_from ? 1 : 1000};
@@ -19,21 +19,19 @@ void __wrap_memory_plan_peak(run *r, const run_layout *chosen, size_t fixed, con
 
 static run_layout choose(bool exist, run_layout planned, size_t fits)
 {
-    float states = 0;
     tare_context *ctx = new_context(1);
     tare_quantize_options options;
     tare_model model = {0}; /* of blocks that cannot be cut */
     tare_quantize_options_init(&options);
-    run r = {
-        .ctx = ctx, .goal = GOAL_OUTPUT, .options = &options, .model = &model, .layout = planned};
-    const memory_plan plan = {.budget = 100};
-    r.samples.longest = 10;
-    r.calibrated.states = exist ? (void *)&states : NULL;
+    run_env env = {.ctx = ctx, .goal = GOAL_OUTPUT, .options = &options, .model = &model};
+    run_plan plan = {.env = &env, .layout = planned};
+    const memory_plan memory = {.budget = 100};
+    env.samples.longest = 10;
     asked = 0;
     fits_from = fits;
-    memory_plan_pass(&r, &plan, PASS_QUANTIZE);
+    memory_plan_pass(&plan, &memory, PASS_QUANTIZE, exist);
     free_context(ctx);
-    return r.layout;
+    return plan.layout;
 }
 
 /* The plan found a layout that fits; if by the estimate of the pass none does, that one stays. */

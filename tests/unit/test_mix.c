@@ -13,11 +13,7 @@ static void reset(linear_plan *l)
 {
     static const size_t units[LINEARS] = {1, 1, 1, 2, 3, 3, 4, 5};
     for (size_t i = 0; i < LINEARS; i++)
-        l[i] = (linear_plan){.name = names[i],
-                             .unit = units[i],
-                             .is_head = i == LINEARS - 1,
-                             .has_score = true,
-                             .score = (double)units[i]};
+        l[i] = (linear_plan){.name = names[i], .unit = units[i], .is_head = i == LINEARS - 1};
 }
 
 /* A letter a linear: 8 W8A8, d W8A8_DYNAMIC, w W8A16, - float. */
@@ -127,12 +123,16 @@ static void test_level(void **state)
     tare_context *ctx = new_context(1);
     tare_recipe *r = new_recipe(ctx);
     linear_plan l[LINEARS];
+    linear_score scores[LINEARS]; /* as their units are numbered */
+    reset(l);
+    for (size_t i = 0; i < LINEARS; i++)
+        scores[i] = (linear_score){.known = true, .value = (double)l[i].unit};
     assert_ok(ctx, tare_recipe_set(r, "mix", "*.mlp.*=w8a8_dynamic,*.o=w8a16"));
     for (int level = 0; level < 6; level++) {
         r->disable_level = level;
         reset(l);
         assert_ok(ctx, rules_apply(r, l, LINEARS, NULL, 0));
-        assert_ok(ctx, rules_apply_level(r, l, LINEARS));
+        assert_ok(ctx, rules_apply_level(r, l, scores, LINEARS));
         expect_schemes(l, expected[level]);
     }
     tare_recipe_free(r);

@@ -265,16 +265,10 @@ static void reset(linear_plan *l)
     static const struct {
         const char *name;
         size_t unit;
-        double score;
-    } rows[LINEARS] = {
-        {"0.q", 1, 3}, {"0.k", 1, 3}, {"0.o", 2, 9}, {"0.down", 3, 5}, {"head", 4, 1}};
+    } rows[LINEARS] = {{"0.q", 1}, {"0.k", 1}, {"0.o", 2}, {"0.down", 3}, {"head", 4}};
     for (size_t i = 0; i < LINEARS; i++)
-        l[i] = (linear_plan){.name = rows[i].name,
-                             .scheme = SCHEME_W8A8,
-                             .unit = rows[i].unit,
-                             .is_head = i == 4,
-                             .has_score = true,
-                             .score = rows[i].score};
+        l[i] = (linear_plan){
+            .name = rows[i].name, .scheme = SCHEME_W8A8, .unit = rows[i].unit, .is_head = i == 4};
 }
 
 static void expect_floats(const linear_plan *l, const char *bits)
@@ -332,13 +326,14 @@ static void test_rules_apply_level(void **state)
         {"00000", "00100", "00110", "10110", "11110", "11111"}};
     tare_context *ctx = new_context(1);
     linear_plan l[LINEARS];
+    linear_score scores[LINEARS] = {{true, 3}, {true, 3}, {true, 9}, {true, 5}, {true, 1}};
     tare_recipe *r = new_recipe(ctx);
     for (int compat = 0; compat < 2; compat++) {
         r->compat = compat;
         for (int level = 0; level < 6; level++) {
             r->disable_level = level;
             reset(l);
-            assert_ok(ctx, rules_apply_level(r, l, LINEARS));
+            assert_ok(ctx, rules_apply_level(r, l, scores, LINEARS));
             expect_floats(l, expected[compat][level]);
         }
     }
@@ -346,8 +341,8 @@ static void test_rules_apply_level(void **state)
     r->disable_level = 1;
     reset(l);
     l[2].scheme = SCHEME_FLOAT; /* already float: skipped */
-    l[3].has_score = false;     /* never taken */
-    assert_ok(ctx, rules_apply_level(r, l, LINEARS));
+    scores[3].known = false;    /* never taken */
+    assert_ok(ctx, rules_apply_level(r, l, scores, LINEARS));
     expect_floats(l, "11100");
     tare_recipe_free(r);
     free_context(ctx);

@@ -1,0 +1,240 @@
+#include "pipeline/job.h"
+
+#include <string.h>
+
+#include "base/sized.h"
+#include "model/zeros.h"
+
+void tare_quantize_options_init_sized(tare_quantize_options *options, size_t size)
+{
+    static const tare_quantize_options defaults = {.verify = true, .probe = true};
+    sized_init(options, size, &defaults, sizeof defaults);
+}
+
+tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
+                         tare_quantize_options *o)
+{
+    tare_quantize_options_init(o);
+    tare_status status = SIZED_TAKE(ctx, tare_quantize_options, given, o);
+    if (status != TARE_OK)
+        return status;
+    if (!o->model == !o->source)
+        return TARE_FAIL(ctx, TARE_E_USAGE, "a model is needed: a folder or an open model");
+    if (o->calib && o->calib_count > 0)
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "calibration samples come from a file or from memory, not from both");
+    if (o->calib_count > 0 && (!o->calib_ids || !o->calib_lengths))
+        return TARE_FAIL(ctx, TARE_E_USAGE, "calibration samples in memory lack ids or lengths");
+    return TARE_OK;
+}
+
+/* ---- what is given ---- */
+
+static tare_status open_model(run_env *e)
+{
+    tare_status status = TARE_OK;
+    const tare_recipe *recipe = e->recipe;
+    if (e->options->source)
+        TRY(model_reopen(e->ctx, e->options->source, &e->model));
+    else
+        TRY(tare_model_open(e->ctx, e->options->model, &e->model));
+    const model_config *c = &e->model->config;
+    e->num.compat = recipe->compat;
+    e->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype : c->dtype;
+    if (e->num.compat)
+        e->model->load_dtype = e->num.dtype;
+    if (e->num.dtype == TARE_F32 && !e->num.compat && e->goal == GOAL_OUTPUT)
+        TARE_WARN(
+            e->ctx,
+            "the serving dtype is float32, which engines serve as float16: give --dtype float16 or "
+            "bfloat16 so that the scales are rounded for it");
+    if (!e->tape)
+        TRY(save_types_parse(e->ctx, (const char *const *)recipe->save_types.items,
+                             recipe->save_types.count, &e->save));
+    e->compute = recipe->compute == COMPUTE_FP32   ? GEMM_FP32
+                 : recipe->compute == COMPUTE_BF16 ? GEMM_BF16
+                 : e->num.compat                   ? GEMM_FP32
+                                                   : compute_default(e->model);
+done:
+    return status;
+}
+
+static bool samples_given(const run_env *e)
+{
+    return e->options->calib || e->options->calib_count > 0;
+}
+
+/* "W8A8 needs" */
+static const char *who_needs_samples(const run_plan *plan)
+{
+    return plan->env->goal == GOAL_SCORES      ? "scores need"
+           : plan->env->goal == GOAL_SMOOTHING ? "smoothing needs"
+           : plan_uses_static(plan)            ? "W8A8 needs"
+           : plan->env->recipe->fa_quant       ? "fa_quant needs"
+                                               : "anti_outlier.anti_method needs";
+}
+
+/* Weights alone need prompts for nothing but a ranking. */
+static bool needs_samples(const run_plan *plan)
+{
+    const run_env *e = plan->env;
+    bool given = samples_given(e);
+    if (plan->calibrates)
+        return true;
+    if (e->recipe->disable_level > 0 && !given)
+        TARE_WARN(e->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
+                  (long long)e->recipe->disable_level);
+    if (e->recipe->disable_level == 0 && given)
+        TARE_INFO(e->ctx, "--calib is not read: without static W8A8, anti_method, fa_quant and "
+                          "disable_level a run looks at weights alone");
+    return e->recipe->disable_level > 0 && given;
+}
+
+static tare_status load_samples(run_env *e, const run_plan *plan)
+{
+    const model_config *c = &e->model->config;
+    if (!samples_given(e))
+        return TARE_FAIL(e->ctx, TARE_E_USAGE,
+                         "%s calibration samples: give --calib FILE or --calib builtin",
+                         who_needs_samples(plan));
+    sample_options o = {.file = e->options->calib,
+                        .ids = e->options->calib_ids,
+                        .lengths = e->options->calib_lengths,
+                        .count = e->options->calib_count,
+                        .model = e->model->folder,
+                        .samples = (size_t)e->recipe->samples,
+                        .max_length = (size_t)e->recipe->max_length,
+                        .model_max = model_config_max_tokens(c),
+                        .vocab_size = c->vocab_size};
+    tare_status status = sample_set_load(e->ctx, &o, &e->samples);
+    if (status != TARE_OK)
+        return status;
+    if (e->samples.truncated)
+        TARE_INFO(e->ctx, "%zu samples were cut to %lld tokens", e->samples.truncated,
+                  (long long)e->recipe->max_length);
+    TARE_INFO(e->ctx, "%zu calibration samples, %zu tokens, the longest %zu", e->samples.count,
+              e->samples.tokens, e->samples.longest);
+    return TARE_OK;
+}
+
+/* ---- the job ---- */
+
+tare_status job_begin(run_job *j, tare_context *ctx, const tare_quantize_options *options)
+{
+    *j = (run_job){.owners_limit = ctx->options.memory_limit};
+    arena_init(&j->arena, ctx);
+    j->env = (run_env){
+        .ctx = ctx, .options = options, .recipe = options->recipe, .arena = &j->arena};
+    j->plan.env = &j->env;
+    j->run = (run){.ctx = ctx, .env = &j->env, .plan = &j->plan};
+    /* The plan looks at the peak of this call alone. */
+    j->earlier_peak = atomic_exchange(&ctx->memory_peak, tare_memory_used(ctx));
+    if (!options->recipe) {
+        tare_status status = tare_recipe_create(ctx, &j->defaults);
+        if (status != TARE_OK)
+            return status;
+        j->env.recipe = j->defaults;
+    }
+    if (options->smoothing) {
+        smoothing_recipe(options->smoothing, j->env.recipe, &j->effective);
+        j->env.recipe = &j->effective;
+    }
+    return TARE_OK;
+}
+
+size_t job_end(run_job *j)
+{
+    tare_context *ctx = j->env.ctx;
+    run_stop(&j->run); /* its threads look at the limit */
+    ctx->options.memory_limit = j->owners_limit;
+    size_t own = tare_memory_peak(ctx);
+    mem_keep_scratch(ctx, false);
+    for (size_t i = 0; j->run.smoothing && i < j->env.model->config.num_layers; i++)
+        smoothing_free_layer(&j->run, i);
+    sample_set_free(ctx, &j->env.samples);
+    tare_model_free(j->env.model);
+    arena_free(&j->arena);
+    tare_recipe_free(j->defaults);
+    if (j->earlier_peak > own)
+        atomic_store(&ctx->memory_peak, j->earlier_peak);
+    return own;
+}
+
+/* What the run keeps of each linear and layer. */
+static tare_status begin_run(run_job *j)
+{
+    run *r = &j->run;
+    r->model = j->env.model;
+    r->scores = arena_calloc(&j->arena, r->model->num_linears, sizeof *r->scores);
+    r->attentions = arena_calloc(&j->arena, r->model->config.num_layers, sizeof *r->attentions);
+    if (!r->scores || !r->attentions)
+        return TARE_E_MEMORY;
+    return smoothing_begin(r);
+}
+
+tare_status job_plan(run_job *j)
+{
+    tare_status status = TARE_OK;
+    run_env *e = &j->env;
+    run_plan *plan = &j->plan;
+    bool saves = e->goal == GOAL_OUTPUT && !e->tape;
+    TRY(saves ? recipe_check(e->recipe) : recipe_check_scheme(e->recipe));
+    TRY(open_model(e));
+    TRY(model_warn_of_zeros(e->model));
+    TRY(plan_linears(plan));
+    TRY(begin_run(j));
+    if (needs_samples(plan)) {
+        TRY(load_samples(e, plan));
+        plan_streams(plan);
+    }
+    TRY(memory_plan_make(plan, &j->memory));
+    plan->layout = j->memory.layout;
+    if (saves)
+        TRY(rehearse_output(&j->run));
+done:
+    return status;
+}
+
+static void tell_plan(const run_plan *plan, const memory_plan *m)
+{
+    int passes = plan->two_passes && plan->env->goal == GOAL_OUTPUT ? 2 : 1;
+    TARE_INFO(
+        plan->env->ctx,
+        "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s%s",
+        (m->peak.total >> 20) + 1, m->peak.unit, passes, passes == 1 ? "pass" : "passes",
+        m->layout.batch_rows, m->layout.overlap ? ", layers read ahead" : "",
+        m->layout.spill ? ", hidden states in scratch files" : "",
+        m->layout.whole_layer || plan->float_samples == 0 ? "" : ", one linear at a time",
+        m->layout.cut == CUT_NONE    ? ""
+        : m->layout.cut == CUT_PARTS ? ", a part of a layer in memory"
+                                     : ", the linears of one input in memory");
+}
+
+tare_status job_prepare(run_job *j)
+{
+    const memory_plan *m = &j->memory;
+    tare_context *ctx = j->env.ctx;
+    tare_status status = job_plan(j);
+    if (status != TARE_OK)
+        return status;
+    tell_plan(&j->plan, m);
+    ctx->options.memory_limit = m->budget - m->reserve < SIZE_MAX ? (size_t)m->budget - m->reserve
+                                                                  : 0;
+    mem_keep_scratch(ctx, m->keeps_scratch);
+    return TARE_OK;
+}
+
+tare_status job_workspace(run_job *j)
+{
+    const run_env *e = &j->env;
+    size_t rows = size_min(plan_most_rows(&j->plan), e->samples.tokens);
+    if (rows == 0) /* weights alone */
+        return TARE_OK;
+    return workspace_create(e->model, rows, e->samples.longest,
+                            e->num.compat ? e->num.dtype : TARE_F32, &j->run.work);
+}
+
+void job_pass(run_job *j, run_pass pass)
+{
+    memory_plan_pass(&j->plan, &j->memory, pass, j->run.calibrated.states || j->run.floats.states);
+}
