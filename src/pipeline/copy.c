@@ -77,6 +77,11 @@ tare_status copy_tensor(run *r, const tensor_info *source)
     return model_stream_rows(r->model, source, copy_rows, &w);
 }
 
+size_t copy_tensor_bytes(const run_env *e, const tensor_info *source)
+{
+    return model_stream_bytes(source) + write_float_rows_bytes(e, source);
+}
+
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias)
 {
     tensor_info t = output_tensor(r->env, source);

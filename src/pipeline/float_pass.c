@@ -150,7 +150,7 @@ done:
 }
 
 /* The buffers of one update and the final one do not meet. */
-size_t layer_selectors_bytes(const run_plan *plan)
+static size_t layer_selectors_bytes(const run_plan *plan)
 {
     const sample_set *s = &plan->env->samples;
     const block_graph *g = &plan->env->model->graph;
@@ -200,7 +200,7 @@ static tare_status alloc_scoring(float_work *w)
     return w->smoothed ? TARE_OK : TARE_E_MEMORY;
 }
 
-size_t float_scoring_bytes(const run_plan *plan)
+static size_t scoring_bytes(const run_plan *plan)
 {
     size_t widest = widest_input(plan);
     if (!plan->wants_scores)
@@ -275,7 +275,6 @@ tare_status float_segment_pass(run *r, const segment_work *s, layer_source *sour
     block_norms norms = {0};
     const model_block *block = s->block;
     float_work w = {.run = r, .block = block, .work = *s, .linears = {.model = r->model}};
-    TRY(layer_source_load(r, s, source));
     TRY(alloc_scoring(&w));
     if (r->env->goal == GOAL_SCORES)
         TRY(create_selectors(&w));
@@ -307,6 +306,78 @@ done:
     mem_free(r->ctx, w.smoothed);
     return status;
 }
+
+/* ---- memory ---- */
+
+/* Of observed_linears and gemm_float while a batch passes. */
+static size_t forward_bytes(const run_plan *plan, const segment_work *s)
+{
+    const tare_model *m = plan->env->model;
+    size_t most = 0, products = gemm_float_bytes(plan->env->ctx);
+    for (size_t i = segment_first(s); i < segment_end(s); i++) {
+        const model_linear *l = &m->linears[i];
+        size_t bytes = products;
+        if (!plan->layout.whole_layer)
+            bytes = float_linear_bytes(m, l, plan->env->compute, linear_raw_dtype(m, l)) +
+                    size_max(products, float_linear_making_bytes(l));
+        most = size_max(most, size_max(bytes, score_update_bytes(l->k)));
+    }
+    return most;
+}
+
+static void packed_hold(ledger *l, const segment_work *s)
+{
+    const tare_model *m = l->plan->env->model;
+    size_t making = 0;
+    for (size_t i = segment_first(s); i < segment_end(s); i++) {
+        const model_linear *linear = &m->linears[i];
+        l->now[TERM_PACKED] += float_linear_bytes(m, linear, l->plan->env->compute,
+                                                  linear_raw_dtype(m, linear));
+        making = size_max(making, float_linear_making_bytes(linear));
+    }
+    ledger_moment(l, s->block->name, making);
+}
+
+/* While inputs are watched, and while scales are searched. */
+static void smoothing_hold(ledger *l, const segment_work *s, size_t vectors)
+{
+    const run_plan *plan = l->plan;
+    if (plan->wants_scores && plan->env->num.compat)
+        l->now[TERM_ACTIVATIONS] += mem_array_bytes(
+            plan->score_tokens * plan->env->model->config.hidden_size, sizeof(float));
+    if (!smoothing_solves(plan))
+        return;
+    size_t watched = smoothing_watch_bytes(plan, s);
+    size_t solving = vectors + smoothing_solve_bytes(plan, s);
+    l->now[TERM_ACTIVATIONS] += watched;
+    ledger_moment(l, s->block->name, forward_bytes(plan, s));
+    l->now[TERM_SMOOTHING] += solving;
+    ledger_moment(l, s->block->name, 0);
+    l->now[TERM_SMOOTHING] -= solving;
+    l->now[TERM_ACTIVATIONS] -= watched;
+}
+
+/* Vectors of a whole block are the most that a segment can have; where they do not wait for another
+ * pass they stay until the block is written. */
+void float_segment_hold(ledger *l, const segment_work *s)
+{
+    const run_plan *plan = l->plan;
+    const ledger before = *l;
+    size_t vectors = smoothing_solves(plan) ? smoothing_layer_bytes(plan, s->block) : 0;
+    l->now[TERM_SCRATCH] += scoring_bytes(plan) + block_norms_bytes(s->block);
+    if (plan->layout.whole_layer)
+        packed_hold(l, s);
+    if (plan->smooths)
+        smoothing_hold(l, s, vectors);
+    l->now[TERM_SMOOTHING] += vectors;
+    if (plan->env->goal == GOAL_SCORES)
+        l->now[TERM_SCRATCH] += layer_selectors_bytes(plan);
+    ledger_moment(l, s->block->name, forward_bytes(plan, s));
+    memcpy(l->now, before.now, sizeof l->now);
+    l->now[TERM_SMOOTHING] += plan->float_beside ? vectors : 0;
+}
+
+/* ---- the pass ---- */
 
 tare_status score_head(run *r)
 {
@@ -345,6 +416,15 @@ done:
     return TARE_WRAP(r->ctx, status, "lm_head");
 }
 
+size_t score_head_bytes(const run_plan *plan)
+{
+    const tare_model *m = plan->env->model;
+    size_t h = m->config.hidden_size;
+    return model_read_vector_bytes(m->final_norm) + score_update_bytes(h) +
+           mem_array_bytes(plan->env->samples.longest * h, sizeof(float)) +
+           (plan->env->goal == GOAL_SCORES ? layer_selectors_bytes(plan) : 0);
+}
+
 static tare_status put_float_row(void *user, size_t index, const float *x)
 {
     run *r = user;
@@ -356,13 +436,29 @@ static tare_status float_block_pass(run *r, const model_block *block)
     tare_status status = TARE_OK;
     for (size_t i = 0; i < r->plan->segments.count && status == TARE_OK; i++) {
         layer_source source = {0};
-        segment_work s = run_segment(r, block, i);
-        status = overlap_read(r, block->index, &source);
+        segment_work s = plan_segment(r->plan, block, i);
+        status = r->overlap ? overlap_read(r, block->index, &source)
+                            : layer_source_load(r, &s, &source);
         if (status == TARE_OK)
             status = float_segment_pass(r, &s, &source);
         layer_source_free(r, &source);
     }
     return status;
+}
+
+static void float_block_hold(ledger *l, const model_block *block)
+{
+    size_t threads = overlap_bytes(l->plan, block->index, false);
+    l->now[TERM_WEIGHTS] += threads;
+    for (size_t i = 0; i < l->plan->segments.count; i++) {
+        const ledger before = *l;
+        segment_work s = plan_segment(l->plan, block, i);
+        segment_boundaries_hold(l, &s, l->plan->float_tokens);
+        layer_source_hold(l, &s);
+        float_segment_hold(l, &s);
+        memcpy(l->now, before.now, sizeof l->now);
+    }
+    l->now[TERM_WEIGHTS] -= threads;
 }
 
 tare_status float_pass(run *r)
@@ -395,4 +491,17 @@ tare_status float_pass(run *r)
     r->resume.restores = false; /* the second pass begins at its beginning */
 done:
     return status;
+}
+
+void float_pass_hold(ledger *l)
+{
+    const run_plan *plan = l->plan;
+    const tare_model *m = plan->env->model;
+    const ledger before = *l;
+    l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, plan->float_tokens, m->config.hidden_size);
+    ledger_moment(l, "model.embed_tokens", embed_tokens_bytes(m, plan->float_tokens));
+    for (size_t i = 0; i < m->config.num_layers; i++)
+        float_block_hold(l, &m->blocks[i]);
+    ledger_moment(l, m->head->name, score_head_bytes(plan));
+    memcpy(l->now, before.now, sizeof l->now);
 }

@@ -184,8 +184,8 @@ tare_status live_linear_write(run *r, live_linear *l, const act_params *act)
 }
 
 /* Each step of live_linear_load with all that it holds. */
-void live_linear_bytes(const run_plan *plan, const model_linear *l, linear_scheme scheme,
-                       live_linear_size *out)
+static void live_linear_bytes(const run_plan *plan, const model_linear *l, linear_scheme scheme,
+                              live_linear_size *out)
 {
     bool quantize = scheme != SCHEME_FLOAT;
     bool smooth = plan->smooths && !linear_is_head(plan->env->model, l),
@@ -218,10 +218,30 @@ void live_linear_bytes(const run_plan *plan, const model_linear *l, linear_schem
     out->weights += 2 * mem_array_bytes(n, sizeof(float)); /* the bias in both its forms */
 }
 
-size_t live_linear_write_bytes(size_t n)
+live_linear_size live_linear_most(const run_plan *plan, size_t index)
 {
-    return mem_array_bytes(n, sizeof(float)) + mem_array_bytes(n, sizeof(int32_t)) +
-           output_write_bytes(n);
+    const model_linear *l = &plan->env->model->linears[index];
+    const linear_plan *f = &plan->linears[index];
+    live_linear_size most = {0}, s;
+    if (!plan_is_float(f))
+        live_linear_bytes(plan, l, f->scheme, &most);
+    if (!plan_is_float(f) && !plan_may_fall_back(plan))
+        return most;
+    live_linear_bytes(plan, l, SCHEME_FLOAT, &s);
+    if (plan->layout.overlap)
+        s.weights += linear_raw_bytes(plan->env->model, l);
+    return (live_linear_size){.weights = size_max(most.weights, s.weights),
+                              .packed = size_max(most.packed, s.packed),
+                              .loading = size_max(most.loading, s.loading)};
+}
+
+/* compressed-tensors packs the integers of W8A16. */
+size_t live_linear_write_bytes(const run_plan *plan, size_t index)
+{
+    const model_linear *l = &plan->env->model->linears[index];
+    bool packs = plan->linears[index].scheme == SCHEME_W8A16;
+    return mem_array_bytes(l->n, sizeof(float)) + mem_array_bytes(l->n, sizeof(int32_t)) +
+           output_write_bytes(l->n) + (packs ? output_rows_bytes(l->n, l->k, plan->env->save) : 0);
 }
 
 observer_kind observer_kind_of(const run_env *e, const linear_score *s)

@@ -1,11 +1,11 @@
-/* Budget, layouts, refusal. The bytes of each step are in memory_steps.c. */
+/* Budget, layouts, refusal. What each step holds is said beside it (ledger.h). */
 #include "pipeline/memory_plan.h"
 
 #include <stdio.h>
 
 #include "base/machine.h"
 #include "base/parallel.h"
-#include "forward/executor.h"
+#include "pipeline/run.h"
 #include "tensor/gemm.h"
 
 #define MIB ((uint64_t)1 << 20)
@@ -55,6 +55,18 @@ static bool next_layout(const run_plan *plan, run_layout *l, bool may_spill)
         return false;
     }
     return true;
+}
+
+void memory_plan_peak(const run_plan *plan, const run_layout *chosen, size_t fixed,
+                      const run_pass *only, memory_peak *out)
+{
+    run_plan candidate = *plan;
+    ledger l;
+    candidate.layout = *chosen;
+    plan_segments(plan, chosen->cut, &candidate.segments);
+    ledger_begin(&l, &candidate, fixed);
+    run_hold(&l, only);
+    *out = l.peak;
 }
 
 /* ---- refusal ---- */

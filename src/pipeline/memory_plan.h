@@ -1,33 +1,12 @@
-/* How much memory a run will hold, step by step, before it begins: from headers, shapes and the
- * lengths of the prompts. Each module says beside its allocations what they come to (functions that
- * end in _bytes); here they are put together in the order of the run.
- *
- * A run is laid out in the first of these ways that fits the budget (spec/low_memory.md 1.3): the
- * next layer read while this one is computed; without that; hidden states in scratch files; float
- * copies of one linear at a time; smaller batches, down to the longest sample. */
+/* How much memory a run will hold, before it begins: from headers, shapes and the lengths of the
+ * prompts (ledger.h), and how it is laid out: in the first of these ways that fits the budget
+ * (spec/low_memory.md 1.3): the next layer read while this one is computed; without that; hidden
+ * states in scratch files; float copies of one linear at a time; parts of a layer; smaller batches,
+ * down to the longest sample; single units. */
 #ifndef TARE_PIPELINE_MEMORY_PLAN_H
 #define TARE_PIPELINE_MEMORY_PLAN_H
 
-#include "pipeline/plan.h"
-
-/* What a moment's bytes are for. */
-typedef enum memory_term {
-    TERM_WEIGHTS,     /* as they are stored, and the 8-bit results */
-    TERM_PACKED,      /* weights in compute format */
-    TERM_ACTIVATIONS, /* hidden states at a layer boundary, inputs kept for a search */
-    TERM_WORKSPACE,   /* activations of the batch in work */
-    TERM_SMOOTHING,   /* vectors and searches of outlier suppression */
-    TERM_SCRATCH,     /* what lives for one operation */
-    TERM_OUTPUT,      /* the files being written */
-    TERM_FIXED,       /* program, stacks, libraries' heaps, the model's index */
-    TERM_COUNT
-} memory_term;
-
-typedef struct memory_peak {
-    char unit[128]; /* "model.layers.0.mlp.down_proj" */
-    size_t terms[TERM_COUNT];
-    size_t total;
-} memory_peak;
+#include "pipeline/ledger.h"
 
 typedef struct memory_plan {
     uint64_t budget;

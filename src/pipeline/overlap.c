@@ -48,7 +48,7 @@ void overlap_stop(run *r)
 static tare_status read_layer(void *user)
 {
     run_overlap *o = user;
-    segment_work whole = run_segment(o->run, &o->run->model->blocks[o->layer], 0);
+    segment_work whole = plan_segment(o->run->plan, &o->run->model->blocks[o->layer], 0);
     return layer_source_load(o->run, &whole, &o->source);
 }
 
@@ -63,7 +63,7 @@ tare_status overlap_read(run *r, size_t layer, layer_source *out)
         *out = o->source;
         o->source = (layer_source){0};
     } else {
-        segment_work whole = run_segment(r, &r->model->blocks[layer], 0);
+        segment_work whole = plan_segment(r->plan, &r->model->blocks[layer], 0);
         TRY(layer_source_load(r, &whole, out));
     }
     o->read = 0;
@@ -102,4 +102,23 @@ done:
 tare_status overlap_wait(run *r)
 {
     return r->overlap ? background_wait(r->overlap->writer, r->overlap->written) : TARE_OK;
+}
+
+size_t overlap_bytes(const run_plan *plan, size_t layer, bool quantizes)
+{
+    const tare_model *m = plan->env->model;
+    size_t bytes = 0;
+    if (!plan->layout.overlap)
+        return 0;
+    if (layer + 1 < m->config.num_layers) {
+        segment_work next = plan_segment(plan, &m->blocks[layer + 1], 0);
+        for (size_t i = segment_first(&next); i < segment_end(&next); i++)
+            bytes += linear_raw_bytes(m, &m->linears[i]);
+    }
+    if (!quantizes || layer == 0)
+        return bytes;
+    segment_work last = plan_segment(plan, &m->blocks[layer - 1], 0);
+    for (size_t i = segment_first(&last); i < segment_end(&last); i++)
+        bytes += live_linear_most(plan, i).weights + live_linear_write_bytes(plan, i);
+    return bytes + block_norms_bytes(last.block);
 }

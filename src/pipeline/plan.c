@@ -121,6 +121,29 @@ void plan_segments(const run_plan *plan, graph_cut cut, segment_list *out)
     out->count = graph_segments(&plan->env->model->graph, cut, rows, out->items);
 }
 
+segment_work plan_segment(const run_plan *plan, const model_block *block, size_t index)
+{
+    const segment_list *list = &plan->segments;
+    return (segment_work){.block = block,
+                          .segment = &list->items[index],
+                          .next = index + 1 < list->count ? &list->items[index + 1] : NULL};
+}
+
+size_t segment_first(const segment_work *s)
+{
+    return s->block->first_linear + s->segment->first_linear;
+}
+
+size_t segment_end(const segment_work *s)
+{
+    return s->block->first_linear + s->segment->end_linear;
+}
+
+bool plan_may_fall_back(const run_plan *plan)
+{
+    return plan->env->recipe->disable_level > 0 && !plan->levels_known;
+}
+
 /* A W8A8 linear has eight tensors, a norm up to four, an attention six. */
 size_t plan_tensors(const run_plan *plan)
 {

@@ -97,6 +97,10 @@ void plan_streams(run_plan *plan);
 bool plan_uses_static(const run_plan *plan);
 /* Rows of one batch, at most: a sample that is longer than a batch goes alone. */
 size_t plan_most_rows(const run_plan *plan);
+/* May a linear that is not float yet become so, as disable_level has not been decided? */
+bool plan_may_fall_back(const run_plan *plan);
+/* One of the segments that the plan cuts a block into. */
+segment_work plan_segment(const run_plan *plan, const model_block *block, size_t index);
 /* The segments of a block that a cut makes in this run. */
 void plan_segments(const run_plan *plan, graph_cut cut, segment_list *out);
 

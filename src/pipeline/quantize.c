@@ -152,6 +152,104 @@ done:
     return status;
 }
 
+/* ---- memory ---- */
+
+static void layers_hold(ledger *l)
+{
+    const run_plan *plan = l->plan;
+    const tare_model *m = plan->env->model;
+    size_t tokens = plan->env->samples.tokens, h = m->config.hidden_size;
+    l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, tokens, h);
+    if (plan->float_beside)
+        l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, plan->float_tokens, h);
+    ledger_moment(l, "model.embed_tokens",
+                  embed_tokens_bytes(m, tokens) + write_float_rows_bytes(plan->env, m->embedding));
+    for (size_t i = 0; i < m->config.num_layers; i++)
+        quantize_block_hold(l, &m->blocks[i]);
+    ledger_moment(l, m->head->name,
+                  model_read_vector_bytes(m->final_norm) +
+                      copy_tensor_bytes(plan->env, m->head->weight));
+    if (!plan_is_float(&plan->linears[m->num_linears - 1]))
+        quantize_head_hold(l);
+    for (size_t i = 0; i < m->num_extra; i++)
+        ledger_moment(l, m->extra[i]->name, copy_tensor_bytes(plan->env, m->extra[i]));
+}
+
+/* Weight files of a layout that are written to at a time: a shard and the next one, but all of them
+ * where attention comes last. */
+static size_t open_files(const run_plan *plan, layout which)
+{
+    const tare_recipe *recipe = plan->env->recipe;
+    int gib = recipe->part_file_size >= 0 ? (int)recipe->part_file_size
+                                          : save_type_of(which)->part_gib;
+    if (which == LAYOUT_NUMPY)
+        return NPY_FILES;
+    if (gib == 0)
+        return 1;
+    uint64_t shards = checkpoint_bytes(plan->env->model->checkpoint) / ((uint64_t)gib << 30) + 1;
+    return recipe->fa_amp > 0 && plan->num_fa > 0 ? (size_t)shards : shards > 1 ? 2 : 1;
+}
+
+/* The output's lists, journal and checkpoints, and the buffers of direct writes. */
+static size_t files_bytes(const run_plan *plan)
+{
+    enum { CHECKPOINT = 2 << 20, RANGE = 160 };
+    unsigned save = plan->env->save;
+    size_t tensors = plan_tensors(plan);
+    size_t bytes = output_state_bytes(tensors, save) + CHECKPOINT + RANGE * tensors;
+    for (int which = 0; which < SAVE_TYPES; which++) {
+        if (save & 1u << which)
+            bytes += open_files(plan, (layout)which) * file_write_bytes();
+    }
+    return bytes;
+}
+
+static size_t finish_bytes(const run_plan *plan)
+{
+    const tare_model *m = plan->env->model;
+    size_t widest = m->config.vocab_size;
+    for (size_t i = 0; i < m->num_linears; i++)
+        widest = size_max(widest, m->linears[i].n);
+    return output_finish_bytes(plan_tensors(plan), widest);
+}
+
+/* Vectors of all layers wait for the second pass. */
+static size_t waiting_vectors(const run_plan *plan)
+{
+    const tare_model *m = plan->env->model;
+    size_t bytes = 0;
+    for (size_t i = 0; smoothing_solves(plan) && i < m->config.num_layers; i++)
+        bytes += smoothing_layer_bytes(plan, &m->blocks[i]);
+    return bytes;
+}
+
+void run_hold(ledger *l, const run_pass *only)
+{
+    const run_plan *plan = l->plan;
+    const run_env *e = plan->env;
+    const ledger before = *l;
+    if (l->rows > 0)
+        l->now[TERM_WORKSPACE] += workspace_bytes(e->model, l->rows, e->samples.longest);
+    l->now[TERM_SMOOTHING] += plan->two_passes ? waiting_vectors(plan) : 0;
+    if (plan->two_passes && (!only || *only == PASS_FLOAT))
+        float_pass_hold(l);
+    if (e->goal == GOAL_SMOOTHING)
+        ledger_moment(l, "the smoothing", smoothing_keep_bytes(plan));
+    if (e->goal != GOAL_OUTPUT)
+        return;
+    size_t files = files_bytes(plan);
+    l->now[TERM_OUTPUT] += files;
+    if (plan->calibrates && (!only || *only == PASS_QUANTIZE))
+        layers_hold(l);
+    memcpy(l->now, before.now, sizeof l->now); /* run_stop */
+    l->now[TERM_OUTPUT] += files;
+    if (!plan->calibrates)
+        ledger_moment(l, "pieces of weights", weight_pass_bytes(plan));
+    ledger_moment(l, "the finished files", finish_bytes(plan));
+}
+
+/* ---- the run ---- */
+
 /* The first of two passes, if there are two: what disable_level ranks. */
 static tare_status choose_fallback(run_job *j)
 {

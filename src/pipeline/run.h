@@ -11,6 +11,7 @@
 #include "forward/linear.h"
 #include "model/fingerprint.h"
 #include "output/tape.h"
+#include "pipeline/ledger.h"
 #include "pipeline/plan.h"
 #include "pipeline/streams.h"
 #include "quantize/layer_selector.h"
@@ -102,6 +103,8 @@ tare_status open_output(run *r, bool rehearsal);
 tare_status create_states(run *r, bool of_floats);
 /* Ends what is under way, and frees what lives through all layers. */
 void run_stop(run *r);
+/* All that a run holds, or one pass of it (`only` NULL: all). */
+void run_hold(ledger *l, const run_pass *only);
 /* Where hidden states are spilled; NULL: they stay in memory. */
 const char *run_spill_folder(const run *r);
 
@@ -109,8 +112,6 @@ const char *run_spill_folder(const run *r);
 
 /* The segments of a block that a layout's cut makes in this run. */
 void run_segments(const run_plan *plan, graph_cut cut, segment_list *out);
-/* One of the segments that the plan cuts a block into. */
-segment_work run_segment(const run *r, const model_block *block, size_t index);
 
 typedef struct segment_pass {
     segment_work work;
@@ -123,6 +124,8 @@ typedef struct segment_pass {
 
 /* All samples of a flow through a segment. */
 tare_status segment_run(run *r, const segment_pass *p, flow *f);
+/* The streams before and behind it, of `tokens` tokens. */
+void segment_boundaries_hold(ledger *l, const segment_work *s, size_t tokens);
 void flow_free(flow *f);
 
 /* ---- resume.c ---- */
@@ -168,14 +171,14 @@ tare_status rehearse_output(run *r);
 /* Runs the float model's segment over the float stream: solves its smoothing and scores its
  * linears, as the run asks. Loads `source` if it is empty. */
 tare_status float_segment_pass(run *r, const segment_work *s, layer_source *source);
-/* Accounted bytes, at most, of the buffers for scores. */
-size_t float_scoring_bytes(const run_plan *plan);
+/* What that takes beside its source, but for vectors that it leaves (smoothing_layer_bytes). */
+void float_segment_hold(ledger *l, const segment_work *s);
 /* Scores the head (as the goal says), whose input is the final norm's output. */
 tare_status score_head(run *r);
-/* Accounted bytes, at most, of scores by range_method for one layer, updates included. */
-size_t layer_selectors_bytes(const run_plan *plan);
+size_t score_head_bytes(const run_plan *plan);
 /* All layers: the first of two passes. */
 tare_status float_pass(run *r);
+void float_pass_hold(ledger *l);
 
 /* ---- smoothing.c ---- */
 
@@ -246,13 +249,14 @@ size_t smoothing_keep_bytes(const run_plan *plan);
 /* Of a segment. */
 tare_status layer_source_load(run *r, const segment_work *s, layer_source *source);
 void layer_source_free(run *r, layer_source *source);
+void layer_source_hold(ledger *l, const segment_work *s);
 /* Load weights, (smooth, score,) calibrate, quantize, write: one block over all samples, segment by
  * segment. */
 tare_status quantize_block(run *r, const model_block *block);
+void quantize_block_hold(ledger *l, const model_block *block);
 /* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
 tare_status quantize_head(run *r);
-/* Accounted bytes, at most, of the buffers and observers of a segment, for batches of `rows`. */
-size_t calibrated_segment_bytes(const run_plan *plan, const segment_work *s, size_t rows);
+void quantize_head_hold(ledger *l);
 
 /* One linear while its layer is loaded. */
 typedef struct live_linear {
@@ -286,9 +290,10 @@ typedef struct live_linear_size {
     size_t weights, packed; /* that it keeps: 8-bit, and in compute format */
     size_t loading;         /* while it is loaded, the source and the result included */
 } live_linear_size;
-void live_linear_bytes(const run_plan *plan, const model_linear *linear, linear_scheme scheme,
-                       live_linear_size *out);
-size_t live_linear_write_bytes(size_t n);
+/* Of linear `index` of the model, as what it may come to be. */
+live_linear_size live_linear_most(const run_plan *plan, size_t index);
+/* While it is written. */
+size_t live_linear_write_bytes(const run_plan *plan, size_t index);
 
 /* A segment that is calibrated: all that its tensors are made from. */
 typedef struct layer_output {
@@ -300,6 +305,13 @@ typedef struct layer_output {
 
 tare_status layer_output_write(run *r, layer_output *o);
 void layer_output_free(run *r, layer_output *o);
+
+/* ---- calibrate.c ---- */
+
+/* All samples through a segment whose linears are loaded: what is known of its inputs then, and its
+ * norms, are in *out. */
+tare_status calibrate_segment(run *r, layer_output *out);
+void calibrate_segment_hold(ledger *l, const segment_work *s);
 
 /* ---- overlap.c ---- */
 
@@ -313,6 +325,9 @@ tare_status overlap_read(run *r, size_t layer, layer_source *out);
 tare_status overlap_write(run *r, layer_output *layer);
 /* Until everything is written: before anybody else writes. */
 tare_status overlap_wait(run *r);
+/* What the two threads hold while a layer is computed: the weights of the next one, and where it
+ * `quantizes` the result of the last one. */
+size_t overlap_bytes(const run_plan *plan, size_t layer, bool quantizes);
 
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
 observer_kind observer_kind_of(const run_env *e, const linear_score *s);
@@ -354,6 +369,7 @@ size_t write_float_rows_bytes(const run_env *e, const tensor_info *source);
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias);
 /* Streams a whole tensor through. */
 tare_status copy_tensor(run *r, const tensor_info *source);
+size_t copy_tensor_bytes(const run_env *e, const tensor_info *source);
 
 /* ---- record.c ---- */
 

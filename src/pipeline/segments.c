@@ -6,24 +6,6 @@
 #include "pipeline/run.h"
 #include "tensor/kernels.h"
 
-segment_work run_segment(const run *r, const model_block *block, size_t index)
-{
-    const segment_list *list = &r->plan->segments;
-    return (segment_work){.block = block,
-                          .segment = &list->items[index],
-                          .next = index + 1 < list->count ? &list->items[index + 1] : NULL};
-}
-
-size_t segment_first(const segment_work *s)
-{
-    return s->block->first_linear + s->segment->first_linear;
-}
-
-size_t segment_end(const segment_work *s)
-{
-    return s->block->first_linear + s->segment->end_linear;
-}
-
 const char *run_spill_folder(const run *r)
 {
     if (!r->plan->layout.spill)
@@ -132,4 +114,20 @@ tare_status segment_run(run *r, const segment_pass *p, flow *f)
 done:
     free_streams(after);
     return status;
+}
+
+/* What goes on to a segment. */
+static size_t carried_bytes(const ledger *l, const block_graph *g, const block_segment *s,
+                            size_t tokens)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; s && i < s->num_carried; i++)
+        bytes += ledger_stream_bytes(l, tokens, g->values[s->carried[i]].columns);
+    return bytes;
+}
+
+void segment_boundaries_hold(ledger *l, const segment_work *s, size_t tokens)
+{
+    l->now[TERM_ACTIVATIONS] += carried_bytes(l, s->block->graph, s->segment, tokens) +
+                                carried_bytes(l, s->block->graph, s->next, tokens);
 }

@@ -6,15 +6,13 @@ static size_t asked, fits_from;
 static run_layout seen[16];
 
 /* In place of the library's own. */
-void __wrap_memory_plan_peak(const run_plan *plan, const run_layout *chosen, size_t fixed,
-                             const run_pass *only, memory_peak *out);
-void __wrap_memory_plan_peak(const run_plan *plan, const run_layout *chosen, size_t fixed,
-                             const run_pass *only, memory_peak *out)
+void __wrap_run_hold(ledger *l, const run_pass *only);
+void __wrap_run_hold(ledger *l, const run_pass *only)
 {
-    (void)plan, (void)fixed, (void)only;
+    (void)only;
     assert_true(asked < sizeof seen / sizeof *seen);
-    seen[asked++] = *chosen;
-    *out = (memory_peak){.total = asked >= fits_from ? 1 : 1000};
+    seen[asked++] = l->plan->layout;
+    l->peak = (memory_peak){.total = asked >= fits_from ? 1 : 1000};
 }
 
 static run_layout choose(bool exist, run_layout planned, size_t fits)
