@@ -197,17 +197,18 @@ done:
 
 static void tell_plan(const run_plan *plan, const memory_plan *m)
 {
+    const run_layout *l = &m->last_pass;
     int passes = plan->two_passes && plan->env->goal == GOAL_OUTPUT ? 2 : 1;
     TARE_INFO(
         plan->env->ctx,
         "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s%s",
         (m->peak.total >> 20) + 1, m->peak.unit, passes, passes == 1 ? "pass" : "passes",
-        m->layout.batch_rows, m->layout.overlap ? ", layers read ahead" : "",
-        m->layout.spill ? ", hidden states in scratch files" : "",
-        m->layout.whole_layer || plan->float_samples == 0 ? "" : ", one linear at a time",
-        m->layout.cut == CUT_NONE    ? ""
-        : m->layout.cut == CUT_PARTS ? ", a part of a layer in memory"
-                                     : ", the linears of one input in memory");
+        l->batch_rows, l->overlap ? ", layers read ahead" : "",
+        l->spill ? ", hidden states in scratch files" : "",
+        l->whole_layer || plan->float_samples == 0 ? "" : ", one linear at a time",
+        l->cut == CUT_NONE    ? ""
+        : l->cut == CUT_PARTS ? ", a part of a layer in memory"
+                              : ", the linears of one input in memory");
 }
 
 tare_status job_prepare(run_job *j)

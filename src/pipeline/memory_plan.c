@@ -199,34 +199,77 @@ static run_layout first_layout(const run_plan *plan)
     return l;
 }
 
+/* The best layout for a pass within `most` bytes, with the batches of `safe`, which fits. Streams
+ * of hidden states that exist stay where they are. */
+static run_layout pass_layout(const run_plan *plan, const run_layout *safe, size_t fixed,
+                              uint64_t most, run_pass pass, bool streams_exist)
+{
+    run_layout l = {.batch_rows = safe->batch_rows, .overlap = true};
+    memory_peak peak;
+    if (plan->env->options->skip_layouts > 0)
+        return *safe;
+    l.whole_layer = copies_pay(plan, l.batch_rows);
+    l.spill = streams_exist && safe->spill;
+    do {
+        memory_plan_peak(plan, &l, fixed, &pass, &peak);
+        if (peak.total <= most)
+            return l;
+    } while (next_layout(plan, &l, !streams_exist && can_spill(plan)) &&
+             l.batch_rows == safe->batch_rows);
+    return *safe;
+}
+
+/* Each pass is laid out for itself: the peak is theirs. */
+static void plan_passes(const run_plan *plan, memory_plan *m)
+{
+    run_pass pass = plan->two_passes ? PASS_FLOAT : PASS_QUANTIZE,
+             last = plan->env->goal == GOAL_OUTPUT ? PASS_QUANTIZE : PASS_FLOAT;
+    m->peak.total = 0;
+    for (; pass <= last; pass++) {
+        memory_peak peak;
+        m->last_pass = pass_layout(plan, &m->layout, m->fixed, m->budget, pass, false);
+        memory_plan_peak(plan, &m->last_pass, m->fixed, &pass, &peak);
+        if (peak.total > m->peak.total)
+            m->peak = peak;
+    }
+}
+
+/* What reading the model and the prompts took may be more than all that comes. */
+static void plan_loading(const run_plan *plan, memory_plan *m, memory_peak *peak)
+{
+    size_t loading = tare_memory_peak(plan->env->ctx) + m->reserve;
+    if (loading <= peak->total)
+        return;
+    *peak = (memory_peak){.total = loading, .unit = "tokenizer and prompts"};
+    peak->terms[TERM_FIXED] = loading;
+}
+
 tare_status memory_plan_make(const run_plan *plan, memory_plan *out)
 {
     bool given, found = false;
+    tare_context *ctx = plan->env->ctx;
     run_layout candidate = first_layout(plan);
-    *out = (memory_plan){.reserve = machine_reserve_bytes(plan->env->ctx)};
+    *out = (memory_plan){.reserve = machine_reserve_bytes(ctx)};
     out->budget = limit_by_owner(plan, budget_of(plan, &given), out->reserve);
-    size_t fixed = out->fixed = out->reserve + tare_memory_used(plan->env->ctx);
-    max_memory_warn(plan->env->ctx, &plan->env->recipe->max_memory);
+    out->fixed = out->reserve + tare_memory_used(ctx);
+    max_memory_warn(ctx, &plan->env->recipe->max_memory);
     do {
         memory_peak peak;
-        memory_plan_peak(plan, &candidate, fixed, NULL, &peak);
-        size_t loading = tare_memory_peak(plan->env->ctx) + out->reserve;
-        if (loading > peak.total) {
-            peak = (memory_peak){.total = loading, .unit = "tokenizer and prompts"};
-            peak.terms[TERM_FIXED] = loading;
-        }
+        memory_plan_peak(plan, &candidate, out->fixed, NULL, &peak);
+        plan_loading(plan, out, &peak);
         if (!found && peak.total <= out->budget) {
             found = true;
             out->layout = candidate;
-            out->peak = peak;
         }
         if (out->smallest.total == 0 || peak.total < out->smallest.total)
             out->smallest = peak;
     } while (next_layout(plan, &candidate, can_spill(plan)));
     if (!found)
         return refuse(plan, out, given);
-    out->segments = segments_of(plan, out->layout.cut);
-    size_t scratch = kept_scratch_bytes(plan->env->ctx);
+    plan_passes(plan, out);
+    plan_loading(plan, out, &out->peak);
+    out->segments = segments_of(plan, out->last_pass.cut);
+    size_t scratch = kept_scratch_bytes(ctx);
     out->keeps_scratch = plan->calibrates && scratch <= out->budget - out->peak.total;
     if (out->keeps_scratch) {
         out->fixed += scratch;
@@ -236,21 +279,9 @@ tare_status memory_plan_make(const run_plan *plan, memory_plan *out)
     return TARE_OK;
 }
 
-void memory_plan_pass(run_plan *plan, const memory_plan *memory, run_pass pass, bool streams_exist)
+/* Never more than was planned: what is known by now of the fallback may make room. */
+void memory_plan_pass(run_plan *plan, const memory_plan *m, run_pass pass, bool streams_exist)
 {
-    const run_layout safe = plan->layout;
-    bool fixed = plan->env->options->skip_layouts > 0;
-    run_layout candidate = {.batch_rows = safe.batch_rows, .overlap = true};
-    memory_peak peak;
-    candidate.whole_layer = copies_pay(plan, candidate.batch_rows);
-    candidate.spill = streams_exist && safe.spill;
-    do {
-        memory_plan_peak(plan, &candidate, memory->fixed, &pass, &peak);
-        if (peak.total <= memory->budget && !fixed) {
-            plan->layout = candidate;
-            break;
-        }
-    } while (!fixed && next_layout(plan, &candidate, !streams_exist && can_spill(plan)) &&
-             candidate.batch_rows == safe.batch_rows);
+    plan->layout = pass_layout(plan, &m->layout, m->fixed, m->peak.total, pass, streams_exist);
     plan_segments(plan, plan->layout.cut, &plan->segments);
 }

@@ -10,12 +10,13 @@
 
 typedef struct memory_plan {
     uint64_t budget;
-    size_t reserve; /* of the budget, for what is not accounted */
-    size_t fixed;   /* that, and what was held when the plan was made */
-    run_layout layout;
+    size_t reserve;       /* of the budget, for what is not accounted */
+    size_t fixed;         /* that, and what was held when the plan was made */
+    run_layout layout;    /* that the whole run fits in: its batches, and where streams lie */
+    run_layout last_pass; /* that the last pass has */
     size_t segments;      /* that it cuts a block into */
     bool keeps_scratch;   /* that of the products, between their calls: there is room for it */
-    memory_peak peak;     /* of `layout` */
+    memory_peak peak;     /* of all passes */
     memory_peak smallest; /* of the layout that takes least */
 } memory_plan;
 

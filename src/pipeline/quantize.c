@@ -312,10 +312,10 @@ static void note_memory(const memory_plan *m, tare_plan *out)
     out->output = p->terms[TERM_OUTPUT];
     out->fixed = p->terms[TERM_FIXED];
     memcpy(out->peak_unit, p->unit, sizeof out->peak_unit);
-    out->batch_tokens = m->layout.batch_rows;
-    out->whole_layer = m->layout.whole_layer;
-    out->spill = m->layout.spill;
-    out->overlap = m->layout.overlap;
+    out->batch_tokens = m->last_pass.batch_rows;
+    out->whole_layer = m->last_pass.whole_layer;
+    out->spill = m->last_pass.spill;
+    out->overlap = m->last_pass.overlap;
     out->layer_parts = m->segments;
 }
 

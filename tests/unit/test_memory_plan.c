@@ -22,8 +22,8 @@ static run_layout choose(bool exist, run_layout planned, size_t fits)
     tare_model model = {0}; /* of blocks that cannot be cut */
     tare_quantize_options_init(&options);
     run_env env = {.ctx = ctx, .goal = GOAL_OUTPUT, .options = &options, .model = &model};
-    run_plan plan = {.env = &env, .layout = planned};
-    const memory_plan memory = {.budget = 100};
+    run_plan plan = {.env = &env};
+    const memory_plan memory = {.layout = planned, .peak.total = 100};
     env.samples.longest = 10;
     asked = 0;
     fits_from = fits;
