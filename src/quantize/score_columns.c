@@ -2,8 +2,9 @@
  * a shift move extremes as they move elements (both are monotonic, roundings included), means as
  * they move any value, and leave of a spread its square of the scale. */
 #include <math.h>
+#include <string.h>
 
-#include "base/context.h"
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "quantize/score.h"
 
@@ -12,8 +13,20 @@ enum { PIECE_COLS = 64 };
 typedef struct columns_job {
     const float *x;
     score_columns *c;
+    size_t pieces;
     unsigned char *wrong; /* [pieces] NaN or infinity seen */
 } columns_job;
+
+static void lay_out(carver *c, void *component)
+{
+    columns_job *job = component;
+    score_columns *s = job->c;
+    s->low = carve(c, s->cols, sizeof *s->low);
+    s->high = carve(c, s->cols, sizeof *s->high);
+    s->mean = carve(c, s->cols, sizeof *s->mean);
+    s->m2 = carve(c, s->cols, sizeof *s->m2);
+    job->wrong = carve(c, job->pieces, 1);
+}
 
 /* Sums are taken of distances from the first row, so that a constant column has no spread at all.
  */
@@ -50,24 +63,17 @@ tare_status score_columns_create(tare_context *ctx, const float *x, size_t rows,
                                  score_columns *out)
 {
     tare_status status = TARE_OK;
-    size_t pieces = cols / PIECE_COLS + (cols % PIECE_COLS != 0);
+    size_t pieces = size_divide_up(cols, PIECE_COLS);
     *out = (score_columns){.rows = rows, .cols = cols};
-    columns_job job = {x, out, mem_calloc(ctx, pieces, 1)};
-    out->low = mem_alloc_array(ctx, cols, sizeof *out->low);
-    out->high = mem_alloc_array(ctx, cols, sizeof *out->high);
-    out->mean = mem_alloc_array(ctx, cols, sizeof *out->mean);
-    out->m2 = mem_alloc_array(ctx, cols, sizeof *out->m2);
-    if (!job.wrong || !out->low || !out->high || !out->mean || !out->m2) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
+    columns_job job = {.x = x, .c = out, .pieces = pieces};
+    TRY(carver_alloc(ctx, lay_out, &job));
+    memset(job.wrong, 0, pieces);
     parallel_for(ctx, pieces, columns_piece, &job);
     for (size_t i = 0; i < pieces; i++) {
         if (job.wrong[i])
             TRY(TARE_FAIL(ctx, TARE_E_NUMERIC, "an activation is NaN or infinite"));
     }
 done:
-    mem_free(ctx, job.wrong);
     if (status != TARE_OK)
         score_columns_free(ctx, out);
     return status;
@@ -76,9 +82,6 @@ done:
 void score_columns_free(tare_context *ctx, score_columns *c)
 {
     mem_free(ctx, c->low);
-    mem_free(ctx, c->high);
-    mem_free(ctx, c->mean);
-    mem_free(ctx, c->m2);
     *c = (score_columns){0};
 }
 
