@@ -10,6 +10,28 @@ typedef struct shift_job {
     float *out;  /* [n] W b */
 } shift_job;
 
+typedef struct apply_room {
+    const smooth_group *g;
+    size_t threads;
+    float *biases; /* new ones of all targets, one after the other */
+    float *rows;   /* [threads,C] */
+} apply_room;
+
+static void lay_out(carver *c, void *component)
+{
+    apply_room *room = component;
+    size_t total = 0;
+    for (size_t i = 0; i < room->g->num_targets; i++)
+        total += room->g->targets[i]->n;
+    room->biases = carve(c, total, sizeof *room->biases);
+    room->rows = carve(c, room->threads, room->g->channels * sizeof *room->rows);
+}
+
+size_t smooth_apply_bytes(const tare_context *ctx, const smooth_group *g)
+{
+    return carver_bytes(lay_out, &(apply_room){g, (size_t)parallel_threads(ctx), NULL, NULL});
+}
+
 static void shifted_row(void *user, size_t row, int thread)
 {
     const shift_job *job = user;
@@ -21,33 +43,21 @@ static void shifted_row(void *user, size_t row, int thread)
     job->out[row] = (float)sum;
 }
 
-/* New biases of all targets, one after the other. */
-static tare_status shifted_biases(tare_context *ctx, tare_dtype native, const smooth_group *g,
-                                  const float *shift, float **out)
+static void shifted_biases(const tare_context *ctx, tare_dtype native, const apply_room *room,
+                           const float *shift)
 {
-    size_t total = 0, at = 0;
-    float *rows = mem_alloc_array(ctx, (size_t)parallel_threads(ctx) * g->channels, sizeof *rows);
-    for (size_t i = 0; i < g->num_targets; i++)
-        total += g->targets[i]->n;
-    *out = mem_alloc_array(ctx, total, sizeof **out);
-    if (!rows || !*out) {
-        mem_free(ctx, rows);
-        return TARE_E_MEMORY;
-    }
-    for (size_t i = 0; i < g->num_targets; i++) {
-        const smooth_weight *w = g->targets[i];
-        float *bias = *out + at;
-        shift_job job = {ctx, w, shift, rows, bias};
+    float *bias = room->biases;
+    for (size_t i = 0; i < room->g->num_targets; i++) {
+        const smooth_weight *w = room->g->targets[i];
+        shift_job job = {ctx, w, shift, room->rows, bias};
         parallel_for(ctx, w->n, shifted_row, &job);
         for (size_t j = 0; j < w->n; j++) {
             bias[j] = round_native(bias[j], native);
             if (w->has_bias)
                 bias[j] = round_native(w->bias[j] + bias[j], native);
         }
-        at += w->n;
+        bias += w->n;
     }
-    mem_free(ctx, rows);
-    return TARE_OK;
 }
 
 static void apply_to_norm(smooth_norm *norm, tare_dtype native, const smooth_scales *scales,
@@ -84,27 +94,28 @@ tare_status smooth_apply(tare_context *ctx, const smooth_config *cfg, const smoo
                          const smooth_scales *scales)
 {
     tare_dtype native = smooth_native(cfg);
-    float *biases = NULL, *next;
+    apply_room room = {g, (size_t)parallel_threads(ctx), NULL, NULL};
     if (scales->shift) {
-        tare_status status = shifted_biases(ctx, native, g, scales->shift, &biases);
+        tare_status status = carver_alloc(ctx, lay_out, &room);
         if (status != TARE_OK)
             return status;
+        shifted_biases(ctx, native, &room, scales->shift);
     }
     if (g->norm)
         apply_to_norm(g->norm, native, scales, g->channels);
     else
         apply_to_source(g->source, native, &g->rows, scales->r);
-    next = biases;
+    const float *next = room.biases;
     for (size_t i = 0; i < g->num_targets; i++) {
         smooth_weight *w = g->targets[i];
         for (size_t j = 0; next && j < w->n; j++)
             w->bias[j] = *next++;
-        w->has_bias = w->has_bias || biases;
+        w->has_bias = w->has_bias || room.biases;
         for (size_t c = 0; c < g->channels; c++)
             w->col_scale[c] *= scales->s[c];
         w->cols_scaled = true;
         w->round = native;
     }
-    mem_free(ctx, biases);
+    mem_free(ctx, room.biases);
     return TARE_OK;
 }
