@@ -41,13 +41,6 @@ size_t kv_cache_bytes(size_t layers, size_t cols, size_t capacity, bool spill)
     return spill ? 1024 : mem_array_bytes(all, sizeof(float));
 }
 
-size_t kv_cache_room_bytes(size_t cols, size_t capacity)
-{
-    size_t half, all;
-    return cache_sizes(1, cols, capacity, &half, &all) ? mem_array_bytes(all, sizeof(float))
-                                                       : MEM_ABSURD;
-}
-
 /* Writes the new tokens, after reading the earlier ones into `room` where there are any. */
 static tare_status append_spilled(kv_cache *c, size_t layer, size_t past, size_t count,
                                   const float *const from[2], float *room)

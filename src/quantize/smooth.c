@@ -16,11 +16,6 @@ tare_status smooth_fail(tare_context *ctx, tare_status status, const smooth_grou
                      g->num_targets ? g->targets[0]->name : "nothing", g->channels);
 }
 
-tare_status smooth_first_sample(const smooth_task *t, float *x)
-{
-    return t->inputs->read(t->inputs->user, 0, t->stats->first_rows, x);
-}
-
 /* ---- checks ---- */
 
 static bool searches(const smooth_config *cfg)

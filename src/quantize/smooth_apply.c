@@ -4,32 +4,28 @@
 
 typedef struct shift_job {
     const tare_context *ctx;
-    const smooth_weight *w;
-    const float *shift;
-    float *rows; /* [threads,k] */
-    float *out;  /* [n] W b */
-} shift_job;
-
-typedef struct apply_room {
     const smooth_group *g;
+    const float *shift;
     size_t threads;
-    float *biases; /* new ones of all targets, one after the other */
-    float *rows;   /* [threads,C] */
-} apply_room;
+    float *biases;          /* new ones of all targets, one after the other */
+    float *rows;            /* [threads,C] */
+    const smooth_weight *w; /* the target in work */
+    float *out;             /* [n] its W b */
+} shift_job;
 
 static void lay_out(carver *c, void *component)
 {
-    apply_room *room = component;
+    shift_job *job = component;
     size_t total = 0;
-    for (size_t i = 0; i < room->g->num_targets; i++)
-        total += room->g->targets[i]->n;
-    room->biases = carve(c, total, sizeof *room->biases);
-    room->rows = carve(c, room->threads, room->g->channels * sizeof *room->rows);
+    for (size_t i = 0; i < job->g->num_targets; i++)
+        total += job->g->targets[i]->n;
+    job->biases = carve(c, total, sizeof *job->biases);
+    job->rows = carve(c, job->threads, job->g->channels * sizeof *job->rows);
 }
 
 size_t smooth_apply_bytes(const tare_context *ctx, const smooth_group *g)
 {
-    return carver_bytes(lay_out, &(apply_room){g, (size_t)parallel_threads(ctx), NULL, NULL});
+    return carver_bytes(lay_out, &(shift_job){.g = g, .threads = (size_t)parallel_threads(ctx)});
 }
 
 static void shifted_row(void *user, size_t row, int thread)
@@ -43,20 +39,17 @@ static void shifted_row(void *user, size_t row, int thread)
     job->out[row] = (float)sum;
 }
 
-static void shifted_biases(const tare_context *ctx, tare_dtype native, const apply_room *room,
-                           const float *shift)
+static void shifted_biases(shift_job *job, tare_dtype native)
 {
-    float *bias = room->biases;
-    for (size_t i = 0; i < room->g->num_targets; i++) {
-        const smooth_weight *w = room->g->targets[i];
-        shift_job job = {ctx, w, shift, room->rows, bias};
-        parallel_for(ctx, w->n, shifted_row, &job);
-        for (size_t j = 0; j < w->n; j++) {
-            bias[j] = round_native(bias[j], native);
+    job->out = job->biases;
+    for (size_t i = 0; i < job->g->num_targets; i++) {
+        const smooth_weight *w = job->w = job->g->targets[i];
+        parallel_for(job->ctx, w->n, shifted_row, job);
+        for (size_t j = 0; j < w->n; j++, job->out++) {
+            *job->out = round_native(*job->out, native);
             if (w->has_bias)
-                bias[j] = round_native(w->bias[j] + bias[j], native);
+                *job->out = round_native(w->bias[j] + *job->out, native);
         }
-        bias += w->n;
     }
 }
 
@@ -94,28 +87,29 @@ tare_status smooth_apply(tare_context *ctx, const smooth_config *cfg, const smoo
                          const smooth_scales *scales)
 {
     tare_dtype native = smooth_native(cfg);
-    apply_room room = {g, (size_t)parallel_threads(ctx), NULL, NULL};
+    shift_job job = {
+        .ctx = ctx, .g = g, .shift = scales->shift, .threads = (size_t)parallel_threads(ctx)};
     if (scales->shift) {
-        tare_status status = carver_alloc(ctx, lay_out, &room);
+        tare_status status = carver_alloc(ctx, lay_out, &job);
         if (status != TARE_OK)
             return status;
-        shifted_biases(ctx, native, &room, scales->shift);
+        shifted_biases(&job, native);
     }
     if (g->norm)
         apply_to_norm(g->norm, native, scales, g->channels);
     else
         apply_to_source(g->source, native, &g->rows, scales->r);
-    const float *next = room.biases;
+    const float *next = job.biases;
     for (size_t i = 0; i < g->num_targets; i++) {
         smooth_weight *w = g->targets[i];
         for (size_t j = 0; next && j < w->n; j++)
             w->bias[j] = *next++;
-        w->has_bias = w->has_bias || room.biases;
+        w->has_bias = w->has_bias || job.biases;
         for (size_t c = 0; c < g->channels; c++)
             w->col_scale[c] *= scales->s[c];
         w->cols_scaled = true;
         w->round = native;
     }
-    mem_free(ctx, room.biases);
+    mem_free(ctx, job.biases);
     return TARE_OK;
 }

@@ -79,9 +79,6 @@ float smooth_power(float x, double exponent, tare_dtype native);
 /* max(1e-5, a^alpha / w^beta), the clamp of w included. */
 float smooth_ratio(float a, float w, double alpha, double beta, tare_dtype native);
 
-/* x <- the first sample, [stats->first_rows,C]. */
-tare_status smooth_first_sample(const smooth_task *t, float *x);
-
 /* The methods: s into out->s. m4 and m6 fill out->r of linear sources too. */
 tare_status smooth_solve_ratio(const smooth_task *t, double alpha, double beta);
 tare_status smooth_solve_m2(const smooth_task *t);

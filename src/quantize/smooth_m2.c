@@ -282,7 +282,7 @@ static tare_status prepare(m2_search *m)
     tare_status status = TARE_OK;
     const smooth_task *t = m->t;
     TRY(carver_alloc(t->ctx, lay_out, m));
-    TRY(smooth_first_sample(t, m->x));
+    TRY(t->inputs->read(t->inputs->user, 0, m->tokens, m->x));
     for (size_t c = 0; c < t->g->channels; c++) {
         m->b[c] = smooth_centre(t->stats, c, TARE_F32);
         /* A channel above the threshold has theta > sigma >= 0. */

@@ -360,7 +360,7 @@ static tare_status prepare(m3_search *m)
     tare_context *ctx = m->t->ctx;
     size_t n = m->t->g->channels;
     TRY(carver_alloc(ctx, lay_out, m));
-    TRY(smooth_first_sample(m->t, m->x));
+    TRY(m->t->inputs->read(m->t->inputs->user, 0, m->tokens, m->x));
     mean_magnitude(m);
     for (int i = 0; i < CANDIDATES; i++)
         candidate_scales(m, i);
