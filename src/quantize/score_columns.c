@@ -2,7 +2,6 @@
  * a shift move extremes as they move elements (both are monotonic, roundings included), means as
  * they move any value, and leave of a spread its square of the scale. */
 #include <math.h>
-#include <string.h>
 
 #include "base/carver.h"
 #include "base/parallel.h"
@@ -13,19 +12,15 @@ enum { PIECE_COLS = 64 };
 typedef struct columns_job {
     const float *x;
     score_columns *c;
-    size_t pieces;
-    unsigned char *wrong; /* [pieces] NaN or infinity seen */
 } columns_job;
 
 static void lay_out(carver *c, void *component)
 {
-    columns_job *job = component;
-    score_columns *s = job->c;
+    score_columns *s = component;
     s->low = carve(c, s->cols, sizeof *s->low);
     s->high = carve(c, s->cols, sizeof *s->high);
     s->mean = carve(c, s->cols, sizeof *s->mean);
     s->m2 = carve(c, s->cols, sizeof *s->m2);
-    job->wrong = carve(c, job->pieces, 1);
 }
 
 /* Sums are taken of distances from the first row, so that a constant column has no spread at all.
@@ -54,8 +49,9 @@ static void columns_piece(void *user, size_t index, int thread)
     }
     for (size_t i = 0; i < n; i++) {
         c->mean[first + i] = x[i] + sum[i] / (double)c->rows;
-        c->m2[first + i] = fmax(squares[i] - sum[i] * sum[i] / (double)c->rows, 0.0);
-        job->wrong[index] |= !isfinite(squares[i]);
+        c->m2[first + i] = isfinite(squares[i]) /* else NaN or infinity was seen */
+                               ? fmax(squares[i] - sum[i] * sum[i] / (double)c->rows, 0.0)
+                               : NAN;
     }
 }
 
@@ -63,14 +59,12 @@ tare_status score_columns_create(tare_context *ctx, const float *x, size_t rows,
                                  score_columns *out)
 {
     tare_status status = TARE_OK;
-    size_t pieces = size_divide_up(cols, PIECE_COLS);
     *out = (score_columns){.rows = rows, .cols = cols};
-    columns_job job = {.x = x, .c = out, .pieces = pieces};
-    TRY(carver_alloc(ctx, lay_out, &job));
-    memset(job.wrong, 0, pieces);
-    parallel_for(ctx, pieces, columns_piece, &job);
-    for (size_t i = 0; i < pieces; i++) {
-        if (job.wrong[i])
+    columns_job job = {.x = x, .c = out};
+    TRY(carver_alloc(ctx, lay_out, out));
+    parallel_for(ctx, size_divide_up(cols, PIECE_COLS), columns_piece, &job);
+    for (size_t i = 0; i < cols; i++) {
+        if (isnan(out->m2[i]))
             TRY(TARE_FAIL(ctx, TARE_E_NUMERIC, "an activation is NaN or infinite"));
     }
 done:
