@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "base/memory.h"
+#include "base/carver.h"
 #include "base/parallel.h"
 
 /* ---- pointers ---- */
@@ -48,10 +48,10 @@ enum {
 
 typedef struct float_sort {
     float *x, *scratch;
-    size_t count, pieces;
-    size_t *counts;   /* [pieces, BUCKETS] elements, then places of the piece in each bucket */
-    size_t *begins;   /* [BUCKETS + 1] */
-    uint32_t *rounds; /* [threads, 1 << MIDDLE_BITS] */
+    size_t count, pieces; /* a piece a thread */
+    size_t *counts;       /* [pieces, BUCKETS] elements, then places of the piece in each bucket */
+    size_t *begins;       /* [BUCKETS + 1] */
+    uint32_t *rounds;     /* [pieces, 1 << MIDDLE_BITS] */
 } float_sort;
 
 static uint32_t key_of(float x)
@@ -153,32 +153,32 @@ static void sort_bucket(void *user, size_t bucket, int thread)
         insertion_sort(x, count);
 }
 
+static void lay_out(carver *c, void *component)
+{
+    float_sort *s = component;
+    s->counts = carve(c, s->pieces * BUCKETS, sizeof *s->counts);
+    s->begins = carve(c, BUCKETS + 1, sizeof *s->begins);
+    s->rounds = carve(c, s->pieces << MIDDLE_BITS, sizeof *s->rounds);
+}
+
 tare_status sort_floats(tare_context *ctx, float *x, size_t count, float *scratch)
 {
     tare_status status = TARE_OK;
-    size_t threads = (size_t)parallel_threads(ctx);
-    float_sort s = {.x = x, .scratch = scratch, .count = count, .pieces = threads};
+    float_sort s = {
+        .x = x, .scratch = scratch, .count = count, .pieces = (size_t)parallel_threads(ctx)};
     if (count > UINT32_MAX)
         return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu numbers to sort", count);
-    s.counts = mem_alloc_array(ctx, threads * BUCKETS, sizeof *s.counts);
-    s.begins = mem_alloc_array(ctx, BUCKETS + 1, sizeof *s.begins);
-    s.rounds = mem_alloc_array(ctx, threads << MIDDLE_BITS, sizeof *s.rounds);
-    TRY(s.counts && s.begins && s.rounds ? TARE_OK : TARE_E_MEMORY);
+    TRY(carver_alloc(ctx, lay_out, &s));
     parallel_for(ctx, s.pieces, count_piece, &s);
     place_pieces(&s);
     parallel_for(ctx, s.pieces, scatter_piece, &s);
     parallel_for(ctx, BUCKETS, sort_bucket, &s);
 done:
     mem_free(ctx, s.counts);
-    mem_free(ctx, s.begins);
-    mem_free(ctx, s.rounds);
     return status;
 }
 
 size_t sort_floats_bytes(const tare_context *ctx)
 {
-    size_t threads = (size_t)parallel_threads(ctx);
-    return mem_array_bytes(threads * BUCKETS, sizeof(size_t)) +
-           mem_array_bytes(BUCKETS + 1, sizeof(size_t)) +
-           mem_array_bytes(threads << MIDDLE_BITS, sizeof(uint32_t));
+    return carver_bytes(lay_out, &(float_sort){.pieces = (size_t)parallel_threads(ctx)});
 }

@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "tensor/kernels.h"
 #include "tensor/rounded.h"
@@ -65,24 +66,34 @@ static size_t padded(size_t rows)
     return (rows + ROW_STEP - 1) / ROW_STEP * ROW_STEP;
 }
 
+typedef struct workspace_room {
+    const tare_model *model;
+    size_t longest, threads;
+    workspace *w;
+} workspace_room;
+
+static void lay_out(carver *c, void *component)
+{
+    workspace_room *room = component;
+    attention_shape shape = layer_attention_shape(&room->model->config, 0, room->longest);
+    room->w->values = carve(c, room->w->rows, room->model->graph.columns * sizeof(float));
+    room->w->attention_scratch = carve(c, room->threads,
+                                       attention_scratch_size(&shape) * sizeof(float));
+}
+
 tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tare_dtype round,
                              workspace *out)
 {
     tare_context *ctx = model->ctx;
     const model_config *c = &model->config;
-    attention_shape shape = layer_attention_shape(c, 0, longest);
-    size_t threads = (size_t)parallel_threads(ctx), count;
+    size_t threads = (size_t)parallel_threads(ctx);
     tare_status status = TARE_OK;
     *out = (workspace){.ctx = ctx, .rows = padded(rows), .round = round};
     TRY(rope_table_create(ctx, &c->rope, c->rotary_dim, longest, threads, &out->rope));
     if (c->has_local_rope)
         TRY(rope_table_create(ctx, &c->local_rope, c->rotary_dim, longest, threads,
                               &out->local_rope));
-    if (!size_mul(out->rows, model->graph.columns, &count) ||
-        !(out->values = mem_alloc_array(ctx, count, sizeof(float))) ||
-        !size_mul(attention_scratch_size(&shape), threads, &count) ||
-        !(out->attention_scratch = mem_alloc_array(ctx, count, sizeof(float))))
-        status = TARE_E_MEMORY;
+    TRY(carver_alloc(ctx, lay_out, &(workspace_room){model, longest, threads, out}));
 done:
     if (status != TARE_OK)
         workspace_free(out);
@@ -92,14 +103,13 @@ done:
 size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest)
 {
     const model_config *c = &model->config;
-    attention_shape shape = layer_attention_shape(c, 0, longest);
     size_t threads = (size_t)parallel_threads(model->ctx);
+    workspace w = {.rows = padded(rows)};
     size_t local = c->has_local_rope
                        ? rope_table_bytes(&c->local_rope, c->rotary_dim, longest, threads)
                        : 0;
     return local + rope_table_bytes(&c->rope, c->rotary_dim, longest, threads) +
-           mem_array_bytes(padded(rows) * model->graph.columns, sizeof(float)) +
-           mem_array_bytes(attention_scratch_size(&shape), sizeof(float) * threads);
+           carver_bytes(lay_out, &(workspace_room){model, longest, threads, &w});
 }
 
 void workspace_free(workspace *w)
@@ -109,7 +119,6 @@ void workspace_free(workspace *w)
     rope_table_free(w->ctx, &w->rope);
     rope_table_free(w->ctx, &w->local_rope);
     mem_free(w->ctx, w->values);
-    mem_free(w->ctx, w->attention_scratch);
     *w = (workspace){0};
 }
 

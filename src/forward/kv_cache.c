@@ -2,26 +2,26 @@
 
 #include <string.h>
 
-/* Elements of one layer's keys, and of all; false if that overflows. */
-static bool cache_sizes(size_t layers, size_t cols, size_t capacity, size_t *half, size_t *all)
+#include "base/carver.h"
+
+static void lay_out(carver *c, void *component)
 {
-    size_t bytes;
-    return size_mul(cols, capacity, half) && size_mul(*half, 2 * layers, all) &&
-           size_mul(*all, sizeof(float), &bytes);
+    kv_cache *k = component;
+    k->data = carve(c, k->capacity, 2 * k->layers * k->cols * sizeof *k->data);
 }
 
 tare_status kv_cache_create(tare_context *ctx, size_t layers, size_t cols, size_t capacity,
                             const char *folder, kv_cache *out)
 {
-    size_t half, all;
+    carver size = {0};
     *out = (kv_cache){.ctx = ctx, .capacity = capacity, .layers = layers, .cols = cols};
-    if (!cache_sizes(layers, cols, capacity, &half, &all))
+    if (!folder)
+        return carver_alloc(ctx, lay_out, out);
+    lay_out(&size, out);
+    if (size.overflow)
         return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: keys and values of %zu tokens",
                          capacity);
-    if (folder)
-        return scratch_create(ctx, folder, all * sizeof(float), &out->file);
-    out->data = mem_alloc_array(ctx, all, sizeof(float));
-    return out->data ? TARE_OK : TARE_E_MEMORY;
+    return scratch_create(ctx, folder, size.used, &out->file);
 }
 
 void kv_cache_free(kv_cache *c)
@@ -35,17 +35,9 @@ void kv_cache_free(kv_cache *c)
 
 size_t kv_cache_bytes(size_t layers, size_t cols, size_t capacity, bool spill)
 {
-    size_t half, all;
-    if (!cache_sizes(layers, cols, capacity, &half, &all))
-        return MEM_ABSURD;
-    return spill ? 1024 : mem_array_bytes(all, sizeof(float));
-}
-
-size_t kv_cache_room_bytes(size_t cols, size_t capacity)
-{
-    size_t half, all;
-    return cache_sizes(1, cols, capacity, &half, &all) ? mem_array_bytes(all, sizeof(float))
-                                                       : MEM_ABSURD;
+    kv_cache k = {.capacity = capacity, .layers = layers, .cols = cols};
+    size_t bytes = carver_bytes(lay_out, &k);
+    return spill && bytes < MEM_ABSURD ? 1024 : bytes;
 }
 
 /* Writes the new tokens, after reading the earlier ones into `room` where there are any. */

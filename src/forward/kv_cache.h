@@ -17,9 +17,8 @@ typedef struct kv_cache {
 tare_status kv_cache_create(tare_context *ctx, size_t layers, size_t cols, size_t capacity,
                             const char *folder, kv_cache *out);
 void kv_cache_free(kv_cache *c);
-/* Accounted bytes, at most; and those of `room`. */
+/* Accounted bytes, at most. */
 size_t kv_cache_bytes(size_t layers, size_t cols, size_t capacity, bool spill);
-size_t kv_cache_room_bytes(size_t cols, size_t capacity);
 /* Appends `count` tokens of one layer behind `past` ones; k and v [count, cols]. *keys and *values
  * are the past+count that there are then; where they are spilled they lie in `room`
  * [2, capacity, cols] (else it may be NULL), and with past 0 are not brought there: both NULL. */

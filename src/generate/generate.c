@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/carver.h"
 #include "base/sized.h"
 #include "generate/generate.h"
 
@@ -171,10 +172,21 @@ static generation_work work_of(const tare_generate_options *o, const size_t *len
 
 /* ---- sequences ---- */
 
+static void lay_out(carver *c, void *component)
+{
+    sequence *s = component;
+    s->ids = carve(c, s->most, sizeof *s->ids);
+    s->generator = s->drawn ? carve(c, 1, sizeof *s->generator) : NULL;
+}
+
+size_t sequence_bytes(size_t most, bool drawn)
+{
+    return carver_bytes(lay_out, &(sequence){.most = most, .drawn = drawn});
+}
+
 static void free_sequence(generate_run *r, sequence *s)
 {
     kv_cache_free(&s->cache);
-    mem_free(r->model->ctx, s->generator);
     mem_free(r->model->ctx, s->ids);
     *s = (sequence){0};
 }
@@ -188,14 +200,11 @@ static tare_status begin_sequence(generate_run *r, size_t prompt, sequence *s)
     *s = (sequence){.prompt = prompt,
                     .length = length,
                     .count = length,
-                    .most = generation_most(c, length, o->max_new_tokens)};
-    s->ids = mem_alloc_array(r->model->ctx, s->most, sizeof *s->ids);
-    TRY(s->ids ? TARE_OK : TARE_E_MEMORY);
-    if (o->do_sample) {
-        s->generator = mem_alloc(r->model->ctx, sizeof *s->generator);
-        TRY(s->generator ? TARE_OK : TARE_E_MEMORY);
+                    .most = generation_most(c, length, o->max_new_tokens),
+                    .drawn = o->do_sample};
+    TRY(carver_alloc(r->model->ctx, lay_out, s));
+    if (s->drawn)
         sampler_seed(s->generator, o->seed, o->records ? o->records[prompt] : (uint32_t)prompt);
-    }
     memcpy(s->ids, r->prompts[prompt], length * sizeof *s->ids);
     TRY(kv_cache_create(r->model->ctx, c->num_layers, c->num_kv_heads * c->head_dim, s->most - 1,
                         r->layout.spill ? o->scratch_dir : NULL, &s->cache));

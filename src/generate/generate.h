@@ -36,8 +36,12 @@ typedef struct sequence {
     size_t past;          /* that went through the model */
     size_t most;          /* that there can be in the end */
     kv_cache cache;       /* ctx NULL: nothing is kept, for a single pass */
-    rng *generator;       /* NULL: nothing is drawn */
+    bool drawn;
+    rng *generator; /* NULL unless drawn */
 } sequence;
+
+/* Accounted bytes, at most, keys and values left out. */
+size_t sequence_bytes(size_t most, bool drawn);
 
 /* How a call works, and what it takes. */
 typedef struct generation_layout {
@@ -100,7 +104,7 @@ tare_status forward_create(tare_model *model, const generation_layout *layout, s
                            const kept_weights *kept, forward *out);
 void forward_free(forward *f);
 /* Accounted bytes, at most, kept weights and keys and values in memory left out. */
-size_t forward_bytes(const tare_model *model, const generation_layout *layout, size_t longest);
+size_t forward_bytes(tare_model *model, const generation_layout *layout, size_t longest);
 /* Sends the tokens of f->sequences [num_sequences] that have not been through yet through the
  * model; f->logits [num_sequences, vocab] are those behind each one's last token. */
 tare_status forward_pass(forward *f);

@@ -69,18 +69,18 @@ static size_t key_value_bytes(const tare_model *model, const work_size *s, size_
 }
 
 /* Accounted bytes at most, beside those that are held already. */
-static size_t peak_bytes(const tare_model *model, const generation_work *work, const work_size *s,
+static size_t peak_bytes(tare_model *model, const generation_work *work, const work_size *s,
                          const generation_layout *l)
 {
     size_t texts = s->prompts * 128 + size_max(s->tokens, 1) * sizeof(uint32_t) +
-                   l->batch * (size_max(s->most, s->longest) + 1) * sizeof(uint32_t);
+                   l->batch * sequence_bytes(s->most + 1, work->sampled);
     size_t results;
     size_t longest = size_min(work->max_new, model_config_max_tokens(&model->config) + 1);
     if (!size_mul(s->prompts, mem_array_bytes(longest, sizeof(uint32_t)), &results))
         results = MEM_ABSURD;
     size_t bytes = texts + size_min(results, MEM_ABSURD) + forward_bytes(model, l, s->most) +
                    sampler_bytes(model->config.vocab_size, work->sampled) +
-                   mem_array_bytes(l->batch, sizeof(sequence) + sizeof(rng) + 256) + 16384;
+                   mem_array_bytes(l->batch, sizeof(sequence)) + 16384;
     if (work->max_new > 0)
         bytes += key_value_bytes(model, s, l->batch, l->spill);
     if (l->mode == WEIGHTS_KEPT) {

@@ -4,35 +4,30 @@
  * (gemm.h), attention on its sequence. */
 #include <string.h>
 
+#include "base/carver.h"
 #include "generate/generate.h"
+
+static void lay_out(carver *c, void *component)
+{
+    forward *f = component;
+    const model_config *m = &f->model->config;
+    size_t places = f->layout.batch, kv = m->num_kv_heads * m->head_dim;
+    f->x = carve(c, f->layout.pass_rows, m->hidden_size * sizeof *f->x);
+    f->last = carve(c, places, m->hidden_size * sizeof *f->last);
+    f->logits = carve(c, places, m->vocab_size * sizeof *f->logits);
+    f->lengths = carve(c, places, sizeof *f->lengths);
+    f->past = carve(c, places, sizeof *f->past);
+    f->sequences = carve(c, places, sizeof *f->sequences);
+    f->steps = carve(c, places, sizeof *f->steps);
+    f->room = f->layout.spill ? carve(c, f->longest, 2 * kv * sizeof *f->room) : NULL;
+}
 
 tare_status forward_create(tare_model *model, const generation_layout *layout, size_t longest,
                            const kept_weights *kept, forward *out)
 {
     tare_status status = TARE_OK;
-    tare_context *ctx = model->ctx;
-    const model_config *c = &model->config;
-    size_t rows = layout->pass_rows, places = layout->batch, x, last, logits;
     *out = (forward){.model = model, .layout = *layout, .longest = longest};
-    if (!size_mul(rows, c->hidden_size, &x) || !size_mul(places, c->hidden_size, &last) ||
-        !size_mul(places, c->vocab_size, &logits))
-        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu tokens at a time", rows);
-    out->x = mem_alloc_array(ctx, x, sizeof(float));
-    out->last = mem_alloc_array(ctx, last, sizeof(float));
-    out->logits = mem_alloc_array(ctx, logits, sizeof(float));
-    out->lengths = mem_alloc_array(ctx, places, sizeof(size_t));
-    out->past = mem_alloc_array(ctx, places, sizeof(size_t));
-    out->sequences = mem_alloc_array(ctx, places, sizeof(sequence *));
-    out->steps = mem_alloc_array(ctx, places, sizeof(attention_step));
-    TRY(out->x && out->last && out->logits && out->lengths && out->past && out->sequences &&
-                out->steps
-            ? TARE_OK
-            : TARE_E_MEMORY);
-    if (layout->spill) {
-        out->room = mem_alloc_array(ctx, 2 * longest * c->num_kv_heads,
-                                    c->head_dim * sizeof(float));
-        TRY(out->room ? TARE_OK : TARE_E_MEMORY);
-    }
+    TRY(carver_alloc(model->ctx, lay_out, out));
     TRY(workspace_create(model, layout->batch_rows, longest, TARE_F32, &out->work));
     TRY(weight_source_open(model, layout->mode, kept, &out->weights));
 done:
@@ -45,28 +40,17 @@ void forward_free(forward *f)
 {
     if (!f->model)
         return;
-    tare_context *ctx = f->model->ctx;
     weight_source_close(&f->weights);
     workspace_free(&f->work);
-    void *const rooms[] = {f->x,    f->last,      f->logits, f->lengths,
-                           f->past, f->sequences, f->steps,  f->room};
-    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++)
-        mem_free(ctx, rooms[i]);
+    mem_free(f->model->ctx, f->x);
     *f = (forward){0};
 }
 
-size_t forward_bytes(const tare_model *model, const generation_layout *layout, size_t longest)
+size_t forward_bytes(tare_model *model, const generation_layout *layout, size_t longest)
 {
-    const model_config *c = &model->config;
-    size_t places = layout->batch, cols = c->num_kv_heads * c->head_dim;
-    size_t bytes = mem_array_bytes(layout->pass_rows, c->hidden_size * sizeof(float)) +
-                   mem_array_bytes(places, c->hidden_size * sizeof(float)) +
-                   mem_array_bytes(places, c->vocab_size * sizeof(float)) +
-                   3 * mem_array_bytes(places, sizeof(size_t)) +
-                   mem_array_bytes(places, sizeof(attention_step));
-    bytes += layout->spill ? kv_cache_room_bytes(cols, longest) : 0;
-    bytes += workspace_bytes(model, layout->batch_rows, longest);
-    return bytes + embed_into_bytes(model) + weight_source_bytes(model, layout->mode, places);
+    forward f = {.model = model, .layout = *layout, .longest = longest};
+    return carver_bytes(lay_out, &f) + workspace_bytes(model, layout->batch_rows, longest) +
+           embed_into_bytes(model) + weight_source_bytes(model, layout->mode, layout->batch);
 }
 
 /* ---- attention ---- */

@@ -3,43 +3,41 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/carver.h"
 #include "base/sort.h"
+
+static void lay_out(carver *c, void *component)
+{
+    sampler *s = component;
+    size_t drawn = s->settings.draw ? s->vocab : 0;
+    s->candidates = carve(c, drawn, sizeof *s->candidates);
+    s->order = carve(c, drawn, sizeof *s->order);
+    s->weights = carve(c, drawn, sizeof *s->weights);
+    s->seen = s->settings.repetition_penalty != 1 ? carve(c, s->vocab, 1) : NULL;
+}
 
 tare_status sampler_create(tare_context *ctx, const sampling_settings *settings, size_t vocab,
                            sampler *out)
 {
     *out = (sampler){.ctx = ctx, .settings = *settings, .vocab = vocab};
-    bool ok = settings->repetition_penalty == 1 || (out->seen = mem_calloc(ctx, vocab, 1));
-    if (ok && settings->draw) {
-        out->candidates = mem_alloc_array(ctx, vocab, sizeof *out->candidates);
-        out->order = mem_alloc_array(ctx, vocab, sizeof *out->order);
-        out->weights = mem_alloc_array(ctx, vocab, sizeof *out->weights);
-        ok = out->candidates && out->order && out->weights;
-    }
-    if (ok)
-        return TARE_OK;
-    sampler_free(out);
-    return TARE_E_MEMORY;
+    tare_status status = carver_alloc(ctx, lay_out, out);
+    if (out->seen)
+        memset(out->seen, 0, vocab);
+    return status;
 }
 
 void sampler_free(sampler *s)
 {
     if (!s->ctx)
         return;
-    mem_free(s->ctx, s->seen);
     mem_free(s->ctx, s->candidates);
-    mem_free(s->ctx, s->order);
-    mem_free(s->ctx, s->weights);
     *s = (sampler){0};
 }
 
 size_t sampler_bytes(size_t vocab, bool draw)
 {
-    size_t bytes = mem_block_bytes(vocab);
-    return draw ? bytes + mem_array_bytes(vocab, sizeof(candidate)) +
-                      mem_array_bytes(vocab, sizeof(candidate *)) +
-                      mem_array_bytes(vocab, sizeof(double))
-                : bytes;
+    sampler s = {.settings = {.draw = draw, .repetition_penalty = 2}, .vocab = vocab};
+    return carver_bytes(lay_out, &s);
 }
 
 void sampler_seed(rng *r, uint64_t seed, uint32_t record)

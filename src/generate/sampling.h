@@ -26,7 +26,7 @@ typedef struct sampler {
     sampling_settings settings;
     size_t vocab;
     uint8_t *seen;         /* [vocab]; NULL without repetition penalty */
-    candidate *candidates; /* [vocab]; NULL without a draw */
+    candidate *candidates; /* [vocab] with a draw, as the next two */
     candidate **order;
     double *weights;
 } sampler;

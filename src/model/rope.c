@@ -5,6 +5,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/carver.h"
+
 static const char *const rope_names[] = {
     [ROPE_DEFAULT] = "default", [ROPE_LINEAR] = "linear", [ROPE_DYNAMIC] = "dynamic",
     [ROPE_LLAMA3] = "llama3",   [ROPE_YARN] = "yarn",     [ROPE_LONGROPE] = "longrope"};
@@ -115,51 +117,49 @@ static void fill_row(const rope_config *c, const float *f, size_t half, size_t p
     }
 }
 
-static size_t table_tokens(const rope_config *c, size_t tokens)
+static void lay_out(carver *c, void *component)
 {
-    return outgrows(c, tokens) ? (size_t)shared_length(c) : tokens;
+    rope_table *t = component;
+    t->cos = carve(c, t->tokens, t->half * sizeof *t->cos);
+    t->sin = carve(c, t->tokens, t->half * sizeof *t->sin);
+    t->frequencies = carve(c, t->half, sizeof *t->frequencies);
+    t->rooms = t->threads ? carve(c, t->threads, 3 * t->half * sizeof *t->rooms) : NULL;
+}
+
+static rope_table sized_table(const rope_config *config, size_t head_dim, size_t tokens,
+                              size_t threads)
+{
+    bool own = outgrows(config, tokens);
+    return (rope_table){.config = config,
+                        .tokens = own ? (size_t)shared_length(config) : tokens,
+                        .half = head_dim / 2,
+                        .threads = own ? threads : 0};
 }
 
 tare_status rope_table_create(tare_context *ctx, const rope_config *config, size_t head_dim,
                               size_t tokens, size_t threads, rope_table *out)
 {
-    tare_status status = TARE_OK;
-    bool own = outgrows(config, tokens);
-    *out = (rope_table){
-        .config = config, .tokens = table_tokens(config, tokens), .half = head_dim / 2};
-    size_t count, rooms;
-    float *f = NULL;
-    if (!size_mul(out->tokens, out->half, &count) || !size_mul(3 * threads, out->half, &rooms))
-        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: rope table of %zu positions", tokens);
-    f = mem_alloc_array(ctx, out->half, sizeof *f);
-    out->cos = mem_alloc_array(ctx, count, sizeof *out->cos);
-    out->sin = mem_alloc_array(ctx, count, sizeof *out->sin);
-    out->rooms = own ? mem_alloc_array(ctx, rooms, sizeof *out->rooms) : NULL;
-    TRY(f && out->cos && out->sin && (out->rooms || !own) ? TARE_OK : TARE_E_MEMORY);
-    rope_frequencies(config, head_dim, out->tokens, f);
-    for (size_t p = 0; p < out->tokens; p++)
-        fill_row(config, f, out->half, p, out->cos + p * out->half, out->sin + p * out->half);
-done:
-    mem_free(ctx, f);
+    *out = sized_table(config, head_dim, tokens, threads);
+    tare_status status = carver_alloc(ctx, lay_out, out);
     if (status != TARE_OK)
-        rope_table_free(ctx, out);
-    return status;
+        return status;
+    rope_frequencies(config, head_dim, out->tokens, out->frequencies);
+    for (size_t p = 0; p < out->tokens; p++)
+        fill_row(config, out->frequencies, out->half, p, out->cos + p * out->half,
+                 out->sin + p * out->half);
+    return TARE_OK;
 }
 
 void rope_table_free(tare_context *ctx, rope_table *table)
 {
     mem_free(ctx, table->cos);
-    mem_free(ctx, table->sin);
-    mem_free(ctx, table->rooms);
     *table = (rope_table){0};
 }
 
 size_t rope_table_bytes(const rope_config *config, size_t head_dim, size_t tokens, size_t threads)
 {
-    size_t half = head_dim / 2;
-    return mem_array_bytes(half, sizeof(float)) +
-           2 * mem_array_bytes(table_tokens(config, tokens) * half, sizeof(float)) +
-           (outgrows(config, tokens) ? mem_array_bytes(3 * threads * half, sizeof(float)) : 0);
+    rope_table t = sized_table(config, head_dim, tokens, threads);
+    return carver_bytes(lay_out, &t);
 }
 
 rope_sequence rope_sequence_begin(const rope_table *table, size_t tokens, int thread)

@@ -14,8 +14,9 @@ typedef enum rope_type {
     ROPE_LONGROPE /* two sets of frequencies, for sequences up to a length and for longer ones */
 } rope_type;
 
-#define ROPE_TYPE_NAMES "default, linear, dynamic, llama3, yarn, longrope" /* in the enum's order  \
-                                                                            */
+#define ROPE_TYPE_NAMES                                                                            \
+    "default, linear, dynamic, llama3, yarn, longrope" /* in the enum's order                      \
+                                                        */
 
 typedef struct rope_config {
     rope_type type;
@@ -42,8 +43,9 @@ void rope_frequencies(const rope_config *config, size_t head_dim, size_t tokens,
 typedef struct rope_table {
     const rope_config *config;
     size_t tokens, half;
-    float *cos, *sin;
-    float *rooms; /* [threads, 3, head_dim/2]; NULL: one table serves all */
+    float *cos, *sin, *frequencies;
+    size_t threads; /* 0: one table serves all */
+    float *rooms;   /* [threads, 3, head_dim/2] */
 } rope_table;
 
 /* For sequences of up to `tokens` tokens, on up to `threads` threads; borrows `config`. */

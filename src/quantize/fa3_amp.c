@@ -1,6 +1,8 @@
 /* Which attention modules go without FA quantization: the score of a tensor, and the choice. */
 #include <math.h>
+#include <string.h>
 
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "base/sort.h"
 #include "quantize/fa3.h"
@@ -10,7 +12,7 @@ enum { BINS = 100 };
 
 typedef struct score_job {
     const fa_input *in;
-    size_t tokens;
+    size_t heads, tokens, threads;
     /* Of |x|, a head each, as the bits of non-negative floats: those order as the floats do, and
      * integer extremes vectorize. */
     uint32_t *min, *max;
@@ -18,6 +20,14 @@ typedef struct score_job {
     float per_step;   /* 1/step; 0: the step is too small for it */
     uint64_t *counts; /* [threads, BINS] */
 } score_job;
+
+static void lay_out(carver *c, void *component)
+{
+    score_job *job = component;
+    job->min = carve(c, job->heads, sizeof *job->min);
+    job->max = carve(c, job->heads, sizeof *job->max);
+    job->counts = carve(c, job->threads, BINS * sizeof *job->counts);
+}
 
 static const float *head_row(const score_job *job, size_t head, size_t token)
 {
@@ -89,14 +99,9 @@ tare_status fa_score(tare_context *ctx, const fa_input *in, size_t heads, size_t
 {
     tare_status status = TARE_OK;
     size_t threads = (size_t)parallel_threads(ctx);
-    score_job job = {.in = in, .tokens = tokens};
-    job.min = mem_alloc_array(ctx, heads, sizeof *job.min);
-    job.max = mem_alloc_array(ctx, heads, sizeof *job.max);
-    job.counts = mem_calloc(ctx, threads * BINS, sizeof *job.counts);
-    if (!job.min || !job.max || !job.counts) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
+    score_job job = {.in = in, .heads = heads, .tokens = tokens, .threads = threads};
+    TRY(carver_alloc(ctx, lay_out, &job));
+    memset(job.counts, 0, threads * BINS * sizeof *job.counts);
     parallel_for(ctx, heads, head_extremes, &job);
     uint32_t low = UINT32_MAX, high = 0;
     for (size_t h = 0; h < heads; h++) {
@@ -116,15 +121,13 @@ tare_status fa_score(tare_context *ctx, const fa_input *in, size_t heads, size_t
     *score = 1.0f / ratio;
 done:
     mem_free(ctx, job.min);
-    mem_free(ctx, job.max);
-    mem_free(ctx, job.counts);
     return status;
 }
 
 size_t fa_score_bytes(const tare_context *ctx, size_t heads)
 {
-    return 2 * mem_array_bytes(heads, sizeof(uint32_t)) +
-           mem_array_bytes((size_t)parallel_threads(ctx) * BINS, sizeof(uint64_t));
+    score_job job = {.heads = heads, .threads = (size_t)parallel_threads(ctx)};
+    return carver_bytes(lay_out, &job);
 }
 
 /* ---- the choice ---- */

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "tensor/round.h"
 
@@ -124,45 +125,49 @@ bool fa_window_end(fa_window *w, float *low, float *high)
 /* ---- module ---- */
 
 struct fa_observer {
+    struct fa_observer *self;
     tare_context *ctx;
-    char *module;
-    size_t heads[FA_KINDS], total_heads;
+    char *module; /* [name_size] */
+    size_t name_size, heads[FA_KINDS], total_heads;
     float *low, *high; /* [total_heads]: q's, k's, v's */
     size_t samples;
     float scores[FA_KINDS];
 };
 
+static void lay_out(carver *c, void *component)
+{
+    fa_observer *o = component;
+    o->self = carve(c, 1, sizeof *o);
+    o->module = carve(c, o->name_size, 1);
+    o->low = carve(c, o->total_heads, sizeof *o->low);
+    o->high = carve(c, o->total_heads, sizeof *o->high);
+}
+
+static fa_observer sized_observer(const size_t heads[FA_KINDS], size_t name_size)
+{
+    return (fa_observer){.name_size = name_size,
+                         .heads = {heads[FA_Q], heads[FA_K], heads[FA_V]},
+                         .total_heads = heads[FA_Q] + heads[FA_K] + heads[FA_V]};
+}
+
 tare_status fa_observer_create(tare_context *ctx, const char *module, const size_t heads[FA_KINDS],
                                fa_observer **out)
 {
-    *out = NULL;
-    fa_observer *o = mem_calloc(ctx, 1, sizeof *o);
-    if (!o)
-        return TARE_E_MEMORY;
-    o->ctx = ctx;
-    for (int kind = 0; kind < FA_KINDS; kind++) {
-        o->heads[kind] = heads[kind];
-        o->total_heads += heads[kind];
-    }
-    o->module = mem_strdup(ctx, module);
-    o->low = mem_calloc(ctx, o->total_heads, sizeof *o->low);
-    o->high = mem_calloc(ctx, o->total_heads, sizeof *o->high);
-    if (!o->module || !o->low || !o->high) {
-        fa_observer_free(o);
-        return TARE_E_MEMORY;
-    }
-    *out = o;
+    fa_observer o = sized_observer(heads, strlen(module) + 1);
+    tare_status status = carver_alloc(ctx, lay_out, &o);
+    *out = o.self;
+    if (status != TARE_OK)
+        return status;
+    o.ctx = ctx;
+    memcpy(o.module, module, o.name_size);
+    **out = o;
     return TARE_OK;
 }
 
 void fa_observer_free(fa_observer *o)
 {
-    if (!o)
-        return;
-    mem_free(o->ctx, o->module);
-    mem_free(o->ctx, o->low);
-    mem_free(o->ctx, o->high);
-    mem_free(o->ctx, o);
+    if (o)
+        mem_free(o->ctx, o);
 }
 
 /* A head of a sample, whatever the tensor. */
@@ -179,12 +184,24 @@ typedef struct row_job {
     const kernels *k;
     const fa_input *in;
     const size_t *lengths;
-    const size_t *starts; /* [samples] first token of each */
-    size_t most_kept;     /* of any row */
-    float *storage;       /* [threads, 2*most_kept] */
-    float *low, *high;    /* [samples, total_heads] */
+    size_t samples, threads;
+    size_t most_kept;  /* of any row */
+    size_t *starts;    /* [samples] first token of each */
+    float *storage;    /* [threads, 2*most_kept] */
+    float *low, *high; /* [samples, total_heads] */
     bool *finite;
 } row_job;
+
+static void lay_out_rows(carver *c, void *component)
+{
+    row_job *job = component;
+    size_t heads = job->o->total_heads;
+    job->starts = carve(c, job->samples, sizeof *job->starts);
+    job->low = carve(c, job->samples, heads * sizeof *job->low);
+    job->high = carve(c, job->samples, heads * sizeof *job->high);
+    job->finite = carve(c, job->samples, heads * sizeof *job->finite);
+    job->storage = carve(c, job->threads * 2, job->most_kept * sizeof *job->storage);
+}
 
 static head_row row_of(const row_job *job, size_t index)
 {
@@ -225,9 +242,9 @@ static tare_status fail_not_finite(const row_job *job, size_t index, size_t samp
                      isnan(found) ? "NaN" : "infinite", sample);
 }
 
-static void merge_rows(fa_observer *o, const row_job *job, size_t samples)
+static void merge_rows(fa_observer *o, const row_job *job)
 {
-    for (size_t s = 0; s < samples; s++) {
+    for (size_t s = 0; s < job->samples; s++) {
         const float *low = job->low + s * o->total_heads, *high = job->high + s * o->total_heads;
         for (size_t h = 0; h < o->total_heads; h++) {
             o->low[h] = o->samples ? fminf(o->low[h], low[h]) : low[h];
@@ -237,32 +254,29 @@ static void merge_rows(fa_observer *o, const row_job *job, size_t samples)
     }
 }
 
-/* Where each sample begins, and how much of a row the heaps must hold. */
-static tare_status measure(const fa_observer *o, size_t first, const size_t *lengths,
-                           size_t samples, const fa_input in[FA_KINDS], size_t *starts,
-                           size_t *most_kept)
+/* How much of a row the heaps must hold. */
+static tare_status measure(row_job *job, size_t first)
 {
-    size_t token = 0, row;
-    *most_kept = 1;
-    for (size_t s = 0; s < samples; s++) {
-        starts[s] = token;
-        token += lengths[s];
+    size_t row;
+    job->most_kept = 1;
+    for (size_t s = 0; s < job->samples; s++) {
         for (int kind = 0; kind < FA_KINDS; kind++) {
-            if (!size_mul(lengths[s], in[kind].head_dim, &row) || row == 0)
-                return TARE_FAIL(o->ctx, TARE_E_DATA, "%s: sample %zu has no values for %s",
-                                 o->module, first + s, fa_kind_name((fa_kind)kind));
-            size_t keep = fa_window_keep(RATIOS[kind], row);
-            *most_kept = keep > *most_kept ? keep : *most_kept;
+            if (!size_mul(job->lengths[s], job->in[kind].head_dim, &row) || row == 0)
+                return TARE_FAIL(job->o->ctx, TARE_E_DATA, "%s: sample %zu has no values for %s",
+                                 job->o->module, first + s, fa_kind_name((fa_kind)kind));
+            job->most_kept = size_max(job->most_kept, fa_window_keep(RATIOS[kind], row));
         }
     }
     return TARE_OK;
 }
 
-static tare_status observe_rows(fa_observer *o, size_t first, size_t samples, row_job *job)
+static tare_status observe_rows(fa_observer *o, size_t first, row_job *job)
 {
     tare_status status = TARE_OK;
     float scores[FA_KINDS];
-    size_t rows = samples * o->total_heads;
+    size_t rows = job->samples * o->total_heads, token = 0;
+    for (size_t s = 0; s < job->samples; token += job->lengths[s++])
+        job->starts[s] = token;
     parallel_for(o->ctx, rows, observe_row, job);
     for (size_t i = 0; i < rows; i++)
         if (!job->finite[i])
@@ -271,7 +285,7 @@ static tare_status observe_rows(fa_observer *o, size_t first, size_t samples, ro
         TRY(fa_score(o->ctx, &job->in[kind], o->heads[kind], job->lengths[0], &scores[kind]));
     if (o->samples == 0)
         memcpy(o->scores, scores, sizeof scores);
-    merge_rows(o, job, samples);
+    merge_rows(o, job);
 done:
     return status;
 }
@@ -280,60 +294,40 @@ tare_status fa_observe(fa_observer *o, size_t first, const size_t *lengths, size
                        const fa_input in[FA_KINDS])
 {
     tare_status status = TARE_OK;
-    tare_context *ctx = o->ctx;
-    size_t rows, *starts = mem_alloc_array(ctx, samples, sizeof *starts);
-    row_job job = {.o = o, .k = kernels_get(ctx), .in = in, .lengths = lengths, .starts = starts};
-    if (samples == 0 || !starts)
-        goto done;
-    TRY(measure(o, first, lengths, samples, in, starts, &job.most_kept));
-    if (!size_mul(samples, o->total_heads, &rows))
-        goto done;
-    job.low = mem_alloc_array(ctx, rows, sizeof *job.low);
-    job.high = mem_alloc_array(ctx, rows, sizeof *job.high);
-    job.finite = mem_alloc_array(ctx, rows, sizeof *job.finite);
-    job.storage = mem_alloc_array(ctx, (size_t)parallel_threads(ctx) * 2,
-                                  job.most_kept * sizeof *job.storage);
-    if (!job.low || !job.high || !job.finite || !job.storage) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
-    TRY(observe_rows(o, first, samples, &job));
+    row_job job = {.o = o,
+                   .k = kernels_get(o->ctx),
+                   .in = in,
+                   .lengths = lengths,
+                   .samples = samples,
+                   .threads = (size_t)parallel_threads(o->ctx)};
+    if (samples == 0)
+        return TARE_OK;
+    TRY(measure(&job, first));
+    TRY(carver_alloc(o->ctx, lay_out_rows, &job));
+    TRY(observe_rows(o, first, &job));
 done:
-    mem_free(ctx, job.low);
-    mem_free(ctx, job.high);
-    mem_free(ctx, job.finite);
-    mem_free(ctx, job.storage);
-    mem_free(ctx, starts);
-    return starts ? status : TARE_E_MEMORY;
+    mem_free(o->ctx, job.starts);
+    return status;
 }
 
 enum { MODULE_NAME = 256 };
 
-static size_t sum_of_heads(const size_t heads[FA_KINDS])
-{
-    return heads[FA_Q] + heads[FA_K] + heads[FA_V];
-}
-
 size_t fa_observer_bytes(const size_t heads[FA_KINDS])
 {
-    return mem_block_bytes(sizeof(fa_observer)) + mem_block_bytes(MODULE_NAME) +
-           2 * mem_array_bytes(sum_of_heads(heads), sizeof(float));
+    fa_observer o = sized_observer(heads, MODULE_NAME);
+    return carver_bytes(lay_out, &o);
 }
 
 size_t fa_observe_bytes(const tare_context *ctx, const size_t heads[FA_KINDS], size_t head_dim,
                         size_t samples, size_t longest)
 {
-    size_t total = sum_of_heads(heads), keep = 1;
-    for (int kind = 0; kind < FA_KINDS; kind++) {
-        size_t of_kind = fa_window_keep(RATIOS[kind], longest * head_dim);
-        keep = of_kind > keep ? of_kind : keep;
-    }
-    size_t most = heads[FA_Q] > heads[FA_K] ? heads[FA_Q] : heads[FA_K];
-    return mem_array_bytes(samples, sizeof(size_t)) +
-           2 * mem_array_bytes(samples * total, sizeof(float)) +
-           mem_array_bytes(samples * total, sizeof(bool)) +
-           mem_array_bytes((size_t)parallel_threads(ctx) * 2, (keep + 1) * sizeof(float)) +
-           fa_score_bytes(ctx, most);
+    fa_observer o = sized_observer(heads, MODULE_NAME);
+    row_job job = {.o = &o, .samples = samples, .threads = (size_t)parallel_threads(ctx)};
+    for (int kind = 0; kind < FA_KINDS; kind++) /* a shorter row may keep one more */
+        job.most_kept = size_max(job.most_kept,
+                                 fa_window_keep(RATIOS[kind], longest * head_dim) + 1);
+    return carver_bytes(lay_out_rows, &job) +
+           fa_score_bytes(ctx, size_max(heads[FA_Q], heads[FA_K]));
 }
 
 static float scale_of(float low, float high, tare_dtype dtype)

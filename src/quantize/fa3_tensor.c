@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "quantize/fa3.h"
 #include "tensor/convert.h"
@@ -12,7 +13,7 @@ struct tare_fa_observer {
     char *module;
     fa_kind kind;
     size_t heads;      /* 0: nothing seen */
-    float *low, *high; /* [heads] */
+    float *low, *high; /* [heads], in one block */
     float score;
 };
 
@@ -43,22 +44,36 @@ void tare_fa_observer_free(tare_fa_observer *o)
         return;
     mem_free(o->ctx, o->module);
     mem_free(o->ctx, o->low);
-    mem_free(o->ctx, o->high);
     mem_free(o->ctx, o);
 }
 
 /* One sample. */
 typedef struct tensor_job {
+    const tare_fa_observer *o;
     const tare_fa_tensor *t;
     tare_dtype dtype;
     const kernels *k;
+    size_t threads;
     size_t keep;       /* of a row, in the window's heaps */
     float *storage;    /* [threads, 2*keep] heaps */
     float *lines;      /* [threads, channels] one token of one head as FP32 */
     float *low, *high; /* [heads] */
     bool *finite;      /* [heads] */
-    float *copy;       /* [batch*tokens, heads, channels], or NULL */
+    float *copy;       /* [batch*tokens, heads, channels] of the first sample, for its score */
 } tensor_job;
+
+static void lay_out(carver *c, void *component)
+{
+    tensor_job *job = component;
+    const size_t *shape = job->t->shape;
+    size_t row = shape[0] * shape[2] * shape[3];
+    job->storage = carve(c, job->threads * 2, job->keep * sizeof *job->storage);
+    job->lines = carve(c, job->threads, shape[3] * sizeof *job->lines);
+    job->low = carve(c, shape[1], sizeof *job->low);
+    job->high = carve(c, shape[1], sizeof *job->high);
+    job->finite = carve(c, shape[1], sizeof *job->finite);
+    job->copy = job->o->heads == 0 ? carve(c, shape[1], row * sizeof *job->copy) : NULL;
+}
 
 /* line [channels] <- one token of one head. */
 static void read_line(const tensor_job *job, size_t b, size_t head, size_t token, float *line)
@@ -121,37 +136,23 @@ static tare_status check(const tare_fa_observer *o, const tare_fa_tensor *t, tar
     return TARE_OK;
 }
 
-/* The buffers of a job; the FP32 copy for the score of the first sample alone. */
-static bool allocate(const tare_fa_observer *o, tensor_job *job)
+/* The extremes of the job into the observer. */
+static tare_status merge(tare_fa_observer *o, const tensor_job *job)
 {
-    const size_t *shape = job->t->shape, threads = (size_t)parallel_threads(o->ctx);
-    size_t row = shape[0] * shape[2] * shape[3];
-    job->keep = fa_window_keep(fa_window_share(o->kind), row);
-    job->storage = mem_alloc_array(o->ctx, threads * 2, job->keep * sizeof(float));
-    job->lines = mem_alloc_array(o->ctx, threads, shape[3] * sizeof(float));
-    job->low = mem_alloc_array(o->ctx, shape[1], sizeof(float));
-    job->high = mem_alloc_array(o->ctx, shape[1], sizeof(float));
-    job->finite = mem_alloc_array(o->ctx, shape[1], sizeof(bool));
-    if (o->heads == 0)
-        job->copy = mem_alloc_array(o->ctx, shape[1], row * sizeof(float));
-    return job->storage && job->lines && job->low && job->high && job->finite &&
-           (job->copy || o->heads > 0);
-}
-
-/* The extremes of the job into the observer, which takes over the arrays of the first sample. */
-static void merge(tare_fa_observer *o, tensor_job *job)
-{
+    size_t heads = job->t->shape[1];
     if (o->heads == 0) {
-        o->low = job->low;
-        o->high = job->high;
-        o->heads = job->t->shape[1];
-        job->low = job->high = NULL;
-        return;
+        o->low = mem_alloc_array(o->ctx, 2 * heads, sizeof *o->low);
+        if (!o->low)
+            return TARE_E_MEMORY;
+        o->high = memcpy(o->low + heads, job->high, heads * sizeof *o->high);
+        memcpy(o->low, job->low, heads * sizeof *o->low);
+        o->heads = heads;
     }
-    for (size_t h = 0; h < o->heads; h++) {
+    for (size_t h = 0; h < heads; h++) {
         o->low[h] = fminf(o->low[h], job->low[h]);
         o->high[h] = fmaxf(o->high[h], job->high[h]);
     }
+    return TARE_OK;
 }
 
 tare_status tare_fa_observer_add(tare_fa_observer *o, const tare_fa_tensor *t)
@@ -159,12 +160,11 @@ tare_status tare_fa_observer_add(tare_fa_observer *o, const tare_fa_tensor *t)
     tare_status status = TARE_OK;
     tare_context *ctx = o->ctx;
     float score = o->score;
-    tensor_job job = {.t = t, .k = kernels_get(ctx)};
+    tensor_job job = {
+        .o = o, .t = t, .k = kernels_get(ctx), .threads = (size_t)parallel_threads(ctx)};
     TRY(check(o, t, &job.dtype));
-    if (!allocate(o, &job)) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
+    job.keep = fa_window_keep(fa_window_share(o->kind), t->shape[0] * t->shape[2] * t->shape[3]);
+    TRY(carver_alloc(ctx, lay_out, &job));
     parallel_for(ctx, t->shape[1], observe_head, &job);
     for (size_t h = 0; h < t->shape[1]; h++) {
         if (!job.finite[h]) {
@@ -178,15 +178,10 @@ tare_status tare_fa_observer_add(tare_fa_observer *o, const tare_fa_tensor *t)
         fa_input in = {job.copy, t->shape[1] * channels, channels};
         TRY(fa_score(ctx, &in, t->shape[1], t->shape[0] * t->shape[2], &score));
     }
+    TRY(merge(o, &job));
     o->score = score;
-    merge(o, &job);
 done:
     mem_free(ctx, job.storage);
-    mem_free(ctx, job.lines);
-    mem_free(ctx, job.low);
-    mem_free(ctx, job.high);
-    mem_free(ctx, job.finite);
-    mem_free(ctx, job.copy);
     return status;
 }
 

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/context.h"
+#include "base/carver.h"
 #include "base/sort.h"
 
 enum { STEP = 100, FIRST = STEP / 2 };
@@ -55,40 +55,41 @@ done:
     return status;
 }
 
-static tare_status update_quantile(layer_selector *s, const float *x, size_t rows, size_t cols)
+/* What an update, or the score at the end, works in. */
+typedef struct room {
+    size_t sorted, scratch; /* elements; 0: none */
+    float *values, *beside;
+} room;
+
+static void lay_out(carver *c, void *component)
 {
-    tare_status status = TARE_OK;
-    size_t count;
-    float *sorted = NULL, *scratch = NULL;
-    if (!size_mul(rows, cols, &count))
-        return TARE_FAIL(s->ctx, TARE_E_MEMORY, "out of memory: a sample of %zu tokens", rows);
-    sorted = mem_alloc_array(s->ctx, count, sizeof *sorted);
-    scratch = mem_alloc_array(s->ctx, count, sizeof *scratch);
-    TRY(sorted && scratch ? TARE_OK : TARE_E_MEMORY);
-    memcpy(sorted, x, count * sizeof *x);
-    TRY(sort_floats(s->ctx, sorted, count, scratch));
-    TRY(keep(s, sorted, count));
-done:
-    mem_free(s->ctx, sorted);
-    mem_free(s->ctx, scratch);
-    return status;
+    room *r = component;
+    r->values = carve(c, r->sorted, sizeof *r->values);
+    r->beside = carve(c, r->scratch, sizeof *r->beside);
 }
 
-static tare_status update_std(layer_selector *s, const float *x, size_t rows, size_t cols)
+static room room_of_update(tare_range_method method, size_t rows, size_t cols)
 {
-    const numerics plain = {.dtype = TARE_F32};
-    float *scratch = mem_alloc_array(s->ctx, 2 * cols, sizeof *scratch);
-    if (!scratch)
-        return TARE_E_MEMORY;
-    tare_status status = score_update(s->ctx, &plain, &s->state, x, rows, cols, scratch);
-    mem_free(s->ctx, scratch);
-    return status;
+    return method == TARE_RANGE_STD ? (room){.scratch = 2 * cols}
+                                    : (room){.sorted = rows * cols, .scratch = rows * cols};
 }
 
 tare_status layer_selector_update(layer_selector *s, const float *x, size_t rows, size_t cols)
 {
-    return s->method == TARE_RANGE_STD ? update_std(s, x, rows, cols)
-                                       : update_quantile(s, x, rows, cols);
+    tare_status status = TARE_OK;
+    const numerics plain = {.dtype = TARE_F32};
+    room r = room_of_update(s->method, rows, cols);
+    TRY(carver_alloc(s->ctx, lay_out, &r));
+    if (s->method == TARE_RANGE_STD) {
+        TRY(score_update(s->ctx, &plain, &s->state, x, rows, cols, r.beside));
+    } else {
+        memcpy(r.values, x, r.sorted * sizeof *x);
+        TRY(sort_floats(s->ctx, r.values, r.sorted, r.beside));
+        TRY(keep(s, r.values, r.sorted));
+    }
+done:
+    mem_free(s->ctx, r.values);
+    return status;
 }
 
 /* In FP32, as the reference's numbers are: equal scores are told by it. */
@@ -101,17 +102,16 @@ static double ratio(double largest, double spread)
 
 static tare_status score_quantile(layer_selector *s, double *score)
 {
+    tare_status status = TARE_OK;
     size_t n = s->num_kept, quarter = n / 4;
-    float *scratch = mem_alloc_array(s->ctx, n, sizeof *scratch);
-    if (!scratch)
-        return TARE_E_MEMORY;
-    tare_status status = sort_floats(s->ctx, s->kept, n, scratch);
-    mem_free(s->ctx, scratch);
-    if (status != TARE_OK)
-        return status;
+    room r = {.scratch = n};
+    TRY(carver_alloc(s->ctx, lay_out, &r));
+    TRY(sort_floats(s->ctx, s->kept, n, r.beside));
     double largest = fmax(fabs((double)s->kept[0]), fabs((double)s->kept[n - 1]));
     *score = ratio(2 * largest / 254, (double)s->kept[3 * quarter] - (double)s->kept[quarter]);
-    return TARE_OK;
+done:
+    mem_free(s->ctx, r.values);
+    return status;
 }
 
 tare_status layer_selector_score(layer_selector *s, double *score)
@@ -145,9 +145,9 @@ size_t layer_selector_bytes(tare_range_method method, const size_t *lengths, siz
 size_t layer_selector_update_bytes(const tare_context *ctx, tare_range_method method, size_t rows,
                                    size_t cols)
 {
-    if (method == TARE_RANGE_STD)
-        return mem_array_bytes(2 * cols, sizeof(float)) + score_update_bytes(cols);
-    return 2 * mem_array_bytes(rows * cols, sizeof(float)) + sort_floats_bytes(ctx);
+    room r = room_of_update(method, rows, cols);
+    return carver_bytes(lay_out, &r) +
+           (method == TARE_RANGE_STD ? score_update_bytes(cols) : sort_floats_bytes(ctx));
 }
 
 size_t layer_selector_score_bytes(const tare_context *ctx, tare_range_method method,
@@ -155,6 +155,6 @@ size_t layer_selector_score_bytes(const tare_context *ctx, tare_range_method met
 {
     if (method == TARE_RANGE_STD)
         return 0;
-    return mem_array_bytes(most_kept(lengths, samples, cols), sizeof(float)) +
-           sort_floats_bytes(ctx);
+    room r = {.scratch = most_kept(lengths, samples, cols)};
+    return carver_bytes(lay_out, &r) + sort_floats_bytes(ctx);
 }

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "base/context.h"
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "quantize/histogram.h"
 #include "tensor/kernels.h"
@@ -59,9 +59,15 @@ typedef struct part_extremes {
 typedef struct extremes_job {
     const kernels *kern;
     const float *x;
-    size_t count;
+    size_t count, threads;
     part_extremes *parts; /* [threads] */
 } extremes_job;
+
+static void lay_out(carver *c, void *component)
+{
+    extremes_job *job = component;
+    job->parts = carve(c, job->threads, sizeof *job->parts);
+}
 
 static void extremes_piece(void *user, size_t index, int thread)
 {
@@ -87,13 +93,13 @@ static tare_status fail_not_finite(tare_context *ctx, const float *x, size_t cou
 static tare_status find_extremes(tare_context *ctx, const float *x, size_t count, float *min,
                                  float *max)
 {
-    size_t pieces = count / PIECE + (count % PIECE != 0), threads = (size_t)parallel_threads(ctx);
+    size_t pieces = size_divide_up(count, PIECE), threads = (size_t)parallel_threads(ctx);
     part_extremes own = {.finite = true};
-    extremes_job job = {kernels_get(ctx), x, count, &own};
+    extremes_job job = {kernels_get(ctx), x, count, threads, &own};
     if (pieces > 1 && threads > 1) {
-        job.parts = mem_alloc_array(ctx, threads, sizeof *job.parts);
-        if (!job.parts)
-            return TARE_E_MEMORY;
+        tare_status status = carver_alloc(ctx, lay_out, &job);
+        if (status != TARE_OK)
+            return status;
         for (size_t t = 0; t < threads; t++)
             job.parts[t] = own;
         parallel_for(ctx, pieces, extremes_piece, &job);
@@ -192,8 +198,8 @@ size_t observer_bytes(size_t samples)
 
 size_t observer_update_bytes(const tare_context *ctx)
 {
-    size_t threads = (size_t)parallel_threads(ctx);
-    return mem_array_bytes(threads, sizeof(part_extremes)) + histogram_count_bytes(ctx);
+    extremes_job job = {.threads = (size_t)parallel_threads(ctx)};
+    return size_max(carver_bytes(lay_out, &job), histogram_count_bytes(ctx));
 }
 
 bool observer_reached(const observer *o)

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "base/memory.h"
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "quantize/histogram.h"
 
@@ -17,9 +17,15 @@ typedef struct count_job {
     bin_function *bins_of;
     double low, high;
     const float *x;
-    size_t count;
+    size_t count, threads;
     uint64_t *totals; /* [threads, SLOTS] */
 } count_job;
+
+static void lay_out(carver *c, void *component)
+{
+    count_job *job = component;
+    job->totals = carve(c, job->threads, SLOTS * sizeof *job->totals);
+}
 
 static void count_piece(void *user, size_t index, int thread)
 {
@@ -53,17 +59,18 @@ tare_status histogram_count(tare_context *ctx, bin_function *bins_of, double low
                             const float *x, size_t count, uint64_t *counts)
 {
     uint64_t own[SLOTS] = {0};
-    count_job job = {bins_of, low, high, x, count, own};
-    size_t threads = (size_t)parallel_threads(ctx), pieces = count / PIECE + (count % PIECE != 0);
+    size_t threads = (size_t)parallel_threads(ctx), pieces = size_divide_up(count, PIECE);
+    count_job job = {bins_of, low, high, x, count, threads, own};
     if (pieces <= 1 || threads <= 1) {
         for (size_t i = 0; i < pieces; i++)
             count_piece(&job, i, 0);
         memcpy(counts, own, HISTOGRAM_BINS * sizeof *counts);
         return TARE_OK;
     }
-    job.totals = mem_calloc(ctx, threads, sizeof own);
-    if (!job.totals)
-        return TARE_E_MEMORY;
+    tare_status status = carver_alloc(ctx, lay_out, &job);
+    if (status != TARE_OK)
+        return status;
+    memset(job.totals, 0, threads * sizeof own);
     parallel_for(ctx, pieces, count_piece, &job);
     memset(counts, 0, HISTOGRAM_BINS * sizeof *counts);
     for (size_t t = 0; t < threads; t++) {
@@ -76,7 +83,7 @@ tare_status histogram_count(tare_context *ctx, bin_function *bins_of, double low
 
 size_t histogram_count_bytes(const tare_context *ctx)
 {
-    return mem_array_bytes((size_t)parallel_threads(ctx), SLOTS * sizeof(uint64_t));
+    return carver_bytes(lay_out, &(count_job){.threads = (size_t)parallel_threads(ctx)});
 }
 
 static double share_of(const range_search *s, double share)

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "base/context.h"
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "tensor/convert.h"
 #include "tensor/kernels.h"
@@ -26,8 +26,19 @@ typedef struct score_job {
     const float *x;
     size_t rows, cols;
     float *low, *high; /* [cols] */
-    score_part *parts;
+    score_part *parts; /* [pieces] */
 } score_job;
+
+static size_t piece_count(size_t cols)
+{
+    return size_divide_up(cols, PIECE_COLS);
+}
+
+static void lay_out(carver *c, void *component)
+{
+    score_job *job = component;
+    job->parts = carve(c, piece_count(job->cols), sizeof *job->parts);
+}
 
 static void column_extremes(const score_job *job, size_t begin, size_t end)
 {
@@ -135,14 +146,12 @@ tare_status score_update(tare_context *ctx, const numerics *num, score_state *s,
                          size_t rows, size_t cols, float *scratch)
 {
     tare_status status = TARE_OK;
-    size_t pieces = cols / PIECE_COLS + (cols % PIECE_COLS != 0);
+    size_t pieces = piece_count(cols);
     if (rows == 0 || cols == 0)
         return TARE_OK;
     score_job job = {kernels_get(ctx), num->dtype,     num->compat, x, rows, cols,
                      scratch,          scratch + cols, NULL};
-    job.parts = mem_alloc_array(ctx, pieces, sizeof *job.parts);
-    if (!job.parts)
-        return TARE_E_MEMORY;
+    TRY(carver_alloc(ctx, lay_out, &job));
     parallel_for(ctx, pieces, score_piece, &job);
     score_part all = job.parts[0];
     for (size_t i = 1; i < pieces && all.finite; i++)
@@ -165,7 +174,7 @@ done:
 
 size_t score_update_bytes(size_t cols)
 {
-    return mem_array_bytes(cols / PIECE_COLS + 1, sizeof(score_part));
+    return carver_bytes(lay_out, &(score_job){.cols = cols});
 }
 
 double score_value(const numerics *num, const score_state *s)

@@ -3,7 +3,7 @@
  * they move any value, and leave of a spread its square of the scale. */
 #include <math.h>
 
-#include "base/context.h"
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "quantize/score.h"
 
@@ -12,8 +12,16 @@ enum { PIECE_COLS = 64 };
 typedef struct columns_job {
     const float *x;
     score_columns *c;
-    unsigned char *wrong; /* [pieces] NaN or infinity seen */
 } columns_job;
+
+static void lay_out(carver *c, void *component)
+{
+    score_columns *s = component;
+    s->low = carve(c, s->cols, sizeof *s->low);
+    s->high = carve(c, s->cols, sizeof *s->high);
+    s->mean = carve(c, s->cols, sizeof *s->mean);
+    s->m2 = carve(c, s->cols, sizeof *s->m2);
+}
 
 /* Sums are taken of distances from the first row, so that a constant column has no spread at all.
  */
@@ -41,8 +49,9 @@ static void columns_piece(void *user, size_t index, int thread)
     }
     for (size_t i = 0; i < n; i++) {
         c->mean[first + i] = x[i] + sum[i] / (double)c->rows;
-        c->m2[first + i] = fmax(squares[i] - sum[i] * sum[i] / (double)c->rows, 0.0);
-        job->wrong[index] |= !isfinite(squares[i]);
+        c->m2[first + i] = isfinite(squares[i]) /* else NaN or infinity was seen */
+                               ? fmax(squares[i] - sum[i] * sum[i] / (double)c->rows, 0.0)
+                               : NAN;
     }
 }
 
@@ -50,24 +59,15 @@ tare_status score_columns_create(tare_context *ctx, const float *x, size_t rows,
                                  score_columns *out)
 {
     tare_status status = TARE_OK;
-    size_t pieces = cols / PIECE_COLS + (cols % PIECE_COLS != 0);
     *out = (score_columns){.rows = rows, .cols = cols};
-    columns_job job = {x, out, mem_calloc(ctx, pieces, 1)};
-    out->low = mem_alloc_array(ctx, cols, sizeof *out->low);
-    out->high = mem_alloc_array(ctx, cols, sizeof *out->high);
-    out->mean = mem_alloc_array(ctx, cols, sizeof *out->mean);
-    out->m2 = mem_alloc_array(ctx, cols, sizeof *out->m2);
-    if (!job.wrong || !out->low || !out->high || !out->mean || !out->m2) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
-    parallel_for(ctx, pieces, columns_piece, &job);
-    for (size_t i = 0; i < pieces; i++) {
-        if (job.wrong[i])
+    columns_job job = {.x = x, .c = out};
+    TRY(carver_alloc(ctx, lay_out, out));
+    parallel_for(ctx, size_divide_up(cols, PIECE_COLS), columns_piece, &job);
+    for (size_t i = 0; i < cols; i++) {
+        if (isnan(out->m2[i]))
             TRY(TARE_FAIL(ctx, TARE_E_NUMERIC, "an activation is NaN or infinite"));
     }
 done:
-    mem_free(ctx, job.wrong);
     if (status != TARE_OK)
         score_columns_free(ctx, out);
     return status;
@@ -76,9 +76,6 @@ done:
 void score_columns_free(tare_context *ctx, score_columns *c)
 {
     mem_free(ctx, c->low);
-    mem_free(ctx, c->high);
-    mem_free(ctx, c->mean);
-    mem_free(ctx, c->m2);
     *c = (score_columns){0};
 }
 

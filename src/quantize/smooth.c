@@ -16,17 +16,6 @@ tare_status smooth_fail(tare_context *ctx, tare_status status, const smooth_grou
                      g->num_targets ? g->targets[0]->name : "nothing", g->channels);
 }
 
-tare_status smooth_first_sample(const smooth_task *t, float **out)
-{
-    size_t cells;
-    if (!size_mul(t->stats->first_rows, t->g->channels, &cells))
-        return TARE_FAIL(t->ctx, TARE_E_MEMORY, "out of memory: the first sample is too long");
-    *out = mem_alloc_array(t->ctx, cells, sizeof **out);
-    if (!*out)
-        return TARE_E_MEMORY;
-    return t->inputs->read(t->inputs->user, 0, t->stats->first_rows, *out);
-}
-
 /* ---- checks ---- */
 
 static bool searches(const smooth_config *cfg)
@@ -133,20 +122,16 @@ static tare_status settle_source(const smooth_task *t)
     const smooth_weight *w = t->g->source;
     const smooth_rows *rows = &t->g->rows;
     bool stays = w->stored == TARE_F16 || w->stored == TARE_BF16;
-    float *row = mem_alloc_array(t->ctx, w->k, sizeof *row);
-    if (!row)
-        return TARE_E_MEMORY;
+    float *row = t->row;
     for (size_t i = 0; i < rows->heads * rows->width; i++) {
         size_t at = rows->first + i / rows->width * rows->stride + i % rows->width;
         tare_dtype dtype = stays ? w->stored : TARE_F32;
         float max = 0;
         smooth_weight_row(t->ctx, w, at, row);
         for (size_t j = 0; j < w->k; j++) {
-            if (!isfinite(row[j])) {
-                mem_free(t->ctx, row);
+            if (!isfinite(row[j]))
                 return smooth_fail(t->ctx, TARE_E_NUMERIC, t->g,
                                    "the source's weight has NaN or infinity");
-            }
             max = fmaxf(max, fabsf(row[j]));
         }
         max = w->has_bias ? fmaxf(max, fabsf(w->bias[at])) : max;
@@ -159,7 +144,6 @@ static tare_status settle_source(const smooth_task *t)
             t->out->overflows++;
         }
     }
-    mem_free(t->ctx, row);
     return TARE_OK;
 }
 
@@ -210,18 +194,25 @@ static tare_status settle(const smooth_task *t)
 
 /* ---- solving ---- */
 
-static tare_status alloc_scales(const smooth_task *t)
+static void lay_out(carver *c, void *component)
+{
+    smooth_task *t = component;
+    const smooth_group *g = t->g;
+    smooth_scales *out = t->out;
+    out->s = carve(c, g->channels, sizeof *out->s);
+    out->r = g->source ? carve(c, g->rows.heads, g->rows.width * sizeof *out->r) : NULL;
+    out->shift = shifts(t->cfg, g) ? carve(c, g->channels, sizeof *out->shift) : NULL;
+    t->row = g->source ? carve(c, g->source->k, sizeof *t->row) : NULL;
+}
+
+static tare_status alloc_scales(smooth_task *t)
 {
     smooth_scales *out = t->out;
     const smooth_group *g = t->g;
     out->candidate = -1;
-    out->s = mem_alloc_array(t->ctx, g->channels, sizeof *out->s);
-    if (g->source)
-        out->r = mem_alloc_array(t->ctx, g->rows.heads * g->rows.width, sizeof *out->r);
-    if (shifts(t->cfg, g))
-        out->shift = mem_alloc_array(t->ctx, g->channels, sizeof *out->shift);
-    if (!out->s || (g->source && !out->r) || (shifts(t->cfg, g) && !out->shift))
-        return TARE_E_MEMORY;
+    tare_status status = carver_alloc(t->ctx, lay_out, t);
+    if (status != TARE_OK)
+        return status;
     for (size_t c = 0; c < g->channels; c++) {
         out->dead += smooth_largest(t->stats, c) == 0;
         if (out->shift)
@@ -284,13 +275,18 @@ static size_t method_bytes(const tare_context *ctx, const smooth_config *cfg, co
 size_t smooth_solve_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
                           size_t first_rows, size_t rows)
 {
-    size_t vector = mem_array_bytes(g->channels, sizeof(float)), outputs = 0;
-    for (size_t i = 0; i < g->num_targets; i++)
-        outputs += g->targets[i]->n;
-    return 3 * vector + smooth_scan_bytes(ctx, g->channels) +
-           (g->source ? mem_array_bytes(g->source->k, sizeof(float)) : 0) +
-           (cfg->method == SMOOTH_M4 ? mem_array_bytes(outputs, sizeof(float)) : 0) +
-           method_bytes(ctx, cfg, g, first_rows, rows);
+    smooth_scales scales;
+    smooth_norm norm;
+    smooth_group most = *g; /* with all that such sizes may have beside them */
+    smooth_task task = {.cfg = cfg, .g = &most, .out = &scales};
+    most.norm = g->source ? NULL : &norm;
+    most.shift = true;
+    most.rows.heads = 1;
+    most.rows.width = g->channels;
+    size_t solving = smooth_scan_bytes(ctx, g->channels) +
+                     method_bytes(ctx, cfg, g, first_rows, rows);
+    return carver_bytes(lay_out, &task) +
+           size_max(solving, shifts(cfg, &most) ? smooth_apply_bytes(ctx, g) : 0);
 }
 
 tare_status smooth_solve(tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
@@ -298,7 +294,7 @@ tare_status smooth_solve(tare_context *ctx, const smooth_config *cfg, const smoo
 {
     tare_status status = TARE_OK;
     smooth_scan scan = {0};
-    smooth_task task = {ctx, cfg, g, stats, inputs, &scan, smooth_native(cfg), out};
+    smooth_task task = {ctx, cfg, g, stats, inputs, &scan, smooth_native(cfg), out, NULL};
     *out = (smooth_scales){0};
     TRY(check(ctx, cfg, g, stats));
     TRY(smooth_scan_targets(ctx, g, &scan));
@@ -315,7 +311,5 @@ done:
 void smooth_scales_free(tare_context *ctx, smooth_scales *scales)
 {
     mem_free(ctx, scales->s);
-    mem_free(ctx, scales->r);
-    mem_free(ctx, scales->shift);
     *scales = (smooth_scales){0};
 }

@@ -95,7 +95,7 @@ typedef struct smooth_group {
 
 typedef struct smooth_stats smooth_stats;
 
-/* `g` is used for its size and names only; the names must stay. 2 vectors of C (m2: 3). */
+/* `g` is used for its size and names only; the names must stay. 2 vectors of C (m2: 4). */
 tare_status smooth_stats_create(tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
                                 smooth_stats **out);
 void smooth_stats_free(tare_context *ctx, smooth_stats *stats);

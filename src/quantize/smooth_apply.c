@@ -4,11 +4,29 @@
 
 typedef struct shift_job {
     const tare_context *ctx;
-    const smooth_weight *w;
+    const smooth_group *g;
     const float *shift;
-    float *rows; /* [threads,k] */
-    float *out;  /* [n] W b */
+    size_t threads;
+    float *biases;          /* new ones of all targets, one after the other */
+    float *rows;            /* [threads,C] */
+    const smooth_weight *w; /* the target in work */
+    float *out;             /* [n] its W b */
 } shift_job;
+
+static void lay_out(carver *c, void *component)
+{
+    shift_job *job = component;
+    size_t total = 0;
+    for (size_t i = 0; i < job->g->num_targets; i++)
+        total += job->g->targets[i]->n;
+    job->biases = carve(c, total, sizeof *job->biases);
+    job->rows = carve(c, job->threads, job->g->channels * sizeof *job->rows);
+}
+
+size_t smooth_apply_bytes(const tare_context *ctx, const smooth_group *g)
+{
+    return carver_bytes(lay_out, &(shift_job){.g = g, .threads = (size_t)parallel_threads(ctx)});
+}
 
 static void shifted_row(void *user, size_t row, int thread)
 {
@@ -21,33 +39,18 @@ static void shifted_row(void *user, size_t row, int thread)
     job->out[row] = (float)sum;
 }
 
-/* New biases of all targets, one after the other. */
-static tare_status shifted_biases(tare_context *ctx, tare_dtype native, const smooth_group *g,
-                                  const float *shift, float **out)
+static void shifted_biases(shift_job *job, tare_dtype native)
 {
-    size_t total = 0, at = 0;
-    float *rows = mem_alloc_array(ctx, (size_t)parallel_threads(ctx) * g->channels, sizeof *rows);
-    for (size_t i = 0; i < g->num_targets; i++)
-        total += g->targets[i]->n;
-    *out = mem_alloc_array(ctx, total, sizeof **out);
-    if (!rows || !*out) {
-        mem_free(ctx, rows);
-        return TARE_E_MEMORY;
-    }
-    for (size_t i = 0; i < g->num_targets; i++) {
-        const smooth_weight *w = g->targets[i];
-        float *bias = *out + at;
-        shift_job job = {ctx, w, shift, rows, bias};
-        parallel_for(ctx, w->n, shifted_row, &job);
-        for (size_t j = 0; j < w->n; j++) {
-            bias[j] = round_native(bias[j], native);
+    job->out = job->biases;
+    for (size_t i = 0; i < job->g->num_targets; i++) {
+        const smooth_weight *w = job->w = job->g->targets[i];
+        parallel_for(job->ctx, w->n, shifted_row, job);
+        for (size_t j = 0; j < w->n; j++, job->out++) {
+            *job->out = round_native(*job->out, native);
             if (w->has_bias)
-                bias[j] = round_native(w->bias[j] + bias[j], native);
+                *job->out = round_native(w->bias[j] + *job->out, native);
         }
-        at += w->n;
     }
-    mem_free(ctx, rows);
-    return TARE_OK;
 }
 
 static void apply_to_norm(smooth_norm *norm, tare_dtype native, const smooth_scales *scales,
@@ -84,27 +87,29 @@ tare_status smooth_apply(tare_context *ctx, const smooth_config *cfg, const smoo
                          const smooth_scales *scales)
 {
     tare_dtype native = smooth_native(cfg);
-    float *biases = NULL, *next;
+    shift_job job = {
+        .ctx = ctx, .g = g, .shift = scales->shift, .threads = (size_t)parallel_threads(ctx)};
     if (scales->shift) {
-        tare_status status = shifted_biases(ctx, native, g, scales->shift, &biases);
+        tare_status status = carver_alloc(ctx, lay_out, &job);
         if (status != TARE_OK)
             return status;
+        shifted_biases(&job, native);
     }
     if (g->norm)
         apply_to_norm(g->norm, native, scales, g->channels);
     else
         apply_to_source(g->source, native, &g->rows, scales->r);
-    next = biases;
+    const float *next = job.biases;
     for (size_t i = 0; i < g->num_targets; i++) {
         smooth_weight *w = g->targets[i];
         for (size_t j = 0; next && j < w->n; j++)
             w->bias[j] = *next++;
-        w->has_bias = w->has_bias || biases;
+        w->has_bias = w->has_bias || job.biases;
         for (size_t c = 0; c < g->channels; c++)
             w->col_scale[c] *= scales->s[c];
         w->cols_scaled = true;
         w->round = native;
     }
-    mem_free(ctx, biases);
+    mem_free(ctx, job.biases);
     return TARE_OK;
 }

@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "base/carver.h"
 #include "quantize/smooth.h"
 #include "tensor/kernels.h"
 #include "tensor/round.h"
@@ -12,20 +13,27 @@ enum { SMOOTH_BLOCK = 256 }; /* rows of weights or inputs in work at a time */
 #define SMOOTH_FLOOR 1e-5f   /* of column maxima and of s */
 
 struct smooth_stats {
+    struct smooth_stats *self;
     smooth_method method;
     const char *source, *target; /* for messages */
     size_t channels;
     float *max, *min; /* [C] M and m */
     float *theta;     /* [C] m2 */
-    float sigma;      /* m2 */
+    /* What an update works in. */
+    unsigned char *wrong; /* [pieces] NaN or infinity seen */
+    float *centre;        /* [C] m2 */
+    double *sums;         /* [2,pieces] m2: sum and sum of squares of x - centre */
+    float sigma;          /* m2 */
     size_t first_rows, rows, samples;
     size_t bad_sample; /* 1 + index of the first with NaN or infinity; 0: none */
 };
 
 /* Maxima of |W| over the rows of all targets. */
 typedef struct smooth_scan {
-    float *columns; /* [C], not clamped */
-    float *stored;  /* [C] over those that stay FLOAT in fewer bits than FP32; NULL: none */
+    float *columns; /* [threads,C], the first C: not clamped */
+    float *stored;  /* the same over those that stay FLOAT in fewer bits than FP32; NULL: none */
+    float *rows;    /* [threads,C] in work */
+    size_t threads, channels;
     tare_dtype stored_dtype;
     size_t zero_columns, zero_rows;
 } smooth_scan;
@@ -40,6 +48,7 @@ typedef struct smooth_task {
     const smooth_scan *scan;
     tare_dtype native; /* F16, BF16: operations are rounded to it; F32: not */
     smooth_scales *out;
+    float *row; /* [K] of the source, in work */
 } smooth_task;
 
 /* F32 unless the native-dtype switch is on. */
@@ -70,9 +79,6 @@ float smooth_power(float x, double exponent, tare_dtype native);
 /* max(1e-5, a^alpha / w^beta), the clamp of w included. */
 float smooth_ratio(float a, float w, double alpha, double beta, tare_dtype native);
 
-/* The first sample, [stats->first_rows,C]; mem_free. */
-tare_status smooth_first_sample(const smooth_task *t, float **out);
-
 /* The methods: s into out->s. m4 and m6 fill out->r of linear sources too. */
 tare_status smooth_solve_ratio(const smooth_task *t, double alpha, double beta);
 tare_status smooth_solve_m2(const smooth_task *t);
@@ -86,6 +92,7 @@ size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const 
 size_t smooth_m6_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
                        size_t rows);
 size_t smooth_scan_bytes(const tare_context *ctx, size_t channels);
+size_t smooth_apply_bytes(const tare_context *ctx, const smooth_group *g);
 /* Sets out->alpha and out->beta, for smooth_solve_ratio. */
 tare_status smooth_search_m6(const smooth_task *t);
 

@@ -17,12 +17,13 @@ enum { CANDIDATES = 100 };
 
 typedef struct m2_search {
     const smooth_task *t;
-    const float *x; /* [T1,C] */
-    size_t tokens;
+    size_t tokens, threads;
     float tau;
     bool attention;      /* the loss of q, k, v */
-    float *trial;        /* [T1,C] */
+    float *x, *trial;    /* [T1,C] */
     float *full;         /* [C] s of a channel that is scaled */
+    float *s, *b;        /* [C] of the candidate; the centres */
+    float *ranges;       /* [2,T1] minima and maxima of rows */
     float *w, *y;        /* [SMOOTH_BLOCK,C], [SMOOTH_BLOCK,T1] */
     float *projected[3]; /* [T1,n] of q, k, v */
     float *reference;    /* [T1,out] */
@@ -31,6 +32,45 @@ typedef struct m2_search {
     double *sums;        /* [max(T1,SMOOTH_BLOCK)] */
 } m2_search;
 
+/* Outputs of the attention loss, a token. */
+static size_t attention_outputs(const smooth_group *g)
+{
+    smooth_weight *const *w = g->targets;
+    return w[0]->n / w[1]->n * w[2]->n;
+}
+
+static void lay_out(carver *c, void *component)
+{
+    m2_search *m = component;
+    size_t n = m->t->g->channels, tokens = m->tokens;
+    m->x = carve(c, tokens, n * sizeof *m->x);
+    m->trial = carve(c, tokens, n * sizeof *m->trial);
+    m->full = carve(c, n, sizeof *m->full);
+    m->s = carve(c, n, sizeof *m->s);
+    m->b = carve(c, n, sizeof *m->b);
+    m->ranges = carve(c, 2 * tokens, sizeof *m->ranges);
+    m->w = carve(c, n, SMOOTH_BLOCK * sizeof *m->w);
+    m->y = carve(c, tokens, SMOOTH_BLOCK * sizeof *m->y);
+    m->sums = carve(c, size_max(tokens, SMOOTH_BLOCK), sizeof *m->sums);
+    if (!m->attention)
+        return;
+    for (size_t i = 0; i < 3; i++)
+        m->projected[i] = carve(c, tokens, m->t->g->targets[i]->n * sizeof(float));
+    m->scores = carve(c, m->threads, tokens * sizeof *m->scores);
+    m->reference = carve(c, tokens, attention_outputs(m->t->g) * sizeof *m->reference);
+    m->out = carve(c, tokens, attention_outputs(m->t->g) * sizeof *m->out);
+}
+
+static m2_search search_of(const smooth_task *t, const tare_context *ctx, size_t tokens)
+{
+    smooth_weight *const *w = t->g->targets;
+    return (m2_search){.t = t,
+                       .tokens = tokens,
+                       .threads = (size_t)parallel_threads(ctx),
+                       .tau = -INFINITY,
+                       .attention = t->g->num_targets == 3 && w[0]->n % w[1]->n == 0};
+}
+
 /* ---- the trial's input ---- */
 
 static float threshold(const m2_search *m, int i)
@@ -38,11 +78,11 @@ static float threshold(const m2_search *m, int i)
     return (m->tau - m->t->stats->sigma) * (float)i / 99.0f + m->t->stats->sigma;
 }
 
-static void set_scales(const m2_search *m, int i, float *s)
+static void set_scales(const m2_search *m, int i)
 {
     float limit = threshold(m, i);
     for (size_t c = 0; c < m->t->g->channels; c++)
-        s[c] = m->t->stats->theta[c] > limit ? m->full[c] : 1;
+        m->s[c] = m->t->stats->theta[c] > limit ? m->full[c] : 1;
 }
 
 static size_t set_size(const m2_search *m, int i)
@@ -55,67 +95,54 @@ static size_t set_size(const m2_search *m, int i)
 
 typedef struct trial_job {
     const m2_search *m;
-    const float *s, *b;
-    float *trial, *minima, *maxima; /* minima, maxima: [T1] */
     float d, z;
 } trial_job;
 
 static void centred_row(void *user, size_t row, int thread)
 {
     (void)thread;
-    const trial_job *job = user;
-    size_t n = job->m->t->g->channels;
-    const float *x = job->m->x + row * n;
-    float *to = job->trial + row * n, lo = 0, hi = 0;
+    const m2_search *m = user;
+    size_t n = m->t->g->channels;
+    const float *x = m->x + row * n;
+    float *to = m->trial + row * n, lo = 0, hi = 0;
     for (size_t c = 0; c < n; c++) {
-        to[c] = (x[c] - job->b[c]) / job->s[c];
+        to[c] = (x[c] - m->b[c]) / m->s[c];
         lo = to[c] < lo ? to[c] : lo;
         hi = to[c] > hi ? to[c] : hi;
     }
-    job->minima[row] = lo;
-    job->maxima[row] = hi;
+    m->ranges[2 * row] = lo;
+    m->ranges[2 * row + 1] = hi;
 }
 
 static void quantized_row(void *user, size_t row, int thread)
 {
     (void)thread;
     const trial_job *job = user;
-    size_t n = job->m->t->g->channels;
-    const float *x = job->m->x + row * n;
-    float *to = job->trial + row * n;
+    const m2_search *m = job->m;
+    size_t n = m->t->g->channels;
+    const float *x = m->x + row * n;
+    float *to = m->trial + row * n;
     for (size_t c = 0; c < n; c++) {
         float q = round_even_small(to[c] / job->d + job->z);
         q = q < -128 ? -128 : q > 127 ? 127 : q;
-        to[c] = (q - job->z) * job->d * job->s[c] + job->b[c];
-        to[c] -= job->m->attention ? 0 : x[c];
+        to[c] = (q - job->z) * job->d * m->s[c] + m->b[c];
+        to[c] -= m->attention ? 0 : x[c];
     }
 }
 
 /* trial <- Xq*s + b, without the attention loss less X1. */
-static tare_status make_trial(m2_search *m, const float *s)
+static void make_trial(m2_search *m)
 {
-    tare_context *ctx = m->t->ctx;
-    size_t n = m->t->g->channels;
     float lo = 0, hi = 0;
-    float *b = mem_alloc_array(ctx, n, sizeof *b);
-    float *ranges = mem_alloc_array(ctx, 2 * m->tokens, sizeof *ranges);
-    if (b && ranges) {
-        trial_job job = {m, s, b, m->trial, ranges, ranges + m->tokens, 0, 0};
-        for (size_t c = 0; c < n; c++)
-            b[c] = smooth_centre(m->t->stats, c, TARE_F32);
-        parallel_for(ctx, m->tokens, centred_row, &job);
-        for (size_t t = 0; t < m->tokens; t++) {
-            lo = fminf(lo, job.minima[t]);
-            hi = fmaxf(hi, job.maxima[t]);
-        }
-        job.d = fmaxf((hi - lo) / 255, ROUND_EPS);
-        job.z = rintf(-lo / job.d) - 128;
-        parallel_for(ctx, m->tokens, quantized_row, &job);
+    trial_job job = {.m = m};
+    parallel_for(m->t->ctx, m->tokens, centred_row, m);
+    for (size_t t = 0; t < m->tokens; t++) {
+        lo = fminf(lo, m->ranges[2 * t]);
+        hi = fmaxf(hi, m->ranges[2 * t + 1]);
     }
-    tare_status status = b && ranges ? TARE_OK : TARE_E_MEMORY;
-    mem_free(ctx, b);
-    mem_free(ctx, ranges);
-    return status;
+    job.d = fmaxf((hi - lo) / 255, ROUND_EPS);
+    job.z = rintf(-lo / job.d) - 128;
+    parallel_for(m->t->ctx, m->tokens, quantized_row, &job);
 }
 
 /* ---- one or two targets ---- */
@@ -229,14 +256,14 @@ done:
 
 /* ---- the search ---- */
 
-static tare_status candidate_loss(m2_search *m, const float *s, double *loss)
+static tare_status candidate_loss(m2_search *m, double *loss)
 {
     tare_status status = TARE_OK;
     tare_context *ctx = m->t->ctx;
     gemm_weight *packed = NULL;
-    TRY(make_trial(m, s));
+    make_trial(m);
     if (m->attention) {
-        size_t n = m->t->g->targets[0]->n / m->t->g->targets[1]->n * m->t->g->targets[2]->n;
+        size_t n = attention_outputs(m->t->g);
         TRY(attention_output(m, m->trial, m->out));
         *loss = sum_squares(m, m->out, m->reference, m->tokens, n) /
                 ((double)m->tokens * (double)n);
@@ -250,86 +277,32 @@ done:
     return status;
 }
 
-static tare_status alloc_attention(m2_search *m)
-{
-    tare_context *ctx = m->t->ctx;
-    smooth_weight *const *w = m->t->g->targets;
-    size_t out = w[0]->n / w[1]->n * w[2]->n, threads = (size_t)parallel_threads(ctx);
-    for (size_t i = 0; i < 3; i++) {
-        m->projected[i] = mem_alloc_array(ctx, m->tokens * w[i]->n, sizeof(float));
-        if (!m->projected[i])
-            return TARE_E_MEMORY;
-    }
-    m->scores = mem_alloc_array(ctx, threads * m->tokens, sizeof *m->scores);
-    m->reference = mem_alloc_array(ctx, m->tokens * out, sizeof *m->reference);
-    m->out = mem_alloc_array(ctx, m->tokens * out, sizeof *m->out);
-    if (!m->scores || !m->reference || !m->out)
-        return TARE_E_MEMORY;
-    return attention_output(m, m->x, m->reference);
-}
-
 static tare_status prepare(m2_search *m)
 {
+    tare_status status = TARE_OK;
     const smooth_task *t = m->t;
-    tare_context *ctx = t->ctx;
-    size_t n = t->g->channels, rows = m->tokens > SMOOTH_BLOCK ? m->tokens : SMOOTH_BLOCK;
-    smooth_weight *const *w = t->g->targets;
-    m->attention = t->g->num_targets == 3 && w[0]->n % w[1]->n == 0;
-    m->trial = mem_alloc_array(ctx, m->tokens * n, sizeof *m->trial);
-    m->full = mem_alloc_array(ctx, n, sizeof *m->full);
-    m->w = mem_alloc_array(ctx, SMOOTH_BLOCK * n, sizeof *m->w);
-    m->y = mem_alloc_array(ctx, SMOOTH_BLOCK * m->tokens, sizeof *m->y);
-    m->sums = mem_alloc_array(ctx, rows, sizeof *m->sums);
-    if (!m->trial || !m->full || !m->w || !m->y || !m->sums)
-        return TARE_E_MEMORY;
-    /* A channel above the threshold has theta > sigma >= 0. */
-    for (size_t c = 0; c < n; c++)
+    TRY(carver_alloc(t->ctx, lay_out, m));
+    TRY(t->inputs->read(t->inputs->user, 0, m->tokens, m->x));
+    for (size_t c = 0; c < t->g->channels; c++) {
+        m->b[c] = smooth_centre(t->stats, c, TARE_F32);
+        /* A channel above the threshold has theta > sigma >= 0. */
         m->full[c] = smooth_ratio(fmaxf(t->stats->theta[c], 0), t->scan->columns[c], 0.5, 0.5,
                                   TARE_F32);
-    return m->attention ? alloc_attention(m) : TARE_OK;
-}
-
-static size_t attention_bytes(const tare_context *ctx, const smooth_group *g, size_t tokens)
-{
-    smooth_weight *const *w = g->targets;
-    size_t bytes = mem_array_bytes((size_t)parallel_threads(ctx) * tokens, sizeof(float));
-    if (g->num_targets != 3 || w[0]->n % w[1]->n != 0)
-        return 0;
-    for (size_t i = 0; i < 3; i++)
-        bytes += mem_array_bytes(tokens * w[i]->n, sizeof(float));
-    return bytes + 2 * mem_array_bytes(tokens * (w[0]->n / w[1]->n * w[2]->n), sizeof(float));
+    }
+    if (m->attention)
+        TRY(attention_output(m, m->x, m->reference));
+done:
+    return status;
 }
 
 size_t smooth_m2_bytes(const tare_context *ctx, const smooth_group *g, size_t first_rows)
 {
-    size_t n = g->channels, rows = first_rows > SMOOTH_BLOCK ? first_rows : SMOOTH_BLOCK;
-    return 2 * mem_array_bytes(first_rows * n, sizeof(float)) +        /* x, trial */
-           3 * mem_array_bytes(n, sizeof(float)) +                     /* full, s, b */
-           mem_array_bytes(2 * first_rows, sizeof(float)) +            /* ranges */
-           mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) +          /* w */
-           mem_array_bytes(SMOOTH_BLOCK * first_rows, sizeof(float)) + /* y */
-           mem_array_bytes(rows, sizeof(double)) +                     /* sums */
-           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, first_rows, n)) +
-           gemm_float_bytes(ctx) + attention_bytes(ctx, g, first_rows);
+    m2_search m = search_of(&(smooth_task){.g = g}, ctx, first_rows);
+    return carver_bytes(lay_out, &m) +
+           gemm_weight_bytes(GEMM_FP32, TARE_F32, first_rows, g->channels) + gemm_float_bytes(ctx);
 }
 
-static void search_free(m2_search *m, float *x)
-{
-    tare_context *ctx = m->t->ctx;
-    mem_free(ctx, x);
-    mem_free(ctx, m->trial);
-    mem_free(ctx, m->full);
-    mem_free(ctx, m->w);
-    mem_free(ctx, m->y);
-    mem_free(ctx, m->sums);
-    for (size_t i = 0; i < 3; i++)
-        mem_free(ctx, m->projected[i]);
-    mem_free(ctx, m->scores);
-    mem_free(ctx, m->reference);
-    mem_free(ctx, m->out);
-}
-
-static tare_status try_sets(m2_search *m, float *s)
+static tare_status try_sets(m2_search *m)
 {
     tare_status status = TARE_OK;
     smooth_scales *out = m->t->out;
@@ -343,14 +316,14 @@ static tare_status try_sets(m2_search *m, float *s)
             continue;
         last = size;
         TRY(context_check_cancelled(m->t->ctx));
-        set_scales(m, i, s);
-        TRY(candidate_loss(m, s, &loss));
+        set_scales(m, i);
+        TRY(candidate_loss(m, &loss));
         out->evaluated++;
         if ((float)loss < (float)out->loss) {
             out->loss = loss;
             out->candidate = i;
             for (size_t c = 0; c < m->t->g->channels; c++)
-                out->s[c] = round_native(s[c], m->t->native);
+                out->s[c] = round_native(m->s[c], m->t->native);
         }
     }
     if (out->candidate < 0)
@@ -362,21 +335,14 @@ done:
 tare_status smooth_solve_m2(const smooth_task *t)
 {
     tare_status status = TARE_OK;
-    m2_search m = {.t = t, .tokens = t->stats->first_rows, .tau = -INFINITY};
-    float *x = NULL, *s = NULL;
+    m2_search m = search_of(t, t->ctx, t->stats->first_rows);
     for (size_t c = 0; c < t->g->channels; c++)
         m.tau = fmaxf(m.tau, t->stats->theta[c]);
     if (3 * t->stats->sigma >= m.tau)
         return smooth_solve_ratio(t, 0.5, 0.5);
-    s = mem_alloc_array(t->ctx, t->g->channels, sizeof *s);
-    if (!s)
-        return TARE_E_MEMORY;
-    TRY(smooth_first_sample(t, &x));
-    m.x = x;
     TRY(prepare(&m));
-    TRY(try_sets(&m, s));
+    TRY(try_sets(&m));
 done:
-    search_free(&m, x);
-    mem_free(t->ctx, s);
+    mem_free(t->ctx, m.x);
     return status;
 }

@@ -33,21 +33,80 @@ typedef struct m3_scratch {
 typedef struct m3_search {
     const smooth_task *t;
     const kernels *kernels;
-    const float *x; /* [T1,C] */
-    size_t tokens;
+    size_t tokens, threads;
+    size_t most_rows; /* of a target */
     bool gram;
+    float *x;                             /* [T1,C] */
     gemm_weight *packed;                  /* X1 [T1,C] or H [C,C] */
     gemm_weight *rough;                   /* X1 in BF16; NULL: no need of it */
     const gemm_weight *now;               /* the one in use, */
     size_t count, candidates[CANDIDATES]; /* and for which */
     size_t outputs;                       /* T1 or C */
     float *scales;                        /* [CANDIDATES,C] */
-    m3_scratch *scratch;                  /* [threads] */
-    const smooth_weight *w;               /* the target in work, */
-    size_t first_block;                   /* from this block on */
-    kernel_grid *grids;                   /* [rows of w, CANDIDATES]; NULL: native */
-    double *sums;                         /* [CANDIDATES, blocks of w] */
+    float *mu;                            /* [C] mean magnitudes, */
+    double *magnitudes;                   /* and their sums */
+    char *scratch;                        /* [threads, scratch_size] */
+    size_t scratch_size;
+    const smooth_weight *w; /* the target in work, */
+    size_t first_block;     /* from this block on */
+    kernel_grid *grids;     /* [rows of w, CANDIDATES]; NULL: native */
+    double *sums;           /* [CANDIDATES, blocks of w] */
 } m3_search;
+
+static size_t block_count(size_t rows)
+{
+    return size_divide_up(rows, ROWS);
+}
+
+static void lay_out_scratch(carver *c, const m3_search *m, m3_scratch *s)
+{
+    size_t n = m->t->g->channels;
+    bool native = m->t->native != TARE_F32;
+    s->gemm = carve(c, GEMM_ROWS_SCRATCH, 1);
+    s->y = carve(c, m->outputs, ROWS * sizeof *s->y);
+    s->reference = native ? carve(c, m->outputs, ROWS * sizeof *s->reference) : NULL;
+    s->e = native || m->gram ? carve(c, n, ROWS * sizeof *s->e) : NULL;
+    s->row = carve(c, n, sizeof *s->row);
+}
+
+static m3_scratch scratch_of(const m3_search *m, int thread)
+{
+    m3_scratch s;
+    lay_out_scratch(&(carver){.memory = m->scratch + (size_t)thread * m->scratch_size}, m, &s);
+    return s;
+}
+
+static void lay_out(carver *c, void *component)
+{
+    m3_search *m = component;
+    size_t n = m->t->g->channels;
+    carver own = {0};
+    lay_out_scratch(&own, m, &(m3_scratch){0});
+    c->overflow = c->overflow || own.overflow;
+    m->scratch_size = own.used;
+    m->x = carve(c, m->tokens, n * sizeof *m->x);
+    m->scales = carve(c, n, CANDIDATES * sizeof *m->scales);
+    m->mu = carve(c, n, sizeof *m->mu);
+    m->magnitudes = carve(c, n, sizeof *m->magnitudes);
+    m->scratch = carve(c, m->threads, m->scratch_size);
+    m->sums = carve(c, block_count(m->most_rows), CANDIDATES * sizeof *m->sums);
+    m->grids = m->t->native == TARE_F32 ? carve(c, m->most_rows, CANDIDATES * sizeof *m->grids)
+                                        : NULL;
+}
+
+static m3_search search_of(const smooth_task *t, const tare_context *ctx, size_t tokens)
+{
+    size_t n = t->g->channels;
+    m3_search m = {.t = t,
+                   .kernels = kernels_get(ctx),
+                   .tokens = tokens,
+                   .threads = (size_t)parallel_threads(ctx),
+                   .gram = t->native == TARE_F32 && !t->cfg->naive && tokens > n};
+    m.outputs = m.gram ? n : tokens;
+    for (size_t i = 0; i < t->g->num_targets; i++)
+        m.most_rows = size_max(m.most_rows, t->g->targets[i]->n);
+    return m;
+}
 
 /* Some rows of a target under one candidate. */
 typedef struct row_block {
@@ -55,11 +114,6 @@ typedef struct row_block {
     const m3_scratch *scratch;
     size_t candidate, first, rows;
 } row_block;
-
-static size_t block_count(size_t rows)
-{
-    return rows / ROWS + (rows % ROWS != 0);
-}
 
 /* ---- native dtype: W' ---- */
 
@@ -135,7 +189,7 @@ static void row_grids(void *user, size_t row, int thread)
 {
     const m3_search *m = user;
     size_t n = m->w->k;
-    float lo, hi, *wide = m->scratch[thread].row;
+    float lo, hi, *wide = scratch_of(m, thread).row;
     smooth_weight_part(m->kernels, m->w, row, 0, n, wide);
     for (size_t i = 0; i < m->count; i++) {
         size_t c = m->candidates[i];
@@ -186,12 +240,12 @@ static void candidate_block(void *user, size_t index, int thread)
     const m3_search *m = user;
     const smooth_task *t = m->t;
     size_t block = m->first_block + index / m->count, left = m->w->n - block * ROWS;
+    const m3_scratch own = scratch_of(m, thread), *s = &own;
     row_block b = {.m = m,
-                   .scratch = &m->scratch[thread],
+                   .scratch = s,
                    .candidate = m->candidates[index % m->count],
                    .first = block * ROWS,
                    .rows = left < ROWS ? left : ROWS};
-    const m3_scratch *s = b.scratch;
     bool native = t->native != TARE_F32;
     if (native) {
         requantize_rows(&b);
@@ -209,14 +263,8 @@ static tare_status target_losses(m3_search *m, const smooth_weight *w, double lo
     tare_context *ctx = m->t->ctx;
     size_t blocks = block_count(w->n);
     m->w = w;
-    m->grids = NULL;
-    m->sums = mem_alloc_array(ctx, CANDIDATES * blocks, sizeof *m->sums);
-    TRY(m->sums ? TARE_OK : TARE_E_MEMORY);
-    if (m->t->native == TARE_F32) {
-        m->grids = mem_alloc_array(ctx, CANDIDATES * w->n, sizeof *m->grids);
-        TRY(m->grids ? TARE_OK : TARE_E_MEMORY);
+    if (m->grids)
         parallel_for(ctx, w->n, row_grids, m);
-    }
     for (size_t first = 0; first < blocks; first += AT_ONCE) {
         size_t count = blocks - first < AT_ONCE ? blocks - first : AT_ONCE;
         TRY(context_check_cancelled(ctx));
@@ -230,37 +278,31 @@ static tare_status target_losses(m3_search *m, const smooth_weight *w, double lo
         losses[m->candidates[i]] += sum / ((double)m->tokens * (double)w->n);
     }
 done:
-    mem_free(ctx, m->grids);
-    mem_free(ctx, m->sums);
     return status;
 }
 
 /* ---- candidates ---- */
 
 /* mu_c = mean over tokens of |X1_c|. */
-static tare_status mean_magnitude(const m3_search *m, float *mu)
+static void mean_magnitude(const m3_search *m)
 {
     size_t n = m->t->g->channels;
-    double *sums = mem_calloc(m->t->ctx, n, sizeof *sums);
-    if (!sums)
-        return TARE_E_MEMORY;
+    memset(m->magnitudes, 0, n * sizeof *m->magnitudes);
     for (size_t t = 0; t < m->tokens; t++) {
         for (size_t c = 0; c < n; c++)
-            sums[c] += fabsf(m->x[t * n + c]);
+            m->magnitudes[c] += fabsf(m->x[t * n + c]);
     }
     for (size_t c = 0; c < n; c++)
-        mu[c] = round_native((float)(sums[c] / (double)m->tokens), m->t->native);
-    mem_free(m->t->ctx, sums);
-    return TARE_OK;
+        m->mu[c] = round_native((float)(m->magnitudes[c] / (double)m->tokens), m->t->native);
 }
 
-static void candidate_scales(const m3_search *m, const float *mu, int i)
+static void candidate_scales(const m3_search *m, int i)
 {
     tare_dtype native = m->t->native;
     size_t n = m->t->g->channels;
     float max = 0, min = INFINITY, *s = m->scales + (size_t)i * n;
     for (size_t c = 0; c < n; c++) {
-        s[c] = smooth_power(mu[c], i / (double)CANDIDATES, native);
+        s[c] = smooth_power(m->mu[c], i / (double)CANDIDATES, native);
         s[c] = round_native(fmaxf(s[c], 1e-4f), native);
         max = fmaxf(max, s[c]);
         min = fminf(min, s[c]);
@@ -271,19 +313,20 @@ static void candidate_scales(const m3_search *m, const float *mu, int i)
     }
 }
 
-static tare_status all_scales(const m3_search *m)
-{
-    float *mu = mem_alloc_array(m->t->ctx, m->t->g->channels, sizeof *mu);
-    if (!mu)
-        return TARE_E_MEMORY;
-    tare_status status = mean_magnitude(m, mu);
-    for (int i = 0; status == TARE_OK && i < CANDIDATES; i++)
-        candidate_scales(m, mu, i);
-    mem_free(m->t->ctx, mu);
-    return status;
-}
-
 /* ---- the small side ---- */
+
+typedef struct gram_room {
+    size_t tokens, n;
+    float *transposed; /* [C,T1] */
+    float *gram;       /* [C,C] */
+} gram_room;
+
+static void lay_out_gram(carver *c, void *component)
+{
+    gram_room *room = component;
+    room->transposed = carve(c, room->tokens, room->n * sizeof *room->transposed);
+    room->gram = carve(c, room->n, room->n * sizeof *room->gram);
+}
 
 static tare_status pack_gram(m3_search *m)
 {
@@ -291,49 +334,24 @@ static tare_status pack_gram(m3_search *m)
     tare_context *ctx = m->t->ctx;
     size_t n = m->t->g->channels;
     gemm_weight *packed = NULL;
-    float *transposed = mem_alloc_array(ctx, m->tokens * n, sizeof *transposed);
-    float *gram = mem_alloc_array(ctx, n * n, sizeof *gram);
-    if (!transposed || !gram) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
+    gram_room room = {.tokens = m->tokens, .n = n};
+    TRY(carver_alloc(ctx, lay_out_gram, &room));
     for (size_t t = 0; t < m->tokens; t++) {
         for (size_t c = 0; c < n; c++)
-            transposed[c * m->tokens + t] = m->x[t * n + c];
+            room.transposed[c * m->tokens + t] = m->x[t * n + c];
     }
-    TRY(gemm_weight_create(ctx, GEMM_FP32, TARE_F32, transposed, n, m->tokens, &packed));
-    TRY(gemm_float(ctx, packed, transposed, n, NULL, gram));
-    TRY(gemm_weight_create(ctx, GEMM_FP32, TARE_F32, gram, n, n, &m->packed));
+    TRY(gemm_weight_create(ctx, GEMM_FP32, TARE_F32, room.transposed, n, m->tokens, &packed));
+    TRY(gemm_float(ctx, packed, room.transposed, n, NULL, room.gram));
+    TRY(gemm_weight_create(ctx, GEMM_FP32, TARE_F32, room.gram, n, n, &m->packed));
 done:
     gemm_weight_free(ctx, packed);
-    mem_free(ctx, transposed);
-    mem_free(ctx, gram);
+    mem_free(ctx, room.transposed);
     return status;
 }
 
-static tare_status alloc_scratch(m3_search *m)
+static bool wants_rough(const m3_search *m)
 {
-    tare_context *ctx = m->t->ctx;
-    size_t n = m->t->g->channels, threads = (size_t)parallel_threads(ctx);
-    bool native = m->t->native != TARE_F32, ok = true;
-    m->scratch = mem_calloc(ctx, threads, sizeof *m->scratch);
-    if (!m->scratch)
-        return TARE_E_MEMORY;
-    for (size_t i = 0; ok && i < threads; i++) {
-        m3_scratch *s = &m->scratch[i];
-        ok = (s->gemm = mem_alloc(ctx, GEMM_ROWS_SCRATCH)) &&
-             (s->y = mem_alloc_array(ctx, ROWS * m->outputs, sizeof *s->y)) &&
-             (s->row = mem_alloc_array(ctx, n, sizeof *s->row)) &&
-             (!native ||
-              (s->reference = mem_alloc_array(ctx, ROWS * m->outputs, sizeof *s->reference))) &&
-             (!(native || m->gram) || (s->e = mem_alloc_array(ctx, ROWS * n, sizeof *s->e)));
-    }
-    return ok ? TARE_OK : TARE_E_MEMORY;
-}
-
-static bool wants_rough(const tare_context *ctx, tare_dtype native, bool gram)
-{
-    return native == TARE_F32 && !gram && kernels_get(ctx)->gemm_bf16;
+    return m->t->native == TARE_F32 && !m->gram && m->kernels->gemm_bf16;
 }
 
 static tare_status prepare(m3_search *m)
@@ -341,14 +359,14 @@ static tare_status prepare(m3_search *m)
     tare_status status = TARE_OK;
     tare_context *ctx = m->t->ctx;
     size_t n = m->t->g->channels;
-    m->gram = m->t->native == TARE_F32 && !m->t->cfg->naive && m->tokens > n;
-    m->outputs = m->gram ? n : m->tokens;
-    m->scales = mem_alloc_array(ctx, CANDIDATES * n, sizeof *m->scales);
-    if (!m->scales || alloc_scratch(m) != TARE_OK)
-        return TARE_E_MEMORY;
+    TRY(carver_alloc(ctx, lay_out, m));
+    TRY(m->t->inputs->read(m->t->inputs->user, 0, m->tokens, m->x));
+    mean_magnitude(m);
+    for (int i = 0; i < CANDIDATES; i++)
+        candidate_scales(m, i);
     if (m->gram)
         return pack_gram(m);
-    if (wants_rough(ctx, m->t->native, m->gram))
+    if (wants_rough(m))
         TRY(gemm_weight_create(ctx, GEMM_BF16, TARE_F32, m->x, m->tokens, n, &m->rough));
     TRY(gemm_weight_create(ctx, GEMM_FP32, TARE_F32, m->x, m->tokens, n, &m->packed));
 done:
@@ -359,45 +377,16 @@ size_t smooth_m3_bytes(const tare_context *ctx, const smooth_config *cfg, const 
                        size_t first_rows)
 {
     size_t n = g->channels;
-    bool native = smooth_native(cfg) != TARE_F32;
-    bool gram = !native && !cfg->naive && first_rows > n;
-    size_t outputs = gram ? n : first_rows, rows = 0, rough = 0, packing = 0;
-    size_t threads = (size_t)parallel_threads(ctx);
-    size_t x = mem_array_bytes(first_rows * n, sizeof(float)),
-           y = mem_array_bytes(ROWS * outputs, sizeof(float));
-    for (size_t k = 0; k < g->num_targets; k++)
-        rows = g->targets[k]->n > rows ? g->targets[k]->n : rows;
-    if (wants_rough(ctx, smooth_native(cfg), gram))
-        rough = mem_block_bytes(gemm_weight_bytes(GEMM_BF16, TARE_F32, outputs, n));
-    if (gram) /* transposed, packed, H */
-        packing = x + mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, n, first_rows)) +
-                  mem_array_bytes(n * n, sizeof(float)) + gemm_float_bytes(ctx);
-    return x + mem_array_bytes(CANDIDATES * n, sizeof(float)) +                     /* scales */
-           mem_array_bytes(n, sizeof(float)) + mem_array_bytes(n, sizeof(double)) + /* mu */
-           mem_array_bytes(threads, sizeof(m3_scratch)) +
-           threads *
-               (mem_array_bytes(GEMM_ROWS_SCRATCH, 1) + (native ? 2 : 1) * y +
-                mem_array_bytes(n, sizeof(float)) + mem_array_bytes(ROWS * n, sizeof(float))) +
-           mem_array_bytes(CANDIDATES * block_count(rows), sizeof(double)) +
-           mem_array_bytes(CANDIDATES * rows, sizeof(kernel_grid)) +
-           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, outputs, n)) + rough + packing;
-}
-
-static void search_free(m3_search *m, float *x)
-{
-    tare_context *ctx = m->t->ctx;
-    size_t threads = m->scratch ? (size_t)parallel_threads(ctx) : 0;
-    gemm_weight_free(ctx, m->packed);
-    gemm_weight_free(ctx, m->rough);
-    mem_free(ctx, x);
-    mem_free(ctx, m->scales);
-    for (size_t i = 0; i < threads; i++) {
-        m3_scratch *s = &m->scratch[i];
-        void *blocks[] = {s->gemm, s->y, s->reference, s->e, s->row};
-        for (size_t b = 0; b < sizeof blocks / sizeof *blocks; b++)
-            mem_free(ctx, blocks[b]);
-    }
-    mem_free(ctx, m->scratch);
+    smooth_task task = {.cfg = cfg, .g = g, .native = smooth_native(cfg)};
+    m3_search m = search_of(&task, ctx, first_rows);
+    gram_room room = {.tokens = first_rows, .n = n};
+    size_t bytes = carver_bytes(lay_out, &m) + gemm_weight_bytes(GEMM_FP32, TARE_F32, m.outputs, n);
+    if (wants_rough(&m))
+        bytes += gemm_weight_bytes(GEMM_BF16, TARE_F32, m.outputs, n);
+    if (m.gram)
+        bytes += carver_bytes(lay_out_gram, &room) +
+                 gemm_weight_bytes(GEMM_FP32, TARE_F32, n, first_rows) + gemm_float_bytes(ctx);
+    return bytes;
 }
 
 /* Losses of the candidates in m->candidates. */
@@ -429,14 +418,10 @@ static void keep_best(m3_search *m, const double losses[CANDIDATES])
 tare_status smooth_solve_m3(const smooth_task *t)
 {
     tare_status status = TARE_OK;
-    m3_search m = {.t = t, .kernels = kernels_get(t->ctx), .tokens = t->stats->first_rows};
+    m3_search m = search_of(t, t->ctx, t->stats->first_rows);
     size_t n = t->g->channels;
     double losses[CANDIDATES];
-    float *x = NULL;
-    TRY(smooth_first_sample(t, &x));
-    m.x = x;
     TRY(prepare(&m));
-    TRY(all_scales(&m));
     for (m.count = 0; m.count < CANDIDATES; m.count++)
         m.candidates[m.count] = m.count;
     if (m.rough) {
@@ -456,6 +441,8 @@ tare_status smooth_solve_m3(const smooth_task *t)
         TRY(smooth_fail(t->ctx, TARE_E_NUMERIC, t->g, "no candidate has a finite loss"));
     memcpy(t->out->s, m.scales + (size_t)t->out->candidate * n, n * sizeof *m.scales);
 done:
-    search_free(&m, x);
+    gemm_weight_free(t->ctx, m.packed);
+    gemm_weight_free(t->ctx, m.rough);
+    mem_free(t->ctx, m.x);
     return status;
 }

@@ -52,8 +52,17 @@ static size_t best_split(const float *v, size_t n, bool upper)
 }
 
 typedef struct cuts {
+    size_t n;
+    float *sorted, *scratch; /* [n] in work */
     float above, below;
 } cuts;
+
+static void lay_out(carver *c, void *component)
+{
+    cuts *cut = component;
+    cut->sorted = carve(c, cut->n, sizeof *cut->sorted);
+    cut->scratch = carve(c, cut->n, sizeof *cut->scratch);
+}
 
 /* `sorted` [n]: M, then m, in descending order. */
 static float cut_above(const float *sorted, size_t n)
@@ -89,26 +98,22 @@ static float pulled(float extreme, float bound)
 static tare_status find_cuts(const smooth_task *t, cuts *out)
 {
     tare_status status = TARE_OK;
-    size_t n = t->g->channels;
-    float *sorted = mem_alloc_array(t->ctx, n, sizeof *sorted);
-    float *scratch = mem_alloc_array(t->ctx, n, sizeof *scratch);
-    if (!sorted || !scratch)
-        TRY(TARE_E_MEMORY);
-    memcpy(sorted, t->stats->max, n * sizeof *sorted);
-    TRY(sort_descending(t->ctx, sorted, n, scratch));
-    out->above = cut_above(sorted, n);
-    memcpy(sorted, t->stats->min, n * sizeof *sorted);
-    TRY(sort_descending(t->ctx, sorted, n, scratch));
-    out->below = cut_below(sorted, n);
+    size_t n = out->n = t->g->channels;
+    TRY(carver_alloc(t->ctx, lay_out, out));
+    memcpy(out->sorted, t->stats->max, n * sizeof *out->sorted);
+    TRY(sort_descending(t->ctx, out->sorted, n, out->scratch));
+    out->above = cut_above(out->sorted, n);
+    memcpy(out->sorted, t->stats->min, n * sizeof *out->sorted);
+    TRY(sort_descending(t->ctx, out->sorted, n, out->scratch));
+    out->below = cut_below(out->sorted, n);
 done:
-    mem_free(t->ctx, sorted);
-    mem_free(t->ctx, scratch);
+    mem_free(t->ctx, out->sorted);
     return status;
 }
 
 size_t smooth_m5_bytes(const tare_context *ctx, const smooth_group *g)
 {
-    return 2 * mem_array_bytes(g->channels, sizeof(float)) + sort_floats_bytes(ctx);
+    return carver_bytes(lay_out, &(cuts){.n = g->channels}) + sort_floats_bytes(ctx);
 }
 
 tare_status smooth_solve_m5(const smooth_task *t)

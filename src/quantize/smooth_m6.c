@@ -230,24 +230,15 @@ done:
 
 /* ---- memory ---- */
 
-static tare_status list_panels(m6_search *m)
+static void list_panels(m6_search *m)
 {
     const smooth_group *g = m->t->g;
-    size_t count = 0;
-    for (size_t i = 0; i < g->num_targets; i++)
-        count += g->targets[i]->n / SMOOTH_BLOCK + (g->targets[i]->n % SMOOTH_BLOCK != 0);
-    m->panels = mem_alloc_array(m->t->ctx, count, sizeof *m->panels);
-    if (!m->panels)
-        return TARE_E_MEMORY;
+    m6_panel *next = m->panels;
     for (size_t i = 0; i < g->num_targets; i++) {
         const smooth_weight *w = g->targets[i];
-        for (size_t first = 0; first < w->n; first += SMOOTH_BLOCK) {
-            size_t rest = w->n - first;
-            m->panels[m->num_panels++] = (m6_panel){w, first,
-                                                    rest < SMOOTH_BLOCK ? rest : SMOOTH_BLOCK};
-        }
+        for (size_t first = 0; first < w->n; first += SMOOTH_BLOCK)
+            *next++ = (m6_panel){w, first, size_min(w->n - first, SMOOTH_BLOCK)};
     }
-    return TARE_OK;
 }
 
 /* Panels held at a time: a row of weights costs its products with all tokens, its codes and its
@@ -260,95 +251,65 @@ static size_t tile_panels(const smooth_config *cfg, size_t channels, size_t rows
     return tile < 1 ? 1 : tile > panels ? panels : tile;
 }
 
-static tare_status alloc_search(m6_search *m)
+static void lay_out(carver *c, void *component)
 {
-    const smooth_task *t = m->t;
-    tare_context *ctx = t->ctx;
-    size_t n = t->g->channels;
-    m->tile = tile_panels(t->cfg, n, t->stats->rows, m->num_panels);
-    size_t rows = m->tile * SMOOTH_BLOCK, cells;
-    if (!size_mul(rows, t->stats->rows, &cells))
-        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows", t->stats->rows);
-    m->p = mem_alloc_array(ctx, n, sizeof *m->p);
-    m->x = mem_alloc_array(ctx, SMOOTH_BLOCK * n, sizeof *m->x);
-    m->w = mem_alloc_array(ctx, SMOOTH_BLOCK * n, sizeof *m->w);
-    m->reference = mem_alloc_array(ctx, cells, sizeof *m->reference);
-    m->reference_squares = mem_calloc(ctx, m->num_panels, sizeof *m->reference_squares);
-    m->cells = mem_alloc_array(ctx, m->tile * M6_CELLS, sizeof *m->cells);
-    if (!m->p || !m->x || !m->w || !m->reference || !m->reference_squares || !m->cells)
-        return TARE_E_MEMORY;
-    if (t->native != TARE_F32) {
-        m->product = mem_alloc_array(ctx, SMOOTH_BLOCK * SMOOTH_BLOCK, sizeof *m->product);
-        return m->product ? TARE_OK : TARE_E_MEMORY;
+    m6_search *m = component;
+    size_t n = m->t->g->channels, rows = m->tile * SMOOTH_BLOCK;
+    m->panels = carve(c, m->num_panels, sizeof *m->panels);
+    m->squares = carve(c, m->num_panels, M6_STEPS * sizeof *m->squares);
+    m->reference_squares = carve(c, m->num_panels, sizeof *m->reference_squares);
+    m->p = carve(c, n, sizeof *m->p);
+    m->x = carve(c, n, SMOOTH_BLOCK * sizeof *m->x);
+    m->w = carve(c, n, SMOOTH_BLOCK * sizeof *m->w);
+    m->reference = carve(c, m->t->stats->rows, rows * sizeof *m->reference);
+    m->cells = carve(c, m->tile, M6_CELLS * sizeof *m->cells);
+    if (m->t->native != TARE_F32) {
+        m->product = carve(c, SMOOTH_BLOCK, SMOOTH_BLOCK * sizeof *m->product);
+        return;
     }
-    m->steps = mem_alloc_array(ctx, rows, sizeof *m->steps);
-    m->row_sums = mem_alloc_array(ctx, rows, sizeof *m->row_sums);
-    m->q = mem_alloc_array(ctx, rows, n);
-    m->u = mem_alloc_array(ctx, SMOOTH_BLOCK, n);
-    m->acc = mem_alloc_array(ctx, rows, SMOOTH_BLOCK * sizeof *m->acc);
-    return m->steps && m->row_sums && m->q && m->u && m->acc ? TARE_OK : TARE_E_MEMORY;
+    m->scaled = carve(c, m->threads, n * sizeof *m->scaled);
+    m->steps = carve(c, rows, sizeof *m->steps);
+    m->row_sums = carve(c, rows, sizeof *m->row_sums);
+    m->q = carve(c, rows, n);
+    m->u = carve(c, SMOOTH_BLOCK, n);
+    m->acc = carve(c, rows, SMOOTH_BLOCK * sizeof *m->acc);
+}
+
+static m6_search search_of(const smooth_task *t, const tare_context *ctx)
+{
+    const smooth_group *g = t->g;
+    m6_search m = {.t = t, .threads = (size_t)parallel_threads(ctx)};
+    for (size_t i = 0; i < g->num_targets; i++)
+        m.num_panels += size_divide_up(g->targets[i]->n, SMOOTH_BLOCK);
+    m.tile = tile_panels(t->cfg, g->channels, t->stats->rows, m.num_panels);
+    return m;
 }
 
 size_t smooth_m6_bytes(const tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
                        size_t rows)
 {
-    size_t n = g->channels, panels = 0, threads = (size_t)parallel_threads(ctx);
-    for (size_t i = 0; i < g->num_targets; i++)
-        panels += g->targets[i]->n / SMOOTH_BLOCK + (g->targets[i]->n % SMOOTH_BLOCK != 0);
-    size_t tile = tile_panels(cfg, n, rows, panels), tile_rows = tile * SMOOTH_BLOCK;
-    size_t integers = mem_array_bytes(tile_rows, sizeof(float)) +
-                      mem_array_bytes(tile_rows, sizeof(int64_t)) + mem_array_bytes(tile_rows, n) +
-                      mem_array_bytes(SMOOTH_BLOCK, n) +
-                      mem_array_bytes(tile_rows, SMOOTH_BLOCK * sizeof(int32_t)) +
-                      mem_array_bytes(threads * n, sizeof(float)) +
-                      gemm_u8s8_bytes(ctx, tile_rows, SMOOTH_BLOCK);
-    size_t native = mem_array_bytes(SMOOTH_BLOCK * SMOOTH_BLOCK, sizeof(float));
-    return mem_array_bytes(panels, sizeof(m6_panel)) +
-           mem_array_bytes((M6_STEPS + 1) * panels, sizeof(double)) +
-           mem_array_bytes(n, sizeof(float)) +
-           2 * mem_array_bytes(SMOOTH_BLOCK * n, sizeof(float)) +
-           mem_array_bytes(tile_rows * rows, sizeof(float)) +
-           mem_array_bytes(tile * M6_CELLS, sizeof(double)) +
-           mem_block_bytes(gemm_weight_bytes(GEMM_FP32, TARE_F32, SMOOTH_BLOCK, n)) +
-           gemm_float_bytes(ctx) + (smooth_native(cfg) == TARE_F32 ? integers : native);
-}
-
-static void search_free(m6_search *m, double *squares)
-{
-    tare_context *ctx = m->t->ctx;
-    mem_free(ctx, squares);
-    mem_free(ctx, m->panels);
-    mem_free(ctx, m->p);
-    mem_free(ctx, m->x);
-    mem_free(ctx, m->w);
-    mem_free(ctx, m->reference);
-    mem_free(ctx, m->reference_squares);
-    mem_free(ctx, m->cells);
-    mem_free(ctx, m->product);
-    mem_free(ctx, m->steps);
-    mem_free(ctx, m->row_sums);
-    mem_free(ctx, m->q);
-    mem_free(ctx, m->u);
-    mem_free(ctx, m->acc);
+    smooth_stats stats = {.rows = rows};
+    smooth_task task = {.cfg = cfg, .g = g, .stats = &stats, .native = smooth_native(cfg)};
+    m6_search m = search_of(&task, ctx);
+    size_t floats = gemm_weight_bytes(GEMM_FP32, TARE_F32, SMOOTH_BLOCK, g->channels) +
+                    gemm_float_bytes(ctx);
+    size_t integers = gemm_u8s8_bytes(ctx, m.tile * SMOOTH_BLOCK, SMOOTH_BLOCK);
+    return carver_bytes(lay_out, &m) + size_max(floats, integers);
 }
 
 tare_status smooth_search_m6(const smooth_task *t)
 {
-    tare_status status = TARE_OK;
-    m6_search m = {.t = t};
+    m6_search m = search_of(t, t->ctx);
     m6_candidate candidates[M6_STEPS] = {{0}};
-    double *squares = NULL;
-    TRY(list_panels(&m));
-    squares = mem_calloc(t->ctx, M6_STEPS * m.num_panels, sizeof *squares);
-    if (!squares) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
+    tare_status status = carver_alloc(t->ctx, lay_out, &m);
+    if (status != TARE_OK)
+        return status;
+    list_panels(&m);
+    memset(m.reference_squares, 0, m.num_panels * sizeof *m.reference_squares);
+    memset(m.squares, 0, M6_STEPS * m.num_panels * sizeof *m.squares);
     for (size_t i = 0; i < M6_STEPS; i++)
-        candidates[i].squares = squares + i * m.num_panels;
-    TRY(alloc_search(&m));
-    TRY(both_phases(&m, candidates));
-done:
-    search_free(&m, squares);
+        candidates[i].squares = m.squares + i * m.num_panels;
+    status = both_phases(&m, candidates);
+    mem_free(t->ctx, m.panels);
     return status;
 }

@@ -22,7 +22,9 @@ typedef struct m6_candidate {
 typedef struct m6_search {
     const smooth_task *t;
     m6_panel *panels;
-    size_t num_panels, tile;   /* panels held at a time */
+    size_t num_panels, tile; /* panels held at a time */
+    size_t threads;
+    double *squares;           /* [M6_STEPS,panels] of the candidates */
     float *p;                  /* [C] of the candidate in work */
     float *x;                  /* [SMOOTH_BLOCK,C] input rows, then those over p */
     float *w;                  /* [SMOOTH_BLOCK,C] */
@@ -31,6 +33,7 @@ typedef struct m6_search {
     double *cells;             /* [tile * M6_CELLS] */
     double best_squares;       /* of the best candidate with all panels done; no early stop: inf */
     /* Exact integers */
+    float *scaled;     /* [threads,C] a row of weights times p */
     float *steps;      /* [tile*SMOOTH_BLOCK] d of each row */
     int64_t *row_sums; /* [tile*SMOOTH_BLOCK] */
     int8_t *q;         /* [tile*SMOOTH_BLOCK,C] */

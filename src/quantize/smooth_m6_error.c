@@ -31,29 +31,24 @@ static size_t panel_start(const tile_job *job, size_t panel)
 
 /* ---- weights ---- */
 
-typedef struct quantize_job {
-    const tile_job *tile;
-    float *rows; /* [threads,C] */
-} quantize_job;
-
 /* Symmetric int8 of one row of W*p; all zeros stay zeros. */
 static void quantize_weight_row(void *user, size_t index, int thread)
 {
-    const quantize_job *job = user;
-    m6_search *m = job->tile->m;
-    size_t n = m->t->g->channels, panel = job->tile->first, row = index;
-    float *w = job->rows + (size_t)thread * n, max = 0;
+    const tile_job *job = user;
+    m6_search *m = job->m;
+    size_t n = m->t->g->channels, panel = job->first, row = index;
+    float *w = m->scaled + (size_t)thread * n, max = 0;
     bool finite = true;
     while (row >= m->panels[panel].count)
         row -= m->panels[panel++].count;
     smooth_weight_row(m->t->ctx, m->panels[panel].w, m->panels[panel].first + row, w);
     for (size_t c = 0; c < n; c++)
         w[c] *= m->p[c];
-    job->tile->kernels->abs_max(w, n, &max, &finite);
+    job->kernels->abs_max(w, n, &max, &finite);
     /* An overflow makes the step infinite, the error NaN and the candidate lose. */
     m->steps[index] = finite ? max / 127 : INFINITY;
     float step = m->steps[index] > 0 && finite ? m->steps[index] : 1;
-    m->row_sums[index] = job->tile->kernels->quantize_symmetric(w, n, step, 127, m->q + index * n);
+    m->row_sums[index] = job->kernels->quantize_symmetric(w, n, step, 127, m->q + index * n);
 }
 
 /* ---- inputs ---- */
@@ -169,18 +164,13 @@ tare_status m6_evaluate_integer(m6_search *m, size_t first, size_t end, m6_candi
                     .end = end,
                     .range = m6_input_range(m)};
     job.columns = panel_start(&job, end);
-    size_t threads = (size_t)parallel_threads(t->ctx);
-    quantize_job weights = {&job, mem_alloc_array(t->ctx, threads * t->g->channels, sizeof(float))};
-    if (!weights.rows)
-        return TARE_E_MEMORY;
-    parallel_for(t->ctx, job.columns, quantize_weight_row, &weights);
+    parallel_for(t->ctx, job.columns, quantize_weight_row, &job);
     for (job.row = 0; job.row < t->stats->rows && !c->stopped; job.row += SMOOTH_BLOCK) {
         size_t rest = t->stats->rows - job.row;
         job.rows = rest < SMOOTH_BLOCK ? rest : SMOOTH_BLOCK;
         TRY(evaluate_block(&job, c));
     }
 done:
-    mem_free(t->ctx, weights.rows);
     return status;
 }
 

@@ -11,14 +11,26 @@ typedef struct update_job {
     smooth_stats *stats;
     const float *x;
     size_t rows;
-    const float *centre;  /* [C]; second pass */
-    double *sums;         /* [2,pieces] sum and sum of squares of x - b; second pass */
-    unsigned char *wrong; /* [pieces] NaN or infinity seen; first pass */
 } update_job;
 
 static size_t piece_count(size_t channels)
 {
-    return channels / PIECE + (channels % PIECE != 0);
+    return size_divide_up(channels, PIECE);
+}
+
+static void lay_out(carver *c, void *component)
+{
+    smooth_stats *s = component;
+    size_t pieces = piece_count(s->channels);
+    s->self = carve(c, 1, sizeof *s);
+    s->max = carve(c, s->channels, sizeof *s->max);
+    s->min = carve(c, s->channels, sizeof *s->min);
+    s->wrong = carve(c, pieces, 1);
+    if (s->method != SMOOTH_M2)
+        return;
+    s->theta = carve(c, s->channels, sizeof *s->theta);
+    s->centre = carve(c, s->channels, sizeof *s->centre);
+    s->sums = carve(c, 2 * pieces, sizeof *s->sums);
 }
 
 static void update_extremes(void *user, size_t index, int thread)
@@ -39,7 +51,7 @@ static void update_extremes(void *user, size_t index, int thread)
             wrong |= !(fabsf(x[c]) <= FLT_MAX);
         }
     }
-    job->wrong[index] = (unsigned char)wrong;
+    job->stats->wrong[index] = (unsigned char)wrong;
     bool fresh = job->stats->samples == 0;
     for (size_t c = 0; c < count; c++) {
         float *M = job->stats->max + first + c, *m = job->stats->min + first + c;
@@ -58,115 +70,81 @@ static void update_centred(void *user, size_t index, int thread)
     double sum = 0, squares = 0;
     for (size_t t = 0; t < job->rows; t++) {
         for (size_t c = first; c < end; c++) {
-            float d = job->x[t * channels + c] - job->centre[c];
+            float d = job->x[t * channels + c] - job->stats->centre[c];
             sum += d;
             squares += (double)d * d;
             job->stats->theta[c] = d > job->stats->theta[c] ? d : job->stats->theta[c];
         }
     }
-    job->sums[2 * index] = sum;
-    job->sums[2 * index + 1] = squares;
+    job->stats->sums[2 * index] = sum;
+    job->stats->sums[2 * index + 1] = squares;
 }
 
-static tare_status update_m2(tare_context *ctx, smooth_stats *stats, update_job *job)
+static void update_m2(const tare_context *ctx, smooth_stats *stats, update_job *job)
 {
     size_t pieces = piece_count(stats->channels);
-    float *centre = mem_alloc_array(ctx, stats->channels, sizeof *centre);
-    job->sums = mem_alloc_array(ctx, 2 * pieces, sizeof *job->sums);
-    tare_status status = centre && job->sums ? TARE_OK : TARE_E_MEMORY;
-    if (status == TARE_OK) {
-        double sum = 0, squares = 0, n = (double)job->rows * (double)stats->channels;
-        for (size_t c = 0; c < stats->channels; c++)
-            centre[c] = smooth_centre(stats, c, TARE_F32);
-        job->centre = centre;
-        parallel_for(ctx, pieces, update_centred, job);
-        for (size_t i = 0; i < pieces; i++) {
-            sum += job->sums[2 * i];
-            squares += job->sums[2 * i + 1];
-        }
-        double variance = n > 1 ? (squares - sum * sum / n) / (n - 1) : 0;
-        stats->sigma = fmaxf(stats->sigma, (float)sqrt(fmax(variance, 0)));
+    double sum = 0, squares = 0, n = (double)job->rows * (double)stats->channels;
+    for (size_t c = 0; c < stats->channels; c++)
+        stats->centre[c] = smooth_centre(stats, c, TARE_F32);
+    parallel_for(ctx, pieces, update_centred, job);
+    for (size_t i = 0; i < pieces; i++) {
+        sum += stats->sums[2 * i];
+        squares += stats->sums[2 * i + 1];
     }
-    mem_free(ctx, centre);
-    mem_free(ctx, job->sums);
-    return status;
+    double variance = n > 1 ? (squares - sum * sum / n) / (n - 1) : 0;
+    stats->sigma = fmaxf(stats->sigma, (float)sqrt(fmax(variance, 0)));
 }
 
 tare_status smooth_stats_create(tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
                                 smooth_stats **out)
 {
-    tare_status status = TARE_OK;
-    smooth_stats *stats = mem_calloc(ctx, 1, sizeof *stats);
-    *out = NULL;
-    if (!stats)
-        return TARE_E_MEMORY;
-    stats->method = cfg->method;
-    stats->source = g->name;
-    stats->target = g->num_targets ? g->targets[0]->name : "nothing";
-    stats->channels = g->channels;
-    stats->max = mem_calloc(ctx, g->channels, sizeof *stats->max);
-    stats->min = mem_calloc(ctx, g->channels, sizeof *stats->min);
-    if (cfg->method == SMOOTH_M2)
-        stats->theta = mem_alloc_array(ctx, g->channels, sizeof *stats->theta);
-    if (!stats->max || !stats->min || (cfg->method == SMOOTH_M2 && !stats->theta)) {
-        status = TARE_E_MEMORY;
-        goto done;
+    smooth_stats stats = {.method = cfg->method,
+                          .source = g->name,
+                          .target = g->num_targets ? g->targets[0]->name : "nothing",
+                          .channels = g->channels};
+    tare_status status = carver_alloc(ctx, lay_out, &stats);
+    *out = stats.self;
+    if (status != TARE_OK)
+        return status;
+    for (size_t c = 0; c < g->channels; c++) {
+        stats.max[c] = stats.min[c] = 0;
+        if (stats.theta)
+            stats.theta[c] = -FLT_MAX;
     }
-    for (size_t c = 0; stats->theta && c < g->channels; c++)
-        stats->theta[c] = -FLT_MAX;
-    *out = stats;
-    stats = NULL;
-done:
-    smooth_stats_free(ctx, stats);
-    return status;
+    **out = stats;
+    return TARE_OK;
 }
 
 size_t smooth_stats_bytes(const smooth_config *cfg, size_t channels)
 {
-    size_t pieces = piece_count(channels), vector = mem_array_bytes(channels, sizeof(float));
-    size_t bytes = mem_block_bytes(sizeof(smooth_stats)) + 2 * vector + mem_block_bytes(pieces);
-    if (cfg->method == SMOOTH_M2)
-        bytes += 2 * vector + mem_array_bytes(2 * pieces, sizeof(double));
-    return bytes;
+    return carver_bytes(lay_out, &(smooth_stats){.method = cfg->method, .channels = channels});
 }
 
 void smooth_stats_free(tare_context *ctx, smooth_stats *stats)
 {
-    if (!stats)
-        return;
-    mem_free(ctx, stats->max);
-    mem_free(ctx, stats->min);
-    mem_free(ctx, stats->theta);
     mem_free(ctx, stats);
 }
 
 tare_status smooth_stats_update(tare_context *ctx, smooth_stats *stats, const float *x, size_t rows)
 {
-    tare_status status = TARE_OK;
     if (rows == 0 || stats->channels == 0)
         return TARE_OK;
     size_t pieces = piece_count(stats->channels);
-    update_job job = {.stats = stats, .x = x, .rows = rows, .wrong = mem_alloc(ctx, pieces)};
-    if (!job.wrong)
-        return TARE_E_MEMORY;
+    update_job job = {.stats = stats, .x = x, .rows = rows};
     parallel_for(ctx, pieces, update_extremes, &job);
     for (size_t i = 0; i < pieces && !stats->bad_sample; i++) {
-        if (job.wrong[i])
+        if (stats->wrong[i])
             stats->bad_sample = stats->samples + 1;
     }
-    if (stats->bad_sample) {
-        status = TARE_FAIL(ctx, TARE_E_NUMERIC,
-                           "smoothing %s -> %s (%zu channels): the input has NaN or infinity in "
-                           "sample %zu",
-                           stats->source, stats->target, stats->channels, stats->bad_sample - 1);
-        goto done;
-    }
+    if (stats->bad_sample)
+        return TARE_FAIL(ctx, TARE_E_NUMERIC,
+                         "smoothing %s -> %s (%zu channels): the input has NaN or infinity in "
+                         "sample %zu",
+                         stats->source, stats->target, stats->channels, stats->bad_sample - 1);
     if (stats->method == SMOOTH_M2)
-        TRY(update_m2(ctx, stats, &job));
+        update_m2(ctx, stats, &job);
     stats->first_rows = stats->samples == 0 ? rows : stats->first_rows;
     stats->rows += rows;
     stats->samples++;
-done:
-    mem_free(ctx, job.wrong);
-    return status;
+    return TARE_OK;
 }

@@ -134,43 +134,51 @@ static bool stays_narrow(const smooth_weight *w)
     return w->stored == TARE_F16 || w->stored == TARE_BF16;
 }
 
-size_t smooth_scan_bytes(const tare_context *ctx, size_t channels)
+static void lay_out(carver *c, void *component)
 {
-    return 3 * mem_array_bytes((size_t)parallel_threads(ctx) * channels, sizeof(float));
+    smooth_scan *s = component;
+    s->columns = carve(c, s->threads, s->channels * sizeof *s->columns);
+    s->rows = carve(c, s->threads, s->channels * sizeof *s->rows);
+    s->stored = s->stored_dtype != TARE_F32 ? carve(c, s->threads, s->channels * sizeof *s->stored)
+                                            : NULL;
 }
 
-static tare_status alloc_scan(tare_context *ctx, const smooth_group *g, float **rows,
-                              smooth_scan *out)
+size_t smooth_scan_bytes(const tare_context *ctx, size_t channels)
 {
-    size_t cells;
-    bool narrow = false;
+    smooth_scan s = {
+        .threads = (size_t)parallel_threads(ctx), .channels = channels, .stored_dtype = TARE_F16};
+    return carver_bytes(lay_out, &s);
+}
+
+static tare_status alloc_scan(tare_context *ctx, const smooth_group *g, smooth_scan *out)
+{
+    *out = (smooth_scan){.threads = (size_t)parallel_threads(ctx),
+                         .channels = g->channels,
+                         .stored_dtype = TARE_F32};
     for (size_t i = 0; i < g->num_targets; i++) {
         /* FP16 overflows first. */
-        if (stays_narrow(g->targets[i]) && (!narrow || g->targets[i]->stored == TARE_F16))
+        if (stays_narrow(g->targets[i]) && out->stored_dtype != TARE_F16)
             out->stored_dtype = g->targets[i]->stored;
-        narrow = narrow || stays_narrow(g->targets[i]);
     }
-    if (!size_mul((size_t)parallel_threads(ctx), g->channels, &cells))
-        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu channels", g->channels);
-    *rows = mem_alloc_array(ctx, cells, sizeof **rows);
-    out->columns = mem_calloc(ctx, cells, sizeof *out->columns);
-    if (narrow)
-        out->stored = mem_calloc(ctx, cells, sizeof *out->stored);
-    return *rows && out->columns && (out->stored || !narrow) ? TARE_OK : TARE_E_MEMORY;
+    tare_status status = carver_alloc(ctx, lay_out, out);
+    size_t size = out->threads * out->channels * sizeof(float);
+    if (out->columns)
+        memset(out->columns, 0, size);
+    if (out->stored)
+        memset(out->stored, 0, size);
+    return status;
 }
 
 tare_status smooth_scan_targets(tare_context *ctx, const smooth_group *g, smooth_scan *out)
 {
     tare_status status = TARE_OK;
-    float *rows = NULL;
-    *out = (smooth_scan){.stored_dtype = TARE_F32};
-    TRY(alloc_scan(ctx, g, &rows, out));
+    TRY(alloc_scan(ctx, g, out));
     for (size_t i = 0; i < g->num_targets; i++) {
         const smooth_weight *w = g->targets[i];
         scan_job job = {.ctx = ctx,
                         .kernels = kernels_get(ctx),
                         .w = w,
-                        .rows = rows,
+                        .rows = out->rows,
                         .columns = out->columns,
                         .stored = stays_narrow(w) ? out->stored : NULL};
         atomic_init(&job.zero_rows, 0);
@@ -191,7 +199,6 @@ tare_status smooth_scan_targets(tare_context *ctx, const smooth_group *g, smooth
     for (size_t c = 0; c < g->channels; c++)
         out->zero_columns += out->columns[c] == 0;
 done:
-    mem_free(ctx, rows);
     if (status != TARE_OK)
         smooth_scan_free(ctx, out);
     return status;
@@ -200,6 +207,5 @@ done:
 void smooth_scan_free(tare_context *ctx, smooth_scan *scan)
 {
     mem_free(ctx, scan->columns);
-    mem_free(ctx, scan->stored);
     *scan = (smooth_scan){0};
 }

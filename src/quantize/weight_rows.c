@@ -3,7 +3,7 @@
 #include <math.h>
 #include <stdatomic.h>
 
-#include "base/context.h"
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "quantize/smooth.h"
 #include "tensor/convert.h"
@@ -18,9 +18,10 @@ typedef struct rows_job {
     const kernels *kern;
     const weight_rows *rows;
     const weight_codes *out;
-    size_t rows_per_piece;
-    float *widened;       /* [threads,k]; NULL if rows are used where they are */
+    size_t rows_per_piece, threads;
+    bool widens;          /* else rows are used where they are */
     weight_range *ranges; /* [count] of each row */
+    float *widened;       /* [threads,k] or NULL */
     bool one_scale;
     atomic_size_t bad_row;   /* smallest row with NaN or infinity; count: none */
     atomic_size_t large_row; /* smallest row whose scale does not fit; count: none */
@@ -231,17 +232,22 @@ static tare_status report_bad(tare_context *ctx, rows_job *job)
     return row < job->rows->count ? fail_scale(ctx, job, &job->ranges[row]) : TARE_OK;
 }
 
-static void job_free(tare_context *ctx, rows_job *job)
+static void lay_out(carver *c, void *component)
 {
-    mem_free(ctx, job->widened);
-    mem_free(ctx, job->ranges);
+    rows_job *job = component;
+    size_t k = job->rows->k;
+    job->ranges = carve(c, job->rows->count, sizeof *job->ranges);
+    job->widened = job->widens ? carve(c, job->threads, k * sizeof *job->widened) : NULL;
 }
 
 static tare_status job_init(tare_context *ctx, const numerics *num, const weight_rows *rows,
                             rows_job *job)
 {
-    size_t widened;
-    *job = (rows_job){.ctx = ctx, .num = num, .kern = kernels_get(ctx), .rows = rows};
+    *job = (rows_job){.ctx = ctx,
+                      .num = num,
+                      .kern = kernels_get(ctx),
+                      .rows = rows,
+                      .threads = (size_t)parallel_threads(ctx)};
     job->rows_per_piece = rows->k < PIECE_ELEMENTS ? PIECE_ELEMENTS / (rows->k > 0 ? rows->k : 1)
                                                    : 1;
     atomic_init(&job->bad_row, rows->count);
@@ -249,16 +255,8 @@ static tare_status job_init(tare_context *ctx, const numerics *num, const weight
     if (!dtype_is_float(rows->dtype))
         return TARE_FAIL(ctx, TARE_E_MODEL, "a weight in %s; F32, F16 and BF16 can be quantized",
                          dtype_name(rows->dtype));
-    if (rows->smooth || rows->dtype != TARE_F32 || needs_rounding(num, rows)) {
-        if (!size_mul((size_t)parallel_threads(ctx), rows->k, &widened))
-            return TARE_FAIL(ctx, TARE_E_MEMORY, "a weight row of %zu columns is too long",
-                             rows->k);
-        job->widened = mem_alloc_array(ctx, widened, sizeof *job->widened);
-        if (!job->widened)
-            return TARE_E_MEMORY;
-    }
-    job->ranges = mem_alloc_array(ctx, rows->count, sizeof *job->ranges);
-    return job->ranges ? TARE_OK : TARE_E_MEMORY;
+    job->widens = rows->smooth || rows->dtype != TARE_F32 || needs_rounding(num, rows);
+    return carver_alloc(ctx, lay_out, job);
 }
 
 static void run_pieces(tare_context *ctx, rows_job *job,
@@ -284,7 +282,7 @@ tare_status weight_rows_measure(tare_context *ctx, const numerics *num, const we
             range->hi = r->hi, range->hi_row = r->hi_row;
     }
 done:
-    job_free(ctx, &job);
+    mem_free(ctx, job.ranges);
     return status;
 }
 
@@ -301,12 +299,14 @@ tare_status weight_rows_quantize(tare_context *ctx, const numerics *num, const w
     run_pieces(ctx, &job, quantize_piece);
     TRY(report_bad(ctx, &job));
 done:
-    job_free(ctx, &job);
+    mem_free(ctx, job.ranges);
     return status;
 }
 
 size_t weight_quantize_bytes(const tare_context *ctx, size_t n, size_t k)
 {
-    return mem_array_bytes((size_t)parallel_threads(ctx) * k, sizeof(float)) +
-           mem_array_bytes(n, sizeof(weight_range));
+    rows_job job = {.rows = &(weight_rows){.count = n, .k = k},
+                    .threads = (size_t)parallel_threads(ctx),
+                    .widens = true};
+    return carver_bytes(lay_out, &job);
 }

@@ -5,8 +5,8 @@
  * falls into, so tiles may follow the number of threads. */
 #include <string.h>
 
+#include "base/carver.h"
 #include "base/parallel.h"
-#include "base/sizes.h"
 #include "tensor/convert.h"
 #include "tensor/gemm.h"
 #include "tensor/kernels.h"
@@ -21,6 +21,7 @@ enum { ROWS = 192, PANELS = 32 };
 enum { FEW_ROWS = 16 };
 
 struct gemm_weight {
+    struct gemm_weight *self;
     gemm_compute compute;
     tare_dtype dtype;   /* of the panels */
     bool pairs;         /* in their order */
@@ -130,54 +131,53 @@ static void pack_panel(void *user, size_t panel, int thread)
     }
 }
 
-static size_t padded_depth(size_t k)
+static void lay_out(carver *c, void *component)
 {
-    return size_round_up(k, GEMM_BLOCK_STEP);
+    gemm_weight *w = component;
+    size_t columns = size_round_up(w->n, GEMM_PANEL);
+    w->self = carve(c, 1, sizeof *w);
+    w->panels = carve(c, columns, w->depth * dtype_size(w->dtype));
+}
+
+static gemm_weight sized_weight(gemm_compute compute, tare_dtype dtype, size_t n, size_t k,
+                                bool pairs)
+{
+    return (gemm_weight){.compute = compute,
+                         .dtype = compute == GEMM_BF16 ? TARE_BF16 : dtype,
+                         .pairs = pairs,
+                         .n = n,
+                         .k = k,
+                         .depth = pairs ? size_round_up(k, GEMM_BLOCK_STEP) : k};
 }
 
 tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
                                const void *w, size_t n, size_t k, gemm_weight **out)
 {
-    size_t size, panels = size_divide_up(n, GEMM_PANEL);
+    bool pairs = compute == GEMM_BF16 && kernels_get(ctx)->gemm_bf16;
     *out = NULL;
     if (!dtype_is_float(dtype))
         return TARE_FAIL(ctx, TARE_E_MODEL, "a weight in %s; F32, F16 and BF16 can be multiplied",
                          dtype_name(dtype));
-    gemm_weight *weight = mem_calloc(ctx, 1, sizeof *weight);
-    if (!weight)
-        return TARE_E_MEMORY;
-    *weight = (gemm_weight){.compute = compute, .dtype = dtype, .n = n, .k = k, .depth = k};
-    if (compute == GEMM_BF16) {
-        weight->dtype = TARE_BF16;
-        weight->pairs = kernels_get(ctx)->gemm_bf16;
-        weight->depth = weight->pairs ? padded_depth(k) : k;
-    }
-    if (!size_mul(panels * GEMM_PANEL, weight->depth, &size))
-        size = SIZE_MAX;
-    weight->panels = mem_alloc_array(ctx, size, dtype_size(weight->dtype));
-    if (!weight->panels) {
-        gemm_weight_free(ctx, weight);
-        return TARE_E_MEMORY;
-    }
-    pack_job job = {kernels_get(ctx), dtype, w, weight};
-    parallel_for(ctx, panels, pack_panel, &job);
-    *out = weight;
+    gemm_weight weight = sized_weight(compute, dtype, n, k, pairs);
+    tare_status status = carver_alloc(ctx, lay_out, &weight);
+    if (status != TARE_OK)
+        return status;
+    *weight.self = weight;
+    pack_job job = {kernels_get(ctx), dtype, w, weight.self};
+    parallel_for(ctx, size_divide_up(n, GEMM_PANEL), pack_panel, &job);
+    *out = weight.self;
     return TARE_OK;
 }
 
 void gemm_weight_free(tare_context *ctx, gemm_weight *w)
 {
-    if (!w)
-        return;
-    mem_free(ctx, w->panels);
     mem_free(ctx, w);
 }
 
 size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_t k)
 {
-    size_t columns = size_round_up(n, GEMM_PANEL);
-    size_t elements = columns * (compute == GEMM_BF16 ? padded_depth(k) : k);
-    return elements * dtype_size(compute == GEMM_BF16 ? TARE_BF16 : dtype) + 1024; /* heads */
+    gemm_weight w = sized_weight(compute, dtype, n, k, compute == GEMM_BF16);
+    return carver_bytes(lay_out, &w);
 }
 
 size_t gemm_float_bytes(const tare_context *ctx)
