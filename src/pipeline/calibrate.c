@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "base/carver.h"
 #include "base/parallel.h"
 #include "pipeline/run.h"
 #include "tensor/kernels.h"
@@ -12,6 +13,9 @@
 /* block_ops.linears and .attention with this as `user`. */
 typedef struct calibration {
     run *run;
+    const run_plan *plan;
+    const segment_work *work;
+    size_t rows;                      /* of a batch, at most */
     layer_output *out;                /* linears, norms, and what is known of the inputs so far */
     observer *observers[BLOCK_UNITS]; /* NULL: no member is quantized */
     fa_observer *fa;                  /* NULL: this attention goes without */
@@ -218,34 +222,27 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
 
 /* ---- the segment ---- */
 
-/* Buffers for the widest input of the layer's quantized linears. */
-static tare_status alloc_buffers(calibration *c)
+/* For the widest quantized input of the segment. */
+static void lay_out_buffers(carver *c, void *component)
 {
-    tare_context *ctx = c->run->ctx;
-    size_t k = 0, rows = c->run->work.rows, cells;
-    bool any_float = false, any_integer = false, any_token = false;
-    for (size_t i = 0; i < BLOCK_LINEARS; i++) {
-        const live_linear *l = &c->out->linears[i];
-        if (l->activations == ACT_FLOAT)
-            continue;
-        k = l->q.k > k ? l->q.k : k;
-        any_float |= l->weight != NULL;
-        any_integer |= l->weight == NULL;
-        any_token |= l->activations == ACT_PER_TOKEN;
+    calibration *b = component;
+    const run_plan *plan = b->plan;
+    size_t k = 0;
+    bool tokens = false;
+    for (size_t i = segment_first(b->work); i < segment_end(b->work); i++) {
+        act_kind kind = calibrated_activations(plan, plan->linears[i].scheme);
+        if (kind != ACT_FLOAT)
+            k = size_max(k, plan->env->model->linears[i].k);
+        tokens |= kind == ACT_PER_TOKEN;
     }
-    if (!size_mul(rows, k, &cells))
-        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows of %zu", rows, k);
-    c->sample_params = mem_alloc_array(ctx, c->run->env->samples.count, sizeof *c->sample_params);
-    c->sample_of_row = mem_alloc_array(ctx, rows, sizeof *c->sample_of_row);
-    if (!c->sample_params || !c->sample_of_row)
-        return TARE_E_MEMORY;
-    if (any_token && !(c->token_params = mem_alloc_array(ctx, rows, sizeof *c->token_params)))
-        return TARE_E_MEMORY;
-    if (any_integer && !(c->quantized = mem_alloc(ctx, cells)))
-        return TARE_E_MEMORY;
-    if (any_float && !(c->mixed = mem_alloc_array(ctx, cells, sizeof *c->mixed)))
-        return TARE_E_MEMORY;
-    return TARE_OK;
+    b->sample_params = carve(c, plan->env->samples.count, sizeof *b->sample_params);
+    b->sample_of_row = carve(c, b->rows, sizeof *b->sample_of_row);
+    if (tokens)
+        b->token_params = carve(c, b->rows, sizeof *b->token_params);
+    if (live_linears_need_float(plan))
+        b->mixed = carve(c, b->rows, k * sizeof *b->mixed);
+    else
+        b->quantized = carve(c, b->rows, k);
 }
 
 static void find_samples(void *user, const batch *b)
@@ -282,25 +279,21 @@ static void calibration_free(calibration *c)
     for (size_t u = 0; u < BLOCK_UNITS; u++)
         observer_free(ctx, c->observers[u]);
     fa_observer_free(c->fa);
-    mem_free(ctx, c->sample_params);
-    mem_free(ctx, c->token_params);
-    mem_free(ctx, c->quantized);
-    mem_free(ctx, c->sample_of_row);
-    mem_free(ctx, c->mixed);
+    mem_free(ctx, c->sample_params); /* and all that was laid out with it */
 }
 
 tare_status calibrate_segment(run *r, layer_output *out)
 {
     tare_status status = TARE_OK;
     const segment_work *s = &out->work;
-    calibration c = {.run = r, .out = out};
+    calibration c = {.run = r, .plan = r->plan, .work = s, .rows = r->work.rows, .out = out};
     segment_pass pass = {.work = *s,
                          .norms = &out->norms,
                          .ops = {.user = &c, .linears = calibrated_linears},
                          .begin = find_samples,
                          .checks = true};
     TRY(create_observers(&c));
-    TRY(alloc_buffers(&c));
+    TRY(carver_alloc(r->ctx, lay_out_buffers, &c));
     pass.ops.attention = c.fa ? calibrated_attention : NULL;
     TRY(block_norms_load(r->model, s->block, s->segment, &out->norms));
     TRY(smoothing_norms(r, s, &out->norms));
@@ -313,28 +306,6 @@ done:
 }
 
 /* ---- memory ---- */
-
-/* Observers, and buffers for batches of `rows`. */
-static size_t buffers_bytes(const run_plan *plan, const segment_work *s, size_t rows)
-{
-    const model_config *c = &plan->env->model->config;
-    size_t k = 0, samples = plan->env->samples.count;
-    bool tokens = false;
-    for (size_t i = segment_first(s); i < segment_end(s); i++) {
-        const linear_plan *l = &plan->linears[i];
-        if (!plan_is_float(l))
-            k = size_max(k, plan->env->model->linears[i].k);
-        tokens |= calibrated_activations(plan, l->scheme) == ACT_PER_TOKEN;
-    }
-    size_t bytes = mem_array_bytes(samples, sizeof(act_params)) +
-                   mem_array_bytes(rows, sizeof(uint32_t)) +
-                   (s->segment->end_unit - s->segment->first_unit) * observer_bytes(samples);
-    if (tokens)
-        bytes += mem_array_bytes(rows, sizeof(act_params));
-    if (segment_attends(s->block->graph, s->segment) && plan->attentions[s->block->index].quantize)
-        bytes += fa_observer_bytes((size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads});
-    return bytes + mem_array_bytes(rows * k, live_linears_need_float(plan) ? sizeof(float) : 1);
-}
 
 /* Of one operation. */
 static size_t operation_bytes(const ledger *l, const segment_work *s)
@@ -352,9 +323,20 @@ static size_t operation_bytes(const ledger *l, const segment_work *s)
     return most;
 }
 
+static size_t observers_bytes(const run_plan *plan, const segment_work *s)
+{
+    const model_config *c = &plan->env->model->config;
+    size_t units = s->segment->end_unit - s->segment->first_unit;
+    size_t bytes = units * observer_bytes(plan->env->samples.count);
+    if (segment_attends(s->block->graph, s->segment) && plan->attentions[s->block->index].quantize)
+        bytes += fa_observer_bytes((size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads});
+    return bytes;
+}
+
 void calibrate_segment_hold(ledger *l, const segment_work *s)
 {
-    l->now[TERM_WORKSPACE] += buffers_bytes(l->plan, s, l->rows);
+    calibration c = {.plan = l->plan, .work = s, .rows = l->rows};
+    l->now[TERM_WORKSPACE] += carver_bytes(lay_out_buffers, &c) + observers_bytes(l->plan, s);
     l->now[TERM_SCRATCH] += block_norms_bytes(s->block);
     ledger_moment(l, s->block->name, operation_bytes(l, s));
 }

@@ -211,7 +211,7 @@ static void live_linear_bytes(const run_plan *plan, const model_linear *l, linea
         source = out->weights + mem_array_bytes(n * k, sizeof(float));
     }
     if (wide || !quantize) {
-        out->packed = mem_block_bytes(gemm_weight_bytes(plan->env->compute, dtype, n, k));
+        out->packed = gemm_weight_bytes(plan->env->compute, dtype, n, k);
         out->loading = size_max(out->loading, source + out->packed + output_write_bytes(n));
     }
     out->loading = size_max(out->loading, out->weights + out->packed + 2 * bias);
