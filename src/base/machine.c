@@ -199,9 +199,9 @@ static const size_t PROGRAM_RESERVE = (size_t)16 << 20, THREAD_RESERVE = (size_t
 static const size_t ONEDNN_RESERVE = (size_t)8 << 20, ONEDNN_THREAD_RESERVE = (size_t)4 << 20;
 static const size_t MEASURE_STEP = (size_t)16 << 20;
 
-size_t machine_reserve_bytes(const tare_context *ctx)
+size_t machine_reserve_bytes(const tare_context *ctx, bool multiplies)
 {
-    bool onednn = cpu_uses_onednn(ctx);
+    bool onednn = multiplies && cpu_uses_onednn(ctx);
     size_t program = PROGRAM_RESERVE + (onednn ? ONEDNN_RESERVE : 0), reserve = program;
     size_t thread = THREAD_RESERVE + (onednn ? ONEDNN_THREAD_RESERVE : 0);
 #if defined(__GLIBC__)

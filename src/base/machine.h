@@ -23,8 +23,8 @@ uint64_t machine_cpu_quota(const char *root);
 size_t machine_resident_bytes(void);
 
 /* What no allocation of ours accounts for: pages of the program and its libraries, the heap's
- * fragments, small vectors; for each thread its stack; where oneDNN multiplies, the code it makes
- * and the buffers it packs into. */
-size_t machine_reserve_bytes(const tare_context *ctx);
+ * fragments, small vectors; for each thread its stack; where integers are multiplied and oneDNN
+ * does that, the code it makes and the buffers it packs into. */
+size_t machine_reserve_bytes(const tare_context *ctx, bool multiplies);
 
 #endif

@@ -423,7 +423,8 @@ tare_status set_plan(tare_calib *c, const calib_set *s, tare_calib_plan *plan)
     TRY(shuffled_records(c, s, (uint32_t)plan->records, &records));
     status = choose_round(&b, records, plan->records, &round, &generation);
     plan->verified = true;
-    plan->process = c->ctx->memory_reserve ? c->ctx->memory_reserve : machine_reserve_bytes(c->ctx);
+    plan->process = c->ctx->memory_reserve ? c->ctx->memory_reserve
+                                           : machine_reserve_bytes(c->ctx, true);
     plan->task = verify_task(s->kind->rule);
     plan->together = plan->records < round ? (size_t)plan->records : round;
     plan->rounds = plan->records / plan->together + (plan->records % plan->together != 0);

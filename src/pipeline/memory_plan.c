@@ -249,7 +249,8 @@ tare_status memory_plan_make(const run_plan *plan, memory_plan *out)
     bool given, found = false;
     tare_context *ctx = plan->env->ctx;
     run_layout candidate = first_layout(plan);
-    *out = (memory_plan){.reserve = machine_reserve_bytes(ctx)};
+    bool integers = plan->calibrates && !live_linears_need_float(plan);
+    *out = (memory_plan){.reserve = machine_reserve_bytes(ctx, integers)};
     out->budget = limit_by_owner(plan, budget_of(plan, &given), out->reserve);
     out->fixed = out->reserve + tare_memory_used(ctx);
     max_memory_warn(ctx, &plan->env->recipe->max_memory);

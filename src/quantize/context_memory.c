@@ -9,7 +9,7 @@ tare_status tare_context_set_max_memory(tare_context *ctx, const char *max_memor
     TRY(max_memory_add_text(ctx, &limits, max_memory_text));
     max_memory_warn(ctx, &limits);
     uint64_t budget = max_memory_of(&limits, DEVICE_CPU);
-    size_t reserve = machine_reserve_bytes(ctx);
+    size_t reserve = machine_reserve_bytes(ctx, true);
     if (budget != 0 && budget <= reserve)
         TRY(TARE_FAIL(ctx, TARE_E_BUDGET,
                       "max_memory cpu=%lluMiB is too small: the program itself takes %zu MiB",
