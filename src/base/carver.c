@@ -2,6 +2,8 @@
 
 #include <assert.h>
 
+#include "base/poison.h"
+
 enum { ALIGNMENT = 64 }; /* of mem_alloc */
 
 void *carve(carver *c, size_t count, size_t size)
@@ -13,6 +15,8 @@ void *carve(carver *c, size_t count, size_t size)
         c->overflow = true;
     else
         c->used = end;
+    if (taken && !c->overflow)
+        POISON((char *)taken + count * size, c->memory + end - (char *)taken - count * size);
     return taken;
 }
 

@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 
 #include "base/number.h"
+#include "base/poison.h"
 
 enum { ALIGNMENT = 64, MAP_THRESHOLD = 256 * 1024, PAGE = 4096 };
 
@@ -110,6 +111,7 @@ void mem_free(tare_context *ctx, void *pointer)
         return;
     block_head *head = (block_head *)pointer - 1;
     size_t total = head->total;
+    UNPOISON(pointer, total - sizeof *head);
     if (total >= MAP_THRESHOLD)
         munmap(head, total);
     else
