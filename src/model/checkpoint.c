@@ -400,6 +400,11 @@ void checkpoint_close(checkpoint *c)
     mem_free(c->ctx, c);
 }
 
+tare_context *checkpoint_context(const checkpoint *c)
+{
+    return c->ctx;
+}
+
 const char *checkpoint_dir(const checkpoint *c)
 {
     return c->dir;
@@ -446,6 +451,18 @@ static size_t first_not_finite32(const uint32_t *x, size_t n)
     return n;
 }
 
+static size_t first_nan8(const uint8_t *x, size_t n)
+{
+    unsigned found = 0;
+    for (size_t i = 0; i < n; i++)
+        found |= (x[i] & 0x7f) == 0x7f;
+    for (size_t i = 0; found && i < n; i++) {
+        if ((x[i] & 0x7f) == 0x7f)
+            return i;
+    }
+    return n;
+}
+
 tare_status checkpoint_check_finite(checkpoint *c, const tensor_info *t, uint64_t offset,
                                     const void *data, size_t size)
 {
@@ -456,6 +473,8 @@ tare_status checkpoint_check_finite(checkpoint *c, const tensor_info *t, uint64_
         at = first_not_finite16(data, n, 0x7f80);
     else if (t->dtype == TARE_F16)
         at = first_not_finite16(data, n, 0x7c00);
+    else if (t->dtype == TARE_F8_E4M3)
+        at = first_nan8(data, n);
     if (at == n)
         return TARE_OK;
     return TARE_FAIL(c->ctx, TARE_E_NUMERIC, "%s: element %llu is NaN or infinite", t->name,

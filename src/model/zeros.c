@@ -17,7 +17,9 @@ typedef struct search {
 static bool all_zero(tare_dtype dtype, const char *data, size_t size)
 {
     uint32_t found = 0, word;
-    uint32_t mask = dtype == TARE_F32 ? 0x7fffffffu : 0x7fff7fffu;
+    uint32_t mask = dtype == TARE_F32        ? 0x7fffffffu
+                    : dtype_size(dtype) == 1 ? 0x7f7f7f7fu
+                                             : 0x7fff7fffu;
     size_t i = 0;
     for (; i + sizeof word <= size; i += sizeof word) {
         memcpy(&word, data + i, sizeof word);
@@ -61,17 +63,17 @@ static tare_status look_at_all(search *s)
 {
     tare_status status = TARE_OK;
     const tare_model *m = s->model;
-    TRY(look_at(s, m->embedding));
+    TRY(look_at(s, m->embedding.tensor));
     for (size_t layer = 0; layer < m->config.num_layers; layer++) {
         const model_block *b = &m->blocks[layer];
         for (size_t i = 0; i < b->graph->num_linears; i++)
-            TRY(look_at(s, block_linear(m, b, i)->weight));
+            TRY(look_at(s, block_linear(m, b, i)->weight.tensor));
         for (size_t i = 0; i < b->graph->num_norms; i++)
             TRY(look_at_norm(s, b->norms[i]));
     }
     TRY(look_at_norm(s, m->final_norm));
-    if (m->head->weight != m->embedding)
-        TRY(look_at(s, m->head->weight));
+    if (m->head->weight.tensor != m->embedding.tensor)
+        TRY(look_at(s, m->head->weight.tensor));
     TRY(s->names.status);
 done:
     return status;

@@ -41,12 +41,17 @@ static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_we
     return status;
 }
 
+static tare_dtype bias_dtype(const run *r, const model_linear *l)
+{
+    return l->bias ? output_tensor(r, l->bias).dtype : output_weight(r, &l->weight).dtype;
+}
+
 /* The bias, smoothed if its layer is, rounded as it is stored: what an engine will add. */
 static tare_status load_bias(run *r, const model_linear *linear, live_linear *l)
 {
     tare_status status = TARE_OK;
     const smooth_weight *smooth = smoothing_of(r, linear);
-    tare_dtype dtype = output_tensor(r, linear->bias ? linear->bias : linear->weight).dtype;
+    tare_dtype dtype = bias_dtype(r, linear);
     size_t bytes = linear->n * dtype_size(dtype);
     if (!linear->bias && !smoothing_creates_bias(r, linear))
         return TARE_OK;
@@ -72,57 +77,49 @@ tare_status live_linear_write_float(run *r, live_linear *l)
     buffer_init(&name, r->ctx);
     if (!l->raw.data)
         return TARE_OK;
-    TRY(output_write_float(r->out, m->weight->name, 0, l->raw.data,
-                           m->n * m->k * dtype_size(l->raw.dtype)));
+    TRY(write_float_rows(r, &m->weight, 0, m->n, &l->raw));
     if (l->bias_raw) {
-        tare_dtype dtype = output_tensor(r, m->bias ? m->bias : m->weight).dtype;
+        tare_dtype dtype = bias_dtype(r, m);
         buffer_printf(&name, "%s.bias", m->name);
         TRY(name.status);
         TRY(output_write_float(r->out, name.data, 0, l->bias_raw, m->n * dtype_size(dtype)));
     }
-    mem_free(r->ctx, l->raw.data);
-    l->raw.data = NULL;
+    coded_free(r->ctx, &l->raw);
 done:
     buffer_free(&name);
     return TARE_WRAP(r->ctx, status, "%s", m->name);
 }
 
 tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme scheme,
-                             raw_weight *raw, live_linear *l)
+                             coded_rows *raw, live_linear *l)
 {
     tare_status status = TARE_OK;
     bool quantize = scheme != SCHEME_FLOAT;
-    size_t n = linear->n, k = linear->k;
     *l = (live_linear){
         .linear = linear, .scheme = scheme, .activations = calibrated_activations(r, scheme)};
     if (!raw->data)
-        TRY(linear_read(r->model, linear, raw));
+        TRY(stored_load(r->model->checkpoint, &linear->weight, raw));
     smooth_weight *smooth = smoothing_of(r, linear);
-    if (smooth) {
-        smooth->raw = raw->data;
-        smooth->dtype = raw->dtype;
-    }
+    if (smooth)
+        smooth->raw = *raw;
     if (quantize) {
-        weight_rows rows = {
-            .dtype = raw->dtype, .data = raw->data, .smooth = smooth, .count = n, .k = k};
+        weight_rows rows = {.stored = *raw, .smooth = smooth, .count = linear->n};
         TRY(weight_quantize_rows(r->ctx, &r->num, &rows, r->recipe->mm_tensor, &l->q));
     } else {
         if (smooth)
             TRY(smoothing_store(r, linear, raw));
-        TRY(gemm_weight_create(r->ctx, r->compute, raw->dtype, raw->data, n, k, &l->weight));
+        TRY(gemm_weight_pack(r->ctx, r->compute, raw, linear->n, &l->weight));
         l->raw = *raw;
-        raw->data = NULL;
+        *raw = (coded_rows){0};
     }
-    mem_free(r->ctx, raw->data);
-    raw->data = NULL;
+    coded_free(r->ctx, raw);
     if (quantize && runs_in_floats(r, linear, scheme))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
     if (!r->overlap)
         TRY(live_linear_write_float(r, l));
 done:
-    mem_free(r->ctx, raw->data);
-    raw->data = NULL;
+    coded_free(r->ctx, raw);
     if (status != TARE_OK)
         live_linear_free(r, l);
     return TARE_WRAP(r->ctx, status, "%s", linear->name);
@@ -134,7 +131,7 @@ void live_linear_free(run *r, live_linear *l)
     gemm_weight_free(r->ctx, l->weight);
     mem_free(r->ctx, l->bias);
     mem_free(r->ctx, l->bias_raw);
-    mem_free(r->ctx, l->raw.data);
+    coded_free(r->ctx, &l->raw);
     *l = (live_linear){0};
 }
 
@@ -189,7 +186,7 @@ void live_linear_bytes(const run *r, const model_linear *l, linear_scheme scheme
     bool quantize = scheme != SCHEME_FLOAT;
     bool smooth = smoothing_of(r, l) != NULL, wide = quantize && runs_in_floats(r, l, scheme);
     size_t n = l->n, k = l->k;
-    tare_dtype dtype = linear_raw_dtype(r->model, l), kept = output_tensor(r, l->weight).dtype;
+    tare_dtype dtype = l->weight.dtype, kept = output_weight(r, &l->weight).dtype;
     size_t source = linear_raw_bytes(r->model, l);
     size_t bias = l->bias ? model_read_vector_bytes(l->bias) : mem_array_bytes(n, sizeof(float));
     *out = (live_linear_size){.loading = linear_read_bytes(r->model, l)};
@@ -209,7 +206,8 @@ void live_linear_bytes(const run *r, const model_linear *l, linear_scheme scheme
     }
     if (wide || !quantize) {
         out->packed = mem_block_bytes(gemm_weight_bytes(r->compute, dtype, n, k));
-        out->loading = size_max(out->loading, source + out->packed + output_write_bytes(n));
+        out->loading = size_max(out->loading, source + out->packed + output_write_bytes(n) +
+                                                  converted_bytes(r, &l->weight));
     }
     out->loading = size_max(out->loading, out->weights + out->packed + 2 * bias);
     out->weights += 2 * mem_array_bytes(n, sizeof(float)); /* the bias in both its forms */

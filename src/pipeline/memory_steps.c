@@ -54,7 +54,7 @@ static size_t forward_bytes(const planner *p, const segment_work *s)
     size_t most = 0;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
         const model_linear *l = &r->model->linears[i];
-        tare_dtype dtype = linear_raw_dtype(r->model, l);
+        tare_dtype dtype = l->weight.dtype;
         size_t bytes = gemm_float_bytes(r->ctx);
         if (!p->layout.whole_layer)
             bytes = float_linear_bytes(r->model, l, r->compute, dtype) +
@@ -70,7 +70,7 @@ static void pack_segment(planner *p, const segment_work *s)
     size_t making = 0;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
         const model_linear *l = &r->model->linears[i];
-        tare_dtype dtype = linear_raw_dtype(r->model, l);
+        tare_dtype dtype = l->weight.dtype;
         p->now[TERM_PACKED] += float_linear_bytes(r->model, l, r->compute, dtype);
         making = size_max(making, float_linear_making_bytes(l));
     }
@@ -150,6 +150,11 @@ static size_t calibrate_bytes(const planner *p, const segment_work *s)
     return most;
 }
 
+static size_t smoothed_bytes(const run *r, const model_linear *l)
+{
+    return mem_array_bytes(l->n * l->k, dtype_size(output_weight(r, &l->weight).dtype));
+}
+
 /* A layer's linears as they are kept, with what a float one is written from. */
 static size_t kept_bytes(const planner *p, const model_linear *l, const linear_plan *f,
                          size_t *packed, size_t *loading)
@@ -163,7 +168,8 @@ static size_t kept_bytes(const planner *p, const model_linear *l, const linear_p
             continue;
         live_linear_bytes(r, l, quantized ? f->scheme : SCHEME_FLOAT, &s);
         if (!quantized && p->layout.overlap)
-            s.weights += linear_raw_bytes(r->model, l);
+            s.weights += size_max(linear_raw_bytes(r->model, l),
+                                  smoothing_of(r, l) ? smoothed_bytes(r, l) : 0);
         *loading = size_max(*loading, s.loading);
         *packed = size_max(*packed, s.packed);
         weights = size_max(weights, s.weights);
@@ -177,7 +183,7 @@ static size_t write_linear_bytes(const run *r, size_t i)
     const model_linear *l = &r->model->linears[i];
     size_t packing = r->linears[i].scheme == SCHEME_W8A16 ? output_rows_bytes(l->n, l->k, r->save)
                                                           : 0;
-    return live_linear_write_bytes(l->n) + packing;
+    return live_linear_write_bytes(l->n) + converted_bytes(r, &l->weight) + packing;
 }
 
 /* What the two threads hold while a block is computed: the weights of the next one, and in the
@@ -274,9 +280,9 @@ static void quantized_segment(planner *p, const segment_work *s)
 
 /* ---- before and after the layers ---- */
 
-static size_t copy_bytes(const run *r, const tensor_info *t)
+static size_t copy_bytes(const run *r, const stored_weight *w)
 {
-    return model_stream_bytes(t) + write_float_rows_bytes(r, t);
+    return stored_stream_bytes(w) + write_float_rows_bytes(r, w);
 }
 
 static size_t score_head_bytes(const run *r)
@@ -293,7 +299,7 @@ static void head(planner *p)
     const linear_plan *f = &r->linears[r->model->num_linears - 1];
     size_t norm = model_read_vector_bytes(r->model->final_norm);
     live_linear_size s;
-    moment(p, l->name, norm + copy_bytes(r, l->weight));
+    moment(p, l->name, norm + copy_bytes(r, &l->weight));
     if (!may_be(r, f, true))
         return;
     live_linear_bytes(r, l, f->scheme, &s);
@@ -372,7 +378,7 @@ static void second_pass(planner *p)
     if (r->float_beside)
         p->now[TERM_ACTIVATIONS] += stream_bytes(p, r->floats.tokens, r->model->config.hidden_size);
     moment(p, "model.embed_tokens",
-           embed_tokens_bytes(m, r->samples.tokens) + write_float_rows_bytes(r, m->embedding));
+           embed_tokens_bytes(m, r->samples.tokens) + write_float_rows_bytes(r, &m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++) {
         size_t threads = overlap_bytes(p, i, true);
         p->now[TERM_WEIGHTS] += threads;
@@ -383,8 +389,10 @@ static void second_pass(planner *p)
         p->now[TERM_WEIGHTS] -= threads;
     }
     head(p);
-    for (size_t i = 0; i < m->num_extra; i++)
-        moment(p, m->extra[i]->name, copy_bytes(r, m->extra[i]));
+    for (size_t i = 0; i < m->num_extra; i++) {
+        stored_weight extra = stored_whole(m->extra[i]);
+        moment(p, extra.name, copy_bytes(r, &extra));
+    }
 }
 
 /* Weight files of a layout that are written to at a time: a shard and the next one, but all of them

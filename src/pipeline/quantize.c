@@ -37,7 +37,7 @@ static tare_status open_model(run *r)
     r->num.compat = recipe->compat;
     r->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype : c->dtype;
     if (r->num.compat)
-        r->model->load_dtype = r->num.dtype;
+        model_load_as(r->model, r->num.dtype);
     if (r->num.dtype == TARE_F32 && !r->num.compat && r->goal == GOAL_OUTPUT)
         TARE_WARN(
             r->ctx,
@@ -268,10 +268,10 @@ done:
     return status;
 }
 
-static tare_status copy_embedding(void *user, size_t first, size_t count, const void *rows)
+static tare_status copy_embedding(void *user, size_t first, size_t count, const coded_rows *rows)
 {
     run *r = user;
-    return write_float_rows(r, r->model->embedding, first, count, rows);
+    return write_float_rows(r, &r->model->embedding, first, count, rows);
 }
 
 static tare_status put_row(void *user, size_t index, const float *x)
@@ -307,7 +307,7 @@ static tare_status run_head(run *r)
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     TRY(write_norm(r, r->model->final_norm, norm, NULL));
     if (is_float && !r->model->head_is_tied)
-        TRY(copy_tensor(r, r->model->head->weight));
+        TRY(copy_tensor(r, &r->model->head->weight));
     if (!is_float && r->floats.states && r->wants_scores)
         TRY(score_head(r));
     if (!is_float)
@@ -339,8 +339,10 @@ static tare_status run_layers(run *r)
     TRY(overlap_wait(r));
     overlap_stop(r);
     TRY(run_head(r));
-    for (size_t i = 0; i < r->model->num_extra; i++)
-        TRY(copy_tensor(r, r->model->extra[i]));
+    for (size_t i = 0; i < r->model->num_extra; i++) {
+        stored_weight extra = stored_whole(r->model->extra[i]);
+        TRY(copy_tensor(r, &extra));
+    }
     TRY(write_late_attentions(r));
 done:
     return status;

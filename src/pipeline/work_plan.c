@@ -125,38 +125,38 @@ static double fa_values(const run *r)
 
 /* ---- disk ---- */
 
-static double stored_bytes(const run *r, const model_linear *l, const linear_plan *f)
+static double read_bytes(const run *r, const model_linear *l, const linear_plan *f)
 {
     (void)r, (void)f;
-    return (double)l->weight->bytes;
+    return (double)stored_bytes(&l->weight);
 }
 
 static double written_linear(const run *r, const model_linear *l, const linear_plan *f)
 {
     if (plan_is_float(f))
-        return (double)output_tensor(r, l->weight).bytes;
+        return (double)output_weight(r, &l->weight).bytes;
     return elements(l) + 20.0 * (double)l->n; /* scales, offsets and biases of the rows */
 }
 
 static void plan_disk(const run *r, tare_plan *out)
 {
     const linear_plan *head = &r->linears[r->model->num_linears - 1];
-    double layers = sum_linears(r, stored_bytes), folders = 0;
+    double layers = sum_linears(r, read_bytes), folders = 0;
     double others = (double)checkpoint_bytes(r->model->checkpoint) - layers;
     double written = sum_linears(r, written_linear) + others;
     if (!plan_is_float(head)) {
         written += written_linear(r, r->model->head, head);
-        written -= r->model->head_is_tied ? 0 : (double)r->model->head->weight->bytes;
+        written -= r->model->head_is_tied ? 0 : (double)stored_bytes(&r->model->head->weight);
     }
     for (unsigned i = 0; i < SAVE_TYPES; i++)
         folders += r->save & 1u << i ? 1 : 0;
     double read = layers + others;
     if (r->two_passes)
-        read += layers + (double)r->model->embedding->bytes;
+        read += layers + (double)stored_bytes(&r->model->embedding);
     if (!r->calibrates && r->recipe->mm_tensor) /* the range first */
         read += layers;
     if (!plan_is_float(head) && r->model->head_is_tied)
-        read += (double)r->model->head->weight->bytes;
+        read += (double)stored_bytes(&r->model->head->weight);
     out->bytes_read = (uint64_t)read;
     out->bytes_written = (uint64_t)(written * folders);
     if (r->layout.spill) /* two generations a stream */

@@ -65,24 +65,9 @@ _Static_assert(sizeof(rows_scratch) <= GEMM_ROWS_SCRATCH, "the header promises e
 
 typedef struct pack_job {
     const kernels *kernels;
-    tare_dtype from;
-    const char *w;
+    const coded_rows *rows;
     const gemm_weight *to;
 } pack_job;
-
-/* `count` elements of one row to the panels' dtype: as they are, or rounded to BF16. */
-static void pack_convert(const pack_job *job, const char *from, size_t count, void *to)
-{
-    float wide[GEMM_DEPTH];
-    if (job->from == job->to->dtype) {
-        memcpy(to, from, count * dtype_size(job->from));
-    } else if (job->from == TARE_F16) {
-        job->kernels->fp16_to_float((const uint16_t *)(const void *)from, count, wide);
-        job->kernels->float_to_bf16(wide, count, to);
-    } else {
-        job->kernels->float_to_bf16((const float *)(const void *)from, count, to);
-    }
-}
 
 /* Spreads one row over a panel: `count` units, FP32 values or pairs of BF16, or halves. */
 static void scatter_words(const uint32_t *row, size_t count, uint32_t *to)
@@ -102,7 +87,7 @@ static void pack_panel(void *user, size_t panel, int thread)
     (void)thread;
     const pack_job *job = user;
     const gemm_weight *w = job->to;
-    size_t from_size = dtype_size(job->from), size = dtype_size(w->dtype);
+    size_t size = dtype_size(w->dtype);
     size_t columns = size_min(w->n - panel * GEMM_PANEL, GEMM_PANEL);
     char *out = (char *)w->panels + panel * GEMM_PANEL * w->depth * size;
     if (columns < GEMM_PANEL)
@@ -115,8 +100,8 @@ static void pack_panel(void *user, size_t panel, int thread)
                 uint32_t words[GEMM_DEPTH];
                 uint16_t halves[GEMM_DEPTH];
             } row;
-            const char *from = job->w + ((panel * GEMM_PANEL + j) * w->k + k0) * from_size;
-            pack_convert(job, from, depth, &row);
+            coded_convert(job->kernels, job->rows, panel * GEMM_PANEL + j, k0, depth, w->dtype,
+                          &row);
             if (size == 4) {
                 scatter_words(row.words, depth, (uint32_t *)(void *)out + k0 * GEMM_PANEL + j);
             } else if (w->pairs) {
@@ -135,18 +120,18 @@ static size_t padded_depth(size_t k)
     return size_round_up(k, GEMM_BLOCK_STEP);
 }
 
-tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
-                               const void *w, size_t n, size_t k, gemm_weight **out)
+tare_status gemm_weight_pack(tare_context *ctx, gemm_compute compute, const coded_rows *rows,
+                             size_t n, gemm_weight **out)
 {
-    size_t size, panels = size_divide_up(n, GEMM_PANEL);
+    size_t size, k = rows->k, panels = size_divide_up(n, GEMM_PANEL);
     *out = NULL;
-    if (!dtype_is_float(dtype))
+    if (!rows->codec)
         return TARE_FAIL(ctx, TARE_E_MODEL, "a weight in %s; F32, F16 and BF16 can be multiplied",
-                         dtype_name(dtype));
+                         dtype_name(rows->dtype));
     gemm_weight *weight = mem_calloc(ctx, 1, sizeof *weight);
     if (!weight)
         return TARE_E_MEMORY;
-    *weight = (gemm_weight){.compute = compute, .dtype = dtype, .n = n, .k = k, .depth = k};
+    *weight = (gemm_weight){.compute = compute, .dtype = rows->dtype, .n = n, .k = k, .depth = k};
     if (compute == GEMM_BF16) {
         weight->dtype = TARE_BF16;
         weight->pairs = kernels_get(ctx)->gemm_bf16;
@@ -159,10 +144,17 @@ tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dty
         gemm_weight_free(ctx, weight);
         return TARE_E_MEMORY;
     }
-    pack_job job = {kernels_get(ctx), dtype, w, weight};
+    pack_job job = {kernels_get(ctx), rows, weight};
     parallel_for(ctx, panels, pack_panel, &job);
     *out = weight;
     return TARE_OK;
+}
+
+tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
+                               const void *w, size_t n, size_t k, gemm_weight **out)
+{
+    coded_rows rows = coded_plain(dtype, w, k);
+    return gemm_weight_pack(ctx, compute, &rows, n, out);
 }
 
 void gemm_weight_free(tare_context *ctx, gemm_weight *w)
