@@ -60,4 +60,8 @@ void widen_run(const struct kernels *k, tare_dtype dtype, const void *from, size
 void narrow_run(const struct kernels *k, tare_dtype dtype, const float *from, size_t count,
                 void *to);
 
+/* Index of the first NaN or infinity among x[n] in F32, F16, BF16 or F8_E4M3; n: none, or another
+ * dtype. */
+size_t first_not_finite(tare_dtype dtype, const void *x, size_t n);
+
 #endif
