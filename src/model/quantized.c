@@ -200,14 +200,14 @@ tare_status quantized_check(tare_model *m, tare_status opened, bool quiet)
     TRY(json_parse(m->ctx, &a, m->config_json, m->config_length, "config.json", JSON_PYTHON,
                    &config));
     bool says = look_in_config(config, &f);
-    if (opened != TARE_OK && !m->fp8_blocks)
-        status = explain(m, &a, f, opened, reason);
-    else if (opened == TARE_OK && says && look_in_tensors(m, &tensor))
+    if (opened != TARE_OK)
+        status = m->fp8_blocks ? opened : explain(m, &a, f, opened, reason);
+    else if (says && look_in_tensors(m, &tensor))
         status = TARE_FAIL(m->ctx, TARE_E_MODEL,
                            "%s: already quantized by %.80s (%s of config.json, and %.200s); give "
                            "the float original",
                            m->dir, f.method, f.where, tensor.where);
-    else if (opened == TARE_OK && says && !quiet && !has_scales(m))
+    else if (says && !quiet && !has_scales(m))
         TARE_WARN(m->ctx, "%s: config.json: %s (%.80s) is left out: the weights are float", m->dir,
                   f.where, f.method);
 done:
