@@ -28,15 +28,13 @@ static void decode_float(const kernels *k, const coded_rows *r, size_t row, size
 static void decode_fp8(const kernels *k, const coded_rows *r, size_t row, size_t column,
                        size_t count, float *out)
 {
-    (void)k;
-    const unsigned char *x = (const unsigned char *)element_at(r, row, column);
+    const uint8_t *x = (const uint8_t *)element_at(r, row, column);
     const float *scales = r->scales +
                           (r->first + row) / FP8_BLOCK * size_divide_up(r->k, FP8_BLOCK);
     for (size_t i = 0, n; i < count; i += n) {
         float scale = scales[(column + i) / FP8_BLOCK];
         n = size_min(count - i, FP8_BLOCK - (column + i) % FP8_BLOCK);
-        for (size_t j = i; j < i + n; j++)
-            out[j] = round_bf16(fp8_to_float(x[j]) * scale);
+        k->fp8_to_float(x + i, n, scale, out + i);
     }
 }
 

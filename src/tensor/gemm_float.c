@@ -87,29 +87,31 @@ static void pack_panel(void *user, size_t panel, int thread)
     (void)thread;
     const pack_job *job = user;
     const gemm_weight *w = job->to;
-    size_t size = dtype_size(w->dtype);
-    size_t columns = size_min(w->n - panel * GEMM_PANEL, GEMM_PANEL);
-    char *out = (char *)w->panels + panel * GEMM_PANEL * w->depth * size;
+    size_t size = dtype_size(w->dtype), first = panel * GEMM_PANEL;
+    size_t columns = size_min(w->n - first, GEMM_PANEL);
+    char *out = (char *)w->panels + first * w->depth * size;
+    const char *there = coded_in_place(job->rows, w->dtype, first, 0);
     if (columns < GEMM_PANEL)
         memset(out, 0, GEMM_PANEL * w->depth * size);
     for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
         size_t depth = size_min(w->k - k0, GEMM_DEPTH),
                padded = size_min(w->depth - k0, GEMM_DEPTH);
         for (size_t j = 0; j < columns; j++) {
-            _Alignas(64) union {
-                uint32_t words[GEMM_DEPTH];
-                uint16_t halves[GEMM_DEPTH];
-            } row;
-            coded_convert(job->kernels, job->rows, panel * GEMM_PANEL + j, k0, depth, w->dtype,
-                          &row);
+            _Alignas(64) uint16_t made[GEMM_DEPTH * sizeof(float) / sizeof(uint16_t)];
+            const void *row = made;
+            if (there && w->pairs)
+                memcpy(made, there + (j * w->k + k0) * size, depth * size);
+            else if (there)
+                row = there + (j * w->k + k0) * size;
+            else
+                coded_convert(job->kernels, job->rows, first + j, k0, depth, w->dtype, made);
             if (size == 4) {
-                scatter_words(row.words, depth, (uint32_t *)(void *)out + k0 * GEMM_PANEL + j);
+                scatter_words(row, depth, (uint32_t *)(void *)out + k0 * GEMM_PANEL + j);
             } else if (w->pairs) {
-                memset(row.halves + depth, 0, (padded - depth) * sizeof *row.halves);
-                scatter_words(row.words, padded / 2,
-                              (uint32_t *)(void *)out + k0 / 2 * GEMM_PANEL + j);
+                memset(made + depth, 0, (padded - depth) * sizeof *made);
+                scatter_words(row, padded / 2, (uint32_t *)(void *)out + k0 / 2 * GEMM_PANEL + j);
             } else {
-                scatter_halves(row.halves, depth, (uint16_t *)(void *)out + k0 * GEMM_PANEL + j);
+                scatter_halves(row, depth, (uint16_t *)(void *)out + k0 * GEMM_PANEL + j);
             }
         }
     }
