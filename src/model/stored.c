@@ -41,7 +41,7 @@ stored_weight stored_matrix(const char *name, const tensor_info *tensor, const t
 tensor_info stored_values(const stored_weight *w)
 {
     tensor_info t = *w->tensor;
-    bool whole = tensor_elements(w->tensor) == w->n * w->k;
+    bool whole = tensor_elements(&t) == w->n * w->k && (t.rank <= 2 || t.shape[0] == w->n);
     t.name = w->name;
     t.dtype = w->dtype;
     if (!whole) {

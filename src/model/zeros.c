@@ -27,7 +27,7 @@ static bool all_zero(tare_dtype dtype, const char *data, size_t size)
     }
     for (word = 0; i < size; i++) /* half a word */
         word = word << 8 | (unsigned char)data[i];
-    return (found | (word & ~0x8080u)) == 0;
+    return (found | (word & (mask & 0x80u ? ~0x8080u : mask))) == 0;
 }
 
 static tare_status look_at(search *s, const tensor_info *t)

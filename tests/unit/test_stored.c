@@ -193,7 +193,12 @@ static void test_float_slices(void **state)
     w.dtype = TARE_F16;
     assert_ok(t.ctx, stored_read_rows(t.c, &w, 4, 1, TARE_F16, half));
     assert_int_equal(half[0][9], float_to_fp16(t.floats[2 * N + 4][9]));
-    tensor_info values = stored_values(&w);
+    tensor_info one = *checkpoint_find(t.c, "one"), values;
+    one.rank = 3, one.shape[0] = 1, one.shape[1] = N, one.shape[2] = K; /* the only expert */
+    stored_weight only = stored_matrix("only", &one, NULL, 0, N);
+    values = stored_values(&only);
+    assert_true(values.rank == 2 && values.shape[0] == N && values.dtype == TARE_BF16);
+    values = stored_values(&w);
     assert_true(values.rank == 2 && values.shape[0] == N && values.shape[1] == K);
     assert_true(values.dtype == TARE_F16 && values.bytes == 2 * N * K);
     assert_string_equal(values.name, "slice");
@@ -224,12 +229,39 @@ static void test_not_finite(void **state)
     teardown(&t);
 }
 
+static tare_status read_all(tare_context *ctx, void *user)
+{
+    static float x[N][K];
+    tensors *t = user;
+    stored_weight w = slice(t, "one", "one.scales", 20, 120);
+    coded_rows rows = {0};
+    checkpoint *c;
+    tare_status status = checkpoint_reopen(ctx, t->c, &c);
+    if (status != TARE_OK)
+        return status;
+    status = stored_read_rows(c, &w, 0, w.n, TARE_BF16, x);
+    if (status == TARE_OK)
+        status = stored_load(c, &w, &rows);
+    coded_free(ctx, &rows);
+    checkpoint_close(c);
+    return status;
+}
+
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    static tensors t;
+    setup(&t);
+    each_allocation_fails(read_all, &t);
+    teardown(&t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fp8_numbers),   cmocka_unit_test(test_fp8_slices),
         cmocka_unit_test(test_fp8_in_memory), cmocka_unit_test(test_float_slices),
-        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_not_finite),    cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
