@@ -1,6 +1,7 @@
 """Reads and writes safetensors with numpy alone, an implementation of its own beside the C one.
 
-BF16 has no numpy dtype: its values come as float32, and the tag tells what is stored.
+BF16 has no numpy dtype: its values come as float32, and the tag tells what is stored. F8_E4M3 are
+bytes.
 """
 import json
 import pathlib
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
-         "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+         "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?", "F8_E4M3": "u1"}
 
 
 class Tensor(NamedTuple):

@@ -2,8 +2,6 @@
 
 #include <string.h>
 
-#include "tensor/convert.h"
-
 enum { HEAD_PANEL = 4096 };
 
 static size_t panel_rows(const tare_model *model, size_t first)
@@ -30,17 +28,15 @@ typedef struct head_stream {
     float *logits;
 } head_stream;
 
-/* model_stream_rows gives pieces by bytes; a piece is cut into panels so that y stays small. */
-static tare_status stream_rows(void *user, size_t first, size_t count, const void *rows)
+/* stored_stream gives pieces by bytes; a piece is cut into panels so that y stays small. */
+static tare_status stream_rows(void *user, size_t first, size_t count, const coded_rows *rows)
 {
     head_stream *s = user;
-    const tensor_info *t = s->model->head->weight;
-    size_t h = t->shape[1], row_bytes = h * dtype_size(t->dtype);
     for (size_t at = 0, n; at < count; at += n) {
         n = count - at < HEAD_PANEL ? count - at : HEAD_PANEL;
         gemm_weight *w = NULL;
-        tare_status status = gemm_weight_create(s->model->ctx, GEMM_FP32, t->dtype,
-                                                (const char *)rows + at * row_bytes, n, h, &w);
+        coded_rows panel = coded_from(rows, at);
+        tare_status status = gemm_weight_pack(s->model->ctx, GEMM_FP32, &panel, n, &w);
         if (status == TARE_OK)
             status = gemm_float(s->model->ctx, w, s->x, s->count, NULL, s->y);
         gemm_weight_free(s->model->ctx, w);
@@ -65,7 +61,7 @@ tare_status head_logits(tare_model *model, const float *x, size_t count, float *
     s.y = panel_results(model, count);
     if (!s.y)
         return TARE_E_MEMORY;
-    tare_status status = model_stream_rows(model, model->head->weight, stream_rows, &s);
+    tare_status status = stored_stream(model->checkpoint, &model->head->weight, stream_rows, &s);
     mem_free(model->ctx, s.y);
     return status;
 }
@@ -75,21 +71,20 @@ tare_status head_logits(tare_model *model, const float *x, size_t count, float *
 tare_status head_weights_load(tare_model *model, head_weights *out)
 {
     tare_status status = TARE_OK;
-    const tensor_info *t = model->head->weight;
-    size_t row_bytes = t->shape[1] * dtype_size(t->dtype);
+    const stored_weight *w = &model->head->weight;
+    coded_rows raw = {0};
     *out = (head_weights){.count = size_divide_up(model->head->n, HEAD_PANEL)};
-    char *raw = mem_alloc_array(model->ctx, panel_rows(model, 0), row_bytes);
     out->panels = mem_calloc(model->ctx, out->count, sizeof(gemm_weight *));
-    TRY(raw && out->panels ? TARE_OK : TARE_E_MEMORY);
+    TRY(out->panels ? stored_room(model->checkpoint, w, panel_rows(model, 0), &raw)
+                    : TARE_E_MEMORY);
     for (size_t i = 0; i < out->count; i++) {
         size_t first = i * HEAD_PANEL, n = panel_rows(model, first);
         TRY(context_check_cancelled(model->ctx));
-        TRY(checkpoint_read(model->checkpoint, t, (uint64_t)first * row_bytes, raw, n * row_bytes));
-        TRY(gemm_weight_create(model->ctx, GEMM_FP32, t->dtype, raw, n, t->shape[1],
-                               &out->panels[i]));
+        TRY(stored_read(model->checkpoint, w, first, n, &raw));
+        TRY(gemm_weight_pack(model->ctx, GEMM_FP32, &raw, n, &out->panels[i]));
     }
 done:
-    mem_free(model->ctx, raw);
+    coded_free(model->ctx, &raw);
     if (status != TARE_OK)
         head_weights_free(model->ctx, out);
     return status;
@@ -124,8 +119,8 @@ done:
 
 static size_t panel_bytes(const tare_model *model)
 {
-    const tensor_info *t = model->head->weight;
-    return mem_block_bytes(gemm_weight_bytes(GEMM_FP32, t->dtype, HEAD_PANEL, t->shape[1]));
+    const stored_weight *w = &model->head->weight;
+    return gemm_weight_bytes(GEMM_FP32, w->dtype, HEAD_PANEL, w->k);
 }
 
 size_t head_weights_bytes(const tare_model *model)
@@ -136,9 +131,8 @@ size_t head_weights_bytes(const tare_model *model)
 
 size_t head_weights_loading_bytes(const tare_model *model)
 {
-    const tensor_info *t = model->head->weight;
-    size_t bytes = HEAD_PANEL * t->shape[1] * dtype_size(t->dtype);
-    return mem_block_bytes(bytes) + file_read_bytes(bytes);
+    const stored_weight *w = &model->head->weight;
+    return stored_room_bytes(w, HEAD_PANEL) + stored_reading_bytes(w, HEAD_PANEL);
 }
 
 size_t head_kept_bytes(const tare_model *model, size_t count)
@@ -149,5 +143,5 @@ size_t head_kept_bytes(const tare_model *model, size_t count)
 size_t head_logits_bytes(const tare_model *model, size_t count)
 {
     return head_kept_bytes(model, count) + panel_bytes(model) +
-           model_stream_bytes(model->head->weight);
+           stored_stream_bytes(&model->head->weight);
 }

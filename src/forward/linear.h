@@ -5,29 +5,26 @@
 #include "forward/executor.h"
 #include "tensor/gemm.h"
 
-/* The weight of a linear as bytes in memory. */
-typedef struct raw_weight {
-    void *data; /* [n,k] in `dtype`; mem_free */
-    tare_dtype dtype;
-} raw_weight;
+/* Accounted bytes, at most: of a weight in memory (stored_load), and while it is read. */
+static inline size_t linear_raw_bytes(const tare_model *model, const model_linear *linear)
+{
+    (void)model;
+    return stored_room_bytes(&linear->weight, linear->n);
+}
 
-/* Reads the whole weight, in the model's load_dtype if it has one. */
-tare_status linear_read(tare_model *model, const model_linear *linear, raw_weight *out);
-
-/* Accounted bytes, at most: of a weight in memory, and while it is read. */
-size_t linear_raw_bytes(const tare_model *model, const model_linear *linear);
-size_t linear_read_bytes(const tare_model *model, const model_linear *linear);
-/* The dtype that linear_read gives. */
-tare_dtype linear_raw_dtype(const tare_model *model, const model_linear *linear);
+static inline size_t linear_read_bytes(const tare_model *model, const model_linear *linear)
+{
+    return linear_raw_bytes(model, linear) + stored_reading_bytes(&linear->weight, linear->n);
+}
 
 typedef struct float_linear {
     gemm_weight *weight;
     float *bias; /* [n]; NULL: none */
 } float_linear;
 
-/* From a weight in memory, or by way of linear_read. */
+/* From a weight in memory, or by way of stored_load. */
 tare_status float_linear_create(tare_model *model, const model_linear *linear, gemm_compute compute,
-                                const raw_weight *raw, float_linear *out);
+                                const coded_rows *raw, float_linear *out);
 tare_status float_linear_load(tare_model *model, const model_linear *linear, gemm_compute compute,
                               float_linear *out);
 /* Accounted bytes at most of the result for a weight in `dtype`, and what making it needs beside.
@@ -42,7 +39,7 @@ typedef struct float_block {
     tare_model *model;
     const model_block *block;
     gemm_compute compute;
-    const raw_weight *raw; /* [linears] of the block; not NULL: a linear is made when its unit runs,
+    const coded_rows *raw; /* [linears] of the block; not NULL: a linear is made when its unit runs,
                               and goes then */
     float_linear linears[BLOCK_LINEARS];
 } float_block;
@@ -52,11 +49,11 @@ tare_status float_block_load(tare_model *model, const model_block *block, gemm_c
 /* Of a segment (NULL: all), from weights in memory, in the block's order. */
 tare_status float_block_create(tare_model *model, const model_block *block,
                                const block_segment *segment, gemm_compute compute,
-                               const raw_weight *raw, float_block *out);
+                               const coded_rows *raw, float_block *out);
 /* The same without float copies that stay: `raw` is borrowed, and a batch makes one linear after
  * the other from it. Less memory, the same numbers, more time. */
 void float_block_borrow(tare_model *model, const model_block *block, gemm_compute compute,
-                        const raw_weight *raw, float_block *out);
+                        const coded_rows *raw, float_block *out);
 void float_block_free(float_block *l);
 /* block_ops.linears with `user` = float_block. */
 tare_status float_block_linears(void *user, graph_unit unit, const batch *b, const float *x,
@@ -67,7 +64,7 @@ tare_status float_block_linears(void *user, graph_unit unit, const batch *b, con
  * the vocabulary. */
 typedef tare_status (*embed_row_fn)(void *user, size_t index, const float *x);
 tare_status embed_tokens(tare_model *model, const uint32_t *ids, size_t count, embed_row_fn row,
-                         model_rows_fn also, void *user);
+                         stored_rows_fn also, void *user);
 /* Accounted bytes, at most, without those that `also` needs. */
 size_t embed_tokens_bytes(const tare_model *model, size_t count);
 /* x [count, hidden] <- the embeddings of a few ids[count]: their rows alone are read. */

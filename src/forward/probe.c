@@ -105,7 +105,7 @@ static tare_status probe_float_gemm(tare_model *model, gemm_compute compute, siz
                      .compute = compute,
                      .k = l->k,
                      .m = rows < 192 ? rows : 192,
-                     .dtype = linear_raw_dtype(model, l)};
+                     .dtype = l->weight.dtype};
     size_t threads = (size_t)ctx->options.threads, some = 512 * (threads < 16 ? threads : 16);
     p.n = l->n < some ? l->n : some;
     p.w = probe_weights(ctx, p.dtype, p.n * p.k);
@@ -147,7 +147,7 @@ tare_status probe_reading(tare_model *model, double *rate)
     char *piece = mem_alloc(model->ctx, READ_PIECE);
     TRY(piece ? TARE_OK : TARE_E_MEMORY);
     for (size_t i = 0; i + 1 < model->num_linears; i++) {
-        const tensor_info *t = model->linears[i].weight;
+        const tensor_info *t = model->linears[i].weight.tensor;
         for (uint64_t at = 0; at < t->bytes; at += READ_PIECE) {
             size_t size = t->bytes - at < READ_PIECE ? (size_t)(t->bytes - at) : READ_PIECE;
             if (total >= READ_MOST || seconds >= READ_SECONDS ||

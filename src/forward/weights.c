@@ -73,8 +73,7 @@ void kept_weights_free(kept_weights *k)
 static void free_ahead(weight_source *w)
 {
     for (size_t i = 0; i < BLOCK_LINEARS; i++) {
-        mem_free(w->model->ctx, w->ahead[i].data);
-        w->ahead[i] = (raw_weight){0};
+        coded_free(w->model->ctx, &w->ahead[i]);
     }
 }
 
@@ -87,7 +86,8 @@ static tare_status read_ahead(void *user)
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         TRY(context_check_cancelled(w->model->ctx));
         TRY(TARE_WRAP(w->model->ctx,
-                      linear_read(w->model, block_linear(w->model, block, i), &w->ahead[i]),
+                      stored_load(w->model->checkpoint, &block_linear(w->model, block, i)->weight,
+                                  &w->ahead[i]),
                       "layer %zu", w->ahead_layer));
     }
 done:
@@ -132,7 +132,7 @@ void weight_source_close(weight_source *w)
 static tare_status take_ahead(weight_source *w)
 {
     tare_status status = TARE_OK;
-    raw_weight raw[BLOCK_LINEARS];
+    coded_rows raw[BLOCK_LINEARS];
     const model_block *block = &w->model->blocks[w->layer];
     if (w->ahead_ticket == 0) {
         w->ahead_layer = w->layer;
@@ -150,7 +150,7 @@ static tare_status take_ahead(weight_source *w)
         if (status == TARE_OK)
             status = float_linear_create(w->model, block_linear(w->model, block, i), GEMM_FP32,
                                          &raw[i], &w->linears.linears[i]);
-        mem_free(w->model->ctx, raw[i].data);
+        coded_free(w->model->ctx, &raw[i]);
     }
 done:
     return status;
@@ -254,7 +254,7 @@ static size_t block_bytes(const tare_model *model, const model_block *block, siz
     size_t bytes = 0;
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         const model_linear *l = block_linear(model, block, i);
-        bytes += float_linear_bytes(model, l, GEMM_FP32, linear_raw_dtype(model, l));
+        bytes += float_linear_bytes(model, l, GEMM_FP32, l->weight.dtype);
         size_t making = linear_raw_bytes(model, l) + float_linear_making_bytes(l);
         *loading = size_max(*loading, size_max(linear_read_bytes(model, l), making));
     }
@@ -291,7 +291,7 @@ static size_t raw_block_bytes(const tare_model *model, const model_block *block)
     size_t bytes = 0;
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         const model_linear *l = block_linear(model, block, i);
-        bytes += size_max(linear_raw_bytes(model, l), l->weight->bytes);
+        bytes += linear_raw_bytes(model, l);
     }
     return bytes;
 }
@@ -310,8 +310,7 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t hea
     }
     for (size_t i = 0; i + 1 < model->num_linears; i++) {
         const model_linear *l = &model->linears[i];
-        linear = size_max(linear,
-                          float_linear_bytes(model, l, GEMM_FP32, linear_raw_dtype(model, l)));
+        linear = size_max(linear, float_linear_bytes(model, l, GEMM_FP32, l->weight.dtype));
     }
     size_t fixed = norms + model_read_vector_bytes(model->final_norm) + 4096;
     if (mode == WEIGHTS_LINEAR)
@@ -329,7 +328,7 @@ uint64_t weight_source_read(const tare_model *model)
 {
     uint64_t bytes = 0;
     for (size_t i = 0; i < model->num_linears; i++)
-        bytes += model->linears[i].weight->bytes;
+        bytes += stored_bytes(&model->linears[i].weight);
     return bytes;
 }
 

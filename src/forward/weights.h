@@ -26,7 +26,7 @@ typedef struct weight_source {
     weight_mode mode;
     const kept_weights *kept;
     background *reader; /* AHEAD */
-    raw_weight ahead[BLOCK_LINEARS];
+    coded_rows ahead[BLOCK_LINEARS];
     size_t ahead_layer;
     uint64_t ahead_ticket; /* 0: nothing is read ahead */
     size_t layer;

@@ -6,6 +6,7 @@
 
 #include "base/strings.h"
 #include "file/json.h"
+#include "tensor/convert.h"
 
 #define SINGLE_FILE "model.safetensors"
 #define INDEX_FILE  "model.safetensors.index.json"
@@ -400,6 +401,11 @@ void checkpoint_close(checkpoint *c)
     mem_free(c->ctx, c);
 }
 
+tare_context *checkpoint_context(const checkpoint *c)
+{
+    return c->ctx;
+}
+
 const char *checkpoint_dir(const checkpoint *c)
 {
     return c->dir;
@@ -421,41 +427,11 @@ const tensor_info *checkpoint_find(const checkpoint *c, const char *name)
     return strmap_get(&c->by_name, name, strlen(name), &place) ? c->places[place].tensor : NULL;
 }
 
-/* Every exponent bit set: NaN or infinity, in any of the three float formats. */
-static size_t first_not_finite16(const uint16_t *x, size_t n, uint16_t exponent)
-{
-    unsigned found = 0;
-    for (size_t i = 0; i < n; i++)
-        found |= (x[i] & exponent) == exponent;
-    for (size_t i = 0; found && i < n; i++) {
-        if ((x[i] & exponent) == exponent)
-            return i;
-    }
-    return n;
-}
-
-static size_t first_not_finite32(const uint32_t *x, size_t n)
-{
-    unsigned found = 0;
-    for (size_t i = 0; i < n; i++)
-        found |= (x[i] & 0x7f800000u) == 0x7f800000u;
-    for (size_t i = 0; found && i < n; i++) {
-        if ((x[i] & 0x7f800000u) == 0x7f800000u)
-            return i;
-    }
-    return n;
-}
-
 tare_status checkpoint_check_finite(checkpoint *c, const tensor_info *t, uint64_t offset,
                                     const void *data, size_t size)
 {
-    size_t width = dtype_size(t->dtype), n = size / width, at = n;
-    if (t->dtype == TARE_F32)
-        at = first_not_finite32(data, n);
-    else if (t->dtype == TARE_BF16)
-        at = first_not_finite16(data, n, 0x7f80);
-    else if (t->dtype == TARE_F16)
-        at = first_not_finite16(data, n, 0x7c00);
+    size_t width = dtype_size(t->dtype), n = size / width;
+    size_t at = first_not_finite(t->dtype, data, n);
     if (at == n)
         return TARE_OK;
     return TARE_FAIL(c->ctx, TARE_E_NUMERIC, "%s: element %llu is NaN or infinite", t->name,

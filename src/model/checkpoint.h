@@ -19,6 +19,7 @@ tare_status checkpoint_from_tensors(tare_context *ctx, const char *what, const t
 /* The same tensors once more; of a folder, its files are opened again. `source` must outlive it. */
 tare_status checkpoint_reopen(tare_context *ctx, const checkpoint *source, checkpoint **out);
 void checkpoint_close(checkpoint *c);
+tare_context *checkpoint_context(const checkpoint *c);
 const char *checkpoint_dir(const checkpoint *c);
 
 /* Tensors in file order, then header order. */

@@ -8,17 +8,12 @@
 #include "file/io.h"
 #include "model/quantized.h"
 #include "model/tensor_names.h"
-#include "tensor/convert.h"
 
-enum { CONFIG_LIMIT = 4 << 20, PIECE_BYTES = 16 << 20 };
+enum { CONFIG_LIMIT = 4 << 20 };
 
-static tare_status check_tensor(tare_model *m, const tensor_info *t, int rank, size_t rows,
-                                size_t cols)
+static tare_status check_shape(tare_model *m, const tensor_info *t, int rank, size_t rows,
+                               size_t cols)
 {
-    if (!dtype_is_float(t->dtype))
-        return TARE_FAIL(m->ctx, TARE_E_MODEL,
-                         "%s: %s: dtype %s is not supported for weights; supported: BF16, F16, F32",
-                         m->dir, t->name, dtype_name(t->dtype));
     bool fits = t->rank == rank && t->shape[0] == rows && (rank == 1 || t->shape[1] == cols);
     if (fits)
         return TARE_OK;
@@ -32,7 +27,7 @@ static tare_status check_tensor(tare_model *m, const tensor_info *t, int rank, s
                      m->dir, t->name, found, rows, cols);
 }
 
-/* Finds `module`.`part` and checks it. */
+/* Finds the float tensor `module`.`part` and checks it. */
 static tare_status find_tensor(tare_model *m, const char *module, const char *part, int rank,
                                size_t rows, size_t cols, const tensor_info **out)
 {
@@ -43,7 +38,34 @@ static tare_status find_tensor(tare_model *m, const char *module, const char *pa
     if (!*out)
         return TARE_FAIL(m->ctx, TARE_E_MODEL, "%s: tensor %s is missing from the checkpoint",
                          m->dir, name);
-    return check_tensor(m, *out, rank, rows, cols);
+    if (!dtype_is_float((*out)->dtype))
+        return TARE_FAIL(m->ctx, TARE_E_MODEL,
+                         "%s: %s: dtype %s is not supported for weights; supported: BF16, F16, F32",
+                         m->dir, name, dtype_name((*out)->dtype));
+    return check_shape(m, *out, rank, rows, cols);
+}
+
+/* The matrix `module`.weight: floats, or in the form that config.json tells. */
+static tare_status find_weight(tare_model *m, const char *module, size_t n, size_t k,
+                               stored_weight *out)
+{
+    tare_status status = TARE_OK;
+    const tensor_info *t, *scales = NULL;
+    const char *name = arena_printf(&m->arena, "%s.weight", module);
+    if (!name)
+        return TARE_E_MEMORY;
+    t = checkpoint_find(m->checkpoint, name);
+    const codec *c = t ? codec_of(t->dtype) : NULL;
+    if (c && c->block && m->fp8_blocks) {
+        TRY(check_shape(m, t, 2, n, k));
+        TRY(find_tensor(m, module, c->scales, 2, size_divide_up(n, c->block),
+                        size_divide_up(k, c->block), &scales));
+    } else {
+        TRY(find_tensor(m, module, "weight", 2, n, k, &t));
+    }
+    *out = stored_matrix(t->name, t, scales, 0, n);
+done:
+    return status;
 }
 
 static tare_status find_linear(tare_model *m, const model_block *b, size_t index)
@@ -56,7 +78,7 @@ static tare_status find_linear(tare_model *m, const model_block *b, size_t index
         return TARE_E_MEMORY;
     *out = (model_linear){
         .name = name, .unit = b->first_unit + spec->unit, .n = spec->n, .k = spec->k};
-    TRY(find_tensor(m, name, "weight", 2, out->n, out->k, &out->weight));
+    TRY(find_weight(m, name, out->n, out->k, &out->weight));
     if (spec->has_bias)
         TRY(find_tensor(m, name, "bias", 1, out->n, 0, &out->bias));
 done:
@@ -128,10 +150,10 @@ static tare_status settle_tied_head(tare_model *m, const tensor_info *own)
     tare_status status = TARE_OK;
     bool differs = false, in_memory = own && checkpoint_data(m->checkpoint, own);
     if (own)
-        TRY(checkpoint_differs(m->checkpoint, own, m->embedding, &differs));
+        TRY(checkpoint_differs(m->checkpoint, own, m->embedding.tensor, &differs));
     m->head_is_unlike = differs && in_memory;
     m->head_is_tied = !own || (differs && !in_memory) ||
-                      checkpoint_same_data(m->checkpoint, own, m->embedding);
+                      checkpoint_same_data(m->checkpoint, own, m->embedding.tensor);
     if (differs)
         TARE_WARN(m->ctx,
                   "%s: lm_head.weight differs from the embedding, but tie_word_embeddings is true: "
@@ -158,8 +180,7 @@ static tare_status find_head(tare_model *m, const tare_model *again)
                                            .k = c->hidden_size};
     const tensor_info *own = checkpoint_find(m->checkpoint, "lm_head.weight");
     if (own || !c->tie_word_embeddings)
-        TRY(find_tensor(m, "lm_head", "weight", 2, c->vocab_size, c->hidden_size,
-                        &m->head->weight));
+        TRY(find_weight(m, "lm_head", c->vocab_size, c->hidden_size, &m->head->weight));
     if (again) {
         m->head_is_tied = again->head_is_tied;
         m->head_is_unlike = again->head_is_unlike;
@@ -201,6 +222,8 @@ static tare_status collect_others(tare_model *m, bool quiet)
     for (size_t i = 0; i < count; i++) {
         const tensor_info *t = checkpoint_at(m->checkpoint, i);
         tensor_use use = tensor_use_of(&m->config, &m->graph, t->name);
+        if (quantized_is_scale(m, t->name))
+            continue;
         if (use == TENSOR_FOREIGN)
             m->extra[m->num_extra++] = t;
         else if (use == TENSOR_UNUSED || use == TENSOR_BEYOND)
@@ -234,9 +257,11 @@ static tare_status find_tensors(tare_model *m, const tare_model *again)
 {
     tare_status status = TARE_OK;
     const model_config *c = &m->config;
+    const tensor_info *embedding;
     TRY(lay_blocks(m));
     TRY(find_tensor(m, "model.embed_tokens", "weight", 2, c->vocab_size, c->hidden_size,
-                    &m->embedding));
+                    &embedding));
+    m->embedding = stored_tensor(embedding, c->vocab_size);
     for (size_t i = 0; i < c->num_layers; i++)
         TRY(find_block(m, &m->blocks[i]));
     TRY(find_tensor(m, "model.norm", "weight", 1, c->hidden_size, 0, &m->final_norm));
@@ -254,7 +279,8 @@ static void take_dtype(tare_model *m)
     size_t first_file = checkpoint_first_file(m->checkpoint);
     for (size_t i = 0; !m->config.has_dtype && i < checkpoint_count(m->checkpoint); i++) {
         const tensor_info *t = checkpoint_at(m->checkpoint, i);
-        if (dtype_is_float(t->dtype) && checkpoint_file_of(m->checkpoint, t) == first_file &&
+        if (dtype_is_float(t->dtype) && !quantized_is_scale(m, t->name) &&
+            checkpoint_file_of(m->checkpoint, t) == first_file &&
             (!first || strcmp(t->name, first->name) < 0))
             first = t;
     }
@@ -292,6 +318,7 @@ static tare_status take_weights(tare_model *m, const model_origin *from)
                                     &m->checkpoint));
     else
         TRY(checkpoint_open(m->ctx, m->dir, &m->checkpoint));
+    TRY(quantized_take_form(m));
     TRY(find_tensors(m, from->again));
     take_dtype(m);
 done:
@@ -386,33 +413,27 @@ size_t tare_model_vocab_size(const tare_model *model)
     return model->config.vocab_size;
 }
 
-void model_widen(const tare_model *m, tare_dtype dtype, const void *from, size_t n, float *to)
+void model_load_as(tare_model *m, tare_dtype dtype)
 {
-    widen_to_float(m->ctx, dtype, from, n, to);
-    if (m->load_dtype == TARE_DTYPE_COUNT || m->load_dtype == TARE_F32 || m->load_dtype == dtype)
-        return;
-    for (size_t i = 0; i < n; i++)
-        to[i] = round_to_dtype((double)to[i], m->load_dtype);
+    m->load_dtype = dtype;
+    m->embedding.dtype = dtype;
+    for (size_t i = 0; i < m->num_linears; i++)
+        m->linears[i].weight.dtype = dtype;
 }
 
 tare_status model_read_vector(tare_model *m, const tensor_info *tensor, float **out)
 {
-    tare_status status = TARE_OK;
-    size_t n = tensor_elements(tensor);
-    void *raw = mem_alloc(m->ctx, tensor->bytes);
-    float *x = mem_alloc_array(m->ctx, n, sizeof *x);
-    *out = NULL;
-    if (!raw || !x) {
-        status = TARE_E_MEMORY;
-        goto done;
+    stored_weight w = stored_tensor(tensor, 1);
+    if (m->load_dtype != TARE_DTYPE_COUNT)
+        w.dtype = m->load_dtype;
+    *out = mem_alloc_array(m->ctx, w.k, sizeof **out);
+    if (!*out)
+        return TARE_E_MEMORY;
+    tare_status status = stored_read_rows(m->checkpoint, &w, 0, 1, TARE_F32, *out);
+    if (status != TARE_OK) {
+        mem_free(m->ctx, *out);
+        *out = NULL;
     }
-    TRY(checkpoint_read(m->checkpoint, tensor, 0, raw, tensor->bytes));
-    model_widen(m, tensor->dtype, raw, n, x);
-    *out = x;
-    x = NULL;
-done:
-    mem_free(m->ctx, raw);
-    mem_free(m->ctx, x);
     return status;
 }
 
@@ -425,46 +446,4 @@ size_t model_read_vector_bytes(const tensor_info *tensor)
 {
     return mem_block_bytes(tensor->bytes) + model_vector_bytes(tensor) +
            file_read_bytes(tensor->bytes);
-}
-
-size_t model_stream_step(const tensor_info *tensor)
-{
-    size_t rows = tensor->rank > 0 ? tensor->shape[0] : 1;
-    if (tensor->bytes == 0)
-        return 0;
-    size_t row_bytes = tensor->bytes / rows;
-    size_t step = PIECE_BYTES / row_bytes ? PIECE_BYTES / row_bytes : 1;
-    return step < rows ? step : rows;
-}
-
-size_t model_stream_bytes(const tensor_info *tensor)
-{
-    size_t step = model_stream_step(tensor);
-    if (step == 0)
-        return 0;
-    size_t piece = step * (tensor->bytes / (tensor->rank > 0 ? tensor->shape[0] : 1));
-    return mem_block_bytes(piece) + file_read_bytes(piece);
-}
-
-tare_status model_stream_rows(tare_model *m, const tensor_info *tensor, model_rows_fn piece,
-                              void *user)
-{
-    tare_status status = TARE_OK;
-    size_t rows = tensor->rank > 0 ? tensor->shape[0] : 1;
-    if (tensor->bytes == 0)
-        return TARE_OK;
-    size_t row_bytes = tensor->bytes / rows, step = model_stream_step(tensor);
-    void *data = mem_alloc_array(m->ctx, step, row_bytes);
-    if (!data)
-        return TARE_E_MEMORY;
-    for (size_t first = 0; first < rows; first += step) {
-        size_t count = rows - first < step ? rows - first : step;
-        TRY(context_check_cancelled(m->ctx));
-        TRY(checkpoint_read(m->checkpoint, tensor, (uint64_t)first * row_bytes, data,
-                            count * row_bytes));
-        TRY(piece(user, first, count, data));
-    }
-done:
-    mem_free(m->ctx, data);
-    return status;
 }

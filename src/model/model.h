@@ -4,15 +4,16 @@
 
 #include "model/checkpoint.h"
 #include "model/config.h"
+#include "model/stored.h"
 
 /* One linear of the model. `name` is the module's: "model.layers.0.self_attn.q_proj" or "lm_head".
  */
 typedef struct model_linear {
     const char *name;
-    size_t unit;               /* of model.units */
-    size_t n, k;               /* out, in */
-    const tensor_info *weight; /* of a tied head: the embedding */
-    const tensor_info *bias;   /* NULL: none */
+    size_t unit;             /* of model.units */
+    size_t n, k;             /* out, in */
+    stored_weight weight;    /* [n,k]; of a tied head: the embedding */
+    const tensor_info *bias; /* NULL: none */
 } model_linear;
 
 /* Linears that read one input and are fused by engines: model.linears [first, first+count). */
@@ -43,7 +44,8 @@ struct tare_model {
     bool config_given; /* as such: there is no file */
     size_t config_length;
     checkpoint *checkpoint;
-    const tensor_info *embedding, *final_norm;
+    stored_weight embedding; /* [vocab, hidden] */
+    const tensor_info *final_norm;
     bool head_is_tied;     /* the embedding serves: there is no lm_head.weight in the checkpoint, or
                             * one that differs, which is left out */
     bool head_is_unlike;   /* in memory: not the embedding, though config.json ties them */
@@ -56,8 +58,9 @@ struct tare_model {
     const tensor_info **extra; /* tensors of modules that the architecture does not have
                                   (tensor_names.h), copied through */
     size_t num_extra;
+    bool fp8_blocks; /* config.json says that linears are in FP8 (quantized.h) */
     /* TARE_DTYPE_COUNT: weights are used as stored. F16, BF16, F32: float tensors are rounded to it
-     * when they are read, as loading the model in that dtype does. */
+     * when they are read, as loading the model in that dtype does (model_load_as). */
     tare_dtype load_dtype;
     struct generation *generation; /* what generation keeps between calls (generate.h); NULL yet */
 };
@@ -83,8 +86,8 @@ tare_model *model_keep(tare_model *model);
 /* The same model once more, for a caller that sets load_dtype; `source` must outlive it. */
 tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model **out);
 
-/* `n` stored elements to FP32, by way of load_dtype. */
-void model_widen(const tare_model *model, tare_dtype dtype, const void *from, size_t n, float *to);
+/* Sets load_dtype: of the model and of its stored weights. */
+void model_load_as(tare_model *model, tare_dtype dtype);
 /* Reads a float tensor of at most a few MB whole, widened to FP32 [elements]; freed with mem_free.
  */
 tare_status model_read_vector(tare_model *model, const tensor_info *tensor, float **out);
@@ -92,14 +95,5 @@ tare_status model_read_vector(tare_model *model, const tensor_info *tensor, floa
 /* Accounted bytes, at most: of the result of model_read_vector, and while it is read. */
 size_t model_vector_bytes(const tensor_info *tensor);
 size_t model_read_vector_bytes(const tensor_info *tensor);
-
-/* Called with each piece of a tensor, in order: rows [first, first+count) as stored. */
-typedef tare_status (*model_rows_fn)(void *user, size_t first, size_t count, const void *rows);
-/* Streams a matrix in pieces of at most 16 MiB (at least one row). */
-tare_status model_stream_rows(tare_model *model, const tensor_info *tensor, model_rows_fn piece,
-                              void *user);
-/* Rows of one piece, and accounted bytes of the stream at most, without what `piece` needs. */
-size_t model_stream_step(const tensor_info *tensor);
-size_t model_stream_bytes(const tensor_info *tensor);
 
 #endif

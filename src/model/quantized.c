@@ -1,5 +1,6 @@
 #include "model/quantized.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/strings.h"
@@ -56,6 +57,49 @@ static bool is_true(const value *map, const char *key)
     return v && v->type == VALUE_BOOL && v->boolean;
 }
 
+/* [128, 128] */
+static bool are_blocks(const value *v)
+{
+    const value *items = v && v->type == VALUE_LIST && v->count == 2 ? v->items : NULL;
+    size_t block = codec_of(TARE_F8_E4M3)->block;
+    return items && items[0].is_integer && items[0].integer == (int64_t)block &&
+           items[1].is_integer && items[1].integer == (int64_t)block;
+}
+
+static bool absent_or(const value *map, const char *key, const char *text)
+{
+    const value *v = value_get(map, key);
+    return !v || v->type == VALUE_NULL || value_is(v, text);
+}
+
+tare_status quantized_take_form(tare_model *m)
+{
+    const value *config;
+    arena a;
+    arena_init(&a, m->ctx);
+    tare_status status = json_parse(m->ctx, &a, m->config_json, m->config_length, "config.json",
+                                    JSON_PYTHON, &config);
+    const value *map = status == TARE_OK ? value_get(config, "quantization_config") : NULL;
+    m->fp8_blocks = map && value_is(value_get(map, "quant_method"), "fp8") &&
+                    absent_or(map, "fmt", "e4m3") &&
+                    absent_or(map, "activation_scheme", "dynamic") &&
+                    are_blocks(value_get(map, "weight_block_size"));
+    arena_free(&a);
+    return status;
+}
+
+bool quantized_is_scale(const tare_model *m, const char *name)
+{
+    char weight[512];
+    const codec *c = codec_of(TARE_F8_E4M3);
+    size_t length = strlen(name), end = strlen(c->scales);
+    if (!m->fp8_blocks || !str_ends_with(name, c->scales) || length >= sizeof weight)
+        return false;
+    snprintf(weight, sizeof weight, "%.*sweight", (int)(length - end), name);
+    const tensor_info *t = checkpoint_find(m->checkpoint, weight);
+    return t && t->dtype == c->stored;
+}
+
 /* The method of one of config.json's maps; `usual`: where it does not say. */
 static const char *method_of(const value *map, const char *usual)
 {
@@ -93,7 +137,7 @@ static bool look_in_tensors(const tare_model *m, finding *out)
     for (size_t s = 0; m->checkpoint && s < sizeof tensor_signs / sizeof *tensor_signs; s++) {
         for (size_t i = 0; i < checkpoint_count(m->checkpoint); i++) {
             const char *name = checkpoint_at(m->checkpoint, i)->name;
-            if (str_ends_with(name, tensor_signs[s].name)) {
+            if (str_ends_with(name, tensor_signs[s].name) && !quantized_is_scale(m, name)) {
                 *out = (finding){tensor_signs[s].method, name};
                 return true;
             }
@@ -133,6 +177,14 @@ static tare_status explain(tare_model *m, arena *a, finding f, tare_status failu
                      f.method, f.where ? f.where : "", reason);
 }
 
+static bool has_scales(const tare_model *m)
+{
+    for (size_t i = 0; i < m->num_linears; i++)
+        if (m->linears[i].weight.scales)
+            return true;
+    return false;
+}
+
 tare_status quantized_check(tare_model *m, tare_status opened, bool quiet)
 {
     tare_status status = opened;
@@ -149,13 +201,13 @@ tare_status quantized_check(tare_model *m, tare_status opened, bool quiet)
                    &config));
     bool says = look_in_config(config, &f);
     if (opened != TARE_OK)
-        status = explain(m, &a, f, opened, reason);
+        status = m->fp8_blocks ? opened : explain(m, &a, f, opened, reason);
     else if (says && look_in_tensors(m, &tensor))
         status = TARE_FAIL(m->ctx, TARE_E_MODEL,
                            "%s: already quantized by %.80s (%s of config.json, and %.200s); give "
                            "the float original",
                            m->dir, f.method, f.where, tensor.where);
-    else if (says && !quiet)
+    else if (says && !quiet && !has_scales(m))
         TARE_WARN(m->ctx, "%s: config.json: %s (%.80s) is left out: the weights are float", m->dir,
                   f.where, f.method);
 done:

@@ -17,7 +17,9 @@ typedef struct search {
 static bool all_zero(tare_dtype dtype, const char *data, size_t size)
 {
     uint32_t found = 0, word;
-    uint32_t mask = dtype == TARE_F32 ? 0x7fffffffu : 0x7fff7fffu;
+    uint32_t mask = dtype == TARE_F32        ? 0x7fffffffu
+                    : dtype_size(dtype) == 1 ? 0x7f7f7f7fu
+                                             : 0x7fff7fffu;
     size_t i = 0;
     for (; i + sizeof word <= size; i += sizeof word) {
         memcpy(&word, data + i, sizeof word);
@@ -25,7 +27,7 @@ static bool all_zero(tare_dtype dtype, const char *data, size_t size)
     }
     for (word = 0; i < size; i++) /* half a word */
         word = word << 8 | (unsigned char)data[i];
-    return (found | (word & ~0x8080u)) == 0;
+    return (found | (word & (mask & 0x80u ? ~0x8080u : mask))) == 0;
 }
 
 static tare_status look_at(search *s, const tensor_info *t)
@@ -61,17 +63,17 @@ static tare_status look_at_all(search *s)
 {
     tare_status status = TARE_OK;
     const tare_model *m = s->model;
-    TRY(look_at(s, m->embedding));
+    TRY(look_at(s, m->embedding.tensor));
     for (size_t layer = 0; layer < m->config.num_layers; layer++) {
         const model_block *b = &m->blocks[layer];
         for (size_t i = 0; i < b->graph->num_linears; i++)
-            TRY(look_at(s, block_linear(m, b, i)->weight));
+            TRY(look_at(s, block_linear(m, b, i)->weight.tensor));
         for (size_t i = 0; i < b->graph->num_norms; i++)
             TRY(look_at_norm(s, b->norms[i]));
     }
     TRY(look_at_norm(s, m->final_norm));
-    if (m->head->weight != m->embedding)
-        TRY(look_at(s, m->head->weight));
+    if (m->head->weight.tensor != m->embedding.tensor)
+        TRY(look_at(s, m->head->weight.tensor));
     TRY(s->names.status);
 done:
     return status;

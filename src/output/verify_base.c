@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "model/stored.h"
 #include "model/tensor_names.h"
 #include "output/copy_files.h"
 #include "output/verify_internal.h"
@@ -102,8 +103,28 @@ done:
 
 /* ---- rule 14 ---- */
 
+/* The rows of a tensor of the base; false: its numbers are not known. */
+static bool base_rows(const verify *v, const tensor_info *t, stored_weight *out)
+{
+    char name[512];
+    const codec *c = codec_of(t->dtype);
+    const tensor_info *scales;
+    *out = stored_whole(t);
+    if (!c || !c->block)
+        return c != NULL;
+    size_t length = strlen(t->name) - (str_ends_with(t->name, "weight") ? strlen("weight") : 0);
+    snprintf(name, sizeof name, "%.*s%s", (int)length, t->name, c->scales);
+    scales = checkpoint_find(v->base, name);
+    if (t->rank != 2 || !scales || scales->rank != 2 || !dtype_is_float(scales->dtype) ||
+        scales->shape[0] != size_divide_up(t->shape[0], c->block) ||
+        scales->shape[1] != size_divide_up(t->shape[1], c->block))
+        return false;
+    *out = stored_matrix(t->name, t, scales, 0, t->shape[0]);
+    return true;
+}
+
 /* Stored bytes against the source's; if the dtypes differ (compat), against its rounded values. */
-static bool pieces_equal(const tensor_info *stored, const char *a, const tensor_info *source,
+static bool pieces_equal(const tensor_info *stored, const char *a, const stored_weight *source,
                          const char *b, size_t count)
 {
     if (stored->dtype == source->dtype)
@@ -120,25 +141,26 @@ static tare_status check_float(verify *v, reader_layout *f, const reader_tensor 
                                const tensor_info *source)
 {
     tare_context *ctx = f->ctx;
-    size_t count = tensor_elements(source), widest = sizeof(double);
-    size_t here = dtype_size(t->info.dtype), there = dtype_size(source->dtype);
-    bool comparable = t->info.dtype == source->dtype ||
-                      (f->num.compat && dtype_is_float(t->info.dtype) &&
-                       dtype_is_float(source->dtype));
-    char *a = mem_alloc(ctx, PIECE_ELEMENTS * widest), *b = mem_alloc(ctx, PIECE_ELEMENTS * widest);
+    stored_weight w;
+    bool has_numbers = base_rows(v, source, &w);
+    size_t step = size_max(PIECE_ELEMENTS / size_max(w.k, 1), 1), widest = sizeof(double);
+    size_t row_bytes = w.k * dtype_size(t->info.dtype);
+    bool comparable = t->info.dtype == w.dtype ||
+                      (f->num.compat && dtype_is_float(t->info.dtype) && has_numbers);
+    char *a = mem_alloc_array(ctx, step * w.k, widest),
+         *b = mem_alloc_array(ctx, step * w.k, widest);
     tare_status status = TARE_OK;
 
     TRY(a && b ? TARE_OK : TARE_E_MEMORY);
     if (!comparable) {
-        verify_fail(v, 14, t->info.name, dtype_name(source->dtype), "%s",
-                    dtype_name(t->info.dtype));
+        verify_fail(v, 14, t->info.name, dtype_name(w.dtype), "%s", dtype_name(t->info.dtype));
         goto done;
     }
-    for (size_t at = 0; at < count; at += PIECE_ELEMENTS) {
-        size_t n = count - at < PIECE_ELEMENTS ? count - at : PIECE_ELEMENTS;
-        TRY(reader_read(f, t, (uint64_t)at * here, a, n * here));
-        TRY(checkpoint_read(v->base, source, (uint64_t)at * there, b, n * there));
-        if (!pieces_equal(&t->info, a, source, b, n)) {
+    for (size_t at = 0; at < w.n && w.k > 0; at += step) {
+        size_t n = size_min(w.n - at, step);
+        TRY(reader_read(f, t, (uint64_t)at * row_bytes, a, n * row_bytes));
+        TRY(stored_read_rows(v->base, &w, at, n, w.dtype, b));
+        if (!pieces_equal(&t->info, a, &w, b, n * w.k)) {
             verify_fail(v, 14, t->info.name, "the values of the base", "others");
             break;
         }
@@ -217,29 +239,29 @@ static double quotient_slack(const reader_layout *f)
 }
 
 static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
-                           const reader_numbers *n, const tensor_info *source,
+                           const reader_numbers *n, const stored_weight *source,
                            const double *columns, distance *d)
 {
     tare_context *ctx = f->ctx;
-    size_t width = dtype_size(source->dtype), total = n->n * n->k;
+    size_t k = n->k, step = size_max(PIECE_BYTES / size_max(k, 1), 1);
     double slack = quotient_slack(f);
-    int8_t *q = mem_alloc(ctx, PIECE_BYTES);
-    char *w = mem_alloc(ctx, PIECE_BYTES * sizeof(float));
+    int8_t *q = mem_alloc_array(ctx, step, k);
+    float *w = mem_alloc_array(ctx, step * k, sizeof *w);
     tare_status status = TARE_OK;
 
     TRY(q && w ? TARE_OK : TARE_E_MEMORY);
-    for (size_t at = 0; at < total; at += PIECE_BYTES) {
-        size_t count = total - at < PIECE_BYTES ? total - at : PIECE_BYTES;
+    for (size_t first = 0; first < n->n && k > 0; first += step) {
+        size_t rows = size_min(n->n - first, step);
         TRY(context_check_cancelled(ctx));
-        TRY(reader_codes(f, l, at, count, q));
-        TRY(checkpoint_read(v->base, source, (uint64_t)at * width, w, count * width));
-        for (size_t i = 0; i < count; i++) {
-            size_t row = (at + i) / n->k;
-            float x = element(source->dtype, w, i);
+        TRY(reader_codes(f, l, first * k, rows * k, q));
+        TRY(stored_read_rows(v->base, source, first, rows, TARE_F32, w));
+        for (size_t i = 0; i < rows * k; i++) {
+            size_t row = first + i / k;
+            float x = w[i];
             if (f->num.compat) /* the reference loads the model in this dtype */
                 x = round_to_dtype((double)x, f->num.dtype);
             size_t of_scale = n->num_scales == 1 ? 0 : row;
-            add_distance(d, row, q[i], (double)x * (columns ? columns[(at + i) % n->k] : 1.0),
+            add_distance(d, row, q[i], (double)x * (columns ? columns[i % k] : 1.0),
                          (double)n->weight_scale[of_scale], (double)n->weight_offset[of_scale],
                          slack);
         }
@@ -266,14 +288,15 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
     const tensor_info *source = name ? base_weight(v, name) : NULL;
     const tensor_info matrix = {.rank = 2, .shape = {n->n, n->k}};
     distance d = {0};
+    stored_weight rows;
     if (!name)
         return TARE_E_MEMORY;
-    if (!source || !tensor_same_shape(&matrix, source) || !dtype_is_float(source->dtype))
+    if (!source || !tensor_same_shape(&matrix, source) || !base_rows(v, source, &rows))
         return TARE_OK; /* rule 14 */
     smoothing s;
     tare_status status = find_smoothing(v, f, name, &s);
     if (status == TARE_OK)
-        status = measure(v, f, l, n, source, s.columns, &d);
+        status = measure(v, f, l, n, &rows, s.columns, &d);
     mem_free(v->ctx, s.columns);
     if (status != TARE_OK)
         return status;

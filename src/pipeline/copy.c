@@ -2,6 +2,8 @@
 #include "pipeline/run.h"
 #include "tensor/convert.h"
 
+enum { PIECE_BYTES = 1 << 20 };
+
 tensor_info output_tensor(const run_env *e, const tensor_info *source)
 {
     tensor_info t = *source;
@@ -12,74 +14,74 @@ tensor_info output_tensor(const run_env *e, const tensor_info *source)
     return t;
 }
 
-tare_status output_values(run *r, const tensor_info *source, const void *stored, size_t count,
-                          void **fresh)
+tensor_info output_weight(const run_env *e, const stored_weight *w)
 {
-    tare_dtype dtype = output_tensor(r->env, source).dtype;
+    tensor_info t = stored_values(w);
+    return output_tensor(e, &t);
+}
+
+static size_t piece_rows(const stored_weight *w, tare_dtype to)
+{
+    return size_max(PIECE_BYTES / size_max(w->k * dtype_size(to), 1), 1);
+}
+
+/* What is not stored as it is written is converted in pieces. */
+tare_status write_float_rows(run *r, const stored_weight *w, size_t first, size_t count,
+                             const coded_rows *rows)
+{
     tare_status status = TARE_OK;
-    *fresh = NULL;
-    if (dtype == source->dtype)
-        return TARE_OK;
-    float *wide = mem_alloc_array(r->ctx, count, sizeof *wide);
-    *fresh = mem_alloc_array(r->ctx, count, dtype_size(dtype));
-    if (wide && *fresh) {
-        widen_to_float(r->ctx, source->dtype, stored, count, wide);
-        narrow_from_float(r->ctx, dtype, wide, count, *fresh);
-    } else {
-        mem_free(r->ctx, *fresh);
-        *fresh = NULL;
-        status = TARE_E_MEMORY;
+    tensor_info t = output_weight(r->env, w);
+    size_t row_bytes = w->k * dtype_size(t.dtype), step = size_min(piece_rows(w, t.dtype), count);
+    const void *there = coded_in_place(rows, t.dtype, 0, 0);
+    char *piece = NULL;
+    if (there)
+        return output_write_float(r->out, t.name, (uint64_t)first * row_bytes, there,
+                                  count * row_bytes);
+    if (!(piece = mem_alloc_array(r->ctx, step, row_bytes)))
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < count; i += step) {
+        size_t n = size_min(count - i, step);
+        coded_convert_rows(r->ctx, rows, i, n, t.dtype, piece);
+        TRY(output_write_float(r->out, t.name, (uint64_t)(first + i) * row_bytes, piece,
+                               n * row_bytes));
     }
-    mem_free(r->ctx, wide);
+done:
+    mem_free(r->ctx, piece);
     return status;
 }
 
-tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
-                             const void *rows)
+size_t converted_bytes(const run_env *e, const stored_weight *w)
 {
-    tensor_info t = output_tensor(r->env, source);
-    size_t width = tensor_elements(source) / (source->rank ? source->shape[0] : 1);
-    size_t row_bytes = width * dtype_size(t.dtype);
-    void *fresh;
-    tare_status status = output_values(r, source, rows, count * width, &fresh);
-    if (status == TARE_OK)
-        status = output_write_float(r->out, t.name, (uint64_t)first * row_bytes,
-                                    fresh ? fresh : rows, count * row_bytes);
-    mem_free(r->ctx, fresh);
-    return status;
+    tare_dtype to = output_weight(e, w).dtype;
+    return to == w->tensor->dtype
+               ? 0
+               : mem_array_bytes(size_min(piece_rows(w, to), w->n), w->k * dtype_size(to));
 }
 
-size_t write_float_rows_bytes(const run_env *e, const tensor_info *source)
+size_t write_float_rows_bytes(const run_env *e, const stored_weight *w)
 {
-    size_t rows = source->rank ? source->shape[0] : 1;
-    size_t width = rows ? tensor_elements(source) / rows : 0, bytes = output_write_bytes(0);
-    tare_dtype to = output_tensor(e, source).dtype;
-    if (to == source->dtype)
-        return bytes;
-    size_t n = model_stream_step(source) * width;
-    return bytes + mem_array_bytes(n, sizeof(float)) + mem_array_bytes(n, dtype_size(to));
+    return output_write_bytes(0) + converted_bytes(e, w);
 }
 
 typedef struct copy_work {
     run *r;
-    const tensor_info *source;
+    const stored_weight *weight;
 } copy_work;
 
-static tare_status copy_rows(void *user, size_t first, size_t count, const void *rows)
+static tare_status copy_rows(void *user, size_t first, size_t count, const coded_rows *rows)
 {
     const copy_work *w = user;
-    return write_float_rows(w->r, w->source, first, count, rows);
+    return write_float_rows(w->r, w->weight, first, count, rows);
 }
 
-tare_status copy_tensor(run *r, const tensor_info *source)
+tare_status copy_tensor(run *r, const stored_weight *w)
 {
-    copy_work w = {r, source};
-    return model_stream_rows(r->model, source, copy_rows, &w);
+    return stored_stream(r->model->checkpoint, w, copy_rows, &(copy_work){r, w});
 }
 
-size_t copy_tensor_bytes(const run_env *e, const tensor_info *source)
+size_t copy_tensor_bytes(const run_env *e, const stored_weight *w)
 {
-    return model_stream_bytes(source) + write_float_rows_bytes(e, source);
+    return stored_stream_bytes(w) + write_float_rows_bytes(e, w);
 }
 
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias)

@@ -7,6 +7,12 @@ static tare_status declare_float(run *r, const tensor_info *source)
     return output_declare_float(r->out, &t);
 }
 
+static tare_status declare_weight(run *r, const stored_weight *w)
+{
+    tensor_info t = output_weight(r->env, w);
+    return output_declare_float(r->out, &t);
+}
+
 /* A bias of the source, or one that a shift creates; name NULL: none. */
 static tare_status linear_bias(run *r, const model_linear *l, tensor_info *out)
 {
@@ -14,7 +20,7 @@ static tare_status linear_bias(run *r, const model_linear *l, tensor_info *out)
     if (l->bias) {
         *out = output_tensor(r->env, l->bias);
     } else if (smoothing_creates_bias(r->plan, l)) {
-        tare_dtype dtype = output_tensor(r->env, l->weight).dtype;
+        tare_dtype dtype = output_weight(r->env, &l->weight).dtype;
         *out = (tensor_info){.name = arena_printf(r->env->arena, "%s.bias", l->name),
                              .dtype = dtype,
                              .rank = 1,
@@ -35,7 +41,7 @@ static tare_status declare_linear(run *r, const model_linear *l, const linear_pl
         return TARE_OK;
     TRY(linear_bias(r, l, &bias));
     if (plan_is_float(f)) {
-        TRY(declare_float(r, l->weight));
+        TRY(declare_weight(r, &l->weight));
         if (l->bias)
             TRY(declare_float(r, l->bias));
         else if (bias.name)
@@ -81,7 +87,7 @@ static tare_status declare_all(run *r)
     tare_status status = TARE_OK;
     tare_model *m = r->model;
     r->num_quantized = 0;
-    TRY(declare_float(r, m->embedding));
+    TRY(declare_weight(r, &m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++)
         TRY(declare_block(r, &m->blocks[i]));
     TRY(declare_norm(r, m->final_norm));

@@ -318,7 +318,7 @@ static size_t forward_bytes(const run_plan *plan, const segment_work *s)
         const model_linear *l = &m->linears[i];
         size_t bytes = products;
         if (!plan->layout.whole_layer)
-            bytes = float_linear_bytes(m, l, plan->env->compute, linear_raw_dtype(m, l)) +
+            bytes = float_linear_bytes(m, l, plan->env->compute, l->weight.dtype) +
                     size_max(products, float_linear_making_bytes(l));
         most = size_max(most, size_max(bytes, score_update_bytes(l->k)));
     }
@@ -332,7 +332,7 @@ static void packed_hold(ledger *l, const segment_work *s)
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
         const model_linear *linear = &m->linears[i];
         l->now[TERM_PACKED] += float_linear_bytes(m, linear, l->plan->env->compute,
-                                                  linear_raw_dtype(m, linear));
+                                                  linear->weight.dtype);
         making = size_max(making, float_linear_making_bytes(linear));
     }
     ledger_moment(l, s->block->name, making);

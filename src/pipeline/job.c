@@ -42,7 +42,7 @@ static tare_status open_model(run_env *e)
     e->num.compat = recipe->compat;
     e->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype : c->dtype;
     if (e->num.compat)
-        e->model->load_dtype = e->num.dtype;
+        model_load_as(e->model, e->num.dtype);
     if (e->num.dtype == TARE_F32 && !e->num.compat && e->goal == GOAL_OUTPUT)
         TARE_WARN(
             e->ctx,

@@ -11,7 +11,8 @@ tare_status layer_source_load(run *r, const segment_work *s, layer_source *sourc
     for (size_t i = s->segment->first_linear; i < s->segment->end_linear; i++) {
         tare_status status = source->raw[i].data
                                  ? TARE_OK
-                                 : linear_read(r->model, block_linear(r->model, s->block, i),
+                                 : stored_load(r->model->checkpoint,
+                                               &block_linear(r->model, s->block, i)->weight,
                                                &source->raw[i]);
         if (status != TARE_OK)
             return status;
@@ -22,7 +23,7 @@ tare_status layer_source_load(run *r, const segment_work *s, layer_source *sourc
 void layer_source_free(run *r, layer_source *source)
 {
     for (size_t i = 0; i < BLOCK_LINEARS; i++)
-        mem_free(r->ctx, source->raw[i].data);
+        coded_free(r->ctx, &source->raw[i]);
     *source = (layer_source){0};
 }
 
@@ -242,7 +243,7 @@ tare_status quantize_head(run *r)
     observer *o = NULL;
     act_params params = {0};
     float *norm = NULL, *x;
-    raw_weight raw = {0};
+    coded_rows raw = {0};
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     bool observed = scheme_of(f->scheme)->activations == ACT_STATIC;
     TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[f - r->plan->linears]),

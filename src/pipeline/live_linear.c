@@ -41,12 +41,17 @@ static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_we
     return status;
 }
 
+static tare_dtype bias_dtype(const run *r, const model_linear *l)
+{
+    return l->bias ? output_tensor(r->env, l->bias).dtype : output_weight(r->env, &l->weight).dtype;
+}
+
 /* The bias, smoothed if its layer is, rounded as it is stored: what an engine will add. */
 static tare_status load_bias(run *r, const model_linear *linear, live_linear *l)
 {
     tare_status status = TARE_OK;
     const smooth_weight *smooth = smoothing_of(r, linear);
-    tare_dtype dtype = output_tensor(r->env, linear->bias ? linear->bias : linear->weight).dtype;
+    tare_dtype dtype = bias_dtype(r, linear);
     size_t bytes = linear->n * dtype_size(dtype);
     if (!linear->bias && !smoothing_creates_bias(r->plan, linear))
         return TARE_OK;
@@ -72,57 +77,49 @@ tare_status live_linear_write_float(run *r, live_linear *l)
     buffer_init(&name, r->ctx);
     if (!l->raw.data)
         return TARE_OK;
-    TRY(output_write_float(r->out, m->weight->name, 0, l->raw.data,
-                           m->n * m->k * dtype_size(l->raw.dtype)));
+    TRY(write_float_rows(r, &m->weight, 0, m->n, &l->raw));
     if (l->bias_raw) {
-        tare_dtype dtype = output_tensor(r->env, m->bias ? m->bias : m->weight).dtype;
+        tare_dtype dtype = bias_dtype(r, m);
         buffer_printf(&name, "%s.bias", m->name);
         TRY(name.status);
         TRY(output_write_float(r->out, name.data, 0, l->bias_raw, m->n * dtype_size(dtype)));
     }
-    mem_free(r->ctx, l->raw.data);
-    l->raw.data = NULL;
+    coded_free(r->ctx, &l->raw);
 done:
     buffer_free(&name);
     return TARE_WRAP(r->ctx, status, "%s", m->name);
 }
 
 tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme scheme,
-                             raw_weight *raw, live_linear *l)
+                             coded_rows *raw, live_linear *l)
 {
     tare_status status = TARE_OK;
     bool quantize = scheme != SCHEME_FLOAT;
-    size_t n = linear->n, k = linear->k;
     *l = (live_linear){
         .linear = linear, .scheme = scheme, .activations = calibrated_activations(r->plan, scheme)};
     if (!raw->data)
-        TRY(linear_read(r->model, linear, raw));
+        TRY(stored_load(r->model->checkpoint, &linear->weight, raw));
     smooth_weight *smooth = smoothing_of(r, linear);
-    if (smooth) {
-        smooth->raw = raw->data;
-        smooth->dtype = raw->dtype;
-    }
+    if (smooth)
+        smooth->raw = *raw;
     if (quantize) {
-        weight_rows rows = {
-            .dtype = raw->dtype, .data = raw->data, .smooth = smooth, .count = n, .k = k};
+        weight_rows rows = {.stored = *raw, .smooth = smooth, .count = linear->n};
         TRY(weight_quantize_rows(r->ctx, &r->env->num, &rows, r->env->recipe->mm_tensor, &l->q));
     } else {
         if (smooth)
             TRY(smoothing_store(r, linear, raw));
-        TRY(gemm_weight_create(r->ctx, r->env->compute, raw->dtype, raw->data, n, k, &l->weight));
+        TRY(gemm_weight_pack(r->ctx, r->env->compute, raw, linear->n, &l->weight));
         l->raw = *raw;
-        raw->data = NULL;
+        *raw = (coded_rows){0};
     }
-    mem_free(r->ctx, raw->data);
-    raw->data = NULL;
+    coded_free(r->ctx, raw);
     if (quantize && runs_in_floats(r->plan, linear, scheme))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
     if (!r->overlap)
         TRY(live_linear_write_float(r, l));
 done:
-    mem_free(r->ctx, raw->data);
-    raw->data = NULL;
+    coded_free(r->ctx, raw);
     if (status != TARE_OK)
         live_linear_free(r, l);
     return TARE_WRAP(r->ctx, status, "%s", linear->name);
@@ -134,7 +131,7 @@ void live_linear_free(run *r, live_linear *l)
     gemm_weight_free(r->ctx, l->weight);
     mem_free(r->ctx, l->bias);
     mem_free(r->ctx, l->bias_raw);
-    mem_free(r->ctx, l->raw.data);
+    coded_free(r->ctx, &l->raw);
     *l = (live_linear){0};
 }
 
@@ -191,8 +188,7 @@ static void live_linear_bytes(const run_plan *plan, const model_linear *l, linea
     bool smooth = plan->smooths && !linear_is_head(plan->env->model, l),
          wide = quantize && runs_in_floats(plan, l, scheme);
     size_t n = l->n, k = l->k;
-    tare_dtype dtype = linear_raw_dtype(plan->env->model, l),
-               kept = output_tensor(plan->env, l->weight).dtype;
+    tare_dtype dtype = l->weight.dtype, kept = output_weight(plan->env, &l->weight).dtype;
     size_t source = linear_raw_bytes(plan->env->model, l);
     size_t bias = l->bias ? model_read_vector_bytes(l->bias) : mem_array_bytes(n, sizeof(float));
     *out = (live_linear_size){.loading = linear_read_bytes(plan->env->model, l)};
@@ -212,10 +208,16 @@ static void live_linear_bytes(const run_plan *plan, const model_linear *l, linea
     }
     if (wide || !quantize) {
         out->packed = gemm_weight_bytes(plan->env->compute, dtype, n, k);
-        out->loading = size_max(out->loading, source + out->packed + output_write_bytes(n));
+        out->loading = size_max(out->loading, source + out->packed + output_write_bytes(n) +
+                                                  converted_bytes(plan->env, &l->weight));
     }
     out->loading = size_max(out->loading, out->weights + out->packed + 2 * bias);
     out->weights += 2 * mem_array_bytes(n, sizeof(float)); /* the bias in both its forms */
+}
+
+static size_t smoothed_bytes(const run_plan *plan, const model_linear *l)
+{
+    return mem_array_bytes(l->n * l->k, dtype_size(output_weight(plan->env, &l->weight).dtype));
 }
 
 live_linear_size live_linear_most(const run_plan *plan, size_t index)
@@ -229,7 +231,8 @@ live_linear_size live_linear_most(const run_plan *plan, size_t index)
         return most;
     live_linear_bytes(plan, l, SCHEME_FLOAT, &s);
     if (plan->layout.overlap)
-        s.weights += linear_raw_bytes(plan->env->model, l);
+        s.weights += size_max(linear_raw_bytes(plan->env->model, l),
+                              plan->smooths ? smoothed_bytes(plan, l) : 0);
     return (live_linear_size){.weights = size_max(most.weights, s.weights),
                               .packed = size_max(most.packed, s.packed),
                               .loading = size_max(most.loading, s.loading)};

@@ -102,13 +102,10 @@ tare_status probe_smoothing(const run_plan *plan, double *rate)
     tare_context *ctx = plan->env->ctx;
     const model_linear *l = &plan->env->model->linears[0];
     smoothing_probe p = {.plan = plan};
-    p.target = (smooth_weight){.name = "probe",
-                               .n = SLICE_ROWS,
-                               .k = l->k,
-                               .stored = TARE_F32,
-                               .dtype = linear_raw_dtype(plan->env->model, l)};
-    void *raw = probe_weights(ctx, p.target.dtype, p.target.n * p.target.k);
-    p.target.raw = raw;
+    p.target = (smooth_weight){.name = "probe", .n = SLICE_ROWS, .k = l->k, .stored = TARE_F32};
+    tare_dtype dtype = l->weight.dtype;
+    void *raw = probe_weights(ctx, dtype, p.target.n * p.target.k);
+    p.target.raw = coded_plain(dtype, raw, p.target.k);
     p.x = probe_floats(ctx, MORE_TOKENS * l->k);
     p.norm = (smooth_norm){.weight = mem_alloc_array(ctx, l->k, sizeof(float)), .stored = TARE_F32};
     p.target.col_scale = mem_alloc_array(ctx, l->k, sizeof(float));
@@ -137,11 +134,8 @@ static tare_status quantize_piece(void *user)
     quantize_probe *p = user;
     const run_plan *plan = p->plan;
     quantized_weight q = {0};
-    weight_rows rows = {.dtype = p->w.dtype,
-                        .data = p->w.raw,
-                        .smooth = plan->smooths ? &p->w : NULL,
-                        .count = p->w.n,
-                        .k = p->w.k};
+    weight_rows rows = {
+        .stored = p->w.raw, .smooth = plan->smooths ? &p->w : NULL, .count = p->w.n};
     tare_status status = weight_quantize_rows(plan->env->ctx, &plan->env->num, &rows,
                                               plan->env->recipe->mm_tensor, &q);
     weight_quantized_free(plan->env->ctx, &q);
@@ -153,13 +147,10 @@ tare_status probe_quantize(const run_plan *plan, double *rate)
     tare_status status = TARE_E_MEMORY;
     const model_linear *l = probe_linear(plan->env->model);
     quantize_probe p = {.plan = plan};
-    p.w = (smooth_weight){.n = size_min(l->n, 512),
-                          .k = l->k,
-                          .cols_scaled = true,
-                          .dtype = linear_raw_dtype(plan->env->model, l),
-                          .round = TARE_F32};
-    void *raw = probe_weights(plan->env->ctx, p.w.dtype, p.w.n * p.w.k);
-    p.w.raw = raw;
+    p.w = (smooth_weight){
+        .n = size_min(l->n, 512), .k = l->k, .cols_scaled = true, .round = TARE_F32};
+    void *raw = probe_weights(plan->env->ctx, l->weight.dtype, p.w.n * p.w.k);
+    p.w.raw = coded_plain(l->weight.dtype, raw, p.w.k);
     p.w.col_scale = probe_floats(plan->env->ctx, l->k);
     if (raw && p.w.col_scale)
         status = probe_repeat(quantize_piece, &p, (double)p.w.n * (double)p.w.k, rate);

@@ -55,10 +55,10 @@ void run_stop(run *r)
     flow_free(&r->floats);
 }
 
-static tare_status copy_embedding(void *user, size_t first, size_t count, const void *rows)
+static tare_status copy_embedding(void *user, size_t first, size_t count, const coded_rows *rows)
 {
     run *r = user;
-    return write_float_rows(r, r->model->embedding, first, count, rows);
+    return write_float_rows(r, &r->model->embedding, first, count, rows);
 }
 
 static tare_status put_row(void *user, size_t index, const float *x)
@@ -95,7 +95,7 @@ static tare_status run_head(run *r)
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     TRY(write_norm(r, r->model->final_norm, norm, NULL));
     if (is_float && !r->model->head_is_tied)
-        TRY(copy_tensor(r, r->model->head->weight));
+        TRY(copy_tensor(r, &r->model->head->weight));
     if (!is_float && r->floats.states && r->plan->wants_scores)
         TRY(score_head(r));
     if (!is_float)
@@ -126,8 +126,10 @@ static tare_status run_layers(run *r)
     TRY(overlap_wait(r));
     overlap_stop(r);
     TRY(run_head(r));
-    for (size_t i = 0; i < r->model->num_extra; i++)
-        TRY(copy_tensor(r, r->model->extra[i]));
+    for (size_t i = 0; i < r->model->num_extra; i++) {
+        stored_weight extra = stored_whole(r->model->extra[i]);
+        TRY(copy_tensor(r, &extra));
+    }
     TRY(write_late_attentions(r));
 done:
     return status;
@@ -163,16 +165,18 @@ static void layers_hold(ledger *l)
     if (plan->float_beside)
         l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, plan->float_tokens, h);
     ledger_moment(l, "model.embed_tokens",
-                  embed_tokens_bytes(m, tokens) + write_float_rows_bytes(plan->env, m->embedding));
+                  embed_tokens_bytes(m, tokens) + write_float_rows_bytes(plan->env, &m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++)
         quantize_block_hold(l, &m->blocks[i]);
     ledger_moment(l, m->head->name,
                   model_read_vector_bytes(m->final_norm) +
-                      copy_tensor_bytes(plan->env, m->head->weight));
+                      copy_tensor_bytes(plan->env, &m->head->weight));
     if (!plan_is_float(&plan->linears[m->num_linears - 1]))
         quantize_head_hold(l);
-    for (size_t i = 0; i < m->num_extra; i++)
-        ledger_moment(l, m->extra[i]->name, copy_tensor_bytes(plan->env, m->extra[i]));
+    for (size_t i = 0; i < m->num_extra; i++) {
+        stored_weight extra = stored_whole(m->extra[i]);
+        ledger_moment(l, extra.name, copy_tensor_bytes(plan->env, &extra));
+    }
 }
 
 /* Weight files of a layout that are written to at a time: a shard and the next one, but all of them

@@ -26,7 +26,7 @@ typedef struct run_attention {
 
 /* The weights of the layer in work as they are stored; data NULL: not read yet. */
 typedef struct layer_source {
-    raw_weight raw[BLOCK_LINEARS];
+    coded_rows raw[BLOCK_LINEARS];
 } layer_source;
 
 /* What smoothing leaves for a layer: vectors for its linears and norms. */
@@ -212,7 +212,7 @@ tare_status smoothing_solve(run *r, const segment_work *s, const layer_source *s
 /* Replaces the norms' weights by the smoothed ones, as stored, and gives them their biases. */
 tare_status smoothing_norms(run *r, const segment_work *s, block_norms *norms);
 /* Replaces a weight that stays float by the smoothed one, as it is written. */
-tare_status smoothing_store(run *r, const model_linear *l, raw_weight *raw);
+tare_status smoothing_store(run *r, const model_linear *l, coded_rows *raw);
 void smoothing_free_layer(run *r, size_t layer);
 /* Frees what layer_smoothing owns. */
 void layer_smoothing_free(tare_context *ctx, layer_smoothing *s);
@@ -267,14 +267,14 @@ typedef struct live_linear {
     gemm_weight *weight;  /* float linears, and fake-quantized ones that need float arithmetic */
     float *bias;          /* [n] FP32; NULL: none */
     void *bias_raw;       /* as it is written */
-    raw_weight raw;       /* of a float linear: as it is written, until it is */
+    coded_rows raw;       /* of a float linear: as it is written, until it is */
 } live_linear;
 
 /* Takes the weight from `raw` (its data is freed; NULL data: reads it) and smooths it; quantizes
  * it, or makes it ready as a float. Without overlap a float one is written at once, so that it need
  * not be kept. */
 tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme scheme,
-                             raw_weight *raw, live_linear *out);
+                             coded_rows *raw, live_linear *out);
 void live_linear_free(run *r, live_linear *l);
 /* How the inputs of a linear are quantized while calibrating. */
 act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme);
@@ -356,20 +356,17 @@ size_t weight_pass_bytes(const run_plan *plan);
 
 /* ---- copy.c ---- */
 
-/* `count` values of a source tensor as they are written: *fresh stays NULL if that is as they are
- * stored, else it is the caller's to free. */
-tare_status output_values(run *r, const tensor_info *source, const void *stored, size_t count,
-                          void **fresh);
-/* Writes rows [first, first+count) of a declared float tensor from its stored form. */
-tare_status write_float_rows(run *r, const tensor_info *source, size_t first, size_t count,
-                             const void *rows);
-/* Accounted bytes, at most, for pieces as model_stream_rows makes them. */
-size_t write_float_rows_bytes(const run_env *e, const tensor_info *source);
+/* Writes rows [first, first+count) of a declared float tensor; `rows` are they. */
+tare_status write_float_rows(run *r, const stored_weight *w, size_t first, size_t count,
+                             const coded_rows *rows);
+/* Accounted bytes, at most; and of them those of values that are not stored as they are written. */
+size_t write_float_rows_bytes(const run_env *e, const stored_weight *w);
+size_t converted_bytes(const run_env *e, const stored_weight *w);
 /* A norm's weight and bias as they are in use; the final norm and q and k norms have no bias. */
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias);
 /* Streams a whole tensor through. */
-tare_status copy_tensor(run *r, const tensor_info *source);
-size_t copy_tensor_bytes(const run_env *e, const tensor_info *source);
+tare_status copy_tensor(run *r, const stored_weight *w);
+size_t copy_tensor_bytes(const run_env *e, const stored_weight *w);
 
 /* ---- record.c ---- */
 

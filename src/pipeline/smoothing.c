@@ -171,7 +171,7 @@ static tare_status prepare_weight(run *r, const model_linear *l, bool stays_floa
 {
     tare_status status = TARE_OK;
     *w = (smooth_weight){.name = l->name, .n = l->n, .k = l->k, .has_bias = l->bias != NULL};
-    w->stored = stays_float ? output_tensor(r->env, l->weight).dtype : TARE_F32;
+    w->stored = stays_float ? output_weight(r->env, &l->weight).dtype : TARE_F32;
     TRY(ones(r->ctx, l->n, &w->row_scale));
     TRY(ones(r->ctx, l->k, &w->col_scale));
     if (l->bias)
@@ -210,8 +210,7 @@ static tare_status prepare_segment(run *r, const segment_work *work, const layer
         smooth_weight *w = &s->weights[i];
         TRY(prepare_weight(r, block_linear(r->model, block, i),
                            plan_is_float(&r->plan->linears[block->first_linear + i]), w));
-        w->raw = source->raw[i].data;
-        w->dtype = source->raw[i].dtype;
+        w->raw = source->raw[i];
     }
     for (size_t p = 0; p < g->num_pairs; p++) {
         if (g->pairs[p].of_norm && pair_in(work, &g->pairs[p]))

@@ -46,31 +46,34 @@ static void store_row(void *user, size_t row, int thread)
                       job->stored + row * k * dtype_size(job->dtype));
 }
 
-tare_status smoothing_store(run *r, const model_linear *l, raw_weight *raw)
+tare_status smoothing_store(run *r, const model_linear *l, coded_rows *raw)
 {
     store_job job = {
-        .run = r, .weight = smoothing_of(r, l), .dtype = output_tensor(r->env, l->weight).dtype};
+        .run = r, .weight = smoothing_of(r, l), .dtype = output_weight(r->env, &l->weight).dtype};
     job.rows = mem_alloc_array(r->ctx, (size_t)parallel_threads(r->ctx) * l->k, sizeof *job.rows);
-    bool in_place = job.dtype == raw->dtype; /* a row is read as a whole before it is written */
+    /* A row is read as a whole before it is written. */
+    bool in_place = coded_in_place(raw, job.dtype, 0, 0) != NULL;
     job.stored = in_place ? raw->data : mem_alloc_array(r->ctx, l->n * l->k, dtype_size(job.dtype));
     if (job.rows && job.stored)
         parallel_for(r->ctx, l->n, store_row, &job);
     mem_free(r->ctx, job.rows);
-    if (!in_place)
-        mem_free(r->ctx, job.rows && job.stored ? raw->data : job.stored);
-    if (!job.rows || !job.stored)
+    if (!job.rows || !job.stored) {
+        if (!in_place)
+            mem_free(r->ctx, job.stored);
         return TARE_E_MEMORY;
-    *raw = (raw_weight){job.stored, job.dtype};
+    }
+    if (!in_place)
+        coded_free(r->ctx, raw);
+    *raw = coded_plain(job.dtype, job.stored, l->k);
     return TARE_OK;
 }
 
 /* The weight, in both forms where they differ, and a row a thread. */
 size_t smoothing_store_bytes(const run_plan *plan, const model_linear *l)
 {
-    tare_dtype to = output_tensor(plan->env, l->weight).dtype;
-    size_t stored = to == linear_raw_dtype(plan->env->model, l)
-                        ? 0
-                        : mem_array_bytes(l->n * l->k, dtype_size(to));
+    tare_dtype to = output_weight(plan->env, &l->weight).dtype;
+    size_t stored = to == l->weight.tensor->dtype ? 0
+                                                  : mem_array_bytes(l->n * l->k, dtype_size(to));
     return linear_raw_bytes(plan->env->model, l) + stored +
            mem_array_bytes((size_t)parallel_threads(plan->env->ctx) * l->k, sizeof(float));
 }

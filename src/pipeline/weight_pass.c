@@ -23,7 +23,8 @@ typedef enum step_kind {
 /* One tensor's way through. */
 typedef struct weight_step {
     step_kind kind;
-    const tensor_info *source;
+    const stored_weight *weight; /* NULL: `tensor` */
+    const tensor_info *tensor;
     const model_linear *linear; /* of MEASURE and QUANTIZE */
     bool ends_layer;
 } weight_step;
@@ -35,7 +36,8 @@ typedef struct weight_piece {
     size_t first, count;
     bool last; /* of its step: the bias of a quantized linear goes with it */
     char *room, *bias_room;
-    void *rows; /* as stored, in `room` */
+    float *blocks;   /* scales of what is stored with them */
+    coded_rows rows; /* in `room` and `blocks` */
     int8_t *q;
     float *scales, *offsets;
     uint64_t read, written; /* tickets */
@@ -47,7 +49,7 @@ typedef struct weight_pass {
     weight_step *steps;
     size_t num_steps;
     struct { /* bytes and rows of the largest piece */
-        size_t stored, quantized, scales, bias, columns, packed;
+        size_t stored, blocks, quantized, scales, bias, columns, packed, converted;
     } most;
     size_t step, row;   /* what is read next */
     weight_range range; /* of the matrix in work */
@@ -57,51 +59,61 @@ typedef struct weight_pass {
 
 /* ---- the steps ---- */
 
-static size_t rows_of(const weight_step *s)
+static stored_weight source_of(const weight_step *s)
 {
-    return s->source->rank > 0 ? s->source->shape[0] : 1;
+    return s->weight ? *s->weight : stored_whole(s->tensor);
 }
 
-static size_t rows_of_piece(const weight_step *s)
+static size_t rows_of_piece(const weight_step *s, const stored_weight *w)
 {
-    size_t rows = rows_of(s), fit = PIECE_BYTES / (s->source->bytes / rows);
-    if (s->kind == STEP_NORM || fit > rows)
-        return rows;
-    return fit > 0 ? fit : 1;
+    size_t fit = PIECE_BYTES / stored_row_bytes(w);
+    return s->kind == STEP_NORM ? w->n : size_min(w->n, size_max(fit, 1));
 }
 
 /* Without room for steps only the largest piece is found. */
-static void add_step(weight_pass *w, step_kind kind, const tensor_info *source,
-                     const model_linear *linear)
+static void add_step(weight_pass *w, weight_step s)
 {
-    weight_step s = {kind, source, linear, false};
-    if (source->bytes == 0)
+    stored_weight source = source_of(&s);
+    if (source.n == 0 || source.k == 0)
         return;
     if (w->steps)
         w->steps[w->num_steps] = s;
     w->num_steps++;
-    size_t rows = rows_of_piece(&s);
-    w->most.stored = size_max(w->most.stored, rows * (source->bytes / rows_of(&s)));
-    if (!linear)
+    size_t rows = rows_of_piece(&s, &source);
+    w->most.stored = size_max(w->most.stored, rows * stored_row_bytes(&source));
+    w->most.blocks = size_max(w->most.blocks, stored_scales(&source, rows));
+    if (!s.linear) {
+        w->most.converted = size_max(w->most.converted, converted_bytes(w->plan->env, &source));
         return;
-    w->most.quantized = size_max(w->most.quantized, rows * linear->k);
+    }
+    w->most.quantized = size_max(w->most.quantized, rows * source.k);
     w->most.scales = size_max(w->most.scales, rows);
-    w->most.columns = size_max(w->most.columns, linear->k);
+    w->most.columns = size_max(w->most.columns, source.k);
     w->most.packed = size_max(w->most.packed,
-                              output_rows_bytes(rows, linear->k, w->plan->env->save));
-    w->most.bias = size_max(w->most.bias, linear->bias ? linear->bias->bytes : 0);
+                              output_rows_bytes(rows, source.k, w->plan->env->save));
+    if (s.linear->bias) {
+        stored_weight bias = stored_tensor(s.linear->bias, 1);
+        w->most.bias = size_max(w->most.bias, s.linear->bias->bytes);
+        w->most.converted = size_max(w->most.converted, converted_bytes(w->plan->env, &bias));
+    }
+}
+
+static void add_tensor(weight_pass *w, step_kind kind, const tensor_info *tensor)
+{
+    add_step(w, (weight_step){.kind = kind, .tensor = tensor});
 }
 
 static void add_linear(weight_pass *w, const model_linear *l, const linear_plan *f)
 {
+    const stored_weight *weight = &l->weight;
     if (!plan_is_float(f) && w->plan->env->recipe->mm_tensor)
-        add_step(w, STEP_MEASURE, l->weight, l);
+        add_step(w, (weight_step){.kind = STEP_MEASURE, .weight = weight, .linear = l});
     if (!plan_is_float(f))
-        add_step(w, STEP_QUANTIZE, l->weight, l);
+        add_step(w, (weight_step){.kind = STEP_QUANTIZE, .weight = weight, .linear = l});
     else if (!f->is_head || !w->plan->env->model->head_is_tied)
-        add_step(w, STEP_FLOAT, l->weight, NULL);
+        add_step(w, (weight_step){.kind = STEP_FLOAT, .weight = weight});
     if (plan_is_float(f) && l->bias)
-        add_step(w, STEP_FLOAT, l->bias, NULL);
+        add_tensor(w, STEP_FLOAT, l->bias);
 }
 
 /* In the order of plan_output. */
@@ -109,20 +121,20 @@ static void add_steps(weight_pass *w)
 {
     const tare_model *m = w->plan->env->model;
     w->num_steps = 0;
-    add_step(w, STEP_FLOAT, m->embedding, NULL);
+    add_step(w, (weight_step){.kind = STEP_FLOAT, .weight = &m->embedding});
     for (size_t layer = 0; layer < m->config.num_layers; layer++) {
         const model_block *b = &m->blocks[layer];
         for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
             add_linear(w, &m->linears[i], &w->plan->linears[i]);
         for (size_t i = 0; i < b->graph->num_norms; i++)
-            add_step(w, STEP_NORM, b->norms[graph_norm_in_order(b->graph, i)], NULL);
+            add_tensor(w, STEP_NORM, b->norms[graph_norm_in_order(b->graph, i)]);
         if (w->steps)
             w->steps[w->num_steps - 1].ends_layer = true;
     }
-    add_step(w, STEP_NORM, m->final_norm, NULL);
+    add_tensor(w, STEP_NORM, m->final_norm);
     add_linear(w, m->head, &w->plan->linears[m->num_linears - 1]);
     for (size_t i = 0; i < m->num_extra; i++)
-        add_step(w, STEP_FLOAT, m->extra[i], NULL);
+        add_tensor(w, STEP_FLOAT, m->extra[i]);
 }
 
 static tare_status list_steps(weight_pass *w)
@@ -148,15 +160,15 @@ size_t weight_pass_bytes(const run_plan *plan)
     add_steps(&w);
     size_t piece = mem_array_bytes(file_read_room(w.most.stored), 1) +
                    mem_array_bytes(w.most.bias, 1) + mem_array_bytes(w.most.quantized, 1) +
+                   mem_array_bytes(w.most.blocks, sizeof(float)) +
                    2 * mem_array_bytes(w.most.scales, sizeof(float));
-    /* the list of steps; a widened row a thread; in compat what is converted on its way out */
+    /* the list of steps; a widened row a thread; what is converted on its way out */
     size_t others = mem_array_bytes(w.num_steps, sizeof(weight_step)) +
                     mem_array_bytes((size_t)parallel_threads(plan->env->ctx) * w.most.columns,
                                     sizeof(float)) +
                     mem_array_bytes(w.most.scales, sizeof(weight_range)) +
-                    mem_array_bytes(w.most.scales, sizeof(int64_t)) + w.most.packed;
-    if (plan->env->num.compat)
-        others += 3 * mem_array_bytes(2 * w.most.stored, 1);
+                    mem_array_bytes(w.most.scales, sizeof(int64_t)) + w.most.packed +
+                    READERS * mem_array_bytes(w.most.blocks, sizeof(float)) + w.most.converted;
     return PIECES * piece + others;
 }
 
@@ -171,10 +183,11 @@ static tare_status alloc_pieces(weight_pass *w)
         *p = (weight_piece){.pass = w,
                             .room = mem_alloc(ctx, file_read_room(w->most.stored)),
                             .bias_room = mem_alloc(ctx, w->most.bias),
+                            .blocks = mem_alloc_array(ctx, w->most.blocks, sizeof *p->blocks),
                             .q = mem_alloc(ctx, w->most.quantized),
                             .scales = mem_alloc_array(ctx, w->most.scales, sizeof *p->scales),
                             .offsets = mem_alloc_array(ctx, w->most.scales, sizeof *p->offsets)};
-        if (!p->room || !p->bias_room || !p->q || !p->scales || !p->offsets)
+        if (!p->room || !p->bias_room || !p->blocks || !p->q || !p->scales || !p->offsets)
             return TARE_E_MEMORY;
     }
     return TARE_OK;
@@ -186,6 +199,7 @@ static void free_pieces(weight_pass *w)
     for (size_t i = 0; i < PIECES; i++) {
         mem_free(ctx, w->pieces[i].room);
         mem_free(ctx, w->pieces[i].bias_room);
+        mem_free(ctx, w->pieces[i].blocks);
         mem_free(ctx, w->pieces[i].q);
         mem_free(ctx, w->pieces[i].scales);
         mem_free(ctx, w->pieces[i].offsets);
@@ -200,9 +214,8 @@ static tare_status read_piece(void *user)
     weight_piece *p = user;
     const weight_step *s = p->step;
     checkpoint *c = p->pass->run->model->checkpoint;
-    size_t row_bytes = s->source->bytes / rows_of(s);
-    TRY(checkpoint_read_in(c, s->source, (uint64_t)p->first * row_bytes, p->count * row_bytes,
-                           p->room, &p->rows));
+    stored_weight source = source_of(s);
+    TRY(stored_read_in(c, &source, p->first, p->count, p->room, p->blocks, &p->rows));
     if (p->last && s->kind == STEP_QUANTIZE && s->linear->bias)
         TRY(checkpoint_read(c, s->linear->bias, 0, p->bias_room, s->linear->bias->bytes));
 done:
@@ -224,7 +237,8 @@ static tare_status read_ahead(weight_pass *w, weight_piece *p)
     if (w->step == w->num_steps)
         return TARE_OK;
     p->step = &w->steps[w->step];
-    size_t rows = rows_of(p->step), most = rows_of_piece(p->step);
+    stored_weight source = source_of(p->step);
+    size_t rows = source.n, most = rows_of_piece(p->step, &source);
     p->first = w->row;
     p->count = rows - w->row < most ? rows - w->row : most;
     p->last = p->first + p->count == rows;
@@ -242,16 +256,15 @@ static tare_status make_piece(weight_pass *w, weight_piece *p)
     tare_status status = TARE_OK;
     bool one_scale = r->env->recipe->mm_tensor;
     if (!s->linear) {
-        size_t row_bytes = s->source->bytes / rows_of(s);
-        return checkpoint_check_finite(r->model->checkpoint, s->source,
-                                       (uint64_t)p->first * row_bytes, p->rows,
-                                       p->count * row_bytes);
+        stored_weight source = source_of(s);
+        size_t row_bytes = stored_row_bytes(&source);
+        return checkpoint_check_finite(r->model->checkpoint, source.tensor,
+                                       (uint64_t)(source.first + p->first) * row_bytes,
+                                       p->rows.data, p->count * row_bytes);
     }
-    weight_rows rows = {.dtype = s->source->dtype,
-                        .data = p->rows,
+    weight_rows rows = {.stored = p->rows,
                         .first = p->first,
                         .count = p->count,
-                        .k = s->linear->k,
                         .asymmetric = !r->env->recipe->w_sym};
     weight_codes codes = {.q = p->q, .scales = p->scales, .offsets = p->offsets};
     if (s->kind == STEP_MEASURE && p->first == 0)
@@ -264,6 +277,20 @@ static tare_status make_piece(weight_pass *w, weight_piece *p)
 
 /* ---- writing, on its own thread ---- */
 
+/* A vector as it is written: *fresh stays NULL if that is as it is stored. */
+static tare_status convert_vector(run *r, const tensor_info *source, const void *stored,
+                                  void **fresh)
+{
+    coded_rows row = coded_plain(source->dtype, stored, tensor_elements(source));
+    tensor_info t = output_tensor(r->env, source);
+    if (t.dtype == source->dtype)
+        return TARE_OK;
+    if (!(*fresh = mem_alloc(r->ctx, t.bytes)))
+        return TARE_E_MEMORY;
+    coded_convert_rows(r->ctx, &row, 0, 1, t.dtype, *fresh);
+    return TARE_OK;
+}
+
 static tare_status write_piece(void *user)
 {
     weight_piece *p = user;
@@ -271,13 +298,15 @@ static tare_status write_piece(void *user)
     run *r = p->pass->run;
     tare_status status = TARE_OK;
     void *fresh = NULL;
-    if (s->kind == STEP_FLOAT)
-        return write_float_rows(r, s->source, p->first, p->count, p->rows);
-    const tensor_info *floats = s->kind == STEP_NORM ? s->source : s->linear->bias;
-    const void *stored = s->kind == STEP_NORM ? p->rows : p->bias_room;
+    if (s->kind == STEP_FLOAT) {
+        stored_weight source = source_of(s);
+        return write_float_rows(r, &source, p->first, p->count, &p->rows);
+    }
+    const tensor_info *floats = s->kind == STEP_NORM ? s->tensor : s->linear->bias;
+    const void *stored = s->kind == STEP_NORM ? p->rows.data : p->bias_room;
     bool has_floats = floats && p->last;
     if (has_floats)
-        TRY(output_values(r, floats, stored, tensor_elements(floats), &fresh));
+        TRY(convert_vector(r, floats, stored, &fresh));
     if (fresh)
         stored = fresh;
     linear_parts parts = {
@@ -287,7 +316,7 @@ static tare_status write_piece(void *user)
                  [TENSOR_BIAS] = has_floats ? stored : NULL,
                  [TENSOR_WEIGHT_SCALE] = p->scales,
                  [TENSOR_WEIGHT_OFFSET] = r->env->recipe->w_sym ? NULL : p->offsets}};
-    TRY(s->kind == STEP_NORM ? output_write_norm(r->out, s->source->name, stored, NULL)
+    TRY(s->kind == STEP_NORM ? output_write_norm(r->out, floats->name, stored, NULL)
                              : output_write_linear(r->out, s->linear->name, &parts));
 done:
     mem_free(r->ctx, fresh);

@@ -132,39 +132,40 @@ static double fa_values(const run_plan *plan)
 
 /* ---- disk ---- */
 
-static double stored_bytes(const run_plan *plan, const model_linear *l, const linear_plan *f)
+static double read_bytes(const run_plan *plan, const model_linear *l, const linear_plan *f)
 {
     (void)plan, (void)f;
-    return (double)l->weight->bytes;
+    return (double)stored_bytes(&l->weight);
 }
 
 static double written_linear(const run_plan *plan, const model_linear *l, const linear_plan *f)
 {
     if (plan_is_float(f))
-        return (double)output_tensor(plan->env, l->weight).bytes;
+        return (double)output_weight(plan->env, &l->weight).bytes;
     return elements(l) + 20.0 * (double)l->n; /* scales, offsets and biases of the rows */
 }
 
 static void plan_disk(const run_plan *plan, tare_plan *out)
 {
     const linear_plan *head = &plan->linears[plan->env->model->num_linears - 1];
-    double layers = sum_linears(plan, stored_bytes), folders = 0;
+    double layers = sum_linears(plan, read_bytes), folders = 0;
     double others = (double)checkpoint_bytes(plan->env->model->checkpoint) - layers;
     double written = sum_linears(plan, written_linear) + others;
     if (!plan_is_float(head)) {
         written += written_linear(plan, plan->env->model->head, head);
-        written -= plan->env->model->head_is_tied ? 0
-                                                  : (double)plan->env->model->head->weight->bytes;
+        written -= plan->env->model->head_is_tied
+                       ? 0
+                       : (double)stored_bytes(&plan->env->model->head->weight);
     }
     for (unsigned i = 0; i < SAVE_TYPES; i++)
         folders += plan->env->save & 1u << i ? 1 : 0;
     double read = layers + others;
     if (plan->two_passes)
-        read += layers + (double)plan->env->model->embedding->bytes;
+        read += layers + (double)stored_bytes(&plan->env->model->embedding);
     if (!plan->calibrates && plan->env->recipe->mm_tensor) /* the range first */
         read += layers;
     if (!plan_is_float(head) && plan->env->model->head_is_tied)
-        read += (double)plan->env->model->head->weight->bytes;
+        read += (double)stored_bytes(&plan->env->model->head->weight);
     out->bytes_read = (uint64_t)read;
     out->bytes_written = (uint64_t)(written * folders);
     if (plan->layout.spill) /* two generations a stream */

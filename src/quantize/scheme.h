@@ -6,6 +6,7 @@
 
 #include "base/dtype.h"
 #include "base/memory.h"
+#include "tensor/codec.h"
 
 typedef struct numerics {
     bool compat; /* msModelSlim's native-dtype arithmetic: every operation rounded to `dtype` */
@@ -32,12 +33,11 @@ struct smooth_weight;
 
 /* Rows of a weight, which need not be in memory as a whole. */
 typedef struct weight_rows {
-    tare_dtype dtype; /* F32, F16 or BF16 */
-    const void *data; /* [count,k] */
+    coded_rows stored; /* [count,k], borrowed */
     /* What smoothing makes of them (quantize/smooth.h), FP32, row by row, instead; NULL: they are
      * as they are. */
     const struct smooth_weight *smooth;
-    size_t count, k;
+    size_t count;
     size_t first; /* number of the first row in its matrix, for messages */
     /* Section 3's asymmetric form: q = clamp(rne(w/s + z), -128, 127), w' = (q - z) * s; else z = 0
      * and q in -127..127. Its compat arithmetic is that of section 9.1's "Range", by analogy: the

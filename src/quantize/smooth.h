@@ -43,8 +43,7 @@ typedef struct smooth_config {
  * were applied. Every group that scales columns (rows) needs that vector, ones to begin with. */
 typedef struct smooth_weight {
     const char *name;
-    const void *raw; /* [n,k] in `dtype` */
-    tare_dtype dtype;
+    coded_rows raw; /* [n,k], borrowed */
     size_t n, k;
     float *row_scale, *col_scale; /* [n], [k]; NULL: 1 */
     float *bias;                  /* [n]; NULL: none, and no room for one */

@@ -4,7 +4,6 @@
 
 #include "base/parallel.h"
 #include "quantize/smooth_internal.h"
-#include "tensor/convert.h"
 #include "tensor/kernels.h"
 
 /* Columns [first, first+count) of one row. */
@@ -13,12 +12,6 @@ typedef struct row_part {
     const smooth_weight *w;
     size_t row, first, count;
 } row_part;
-
-static void widen_part(const row_part *p, float *out)
-{
-    size_t at = (p->row * p->w->k + p->first) * dtype_size(p->w->dtype);
-    widen_run(p->kernels, p->w->dtype, (const char *)p->w->raw + at, p->count, out);
-}
 
 static void scale_columns(const row_part *p, float *out)
 {
@@ -42,7 +35,7 @@ void smooth_weight_part(const kernels *ops, const smooth_weight *w, size_t row, 
                         size_t count, float *out)
 {
     row_part p = {ops, w, row, first, count};
-    widen_part(&p, out);
+    coded_decode(ops, &w->raw, row, first, count, out);
     if (w->rows_scaled && w->rows_first)
         scale_row(&p, out);
     if (w->cols_scaled)

@@ -39,23 +39,20 @@ static void keep_smallest(atomic_size_t *slot, size_t row)
 
 static bool needs_rounding(const numerics *num, const weight_rows *rows)
 {
-    tare_dtype dtype = rows->smooth ? TARE_F32 : rows->dtype;
+    tare_dtype dtype = rows->smooth ? TARE_F32 : rows->stored.dtype;
     return num->compat && dtype != num->dtype && num->dtype != TARE_F32;
 }
 
 static const float *load_row(const rows_job *job, size_t row, int thread)
 {
-    size_t k = job->rows->k;
-    tare_dtype dtype = job->rows->dtype;
-    const unsigned char *from = (const unsigned char *)job->rows->data +
-                                row * k * dtype_size(dtype);
+    size_t k = job->rows->stored.k;
     if (!job->widened)
-        return (const float *)(const void *)from;
+        return coded_in_place(&job->rows->stored, TARE_F32, row, 0);
     float *to = job->widened + (size_t)thread * k;
     if (job->rows->smooth)
         smooth_weight_row(job->ctx, job->rows->smooth, row, to);
     else
-        widen_run(job->kern, dtype, from, k, to);
+        coded_decode(job->kern, &job->rows->stored, row, 0, k, to);
     if (needs_rounding(job->num, job->rows)) {
         for (size_t i = 0; i < k; i++)
             to[i] = round_native(to[i], job->num->dtype);
@@ -68,8 +65,8 @@ static bool measure_row(rows_job *job, size_t row, const float *x)
     bool finite = true;
     weight_range *r = &job->ranges[row];
     *r = (weight_range){.lo_row = row + job->rows->first, .hi_row = row + job->rows->first};
-    if (job->rows->k > 0)
-        job->kern->min_max(x, job->rows->k, &r->lo, &r->hi, &finite);
+    if (job->rows->stored.k > 0)
+        job->kern->min_max(x, job->rows->stored.k, &r->lo, &r->hi, &finite);
     if (!finite)
         keep_smallest(&job->bad_row, row);
     r->lo = fminf(r->lo, 0.0f);
@@ -158,7 +155,7 @@ static int64_t quantize_exact(const kernels *kern, const float *x, size_t n, flo
 static void quantize_row(rows_job *job, size_t row, const float *x, size_t scale_at)
 {
     const weight_codes *out = job->out;
-    size_t k = job->rows->k;
+    size_t k = job->rows->stored.k;
     tare_dtype m = job->num->compat ? job->num->dtype : TARE_F32;
     float s = out->scales[scale_at], least = job->rows->asymmetric ? -128.0f : -127.0f;
     const float *offset = job->rows->asymmetric ? &out->offsets[scale_at] : NULL;
@@ -223,7 +220,7 @@ static tare_status report_bad(tare_context *ctx, rows_job *job)
     if (row < job->rows->count) {
         const float *x = load_row(job, row, 0);
         size_t col = 0;
-        while (col + 1 < job->rows->k && isfinite(x[col]))
+        while (col + 1 < job->rows->stored.k && isfinite(x[col]))
             col++;
         return TARE_FAIL(ctx, TARE_E_NUMERIC, "the weight at row %zu, column %zu is %s",
                          job->rows->first + row, col, isnan(x[col]) ? "NaN" : "infinite");
@@ -235,7 +232,7 @@ static tare_status report_bad(tare_context *ctx, rows_job *job)
 static void lay_out(carver *c, void *component)
 {
     rows_job *job = component;
-    size_t k = job->rows->k;
+    size_t k = job->rows->stored.k;
     job->ranges = carve(c, job->rows->count, sizeof *job->ranges);
     job->widened = job->widens ? carve(c, job->threads, k * sizeof *job->widened) : NULL;
 }
@@ -243,19 +240,20 @@ static void lay_out(carver *c, void *component)
 static tare_status job_init(tare_context *ctx, const numerics *num, const weight_rows *rows,
                             rows_job *job)
 {
+    size_t k = rows->stored.k;
     *job = (rows_job){.ctx = ctx,
                       .num = num,
                       .kern = kernels_get(ctx),
                       .rows = rows,
                       .threads = (size_t)parallel_threads(ctx)};
-    job->rows_per_piece = rows->k < PIECE_ELEMENTS ? PIECE_ELEMENTS / (rows->k > 0 ? rows->k : 1)
-                                                   : 1;
+    job->rows_per_piece = k < PIECE_ELEMENTS ? PIECE_ELEMENTS / (k > 0 ? k : 1) : 1;
     atomic_init(&job->bad_row, rows->count);
     atomic_init(&job->large_row, rows->count);
-    if (!dtype_is_float(rows->dtype))
+    if (!rows->stored.codec)
         return TARE_FAIL(ctx, TARE_E_MODEL, "a weight in %s; F32, F16 and BF16 can be quantized",
-                         dtype_name(rows->dtype));
-    job->widens = rows->smooth || rows->dtype != TARE_F32 || needs_rounding(num, rows);
+                         dtype_name(rows->stored.dtype));
+    job->widens = rows->smooth || !coded_in_place(&rows->stored, TARE_F32, 0, 0) ||
+                  needs_rounding(num, rows);
     return carver_alloc(ctx, lay_out, job);
 }
 
@@ -305,7 +303,7 @@ done:
 
 size_t weight_quantize_bytes(const tare_context *ctx, size_t n, size_t k)
 {
-    rows_job job = {.rows = &(weight_rows){.count = n, .k = k},
+    rows_job job = {.rows = &(weight_rows){.count = n, .stored.k = k},
                     .threads = (size_t)parallel_threads(ctx),
                     .widens = true};
     return carver_bytes(lay_out, &job);

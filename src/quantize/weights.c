@@ -22,7 +22,7 @@ tare_status weight_quantize_rows(tare_context *ctx, const numerics *num, const w
 {
     tare_status status = TARE_OK;
     weight_range range = {0};
-    TRY(allocate_result(ctx, rows->count, rows->k, per_tensor, out));
+    TRY(allocate_result(ctx, rows->count, rows->stored.k, per_tensor, out));
     weight_codes codes = {
         .q = out->q, .scales = out->scales, .row_sums = out->row_sums, .zero_rows = out->zero_rows};
     if (per_tensor)
@@ -37,7 +37,7 @@ done:
 tare_status weight_quantize(tare_context *ctx, const numerics *num, tare_dtype dtype, const void *w,
                             size_t n, size_t k, bool per_tensor, quantized_weight *out)
 {
-    weight_rows rows = {.dtype = dtype, .data = w, .count = n, .k = k};
+    weight_rows rows = {.stored = coded_plain(dtype, w, k), .count = n};
     return weight_quantize_rows(ctx, num, &rows, per_tensor, out);
 }
 

@@ -139,3 +139,29 @@ void narrow_from_float(const tare_context *ctx, tare_dtype dtype, const float *f
     conversion c = {kernels_get(ctx), dtype, from, to, count};
     parallel_for(ctx, (count + CHUNK - 1) / CHUNK, narrow_chunk, &c);
 }
+
+#define FIRST_WITH(name, type)                                                                     \
+    static size_t name(const type *x, size_t n, type bits)                                         \
+    {                                                                                              \
+        unsigned found = 0;                                                                        \
+        for (size_t i = 0; i < n; i++)                                                             \
+            found |= (x[i] & bits) == bits;                                                        \
+        for (size_t i = 0; found && i < n; i++)                                                    \
+            if ((x[i] & bits) == bits)                                                             \
+                return i;                                                                          \
+        return n;                                                                                  \
+    }
+
+FIRST_WITH(first_with8, uint8_t)
+FIRST_WITH(first_with16, uint16_t)
+FIRST_WITH(first_with32, uint32_t)
+
+/* In FP8 NaN has all bits set but the sign, in the others NaN and infinity all of the exponent. */
+size_t first_not_finite(tare_dtype dtype, const void *x, size_t n)
+{
+    return dtype == TARE_F32       ? first_with32(x, n, 0x7f800000u)
+           : dtype == TARE_BF16    ? first_with16(x, n, 0x7f80)
+           : dtype == TARE_F16     ? first_with16(x, n, 0x7c00)
+           : dtype == TARE_F8_E4M3 ? first_with8(x, n, 0x7f)
+                                   : n;
+}

@@ -12,6 +12,7 @@
 #include "base/dtype.h"
 #include "base/memory.h"
 #include "base/strings.h"
+#include "tensor/codec.h"
 
 enum {
     GEMM_MAX_K = 65536 /* 255*128*65536 < 2^31: no int32 overflow */
@@ -43,12 +44,17 @@ void gemm_onednn_version(buffer *out);
  * copy. */
 typedef struct gemm_weight gemm_weight;
 
-/* `w` [N,K] in `dtype` F32, F16 or BF16 (TARE_E_MODEL: another); n, k > 0. Parallel. */
+/* Rows [N,K] with n, k > 0, which are decoded while they are packed. Parallel. TARE_E_MODEL: they
+ * have no codec. */
+tare_status gemm_weight_pack(tare_context *ctx, gemm_compute compute, const coded_rows *rows,
+                             size_t n, gemm_weight **out);
+/* The same of `w` [N,K] in F32, F16 or BF16. */
 tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
                                const void *w, size_t n, size_t k, gemm_weight **out);
 /* `w` NULL is allowed. */
 void gemm_weight_free(tare_context *ctx, gemm_weight *w);
-/* Accounted bytes of a weight, at most, and of a gemm_float on all threads. */
+/* Accounted bytes of a weight whose numbers are in `dtype`, at most, and of a gemm_float on all
+ * threads. */
 size_t gemm_weight_bytes(gemm_compute compute, tare_dtype dtype, size_t n, size_t k);
 size_t gemm_float_bytes(const tare_context *ctx);
 

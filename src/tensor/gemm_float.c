@@ -66,24 +66,9 @@ _Static_assert(sizeof(rows_scratch) <= GEMM_ROWS_SCRATCH, "the header promises e
 
 typedef struct pack_job {
     const kernels *kernels;
-    tare_dtype from;
-    const char *w;
+    const coded_rows *rows;
     const gemm_weight *to;
 } pack_job;
-
-/* `count` elements of one row to the panels' dtype: as they are, or rounded to BF16. */
-static void pack_convert(const pack_job *job, const char *from, size_t count, void *to)
-{
-    float wide[GEMM_DEPTH];
-    if (job->from == job->to->dtype) {
-        memcpy(to, from, count * dtype_size(job->from));
-    } else if (job->from == TARE_F16) {
-        job->kernels->fp16_to_float((const uint16_t *)(const void *)from, count, wide);
-        job->kernels->float_to_bf16(wide, count, to);
-    } else {
-        job->kernels->float_to_bf16((const float *)(const void *)from, count, to);
-    }
-}
 
 /* Spreads one row over a panel: `count` units, FP32 values or pairs of BF16, or halves. */
 static void scatter_words(const uint32_t *row, size_t count, uint32_t *to)
@@ -103,29 +88,31 @@ static void pack_panel(void *user, size_t panel, int thread)
     (void)thread;
     const pack_job *job = user;
     const gemm_weight *w = job->to;
-    size_t from_size = dtype_size(job->from), size = dtype_size(w->dtype);
-    size_t columns = size_min(w->n - panel * GEMM_PANEL, GEMM_PANEL);
-    char *out = (char *)w->panels + panel * GEMM_PANEL * w->depth * size;
+    size_t size = dtype_size(w->dtype), first = panel * GEMM_PANEL;
+    size_t columns = size_min(w->n - first, GEMM_PANEL);
+    char *out = (char *)w->panels + first * w->depth * size;
+    const char *there = coded_in_place(job->rows, w->dtype, first, 0);
     if (columns < GEMM_PANEL)
         memset(out, 0, GEMM_PANEL * w->depth * size);
     for (size_t k0 = 0; k0 < w->k; k0 += GEMM_DEPTH) {
         size_t depth = size_min(w->k - k0, GEMM_DEPTH),
                padded = size_min(w->depth - k0, GEMM_DEPTH);
         for (size_t j = 0; j < columns; j++) {
-            _Alignas(64) union {
-                uint32_t words[GEMM_DEPTH];
-                uint16_t halves[GEMM_DEPTH];
-            } row;
-            const char *from = job->w + ((panel * GEMM_PANEL + j) * w->k + k0) * from_size;
-            pack_convert(job, from, depth, &row);
+            _Alignas(64) uint16_t made[GEMM_DEPTH * sizeof(float) / sizeof(uint16_t)];
+            const void *row = made;
+            if (there && w->pairs)
+                memcpy(made, there + (j * w->k + k0) * size, depth * size);
+            else if (there)
+                row = there + (j * w->k + k0) * size;
+            else
+                coded_convert(job->kernels, job->rows, first + j, k0, depth, w->dtype, made);
             if (size == 4) {
-                scatter_words(row.words, depth, (uint32_t *)(void *)out + k0 * GEMM_PANEL + j);
+                scatter_words(row, depth, (uint32_t *)(void *)out + k0 * GEMM_PANEL + j);
             } else if (w->pairs) {
-                memset(row.halves + depth, 0, (padded - depth) * sizeof *row.halves);
-                scatter_words(row.words, padded / 2,
-                              (uint32_t *)(void *)out + k0 / 2 * GEMM_PANEL + j);
+                memset(made + depth, 0, (padded - depth) * sizeof *made);
+                scatter_words(row, padded / 2, (uint32_t *)(void *)out + k0 / 2 * GEMM_PANEL + j);
             } else {
-                scatter_halves(row.halves, depth, (uint16_t *)(void *)out + k0 * GEMM_PANEL + j);
+                scatter_halves(row, depth, (uint16_t *)(void *)out + k0 * GEMM_PANEL + j);
             }
         }
     }
@@ -150,23 +137,30 @@ static gemm_weight sized_weight(gemm_compute compute, tare_dtype dtype, size_t n
                          .depth = pairs ? size_round_up(k, GEMM_BLOCK_STEP) : k};
 }
 
-tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
-                               const void *w, size_t n, size_t k, gemm_weight **out)
+tare_status gemm_weight_pack(tare_context *ctx, gemm_compute compute, const coded_rows *rows,
+                             size_t n, gemm_weight **out)
 {
     bool pairs = compute == GEMM_BF16 && kernels_get(ctx)->gemm_bf16;
     *out = NULL;
-    if (!dtype_is_float(dtype))
+    if (!rows->codec)
         return TARE_FAIL(ctx, TARE_E_MODEL, "a weight in %s; F32, F16 and BF16 can be multiplied",
-                         dtype_name(dtype));
-    gemm_weight weight = sized_weight(compute, dtype, n, k, pairs);
+                         dtype_name(rows->dtype));
+    gemm_weight weight = sized_weight(compute, rows->dtype, n, rows->k, pairs);
     tare_status status = carver_alloc(ctx, lay_out, &weight);
     if (status != TARE_OK)
         return status;
     *weight.self = weight;
-    pack_job job = {kernels_get(ctx), dtype, w, weight.self};
+    pack_job job = {kernels_get(ctx), rows, weight.self};
     parallel_for(ctx, size_divide_up(n, GEMM_PANEL), pack_panel, &job);
     *out = weight.self;
     return TARE_OK;
+}
+
+tare_status gemm_weight_create(tare_context *ctx, gemm_compute compute, tare_dtype dtype,
+                               const void *w, size_t n, size_t k, gemm_weight **out)
+{
+    coded_rows rows = coded_plain(dtype, w, k);
+    return gemm_weight_pack(ctx, compute, &rows, n, out);
 }
 
 void gemm_weight_free(tare_context *ctx, gemm_weight *w)

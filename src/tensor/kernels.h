@@ -29,6 +29,8 @@ struct kernels {
     void (*fp16_to_float)(const uint16_t *x, size_t n, float *y);
     void (*float_to_bf16)(const float *x, size_t n, uint16_t *y);
     void (*float_to_fp16)(const float *x, size_t n, uint16_t *y);
+    /* y[i] = x[i] * scale, rounded to BF16; x in F8_E4M3. Exact. */
+    void (*fp8_to_float)(const uint8_t *x, size_t n, float scale, float *y);
 
     /* Extremes of x[n], n > 0. Exact. *finite is set false if any element is NaN or infinite (the
      * extremes are then undefined), and left alone otherwise. */

@@ -39,6 +39,7 @@ static inline void store_low_bytes(void *p, __m256i v)
 }
 
 #define v_store_bytes(p, i) store_low_bytes((p), (__m256i)(i))
+#define v_from_bytes(p)     ((v_uint)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(p))))
 
 /* No conversion from int64 before AVX-512: the integer is added to the bits of 1.5 * 2^52. */
 static inline __m256d vd_from_i64(const void *p)

@@ -29,6 +29,7 @@ static inline void v_to_half(void *p, __m512 v)
 }
 
 #define v_store_bytes(p, i) _mm_storeu_si128((void *)(p), _mm512_cvtepi32_epi8((__m512i)(i)))
+#define v_from_bytes(p)     ((v_uint)_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(p))))
 
 static inline __m512d vd_from_i64(const void *p)
 {

@@ -5,11 +5,18 @@
 
 #include "tensor/convert.h"
 #include "tensor/kernels_tables.h"
+#include "tensor/round.h"
 
 static void scalar_bf16_to_float(const uint16_t *x, size_t n, float *y)
 {
     for (size_t i = 0; i < n; i++)
         y[i] = bf16_to_float(x[i]);
+}
+
+static void scalar_fp8_to_float(const uint8_t *x, size_t n, float scale, float *y)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = round_bf16(fp8_to_float(x[i]) * scale);
 }
 
 static void scalar_fp16_to_float(const uint16_t *x, size_t n, float *y)
@@ -250,6 +257,7 @@ const kernels kernels_scalar = {
     .fp16_to_float = scalar_fp16_to_float,
     .float_to_bf16 = scalar_float_to_bf16,
     .float_to_fp16 = scalar_float_to_fp16,
+    .fp8_to_float = scalar_fp8_to_float,
     .min_max = scalar_min_max,
     .abs_max = scalar_abs_max,
     .quantize_symmetric = scalar_quantize_symmetric,

@@ -8,7 +8,7 @@
  *     v_fma(a, b, c)       a * b + c, rounded once
  *     v_max(a, b)          a > b ? a : b, and v_min alike: b if either is NaN
  *     v_from_half(p)       V_LANES FP16 at p; v_to_half(p, v) stores them, half to even
- *     v_store_bytes(p, i)  the low bytes of integer lanes
+ *     v_store_bytes(p, i)  the low bytes of integer lanes; v_from_bytes(p) V_LANES u8 as such lanes
  *     vd_from_i64(p)       V_LANES / 2 int64 below 2^51 at p as doubles
  *     vs_from_u8(p)        2 * V_LANES u8 at p as int16 lanes, and vs_from_s8
  *     vs_madd(a, b)        sums of neighbouring int16 products as int32 lanes
@@ -21,6 +21,7 @@
 
 #include "tensor/convert.h"
 #include "tensor/kernels_tables.h"
+#include "tensor/round.h"
 
 typedef float v_float __attribute__((vector_size(4 * V_LANES)));
 typedef int32_t v_int __attribute__((vector_size(4 * V_LANES)));
@@ -117,6 +118,25 @@ static void v_bf16_to_float(const uint16_t *x, size_t n, float *y)
     }
     for (; i < n; i++)
         y[i] = bf16_to_float(x[i]);
+}
+
+/* As fp8_to_float and round_bf16, without branches; the one NaN is quiet and survives rounding. */
+static void v_fp8_to_float(const uint8_t *x, size_t n, float scale, float *y)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES) {
+        v_uint code = v_from_bytes(x + i), magnitude = code & 0x7fu;
+        v_uint small = (v_uint)(__builtin_convertvector((v_int)magnitude, v_float) * 0x1p-9f);
+        v_uint normal = (magnitude << 20) + (120u << 23);
+        v_uint is_small = (v_uint)(magnitude < 8u), is_nan = (v_uint)(magnitude == 0x7fu);
+        v_uint u = (is_small & small) | (~is_small & normal);
+        u = (is_nan & 0x7fc00000u) | (~is_nan & u) | (code & 0x80u) << 24;
+        u = (v_uint)((v_float)u * scale);
+        u = (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
+        memcpy(y + i, &u, sizeof u);
+    }
+    for (; i < n; i++)
+        y[i] = round_bf16(fp8_to_float(x[i]) * scale);
 }
 
 static void v_float_to_bf16(const float *x, size_t n, uint16_t *y)
@@ -561,8 +581,9 @@ static void v_softmax(float *x, size_t n)
 /* The members of a table that every vector set has. */
 #define V_MEMBERS(set)                                                                             \
     .name = (set), .bf16_to_float = v_bf16_to_float, .fp16_to_float = v_fp16_to_float,             \
-    .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16, .min_max = v_min_max,      \
-    .abs_max = v_abs_max, .quantize_symmetric = v_quantize_symmetric, .multiply = v_multiply,      \
+    .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16,                            \
+    .fp8_to_float = v_fp8_to_float, .min_max = v_min_max, .abs_max = v_abs_max,                    \
+    .quantize_symmetric = v_quantize_symmetric, .multiply = v_multiply,                            \
     .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,                          \
     .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,          \
     .silu_mul = v_silu_mul, .gelu_mul = v_gelu_mul, .softcap = v_softcap, .add = v_add,            \

@@ -47,7 +47,7 @@ static inline void fill_weight(problem *p, smooth_weight *w, const char *name, s
                                bool has_bias)
 {
     *w = (smooth_weight){.name = name,
-                         .raw = random_floats(p, n * k, -1, 1),
+                         .raw = coded_plain(TARE_F32, random_floats(p, n * k, -1, 1), k),
                          .n = n,
                          .k = k,
                          .row_scale = random_floats(p, n, 1, 1),
@@ -58,7 +58,7 @@ static inline void fill_weight(problem *p, smooth_weight *w, const char *name, s
 
 static inline float *raw_floats(const smooth_weight *w)
 {
-    return (float *)(uintptr_t)w->raw;
+    return w->raw.data;
 }
 
 static inline void add_target(problem *p, size_t n, bool has_bias)

@@ -189,8 +189,7 @@ static void check_method(smooth_method method, bool compat, size_t tokens, size_
     smooth_weight targets[3], *list[3];
     for (size_t i = 0; i < 3; i++) {
         targets[i] = (smooth_weight){.name = "t",
-                                     .raw = w,
-                                     .dtype = TARE_F32,
+                                     .raw = coded_plain(TARE_F32, w, channels),
                                      .n = n[i],
                                      .k = channels,
                                      .stored = TARE_F16,

@@ -45,6 +45,12 @@ static void check_conversions(const kernels *k, size_t n, random_state *r)
     k->fp16_to_float(a, n, y);
     s->fp16_to_float(a, n, z);
     assert_memory_equal(y, z, 4 * n);
+    for (int i = 0; i < 4; i++) { /* scales down to where numbers are subnormal */
+        float scale = (float[]){1, 0.00071f, -3.3e38f / 448, 1e-37f}[i];
+        k->fp8_to_float((uint8_t *)a + 1, n, scale, y);
+        s->fp8_to_float((uint8_t *)a + 1, n, scale, z);
+        assert_memory_equal(y, z, 4 * n);
+    }
     free(x - 1), free(y), free(z), free(a), free(b);
 }
 

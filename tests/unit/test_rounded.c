@@ -190,12 +190,12 @@ static void make_group(const reference *r, m3_group *g)
         g->scales[0][i] = g->scales[1][i] = g->gain[i] = 1;
     for (size_t k = 0; k < 2; k++) {
         const tensor_info *t = info(r, "m3", k == 0 ? "w0" : "w1");
-        g->weights[k] = (smooth_weight){.name = t->name,
-                                        .raw = read_raw(r->ctx, r->tensors, t),
-                                        .dtype = r->dtype,
-                                        .n = t->shape[0],
-                                        .k = t->shape[1],
-                                        .col_scale = g->scales[k]};
+        g->weights[k] = (smooth_weight){
+            .name = t->name,
+            .raw = coded_plain(r->dtype, read_raw(r->ctx, r->tensors, t), t->shape[1]),
+            .n = t->shape[0],
+            .k = t->shape[1],
+            .col_scale = g->scales[k]};
         g->targets[k] = &g->weights[k];
     }
     g->group = (smooth_group){.name = "norm",
@@ -248,7 +248,7 @@ static void m3(const reference *r)
         check_m3(r, &g, bits, false);
     }
     for (size_t k = 0; k < 2; k++)
-        mem_free(r->ctx, (void *)(uintptr_t)g.weights[k].raw);
+        coded_free(r->ctx, &g.weights[k].raw);
 }
 
 static void test_m3(void **state)

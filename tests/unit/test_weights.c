@@ -244,9 +244,9 @@ static void test_asymmetric(void **state)
     int8_t q[4][3];
     float scales[4], offsets[4];
     bool zero[4];
-    weight_rows rows = {.data = lopsided, .count = 4, .k = 3, .asymmetric = true};
+    weight_rows rows = {
+        .stored = coded_plain(TARE_F32, lopsided, 3), .count = 4, .asymmetric = true};
     weight_codes codes = {.q = q[0], .scales = scales, .offsets = offsets, .zero_rows = zero};
-    rows.dtype = TARE_F32;
     assert_ok(ctx, weight_rows_quantize(ctx, &exact_f32, &rows, NULL, &codes));
     assert_memory_equal(q, lopsided_q, sizeof q);
     assert_memory_equal(scales, lopsided_scales, sizeof scales);
@@ -266,17 +266,17 @@ static void test_asymmetric_per_tensor(void **state)
     float scale, offset;
     weight_range range = {0};
     weight_rows rows = {
-        .dtype = TARE_F32, .data = lopsided, .count = 2, .k = 3, .asymmetric = true};
+        .stored = coded_plain(TARE_F32, lopsided, 3), .count = 2, .asymmetric = true};
     assert_ok(ctx, weight_rows_measure(ctx, &exact_bf16, &rows, &range));
     assert_true(range.lo == -100.0f && range.hi == 155.0f);
-    rows.data = lopsided[2];
+    rows.stored = coded_plain(TARE_F32, lopsided[2], 3);
     rows.first = 2;
     assert_ok(ctx, weight_rows_measure(ctx, &exact_bf16, &rows, &range));
     assert_true(range.lo == -510.0f && range.hi == 155.0f);
     assert_true(range.lo_row == 2 && range.hi_row == 0);
     for (size_t first = 0; first < 4; first++) {
         weight_codes codes = {.q = q[first], .scales = &scale, .offsets = &offset};
-        rows.data = lopsided[first];
+        rows.stored = coded_plain(TARE_F32, lopsided[first], 3);
         rows.first = first;
         rows.count = 1;
         assert_ok(ctx, weight_rows_quantize(ctx, &exact_bf16, &rows, &range, &codes));
@@ -297,7 +297,7 @@ static void test_asymmetric_bf16(void **state)
     for (int compat = 0; compat < 2; compat++) {
         int8_t q[3];
         float scale, offset;
-        weight_rows rows = {.dtype = TARE_F32, .data = w, .count = 1, .k = 3, .asymmetric = true};
+        weight_rows rows = {.stored = coded_plain(TARE_F32, w, 3), .count = 1, .asymmetric = true};
         weight_codes codes = {.q = q, .scales = &scale, .offsets = &offset};
         assert_ok(ctx, weight_rows_quantize(ctx, compat ? &compat_bf16 : &exact_bf16, &rows, NULL,
                                             &codes));
@@ -320,12 +320,12 @@ static void test_bad_rows(void **state)
     weight_range range = {0};
     weight_codes codes = {.q = q, .scales = scales, .offsets = offsets};
     weight_rows rows = {
-        .dtype = TARE_F32, .data = bad, .first = 100, .count = 2, .k = 2, .asymmetric = true};
+        .stored = coded_plain(TARE_F32, bad, 2), .first = 100, .count = 2, .asymmetric = true};
     assert_fails(ctx, weight_rows_quantize(ctx, &exact_f16, &rows, NULL, &codes), TARE_E_NUMERIC,
                  "row 101, column 1 is NaN");
     assert_fails(ctx, weight_rows_measure(ctx, &exact_f16, &rows, &range), TARE_E_NUMERIC,
                  "row 101, column 1 is NaN");
-    rows.data = large; /* 2.4e7 / 255 > 65504 */
+    rows.stored = coded_plain(TARE_F32, large, 2); /* 2.4e7 / 255 > 65504 */
     assert_fails(ctx, weight_rows_quantize(ctx, &exact_f16, &rows, NULL, &codes), TARE_E_NUMERIC,
                  "scale of weight row 101");
     assert_ok(ctx, weight_rows_measure(ctx, &exact_f16, &rows, &range));

@@ -1,0 +1,221 @@
+/* Reading rows of stored weights. */
+#include "model/stored.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "tensor/convert.h"
+
+enum { PIECE_BYTES = 16 << 20 };
+
+stored_weight stored_tensor(const tensor_info *tensor, size_t rows)
+{
+    stored_weight w = {.name = tensor->name,
+                       .tensor = tensor,
+                       .codec = coded_plain(tensor->dtype, NULL, 0).codec,
+                       .dtype = tensor->dtype,
+                       .n = rows};
+    w.k = rows ? tensor_elements(tensor) / rows : 0;
+    return w;
+}
+
+stored_weight stored_whole(const tensor_info *tensor)
+{
+    return stored_tensor(tensor, tensor->rank > 0 ? tensor->shape[0] : 1);
+}
+
+stored_weight stored_matrix(const char *name, const tensor_info *tensor, const tensor_info *scales,
+                            size_t first, size_t n)
+{
+    const codec *c = codec_of(tensor->dtype);
+    return (stored_weight){.name = name,
+                           .tensor = tensor,
+                           .scales = scales,
+                           .codec = c,
+                           .dtype = c->values,
+                           .n = n,
+                           .k = tensor->shape[tensor->rank - 1],
+                           .first = first};
+}
+
+tensor_info stored_values(const stored_weight *w)
+{
+    tensor_info t = *w->tensor;
+    bool whole = tensor_elements(&t) == w->n * w->k && (t.rank <= 2 || t.shape[0] == w->n);
+    t.name = w->name;
+    t.dtype = w->dtype;
+    if (!whole) {
+        t.rank = 2;
+        t.shape[0] = w->n;
+        t.shape[1] = w->k;
+    }
+    t.bytes = (uint64_t)w->n * w->k * dtype_size(t.dtype);
+    return t;
+}
+
+/* ---- sizes ---- */
+
+size_t stored_row_bytes(const stored_weight *w)
+{
+    return w->k * dtype_size(w->tensor->dtype);
+}
+
+/* The rows may begin and end in the middle of a block. */
+size_t stored_scales(const stored_weight *w, size_t rows)
+{
+    size_t block = w->scales ? w->codec->block : 0;
+    return block ? (rows / block + 2) * size_divide_up(w->k, block) : 0;
+}
+
+uint64_t stored_bytes(const stored_weight *w)
+{
+    uint64_t scales = 0;
+    if (w->scales)
+        scales = size_divide_up(w->n, w->codec->block) * size_divide_up(w->k, w->codec->block) *
+                 dtype_size(w->scales->dtype);
+    return (uint64_t)w->n * stored_row_bytes(w) + scales;
+}
+
+size_t stored_room_bytes(const stored_weight *w, size_t rows)
+{
+    return mem_array_bytes(rows, stored_row_bytes(w)) +
+           (w->scales ? mem_array_bytes(stored_scales(w, rows), sizeof(float)) : 0);
+}
+
+size_t stored_reading_bytes(const stored_weight *w, size_t rows)
+{
+    size_t scales = stored_scales(w, rows) * sizeof(float);
+    return file_read_bytes(size_max(rows * stored_row_bytes(w), scales)) +
+           (w->scales ? mem_block_bytes(scales) : 0);
+}
+
+size_t stored_step(const stored_weight *w)
+{
+    size_t row_bytes = stored_row_bytes(w);
+    return row_bytes ? size_min(w->n, size_max(PIECE_BYTES / row_bytes, 1)) : 0;
+}
+
+size_t stored_stream_bytes(const stored_weight *w)
+{
+    size_t step = stored_step(w);
+    return step ? stored_room_bytes(w, step) + stored_reading_bytes(w, step) : 0;
+}
+
+/* ---- rows as they are stored ---- */
+
+tare_status stored_room(const checkpoint *c, const stored_weight *w, size_t rows, coded_rows *out)
+{
+    tare_context *ctx = checkpoint_context(c);
+    *out = (coded_rows){.codec = w->codec, .dtype = w->dtype, .k = w->k};
+    out->data = mem_alloc_array(ctx, rows, stored_row_bytes(w));
+    if (w->scales)
+        out->scales = mem_alloc_array(ctx, stored_scales(w, rows), sizeof *out->scales);
+    if (out->data && (out->scales || !w->scales))
+        return TARE_OK;
+    coded_free(ctx, out);
+    return TARE_E_MEMORY;
+}
+
+static tare_status check_scales(tare_context *ctx, const stored_weight *w, const float *scales,
+                                size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (!(fabsf(scales[i]) <= w->codec->most_scale))
+            return TARE_FAIL(ctx, TARE_E_NUMERIC,
+                             "%s: a scale of %g makes numbers that are infinite", w->scales->name,
+                             (double)scales[i]);
+    return TARE_OK;
+}
+
+/* *at: row `first` in their blocks. */
+static tare_status read_scales(checkpoint *c, const stored_weight *w, size_t first, size_t count,
+                               float *scales, size_t *at)
+{
+    tare_status status = TARE_OK;
+    tare_context *ctx = checkpoint_context(c);
+    const tensor_info *t = w->scales;
+    *at = 0;
+    if (!t || count == 0)
+        return TARE_OK;
+    /* Blocks do not reach from one matrix into the next. */
+    size_t matrix_rows = w->tensor->shape[w->tensor->rank - 2], block = w->codec->block;
+    size_t matrix = (w->first + first) / matrix_rows, row = (w->first + first) % matrix_rows;
+    size_t columns = size_divide_up(w->k, block), width = dtype_size(t->dtype);
+    size_t grid = size_divide_up(row + count, block) - row / block, cells = grid * columns;
+    uint64_t begin = (uint64_t)matrix * size_divide_up(matrix_rows, block) + row / block;
+    void *stored = mem_alloc_array(ctx, cells, width);
+    if (!stored)
+        return TARE_E_MEMORY;
+    TRY(checkpoint_read(c, t, begin * columns * width, stored, cells * width));
+    widen_to_float(ctx, t->dtype, stored, cells, scales);
+    TRY(check_scales(ctx, w, scales, cells));
+    *at = row % block;
+done:
+    mem_free(ctx, stored);
+    return status;
+}
+
+tare_status stored_read(checkpoint *c, const stored_weight *w, size_t first, size_t count,
+                        coded_rows *room)
+{
+    size_t row_bytes = stored_row_bytes(w);
+    tare_status status = checkpoint_read(c, w->tensor, (uint64_t)(w->first + first) * row_bytes,
+                                         room->data, count * row_bytes);
+    return status == TARE_OK ? read_scales(c, w, first, count, room->scales, &room->first) : status;
+}
+
+tare_status stored_read_in(checkpoint *c, const stored_weight *w, size_t first, size_t count,
+                           void *room, float *scales, coded_rows *out)
+{
+    size_t row_bytes = stored_row_bytes(w);
+    *out = (coded_rows){.codec = w->codec, .dtype = w->dtype, .scales = scales, .k = w->k};
+    tare_status status = checkpoint_read_in(c, w->tensor, (uint64_t)(w->first + first) * row_bytes,
+                                            count * row_bytes, room, &out->data);
+    return status == TARE_OK ? read_scales(c, w, first, count, scales, &out->first) : status;
+}
+
+tare_status stored_load(checkpoint *c, const stored_weight *w, coded_rows *out)
+{
+    tare_status status = stored_room(c, w, w->n, out);
+    if (status == TARE_OK)
+        status = stored_read(c, w, 0, w->n, out);
+    if (status != TARE_OK)
+        coded_free(checkpoint_context(c), out);
+    return status;
+}
+
+tare_status stored_stream(checkpoint *c, const stored_weight *w, stored_rows_fn piece, void *user)
+{
+    size_t step = stored_step(w);
+    coded_rows rows;
+    if (step == 0)
+        return TARE_OK;
+    tare_status status = stored_room(c, w, step, &rows);
+    for (size_t first = 0; first < w->n && status == TARE_OK; first += step) {
+        size_t count = size_min(w->n - first, step);
+        TRY(context_check_cancelled(checkpoint_context(c)));
+        TRY(stored_read(c, w, first, count, &rows));
+        TRY(piece(user, first, count, &rows));
+    }
+done:
+    coded_free(checkpoint_context(c), &rows);
+    return status;
+}
+
+/* ---- rows as numbers ---- */
+
+tare_status stored_read_rows(checkpoint *c, const stored_weight *w, size_t first, size_t count,
+                             tare_dtype dtype, void *out)
+{
+    tare_status status = TARE_OK;
+    coded_rows rows = {0};
+    if (w->tensor->dtype == dtype && w->dtype == dtype)
+        return checkpoint_read(c, w->tensor, (uint64_t)(w->first + first) * stored_row_bytes(w),
+                               out, count * stored_row_bytes(w));
+    TRY(stored_room(c, w, count, &rows));
+    TRY(stored_read(c, w, first, count, &rows));
+    coded_convert_rows(checkpoint_context(c), &rows, 0, count, dtype, out);
+done:
+    coded_free(checkpoint_context(c), &rows);
+    return status;
+}
