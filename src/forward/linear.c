@@ -33,10 +33,11 @@ tare_status linear_read(tare_model *model, const model_linear *linear, raw_weigh
 {
     tare_status status = TARE_OK;
     const tensor_info *t = linear->weight;
-    *out = (raw_weight){mem_alloc(model->ctx, t->bytes), t->dtype};
+    size_t bytes = linear->n * linear->k * dtype_size(t->dtype);
+    *out = (raw_weight){mem_alloc(model->ctx, bytes), t->dtype};
     if (!out->data)
         return TARE_E_MEMORY;
-    TRY(checkpoint_read(model->checkpoint, t, 0, out->data, t->bytes));
+    TRY(checkpoint_read(model->checkpoint, t, 0, out->data, bytes));
     if (model->load_dtype != TARE_DTYPE_COUNT && model->load_dtype != t->dtype)
         TRY(cast_weight(model->ctx, out, linear->n, linear->k, model->load_dtype));
 done:

@@ -11,7 +11,8 @@ typedef struct raw_weight {
     tare_dtype dtype;
 } raw_weight;
 
-/* Reads the whole weight, in the model's load_dtype if it has one. */
+/* Reads the weight, in the model's load_dtype if it has one: its first linear->n rows, which of a
+ * model's own linear are all. */
 tare_status linear_read(tare_model *model, const model_linear *linear, raw_weight *out);
 
 /* Accounted bytes, at most: of a weight in memory, and while it is read. */

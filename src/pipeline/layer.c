@@ -157,8 +157,10 @@ static tare_status integer_linear(calibrated_layer *c, const live_linear *l, con
                                   float *y)
 {
     output_work w = {.c = c, .kernels = kernels_get(c->run->ctx), .l = l, .y = y};
-    return gemm_u8s8_tiles(c->run->ctx, c->quantized, l->q.q, b->rows, l->q.n, l->q.k,
-                           dequantize_tile, &w);
+    tare_status status = gemm_u8s8_tiles(c->run->ctx, c->quantized, l->q.q, b->rows, l->q.n, l->q.k,
+                                         dequantize_tile, &w);
+    run_spent(c->run, WORK_INT8);
+    return status;
 }
 
 static tare_status float_linear_run(calibrated_layer *c, const live_linear *l, const batch *b,
@@ -174,8 +176,11 @@ static tare_status float_linear_run(calibrated_layer *c, const live_linear *l, c
                         .linear_index = (size_t)(l->linear - r->model->linears)};
         parallel_for(r->ctx, b->samples, mix_sample, &w);
         x = c->mixed;
+        run_spent(r, WORK_OBSERVE);
     }
-    return gemm_float(r->ctx, l->weight, x, b->rows, l->bias, y);
+    tare_status status = gemm_float(r->ctx, l->weight, x, b->rows, l->bias, y);
+    run_spent(r, WORK_FLOAT);
+    return status;
 }
 
 static tare_status calibrated_linears(void *user, graph_unit unit, const batch *b, const float *x,
@@ -186,6 +191,7 @@ static tare_status calibrated_linears(void *user, graph_unit unit, const batch *
     run *r = c->run;
     const unit_spec *u = &c->out.work.block->graph->units[unit];
     bool measured = false, quantized_ready = false;
+    run_spent(r, WORK_ROWS);
     if (c->observers[unit])
         TRY(observe(c, unit, b, x, u->k));
     for (size_t i = u->first; i < u->first + u->count; i++) {
@@ -203,6 +209,7 @@ static tare_status calibrated_linears(void *user, graph_unit unit, const batch *
             parallel_for(r->ctx, b->rows, quantize_row, &w);
             quantized_ready = true;
         }
+        run_spent(r, WORK_OBSERVE);
         TRY(l->weight ? float_linear_run(c, l, b, x, y[i - u->first])
                       : integer_linear(c, l, b, y[i - u->first]));
     }
@@ -216,7 +223,10 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
                                         const float *v)
 {
     calibrated_layer *c = user;
-    return attention_observe(c->run, c->fa, b, q, k, v);
+    run_spent(c->run, WORK_ROWS);
+    tare_status status = c->fa ? attention_observe(c->run, c->fa, b, q, k, v) : TARE_OK;
+    run_spent(c->run, WORK_FA);
+    return status;
 }
 
 tare_status layer_source_load(run *r, const segment_work *s, layer_source *source)
@@ -338,15 +348,16 @@ static tare_status calibrate(calibrated_layer *c)
 {
     tare_status status = TARE_OK;
     run *r = c->run;
-    segment_pass pass = {.work = c->out.work,
-                         .norms = &c->out.norms,
-                         .ops = {.user = c, .linears = calibrated_linears},
-                         .begin = find_samples,
-                         .checks = true};
-    pass.ops.attention = c->fa ? calibrated_attention : NULL;
+    segment_pass pass = {
+        .work = c->out.work,
+        .norms = &c->out.norms,
+        .ops = {.user = c, .linears = calibrated_linears, .attention = calibrated_attention},
+        .begin = find_samples,
+        .checks = true};
     TRY(block_norms_load(r->model, c->out.work.block, c->out.work.segment, &c->out.norms));
     TRY(smoothing_norms(r, &c->out.work, &c->out.norms));
     TRY(segment_run(r, &pass, &r->calibrated));
+    run_spent(r, WORK_ROWS);
 done:
     return status;
 }
@@ -411,6 +422,15 @@ static tare_status calibrate_segment(calibrated_layer *c)
         TRY(attention_finish(r, s->block->index, c->fa));
 done:
     return TARE_WRAP(r->ctx, status, "%s", s->block->name);
+}
+
+tare_status calibrate_slice(run *r, const segment_work *s, layer_source *source)
+{
+    calibrated_layer c = {.run = r, .out = {.work = *s}, .source = *source};
+    *source = (layer_source){0};
+    tare_status status = calibrate_segment(&c);
+    unload(&c);
+    return status;
 }
 
 static tare_status quantize_segment(run *r, const segment_work *s)
