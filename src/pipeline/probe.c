@@ -11,10 +11,11 @@
 enum {
     FEW_TOKENS = 16,
     MORE_TOKENS = 64,
-    TOKENS = 512,
+    TOKENS = 384,
     ROWS = 96,
     ROWS_A_THREAD = 128,
-    MOST_WEIGHTS = 64 << 20
+    WEIGHTS_A_THREAD = 5 << 20,
+    MOST_THREADS = 16
 };
 
 void run_spent(run *r, work_kind kind)
@@ -81,15 +82,21 @@ static const model_block *choose_block(const run_plan *plan)
     return best;
 }
 
-/* The model as it would be with one layer of so many rows. */
+static size_t threads_of(const tare_context *ctx)
+{
+    return size_min((size_t)ctx->options.threads, MOST_THREADS);
+}
+
+/* The model as it would be with one layer of so many rows, or fewer: an idle machine has to be done
+ * with them in a second. */
 static void cut_model(slice *s, const model_block *block, size_t rows)
 {
     tare_model *m = &s->model;
     block_graph *g = &m->graph;
-    size_t weights = 0, pairs = 0;
+    size_t columns = 0, pairs = 0;
     for (size_t i = 0; i < g->num_linears; i++)
-        weights += g->linears[i].k;
-    rows = size_min(rows, MOST_WEIGHTS / weights + 1);
+        columns += g->linears[i].k;
+    rows = size_min(rows, threads_of(s->env.ctx) * WEIGHTS_A_THREAD / columns + 1);
     for (size_t i = 0; i < g->num_linears; i++) {
         s->linears[i] = *block_linear(m, block, i);
         s->linears[i].n = size_min(s->linears[i].n, rows);
@@ -219,7 +226,7 @@ static tare_status measure_quantized(const run_plan *plan, tare_work *work)
 {
     tare_status status = TARE_OK;
     tare_work ignored[WORK_COUNT];
-    size_t rows = ROWS_A_THREAD * (size_t)plan->env->ctx->options.threads, n;
+    size_t rows = ROWS_A_THREAD * threads_of(plan->env->ctx), n;
     TRY(measure(plan, false, FEW_TOKENS, FEW_TOKENS, quantized_kinds, ignored, &n));
     TRY(measure(plan, false, TOKENS, rows, quantized_kinds, work, &n));
 done:
