@@ -286,8 +286,8 @@ typedef struct tare_plan {
     double seconds; /* estimate from the rates that are known; < 0: no probe */
 } tare_plan;
 
-/* Plans a run and stops: reads no tensor data (but for the probe of the disk) and touches no output
- * folder; `options->out` may be NULL. The probe takes about two seconds. TARE_E_BUDGET when no plan
+/* Plans a run and stops: reads no tensor data (but for the probe) and touches no output folder;
+ * `options->out` may be NULL. The probe takes about two seconds. TARE_E_BUDGET when no plan
  * fits; the memory part of *plan is filled in then too. tare_quantize plans in the same way. */
 TARE_API tare_status tare_quantize_plan(tare_context *ctx, const tare_quantize_options *options,
                                         tare_plan *plan);

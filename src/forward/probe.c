@@ -2,6 +2,7 @@
 
 #include "base/progress.h"
 #include "base/sized.h"
+#include "base/sizes.h"
 #include "tensor/convert.h"
 
 /* Least time that is spent on a kind, unless one piece takes longer. */
@@ -9,42 +10,44 @@
 #define READ_SECONDS  0.3
 enum { READ_PIECE = 16 << 20, READ_MOST = 256 << 20 };
 
-/* ---- made-up data: of the usual size and spread ---- */
+/* ---- a slice of the model ---- */
 
-static uint32_t next_random(uint32_t *state)
+float *probe_floats(tare_context *ctx, size_t rows, size_t cols)
 {
-    return *state = *state * 1664525u + 1013904223u;
-}
-
-float *probe_floats(tare_context *ctx, size_t count)
-{
-    float *x = mem_alloc_array(ctx, count, sizeof *x);
+    float *x = mem_alloc_array(ctx, rows * cols, sizeof *x);
     uint32_t state = 1;
-    for (size_t i = 0; x && i < count; i++)
-        x[i] = ((float)(next_random(&state) >> 16) + (float)(next_random(&state) >> 16) -
-                65536.0f) /
-               32768.0f;
+    for (size_t i = 0; x && i < rows * cols; i++) {
+        state = state * 1664525u + 1013904223u;
+        x[i] = ((float)(state >> 16) / 32768 - 1) * (float)(1u << (i % cols % 5)) / 4;
+    }
     return x;
 }
 
-void *probe_weights(tare_context *ctx, tare_dtype dtype, size_t count)
+void probe_cut(model_linear *linear, size_t rows)
 {
-    void *w = mem_alloc_array(ctx, count, dtype_size(dtype));
-    float *x = w ? probe_floats(ctx, 4096) : NULL;
-    if (!x) {
-        mem_free(ctx, w);
-        return NULL;
-    }
-    for (size_t i = 0; i < count; i += 4096) {
-        size_t n = count - i < 4096 ? count - i : 4096;
-        narrow_from_float(ctx, dtype, x, n, (char *)w + i * dtype_size(dtype));
-    }
+    linear->n = linear->weight.n = size_min(linear->n, rows);
+}
+
+tare_status probe_weight(tare_model *model, const model_linear *cut, coded_rows *out)
+{
+    tare_context *ctx = model->ctx;
+    const stored_weight *w = &cut->weight;
+    if (checkpoint_has_data(model->checkpoint, w->tensor, 0, w->n * stored_row_bytes(w)))
+        return stored_load(model->checkpoint, w, out);
+    float *x = probe_floats(ctx, 1, w->k);
+    char *made = mem_alloc_array(ctx, w->n, w->k * dtype_size(w->dtype));
+    for (size_t i = 0; x && made && i < w->n; i++)
+        narrow_from_float(ctx, w->dtype, x, w->k, made + i * w->k * dtype_size(w->dtype));
+    *out = coded_plain(w->dtype, made, w->k);
     mem_free(ctx, x);
-    return w;
+    if (x && made)
+        return TARE_OK;
+    coded_free(ctx, out);
+    return TARE_E_MEMORY;
 }
 
 /* The linear with most weights, which has most of the work. */
-const model_linear *probe_linear(const tare_model *model)
+static const model_linear *widest_linear(const tare_model *model)
 {
     const model_linear *widest = NULL;
     for (size_t i = 0; i < model->blocks[0].graph->num_linears; i++) {
@@ -55,85 +58,41 @@ const model_linear *probe_linear(const tare_model *model)
     return widest;
 }
 
-/* Does `piece` until enough time has passed; the mean rate. */
-tare_status probe_repeat(tare_status (*piece)(void *user), void *user, double units, double *rate)
-{
-    tare_status status = TARE_OK;
-    double start = clock_seconds(), elapsed = 0;
-    size_t times = 0;
-    while (status == TARE_OK && elapsed < PIECE_SECONDS) {
-        status = piece(user);
-        times++;
-        elapsed = clock_seconds() - start;
-    }
-    *rate = (double)times * units / elapsed;
-    return status;
-}
-
 /* ---- products ---- */
 
-typedef struct float_probe {
-    tare_context *ctx;
-    gemm_compute compute;
-    tare_dtype dtype;
-    size_t m, n, k;
-    void *w;
-    gemm_weight *packed;
-    float *x, *y;
-} float_probe;
-
-static tare_status float_piece(void *user)
+tare_status probe_products(tare_model *model, gemm_compute compute, size_t rows, double *packing,
+                           double *products)
 {
-    float_probe *p = user;
-    return gemm_float(p->ctx, p->packed, p->x, p->m, NULL, p->y);
-}
-
-static tare_status pack_piece(void *user)
-{
-    float_probe *p = user;
-    gemm_weight_free(p->ctx, p->packed);
-    return gemm_weight_create(p->ctx, p->compute, p->dtype, p->w, p->n, p->k, &p->packed);
-}
-
-static tare_status probe_float_gemm(tare_model *model, gemm_compute compute, size_t rows,
-                                    bool packing, double *rate)
-{
-    tare_status status = TARE_E_MEMORY;
+    tare_status status = TARE_OK;
     tare_context *ctx = model->ctx;
-    const model_linear *l = probe_linear(model);
-    float_probe p = {.ctx = ctx,
-                     .compute = compute,
-                     .k = l->k,
-                     .m = rows < 192 ? rows : 192,
-                     .dtype = l->weight.dtype};
-    size_t threads = (size_t)ctx->options.threads, some = 512 * (threads < 16 ? threads : 16);
-    p.n = l->n < some ? l->n : some;
-    p.w = probe_weights(ctx, p.dtype, p.n * p.k);
-    p.x = probe_floats(ctx, p.m * p.k);
-    p.y = mem_alloc_array(ctx, p.m * p.n, sizeof *p.y);
-    if (!p.w || !p.x || !p.y)
-        goto done;
-    TRY(pack_piece(&p));
-    if (packing)
-        TRY(probe_repeat(pack_piece, &p, (double)p.n * (double)p.k, rate));
-    else
-        TRY(probe_repeat(float_piece, &p, 2.0 * (double)p.m * (double)p.n * (double)p.k, rate));
+    model_linear cut = *widest_linear(model);
+    size_t threads = (size_t)ctx->options.threads, m = rows < 192 ? rows : 192, times;
+    probe_cut(&cut, 512 * size_min(threads, 16));
+    double begun, seconds, weights = (double)cut.n * (double)cut.k;
+    coded_rows raw = {0};
+    float_linear l = {0};
+    float *x = probe_floats(ctx, m, cut.k), *y = mem_alloc_array(ctx, m * cut.n, sizeof *y);
+    TRY(x && y ? TARE_OK : TARE_E_MEMORY);
+    TRY(probe_weight(model, &cut, &raw));
+    begun = clock_seconds();
+    for (times = 0, seconds = 0; seconds < PIECE_SECONDS; seconds = clock_seconds() - begun) {
+        float_linear_free(ctx, &l);
+        TRY(float_linear_create(model, &cut, compute, &raw, &l));
+        times++;
+    }
+    *packing = (double)times * weights / seconds;
+    begun = clock_seconds();
+    for (times = 0, seconds = 0; seconds < PIECE_SECONDS; seconds = clock_seconds() - begun) {
+        TRY(gemm_float(ctx, l.weight, x, m, l.bias, y));
+        times++;
+    }
+    *products = 2 * (double)times * (double)m * weights / seconds;
 done:
-    gemm_weight_free(ctx, p.packed);
-    mem_free(ctx, p.w);
-    mem_free(ctx, p.x);
-    mem_free(ctx, p.y);
+    float_linear_free(ctx, &l);
+    coded_free(ctx, &raw);
+    mem_free(ctx, x);
+    mem_free(ctx, y);
     return status;
-}
-
-tare_status probe_products(tare_model *model, gemm_compute compute, size_t rows, double *rate)
-{
-    return probe_float_gemm(model, compute, rows, false, rate);
-}
-
-tare_status probe_packing(tare_model *model, gemm_compute compute, double *rate)
-{
-    return probe_float_gemm(model, compute, 1, true, rate);
 }
 
 /* ---- disk ---- */
@@ -170,8 +129,7 @@ tare_status tare_model_probe(tare_model *model, size_t rows, tare_model_rates *r
     tare_model_rates made = {0};
     TRY(SIZED_CHECK(model->ctx, tare_model_rates, rates));
     TRY(probe_reading(model, &made.read));
-    TRY(probe_packing(model, GEMM_FP32, &made.pack));
-    TRY(probe_products(model, GEMM_FP32, rows ? rows : 1, &made.products));
+    TRY(probe_products(model, GEMM_FP32, rows ? rows : 1, &made.pack, &made.products));
     sized_give(rates, &made, sizeof made);
 done:
     return status;

@@ -160,8 +160,10 @@ static void dequantize_tile(void *user, size_t row, size_t rows, size_t column, 
 static tare_status integer_linear(calibration *c, const live_linear *l, const batch *b, float *y)
 {
     output_work w = {.c = c, .kernels = kernels_get(c->run->ctx), .l = l, .y = y};
-    return gemm_u8s8_tiles(c->run->ctx, c->quantized, l->q.q, b->rows, l->q.n, l->q.k,
-                           dequantize_tile, &w);
+    tare_status status = gemm_u8s8_tiles(c->run->ctx, c->quantized, l->q.q, b->rows, l->q.n, l->q.k,
+                                         dequantize_tile, &w);
+    run_spent(c->run, WORK_INT8);
+    return status;
 }
 
 static tare_status float_linear_run(calibration *c, const live_linear *l, const batch *b,
@@ -177,8 +179,11 @@ static tare_status float_linear_run(calibration *c, const live_linear *l, const 
                         .linear_index = (size_t)(l->linear - r->model->linears)};
         parallel_for(r->ctx, b->samples, mix_sample, &w);
         x = c->mixed;
+        run_spent(r, WORK_OBSERVE);
     }
-    return gemm_float(r->ctx, l->weight, x, b->rows, l->bias, y);
+    tare_status status = gemm_float(r->ctx, l->weight, x, b->rows, l->bias, y);
+    run_spent(r, WORK_FLOAT);
+    return status;
 }
 
 static tare_status calibrated_linears(void *user, graph_unit unit, const batch *b, const float *x,
@@ -189,6 +194,7 @@ static tare_status calibrated_linears(void *user, graph_unit unit, const batch *
     run *r = c->run;
     const unit_spec *u = &c->out->work.block->graph->units[unit];
     bool measured = false, quantized_ready = false;
+    run_spent(r, WORK_ROWS);
     if (c->observers[unit])
         TRY(observe(c, unit, b, x, u->k));
     for (size_t i = u->first; i < u->first + u->count; i++) {
@@ -206,6 +212,7 @@ static tare_status calibrated_linears(void *user, graph_unit unit, const batch *
             parallel_for(r->ctx, b->rows, quantize_row, &w);
             quantized_ready = true;
         }
+        run_spent(r, WORK_OBSERVE);
         TRY(l->weight ? float_linear_run(c, l, b, x, y[i - u->first])
                       : integer_linear(c, l, b, y[i - u->first]));
     }
@@ -217,7 +224,10 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
                                         const float *v)
 {
     calibration *c = user;
-    return attention_observe(c->run, c->fa, b, q, k, v);
+    run_spent(c->run, WORK_ROWS);
+    tare_status status = c->fa ? attention_observe(c->run, c->fa, b, q, k, v) : TARE_OK;
+    run_spent(c->run, WORK_FA);
+    return status;
 }
 
 /* ---- the segment ---- */
@@ -287,17 +297,18 @@ tare_status calibrate_segment(run *r, layer_output *out)
     tare_status status = TARE_OK;
     const segment_work *s = &out->work;
     calibration c = {.run = r, .plan = r->plan, .work = s, .rows = r->work.rows, .out = out};
-    segment_pass pass = {.work = *s,
-                         .norms = &out->norms,
-                         .ops = {.user = &c, .linears = calibrated_linears},
-                         .begin = find_samples,
-                         .checks = true};
+    segment_pass pass = {
+        .work = *s,
+        .norms = &out->norms,
+        .ops = {.user = &c, .linears = calibrated_linears, .attention = calibrated_attention},
+        .begin = find_samples,
+        .checks = true};
     TRY(create_observers(&c));
     TRY(carver_alloc(r->ctx, lay_out_buffers, &c));
-    pass.ops.attention = c.fa ? calibrated_attention : NULL;
     TRY(block_norms_load(r->model, s->block, s->segment, &out->norms));
     TRY(smoothing_norms(r, s, &out->norms));
     TRY(segment_run(r, &pass, &r->calibrated));
+    run_spent(r, WORK_ROWS);
     if (c.fa)
         TRY(attention_finish(r, s->block->index, c.fa));
 done:

@@ -98,17 +98,21 @@ static tare_status observed_linears(void *user, graph_unit unit, const batch *b,
     float_work *w = user;
     const block_graph *g = w->block->graph;
     size_t k = g->units[unit].k;
+    run_spent(w->run, WORK_ROWS);
     for (size_t pair = 0; pair < g->num_pairs; pair++) {
         if (w->watch[pair].stats && g->pairs[pair].unit == unit)
             TRY(pair_watch_inputs(w->run, &w->watch[pair], b, x, k));
     }
+    run_spent(w->run, WORK_SMOOTHING);
     if (w->scoring)
         TRY(score_samples(w, unit, b, x, k));
     if (w->measuring)
         TRY(measure_samples(w, unit, b, x, k));
     if (w->selectors[unit])
         TRY(select_samples(w, unit, b, x, k));
+    run_spent(w->run, WORK_SCORE);
     TRY(float_block_linears(&w->linears, unit, b, x, y));
+    run_spent(w->run, WORK_FLOAT);
 done:
     return status;
 }
@@ -258,9 +262,11 @@ static tare_status smooth_then_score(float_work *w, const block_norms *norms, la
     TRY(forward(w, norms));
     if (smoothing_solves(r->plan))
         TRY(smoothing_solve(r, &w->work, source, w->watch));
+    run_spent(r, WORK_SMOOTHING);
     smoothing_unwatch(r, w->watch);
     if (w->measuring)
         score_measured(w);
+    run_spent(r, WORK_SCORE);
     if (again.states)
         TRY(score_again(w, norms, &again));
 done:

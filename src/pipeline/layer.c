@@ -198,6 +198,18 @@ static tare_status quantize_segment(run *r, const segment_work *s)
     return TARE_WRAP(r->ctx, status, "%s", s->block->name);
 }
 
+tare_status calibrate_slice(run *r, const segment_work *s, layer_source *source)
+{
+    segment_stage g = {.run = r, .out = {.work = *s}, .source = *source};
+    *source = (layer_source){0};
+    tare_status status = load_linears(&g);
+    if (status == TARE_OK)
+        status = calibrate(&g);
+    layer_source_free(r, &g.source);
+    layer_output_free(r, &g.out);
+    return status;
+}
+
 static void segment_hold(ledger *l, const segment_work *s)
 {
     const ledger before = *l;

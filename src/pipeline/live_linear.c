@@ -99,12 +99,14 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
         .linear = linear, .scheme = scheme, .activations = calibrated_activations(r->plan, scheme)};
     if (!raw->data)
         TRY(stored_load(r->model->checkpoint, &linear->weight, raw));
+    run_spent(r, WORK_READ);
     smooth_weight *smooth = smoothing_of(r, linear);
     if (smooth)
         smooth->raw = *raw;
     if (quantize) {
         weight_rows rows = {.stored = *raw, .smooth = smooth, .count = linear->n};
         TRY(weight_quantize_rows(r->ctx, &r->env->num, &rows, r->env->recipe->mm_tensor, &l->q));
+        run_spent(r, WORK_QUANTIZE);
     } else {
         if (smooth)
             TRY(smoothing_store(r, linear, raw));
@@ -116,7 +118,7 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
     if (quantize && runs_in_floats(r->plan, linear, scheme))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
-    if (!r->overlap)
+    if (!r->overlap && r->out)
         TRY(live_linear_write_float(r, l));
 done:
     coded_free(r->ctx, raw);

@@ -1,191 +1,281 @@
-/* Measures the kernels that a run will use, with its own shapes, on a slice of its work. Each kind
- * has one function here that does a piece and says how many units that was; nothing is assumed
- * about how a kernel works inside. */
+/* Measures a run's own code on a slice of its work: a block whose linears are cut to their first
+ * rows goes, with the first tokens of the samples, through the stages of the run, which say
+ * themselves what took the time (run_spent). Nothing is written. What cut linears do not put out
+ * are embeddings, left in the workspace: not the model's activations, but numbers like them. */
 #include <string.h>
 
-#include "base/parallel.h"
-#include "pipeline/probe.h"
-#include "quantize/smooth.h"
-#include "tensor/attention.h"
-#include "tensor/kernels.h"
+#include "base/sizes.h"
+#include "forward/probe.h"
+#include "pipeline/work_plan.h"
 
-/* ---- products ---- */
-
-typedef struct int8_probe {
-    const run_plan *plan;
-    size_t m, n, k;
-    uint8_t *x;
-    int8_t *w;
-    float *scales, *y;
-    int64_t *row_sums;
-} int8_probe;
-
-static void dequantize_tile(void *user, size_t row, size_t rows, size_t column, size_t columns,
-                            const int32_t *acc, size_t stride)
-{
-    const int8_probe *p = user;
-    for (size_t i = 0; i < rows; i++)
-        kernels_get(p->plan->env->ctx)
-            ->dequantize_row(acc + i * stride, columns, 128, p->row_sums + column, 0.01f,
-                             p->scales + column, columns, NULL, p->y + (row + i) * p->n + column);
-}
-
-static tare_status int8_piece(void *user)
-{
-    int8_probe *p = user;
-    return gemm_u8s8_tiles(p->plan->env->ctx, p->x, p->w, p->m, p->n, p->k, dequantize_tile, p);
-}
-
-tare_status probe_int8(const run_plan *plan, double *rate)
-{
-    tare_status status = TARE_E_MEMORY;
-    tare_context *ctx = plan->env->ctx;
-    const model_linear *l = probe_linear(plan->env->model);
-    size_t columns = 1024 * (size_t)ctx->options.threads;
-    int8_probe p = {.plan = plan, .k = l->k, .m = size_min(plan->layout.batch_rows, 512)};
-    p.m = size_min(p.m, plan->env->samples.tokens);
-    p.n = size_min(l->n, columns < 16384 ? columns : 16384);
-    p.x = mem_calloc(ctx, p.m, p.k);
-    p.w = mem_calloc(ctx, p.n, p.k);
-    p.scales = probe_floats(ctx, p.n);
-    p.row_sums = mem_calloc(ctx, p.n, sizeof *p.row_sums);
-    p.y = mem_alloc_array(ctx, p.m * p.n, sizeof *p.y);
-    if (!p.x || !p.w || !p.scales || !p.row_sums || !p.y)
-        goto done;
-    for (size_t i = 0; i < p.m * p.k; i++)
-        p.x[i] = (uint8_t)(i * 31);
-    for (size_t i = 0; i < p.n * p.k; i++)
-        p.w[i] = (int8_t)(i * 17);
-    size_t n = p.n, m = p.m;
-    p.m = p.n = 1; /* code is made in the first call */
-    TRY(int8_piece(&p));
-    p.m = m;
-    p.n = n;
-    TRY(probe_repeat(int8_piece, &p, 2.0 * (double)m * (double)n * (double)p.k, rate));
-done:
-    mem_free(ctx, p.x);
-    mem_free(ctx, p.w);
-    mem_free(ctx, p.scales);
-    mem_free(ctx, p.row_sums);
-    mem_free(ctx, p.y);
-    return status;
-}
-
-tare_status probe_float(const run_plan *plan, double *rate)
-{
-    return probe_products(plan->env->model, plan->env->compute, plan->env->samples.tokens, rate);
-}
-
-tare_status probe_pack(const run_plan *plan, double *rate)
-{
-    return probe_packing(plan->env->model, plan->env->compute, rate);
-}
-
-/* ---- attention and rows ---- */
-
-typedef struct attention_probe {
-    const run_plan *plan;
-    attention_shape shape;
-    float *q, *k, *out, *scratch;
-} attention_probe;
-
-static tare_status attention_piece(void *user)
-{
-    attention_probe *p = user;
-    size_t query = p->shape.num_heads * p->shape.head_dim;
-    size_t kv = p->shape.num_kv_heads * p->shape.head_dim;
-    attention_forward(p->plan->env->ctx, &p->shape, p->q, query, p->k, kv, p->k, kv, p->out, query,
-                      p->scratch);
-    return TARE_OK;
-}
-
-/* Samples of mean length; short ones are less efficient than long ones. */
-tare_status probe_attention(const run_plan *plan, double *rate)
-{
-    tare_status status = TARE_E_MEMORY;
-    tare_context *ctx = plan->env->ctx;
-    const model_config *c = &plan->env->model->config;
-    size_t group = c->num_heads / c->num_kv_heads, threads = (size_t)ctx->options.threads;
-    attention_probe p = {.plan = plan};
-    p.shape = (attention_shape){
-        .tokens = size_min(plan->env->samples.tokens / plan->env->samples.count, 1024),
-        .num_kv_heads = size_min(c->num_kv_heads, 2 * threads),
-        .head_dim = c->head_dim};
-    p.shape.num_heads = group * p.shape.num_kv_heads;
-    size_t n = p.shape.tokens, query = p.shape.num_heads * c->head_dim;
-    p.q = probe_floats(ctx, n * query);
-    p.k = probe_floats(ctx, n * p.shape.num_kv_heads * c->head_dim);
-    p.out = mem_alloc_array(ctx, n * query, sizeof(float));
-    p.scratch = mem_alloc_array(ctx, threads * attention_scratch_size(&p.shape), sizeof(float));
-    if (p.q && p.k && p.out && p.scratch)
-        status = probe_repeat(attention_piece, &p,
-                              2.0 * (double)n * (double)(n + 1) * (double)query, rate);
-    mem_free(ctx, p.q);
-    mem_free(ctx, p.k);
-    mem_free(ctx, p.out);
-    mem_free(ctx, p.scratch);
-    return status;
-}
-
-typedef struct rows_probe {
-    const run_plan *plan;
-    size_t rows, cols;
-    float *x, *y;
-} rows_probe;
-
-static void gate_row(void *user, size_t row, int thread)
-{
-    const rows_probe *p = user;
-    (void)thread;
-    kernels_get(p->plan->env->ctx)->silu_mul(p->y + row * p->cols, p->x + row * p->cols, p->cols);
-}
-
-/* Half of the values pass a norm, half a gate. */
-static tare_status rows_piece(void *user)
-{
-    rows_probe *p = user;
-    norm_rows(p->plan->env->model, p->x, p->x, NULL, p->rows, p->cols, TARE_F32, p->y);
-    parallel_for(p->plan->env->ctx, p->rows, gate_row, p);
-    return TARE_OK;
-}
-
-tare_status probe_rows(const run_plan *plan, double *rate)
-{
-    tare_status status = TARE_E_MEMORY;
-    rows_probe p = {.plan = plan, .rows = size_min(plan->env->samples.tokens, 512)};
-    p.cols = plan->env->model->config.hidden_size;
-    p.x = probe_floats(plan->env->ctx, p.rows * p.cols);
-    p.y = mem_alloc_array(plan->env->ctx, p.rows * p.cols, sizeof(float));
-    if (p.x && p.y)
-        status = probe_repeat(rows_piece, &p, 2.0 * (double)p.rows * (double)p.cols, rate);
-    mem_free(plan->env->ctx, p.x);
-    mem_free(plan->env->ctx, p.y);
-    return status;
-}
-
-/* ---- the table ---- */
-
-/* In this order: what weighs most comes first, as the time is limited. Writing and verifying go at
- * the rate of reading. */
-static const struct {
-    work_kind kind;
-    tare_status (*probe)(const run_plan *plan, double *rate);
-} probes[] = {
-    {WORK_READ, probe_read},           {WORK_INT8, probe_int8},           {WORK_FLOAT, probe_float},
-    {WORK_SMOOTHING, probe_smoothing}, {WORK_QUANTIZE, probe_quantize},   {WORK_PACK, probe_pack},
-    {WORK_OBSERVE, probe_observe},     {WORK_ATTENTION, probe_attention}, {WORK_FA, probe_fa},
-    {WORK_ROWS, probe_rows},           {WORK_SCORE, probe_score},
+enum {
+    FEW_TOKENS = 16,
+    MORE_TOKENS = 64,
+    TOKENS = 384,
+    ROWS = 96,
+    ROWS_A_THREAD = 128,
+    WEIGHTS_A_THREAD = 5 << 20,
+    MOST_THREADS = 16
 };
+
+void run_spent(run *r, work_kind kind)
+{
+    work_clock *c = r->clock;
+    if (!c)
+        return;
+    double now = clock_seconds();
+    c->seconds[c->last == WORK_FA ? WORK_ATTENTION : kind] += now - c->at;
+    c->at = now;
+    c->last = kind;
+}
+
+/* A run of one layer. */
+typedef struct slice {
+    run_env env;
+    run_plan plan;
+    run run;
+    work_clock clock;
+    tare_model model;
+    architecture arch;
+    model_block block;
+    model_linear linears[BLOCK_LINEARS + 1]; /* one that stands for the head behind them */
+    linear_score scores[BLOCK_LINEARS + 1];
+    layer_smoothing smoothing;
+    run_attention attention;
+    float *x;      /* [samples.tokens, hidden_size]: embeddings */
+    size_t length; /* of the only sample, if that is cut */
+    uint32_t id;   /* weights alone have no samples: one token */
+} slice;
+
+/* ---- what is cut ---- */
+
+/* The first samples, with at most so many tokens. */
+static void cut_samples(slice *s, size_t most)
+{
+    sample_set *set = &s->env.samples;
+    s->length = set->count ? size_min(set->lengths[0], most) : 1;
+    if (set->count == 0)
+        *set = (sample_set){.count = 1, .lengths = &s->length, .ids = &s->id};
+    batch b = batch_next(set->lengths, 0, set->count, most);
+    if (b.samples == 1)
+        set->lengths = &s->length;
+    set->count = b.samples;
+    set->tokens = b.samples == 1 ? s->length : b.rows;
+    set->longest = set->tokens; /* at most */
+}
+
+/* The first block in which most is done. */
+static const model_block *choose_block(const run_plan *plan)
+{
+    const tare_model *m = plan->env->model;
+    const model_block *best = NULL;
+    size_t most = 0;
+    for (size_t i = 0; i < m->config.num_layers; i++) {
+        const model_block *b = &m->blocks[i];
+        size_t done = 1 + plan->attentions[i].quantize;
+        for (size_t l = b->first_linear; l < b->first_linear + b->graph->num_linears; l++)
+            done += !plan_is_float(&plan->linears[l]) + smoothing_targets(plan, &m->linears[l]);
+        if (done > most)
+            best = b;
+        most = size_max(most, done);
+    }
+    return best;
+}
+
+static size_t threads_of(const tare_context *ctx)
+{
+    return size_min((size_t)ctx->options.threads, MOST_THREADS);
+}
+
+/* The model as it would be with one layer of so many rows, or fewer: an idle machine has to be done
+ * with them in a second. */
+static void cut_model(slice *s, const model_block *block, size_t rows)
+{
+    tare_model *m = &s->model;
+    block_graph *g = &m->graph;
+    size_t columns = 0, pairs = 0;
+    for (size_t i = 0; i < g->num_linears; i++)
+        columns += g->linears[i].k;
+    rows = size_min(rows, threads_of(s->env.ctx) * WEIGHTS_A_THREAD / columns + 1);
+    for (size_t i = 0; i < g->num_linears; i++) {
+        s->linears[i] = *block_linear(m, block, i);
+        probe_cut(&s->linears[i], rows);
+        s->linears[i].unit -= block->first_unit;
+    }
+    for (size_t i = 0; i < g->num_pairs; i++) { /* the others read rows that are not there */
+        if (g->pairs[i].of_norm)
+            g->pairs[pairs++] = g->pairs[i];
+    }
+    g->num_pairs = pairs;
+    s->arch = *m->config.arch;
+    if (!checkpoint_has_data(m->checkpoint, block->norms[0], 0, block->norms[0]->bytes))
+        s->arch.norm_base = 1; /* with weights that read as zeros */
+    m->config.arch = &s->arch;
+    m->config.num_layers = 1;
+    s->block = *block;
+    s->block.graph = g;
+    s->block.index = s->block.first_linear = s->block.first_unit = 0;
+    m->blocks = &s->block;
+    m->linears = s->linears;
+    m->num_linears = g->num_linears + 1;
+    m->head = &s->linears[g->num_linears];
+}
+
+static tare_status open_slice(const run_plan *plan, bool floats, size_t tokens, size_t rows,
+                              slice *s)
+{
+    tare_status status = TARE_OK;
+    const model_block *block = choose_block(plan);
+    tare_model *m = &s->model;
+    run *r = &s->run;
+    *s = (slice){.env = *plan->env, .plan = *plan, .model = *plan->env->model};
+    cut_model(s, block, rows);
+    cut_samples(s, size_min(tokens, size_max(plan->layout.batch_rows, 1)));
+    s->env.model = m;
+    s->plan.env = &s->env;
+    s->plan.linears += block->first_linear;
+    s->plan.attentions += block->index;
+    s->plan.num_fa = 1;
+    s->plan.float_samples = 0;
+    plan_streams(&s->plan);
+    if (!floats)
+        s->plan.float_samples = s->plan.float_tokens = 0;
+    s->plan.layout = (run_layout){.batch_rows = s->env.samples.tokens, .whole_layer = true};
+    plan_segments(&s->plan, CUT_NONE, &s->plan.segments);
+    *r = (run){.env = &s->env, .plan = &s->plan, .ctx = m->ctx, .model = m, .clock = &s->clock};
+    r->scores = s->scores;
+    r->attentions = &s->attention;
+    r->smoothing = plan->smooths ? &s->smoothing : NULL;
+    TRY(workspace_create(m, s->env.samples.tokens, s->env.samples.longest,
+                         s->env.num.compat ? s->env.num.dtype : TARE_F32, &r->work));
+    TRY(create_states(r, floats));
+    s->x = probe_floats(m->ctx, s->env.samples.tokens, m->config.hidden_size);
+    TRY(s->x ? TARE_OK : TARE_E_MEMORY);
+    if (checkpoint_has_data(m->checkpoint, m->embedding.tensor, 0, m->embedding.tensor->bytes))
+        TRY(embed_into(m, s->env.samples.ids, s->env.samples.tokens, s->x));
+done:
+    return status;
+}
+
+/* ---- what is measured ---- */
+
+/* All samples through the float segment, or through the quantized one, with a smoothing that
+ * changes nothing. */
+static tare_status pass(slice *s, bool floats)
+{
+    tare_status status = TARE_OK;
+    run *r = &s->run;
+    layer_source source = {0};
+    pair_watch none[BLOCK_PAIRS] = {0};
+    segment_work work = plan_segment(r->plan, &s->block, 0);
+    flow *f = floats ? &r->floats : &r->calibrated;
+    size_t known = s->env.samples.tokens * s->model.config.hidden_size,
+           all = r->work.rows * s->model.graph.columns;
+    TRY(context_check_cancelled(r->ctx));
+    for (size_t at = 0; at < all; at += known)
+        memcpy(r->work.values + at, s->x, size_min(known, all - at) * sizeof *s->x);
+    TRY(stream_put(f->states, 0, f->tokens, s->x));
+    stream_flip(f->states);
+    for (size_t i = 0; i < s->model.graph.num_linears; i++)
+        TRY(probe_weight(r->model, &s->linears[i], &source.raw[i]));
+    if (!floats && r->smoothing)
+        TRY(smoothing_solve(r, &work, &source, none));
+    for (size_t i = 0; i < s->model.graph.num_linears; i++)
+        s->smoothing.weights[i].cols_scaled = !floats;
+    s->clock.at = clock_seconds();
+    s->clock.last = WORK_READ;
+    TRY(floats ? float_segment_pass(r, &work, &source) : calibrate_slice(r, &work, &source));
+done:
+    layer_source_free(r, &source);
+    layer_smoothing_free(r->ctx, &s->smoothing);
+    return status;
+}
+
+/* Puts the rates of a slice into work[kinds], which end with WORK_COUNT. *watched: tokens that a
+ * search looks at. */
+static tare_status measure(const run_plan *plan, bool floats, size_t tokens, size_t rows,
+                           const work_kind *kinds, tare_work *work, size_t *watched)
+{
+    double least = tokens >= TOKENS ? 0.4 : 0.1; /* seconds */
+    slice s;
+    tare_plan one = {0};
+    double begun, times = 0;
+    tare_status status = open_slice(plan, floats, tokens, rows, &s);
+    for (begun = clock_seconds();
+         status == TARE_OK && (times == 0 || clock_seconds() < begun + least); times++)
+        status = pass(&s, floats);
+    TRY(status);
+    *watched = smoothing_watched_rows(&s.plan);
+    work_plan_amounts(&s.plan, &one);
+    for (; *kinds != WORK_COUNT; kinds++) {
+        if (s.clock.seconds[*kinds] > 0)
+            work[*kinds].rate = times * one.work[*kinds].amount / s.clock.seconds[*kinds];
+    }
+done:
+    run_stop(&s.run);
+    mem_free(plan->env->ctx, s.x);
+    return status;
+}
+
+static const work_kind quantized_kinds[] = {WORK_INT8, WORK_QUANTIZE, WORK_OBSERVE, WORK_ATTENTION,
+                                            WORK_FA,   WORK_ROWS,     WORK_COUNT},
+                       float_kinds[] = {WORK_SMOOTHING, WORK_SCORE, WORK_COUNT};
+
+/* The first pass makes code; it is a small one. */
+static tare_status measure_quantized(const run_plan *plan, tare_work *work)
+{
+    tare_status status = TARE_OK;
+    tare_work ignored[WORK_COUNT];
+    size_t rows = ROWS_A_THREAD * threads_of(plan->env->ctx), n;
+    TRY(measure(plan, false, FEW_TOKENS, FEW_TOKENS, quantized_kinds, ignored, &n));
+    TRY(measure(plan, false, TOKENS, rows, quantized_kinds, work, &n));
+done:
+    return status;
+}
+
+/* A search costs a + b * tokens for a weight; both from two searches with few tokens. m3 has no
+ * more work once there are as many tokens as channels. */
+static tare_status measure_float(const run_plan *plan, tare_work *work)
+{
+    tare_status status = TARE_OK;
+    tare_work few[WORK_COUNT] = {0};
+    double *rate = &work[WORK_SMOOTHING].rate, slope;
+    size_t all = smoothing_watched_rows(plan), less, more;
+    if (plan->smooth.method == SMOOTH_M3 && !plan->env->num.compat)
+        all = size_min(all, plan->env->model->config.hidden_size);
+    TRY(measure(plan, true, FEW_TOKENS, ROWS, float_kinds, few, &less));
+    TRY(measure(plan, true, MORE_TOKENS, ROWS, float_kinds, work, &more));
+    if (*rate == 0 || less >= more || more >= all)
+        goto done;
+    slope = (1 / *rate - 1 / few[WORK_SMOOTHING].rate) / (double)(more - less);
+    if (slope > 0)
+        *rate = 1 / (1 / *rate + slope * (double)(all - more));
+done:
+    return status;
+}
+
+/* Is there any work of these kinds? */
+static bool any(const tare_work *work, const work_kind *kinds)
+{
+    while (*kinds != WORK_COUNT && work[*kinds].amount <= 0)
+        kinds++;
+    return *kinds != WORK_COUNT;
+}
 
 tare_status probe_rates(const run_plan *plan, double seconds, tare_work work[WORK_COUNT])
 {
+    tare_status status = TARE_OK;
+    const run_env *e = plan->env;
     double end = clock_seconds() + seconds;
-    for (size_t i = 0; i < sizeof probes / sizeof *probes && clock_seconds() < end; i++) {
-        tare_work *w = &work[probes[i].kind];
-        tare_status status = w->amount > 0 ? probes[i].probe(plan, &w->rate) : TARE_OK;
-        if (status != TARE_OK)
-            return TARE_WRAP(plan->env->ctx, status, "measuring %s", w->name);
-    }
-    work[WORK_WRITE].rate = work[WORK_VERIFY].rate = work[WORK_READ].rate;
-    return TARE_OK;
+    TRY(probe_reading(e->model, &work[WORK_READ].rate));
+    work[WORK_WRITE].rate = work[WORK_VERIFY].rate = work[WORK_READ].rate; /* as fast, we say */
+    if (any(work, (work_kind[]){WORK_FLOAT, WORK_PACK, WORK_COUNT}) && clock_seconds() < end)
+        TRY(probe_products(e->model, e->compute, e->samples.tokens, &work[WORK_PACK].rate,
+                           &work[WORK_FLOAT].rate));
+    if (any(work, float_kinds) && clock_seconds() < end)
+        TRY(measure_float(plan, work));
+    if (any(work, quantized_kinds) && clock_seconds() < end)
+        TRY(measure_quantized(plan, work));
+done:
+    return TARE_WRAP(e->ctx, status, "measuring");
 }

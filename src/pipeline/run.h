@@ -46,6 +46,30 @@ typedef struct flow {
 
 typedef struct run_overlap run_overlap;
 
+/* Kinds of work, as tare_plan counts them. */
+typedef enum work_kind {
+    WORK_INT8,      /* products of quantized linears */
+    WORK_FLOAT,     /* products of float linears */
+    WORK_SMOOTHING, /* searching scales */
+    WORK_ATTENTION, /* scores and sums */
+    WORK_QUANTIZE,  /* weights, from how they are stored to integers */
+    WORK_PACK,      /* weights to compute format */
+    WORK_OBSERVE,   /* observing and quantizing activations */
+    WORK_FA,        /* observing q, k and v */
+    WORK_SCORE,     /* scores of inputs */
+    WORK_ROWS,      /* norms, sums, gates */
+    WORK_READ,      /* the checkpoint */
+    WORK_WRITE,     /* the output */
+    WORK_VERIFY,    /* reading the output again */
+    WORK_COUNT
+} work_kind;
+
+/* Where the time of a run goes that is measured (probe.c). */
+typedef struct work_clock {
+    double at, seconds[WORK_COUNT];
+    work_kind last;
+} work_clock;
+
 /* Where the run stands in its journal (resume.c). */
 typedef struct run_resume {
     journal *journal;    /* NULL before resume_open */
@@ -86,6 +110,7 @@ typedef struct run {
     flow floats; /* the first samples, through the float model; states NULL: it does not run
                     beside */
     workspace work;
+    work_clock *clock;    /* NULL: nobody measures; else the run is a slice, and writes nothing */
     run_overlap *overlap; /* overlap.c; NULL: reading, computing, writing in turn */
     run_resume resume;
     bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
@@ -220,6 +245,8 @@ void layer_smoothing_free(tare_context *ctx, layer_smoothing *s);
 tare_status smoothing_archive(run *r, const model_block *block, archive *a);
 /* Is `l` a target of a pair that this run smooths? */
 bool smoothing_targets(const run_plan *plan, const model_linear *l);
+/* Rows of a pair's inputs that its method reads again. */
+size_t smoothing_watched_rows(const run_plan *plan);
 /* Accounted bytes, at most: of what stays of a layer; of its pairs while they are watched; of
  * smoothing_solve beside that; of smoothing_store with both its weights. */
 size_t smoothing_layer_bytes(const run_plan *plan, const model_block *block);
@@ -254,6 +281,8 @@ void layer_source_hold(ledger *l, const segment_work *s);
  * segment. */
 tare_status quantize_block(run *r, const model_block *block);
 void quantize_block_hold(ledger *l, const model_block *block);
+/* One segment, from a source that it takes, up to what would be written. */
+tare_status calibrate_slice(run *r, const segment_work *s, layer_source *source);
 /* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
 tare_status quantize_head(run *r);
 void quantize_head_hold(ledger *l);
@@ -367,6 +396,11 @@ tare_status write_norm(run *r, const tensor_info *source, const float *weight, c
 /* Streams a whole tensor through. */
 tare_status copy_tensor(run *r, const stored_weight *w);
 size_t copy_tensor_bytes(const run_env *e, const stored_weight *w);
+
+/* ---- probe.c ---- */
+
+/* What happened since the last call was this kind of work; what follows on WORK_FA is attention. */
+void run_spent(run *r, work_kind kind);
 
 /* ---- record.c ---- */
 

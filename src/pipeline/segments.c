@@ -86,7 +86,7 @@ static tare_status run_batches(run *r, const segment_pass *p, flow *f,
         TRY(leave_carried(r, p, after, row, b.rows));
         first += b.samples;
         row += b.rows;
-        if (!p->quiet)
+        if (!p->quiet && !r->clock)
             progress_sample(&r->progress, first, f->samples);
     }
 done:

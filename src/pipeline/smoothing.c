@@ -322,8 +322,7 @@ static void describe_pair(run *r, const model_block *block, const pair_spec *pai
                             .repeat = pair->repeat};
 }
 
-/* Rows of a pair's inputs that its method reads again. */
-static size_t watched_rows(const run_plan *plan)
+size_t smoothing_watched_rows(const run_plan *plan)
 {
     smooth_need need = smooth_needs(&plan->smooth);
     return need == SMOOTH_ALL_SAMPLES    ? plan->float_tokens
@@ -347,7 +346,7 @@ static tare_status watch_pair(run *r, const model_block *block, const pair_spec 
     if (status != TARE_OK)
         return status;
     w->channels = target.k;
-    w->rows = watched_rows(r->plan);
+    w->rows = smoothing_watched_rows(r->plan);
     if (!size_mul(w->rows, target.k, &cells))
         return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: inputs of %zu tokens", w->rows);
     if (cells && !(w->inputs = mem_alloc_array(r->ctx, cells, sizeof(float))))
@@ -468,7 +467,7 @@ tare_status smoothing_solve(run *r, const segment_work *s, const layer_source *s
             TRY(solve_pair(r, s->block, &s->block->graph->pairs[p], &watch[p], &notes));
     }
     TRY(notes.status);
-    if (notes.length)
+    if (notes.length && !r->clock)
         TARE_WARN(r->ctx, "smoothing met %s", notes.data);
 done:
     buffer_free(&notes);
@@ -528,8 +527,8 @@ size_t smoothing_watch_bytes(const run_plan *plan, const segment_work *s)
         if (!pair_in(s, pair) || !pair_is_active(plan, s->block, pair))
             continue;
         bytes += smooth_stats_bytes(&plan->smooth, channels);
-        if (watched_rows(plan))
-            bytes += mem_array_bytes(watched_rows(plan) * channels, sizeof(float));
+        if (smoothing_watched_rows(plan))
+            bytes += mem_array_bytes(smoothing_watched_rows(plan) * channels, sizeof(float));
     }
     return bytes;
 }

@@ -101,11 +101,14 @@ static double scored_inputs(const run_plan *plan, const model_linear *l, const l
 }
 
 /* Outputs pass a norm, a sum, a rotation or a gate. */
-static double row_values(const run_plan *plan, const model_linear *l, const linear_plan *f)
+static double row_values(const run_plan *plan)
 {
-    (void)f;
-    double calibrated = plan->calibrates ? (double)plan->env->samples.tokens : 0;
-    return (calibrated + (double)plan->float_tokens) * (double)l->n;
+    const model_config *c = &plan->env->model->config;
+    const block_graph *g = &plan->env->model->graph;
+    double calibrated = plan->calibrates ? (double)plan->env->samples.tokens : 0, columns = 0;
+    for (size_t i = 0; i < g->num_linears; i++)
+        columns += (double)g->linears[i].n;
+    return (calibrated + (double)plan->float_tokens) * (double)c->num_layers * columns;
 }
 
 /* Two products of q with what it sees. */
@@ -176,7 +179,7 @@ static void plan_disk(const run_plan *plan, tare_plan *out)
 
 /* ---- all together ---- */
 
-static void plan_amounts(const run_plan *plan, tare_plan *out)
+void work_plan_amounts(const run_plan *plan, tare_plan *out)
 {
     const struct {
         const char *name, *unit;
@@ -194,7 +197,7 @@ static void plan_amounts(const run_plan *plan, tare_plan *out)
         [WORK_OBSERVE] = {"observing inputs", "values", sum_linears(plan, observed_inputs)},
         [WORK_FA] = {"observing q, k and v", "values", fa_values(plan)},
         [WORK_SCORE] = {"scoring inputs", "values", sum_linears(plan, scored_inputs)},
-        [WORK_ROWS] = {"norms and gates", "values", sum_linears(plan, row_values)},
+        [WORK_ROWS] = {"norms and gates", "values", row_values(plan)},
         [WORK_READ] = {"reading", "bytes", (double)out->bytes_read},
         [WORK_WRITE] = {"writing", "bytes", (double)out->bytes_written},
         [WORK_VERIFY] = {"verifying", "bytes",
@@ -236,7 +239,7 @@ tare_status work_plan_make(const run_plan *plan, bool probe, tare_plan *out)
     out->passes = plan->two_passes ? 2 : 1;
     out->seconds = -1;
     plan_disk(plan, out);
-    plan_amounts(plan, out);
+    work_plan_amounts(plan, out);
     if (!probe)
         return TARE_OK;
     TRY(probe_rates(plan, PROBE_SECONDS, out->work));

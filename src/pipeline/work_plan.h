@@ -3,27 +3,13 @@
 #ifndef TARE_PIPELINE_WORK_PLAN_H
 #define TARE_PIPELINE_WORK_PLAN_H
 
-#include "pipeline/memory_plan.h"
-
-typedef enum work_kind {
-    WORK_INT8,      /* products of quantized linears */
-    WORK_FLOAT,     /* products of float linears */
-    WORK_SMOOTHING, /* searching scales */
-    WORK_ATTENTION, /* scores and sums */
-    WORK_QUANTIZE,  /* weights, from how they are stored to integers */
-    WORK_PACK,      /* weights to compute format */
-    WORK_OBSERVE,   /* observing and quantizing activations */
-    WORK_FA,        /* observing q, k and v */
-    WORK_SCORE,     /* scores of inputs */
-    WORK_ROWS,      /* norms, sums, gates */
-    WORK_READ,      /* the checkpoint */
-    WORK_WRITE,     /* the output */
-    WORK_VERIFY,    /* reading the output again */
-    WORK_COUNT
-} work_kind;
+#include "pipeline/run.h"
 
 /* Fills in everything of *out but the memory. With `probe` rates and time too. */
 tare_status work_plan_make(const run_plan *plan, bool probe, tare_plan *out);
+
+/* The work of a run, or of a slice of one: without rates. */
+void work_plan_amounts(const run_plan *plan, tare_plan *out);
 
 /* ---- probe.c ---- */
 

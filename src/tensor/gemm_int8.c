@@ -103,7 +103,7 @@ static void int8_tile(void *user, size_t index, int thread)
     const uint8_t *x = job->x + row * job->k;
     const int8_t *w = job->w + column * job->k;
     size_t stride = job->scratch ? job->columns + STRIDE_MORE : job->n;
-    void *own = job->scratch + (size_t)thread * job->scratch_bytes;
+    void *own = job->scratch ? job->scratch + (size_t)thread * job->scratch_bytes : NULL;
     block_scratch *block = job->kernels->block_u8s8 ? own : NULL;
     int32_t *acc = block          ? (int32_t *)(void *)(block + 1)
                    : job->scratch ? own

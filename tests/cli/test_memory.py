@@ -245,6 +245,20 @@ def test_probe_measures_what_the_recipe_needs(model, calib):
         assert work["amount"] == 0 or work["rate"] > 0, work["name"]
 
 
+@pytest.mark.parametrize("flags", RECIPES + [
+    ["--scheme", "w8a16"], ["--scheme", "w8a8_dynamic", "--fa-quant"],
+    ["--disable-names", "model.layers.0*", "--mix", "*.mlp.*=w8a8_dynamic"],
+    ["--anti-method", "m3", "--disable-anti-names", "model.layers.0.self_attn.q_proj"]],
+    ids=" ".join)
+def test_probe_of_any_recipe(model, calib, flags):
+    """Every rate, and no word about what a slice met that the model may not have."""
+    probed = run_tare("quantize", model, "--calib", calib, "--dry-run", "--json", *flags)
+    silent = run_tare("quantize", model, "--calib", calib, "--dry-run", "--json", "--no-probe", *flags)
+    assert probed.returncode == 0 and probed.stderr == silent.stderr
+    for work in json.loads(probed.stdout)["work"]:
+        assert work["amount"] == 0 or work["rate"] > 0, work["name"]
+
+
 def sparse_70b(folder, layers=80):
     """A checkpoint of Llama-3.1-70B's geometry that is headers alone: 140 GB, all of them holes."""
     config = tiny.CONFIG | {
