@@ -357,7 +357,7 @@ static tare_status float_block_pass(run *r, const model_block *block)
     for (size_t i = 0; i < r->plan->segments.count && status == TARE_OK; i++) {
         layer_source source = {0};
         segment_work s = run_segment(r, block, i);
-        status = overlap_read(r, block->index, &source);
+        status = overlap_read(r, &s, &source);
         if (status == TARE_OK)
             status = float_segment_pass(r, &s, &source);
         layer_source_free(r, &source);

@@ -399,7 +399,7 @@ static tare_status calibrate_segment(calibrated_layer *c)
     run *r = c->run;
     const segment_work *s = &c->out.work;
     bool attends = segment_attends(s->block->graph, s->segment);
-    TRY(overlap_read(r, s->block->index, &c->source));
+    TRY(overlap_read(r, s, &c->source));
     if (r->floats.states)
         TRY(float_segment_pass(r, s, &c->source));
     TRY(load_linears(c));

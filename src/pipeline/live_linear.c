@@ -118,7 +118,7 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
     if (quantize && runs_in_floats(r->plan, linear, scheme))
         TRY(dequantized_weight(r, &l->q, &l->weight));
     TRY(load_bias(r, linear, l));
-    if (!r->overlap)
+    if (!r->plan->layout.overlap)
         TRY(live_linear_write_float(r, l));
 done:
     mem_free(r->ctx, raw->data);

@@ -85,7 +85,7 @@ typedef struct run {
     flow floats; /* the first samples, through the float model; states NULL: it does not run
                     beside */
     workspace work;
-    run_overlap *overlap; /* overlap.c; NULL: reading, computing, writing in turn */
+    run_overlap *overlap; /* overlap.c */
     run_resume resume;
     bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
     size_t num_quantized, saturated_rows;
@@ -303,14 +303,14 @@ void layer_output_free(run *r, layer_output *o);
 
 /* ---- overlap.c ---- */
 
-/* The threads, if layout.overlap says so; overlap_stop frees what they hold, in any case. */
+/* Of a pass, with threads if layout.overlap says so; overlap_stop frees what they hold. */
 tare_status overlap_start(run *r);
 void overlap_stop(run *r);
-/* The weights of a layer, and begins to read the next one's. Without overlap *out stays empty:
+/* The weights of a segment, and begins to read the next one's. Without overlap *out stays empty:
  * weights are read one by one as they are needed. */
-tare_status overlap_read(run *r, size_t layer, layer_source *out);
-/* Writes a layer now, or hands it over (*layer is then empty). */
-tare_status overlap_write(run *r, layer_output *layer);
+tare_status overlap_read(run *r, const segment_work *s, layer_source *out);
+/* Writes that segment, or hands it over; it is empty then. */
+tare_status overlap_write(run *r, layer_output *segment);
 /* Until everything is written: before anybody else writes. */
 tare_status overlap_wait(run *r);
 
