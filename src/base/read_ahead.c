@@ -3,26 +3,21 @@
 #include "base/memory.h"
 #include "base/parallel.h"
 
-/* The first item that failed. */
-typedef struct failure {
-    tare_status status;
-    size_t index;
-    error_note error;
-} failure;
-
 struct read_ahead {
     tare_context *ctx;
     read_ahead_work work;
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    size_t next, limit;    /* what is read next; items before `limit` may be */
-    size_t expected;       /* what is taken next */
-    size_t given, written; /* items before these have been */
+    size_t next, limit;            /* what is read next; items before `limit` may be */
+    size_t expected;               /* what is taken next */
+    size_t given, written;         /* items before these have been */
+    bool filled[READ_AHEAD_SLOTS]; /* read, and not taken yet */
+    size_t failed;                 /* the first item that did; SIZE_MAX: none */
+    tare_status status;            /* its */
+    error_note error;
     bool stop;
-    failure reading, writing;
     pthread_t threads[READ_AHEAD_READERS + 1];
     size_t num_threads;
-    bool filled[READ_AHEAD_SLOTS]; /* [slots] read, and not taken yet */
 };
 
 static size_t slot_of(const read_ahead *r, size_t index)
@@ -30,18 +25,19 @@ static size_t slot_of(const read_ahead *r, size_t index)
     return index % read_ahead_slots(&r->work);
 }
 
-/* Runs one item, unlocked. */
-static bool run_item(read_ahead *r, read_ahead_item item, size_t index, failure *f)
+static void run_unlocked(read_ahead *r, read_ahead_item item, size_t index)
 {
     error_note error = {.text = ""};
     pthread_mutex_unlock(&r->lock);
     context_divert_errors(&error);
     tare_status status = item(r->work.user, index, slot_of(r, index));
     pthread_mutex_lock(&r->lock);
-    if (status != TARE_OK && (f->status == TARE_OK || index < f->index))
-        *f = (failure){status, index, error};
+    if (status != TARE_OK && index < r->failed) {
+        r->failed = index;
+        r->status = status;
+        r->error = error;
+    }
     pthread_cond_broadcast(&r->changed);
-    return status == TARE_OK;
 }
 
 static void *read_items(void *argument)
@@ -50,13 +46,13 @@ static void *read_items(void *argument)
     parallel_alone();
     pthread_mutex_lock(&r->lock);
     while (!r->stop) {
-        if (r->next == r->limit || r->reading.status != TARE_OK) {
+        if (r->next == r->limit || r->failed != SIZE_MAX) {
             pthread_cond_wait(&r->changed, &r->lock);
             continue;
         }
         size_t index = r->next++;
-        if (run_item(r, r->work.read, index, &r->reading))
-            r->filled[slot_of(r, index)] = true;
+        run_unlocked(r, r->work.read, index);
+        r->filled[slot_of(r, index)] = true;
     }
     pthread_mutex_unlock(&r->lock);
     return NULL;
@@ -68,60 +64,52 @@ static void *write_items(void *argument)
     parallel_alone();
     pthread_mutex_lock(&r->lock);
     while (!r->stop) {
-        if (r->written == r->given || r->writing.status != TARE_OK)
+        if (r->written == r->given || r->written > r->failed) {
             pthread_cond_wait(&r->changed, &r->lock);
-        else if (run_item(r, r->work.write, r->written, &r->writing))
-            r->written++;
+            continue;
+        }
+        run_unlocked(r, r->work.write, r->written);
+        r->written++;
     }
     pthread_mutex_unlock(&r->lock);
     return NULL;
 }
 
-static tare_status start_thread(read_ahead *r, void *(*main)(void *))
-{
-    if (pthread_create(&r->threads[r->num_threads], NULL, main, r) != 0)
-        return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: the system refused a thread");
-    r->num_threads++;
-    return TARE_OK;
-}
-
 tare_status read_ahead_start(tare_context *ctx, const read_ahead_work *work, read_ahead **out)
 {
-    tare_status status = TARE_OK;
-    read_ahead *r = mem_calloc(ctx, 1, sizeof *r);
-    *out = r;
+    read_ahead *r = *out = mem_calloc(ctx, 1, sizeof *r);
     if (!r)
         return TARE_E_MEMORY;
     r->ctx = ctx;
     r->work = *work;
+    r->failed = SIZE_MAX;
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->changed, NULL);
-    for (size_t i = 0; i < work->readers; i++)
-        TRY(start_thread(r, read_items));
-    if (work->readers > 0 && work->write)
-        TRY(start_thread(r, write_items));
-done:
-    if (status != TARE_OK) {
+    size_t threads = work->readers > 0 && work->write ? work->readers + 1 : work->readers;
+    for (; r->num_threads < threads; r->num_threads++) {
+        if (pthread_create(&r->threads[r->num_threads], NULL,
+                           r->num_threads < work->readers ? read_items : write_items, r) == 0)
+            continue;
         read_ahead_stop(r);
         *out = NULL;
+        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: the system refused a thread");
     }
-    return status;
+    return TARE_OK;
 }
 
-/* The failed item's error becomes that of whoever asks. */
-static tare_status tell(const read_ahead *r, const failure *f)
+/* Of the items before `end`; a failed one's error becomes that of whoever asks. */
+static tare_status outcome(const read_ahead *r, size_t end)
 {
-    if (f->status != TARE_OK)
-        context_set_error(r->ctx, &f->error);
-    return f->status;
+    if (r->failed >= end)
+        return TARE_OK;
+    context_set_error(r->ctx, &r->error);
+    return r->status;
 }
 
-/* Until the items before `end` are written. */
-static tare_status wait_written(read_ahead *r, size_t end)
+static void wait_written(read_ahead *r, size_t end)
 {
-    while (r->written < end && r->writing.status == TARE_OK)
+    while (r->written < end && r->failed >= end)
         pthread_cond_wait(&r->changed, &r->lock);
-    return tell(r, &r->writing);
 }
 
 tare_status read_ahead_take(read_ahead *r, size_t index, size_t *slot)
@@ -137,15 +125,13 @@ tare_status read_ahead_take(read_ahead *r, size_t index, size_t *slot)
         r->next = r->limit = r->given = r->written = index;
     r->expected = index + 1;
     if (r->work.write && index > r->work.behind) /* they leave the slot that is filled now */
-        TRY(wait_written(r, index - r->work.behind));
+        wait_written(r, index - r->work.behind);
     r->limit = size_min(index + r->work.ahead + 1, r->work.count);
     pthread_cond_broadcast(&r->changed);
-    while (!r->filled[*slot] && (r->reading.status == TARE_OK || index < r->reading.index))
+    while (!r->filled[*slot] && r->failed > index)
         pthread_cond_wait(&r->changed, &r->lock);
-    if (!r->filled[*slot])
-        TRY(tell(r, &r->reading));
     r->filled[*slot] = false;
-done:
+    status = outcome(r, index + 1);
     pthread_mutex_unlock(&r->lock);
     return status;
 }
@@ -156,8 +142,8 @@ tare_status read_ahead_give(read_ahead *r, size_t index)
         return r->work.write(r->work.user, index, slot_of(r, index));
     pthread_mutex_lock(&r->lock);
     r->given = index + 1;
-    tare_status status = tell(r, &r->writing);
     pthread_cond_broadcast(&r->changed);
+    tare_status status = outcome(r, index + 1);
     pthread_mutex_unlock(&r->lock);
     return status;
 }
@@ -165,7 +151,8 @@ tare_status read_ahead_give(read_ahead *r, size_t index)
 tare_status read_ahead_wait(read_ahead *r)
 {
     pthread_mutex_lock(&r->lock);
-    tare_status status = wait_written(r, r->given);
+    wait_written(r, r->given);
+    tare_status status = outcome(r, r->given);
     pthread_mutex_unlock(&r->lock);
     return status;
 }

@@ -60,23 +60,6 @@ size_t write_float_rows_bytes(const run_env *e, const tensor_info *source)
     return bytes + mem_array_bytes(n, sizeof(float)) + mem_array_bytes(n, dtype_size(to));
 }
 
-typedef struct copy_work {
-    run *r;
-    const tensor_info *source;
-} copy_work;
-
-static tare_status copy_rows(void *user, size_t first, size_t count, const void *rows)
-{
-    const copy_work *w = user;
-    return write_float_rows(w->r, w->source, first, count, rows);
-}
-
-tare_status copy_tensor(run *r, const tensor_info *source)
-{
-    copy_work w = {r, source};
-    return model_stream_rows(r->model, source, copy_rows, &w);
-}
-
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias)
 {
     tensor_info t = output_tensor(r->env, source);

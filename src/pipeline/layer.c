@@ -442,33 +442,23 @@ done:
 
 /* ---- the head ---- */
 
-tare_status quantize_head(run *r)
+tare_status observe_head(run *r)
 {
     tare_status status = TARE_OK;
-    const model_config *c = &r->model->config;
-    const linear_plan *f = &r->plan->linears[r->model->num_linears - 1];
-    live_linear l = {0};
+    size_t h = r->model->config.hidden_size;
     observer *o = NULL;
-    act_params params = {0};
     float *norm = NULL, *x;
-    raw_weight raw = {0};
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
-    bool observed = scheme_of(f->scheme)->activations == ACT_STATIC;
-    TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[f - r->plan->linears]),
+    TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[r->model->num_linears - 1]),
                         &r->env->num, &o));
-    for (size_t i = 0, row = 0; observed && i < r->env->samples.count;
-         row += r->env->samples.lengths[i++]) {
+    for (size_t i = 0, row = 0; i < r->env->samples.count; row += r->env->samples.lengths[i++]) {
         size_t rows = r->env->samples.lengths[i];
         TRY(stream_get(r->calibrated.states, row, rows, &x));
-        norm_rows(r->model, x, norm, NULL, rows, c->hidden_size, r->work.round, x);
-        TRY(observer_update(r->ctx, o, x, rows * c->hidden_size));
+        norm_rows(r->model, x, norm, NULL, rows, h, r->work.round, x);
+        TRY(observer_update(r->ctx, o, x, rows * h));
     }
-    if (observed)
-        TRY(observer_params(r->ctx, o, &params));
-    TRY(live_linear_load(r, r->model->head, f->scheme, &raw, &l));
-    TRY(live_linear_write(r, &l, &params));
+    TRY(observer_params(r->ctx, o, &r->head_input));
 done:
-    live_linear_free(r, &l);
     observer_free(r->ctx, o);
     mem_free(r->ctx, norm);
     return TARE_WRAP(r->ctx, status, "%s", r->model->head->name);

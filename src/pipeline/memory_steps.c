@@ -279,11 +279,6 @@ static void quantized_segment(planner *p, const segment_work *s)
 
 /* ---- before and after the layers ---- */
 
-static size_t copy_bytes(const run_plan *plan, const tensor_info *t)
-{
-    return model_stream_bytes(t) + write_float_rows_bytes(plan->env, t);
-}
-
 static size_t score_head_bytes(const run_plan *plan)
 {
     size_t h = plan->env->model->config.hidden_size;
@@ -291,25 +286,15 @@ static size_t score_head_bytes(const run_plan *plan)
            mem_array_bytes(plan->env->samples.longest * h, sizeof(float));
 }
 
-static void head(planner *p)
+static void behind_layers(planner *p)
 {
     const run_plan *plan = p->plan;
-    const model_linear *l = plan->env->model->head;
-    const linear_plan *f = &plan->linears[plan->env->model->num_linears - 1];
-    size_t norm = model_read_vector_bytes(plan->env->model->final_norm);
-    live_linear_size s;
-    moment(p, l->name, norm + copy_bytes(plan, l->weight));
-    if (!may_be(plan, f, true))
-        return;
-    live_linear_bytes(plan, l, f->scheme, &s);
-    size_t raw = linear_raw_bytes(plan->env->model, l),
-           own = norm + observer_bytes(plan->env->samples.count);
-    p->now[TERM_WEIGHTS] += raw;
-    moment(p, l->name, own + (s.loading > raw ? s.loading - raw : 0));
-    moment(p, l->name, own + observer_update_bytes(plan->env->ctx) + score_head_bytes(plan));
-    p->now[TERM_WEIGHTS] += s.weights - raw;
-    moment(p, l->name, own + live_linear_write_bytes(l->n));
-    p->now[TERM_WEIGHTS] -= s.weights;
+    const tare_model *m = plan->env->model;
+    if (may_be(plan, &plan->linears[m->num_linears - 1], true))
+        moment(p, m->head->name,
+               model_read_vector_bytes(m->final_norm) + observer_bytes(plan->env->samples.count) +
+                   observer_update_bytes(plan->env->ctx) + score_head_bytes(plan));
+    moment(p, m->head->name, pieces_bytes(plan, p->layout.overlap));
 }
 
 static void finish(planner *p)
@@ -393,9 +378,7 @@ static void second_pass(planner *p)
         }
         p->now[TERM_WEIGHTS] -= threads;
     }
-    head(p);
-    for (size_t i = 0; i < m->num_extra; i++)
-        moment(p, m->extra[i]->name, copy_bytes(plan, m->extra[i]));
+    behind_layers(p);
 }
 
 /* Weight files of a layout that are written to at a time: a shard and the next one, but all of them
@@ -451,7 +434,7 @@ void memory_plan_peak(const run_plan *plan, const run_layout *chosen, size_t fix
         memset(p.now, 0, sizeof p.now);
         p.now[TERM_FIXED] = fixed;
         p.now[TERM_OUTPUT] = files;
-        moment(&p, "pieces of weights", weight_pass_bytes(plan));
+        moment(&p, "pieces of weights", pieces_bytes(plan, p.layout.overlap));
     } else if (!only || *only == PASS_QUANTIZE) {
         second_pass(&p);
     }

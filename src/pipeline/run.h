@@ -1,8 +1,8 @@
 /* One quantization run as it goes on: what its stages share and change. What it is given and what
  * was decided before is in plan.h. job.c makes the plan, declare.c declares the output, quantize.c
  * drives, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer and
- * the head; weight_pass.c is all that a run of weights alone needs. float_goals.c holds the runs
- * that end with the float pass: scores, smoothing. */
+ * observes the head's input; pieces.c has what needs no forward. float_goals.c holds the runs that
+ * end with the float pass: scores, smoothing. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
@@ -44,6 +44,7 @@ typedef struct flow {
 } flow;
 
 typedef struct run_overlap run_overlap;
+typedef struct weight_pieces weight_pieces;
 
 /* Where the run stands in its journal (resume.c). */
 typedef struct run_resume {
@@ -52,7 +53,7 @@ typedef struct run_resume {
     bool finished;       /* there was nothing left to do */
     bool restores;       /* the run goes on from a state: */
     run_pass pass;       /* the pass in work */
-    size_t layer;        /* its first layer (weights alone: step) to do */
+    size_t layer;        /* its first layer (weights alone: step of pieces.c) to do */
     unsigned generation; /* of that state; afterwards of the next one to write */
     uint64_t digest;
     bool worth_keeping; /* there is a checkpoint */
@@ -85,7 +86,9 @@ typedef struct run {
     flow floats; /* the first samples, through the float model; states NULL: it does not run
                     beside */
     workspace work;
-    run_overlap *overlap; /* overlap.c */
+    run_overlap *overlap;  /* overlap.c */
+    weight_pieces *pieces; /* pieces.c */
+    act_params head_input; /* of a calibrated head */
     run_resume resume;
     bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
     size_t num_quantized, saturated_rows;
@@ -249,8 +252,8 @@ void layer_source_free(run *r, layer_source *source);
 /* Load weights, (smooth, score,) calibrate, quantize, write: one block over all samples, segment by
  * segment. */
 tare_status quantize_block(run *r, const model_block *block);
-/* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
-tare_status quantize_head(run *r);
+/* run.head_input: the final norm's output. Nothing reads what the head puts out. */
+tare_status observe_head(run *r);
 /* Accounted bytes, at most, of the buffers and observers of a segment, for batches of `rows`. */
 size_t calibrated_segment_bytes(const run_plan *plan, const segment_work *s, size_t rows);
 
@@ -276,6 +279,17 @@ void live_linear_free(run *r, live_linear *l);
 act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme);
 /* Are fake-quantized linears computed in floats? */
 bool live_linears_need_float(const run_plan *plan);
+/* Rows whose quant_bias did not fit, and the worst error (derive_w8a8). */
+typedef struct saturation {
+    size_t rows;
+    double worst;
+} saturation;
+
+/* Derives what calibration gives the rows `q` of a linear, and writes them with the parts that
+ * *parts has, its range among them. Only of a whole linear: `bias` (NULL: none). *s adds up over
+ * the linear, from {0}; the last rows tell it. */
+tare_status write_calibrated(run *r, const model_linear *l, quantized_weight *q, const float *bias,
+                             const act_params *act, saturation *s, linear_parts *parts);
 /* Derives and writes the tensors of a quantized linear. */
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
 /* Writes a float linear, if that has not been done. */
@@ -330,14 +344,22 @@ tare_status attention_write(run *r, size_t layer);
 /* With fa_amp: chooses who goes without, and writes the others. */
 tare_status write_late_attentions(run *r);
 
-/* ---- weight_pass.c ---- */
+/* ---- pieces.c ---- */
 
-/* Weights alone, from the first tensor to the last: read, quantize, write. */
-tare_status quantize_weights(run *r);
-/* Its tensors, counted as run_resume.layer does. */
-size_t weight_pass_steps(const run_plan *plan);
-/* Accounted bytes, at most, of quantize_weights. */
-size_t weight_pass_bytes(const run_plan *plan);
+/* Parts of a model, in order: layer i is PART_LAYERS + i, and what comes behind all of them one
+ * more. */
+enum { PART_EMBEDDING, PART_LAYERS };
+
+/* The tensors of weights alone, from step `first_step` on, or those behind the layers. To be
+ * stopped in any case. */
+tare_status pieces_start(run *r, size_t first_step);
+/* Reads, quantizes and writes what is left up to the end of a part. */
+tare_status pieces_run(run *r, size_t part);
+void pieces_stop(run *r);
+/* Steps of weights alone (tensors), counted as run_resume.layer does. */
+size_t pieces_steps(const run_plan *plan);
+/* Accounted bytes, at most. */
+size_t pieces_bytes(const run_plan *plan, bool overlap);
 
 /* ---- copy.c ---- */
 
@@ -352,8 +374,6 @@ tare_status write_float_rows(run *r, const tensor_info *source, size_t first, si
 size_t write_float_rows_bytes(const run_env *e, const tensor_info *source);
 /* A norm's weight and bias as they are in use; the final norm and q and k norms have no bias. */
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias);
-/* Streams a whole tensor through. */
-tare_status copy_tensor(run *r, const tensor_info *source);
 
 /* ---- record.c ---- */
 
