@@ -41,25 +41,25 @@ static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_we
     return status;
 }
 
-/* The bias, smoothed if its layer is, rounded as it is stored: what an engine will add. */
-static tare_status load_bias(run *r, const model_linear *linear, live_linear *l)
+tare_status load_bias(run *r, const model_linear *linear, float **bias, void **raw)
 {
     tare_status status = TARE_OK;
     const smooth_weight *smooth = smoothing_of(r, linear);
     tare_dtype dtype = output_tensor(r->env, linear->bias ? linear->bias : linear->weight).dtype;
-    size_t bytes = linear->n * dtype_size(dtype);
+    *bias = NULL;
+    *raw = NULL;
     if (!linear->bias && !smoothing_creates_bias(r->plan, linear))
         return TARE_OK;
     if (linear->bias)
-        TRY(model_read_vector(r->model, linear->bias, &l->bias));
-    else if (!(l->bias = mem_alloc_array(r->ctx, linear->n, sizeof *l->bias)))
+        TRY(model_read_vector(r->model, linear->bias, bias));
+    else if (!(*bias = mem_alloc_array(r->ctx, linear->n, sizeof **bias)))
         return TARE_E_MEMORY;
     if (smooth)
-        memcpy(l->bias, smooth->bias, linear->n * sizeof *l->bias);
-    if (!(l->bias_raw = mem_alloc(r->ctx, bytes)))
+        memcpy(*bias, smooth->bias, linear->n * sizeof **bias);
+    if (!(*raw = mem_alloc(r->ctx, linear->n * dtype_size(dtype))))
         return TARE_E_MEMORY;
-    narrow_from_float(r->ctx, dtype, l->bias, linear->n, l->bias_raw);
-    widen_to_float(r->ctx, dtype, l->bias_raw, linear->n, l->bias);
+    narrow_from_float(r->ctx, dtype, *bias, linear->n, *raw);
+    widen_to_float(r->ctx, dtype, *raw, linear->n, *bias);
 done:
     return status;
 }
@@ -117,7 +117,7 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
     raw->data = NULL;
     if (quantize && runs_in_floats(r->plan, scheme))
         TRY(dequantized_weight(r, &l->q, &l->weight));
-    TRY(load_bias(r, linear, l));
+    TRY(load_bias(r, linear, &l->bias, &l->bias_raw));
     if (!r->plan->layout.overlap)
         TRY(live_linear_write_float(r, l));
 done:

@@ -37,7 +37,7 @@ typedef struct weight_piece {
 
 /* Buffers that pieces take turns in. */
 typedef struct piece_slot {
-    char *room, *bias_room;
+    char *room;
     void *rows; /* as stored, in `room` */
     int8_t *q;
     float *scales, *offsets;
@@ -51,7 +51,7 @@ struct weight_pieces {
     weight_step *steps;
     size_t num_steps, num_pieces, part; /* so far, while they are listed */
     struct {                            /* bytes and rows of the largest piece */
-        size_t stored, quantized, scales, sums, bias, columns, packed;
+        size_t stored, quantized, rows, bias, columns, packed;
     } most;
     size_t next;           /* piece */
     weight_range range;    /* of the matrix in work */
@@ -78,9 +78,10 @@ static size_t rows_of_piece(const weight_step *s)
     return s->kind == STEP_NORM ? rows : size_max(size_min(fit, rows), 1);
 }
 
-static bool is_calibrated(const weight_step *s)
+/* Where samples pass, all weights are symmetric. */
+static bool is_asymmetric(const run_plan *plan)
 {
-    return scheme_of(s->scheme)->activations == ACT_STATIC;
+    return !plan->env->recipe->w_sym && !plan->calibrates;
 }
 
 /* Of w->part. Without room for steps only the largest piece is found. */
@@ -99,12 +100,11 @@ static void add_step(weight_pieces *w, step_kind kind, const tensor_info *source
     if (!linear)
         return;
     w->most.quantized = size_max(w->most.quantized, rows * linear->k);
-    w->most.scales = size_max(w->most.scales, rows);
-    w->most.sums = size_max(w->most.sums, is_calibrated(&s) ? rows : 0);
+    w->most.rows = size_max(w->most.rows, rows);
     w->most.columns = size_max(w->most.columns, linear->k);
     w->most.packed = size_max(w->most.packed,
                               output_rows_bytes(rows, linear->k, w->plan->env->save));
-    w->most.bias = size_max(w->most.bias, linear->bias ? linear->bias->bytes : 0);
+    w->most.bias = size_max(w->most.bias, linear->bias ? model_read_vector_bytes(linear->bias) : 0);
 }
 
 static void add_float(weight_pieces *w, step_kind kind, const tensor_info *source)
@@ -175,17 +175,17 @@ size_t pieces_bytes(const run_plan *plan, bool overlap)
     weight_pieces w = {.plan = plan};
     read_ahead_work work = work_of(plan, overlap);
     add_steps(&w);
-    size_t slot = mem_block_bytes(file_read_room(w.most.stored)) + mem_block_bytes(w.most.bias) +
+    size_t slot = mem_block_bytes(file_read_room(w.most.stored)) +
                   mem_block_bytes(w.most.quantized) +
-                  2 * mem_array_bytes(w.most.scales, sizeof(float)) +
-                  mem_array_bytes(w.most.sums, sizeof(int64_t)) + mem_block_bytes(w.most.sums);
-    /* what a piece of floats is by way of, and becomes: each at most twice as wide */
-    size_t fresh = mem_block_bytes(2 * size_max(w.most.stored, w.most.bias));
+                  2 * mem_array_bytes(w.most.rows, sizeof(float)) +
+                  mem_array_bytes(w.most.rows, sizeof(int64_t)) + mem_block_bytes(w.most.rows);
+    /* the list of steps; a widened row a thread; what is made of a piece on its way out: of floats
+     * both that it is by way of and that it becomes are at most twice as wide */
     return read_ahead_slots(&work) * slot + mem_block_bytes(sizeof w) + read_ahead_bytes() +
            mem_array_bytes(2 * w.num_steps, sizeof(weight_step)) +
-           weight_quantize_bytes(plan->env->ctx, w.most.scales, w.most.columns) +
-           live_linear_write_bytes(w.most.scales) + w.most.packed +
-           (plan->env->num.compat ? 2 * fresh : 0);
+           weight_quantize_bytes(plan->env->ctx, w.most.rows, w.most.columns) +
+           live_linear_write_bytes(w.most.rows) + w.most.packed + 2 * w.most.bias +
+           (plan->env->num.compat ? 2 * mem_block_bytes(2 * w.most.stored) : 0);
 }
 
 /* ---- reading ---- */
@@ -205,19 +205,12 @@ static weight_piece piece_at(const weight_pieces *w, size_t index)
 
 static tare_status read_piece(void *user, size_t index, size_t slot)
 {
-    tare_status status = TARE_OK;
     weight_pieces *w = user;
     piece_slot *at = &w->slots[slot];
     weight_piece p = piece_at(w, index);
-    checkpoint *c = w->run->model->checkpoint;
     size_t width = row_bytes(p.step);
-    TRY(checkpoint_read_in(c, p.step->source, (uint64_t)p.first * width, p.count * width, at->room,
-                           &at->rows));
-    if (p.last && p.step->kind == STEP_QUANTIZE && p.step->linear->bias)
-        TRY(checkpoint_read(c, p.step->linear->bias, 0, at->bias_room,
-                            p.step->linear->bias->bytes));
-done:
-    return status;
+    return checkpoint_read_in(w->run->model->checkpoint, p.step->source, (uint64_t)p.first * width,
+                              p.count * width, at->room, &at->rows);
 }
 
 /* ---- computing ---- */
@@ -231,18 +224,14 @@ static tare_status make_piece(weight_pieces *w, const weight_piece *p, const pie
         return checkpoint_check_finite(r->model->checkpoint, s->source,
                                        (uint64_t)p->first * row_bytes(s), at->rows,
                                        p->count * row_bytes(s));
-    bool one_scale = r->env->recipe->mm_tensor, calibrated = is_calibrated(s);
+    bool one_scale = r->env->recipe->mm_tensor;
     weight_rows rows = {.dtype = s->source->dtype,
                         .data = at->rows,
                         .first = p->first,
                         .count = p->count,
                         .k = s->linear->k,
-                        .asymmetric = at->offsets != NULL};
-    weight_codes codes = {.q = at->q,
-                          .scales = at->scales,
-                          .offsets = at->offsets,
-                          .row_sums = calibrated ? at->row_sums : NULL,
-                          .zero_rows = calibrated ? at->zero_rows : NULL};
+                        .asymmetric = is_asymmetric(w->plan)};
+    weight_codes codes = {at->q, at->scales, at->offsets, at->row_sums, at->zero_rows};
     if (s->kind == STEP_MEASURE && p->first == 0)
         w->range = (weight_range){0};
     status = s->kind == STEP_MEASURE ? weight_rows_measure(r->ctx, &r->env->num, &rows, &w->range)
@@ -253,17 +242,22 @@ static tare_status make_piece(weight_pieces *w, const weight_piece *p, const pie
 
 /* ---- writing ---- */
 
-static tare_status write_quantized(weight_pieces *w, const weight_piece *p, const piece_slot *at,
-                                   const void *bias)
+static tare_status write_quantized(weight_pieces *w, const weight_piece *p, const piece_slot *at)
 {
+    tare_status status = TARE_OK;
     run *r = w->run;
     const model_linear *l = p->step->linear;
-    linear_parts parts = {.first = p->first,
-                          .count = p->count,
-                          .data = {[TENSOR_WEIGHT] = at->q,
-                                   [TENSOR_BIAS] = bias,
-                                   [TENSOR_WEIGHT_SCALE] = at->scales,
-                                   [TENSOR_WEIGHT_OFFSET] = at->offsets}};
+    float *bias = NULL;
+    void *bias_raw = NULL;
+    if (p->last)
+        TRY(load_bias(r, l, &bias, &bias_raw));
+    linear_parts parts = {
+        .first = p->first,
+        .count = p->count,
+        .data = {[TENSOR_WEIGHT] = at->q,
+                 [TENSOR_BIAS] = bias_raw,
+                 [TENSOR_WEIGHT_SCALE] = at->scales,
+                 [TENSOR_WEIGHT_OFFSET] = is_asymmetric(w->plan) ? at->offsets : NULL}};
     quantized_weight q = {.n = p->count,
                           .k = l->k,
                           .q = at->q,
@@ -271,9 +265,13 @@ static tare_status write_quantized(weight_pieces *w, const weight_piece *p, cons
                           .num_scales = r->env->recipe->mm_tensor ? 1 : p->count,
                           .row_sums = at->row_sums,
                           .zero_rows = at->zero_rows};
-    if (!is_calibrated(p->step))
-        return output_write_linear(r->out, l->name, &parts);
-    return write_calibrated(r, l, &q, NULL, &r->head_input, &w->saturation, &parts);
+    TRY(scheme_of(p->step->scheme)->activations == ACT_STATIC /* a head, which has no bias */
+            ? write_calibrated(r, l, &q, NULL, &r->head_input, &w->saturation, &parts)
+            : output_write_linear(r->out, l->name, &parts));
+done:
+    mem_free(r->ctx, bias);
+    mem_free(r->ctx, bias_raw);
+    return status;
 }
 
 static tare_status write_piece(void *user, size_t index, size_t slot)
@@ -281,22 +279,22 @@ static tare_status write_piece(void *user, size_t index, size_t slot)
     weight_pieces *w = user;
     const piece_slot *at = &w->slots[slot];
     weight_piece p = piece_at(w, index);
-    const weight_step *s = p.step;
+    const tensor_info *t = p.step->source;
     run *r = w->run;
     tare_status status = TARE_OK;
     void *fresh = NULL;
-    if (s->kind == STEP_MEASURE)
-        return TARE_OK;
-    if (s->kind == STEP_FLOAT)
-        return write_float_rows(r, s->source, p.first, p.count, at->rows);
-    const tensor_info *floats = s->kind == STEP_NORM ? s->source : p.last ? s->linear->bias : NULL;
-    const void *stored = s->kind == STEP_NORM ? at->rows : floats ? at->bias_room : NULL;
-    if (floats)
-        TRY(output_values(r, floats, stored, tensor_elements(floats), &fresh));
-    if (fresh)
-        stored = fresh;
-    TRY(s->kind == STEP_NORM ? output_write_norm(r->out, s->source->name, stored, NULL)
-                             : write_quantized(w, &p, at, stored));
+    switch (p.step->kind) {
+    case STEP_FLOAT:
+        return write_float_rows(r, t, p.first, p.count, at->rows);
+    case STEP_QUANTIZE:
+        return write_quantized(w, &p, at);
+    case STEP_NORM:
+        TRY(output_values(r, t, at->rows, tensor_elements(t), &fresh));
+        TRY(output_write_norm(r->out, t->name, fresh ? fresh : at->rows, NULL));
+        break;
+    default:
+        break;
+    }
 done:
     mem_free(r->ctx, fresh);
     return status;
@@ -308,19 +306,15 @@ done:
 static tare_status alloc_slots(weight_pieces *w, size_t count)
 {
     tare_context *ctx = w->run->ctx;
-    bool asymmetric = !w->plan->env->recipe->w_sym && !w->plan->calibrates;
     for (size_t i = 0; i < count; i++) {
         piece_slot *s = &w->slots[i];
         *s = (piece_slot){.room = mem_alloc(ctx, file_read_room(w->most.stored)),
-                          .bias_room = mem_alloc(ctx, w->most.bias),
                           .q = mem_alloc(ctx, w->most.quantized),
-                          .scales = mem_alloc_array(ctx, w->most.scales, sizeof *s->scales),
-                          .row_sums = mem_alloc_array(ctx, w->most.sums, sizeof *s->row_sums),
-                          .zero_rows = mem_alloc_array(ctx, w->most.sums, sizeof *s->zero_rows)};
-        if (asymmetric)
-            s->offsets = mem_alloc_array(ctx, w->most.scales, sizeof *s->offsets);
-        if (!s->room || !s->bias_room || !s->q || !s->scales || !s->row_sums || !s->zero_rows ||
-            (asymmetric && !s->offsets))
+                          .scales = mem_alloc_array(ctx, w->most.rows, sizeof *s->scales),
+                          .offsets = mem_alloc_array(ctx, w->most.rows, sizeof *s->offsets),
+                          .row_sums = mem_alloc_array(ctx, w->most.rows, sizeof *s->row_sums),
+                          .zero_rows = mem_alloc_array(ctx, w->most.rows, sizeof *s->zero_rows)};
+        if (!s->room || !s->q || !s->scales || !s->offsets || !s->row_sums || !s->zero_rows)
             return TARE_E_MEMORY;
     }
     return TARE_OK;
@@ -358,8 +352,7 @@ void pieces_stop(run *r)
     read_ahead_stop(w->pieces);
     for (size_t i = 0; i < SLOTS; i++) {
         piece_slot *s = &w->slots[i];
-        void *const rooms[] = {s->room,    s->bias_room, s->q,        s->scales,
-                               s->offsets, s->row_sums,  s->zero_rows};
+        void *const rooms[] = {s->room, s->q, s->scales, s->offsets, s->row_sums, s->zero_rows};
         for (size_t j = 0; j < sizeof rooms / sizeof *rooms; j++)
             mem_free(r->ctx, rooms[j]);
     }

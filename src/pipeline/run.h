@@ -279,6 +279,9 @@ void live_linear_free(run *r, live_linear *l);
 act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme);
 /* Are fake-quantized linears computed in floats? */
 bool live_linears_need_float(const run_plan *plan);
+/* The bias [n] (NULL: none; mem_free both, in any case), smoothed if its layer is, as it is written
+ * and rounded to that: what an engine will add. */
+tare_status load_bias(run *r, const model_linear *linear, float **bias, void **raw);
 /* Rows whose quant_bias did not fit, and the worst error (derive_w8a8). */
 typedef struct saturation {
     size_t rows;
