@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/machine.h"
+#include "base/thread.h"
 
 /* Looks at the job counter this often before sleeping: the next loop mostly begins within
  * microseconds. */
@@ -145,7 +146,7 @@ static void start(struct thread_pool *p)
     pthread_cond_init(&p->finished, NULL);
     for (size_t i = 0; i < p->most_workers; i++) {
         p->workers[i] = (worker){.pool = p, .index = (int)i + 1};
-        if (pthread_create(&p->workers[i].thread, NULL, work, &p->workers[i]) != 0)
+        if (!thread_start(&p->workers[i].thread, work, &p->workers[i]))
             break; /* fewer threads do the same work */
         p->num_workers++;
     }

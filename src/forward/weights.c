@@ -70,28 +70,18 @@ void kept_weights_free(kept_weights *k)
 
 /* ---- read in each pass ---- */
 
-static void free_ahead(weight_source *w)
-{
-    for (size_t i = 0; i < BLOCK_LINEARS; i++) {
-        coded_free(w->model->ctx, &w->ahead[i]);
-    }
-}
-
-/* A job of the reader. */
-static tare_status read_ahead(void *user)
+static tare_status read_layer(void *user, size_t index, size_t slot)
 {
     tare_status status = TARE_OK;
     weight_source *w = user;
-    const model_block *block = &w->model->blocks[w->ahead_layer];
+    const model_block *block = &w->model->blocks[index];
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         TRY(context_check_cancelled(w->model->ctx));
-        TRY(TARE_WRAP(w->model->ctx,
-                      stored_load(w->model->checkpoint, &block_linear(w->model, block, i)->weight,
-                                  &w->ahead[i]),
-                      "layer %zu", w->ahead_layer));
+        TRY(stored_load(w->model->checkpoint, &block_linear(w->model, block, i)->weight,
+                        &w->ahead[slot][i]));
     }
 done:
-    return status;
+    return TARE_WRAP(w->model->ctx, status, "layer %zu", index);
 }
 
 tare_status weight_source_open(tare_model *model, weight_mode mode, const kept_weights *kept,
@@ -101,9 +91,14 @@ tare_status weight_source_open(tare_model *model, weight_mode mode, const kept_w
     *out = (weight_source){.model = model, .mode = mode, .kept = kept, .linears.model = model};
     if (mode == WEIGHTS_KEPT)
         return TARE_OK;
+    read_ahead_work work = {.user = out,
+                            .read = read_layer,
+                            .count = model->config.num_layers,
+                            .readers = 1,
+                            .ahead = 1};
     TRY(model_read_vector(model, model->final_norm, &out->final_norm));
     if (mode == WEIGHTS_AHEAD)
-        TRY(background_create(model->ctx, 1, &out->reader));
+        TRY(read_ahead_start(model->ctx, &work, &out->layers));
 done:
     if (status != TARE_OK)
         weight_source_close(out);
@@ -120,39 +115,29 @@ void weight_source_close(weight_source *w)
 {
     if (!w->model)
         return;
-    background_free(w->reader);
-    free_ahead(w);
+    read_ahead_stop(w->layers);
+    for (size_t i = 0; i < BLOCK_LINEARS; i++) {
+        mem_free(w->model->ctx, w->ahead[0][i].data);
+        mem_free(w->model->ctx, w->ahead[1][i].data);
+    }
     drop_layer(w);
     mem_free(w->model->ctx, w->final_norm);
     *w = (weight_source){0};
 }
 
-/* The layer that was read ahead becomes the current one, and while it is packed the next one is
- * read. (The first one is not: whether there is another pass is not known before the head.) */
+/* While the layer that was read ahead is packed, the next one is read. (Behind the last one the
+ * first is not: whether there is another pass is not known before the head.) */
 static tare_status take_ahead(weight_source *w)
 {
-    tare_status status = TARE_OK;
-    coded_rows raw[BLOCK_LINEARS];
+    size_t slot;
     const model_block *block = &w->model->blocks[w->layer];
-    if (w->ahead_ticket == 0) {
-        w->ahead_layer = w->layer;
-        TRY(background_submit(w->reader, read_ahead, w, &w->ahead_ticket));
+    tare_status status = read_ahead_take(w->layers, w->layer, &slot);
+    for (size_t i = 0; i < block->graph->num_linears && status == TARE_OK; i++) {
+        coded_rows *raw = &w->ahead[slot][i];
+        status = float_linear_create(w->model, block_linear(w->model, block, i), GEMM_FP32, raw,
+                                     &w->linears.linears[i]);
+        coded_free(w->model->ctx, raw);
     }
-    TRY(background_wait(w->reader, w->ahead_ticket));
-    w->ahead_ticket = 0;
-    memcpy(raw, w->ahead, sizeof raw);
-    memset(w->ahead, 0, sizeof w->ahead);
-    if (w->layer + 1 < w->model->config.num_layers) {
-        w->ahead_layer = w->layer + 1;
-        status = background_submit(w->reader, read_ahead, w, &w->ahead_ticket);
-    }
-    for (size_t i = 0; i < block->graph->num_linears; i++) {
-        if (status == TARE_OK)
-            status = float_linear_create(w->model, block_linear(w->model, block, i), GEMM_FP32,
-                                         &raw[i], &w->linears.linears[i]);
-        coded_free(w->model->ctx, &raw[i]);
-    }
-done:
     return status;
 }
 
@@ -312,7 +297,7 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t hea
         const model_linear *l = &model->linears[i];
         linear = size_max(linear, float_linear_bytes(model, l, GEMM_FP32, l->weight.dtype));
     }
-    size_t fixed = norms + model_read_vector_bytes(model->final_norm) + 4096;
+    size_t fixed = norms + model_read_vector_bytes(model->final_norm) + read_ahead_bytes();
     if (mode == WEIGHTS_LINEAR)
         return fixed + size_max(head, linear + size_max(loading, gemm_float_bytes(model->ctx)));
     if (mode == WEIGHTS_LAYER)

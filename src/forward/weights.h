@@ -3,7 +3,7 @@
 #ifndef TARE_FORWARD_WEIGHTS_H
 #define TARE_FORWARD_WEIGHTS_H
 
-#include "base/background.h"
+#include "base/read_ahead.h"
 #include "forward/linear.h"
 
 /* What is in memory at once; in the order of preference. */
@@ -25,10 +25,8 @@ typedef struct weight_source {
     tare_model *model;
     weight_mode mode;
     const kept_weights *kept;
-    background *reader; /* AHEAD */
-    coded_rows ahead[BLOCK_LINEARS];
-    size_t ahead_layer;
-    uint64_t ahead_ticket; /* 0: nothing is read ahead */
+    read_ahead *layers; /* AHEAD: items are layers, read into */
+    coded_rows ahead[2][BLOCK_LINEARS];
     size_t layer;
     float_block linears; /* AHEAD, LAYER */
     block_norms norms;   /* all but KEPT */

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/background.h"
+#include "base/read_ahead.h"
 #include "output/reader.h"
 #include "tensor/convert.h"
 
@@ -183,45 +183,37 @@ static void scan_segment(const int8_t *q, size_t count, int64_t *sum, int8_t *mi
     *max = hi;
 }
 
-/* A part of a weight on its way from the disk. */
-typedef struct scan_piece {
+/* A weight on its way from the disk. */
+typedef struct scan_work {
     const reader_layout *f;
     const reader_tensor *t;
-    uint64_t at;
-    size_t size;
-    void *room, *data;
-    uint64_t ticket;
-} scan_piece;
+    void *room[2], *data[2]; /* of the two pieces that are there at a time */
+} scan_work;
 
-static tare_status read_scan_piece(void *user)
+static size_t piece_size(const scan_work *w, size_t index)
 {
-    scan_piece *p = user;
-    if (!p->t->entry)
-        return safetensors_read_in(p->f->files[p->t->source], &p->t->info, p->at, p->size, p->room,
-                                   &p->data);
-    p->data = p->room;
-    return reader_read(p->f, p->t, p->at, p->data, p->size);
+    uint64_t left = w->t->info.bytes - (uint64_t)index * SCAN_PIECE;
+    return left < SCAN_PIECE ? (size_t)left : SCAN_PIECE;
 }
 
-/* Asks for the piece that begins at `at`; nothing beyond the end. */
-static tare_status scan_ahead(background *ahead, scan_piece *p, uint64_t at)
+static tare_status read_scan_piece(void *user, size_t index, size_t slot)
 {
-    uint64_t total = p->t->info.bytes;
-    if (at >= total)
-        return TARE_OK;
-    p->at = at;
-    p->size = total - at < SCAN_PIECE ? (size_t)(total - at) : SCAN_PIECE;
-    return background_submit(ahead, read_scan_piece, p, &p->ticket);
+    scan_work *w = user;
+    uint64_t at = (uint64_t)index * SCAN_PIECE;
+    size_t size = piece_size(w, index);
+    if (!w->t->entry)
+        return safetensors_read_in(w->f->files[w->t->source], &w->t->info, at, size, w->room[slot],
+                                   &w->data[slot]);
+    w->data[slot] = w->room[slot];
+    return reader_read(w->f, w->t, at, w->data[slot], size);
 }
 
-/* A piece need not end with a row. */
-static void scan_piece_rows(const scan_piece *p, reader_numbers *n)
+/* `size` bytes from `begin` on; a piece need not end with a row. */
+static void scan_rows(const int8_t *q, uint64_t begin, size_t size, reader_numbers *n)
 {
-    const int8_t *q = p->data;
-    for (size_t at = 0; at < p->size;) {
-        size_t row = (size_t)((p->at + at) / n->k);
-        size_t left = n->k - (size_t)((p->at + at) % n->k);
-        size_t count = left < p->size - at ? left : p->size - at;
+    for (size_t at = 0; at < size;) {
+        size_t row = (size_t)((begin + at) / n->k), left = n->k - (size_t)((begin + at) % n->k);
+        size_t count = size_min(left, size - at);
         scan_segment(q + at, count, &n->row_sums[row], &n->row_min[row], &n->row_max[row]);
         at += count;
     }
@@ -232,32 +224,33 @@ static tare_status scan_weight(const reader_layout *f, const reader_tensor *t, r
 {
     tare_context *ctx = f->ctx;
     tare_status status = TARE_OK;
-    background *ahead = NULL;
-    scan_piece pieces[2] = {{.f = f, .t = t}, {.f = f, .t = t}};
-    size_t most = t->info.bytes < SCAN_PIECE ? (size_t)t->info.bytes : SCAN_PIECE;
+    read_ahead *pieces = NULL;
+    scan_work w = {.f = f, .t = t};
+    size_t slot, most = t->info.bytes < SCAN_PIECE ? (size_t)t->info.bytes : SCAN_PIECE;
+    read_ahead_work work = {.user = &w,
+                            .read = read_scan_piece,
+                            .count = (size_t)((t->info.bytes + SCAN_PIECE - 1) / SCAN_PIECE),
+                            .readers = 1,
+                            .ahead = 1};
 
     n->row_sums = mem_calloc(ctx, n->n, sizeof *n->row_sums);
     n->row_min = mem_alloc(ctx, n->n);
     n->row_max = mem_alloc(ctx, n->n);
     for (int i = 0; i < 2; i++)
-        pieces[i].room = mem_alloc(ctx, file_read_room(most));
-    TRY(n->row_sums && n->row_min && n->row_max && pieces[0].room && pieces[1].room
-            ? TARE_OK
-            : TARE_E_MEMORY);
+        w.room[i] = mem_alloc(ctx, file_read_room(most));
+    TRY(n->row_sums && n->row_min && n->row_max && w.room[0] && w.room[1] ? TARE_OK
+                                                                          : TARE_E_MEMORY);
     memset(n->row_min, INT8_MAX, n->n);
     memset(n->row_max, (unsigned char)INT8_MIN, n->n);
-    TRY(background_create(ctx, 2, &ahead));
-    TRY(scan_ahead(ahead, &pieces[0], 0));
-    for (size_t i = 0; (uint64_t)i * SCAN_PIECE < t->info.bytes; i++) {
-        TRY(context_check_cancelled(ctx));
-        TRY(scan_ahead(ahead, &pieces[(i + 1) % 2], (uint64_t)(i + 1) * SCAN_PIECE));
-        TRY(background_wait(ahead, pieces[i % 2].ticket));
-        scan_piece_rows(&pieces[i % 2], n);
+    TRY(read_ahead_start(ctx, &work, &pieces));
+    for (size_t i = 0; i < work.count; i++) {
+        TRY(read_ahead_take(pieces, i, &slot));
+        scan_rows(w.data[slot], (uint64_t)i * SCAN_PIECE, piece_size(&w, i), n);
     }
 done:
-    background_free(ahead);
+    read_ahead_stop(pieces);
     for (int i = 0; i < 2; i++)
-        mem_free(ctx, pieces[i].room);
+        mem_free(ctx, w.room[i]);
     return status;
 }
 
@@ -310,7 +303,7 @@ size_t reader_numbers_bytes(size_t n)
 {
     return 4 * mem_array_bytes(n, sizeof(float)) + 2 * mem_array_bytes(n, sizeof(int32_t)) +
            2 * mem_array_bytes(n, sizeof(int64_t)) + 2 * mem_block_bytes(n) +
-           mem_block_bytes(SCAN_PIECE) + file_read_bytes(SCAN_PIECE);
+           2 * mem_block_bytes(file_read_room(SCAN_PIECE)) + read_ahead_bytes();
 }
 
 void reader_numbers_free(tare_context *ctx, reader_numbers *n)

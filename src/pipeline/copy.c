@@ -63,27 +63,6 @@ size_t write_float_rows_bytes(const run_env *e, const stored_weight *w)
     return output_write_bytes(0) + converted_bytes(e, w);
 }
 
-typedef struct copy_work {
-    run *r;
-    const stored_weight *weight;
-} copy_work;
-
-static tare_status copy_rows(void *user, size_t first, size_t count, const coded_rows *rows)
-{
-    const copy_work *w = user;
-    return write_float_rows(w->r, w->weight, first, count, rows);
-}
-
-tare_status copy_tensor(run *r, const stored_weight *w)
-{
-    return stored_stream(r->model->checkpoint, w, copy_rows, &(copy_work){r, w});
-}
-
-size_t copy_tensor_bytes(const run_env *e, const stored_weight *w)
-{
-    return stored_stream_bytes(w) + write_float_rows_bytes(e, w);
-}
-
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias)
 {
     tensor_info t = output_tensor(r->env, source);

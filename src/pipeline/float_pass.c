@@ -443,8 +443,9 @@ static tare_status float_block_pass(run *r, const model_block *block)
     for (size_t i = 0; i < r->plan->segments.count && status == TARE_OK; i++) {
         layer_source source = {0};
         segment_work s = plan_segment(r->plan, block, i);
-        status = r->overlap ? overlap_read(r, block->index, &source)
-                            : layer_source_load(r, &s, &source);
+        status = overlap_read(r, &s, &source);
+        if (status == TARE_OK)
+            status = layer_source_load(r, &s, &source);
         if (status == TARE_OK)
             status = float_segment_pass(r, &s, &source);
         layer_source_free(r, &source);

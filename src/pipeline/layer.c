@@ -101,9 +101,10 @@ static bool reads_first(const run_plan *plan)
 static tare_status read_source(segment_stage *g)
 {
     run *r = g->run;
-    if (r->overlap)
-        return overlap_read(r, g->out.work.block->index, &g->source);
-    return reads_first(r->plan) ? layer_source_load(r, &g->out.work, &g->source) : TARE_OK;
+    tare_status status = overlap_read(r, &g->out.work, &g->source);
+    if (status == TARE_OK && reads_first(r->plan))
+        status = layer_source_load(r, &g->out.work, &g->source);
+    return status;
 }
 
 static void hold_source(ledger *l, const segment_work *s)
@@ -246,51 +247,34 @@ void quantize_block_hold(ledger *l, const model_block *block)
 
 /* ---- the head ---- */
 
-tare_status quantize_head(run *r)
+tare_status observe_head(run *r)
 {
     tare_status status = TARE_OK;
-    const model_config *c = &r->model->config;
-    const linear_plan *f = &r->plan->linears[r->model->num_linears - 1];
-    live_linear l = {0};
+    size_t h = r->model->config.hidden_size;
     observer *o = NULL;
-    act_params params = {0};
     float *norm = NULL, *x;
-    coded_rows raw = {0};
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
-    bool observed = scheme_of(f->scheme)->activations == ACT_STATIC;
-    TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[f - r->plan->linears]),
+    TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[r->model->num_linears - 1]),
                         &r->env->num, &o));
-    for (size_t i = 0, row = 0; observed && i < r->env->samples.count;
-         row += r->env->samples.lengths[i++]) {
+    for (size_t i = 0, row = 0; i < r->env->samples.count; row += r->env->samples.lengths[i++]) {
         size_t rows = r->env->samples.lengths[i];
         TRY(stream_get(r->calibrated.states, row, rows, &x));
-        norm_rows(r->model, x, norm, NULL, rows, c->hidden_size, r->work.round, x);
-        TRY(observer_update(r->ctx, o, x, rows * c->hidden_size));
+        norm_rows(r->model, x, norm, NULL, rows, h, r->work.round, x);
+        TRY(observer_update(r->ctx, o, x, rows * h));
     }
-    if (observed)
-        TRY(observer_params(r->ctx, o, &params));
-    TRY(live_linear_load(r, r->model->head, f->scheme, &raw, &l));
-    TRY(live_linear_write(r, &l, &params));
+    TRY(observer_params(r->ctx, o, &r->head_input));
 done:
-    live_linear_free(r, &l);
     observer_free(r->ctx, o);
     mem_free(r->ctx, norm);
     return TARE_WRAP(r->ctx, status, "%s", r->model->head->name);
 }
 
-void quantize_head_hold(ledger *l)
+void observe_head_hold(ledger *l)
 {
     const run_plan *plan = l->plan;
     const tare_model *m = plan->env->model;
-    size_t index = m->num_linears - 1, raw = linear_raw_bytes(m, m->head);
-    const ledger before = *l;
-    live_linear_size size = live_linear_most(plan, index);
-    l->now[TERM_SCRATCH] += model_read_vector_bytes(m->final_norm) +
-                            observer_bytes(plan->env->samples.count);
-    l->now[TERM_WEIGHTS] += raw;
-    ledger_moment(l, m->head->name, size.loading > raw ? size.loading - raw : 0);
-    ledger_moment(l, m->head->name, observer_update_bytes(plan->env->ctx) + score_head_bytes(plan));
-    l->now[TERM_WEIGHTS] += size.weights - raw;
-    ledger_moment(l, m->head->name, live_linear_write_bytes(plan, index));
-    memcpy(l->now, before.now, sizeof l->now);
+    ledger_moment(l, m->head->name,
+                  model_read_vector_bytes(m->final_norm) +
+                      observer_bytes(plan->env->samples.count) +
+                      observer_update_bytes(plan->env->ctx) + score_head_bytes(plan));
 }

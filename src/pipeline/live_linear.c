@@ -1,5 +1,6 @@
 /* A linear from reading its weight to writing its tensors. The weight is read once: what is written
  * as FLOAT goes out while it is in memory. */
+#include <math.h>
 #include <string.h>
 
 #include "pipeline/run.h"
@@ -22,11 +23,10 @@ act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme)
     return kind == ACT_PER_TOKEN && plan->env->num.compat ? ACT_STATIC : kind;
 }
 
-/* Is this quantized linear computed in floats? Nobody reads what the head puts out. */
-static bool runs_in_floats(const run_plan *plan, const model_linear *l, linear_scheme scheme)
+/* Is a quantized linear computed in floats? */
+static bool runs_in_floats(const run_plan *plan, linear_scheme scheme)
 {
-    return !linear_is_head(plan->env->model, l) &&
-           (live_linears_need_float(plan) || scheme_of(scheme)->activations == ACT_FLOAT);
+    return live_linears_need_float(plan) || scheme_of(scheme)->activations == ACT_FLOAT;
 }
 
 static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_weight **out)
@@ -46,25 +46,25 @@ static tare_dtype bias_dtype(const run *r, const model_linear *l)
     return l->bias ? output_tensor(r->env, l->bias).dtype : output_weight(r->env, &l->weight).dtype;
 }
 
-/* The bias, smoothed if its layer is, rounded as it is stored: what an engine will add. */
-static tare_status load_bias(run *r, const model_linear *linear, live_linear *l)
+tare_status load_bias(run *r, const model_linear *linear, float **bias, void **raw)
 {
     tare_status status = TARE_OK;
     const smooth_weight *smooth = smoothing_of(r, linear);
     tare_dtype dtype = bias_dtype(r, linear);
-    size_t bytes = linear->n * dtype_size(dtype);
+    *bias = NULL;
+    *raw = NULL;
     if (!linear->bias && !smoothing_creates_bias(r->plan, linear))
         return TARE_OK;
     if (linear->bias)
-        TRY(model_read_vector(r->model, linear->bias, &l->bias));
-    else if (!(l->bias = mem_alloc_array(r->ctx, linear->n, sizeof *l->bias)))
+        TRY(model_read_vector(r->model, linear->bias, bias));
+    else if (!(*bias = mem_alloc_array(r->ctx, linear->n, sizeof **bias)))
         return TARE_E_MEMORY;
     if (smooth)
-        memcpy(l->bias, smooth->bias, linear->n * sizeof *l->bias);
-    if (!(l->bias_raw = mem_alloc(r->ctx, bytes)))
+        memcpy(*bias, smooth->bias, linear->n * sizeof **bias);
+    if (!(*raw = mem_alloc(r->ctx, linear->n * dtype_size(dtype))))
         return TARE_E_MEMORY;
-    narrow_from_float(r->ctx, dtype, l->bias, linear->n, l->bias_raw);
-    widen_to_float(r->ctx, dtype, l->bias_raw, linear->n, l->bias);
+    narrow_from_float(r->ctx, dtype, *bias, linear->n, *raw);
+    widen_to_float(r->ctx, dtype, *raw, linear->n, *bias);
 done:
     return status;
 }
@@ -115,10 +115,10 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
         *raw = (coded_rows){0};
     }
     coded_free(r->ctx, raw);
-    if (quantize && runs_in_floats(r->plan, linear, scheme))
+    if (quantize && runs_in_floats(r->plan, scheme))
         TRY(dequantized_weight(r, &l->q, &l->weight));
-    TRY(load_bias(r, linear, l));
-    if (!r->overlap && r->out)
+    TRY(load_bias(r, linear, &l->bias, &l->bias_raw));
+    if (!r->plan->layout.overlap && r->out)
         TRY(live_linear_write_float(r, l));
 done:
     coded_free(r->ctx, raw);
@@ -137,33 +137,31 @@ void live_linear_free(run *r, live_linear *l)
     *l = (live_linear){0};
 }
 
-/* The parts that calibration gives, beside those of the weights, which *parts has. */
-static tare_status write_calibrated(run *r, live_linear *l, const act_params *act,
-                                    linear_parts *parts)
+tare_status write_calibrated(run *r, const model_linear *l, quantized_weight *q, const float *bias,
+                             const act_params *act, saturation *s, linear_parts *parts)
 {
     tare_status status = TARE_OK;
     double worst = 0;
-    float *deq_scale = mem_alloc_array(r->ctx, l->q.n, sizeof *deq_scale);
-    int32_t *quant_bias = mem_alloc_array(r->ctx, l->q.n, sizeof *quant_bias);
-    if (!deq_scale || !quant_bias) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
-    weight_settle_zero_rows(&r->env->num, &l->q, l->bias, act->scale);
-    size_t saturated = derive_w8a8(&r->env->num, &l->q, act, l->bias, deq_scale, quant_bias,
-                                   &worst);
-    if (saturated) {
-        r->saturated_rows += saturated;
+    bool last = parts->first + parts->count == l->n;
+    float *deq_scale = mem_alloc_array(r->ctx, q->n, sizeof *deq_scale);
+    int32_t *quant_bias = mem_alloc_array(r->ctx, q->n, sizeof *quant_bias);
+    TRY(deq_scale && quant_bias ? TARE_OK : TARE_E_MEMORY);
+    weight_settle_zero_rows(&r->env->num, q, bias, act->scale);
+    s->rows += derive_w8a8(&r->env->num, q, act, bias, deq_scale, quant_bias, &worst);
+    if (worst > s->worst || isnan(worst))
+        s->worst = worst;
+    if (last && s->rows > 0) {
+        r->saturated_rows += s->rows;
         TARE_WARN(
             r->ctx,
             "%s: quant_bias of %zu rows does not fit int32 and is saturated; worst error %.3g",
-            l->linear->name, saturated, worst);
+            l->name, s->rows, s->worst);
     }
-    parts->data[TENSOR_INPUT_SCALE] = &act->scale;
-    parts->data[TENSOR_INPUT_OFFSET] = &act->offset;
+    parts->data[TENSOR_INPUT_SCALE] = last ? &act->scale : NULL;
+    parts->data[TENSOR_INPUT_OFFSET] = last ? &act->offset : NULL;
     parts->data[TENSOR_QUANT_BIAS] = quant_bias;
     parts->data[TENSOR_DEQ_SCALE] = deq_scale;
-    TRY(output_write_linear(r->out, l->linear->name, parts));
+    TRY(output_write_linear(r->out, l->name, parts));
 done:
     mem_free(r->ctx, deq_scale);
     mem_free(r->ctx, quant_bias);
@@ -172,12 +170,13 @@ done:
 
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act)
 {
+    saturation s = {0};
     linear_parts parts = {.count = l->q.n,
                           .data = {[TENSOR_WEIGHT] = l->q.q,
                                    [TENSOR_BIAS] = l->bias_raw,
                                    [TENSOR_WEIGHT_SCALE] = l->q.scales}};
     tare_status status = scheme_of(l->scheme)->activations == ACT_STATIC
-                             ? write_calibrated(r, l, act, &parts)
+                             ? write_calibrated(r, l->linear, &l->q, l->bias, act, &s, &parts)
                              : output_write_linear(r->out, l->linear->name, &parts);
     return TARE_WRAP(r->ctx, status, "%s", l->linear->name);
 }
@@ -187,8 +186,7 @@ static void live_linear_bytes(const run_plan *plan, const model_linear *l, linea
                               live_linear_size *out)
 {
     bool quantize = scheme != SCHEME_FLOAT;
-    bool smooth = plan->smooths && !linear_is_head(plan->env->model, l),
-         wide = quantize && runs_in_floats(plan, l, scheme);
+    bool smooth = plan->smooths, wide = quantize && runs_in_floats(plan, scheme);
     size_t n = l->n, k = l->k;
     tare_dtype dtype = l->weight.dtype, kept = output_weight(plan->env, &l->weight).dtype;
     size_t source = linear_raw_bytes(plan->env->model, l);
@@ -240,13 +238,19 @@ live_linear_size live_linear_most(const run_plan *plan, size_t index)
                               .loading = size_max(most.loading, s.loading)};
 }
 
+size_t live_linear_rows_bytes(size_t rows)
+{
+    return mem_array_bytes(rows, sizeof(float)) + mem_array_bytes(rows, sizeof(int32_t)) +
+           output_write_bytes(rows);
+}
+
 /* compressed-tensors packs the integers of W8A16. */
 size_t live_linear_write_bytes(const run_plan *plan, size_t index)
 {
     const model_linear *l = &plan->env->model->linears[index];
     bool packs = plan->linears[index].scheme == SCHEME_W8A16;
-    return mem_array_bytes(l->n, sizeof(float)) + mem_array_bytes(l->n, sizeof(int32_t)) +
-           output_write_bytes(l->n) + (packs ? output_rows_bytes(l->n, l->k, plan->env->save) : 0);
+    return live_linear_rows_bytes(l->n) + converted_bytes(plan->env, &l->weight) +
+           (packs ? output_rows_bytes(l->n, l->k, plan->env->save) : 0);
 }
 
 observer_kind observer_kind_of(const run_env *e, const linear_score *s)

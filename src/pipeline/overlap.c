@@ -1,33 +1,54 @@
-/* Only for runs whose blocks are one segment. While a layer is computed, the next one is read and
- * the last one written. Two threads do that, and hold a layer each: its weights as they are stored,
- * and its finished tensors. Without them (layout.overlap) the same happens in turn; the order in
- * which tensors are written, which shows in npy files, is the same. */
-#include "base/background.h"
-#include "base/parallel.h"
+/* While a segment is computed, the next one is read and the last one written (layout.overlap: a
+ * segment is a whole block then). Threads do that, and hold a segment each: its weights as they are
+ * stored, and its finished tensors. Else the same happens in turn, and weights are read one by one
+ * as they are needed. The order in which tensors are written, which shows in npy files, is the
+ * same. */
+#include "base/read_ahead.h"
 #include "pipeline/run.h"
+
+enum { SLOTS = 3 };
 
 struct run_overlap {
     run *run;
-    background *reader, *writer;
-    size_t layer; /* that is read ahead, into */
-    layer_source source;
-    uint64_t read;       /* ticket; 0: nothing is read ahead */
-    layer_output output; /* that is written behind */
-    uint64_t written;
+    read_ahead *segments;
+    size_t index, slot; /* of the segment in work, in the model */
+    layer_source sources[SLOTS];
+    layer_output outputs[SLOTS];
 };
+
+static tare_status read_segment(void *user, size_t index, size_t slot)
+{
+    run_overlap *o = user;
+    size_t of_block = o->run->plan->segments.count;
+    segment_work s = plan_segment(o->run->plan, &o->run->model->blocks[index / of_block],
+                                  index % of_block);
+    return o->run->plan->layout.overlap ? layer_source_load(o->run, &s, &o->sources[slot])
+                                        : TARE_OK;
+}
+
+static tare_status write_segment(void *user, size_t index, size_t slot)
+{
+    run_overlap *o = user;
+    (void)index;
+    tare_status status = layer_output_write(o->run, &o->outputs[slot]);
+    layer_output_free(o->run, &o->outputs[slot]);
+    return status;
+}
 
 tare_status overlap_start(run *r)
 {
-    tare_status status = TARE_OK;
-    if (!r->plan->layout.overlap || r->overlap)
-        return TARE_OK;
+    size_t threads = r->plan->layout.overlap, written = r->resume.pass == PASS_QUANTIZE;
     if (!(r->overlap = mem_calloc(r->ctx, 1, sizeof *r->overlap)))
         return TARE_E_MEMORY;
     r->overlap->run = r;
-    TRY(background_create(r->ctx, 1, &r->overlap->reader));
-    TRY(background_create(r->ctx, 1, &r->overlap->writer));
-done:
-    return status;
+    read_ahead_work w = {.user = r->overlap,
+                         .read = read_segment,
+                         .write = written ? write_segment : NULL,
+                         .count = r->model->config.num_layers * r->plan->segments.count,
+                         .readers = threads,
+                         .ahead = threads,
+                         .behind = threads * written};
+    return read_ahead_start(r->ctx, &w, &r->overlap->segments);
 }
 
 void overlap_stop(run *r)
@@ -35,73 +56,39 @@ void overlap_stop(run *r)
     run_overlap *o = r->overlap;
     if (!o)
         return;
-    background_free(o->reader);
-    background_free(o->writer);
-    layer_source_free(r, &o->source);
-    layer_output_free(r, &o->output);
+    read_ahead_stop(o->segments);
+    for (size_t i = 0; i < SLOTS; i++) {
+        layer_source_free(r, &o->sources[i]);
+        layer_output_free(r, &o->outputs[i]);
+    }
     mem_free(r->ctx, o);
     r->overlap = NULL;
 }
 
-/* ---- reading ---- */
-
-static tare_status read_layer(void *user)
+tare_status overlap_read(run *r, const segment_work *s, layer_source *out)
 {
-    run_overlap *o = user;
-    segment_work whole = plan_segment(o->run->plan, &o->run->model->blocks[o->layer], 0);
-    return layer_source_load(o->run, &whole, &o->source);
-}
-
-tare_status overlap_read(run *r, size_t layer, layer_source *out)
-{
-    tare_status status = TARE_OK;
     run_overlap *o = r->overlap;
-    if (!o)
-        return TARE_OK;
-    if (o->read && o->layer == layer) {
-        TRY(background_wait(o->reader, o->read));
-        *out = o->source;
-        o->source = (layer_source){0};
-    } else {
-        segment_work whole = plan_segment(r->plan, &r->model->blocks[layer], 0);
-        TRY(layer_source_load(r, &whole, out));
+    const segment_list *list = &r->plan->segments;
+    o->index = s->block->index * list->count + (size_t)(s->segment - list->items);
+    tare_status status = read_ahead_take(o->segments, o->index, &o->slot);
+    if (status == TARE_OK) {
+        *out = o->sources[o->slot];
+        o->sources[o->slot] = (layer_source){0};
     }
-    o->read = 0;
-    if (layer + 1 < r->model->config.num_layers) {
-        o->layer = layer + 1;
-        TRY(background_submit(o->reader, read_layer, o, &o->read));
-    }
-done:
     return status;
 }
 
-/* ---- writing ---- */
-
-static tare_status write_layer(void *user)
+tare_status overlap_write(run *r, layer_output *segment)
 {
-    run_overlap *o = user;
-    tare_status status = layer_output_write(o->run, &o->output);
-    layer_output_free(o->run, &o->output);
-    return status;
-}
-
-tare_status overlap_write(run *r, layer_output *layer)
-{
-    tare_status status = TARE_OK;
     run_overlap *o = r->overlap;
-    if (!o)
-        return layer_output_write(r, layer);
-    TRY(overlap_wait(r));
-    o->output = *layer;
-    *layer = (layer_output){0};
-    TRY(background_submit(o->writer, write_layer, o, &o->written));
-done:
-    return status;
+    o->outputs[o->slot] = *segment;
+    *segment = (layer_output){0};
+    return read_ahead_give(o->segments, o->index);
 }
 
 tare_status overlap_wait(run *r)
 {
-    return r->overlap ? background_wait(r->overlap->writer, r->overlap->written) : TARE_OK;
+    return read_ahead_wait(r->overlap->segments);
 }
 
 size_t overlap_bytes(const run_plan *plan, size_t layer, bool quantizes)

@@ -1,7 +1,7 @@
 /* The run as a whole: check, plan, (score,) then layer by layer load - calibrate - quantize -
- * write, then finish; of weights alone tensor by tensor read - quantize - write. Everything
- * that can be refused is refused before the first weight is read. Passes over the checkpoint: one,
- * or two with disable_level. */
+ * write (of weights alone tensor by tensor read - quantize - write), then the head, and finish.
+ * Everything that can be refused is refused before the first weight is read. Passes over the
+ * checkpoint: one, or two with disable_level. */
 #include <string.h>
 
 #include "base/sized.h"
@@ -49,6 +49,7 @@ tare_status create_states(run *r, bool of_floats)
 void run_stop(run *r)
 {
     overlap_stop(r);
+    pieces_stop(r);
     workspace_free(&r->work);
     r->work = (workspace){0};
     flow_free(&r->calibrated);
@@ -75,6 +76,8 @@ static tare_status embed(run *r)
 {
     tare_status status = TARE_OK;
     bool beside = r->plan->float_beside;
+    if (r->resume.restores)
+        return TARE_OK;
     TRY(create_states(r, false));
     if (beside)
         TRY(create_states(r, true));
@@ -87,49 +90,61 @@ done:
     return status;
 }
 
-static tare_status run_head(run *r)
+static tare_status begin(run *r)
+{
+    bool calibrates = r->plan->calibrates;
+    progress_begin(&r->progress, r->ctx, calibrates ? "calibrate" : "quantize",
+                   calibrates ? "layer" : "tensor",
+                   calibrates ? r->model->config.num_layers : pieces_steps(r->plan));
+    progress_skip(&r->progress, r->resume.layer);
+    return calibrates ? overlap_start(r) : pieces_start(r, r->resume.layer);
+}
+
+static tare_status calibrate_layer(run *r, size_t layer)
 {
     tare_status status = TARE_OK;
-    bool is_float = plan_is_float(&r->plan->linears[r->model->num_linears - 1]);
-    float *norm = NULL;
-    TRY(model_read_vector(r->model, r->model->final_norm, &norm));
-    TRY(write_norm(r, r->model->final_norm, norm, NULL));
-    if (is_float && !r->model->head_is_tied)
-        TRY(copy_tensor(r, &r->model->head->weight));
-    if (!is_float && r->floats.states && r->plan->wants_scores)
-        TRY(score_head(r));
-    if (!is_float)
-        TRY(quantize_head(r));
+    if (layer < r->resume.layer)
+        return TARE_OK;
+    TRY(quantize_block(r, &r->model->blocks[layer]));
+    progress_unit_done(&r->progress);
+    if (resume_due(r, true)) {
+        TRY(overlap_wait(r));
+        TRY(resume_save(r, layer + 1));
+    }
 done:
-    mem_free(r->ctx, norm);
     return status;
 }
 
-/* The way of the data. */
-static tare_status run_layers(run *r)
+/* Behind the last layer: what the samples tell of the head. */
+static tare_status calibrate_head(run *r)
 {
     tare_status status = TARE_OK;
-    size_t layers = r->model->config.num_layers;
-    progress_begin(&r->progress, r->ctx, "calibrate", "layer", layers);
-    if (!r->resume.restores)
-        TRY(embed(r));
-    TRY(overlap_start(r));
-    progress_skip(&r->progress, r->resume.layer);
-    for (size_t i = r->resume.layer; i < layers; i++) {
-        TRY(quantize_block(r, &r->model->blocks[i]));
-        progress_unit_done(&r->progress);
-        if (resume_due(r, true)) {
-            TRY(overlap_wait(r));
-            TRY(resume_save(r, i + 1));
-        }
-    }
+    linear_scheme scheme = r->plan->linears[r->model->num_linears - 1].scheme;
     TRY(overlap_wait(r));
     overlap_stop(r);
-    TRY(run_head(r));
-    for (size_t i = 0; i < r->model->num_extra; i++) {
-        stored_weight extra = stored_whole(r->model->extra[i]);
-        TRY(copy_tensor(r, &extra));
-    }
+    if (scheme != SCHEME_FLOAT && r->floats.states && r->plan->wants_scores)
+        TRY(score_head(r));
+    if (scheme_of(scheme)->activations == ACT_STATIC)
+        TRY(observe_head(r));
+    TRY(pieces_start(r, 0));
+done:
+    return status;
+}
+
+/* The way of the data: all samples through a layer, or, where nothing is calibrated, its tensors in
+ * pieces, as go those behind the layers. */
+static tare_status run_model(run *r)
+{
+    tare_status status = TARE_OK;
+    bool calibrates = r->plan->calibrates;
+    size_t layers = r->model->config.num_layers;
+    TRY(begin(r));
+    TRY(calibrates ? embed(r) : pieces_run(r, PART_EMBEDDING));
+    for (size_t i = 0; i < layers; i++)
+        TRY(calibrates ? calibrate_layer(r, i) : pieces_run(r, PART_LAYERS + i));
+    if (calibrates)
+        TRY(calibrate_head(r));
+    TRY(pieces_run(r, PART_LAYERS + layers));
     TRY(write_late_attentions(r));
 done:
     return status;
@@ -168,15 +183,9 @@ static void layers_hold(ledger *l)
                   embed_tokens_bytes(m, tokens) + write_float_rows_bytes(plan->env, &m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++)
         quantize_block_hold(l, &m->blocks[i]);
-    ledger_moment(l, m->head->name,
-                  model_read_vector_bytes(m->final_norm) +
-                      copy_tensor_bytes(plan->env, &m->head->weight));
     if (!plan_is_float(&plan->linears[m->num_linears - 1]))
-        quantize_head_hold(l);
-    for (size_t i = 0; i < m->num_extra; i++) {
-        stored_weight extra = stored_whole(m->extra[i]);
-        ledger_moment(l, extra.name, copy_tensor_bytes(plan->env, &extra));
-    }
+        observe_head_hold(l);
+    ledger_moment(l, m->head->name, pieces_bytes(plan));
 }
 
 /* Weight files of a layout that are written to at a time: a shard and the next one, but all of them
@@ -248,7 +257,7 @@ void run_hold(ledger *l, const run_pass *only)
     memcpy(l->now, before.now, sizeof l->now); /* run_stop */
     l->now[TERM_OUTPUT] += files;
     if (!plan->calibrates)
-        ledger_moment(l, "pieces of weights", weight_pass_bytes(plan));
+        ledger_moment(l, "pieces of weights", pieces_bytes(plan));
     ledger_moment(l, "the finished files", finish_bytes(plan));
 }
 
@@ -289,13 +298,10 @@ static tare_status run_all(run_job *j, tare_quantize_result *result)
     TRY(resume_restore(r));
     TRY(choose_fallback(j));
     TRY(plan_output(r));
-    if (j->plan.calibrates) {
-        job_pass(j, PASS_QUANTIZE);
-        TRY(run_layers(r));
-    } else {
+    if (!j->plan.calibrates) /* a ranking may have been made */
         run_stop(r);
-        TRY(quantize_weights(r));
-    }
+    job_pass(j, PASS_QUANTIZE);
+    TRY(run_model(r));
     TRY(finish(r, result));
 done:
     return status;
@@ -360,7 +366,7 @@ tare_status quantize(tare_context *ctx, const tare_quantize_options *options,
     j.env.tape = recording_tape(recording);
     if (status == TARE_OK)
         status = run_all(&j, &made);
-    overlap_stop(&j.run); /* nobody writes any more */
+    run_stop(&j.run); /* nobody writes any more */
     resume_close(&j.run, status);
     made.peak_memory = job_end(&j);
     made.seconds = clock_seconds() - started;

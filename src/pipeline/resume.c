@@ -270,8 +270,7 @@ done:
 static void tell_place(run *r, const run_resume *at)
 {
     if (!r->plan->calibrates && at->pass == PASS_QUANTIZE)
-        TARE_INFO(r->ctx, "going on behind tensor %zu of %zu", at->layer,
-                  weight_pass_steps(r->plan));
+        TARE_INFO(r->ctx, "going on behind tensor %zu of %zu", at->layer, pieces_steps(r->plan));
     else
         TARE_INFO(r->ctx, "going on %s layer %zu of %zu",
                   at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,

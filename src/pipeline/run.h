@@ -1,8 +1,8 @@
 /* One quantization run as it goes on: what its stages share and change. What it is given and what
  * was decided before is in plan.h. job.c makes the plan, declare.c declares the output, quantize.c
  * drives, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer and
- * the head; weight_pass.c is all that a run of weights alone needs. float_goals.c holds the runs
- * that end with the float pass: scores, smoothing. */
+ * observes the head's input; pieces.c has what needs no forward. float_goals.c holds the runs that
+ * end with the float pass: scores, smoothing. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
@@ -45,6 +45,7 @@ typedef struct flow {
 } flow;
 
 typedef struct run_overlap run_overlap;
+typedef struct weight_pieces weight_pieces;
 
 /* Kinds of work, as tare_plan counts them. */
 typedef enum work_kind {
@@ -77,7 +78,7 @@ typedef struct run_resume {
     bool finished;       /* there was nothing left to do */
     bool restores;       /* the run goes on from a state: */
     run_pass pass;       /* the pass in work */
-    size_t layer;        /* its first layer (weights alone: step) to do */
+    size_t layer;        /* its first layer (weights alone: step of pieces.c) to do */
     unsigned generation; /* of that state; afterwards of the next one to write */
     uint64_t digest;
     bool worth_keeping; /* there is a checkpoint */
@@ -110,8 +111,10 @@ typedef struct run {
     flow floats; /* the first samples, through the float model; states NULL: it does not run
                     beside */
     workspace work;
-    work_clock *clock;    /* NULL: nobody measures; else the run is a slice, and writes nothing */
-    run_overlap *overlap; /* overlap.c; NULL: reading, computing, writing in turn */
+    work_clock *clock;     /* NULL: nobody measures; else the run is a slice, and writes nothing */
+    run_overlap *overlap;  /* overlap.c */
+    weight_pieces *pieces; /* pieces.c */
+    act_params head_input; /* of a calibrated head */
     run_resume resume;
     bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
     size_t num_quantized, saturated_rows;
@@ -283,9 +286,9 @@ tare_status quantize_block(run *r, const model_block *block);
 void quantize_block_hold(ledger *l, const model_block *block);
 /* One segment, from a source that it takes, up to what would be written. */
 tare_status calibrate_slice(run *r, const segment_work *s, layer_source *source);
-/* The head, if it is quantized: observes the final norm's output; nothing reads its own output. */
-tare_status quantize_head(run *r);
-void quantize_head_hold(ledger *l);
+/* run.head_input: the final norm's output. Nothing reads what the head puts out. */
+tare_status observe_head(run *r);
+void observe_head_hold(ledger *l); /* with its score */
 
 /* One linear while its layer is loaded. */
 typedef struct live_linear {
@@ -309,6 +312,20 @@ void live_linear_free(run *r, live_linear *l);
 act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme);
 /* Are fake-quantized linears computed in floats? */
 bool live_linears_need_float(const run_plan *plan);
+/* The bias [n] (NULL: none; mem_free both, in any case), smoothed if its layer is, as it is written
+ * and rounded to that: what an engine will add. */
+tare_status load_bias(run *r, const model_linear *linear, float **bias, void **raw);
+/* Rows whose quant_bias did not fit, and the worst error (derive_w8a8). */
+typedef struct saturation {
+    size_t rows;
+    double worst;
+} saturation;
+
+/* Derives what calibration gives the rows `q` of a linear, and writes them with the parts that
+ * *parts has, its range among them. Only of a whole linear: `bias` (NULL: none). *s adds up over
+ * the linear, from {0}; the last rows tell it. */
+tare_status write_calibrated(run *r, const model_linear *l, quantized_weight *q, const float *bias,
+                             const act_params *act, saturation *s, linear_parts *parts);
 /* Derives and writes the tensors of a quantized linear. */
 tare_status live_linear_write(run *r, live_linear *l, const act_params *act);
 /* Writes a float linear, if that has not been done. */
@@ -323,6 +340,8 @@ typedef struct live_linear_size {
 live_linear_size live_linear_most(const run_plan *plan, size_t index);
 /* While it is written. */
 size_t live_linear_write_bytes(const run_plan *plan, size_t index);
+/* Of so many rows, what is derived for them included. */
+size_t live_linear_rows_bytes(size_t rows);
 
 /* A segment that is calibrated: all that its tensors are made from. */
 typedef struct layer_output {
@@ -344,14 +363,14 @@ void calibrate_segment_hold(ledger *l, const segment_work *s);
 
 /* ---- overlap.c ---- */
 
-/* The threads, if layout.overlap says so; overlap_stop frees what they hold, in any case. */
+/* Of a pass, with threads if layout.overlap says so; overlap_stop frees what they hold. */
 tare_status overlap_start(run *r);
 void overlap_stop(run *r);
-/* The weights of a layer, and begins to read the next one's. Without overlap *out stays empty:
+/* The weights of a segment, and begins to read the next one's. Without overlap *out stays empty:
  * weights are read one by one as they are needed. */
-tare_status overlap_read(run *r, size_t layer, layer_source *out);
-/* Writes a layer now, or hands it over (*layer is then empty). */
-tare_status overlap_write(run *r, layer_output *layer);
+tare_status overlap_read(run *r, const segment_work *s, layer_source *out);
+/* Writes that segment, or hands it over; it is empty then. */
+tare_status overlap_write(run *r, layer_output *segment);
 /* Until everything is written: before anybody else writes. */
 tare_status overlap_wait(run *r);
 /* What the two threads hold while a layer is computed: the weights of the next one, and where it
@@ -374,14 +393,22 @@ tare_status attention_write(run *r, size_t layer);
 /* With fa_amp: chooses who goes without, and writes the others. */
 tare_status write_late_attentions(run *r);
 
-/* ---- weight_pass.c ---- */
+/* ---- pieces.c ---- */
 
-/* Weights alone, from the first tensor to the last: read, quantize, write. */
-tare_status quantize_weights(run *r);
-/* Its tensors, counted as run_resume.layer does. */
-size_t weight_pass_steps(const run_plan *plan);
-/* Accounted bytes, at most, of quantize_weights. */
-size_t weight_pass_bytes(const run_plan *plan);
+/* Parts of a model, in order: layer i is PART_LAYERS + i, and what comes behind all of them one
+ * more. */
+enum { PART_EMBEDDING, PART_LAYERS };
+
+/* The tensors of weights alone, from step `first_step` on, or those behind the layers. To be
+ * stopped in any case. */
+tare_status pieces_start(run *r, size_t first_step);
+/* Reads, quantizes and writes what is left up to the end of a part. */
+tare_status pieces_run(run *r, size_t part);
+void pieces_stop(run *r);
+/* Steps of weights alone (tensors), counted as run_resume.layer does. */
+size_t pieces_steps(const run_plan *plan);
+/* Accounted bytes, at most. */
+size_t pieces_bytes(const run_plan *plan);
 
 /* ---- copy.c ---- */
 
@@ -393,10 +420,6 @@ size_t write_float_rows_bytes(const run_env *e, const stored_weight *w);
 size_t converted_bytes(const run_env *e, const stored_weight *w);
 /* A norm's weight and bias as they are in use; the final norm and q and k norms have no bias. */
 tare_status write_norm(run *r, const tensor_info *source, const float *weight, const float *bias);
-/* Streams a whole tensor through. */
-tare_status copy_tensor(run *r, const stored_weight *w);
-size_t copy_tensor_bytes(const run_env *e, const stored_weight *w);
-
 /* ---- probe.c ---- */
 
 /* What happened since the last call was this kind of work; what follows on WORK_FA is attention. */

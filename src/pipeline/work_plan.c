@@ -167,8 +167,9 @@ static void plan_disk(const run_plan *plan, tare_plan *out)
         read += layers + (double)stored_bytes(&plan->env->model->embedding);
     if (!plan->calibrates && plan->env->recipe->mm_tensor) /* the range first */
         read += layers;
-    if (!plan_is_float(head) && plan->env->model->head_is_tied)
-        read += (double)stored_bytes(&plan->env->model->head->weight);
+    if (!plan_is_float(head))
+        read += (double)stored_bytes(&plan->env->model->head->weight) *
+                (plan->env->model->head_is_tied + plan->env->recipe->mm_tensor);
     out->bytes_read = (uint64_t)read;
     out->bytes_written = (uint64_t)(written * folders);
     if (plan->layout.spill) /* two generations a stream */
@@ -222,7 +223,7 @@ static double estimate(const run_plan *plan, const tare_plan *made)
           : i == WORK_READ || i == WORK_WRITE ? &disk
                                               : &compute) += seconds;
     }
-    if (plan->layout.overlap || !plan->calibrates)
+    if (plan->layout.overlap)
         return (compute > disk ? compute : disk) + after;
     return compute + disk + after;
 }

@@ -5,6 +5,7 @@ import resource
 
 import numpy as np
 import pytest
+import tensor_file
 import tiny
 from conftest import EXAMPLES, SMOLLM2, need_cpu, run_tare
 
@@ -320,6 +321,52 @@ def test_disk_rate_of_holes_is_unknown(tmp_path):
     assert rates["reading"] is None and rates["INT8 products"] > 0
     done = run_tare("quantize", model, "--calib", model / "ids.json", "--samples", 1, "--dry-run")
     assert "more than" in done.stdout and re.search("reading .* unknown rate", done.stdout)
+
+
+# ---- the head
+
+HEAD = (65539, 1024)  # rows and columns, of this block again and again
+BLOCK = np.random.default_rng(1).normal(0, 0.1, 70001).astype(np.float32)
+BLOCK_LARGEST = np.abs(tensor_file.round_to(BLOCK, "BF16")).max()
+
+
+@pytest.fixture(scope="module")
+def large_head(tmp_path_factory):
+    """A head of 64 MiB in 8 bits, tied, on one small layer."""
+    folder = tmp_path_factory.mktemp("head")
+    config = tiny.CONFIG | {"hidden_size": HEAD[1], "vocab_size": HEAD[0], "num_hidden_layers": 1}
+    tensors = {name: ("BF16", np.resize(BLOCK, shape) + np.float32(len(shape) == 1))
+               for name, shape in tiny.tensor_shapes(config).items()}
+    model = tiny.write_checkpoint(folder / "model", tensors, **config)
+    (folder / "ids.json").write_text(json.dumps([[i % 250 for i in range(40)]] * 2))
+    return model, folder / "ids.json"
+
+
+@pytest.mark.parametrize("flags", [[], ["--mm-tensor"], ["--mix", "lm_head=w8a16"]], ids=" ".join)
+def test_a_quantized_head_is_never_whole(flags, large_head, tmp_path):
+    """Neither its 128 MiB as they are stored nor its integers: what is planned beside the files and
+    the program, and what the kernel measures, is far below; the numbers are those of section 3."""
+    model, calib = large_head
+    flags = ["--no-disable-last-linear", "--threads", 1, *flags]
+    memory = dry_run(model, calib, "--no-probe", *flags)["memory"]
+    assert memory["peak"] - memory["fixed"] - memory["output"] < 48 * MIB
+    done = quantize(model, calib, tmp_path / "out", *flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["peak_resident_bytes"] < 90 * MIB
+    part = {name.removeprefix("lm_head."): x for name, (_, x) in
+            tensor_file.read_folder(tmp_path / "out").items() if name.startswith("lm_head.")}
+    rows = np.arange(0, HEAD[0], 61)
+    w = tensor_file.round_to(BLOCK[(rows[:, None] * HEAD[1] + np.arange(HEAD[1])) % BLOCK.size],
+                             "BF16")
+    largest = np.abs(w).max(1) if "--mm-tensor" not in flags else np.full(rows.size, BLOCK_LARGEST)
+    scale = tensor_file.round_to(largest / np.float32(127), "BF16")
+    q = part["weight"][rows].astype(int)
+    assert np.array_equal(part["weight_scale"].ravel()[rows], scale)
+    assert np.array_equal(q, np.clip(np.rint(w / scale[:, None]), -127, 127))
+    assert ("deq_scale" in part) == ("--mix" not in flags)
+    if "deq_scale" in part:
+        assert np.array_equal(part["deq_scale"][rows], part["input_scale"] * scale)
+        assert np.array_equal(part["quant_bias"][rows], -part["input_offset"] * q.sum(1))
 
 
 # ---- generation

@@ -1,0 +1,385 @@
+/* Tensors that need no forward: all of them where weights alone are quantized, else those behind
+ * the layers. They go through in pieces of rows, in model order; while one piece is computed the
+ * next are read and the last ones written (layout.overlap), so memory is a few pieces whatever the
+ * model, and time is the disk's. */
+#include "base/carver.h"
+#include "base/read_ahead.h"
+#include "pipeline/run.h"
+
+enum {
+    PIECE_BYTES = 8 << 20, /* of stored rows; a longer row is a piece of its own */
+    SLOTS = 6              /* most that are on their way */
+};
+
+typedef enum step_kind {
+    STEP_FLOAT,   /* as it is */
+    STEP_NORM,    /* the same, in one piece */
+    STEP_MEASURE, /* the range of a matrix that has one scale */
+    STEP_QUANTIZE
+} step_kind;
+
+/* One tensor's way through. */
+typedef struct weight_step {
+    step_kind kind;
+    stored_weight source;
+    const model_linear *linear; /* of MEASURE and QUANTIZE */
+    linear_scheme scheme;
+    size_t part;        /* of the model, as pieces_run counts them */
+    size_t first_piece; /* of all */
+} weight_step;
+
+/* Rows [first, first+count) of a step. */
+typedef struct weight_piece {
+    const weight_step *step;
+    size_t first, count;
+    bool last; /* of its step: the bias of a quantized linear goes with it */
+} weight_piece;
+
+/* Buffers that pieces take turns in. */
+typedef struct piece_slot {
+    char *room;
+    float *blocks;   /* scales of what is stored with them */
+    coded_rows rows; /* in `room` and `blocks` */
+    int8_t *q;
+    float *scales, *offsets;
+    int64_t *row_sums;
+    bool *zero_rows;
+} piece_slot;
+
+struct weight_pieces {
+    const run_plan *plan;
+    run *run; /* NULL: only its sizes are asked for */
+    weight_step *steps;
+    size_t num_steps, num_pieces, part; /* so far, while they are listed */
+    struct {                            /* bytes and rows of the largest piece */
+        size_t stored, blocks, quantized, rows, bias, columns, packed, converted;
+    } most;
+    size_t next;           /* piece */
+    weight_range range;    /* of the matrix in work */
+    saturation saturation; /* of the linear in work */
+    read_ahead *pieces;
+    piece_slot slots[SLOTS];
+};
+
+/* ---- the steps ---- */
+
+static size_t rows_of_piece(const weight_step *s)
+{
+    size_t rows = s->source.n, fit = PIECE_BYTES / stored_row_bytes(&s->source);
+    return s->kind == STEP_NORM ? rows : size_max(size_min(fit, rows), 1);
+}
+
+/* Where samples pass, all weights are symmetric. */
+static bool is_asymmetric(const run_plan *plan)
+{
+    return !plan->env->recipe->w_sym && !plan->calibrates;
+}
+
+/* Of w->part. Without room for steps only the largest piece is found. */
+static void add_step(weight_pieces *w, step_kind kind, const stored_weight *source,
+                     const model_linear *linear, linear_scheme scheme)
+{
+    weight_step s = {kind, *source, linear, scheme, w->part, w->num_pieces};
+    if (source->n == 0 || source->k == 0)
+        return;
+    if (w->steps)
+        w->steps[w->num_steps] = s;
+    w->num_steps++;
+    size_t rows = rows_of_piece(&s);
+    w->num_pieces += size_divide_up(source->n, rows);
+    w->most.stored = size_max(w->most.stored, rows * stored_row_bytes(source));
+    w->most.blocks = size_max(w->most.blocks, stored_scales(source, rows));
+    if (!linear) {
+        w->most.converted = size_max(w->most.converted, converted_bytes(w->plan->env, source));
+        return;
+    }
+    w->most.quantized = size_max(w->most.quantized, rows * source->k);
+    w->most.rows = size_max(w->most.rows, rows);
+    w->most.columns = size_max(w->most.columns, source->k);
+    w->most.packed = size_max(w->most.packed,
+                              output_rows_bytes(rows, source->k, w->plan->env->save));
+    w->most.bias = size_max(w->most.bias, linear->bias ? model_read_vector_bytes(linear->bias) : 0);
+}
+
+static void add_float(weight_pieces *w, step_kind kind, const tensor_info *tensor)
+{
+    stored_weight source = stored_whole(tensor);
+    add_step(w, kind, &source, NULL, SCHEME_FLOAT);
+}
+
+static void add_linear(weight_pieces *w, const model_linear *l, const linear_plan *f)
+{
+    if (!plan_is_float(f) && w->plan->env->recipe->mm_tensor)
+        add_step(w, STEP_MEASURE, &l->weight, l, f->scheme);
+    if (!plan_is_float(f))
+        add_step(w, STEP_QUANTIZE, &l->weight, l, f->scheme);
+    else if (!f->is_head || !w->plan->env->model->head_is_tied)
+        add_step(w, STEP_FLOAT, &l->weight, NULL, SCHEME_FLOAT);
+    if (plan_is_float(f) && l->bias)
+        add_float(w, STEP_FLOAT, l->bias);
+}
+
+static void add_layers(weight_pieces *w)
+{
+    const tare_model *m = w->plan->env->model;
+    w->part = PART_EMBEDDING;
+    add_step(w, STEP_FLOAT, &m->embedding, NULL, SCHEME_FLOAT);
+    for (size_t layer = 0; layer < m->config.num_layers; layer++) {
+        const model_block *b = &m->blocks[layer];
+        w->part = PART_LAYERS + layer;
+        for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
+            add_linear(w, &m->linears[i], &w->plan->linears[i]);
+        for (size_t i = 0; i < b->graph->num_norms; i++)
+            add_float(w, STEP_NORM, b->norms[graph_norm_in_order(b->graph, i)]);
+    }
+}
+
+/* In the order of plan_output. */
+static void add_steps(weight_pieces *w)
+{
+    const tare_model *m = w->plan->env->model;
+    w->num_steps = w->num_pieces = 0;
+    if (!w->plan->calibrates)
+        add_layers(w);
+    w->part = PART_LAYERS + m->config.num_layers;
+    add_float(w, STEP_NORM, m->final_norm);
+    add_linear(w, m->head, &w->plan->linears[m->num_linears - 1]);
+    for (size_t i = 0; i < m->num_extra; i++)
+        add_float(w, STEP_FLOAT, m->extra[i]);
+}
+
+size_t pieces_steps(const run_plan *plan)
+{
+    weight_pieces w = {.plan = plan};
+    add_steps(&w);
+    return w.num_steps;
+}
+
+/* A disk is faster with more than one request at a time, but where samples wait, behind all layers
+ * but few pieces are left, and memory is theirs. */
+static read_ahead_work work_of(const run_plan *plan)
+{
+    if (!plan->layout.overlap)
+        return (read_ahead_work){0};
+    return plan->calibrates ? (read_ahead_work){.readers = 1, .ahead = 1, .behind = 1}
+                            : (read_ahead_work){.readers = 2, .ahead = 3, .behind = 2};
+}
+
+/* Buffers that hold the largest piece of any step. */
+static void lay_out_slots(carver *c, void *component)
+{
+    weight_pieces *w = component;
+    read_ahead_work work = work_of(w->plan);
+    for (size_t i = 0; i < read_ahead_slots(&work); i++) {
+        piece_slot *s = &w->slots[i];
+        s->room = carve(c, file_read_room(w->most.stored), 1);
+        s->blocks = carve(c, w->most.blocks, sizeof *s->blocks);
+        s->q = carve(c, w->most.quantized, 1);
+        s->scales = carve(c, w->most.rows, sizeof *s->scales);
+        s->offsets = carve(c, w->most.rows, sizeof *s->offsets);
+        s->row_sums = carve(c, w->most.rows, sizeof *s->row_sums);
+        s->zero_rows = carve(c, w->most.rows, sizeof *s->zero_rows);
+    }
+}
+
+/* Slots; the list of steps; what reading takes of block scales; a widened row a thread; what is
+ * made of a piece on its way out. */
+size_t pieces_bytes(const run_plan *plan)
+{
+    weight_pieces w = {.plan = plan};
+    add_steps(&w);
+    return carver_bytes(lay_out_slots, &w) + mem_block_bytes(sizeof w) + read_ahead_bytes() +
+           mem_array_bytes(w.num_steps, sizeof(weight_step)) +
+           2 * mem_array_bytes(w.most.blocks, sizeof(float)) +
+           weight_quantize_bytes(plan->env->ctx, w.most.rows, w.most.columns) +
+           live_linear_rows_bytes(w.most.rows) + w.most.packed + 2 * w.most.bias + w.most.converted;
+}
+
+/* ---- reading ---- */
+
+static weight_piece piece_at(const weight_pieces *w, size_t index)
+{
+    size_t low = 0, high = w->num_steps; /* the last step that does not begin behind it */
+    while (high - low > 1) {
+        size_t middle = low + (high - low) / 2;
+        *(w->steps[middle].first_piece <= index ? &low : &high) = middle;
+    }
+    const weight_step *s = &w->steps[low];
+    size_t step = rows_of_piece(s), first = (index - s->first_piece) * step,
+           left = s->source.n - first;
+    return (weight_piece){s, first, size_min(left, step), left <= step};
+}
+
+static tare_status read_piece(void *user, size_t index, size_t slot)
+{
+    weight_pieces *w = user;
+    piece_slot *at = &w->slots[slot];
+    weight_piece p = piece_at(w, index);
+    return stored_read_in(w->run->model->checkpoint, &p.step->source, p.first, p.count, at->room,
+                          at->blocks, &at->rows);
+}
+
+/* ---- computing ---- */
+
+static tare_status make_piece(weight_pieces *w, const weight_piece *p, const piece_slot *at)
+{
+    const weight_step *s = p->step;
+    run *r = w->run;
+    tare_status status = TARE_OK;
+    size_t row_bytes = stored_row_bytes(&s->source);
+    if (!s->linear)
+        return checkpoint_check_finite(r->model->checkpoint, s->source.tensor,
+                                       (uint64_t)(s->source.first + p->first) * row_bytes,
+                                       at->rows.data, p->count * row_bytes);
+    bool one_scale = r->env->recipe->mm_tensor;
+    weight_rows rows = {.stored = at->rows,
+                        .first = p->first,
+                        .count = p->count,
+                        .asymmetric = is_asymmetric(w->plan)};
+    weight_codes codes = {at->q, at->scales, at->offsets, at->row_sums, at->zero_rows};
+    if (s->kind == STEP_MEASURE && p->first == 0)
+        w->range = (weight_range){0};
+    status = s->kind == STEP_MEASURE ? weight_rows_measure(r->ctx, &r->env->num, &rows, &w->range)
+                                     : weight_rows_quantize(r->ctx, &r->env->num, &rows,
+                                                            one_scale ? &w->range : NULL, &codes);
+    return TARE_WRAP(r->ctx, status, "%s", s->linear->name);
+}
+
+/* ---- writing ---- */
+
+static tare_status write_quantized(weight_pieces *w, const weight_piece *p, const piece_slot *at)
+{
+    tare_status status = TARE_OK;
+    run *r = w->run;
+    const model_linear *l = p->step->linear;
+    float *bias = NULL;
+    void *bias_raw = NULL;
+    if (p->last)
+        TRY(load_bias(r, l, &bias, &bias_raw));
+    linear_parts parts = {
+        .first = p->first,
+        .count = p->count,
+        .data = {[TENSOR_WEIGHT] = at->q,
+                 [TENSOR_BIAS] = bias_raw,
+                 [TENSOR_WEIGHT_SCALE] = at->scales,
+                 [TENSOR_WEIGHT_OFFSET] = is_asymmetric(w->plan) ? at->offsets : NULL}};
+    quantized_weight q = {.n = p->count,
+                          .k = l->k,
+                          .q = at->q,
+                          .scales = at->scales,
+                          .num_scales = r->env->recipe->mm_tensor ? 1 : p->count,
+                          .row_sums = at->row_sums,
+                          .zero_rows = at->zero_rows};
+    TRY(scheme_of(p->step->scheme)->activations == ACT_STATIC /* a head, which has no bias */
+            ? write_calibrated(r, l, &q, NULL, &r->head_input, &w->saturation, &parts)
+            : output_write_linear(r->out, l->name, &parts));
+done:
+    mem_free(r->ctx, bias);
+    mem_free(r->ctx, bias_raw);
+    return status;
+}
+
+static tare_status write_vector(run *r, const weight_step *s, const coded_rows *rows)
+{
+    tare_status status = TARE_E_MEMORY;
+    tensor_info t = output_weight(r->env, &s->source);
+    void *values = mem_alloc(r->ctx, t.bytes);
+    if (values) {
+        coded_convert_rows(r->ctx, rows, 0, s->source.n, t.dtype, values);
+        status = output_write_norm(r->out, t.name, values, NULL);
+    }
+    mem_free(r->ctx, values);
+    return status;
+}
+
+static tare_status write_piece(void *user, size_t index, size_t slot)
+{
+    weight_pieces *w = user;
+    const piece_slot *at = &w->slots[slot];
+    weight_piece p = piece_at(w, index);
+    switch (p.step->kind) {
+    case STEP_FLOAT:
+        return write_float_rows(w->run, &p.step->source, p.first, p.count, &at->rows);
+    case STEP_NORM:
+        return write_vector(w->run, p.step, &at->rows);
+    case STEP_QUANTIZE:
+        return write_quantized(w, &p, at);
+    default:
+        return TARE_OK;
+    }
+}
+
+/* ---- the pieces ---- */
+
+tare_status pieces_start(run *r, size_t first_step)
+{
+    tare_status status = TARE_OK;
+    weight_pieces *w = r->pieces = mem_calloc(r->ctx, 1, sizeof *w);
+    read_ahead_work work = work_of(r->plan);
+    if (!w)
+        return TARE_E_MEMORY;
+    w->plan = r->plan;
+    w->run = r;
+    add_steps(w);
+    w->steps = mem_alloc_array(r->ctx, w->num_steps, sizeof *w->steps);
+    TRY(w->steps ? TARE_OK : TARE_E_MEMORY);
+    add_steps(w);
+    w->next = first_step < w->num_steps ? w->steps[first_step].first_piece : w->num_pieces;
+    work.user = w;
+    work.read = read_piece;
+    work.write = write_piece;
+    work.count = w->num_pieces;
+    TRY(carver_alloc(r->ctx, lay_out_slots, w));
+    TRY(read_ahead_start(r->ctx, &work, &w->pieces));
+done:
+    return status;
+}
+
+void pieces_stop(run *r)
+{
+    weight_pieces *w = r->pieces;
+    if (!w)
+        return;
+    read_ahead_stop(w->pieces);
+    mem_free(r->ctx, w->slots[0].room); /* and all that was laid out with it */
+    mem_free(r->ctx, w->steps);
+    mem_free(r->ctx, w);
+    r->pieces = NULL;
+}
+
+/* Weights alone: between two tensors; a measured range is not part of the state. */
+static tare_status finish_step(weight_pieces *w, const weight_step *s)
+{
+    run *r = w->run;
+    size_t next = (size_t)(s - w->steps) + 1;
+    bool ends_layer = s->part >= PART_LAYERS && next < w->num_steps &&
+                      w->steps[next].part != s->part;
+    if (r->plan->calibrates)
+        return TARE_OK;
+    progress_unit_done(&r->progress);
+    if (s->kind == STEP_MEASURE || !resume_due(r, ends_layer))
+        return TARE_OK;
+    tare_status status = read_ahead_wait(w->pieces);
+    return status == TARE_OK ? resume_save(r, next) : status;
+}
+
+tare_status pieces_run(run *r, size_t part)
+{
+    tare_status status = TARE_OK;
+    weight_pieces *w = r->pieces;
+    for (; w->next < w->num_pieces; w->next++) {
+        weight_piece p = piece_at(w, w->next);
+        size_t slot;
+        if (p.step->part > part)
+            break;
+        TRY(read_ahead_take(w->pieces, w->next, &slot));
+        TRY(make_piece(w, &p, &w->slots[slot]));
+        TRY(read_ahead_give(w->pieces, w->next));
+        if (p.last)
+            TRY(finish_step(w, p.step));
+    }
+    if (w->next == w->num_pieces)
+        TRY(read_ahead_wait(w->pieces));
+done:
+    return status;
+}
