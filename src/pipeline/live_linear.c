@@ -29,18 +29,6 @@ static bool runs_in_floats(const run_plan *plan, linear_scheme scheme)
     return live_linears_need_float(plan) || scheme_of(scheme)->activations == ACT_FLOAT;
 }
 
-static tare_status dequantized_weight(run *r, const quantized_weight *q, gemm_weight **out)
-{
-    float *w = mem_alloc_array(r->ctx, q->n * q->k, sizeof *w);
-    if (!w)
-        return TARE_E_MEMORY;
-    for (size_t i = 0; i < q->n; i++)
-        weight_dequantize(&r->env->num, q, i, w + i * q->k);
-    tare_status status = gemm_weight_create(r->ctx, r->env->compute, TARE_F32, w, q->n, q->k, out);
-    mem_free(r->ctx, w);
-    return status;
-}
-
 static tare_dtype bias_dtype(const run *r, const model_linear *l)
 {
     return l->bias ? output_tensor(r->env, l->bias).dtype : output_weight(r->env, &l->weight).dtype;
@@ -115,8 +103,10 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
         *raw = (coded_rows){0};
     }
     coded_free(r->ctx, raw);
-    if (quantize && runs_in_floats(r->plan, scheme))
-        TRY(dequantized_weight(r, &l->q, &l->weight));
+    if (quantize && runs_in_floats(r->plan, scheme)) {
+        coded_rows rows = weight_dequantized(&r->env->num, &l->q);
+        TRY(gemm_weight_pack(r->ctx, r->env->compute, &rows, linear->n, &l->weight));
+    }
     TRY(load_bias(r, linear, &l->bias, &l->bias_raw));
     if (!r->plan->layout.overlap && r->out)
         TRY(live_linear_write_float(r, l));
@@ -203,8 +193,8 @@ static void live_linear_bytes(const run_plan *plan, const model_linear *l, linea
                                                   weight_quantize_bytes(plan->env->ctx, n, k));
     }
     if (wide) {
-        dtype = TARE_F32;
-        source = out->weights + mem_array_bytes(n * k, sizeof(float));
+        dtype = plan->env->num.compat ? plan->env->num.dtype : TARE_F32;
+        source = out->weights;
     }
     if (wide || !quantize) {
         out->packed = gemm_weight_bytes(plan->env->compute, dtype, n, k);

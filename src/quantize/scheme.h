@@ -106,8 +106,8 @@ size_t derive_w8a8(const numerics *num, const quantized_weight *w, const act_par
 /* x[n] <- the fake-quantized x of section 4.1 (compat: 9.1, every operation rounded). The reference
  * for the integer path, and the path for pr < 1 and compat FP16/BF16. */
 void act_fake_quantize(const numerics *num, const act_params *act, float *x, size_t n);
-/* w' of one row, [k], in FP32 (compat: product rounded to the dtype; made from the saved integers,
- * where the reference's forward has -128 for the few BF16 weights saved as -127 after clamping). */
-void weight_dequantize(const numerics *num, const quantized_weight *w, size_t row, float *out_row);
+/* w', borrowed: in FP32, in compat rounded to the dtype; made from the saved integers, where the
+ * reference's forward has -128 for the few BF16 weights saved as -127 after clamping. */
+coded_rows weight_dequantized(const numerics *num, const quantized_weight *w);
 
 #endif

@@ -85,15 +85,8 @@ void weight_settle_zero_rows(const numerics *num, quantized_weight *w, const flo
         w->scales[0] = zero_row_scale(num->dtype, largest, input_scale);
 }
 
-void weight_dequantize(const numerics *num, const quantized_weight *w, size_t row, float *out_row)
+coded_rows weight_dequantized(const numerics *num, const quantized_weight *w)
 {
-    const int8_t *q = w->q + row * w->k;
-    float scale = w->scales[w->num_scales == 1 ? 0 : row];
-    tare_dtype step = num->compat ? num->dtype : TARE_F32;
-    for (size_t i = 0; i < w->k; i++)
-        out_row[i] = (float)q[i] * scale;
-    if (step == TARE_F32)
-        return;
-    for (size_t i = 0; i < w->k; i++)
-        out_row[i] = round_native(out_row[i], step);
+    return coded_integers(num->compat ? num->dtype : TARE_F32, w->q, w->scales, w->num_scales == 1,
+                          w->k);
 }

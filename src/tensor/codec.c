@@ -51,6 +51,32 @@ static const codec codecs[] = {
      .decode = decode_fp8},
 };
 
+static void decode_integers(const coded_rows *r, size_t row, size_t column, size_t count,
+                            float scale, float *out)
+{
+    const int8_t *q = (const int8_t *)element_at(r, row, column);
+    for (size_t i = 0; i < count; i++)
+        out[i] = (float)q[i] * scale;
+}
+
+static void decode_scaled_rows(const kernels *k, const coded_rows *r, size_t row, size_t column,
+                               size_t count, float *out)
+{
+    (void)k;
+    decode_integers(r, row, column, count, r->scales[r->first + row], out);
+}
+
+static void decode_scaled(const kernels *k, const coded_rows *r, size_t row, size_t column,
+                          size_t count, float *out)
+{
+    (void)k;
+    decode_integers(r, row, column, count, r->scales[0], out);
+}
+
+/* Of results: no checkpoint has them. */
+static const codec integers_by_row = {TARE_I8, TARE_F32, .decode = decode_scaled_rows},
+                   integers = {TARE_I8, TARE_F32, .decode = decode_scaled};
+
 const codec *codec_of(tare_dtype stored)
 {
     for (size_t i = 0; i < sizeof codecs / sizeof *codecs; i++)
@@ -67,6 +93,16 @@ coded_rows coded_plain(tare_dtype dtype, const void *data, size_t k)
     return (coded_rows){.codec = c && !c->block ? c : NULL,
                         .dtype = dtype,
                         .data = (void *)(uintptr_t)data,
+                        .k = k};
+}
+
+coded_rows coded_integers(tare_dtype dtype, const int8_t *q, const float *scales, bool one_scale,
+                          size_t k)
+{
+    return (coded_rows){.codec = one_scale ? &integers : &integers_by_row,
+                        .dtype = dtype,
+                        .data = (void *)(uintptr_t)q,
+                        .scales = (float *)(uintptr_t)scales,
                         .k = k};
 }
 

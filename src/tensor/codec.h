@@ -36,6 +36,10 @@ struct coded_rows {
 
 /* Borrowed data [rows,k] without scales. */
 coded_rows coded_plain(tare_dtype dtype, const void *data, size_t k);
+/* Borrowed integers [rows,k]: a number is integer * scale, in FP32 and rounded to `dtype`; each row
+ * has its scale, or all have `one_scale`. */
+coded_rows coded_integers(tare_dtype dtype, const int8_t *q, const float *scales, bool one_scale,
+                          size_t k);
 /* The rows from `row` on, borrowed. */
 coded_rows coded_from(const coded_rows *rows, size_t row);
 /* Both members are freed. */

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "quantize/scheme.h"
+#include "tensor/kernels.h"
 
 static const numerics exact_f32 = {false, TARE_F32}, exact_f16 = {false, TARE_F16},
                       exact_bf16 = {false, TARE_BF16}, compat_f32 = {true, TARE_F32};
@@ -25,7 +26,8 @@ static void test_per_channel(void **state)
     assert_int_equal(q.row_sums[0], 65);
     assert_int_equal(q.row_sums[1], -141);
     assert_false(q.zero_rows[0] || q.zero_rows[1]);
-    weight_dequantize(&exact_f32, &q, 1, row);
+    coded_rows rows = weight_dequantized(&exact_f32, &q);
+    coded_decode(kernels_get(ctx), &rows, 1, 0, 4, row);
     assert_true(row[0] == -127.0f * q.scales[1] && row[1] == 50.0f * q.scales[1]);
     weight_quantized_free(ctx, &q);
     free_context(ctx);
@@ -43,7 +45,8 @@ static void test_per_tensor(void **state)
     assert_true(q.scales[0] == 1.0f);
     assert_memory_equal(q.q, want, sizeof want);
     assert_int_equal(q.row_sums[1], -3);
-    weight_dequantize(&exact_f32, &q, 1, row);
+    coded_rows rows = weight_dequantized(&exact_f32, &q);
+    coded_decode(kernels_get(ctx), &rows, 1, 0, 4, row);
     assert_true(row[0] == -3.0f);
     weight_quantized_free(ctx, &q);
     free_context(ctx);
