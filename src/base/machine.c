@@ -195,8 +195,8 @@ size_t machine_resident_bytes(void)
  * by itself (Python) is measured. Measured with 1 to 8 threads on a layer of 1024 x 4096, beside
  * what is accounted: 9 MiB and 0.5 MiB a thread; where oneDNN multiplies (AVX-512 with VNNI) 7 MiB
  * and 2.5 MiB a thread more, for the code that it makes and the operands that it packs. */
-static const size_t PROGRAM_RESERVE = (size_t)16 << 20, THREAD_RESERVE = (size_t)2 << 20;
-static const size_t ONEDNN_RESERVE = (size_t)8 << 20, ONEDNN_THREAD_RESERVE = (size_t)4 << 20;
+static const size_t PROGRAM_RESERVE = (size_t)12 << 20, THREAD_RESERVE = (size_t)1 << 20;
+static const size_t ONEDNN_RESERVE = (size_t)8 << 20, ONEDNN_THREAD_RESERVE = (size_t)3 << 20;
 static const size_t MEASURE_STEP = (size_t)16 << 20;
 
 size_t machine_reserve_bytes(const tare_context *ctx, bool multiplies)

@@ -349,5 +349,6 @@ void calibrate_segment_hold(ledger *l, const segment_work *s)
     calibration c = {.plan = l->plan, .work = s, .rows = l->rows};
     l->now[TERM_WORKSPACE] += carver_bytes(lay_out_buffers, &c) + observers_bytes(l->plan, s);
     l->now[TERM_SCRATCH] += block_norms_bytes(s->block);
+    l->now[TERM_ACTIVATIONS] += carried_bytes(l, s, true, l->plan->env->samples.tokens);
     ledger_moment(l, s->block->name, operation_bytes(l, s));
 }

@@ -370,6 +370,8 @@ void float_segment_hold(ledger *l, const segment_work *s)
     const run_plan *plan = l->plan;
     const ledger before = *l;
     size_t vectors = smoothing_solves(plan) ? smoothing_layer_bytes(plan, s->block) : 0;
+    size_t carried = carried_bytes(l, s, true, plan->float_tokens);
+    l->now[TERM_ACTIVATIONS] += carried;
     l->now[TERM_SCRATCH] += scoring_bytes(plan) + block_norms_bytes(s->block);
     if (plan->layout.whole_layer)
         packed_hold(l, s);
@@ -380,7 +382,10 @@ void float_segment_hold(ledger *l, const segment_work *s)
         l->now[TERM_SCRATCH] += layer_selectors_bytes(plan);
     ledger_moment(l, s->block->name, forward_bytes(plan, s));
     memcpy(l->now, before.now, sizeof l->now);
-    l->now[TERM_SMOOTHING] += plan->float_beside ? vectors : 0;
+    if (!plan->float_beside)
+        return;
+    l->now[TERM_SMOOTHING] += vectors;
+    l->now[TERM_ACTIVATIONS] += carried;
 }
 
 /* ---- the pass ---- */
@@ -460,7 +465,7 @@ static void float_block_hold(ledger *l, const model_block *block)
     for (size_t i = 0; i < l->plan->segments.count; i++) {
         const ledger before = *l;
         segment_work s = plan_segment(l->plan, block, i);
-        segment_boundaries_hold(l, &s, l->plan->float_tokens);
+        l->now[TERM_ACTIVATIONS] += carried_bytes(l, &s, false, l->plan->float_tokens);
         layer_source_hold(l, &s);
         float_segment_hold(l, &s);
         memcpy(l->now, before.now, sizeof l->now);

@@ -214,9 +214,9 @@ tare_status calibrate_slice(run *r, const segment_work *s, layer_source *source)
 static void segment_hold(ledger *l, const segment_work *s)
 {
     const ledger before = *l;
-    segment_boundaries_hold(l, s, l->plan->env->samples.tokens);
+    l->now[TERM_ACTIVATIONS] += carried_bytes(l, s, false, l->plan->env->samples.tokens);
     if (l->plan->float_beside)
-        segment_boundaries_hold(l, s, l->plan->float_tokens);
+        l->now[TERM_ACTIVATIONS] += carried_bytes(l, s, false, l->plan->float_tokens);
     for (size_t i = 0; i < NUM_STEPS; i++)
         STEPS[i].hold(l, s);
     memcpy(l->now, before.now, sizeof l->now);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "forward/executor.h"
+#include "pipeline/streams.h"
 
 /* Batches hold whole samples, as batch_next cuts them. */
 void ledger_begin(ledger *l, const run_plan *plan, size_t fixed)
@@ -34,6 +35,5 @@ void ledger_moment(ledger *l, const char *unit, size_t scratch)
 
 size_t ledger_stream_bytes(const ledger *l, size_t tokens, size_t columns)
 {
-    return l->plan->layout.spill ? 2 * mem_array_bytes(l->rows * columns, sizeof(float))
-                                 : mem_array_bytes(tokens * columns, sizeof(float));
+    return stream_bytes(tokens, columns, l->rows, l->plan->layout.spill);
 }

@@ -152,8 +152,9 @@ typedef struct segment_pass {
 
 /* All samples of a flow through a segment. */
 tare_status segment_run(run *r, const segment_pass *p, flow *f);
-/* The streams before and behind it, of `tokens` tokens. */
-void segment_boundaries_hold(ledger *l, const segment_work *s, size_t tokens);
+/* Streams of what a segment is carried, which go with segment_run, or of what the `next` one is,
+ * which come with it. */
+size_t carried_bytes(const ledger *l, const segment_work *s, bool next, size_t tokens);
 void flow_free(flow *f);
 
 /* ---- resume.c ---- */

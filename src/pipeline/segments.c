@@ -100,7 +100,7 @@ tare_status segment_run(run *r, const segment_pass *p, flow *f)
     const block_graph *g = p->work.block->graph;
     for (size_t i = 0; p->work.next && i < p->work.next->num_carried; i++)
         TRY(stream_create(r->ctx, stream_rows(f->states),
-                          g->values[p->work.next->carried[i]].columns, r->work.rows,
+                          g->values[p->work.next->carried[i]].columns, plan_most_rows(r->plan),
                           run_spill_folder(r), &after[i]));
     TRY(run_batches(r, p, f, after));
     stream_flip(f->states);
@@ -116,18 +116,13 @@ done:
     return status;
 }
 
-/* What goes on to a segment. */
-static size_t carried_bytes(const ledger *l, const block_graph *g, const block_segment *s,
-                            size_t tokens)
+size_t carried_bytes(const ledger *l, const segment_work *s, bool next, size_t tokens)
 {
+    const block_segment *to = next ? s->next : s->segment;
     size_t bytes = 0;
-    for (size_t i = 0; s && i < s->num_carried; i++)
-        bytes += ledger_stream_bytes(l, tokens, g->values[s->carried[i]].columns);
+    if (next && l->plan->layout.spill) /* they have room once they are read */
+        return 0;
+    for (size_t i = 0; to && i < to->num_carried; i++)
+        bytes += ledger_stream_bytes(l, tokens, s->block->graph->values[to->carried[i]].columns);
     return bytes;
-}
-
-void segment_boundaries_hold(ledger *l, const segment_work *s, size_t tokens)
-{
-    l->now[TERM_ACTIVATIONS] += carried_bytes(l, s->block->graph, s->segment, tokens) +
-                                carried_bytes(l, s->block->graph, s->next, tokens);
 }

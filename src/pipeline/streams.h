@@ -19,6 +19,8 @@ tare_status stream_create(tare_context *ctx, size_t rows, size_t cols, size_t mo
                           const char *folder, state_stream **out);
 void stream_free(state_stream *s);
 size_t stream_rows(const state_stream *s);
+/* Accounted bytes. */
+size_t stream_bytes(size_t rows, size_t cols, size_t most, bool spilled);
 /* *x is valid until the next call. */
 tare_status stream_get(state_stream *s, size_t first, size_t count, float **x);
 tare_status stream_put(state_stream *s, size_t first, size_t count, const float *x);
