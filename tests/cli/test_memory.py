@@ -31,12 +31,13 @@ WIDE_LINEARS = {"q": (1024, 1024), "k": (256, 1024), "v": (256, 1024), "o": (102
 FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 
 
-def write_wide(folder, tag):
+def write_wide(folder, tag, **config):
     """A checkpoint with one wide layer, its linears stored as `tag`, and 5 samples of 120 tokens."""
+    config = WIDE | config
     rng = np.random.default_rng(0)
     block = rng.normal(0, 0.02, 1 << 16).astype(np.float32)
     tensors, changes = {}, {}
-    for name, shape in tiny.tensor_shapes(WIDE).items():
+    for name, shape in tiny.tensor_shapes(config).items():
         tensors[name] = ("BF16", np.resize(block, shape) + np.float32(len(shape) == 1))
         if "_proj." in name and tag != "BF16":
             tensors[name] = (tag, tensors[name][1])
@@ -44,7 +45,7 @@ def write_wide(folder, tag):
             tensors[name] = (tag, np.resize(rng.integers(0, 127, 1 << 16), shape))
             tensors[name + "_scale_inv"] = ("F32", np.full([n // 128 for n in shape], 1e-4))
             changes = {"quantization_config": FP8}
-    model = tiny.write_checkpoint(folder / "model", tensors, **WIDE, **changes)
+    model = tiny.write_checkpoint(folder / "model", tensors, **config, **changes)
     (folder / "ids.json").write_text(json.dumps(rng.integers(0, 256, (5, 120)).tolist()))
     return model, folder / "ids.json"
 
@@ -139,18 +140,24 @@ def test_smallest_budget_of_a_real_model(tmp_path):
     check_smallest(SMOLLM2, EXAMPLES / "prompts.jsonl", tmp_path, ["--samples", "4"])
 
 
+def long_samples(folder):
+    """2,000 tokens."""
+    file = folder / "ids.json"
+    file.write_text(json.dumps([[i % 250 for i in range(400)]] * 5))
+    return file
+
+
 def check_plan(model, tmp_path, flags):
-    """Planned is never below what the kernel measured, and not far above (2,000 tokens). On two
+    """What the kernel measured is at most the plan and at least 80 % of it. On two
     threads: what is set aside for a thread is a bound for all layers, and this small one leaves
     most of it untouched."""
     flags = [*flags, "--threads", 2]
-    ids = tmp_path / "ids.json"
-    ids.write_text(json.dumps([[i % 250 for i in range(400)]] * 5))
+    ids = long_samples(tmp_path)
     plan = dry_run(model, ids, "--no-probe", *flags)["memory"]
-    done = quantize(model, ids, tmp_path / "out", *flags)
+    done = quantize(model, ids, tmp_path / "out", *flags, "--overwrite")
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)["peak_resident_bytes"]
-    assert measured <= plan["peak"] <= 1.3 * measured
+    assert 0.8 * plan["peak"] <= measured <= plan["peak"], plan
     terms = ("weights", "packed", "activations", "workspace", "smoothing", "scratch", "output",
              "fixed")
     assert sum(plan[t] for t in terms) == plan["peak"]
@@ -169,6 +176,28 @@ def test_the_plan_is_no_guess(flags, cpu, wide, tmp_path):
     [*FLOATS, "--compat", "msmodelslim", "--dtype", "bfloat16"]], ids=" ".join)
 def test_the_plan_of_stored_weights(flags, wide_stored, tmp_path):
     check_plan(wide_stored[0], tmp_path, flags)
+
+
+@pytest.fixture(scope="module")
+def wider(tmp_path_factory):
+    """Two layers beside which the program itself is small."""
+    return write_wide(tmp_path_factory.mktemp("wider"), "BF16", num_hidden_layers=2,
+                      hidden_size=1536, intermediate_size=6144, num_attention_heads=24,
+                      num_key_value_heads=6)
+
+
+@pytest.mark.parametrize("flags", [
+    [], ["--act-method", "3", "--anti-method", "m3"], ["--anti-method", "m5", "--pr", "0.5"],
+    ["--a-bit", "16"], ["--no-disable-last-linear", "--fa-quant"],
+    ["--scheme", "w8a8_dynamic", "--anti-method", "m1"]], ids=" ".join)
+def test_the_plan_of_any_budget(flags, wider, tmp_path):
+    """From the smallest budget to one that holds all, and whatever layouts there are between."""
+    ids = long_samples(tmp_path)
+    least = smallest(wider[0], ids, tmp_path / "out", *flags, "--threads", 2)
+    most = dry_run(wider[0], ids, "--no-probe", *flags, "--threads", 2)["memory"]["peak"] // MIB + 1
+    for budget in {least, (2 * least + most) // 3, (least + 2 * most) // 3, most}:
+        if budget > 100:  # MiB; below it is the program's own share that counts
+            check_plan(wider[0], tmp_path, [*flags, "--max-memory", f"cpu={budget}MiB"])
 
 
 def test_default_budget_is_a_share_of_what_is_free(model, calib, tmp_path):
