@@ -1,5 +1,7 @@
 #include "base/read_ahead.h"
 
+#include <assert.h>
+
 #include "base/memory.h"
 #include "base/parallel.h"
 #include "base/thread.h"
@@ -78,6 +80,7 @@ static void *write_items(void *argument)
 
 tare_status read_ahead_start(tare_context *ctx, const read_ahead_work *work, read_ahead **out)
 {
+    assert(work->readers <= READ_AHEAD_READERS && read_ahead_slots(work) <= READ_AHEAD_SLOTS);
     read_ahead *r = *out = mem_calloc(ctx, 1, sizeof *r);
     if (!r)
         return TARE_E_MEMORY;
@@ -122,8 +125,15 @@ tare_status read_ahead_take(read_ahead *r, size_t index, size_t *slot)
     if (r->num_threads == 0)
         return r->work.read(r->work.user, index, *slot);
     pthread_mutex_lock(&r->lock);
-    if (index != r->expected)
+    if (r->failed != SIZE_MAX && index != r->expected) {
+        status = outcome(r, SIZE_MAX);
+        pthread_mutex_unlock(&r->lock);
+        return status;
+    }
+    if (index != r->expected) { /* nobody is at work: the last pass has ended */
+        assert(r->next == r->expected && r->written == r->given);
         r->next = r->limit = r->given = r->written = index;
+    }
     r->expected = index + 1;
     if (r->work.write && index > r->work.behind) /* they leave the slot that is filled now */
         wait_written(r, index - r->work.behind);

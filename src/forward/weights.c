@@ -117,8 +117,8 @@ void weight_source_close(weight_source *w)
         return;
     read_ahead_stop(w->layers);
     for (size_t i = 0; i < BLOCK_LINEARS; i++) {
-        mem_free(w->model->ctx, w->ahead[0][i].data);
-        mem_free(w->model->ctx, w->ahead[1][i].data);
+        coded_free(w->model->ctx, &w->ahead[0][i]);
+        coded_free(w->model->ctx, &w->ahead[1][i]);
     }
     drop_layer(w);
     mem_free(w->model->ctx, w->final_norm);

@@ -406,11 +406,6 @@ tare_context *checkpoint_context(const checkpoint *c)
     return c->ctx;
 }
 
-const char *checkpoint_dir(const checkpoint *c)
-{
-    return c->dir;
-}
-
 size_t checkpoint_count(const checkpoint *c)
 {
     return c->count;

@@ -20,7 +20,6 @@ tare_status checkpoint_from_tensors(tare_context *ctx, const char *what, const t
 tare_status checkpoint_reopen(tare_context *ctx, const checkpoint *source, checkpoint **out);
 void checkpoint_close(checkpoint *c);
 tare_context *checkpoint_context(const checkpoint *c);
-const char *checkpoint_dir(const checkpoint *c);
 
 /* Tensors in file order, then header order. */
 size_t checkpoint_count(const checkpoint *c);

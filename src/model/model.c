@@ -209,6 +209,28 @@ static void note_left_out(left_out *l, const char *name)
         buffer_puts(&l->names, ", …");
 }
 
+/* A tensor that is copied: in FP8 as the numbers that it stands for. */
+static tare_status add_extra(tare_model *m, const tensor_info *t)
+{
+    tare_status status = TARE_OK;
+    static const char ending[] = ".weight";
+    stored_weight *out = &m->extra[m->num_extra];
+    const codec *c = codec_of(t->dtype);
+    const tensor_info *scales;
+    char *module = arena_strndup(&m->arena, t->name, strlen(t->name));
+    TRY(module ? TARE_OK : TARE_E_MEMORY);
+    *out = stored_whole(t);
+    if (m->fp8_blocks && c && c->block && t->rank == 2 && str_ends_with(module, ending)) {
+        module[strlen(module) - strlen(ending)] = '\0';
+        TRY(find_tensor(m, module, c->scales, 2, size_divide_up(t->shape[0], c->block),
+                        size_divide_up(t->shape[1], c->block), &scales));
+        *out = stored_matrix(t->name, t, scales, 0, t->shape[0]);
+    }
+    m->num_extra++;
+done:
+    return status;
+}
+
 /* What no layer needs; `quiet`: this model was opened, and warned about, before. */
 static tare_status collect_others(tare_model *m, bool quiet)
 {
@@ -225,7 +247,7 @@ static tare_status collect_others(tare_model *m, bool quiet)
         if (quantized_is_scale(m, t->name))
             continue;
         if (use == TENSOR_FOREIGN)
-            m->extra[m->num_extra++] = t;
+            TRY(add_extra(m, t));
         else if (use == TENSOR_UNUSED || use == TENSOR_BEYOND)
             note_left_out(use == TENSOR_UNUSED ? &unused : &beyond, t->name);
     }
@@ -235,7 +257,7 @@ static tare_status collect_others(tare_model *m, bool quiet)
         TARE_WARN(
             m->ctx,
             "%s: %zu tensors are unknown to model_type %s and are copied as they are (first: %s)",
-            m->dir, m->num_extra, m->config.arch->model_type, m->extra[0]->name);
+            m->dir, m->num_extra, m->config.arch->model_type, m->extra[0].name);
     if (unused.count && !quiet)
         TARE_WARN(m->ctx,
                   "%s: %zu tensors have no place in a %s model with this config.json and are left "

@@ -55,7 +55,7 @@ struct tare_model {
     model_unit *units;     /* [num_units], the head's last */
     size_t num_linears, num_units;
     model_linear *head;
-    const tensor_info **extra; /* tensors of modules that the architecture does not have
+    stored_weight *extra; /* tensors of modules that the architecture does not have
                                   (tensor_names.h), copied through */
     size_t num_extra;
     bool fp8_blocks; /* config.json says that linears are in FP8 (quantized.h) */

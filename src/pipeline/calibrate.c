@@ -296,7 +296,8 @@ tare_status calibrate_segment(run *r, layer_output *out)
 {
     tare_status status = TARE_OK;
     const segment_work *s = &out->work;
-    calibration c = {.run = r, .plan = r->plan, .work = s, .rows = r->work.rows, .out = out};
+    calibration c = {
+        .run = r, .plan = r->plan, .work = s, .rows = plan_batch_rows(r->plan), .out = out};
     segment_pass pass = {
         .work = *s,
         .norms = &out->norms,

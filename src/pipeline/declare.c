@@ -93,7 +93,7 @@ static tare_status declare_all(run *r)
     TRY(declare_norm(r, m->final_norm));
     TRY(declare_linear(r, m->head, &r->plan->linears[m->num_linears - 1]));
     for (size_t i = 0; i < m->num_extra; i++)
-        TRY(declare_float(r, m->extra[i]));
+        TRY(declare_weight(r, &m->extra[i]));
 done:
     return status;
 }

@@ -127,7 +127,8 @@ static tare_status forward(float_work *w, const block_norms *norms)
 static tare_status create_selectors(float_work *w)
 {
     tare_status status = TARE_OK;
-    for (size_t u = 0; u < BLOCK_UNITS && status == TARE_OK; u++)
+    const block_segment *s = w->work.segment;
+    for (size_t u = s->first_unit; u < s->end_unit && status == TARE_OK; u++)
         status = layer_selector_create(w->run->ctx, w->run->env->range_method, &w->selectors[u]);
     return status;
 }
@@ -136,9 +137,8 @@ static tare_status create_selectors(float_work *w)
 static void store_score(float_work *w, graph_unit unit, double score)
 {
     const model_unit *u = block_unit(w->run->model, w->block, unit);
-    for (size_t i = u->first; i < u->first + u->count; i++) {
+    for (size_t i = u->first; i < u->first + u->count; i++)
         w->run->scores[i] = (linear_score){.known = true, .value = score};
-    }
 }
 
 static tare_status store_selections(float_work *w)
@@ -348,9 +348,9 @@ static void packed_hold(ledger *l, const segment_work *s)
 static void smoothing_hold(ledger *l, const segment_work *s, size_t vectors)
 {
     const run_plan *plan = l->plan;
+    size_t h = plan->env->model->config.hidden_size, tokens = plan->score_tokens;
     if (plan->wants_scores && plan->env->num.compat)
-        l->now[TERM_ACTIVATIONS] += mem_array_bytes(
-            plan->score_tokens * plan->env->model->config.hidden_size, sizeof(float));
+        l->now[TERM_ACTIVATIONS] += stream_bytes(tokens, h, tokens, false);
     if (!smoothing_solves(plan))
         return;
     size_t watched = smoothing_watch_bytes(plan, s);
@@ -432,6 +432,7 @@ size_t score_head_bytes(const run_plan *plan)
     const tare_model *m = plan->env->model;
     size_t h = m->config.hidden_size;
     return model_read_vector_bytes(m->final_norm) + score_update_bytes(h) +
+           mem_array_bytes(2 * h, sizeof(float)) +
            mem_array_bytes(plan->env->samples.longest * h, sizeof(float)) +
            (plan->env->goal == GOAL_SCORES ? layer_selectors_bytes(plan) : 0);
 }
@@ -452,7 +453,7 @@ static tare_status float_block_pass(run *r, const model_block *block)
         if (status == TARE_OK)
             status = layer_source_load(r, &s, &source);
         if (status == TARE_OK)
-            status = float_segment_pass(r, &s, &source);
+            status = TARE_WRAP(r->ctx, float_segment_pass(r, &s, &source), "%s", block->name);
         layer_source_free(r, &source);
     }
     return status;
@@ -488,8 +489,7 @@ tare_status float_pass(run *r)
     TRY(overlap_start(r));
     progress_skip(&r->progress, r->resume.layer);
     for (size_t i = r->resume.layer; i < layers; i++) {
-        TRY(TARE_WRAP(r->ctx, float_block_pass(r, &r->model->blocks[i]), "%s",
-                      r->model->blocks[i].name));
+        TRY(float_block_pass(r, &r->model->blocks[i]));
         progress_unit_done(&r->progress);
         if (resume_due(r, true))
             TRY(resume_save(r, i + 1));

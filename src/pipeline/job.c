@@ -228,7 +228,7 @@ tare_status job_prepare(run_job *j)
 tare_status job_workspace(run_job *j)
 {
     const run_env *e = &j->env;
-    size_t rows = size_min(plan_most_rows(&j->plan), e->samples.tokens);
+    size_t rows = plan_batch_rows(&j->plan);
     if (rows == 0) /* weights alone */
         return TARE_OK;
     return workspace_create(e->model, rows, e->samples.longest,

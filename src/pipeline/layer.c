@@ -8,16 +8,15 @@
 
 tare_status layer_source_load(run *r, const segment_work *s, layer_source *source)
 {
+    tare_status status = TARE_OK;
     for (size_t i = s->segment->first_linear; i < s->segment->end_linear; i++) {
-        tare_status status = source->raw[i].data
-                                 ? TARE_OK
-                                 : stored_load(r->model->checkpoint,
-                                               &block_linear(r->model, s->block, i)->weight,
-                                               &source->raw[i]);
-        if (status != TARE_OK)
-            return status;
+        TRY(context_check_cancelled(r->ctx));
+        if (!source->raw[i].data)
+            TRY(stored_load(r->model->checkpoint, &block_linear(r->model, s->block, i)->weight,
+                            &source->raw[i]));
     }
-    return TARE_OK;
+done:
+    return TARE_WRAP(r->ctx, status, "%s", s->block->name);
 }
 
 void layer_source_free(run *r, layer_source *source)
@@ -149,7 +148,8 @@ static void hold_linears(ledger *l, const segment_work *s)
         live_linear_size size = live_linear_most(plan, i);
         l->now[TERM_WEIGHTS] += reads_first(plan) ? 0 : raw;
         ledger_moment(l, m->name, size.loading > raw ? size.loading - raw : 0);
-        l->now[TERM_WEIGHTS] += size.weights - raw;
+        l->now[TERM_WEIGHTS] -= raw;
+        l->now[TERM_WEIGHTS] += size.weights;
         l->now[TERM_PACKED] += size.packed;
     }
 }
@@ -178,13 +178,16 @@ static void hold_writing(ledger *l, const segment_work *s)
     ledger_moment(l, s->block->name, most);
 }
 
-/* `hold` enters what the step takes, and leaves in the ledger what stays until the segment ends. */
+/* `hold` enters what the step takes, and leaves in the ledger what stays until the segment ends.
+ * Where a step `computes` its errors are of this block; reading and writing name their own. */
 static const struct {
     tare_status (*run)(segment_stage *g);
     void (*hold)(ledger *l, const segment_work *s);
+    bool computes;
 } STEPS[] = {
-    {read_source, hold_source},          {pass_floats, hold_floats},   {load_linears, hold_linears},
-    {calibrate, calibrate_segment_hold}, {write_result, hold_writing},
+    {read_source, hold_source, false},   {pass_floats, hold_floats, true},
+    {load_linears, hold_linears, true},  {calibrate, calibrate_segment_hold, true},
+    {write_result, hold_writing, false},
 };
 enum { NUM_STEPS = sizeof STEPS / sizeof *STEPS };
 
@@ -192,11 +195,14 @@ static tare_status quantize_segment(run *r, const segment_work *s)
 {
     tare_status status = TARE_OK;
     segment_stage g = {.run = r, .out = {.work = *s}};
-    for (size_t i = 0; i < NUM_STEPS && status == TARE_OK; i++)
+    for (size_t i = 0; i < NUM_STEPS && status == TARE_OK; i++) {
         status = STEPS[i].run(&g);
+        if (STEPS[i].computes)
+            status = TARE_WRAP(r->ctx, status, "%s", s->block->name);
+    }
     layer_source_free(r, &g.source);
     layer_output_free(r, &g.out);
-    return TARE_WRAP(r->ctx, status, "%s", s->block->name);
+    return status;
 }
 
 tare_status calibrate_slice(run *r, const segment_work *s, layer_source *source)

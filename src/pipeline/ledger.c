@@ -17,7 +17,7 @@ void ledger_begin(ledger *l, const run_plan *plan, size_t fixed)
         l->samples = size_max(l->samples, b.samples);
         first += b.samples;
     }
-    l->rows = size_min(s->tokens, plan_most_rows(plan));
+    l->rows = plan_batch_rows(plan);
 }
 
 void ledger_moment(ledger *l, const char *unit, size_t scratch)

@@ -94,18 +94,21 @@ tare_status overlap_wait(run *r)
 size_t overlap_bytes(const run_plan *plan, size_t layer, bool quantizes)
 {
     const tare_model *m = plan->env->model;
-    size_t bytes = 0;
+    size_t bytes = mem_block_bytes(sizeof(run_overlap)) + read_ahead_bytes(), reading = 0;
     if (!plan->layout.overlap)
-        return 0;
+        return bytes;
     if (layer + 1 < m->config.num_layers) {
         segment_work next = plan_segment(plan, &m->blocks[layer + 1], 0);
-        for (size_t i = segment_first(&next); i < segment_end(&next); i++)
-            bytes += linear_raw_bytes(m, &m->linears[i]);
+        for (size_t i = segment_first(&next); i < segment_end(&next); i++) {
+            size_t kept = linear_raw_bytes(m, &m->linears[i]);
+            bytes += kept;
+            reading = size_max(reading, linear_read_bytes(m, &m->linears[i]) - kept);
+        }
     }
     if (!quantizes || layer == 0)
-        return bytes;
+        return bytes + reading;
     segment_work last = plan_segment(plan, &m->blocks[layer - 1], 0);
     for (size_t i = segment_first(&last); i < segment_end(&last); i++)
         bytes += live_linear_most(plan, i).weights + live_linear_write_bytes(plan, i);
-    return bytes + block_norms_bytes(last.block);
+    return bytes + reading + block_norms_bytes(last.block);
 }

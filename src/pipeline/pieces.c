@@ -145,7 +145,7 @@ static void add_steps(weight_pieces *w)
     add_float(w, STEP_NORM, m->final_norm);
     add_linear(w, m->head, &w->plan->linears[m->num_linears - 1]);
     for (size_t i = 0; i < m->num_extra; i++)
-        add_float(w, STEP_FLOAT, m->extra[i]);
+        add_step(w, STEP_FLOAT, &m->extra[i], NULL, SCHEME_FLOAT);
 }
 
 size_t pieces_steps(const run_plan *plan)
@@ -254,6 +254,8 @@ static tare_status write_quantized(weight_pieces *w, const weight_piece *p, cons
     const model_linear *l = p->step->linear;
     float *bias = NULL;
     void *bias_raw = NULL;
+    if (p->first == 0)
+        w->saturation = (saturation){0};
     if (p->last)
         TRY(load_bias(r, l, &bias, &bias_raw));
     linear_parts parts = {
@@ -281,8 +283,11 @@ done:
 
 static tare_status write_vector(run *r, const weight_step *s, const coded_rows *rows)
 {
-    tare_status status = TARE_E_MEMORY;
     tensor_info t = output_weight(r->env, &s->source);
+    const void *there = coded_in_place(rows, t.dtype, 0, 0);
+    if (there)
+        return output_write_norm(r->out, t.name, there, NULL);
+    tare_status status = TARE_E_MEMORY;
     void *values = mem_alloc(r->ctx, t.bytes);
     if (values) {
         coded_convert_rows(r->ctx, rows, 0, s->source.n, t.dtype, values);

@@ -1,19 +1,6 @@
 /* What will be quantized, and how samples will pass: decided before any weight is read. */
 #include "pipeline/run.h"
 
-/* Attention modules may be named in disable_names: "model.layers.0.self_attn". */
-static tare_status attention_names(run_plan *plan, const char ***out)
-{
-    size_t layers = plan->env->model->config.num_layers;
-    const char **names = arena_alloc_array(plan->env->arena, layers, sizeof *names);
-    for (size_t i = 0; names && i < layers; i++) {
-        if (!(names[i] = arena_printf(plan->env->arena, "model.layers.%zu.self_attn", i)))
-            return TARE_E_MEMORY;
-    }
-    *out = names;
-    return names ? TARE_OK : TARE_E_MEMORY;
-}
-
 static void list_linears(run_plan *plan)
 {
     const tare_model *m = plan->env->model;
@@ -23,17 +10,21 @@ static void list_linears(run_plan *plan)
                                          .is_head = linear_is_head(m, &m->linears[i])};
 }
 
-static tare_status plan_attentions(run_plan *plan)
+/* Attention modules may be named in disable_names: "model.layers.0.self_attn". */
+static tare_status plan_attentions(run_plan *plan, const char ***names)
 {
-    const model_config *c = &plan->env->model->config;
-    plan->attentions = arena_calloc(plan->env->arena, c->num_layers, sizeof *plan->attentions);
-    if (!plan->attentions)
+    const run_env *e = plan->env;
+    size_t layers = e->model->config.num_layers;
+    plan->attentions = arena_calloc(e->arena, layers, sizeof *plan->attentions);
+    *names = arena_alloc_array(e->arena, layers, sizeof **names);
+    if (!plan->attentions || !*names)
         return TARE_E_MEMORY;
-    for (size_t i = 0; i < c->num_layers; i++) {
+    for (size_t i = 0; i < layers; i++) {
         attention_plan *a = &plan->attentions[i];
-        if (!(a->name = arena_printf(plan->env->arena, "model.layers.%zu.self_attn", i)))
+        if (!(a->name = arena_printf(e->arena, "model.layers.%zu.self_attn", i)))
             return TARE_E_MEMORY;
-        a->quantize = plan->env->recipe->fa_quant && !rules_disable(plan->env->recipe, a->name);
+        (*names)[i] = a->name;
+        a->quantize = e->recipe->fa_quant && !rules_disable(e->recipe, a->name);
         plan->num_fa += a->quantize;
     }
     return TARE_OK;
@@ -48,10 +39,9 @@ tare_status plan_linears(run_plan *plan)
     if (!plan->linears)
         return TARE_E_MEMORY;
     list_linears(plan);
-    TRY(attention_names(plan, &attentions));
+    TRY(plan_attentions(plan, &attentions));
     TRY(rules_apply(plan->env->recipe, plan->linears, count, attentions,
                     plan->env->model->config.num_layers));
-    TRY(plan_attentions(plan));
     TRY(smoothing_plan(plan));
     plan->calibrates = plan->env->goal != GOAL_OUTPUT || plan_uses_static(plan) || plan->smooths ||
                        plan->env->recipe->fa_quant;
@@ -106,6 +96,11 @@ void plan_streams(run_plan *plan)
 size_t plan_most_rows(const run_plan *plan)
 {
     return size_max(plan->env->samples.longest, plan->layout.batch_rows);
+}
+
+size_t plan_batch_rows(const run_plan *plan)
+{
+    return size_min(plan_most_rows(plan), plan->env->samples.tokens);
 }
 
 /* npy files are streams whose entries have one order: of a whole block. A layer that scores by

@@ -1,6 +1,8 @@
 /* What a run is, before it begins: what it is given (run_env) and what was decided from that, from
  * headers, shapes and the lengths of the prompts alone (run_plan). Stages read both and change
- * neither; run.h has what changes while a run goes on. */
+ * neither; run.h has what changes while a run goes on. Between two passes job.c and quantize.c
+ * change what is known then: the schemes that disable_level takes back, and how the next pass is
+ * laid out. */
 #ifndef TARE_PIPELINE_PLAN_H
 #define TARE_PIPELINE_PLAN_H
 
@@ -62,12 +64,13 @@ typedef struct segment_list {
     size_t count;
 } segment_list;
 
-/* A segment of a block of the run, and the linears of the model that run in it: [first, end). */
+/* A segment of a block of the run. */
 typedef struct segment_work {
     const model_block *block;
     const block_segment *segment, *next; /* next NULL: the block ends with it */
 } segment_work;
 
+/* The linears of the model that run in it: [first, end). */
 size_t segment_first(const segment_work *s);
 size_t segment_end(const segment_work *s);
 
@@ -97,6 +100,8 @@ void plan_streams(run_plan *plan);
 bool plan_uses_static(const run_plan *plan);
 /* Rows of one batch, at most: a sample that is longer than a batch goes alone. */
 size_t plan_most_rows(const run_plan *plan);
+/* The same where there are so many. */
+size_t plan_batch_rows(const run_plan *plan);
 /* May a linear that is not float yet become so, as disable_level has not been decided? */
 bool plan_may_fall_back(const run_plan *plan);
 /* One of the segments that the plan cuts a block into. */

@@ -240,6 +240,7 @@ void run_hold(ledger *l, const run_pass *only)
 {
     const run_plan *plan = l->plan;
     const run_env *e = plan->env;
+    l->now[TERM_OUTPUT] += e->goal == GOAL_OUTPUT ? files_bytes(plan) : 0;
     const ledger before = *l;
     if (l->rows > 0)
         l->now[TERM_WORKSPACE] += workspace_bytes(e->model, l->rows, e->samples.longest);
@@ -250,12 +251,9 @@ void run_hold(ledger *l, const run_pass *only)
         ledger_moment(l, "the smoothing", smoothing_keep_bytes(plan));
     if (e->goal != GOAL_OUTPUT)
         return;
-    size_t files = files_bytes(plan);
-    l->now[TERM_OUTPUT] += files;
     if (plan->calibrates && (!only || *only == PASS_QUANTIZE))
         layers_hold(l);
     memcpy(l->now, before.now, sizeof l->now); /* run_stop */
-    l->now[TERM_OUTPUT] += files;
     if (!plan->calibrates)
         ledger_moment(l, "pieces of weights", pieces_bytes(plan));
     ledger_moment(l, "the finished files", finish_bytes(plan));

@@ -1,8 +1,8 @@
 /* One quantization run as it goes on: what its stages share and change. What it is given and what
- * was decided before is in plan.h. job.c makes the plan, declare.c declares the output, quantize.c
- * drives, float_pass.c smooths and ranks, layer.c calibrates and quantizes one decoder layer and
- * observes the head's input; pieces.c has what needs no forward. float_goals.c holds the runs that
- * end with the float pass: scores, smoothing. */
+ * was decided before is in plan.h. quantize.c drives: float_pass.c smooths and ranks, layer.c has
+ * what a segment of a decoder layer goes through, calibrate.c what samples meet there,
+ * live_linear.c what becomes of a linear, overlap.c how layers come and go; pieces.c has what needs
+ * no forward. float_goals.c holds the runs that end with the float pass: scores, smoothing. */
 #ifndef TARE_PIPELINE_RUN_H
 #define TARE_PIPELINE_RUN_H
 
@@ -137,9 +137,6 @@ void run_hold(ledger *l, const run_pass *only);
 const char *run_spill_folder(const run *r);
 
 /* ---- segments.c ---- */
-
-/* The segments of a block that a layout's cut makes in this run. */
-void run_segments(const run_plan *plan, graph_cut cut, segment_list *out);
 
 typedef struct segment_pass {
     segment_work work;
@@ -374,8 +371,8 @@ tare_status overlap_read(run *r, const segment_work *s, layer_source *out);
 tare_status overlap_write(run *r, layer_output *segment);
 /* Until everything is written: before anybody else writes. */
 tare_status overlap_wait(run *r);
-/* What the two threads hold while a layer is computed: the weights of the next one, and where it
- * `quantizes` the result of the last one. */
+/* What is held while a layer is computed; with threads the weights of the next one, too, and where
+ * the pass `quantizes` the result of the last one. */
 size_t overlap_bytes(const run_plan *plan, size_t layer, bool quantizes);
 
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */

@@ -131,6 +131,21 @@ def test_verify_against_the_fp8_base(pair, calib, tmp_path):
         assert "max 0.5" in done.stderr
 
 
+@pytest.mark.parametrize("flags", [[], ["--a-bit", "16"]], ids=" ".join)
+def test_a_module_that_the_model_type_lacks(flags, calib, tmp_path):
+    """It is copied, as the numbers that it stands for."""
+    fp8, decoded = make_tensors()
+    name, codes, scales = "vision.proj.weight", np.arange(150 * 130).reshape(150, 130) % 127, \
+        np.array([[0.5, 2], [1, 0.25]], dtype=np.float32)
+    fp8 |= {name: ("F8_E4M3", codes), name + SCALE: ("F32", scales)}
+    decoded[name] = ("BF16", decode(codes, scales))
+    found = [output(model, tmp_path / f"{model.name} out", "--calib", calib, *flags)
+             for model in (write_fp8(tmp_path / "fp8", fp8), write(tmp_path / "bf16", decoded))]
+    assert found[0] == found[1]
+    done = run_tare("verify", tmp_path / "fp8 out", "--base", tmp_path / "fp8")
+    assert done.returncode == 0 and "no rule is broken" in done.stdout, done.stdout
+
+
 def generate(model):
     """Sampled tokens, which differ sooner than the likeliest."""
     done = run_tare("generate", model, "The ferry", "--max-new-tokens", 24, "--temperature", 1,
