@@ -201,6 +201,17 @@ def test_prompts_are_needed(model, tmp_path):
     assert done.returncode == 2 and "quant.kv_cache needs calibration samples" in done.stderr
 
 
+@pytest.mark.parametrize("family", sorted(test_families.FAMILIES.keys() - {"phi3"}))
+def test_every_family_that_projects_them_apart(family, calib, tmp_path):
+    changes, make = test_families.FAMILIES[family]
+    model = tiny.write_checkpoint(tmp_path / "model", make(), **changes)
+    quantize(model, calib, tmp_path / "out", *C8, "--anti-method", "m3")
+    kinds = description(tmp_path / "out")
+    assert [k for k in kinds if is_kv(k)] == [f"{a}.{part}" for a in ATTENTIONS for part in PARTS]
+    done = run_tare("verify", tmp_path / "out", "--base", model)
+    assert done.returncode == 0, done.stdout
+
+
 def test_fused_projections_have_no_place(calib, tmp_path):
     """Engines look for k_proj and v_proj."""
     changes, make = test_families.FAMILIES["phi3"]
