@@ -223,21 +223,22 @@ class QuantConfig:
             raise ValueError(f"calib_data is empty, but {self.model_quant_type} with w_method "
                              f"{self.w_method} needs calibration data; without it: "
                              f"{', '.join(DATA_FREE)} with {', '.join(_DATA_FREE_METHODS)}")
-        if self.use_fa_quant:
-            raise ValueError("calib_data is empty, but fa_quant needs calibration data")
+        for on, what in ((self.use_fa_quant, "fa_quant"), (self.use_kvcache_quant, "kv_quant")):
+            if on:
+                raise ValueError(f"calib_data is empty, but {what} needs calibration data")
 
     def recipe_settings(self):
         """(name, value) pairs of a recipe. NotImplementedError for what tare cannot do yet."""
         later = (self.model_quant_type if self.model_quant_type not in _AVAILABLE else
                  f"w_method {self.w_method}" if self.w_method != "MinMax" else
-                 "kv_quant" if self.use_kvcache_quant else
+                 "kv_quant with kv_sym=False" if self.use_kvcache_quant and not self.kv_sym else
                  "is_lowbit" if self.is_lowbit else
                  "simulate_tp" if self.tp_size is not None else
                  "timestep_quant" if self.max_dynamic_step is not None else None)
         if later:
             raise NotImplementedError(f"{later} is not available in this version of tare; "
                                       f"{', '.join(_AVAILABLE)} with w_method MinMax are, those "
-                                      "with 8-bit activations also with fa_quant")
+                                      "with 8-bit activations also with fa_quant or kv_quant")
         settings = [("quant.w_bit", self.w_bit), ("quant.a_bit", self.a_bit),
                     ("quant.act_method", self.act_method), ("quant.mm_tensor", self.mm_tensor),
                     ("quant.w_sym", self.w_sym), ("quant.pr", float(self.pr)),
@@ -247,6 +248,8 @@ class QuantConfig:
             settings.append(("quant.scheme", "w8a8_dynamic"))
         if self.disable_names:
             settings.append(("fallback.disable_names", self.disable_names))
+        if self.use_kvcache_quant:
+            settings.append(("quant.kv_cache", "c8"))
         if self.use_fa_quant:
             settings += [("fa_quant", True), ("fa_quant.fa_amp", self.fa_amp)]
         return settings

@@ -46,6 +46,7 @@ static const char usage[] =
     "  --fa-quant                 INT8 scales for attention's q, k and v (FA3)\n"
     "  --fa-amp N                 the N attentions that are hardest to quantize go without them "
     "(default 0)\n"
+    "  --kv-cache c8              INT8 scales for the key/value cache (not with --fa-quant)\n"
     "  --disable-names NAMES      linears that stay float: names or * ? [] patterns, "
     "comma-separated; repeatable\n"
     "  --disable-level Ln         the n hardest linears stay float, by a score on the first 5 "
@@ -207,6 +208,7 @@ static int run(int argc, char **argv)
         {"--disable-anti-names", FLAG_SETTING, NULL, "anti_outlier.disable_anti_names"},
         {"--alpha", FLAG_SETTING, NULL, "anti_outlier.alpha"},
         {"--beta", FLAG_SETTING, NULL, "anti_outlier.beta"},
+        {"--kv-cache", FLAG_SETTING, NULL, "quant.kv_cache"},
         {"--fa-quant", FLAG_ON_SETTING, NULL, "fa_quant"},
         {"--fa-amp", FLAG_SETTING, NULL, "fa_quant.fa_amp"},
         {"--disable-names", FLAG_SETTING, NULL, "fallback.disable_names"},

@@ -123,8 +123,8 @@ static bool look_in_config(const value *config, finding *out)
     for (size_t i = 0; i < sizeof maps / sizeof *maps; i++) {
         const value *map = value_get(config, maps[i].key);
         if (map && map->type == VALUE_MAP && map->count > 0) {
-            bool fa = text_of(map, "fa_quant_type") != NULL;
-            *out = (finding){fa ? "msModelSlim or tare" : method_of(map, maps[i].usual),
+            bool ours = text_of(map, "fa_quant_type") || text_of(map, "kv_quant_type");
+            *out = (finding){ours ? "msModelSlim or tare" : method_of(map, maps[i].usual),
                              maps[i].key};
             return true;
         }

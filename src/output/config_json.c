@@ -98,13 +98,13 @@ static bool keep_auto_map(output *o, const value *auto_map)
 }
 
 /* {"fa_quant_type": "FAQuant"} */
-static tare_status fa_quantization(arena *a, value *out)
+static tare_status attention_quantization(arena *a, const char *key, const char *type, value *out)
 {
     value *pair = arena_alloc_array(a, 2, sizeof *pair);
     if (!pair)
         return TARE_E_MEMORY;
-    pair[0] = string_value("fa_quant_type");
-    pair[1] = string_value("FAQuant");
+    pair[0] = string_value(key);
+    pair[1] = string_value(type);
     *out = (value){.type = VALUE_MAP, .keys = &pair[0], .items = &pair[1], .count = 1};
     return TARE_OK;
 }
@@ -143,8 +143,9 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
         TRY(output_quantization_config(o, a, &compressed));
         edits[0].to = compressed;
     }
-    if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files && o->fa_kept > 0) {
-        TRY(fa_quantization(a, &quantization));
+    if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files && (o->fa_kept > 0 || o->kv_cache)) {
+        TRY(attention_quantization(a, o->kv_cache ? "kv_quant_type" : "fa_quant_type",
+                                   o->kv_cache ? "C8" : "FAQuant", &quantization));
         edits[0].to = &quantization;
     }
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files)

@@ -49,6 +49,10 @@ static void put_globals(output *o, output_folder *f, buffer *b, bool *first)
     if (ascend)
         put_member(b, "  ", "version", "1.0.0", first);
     put_member(b, "  ", "model_quant_type", o->quant_type, first);
+    if (o->kv_cache) {
+        put_member(b, "  ", "kv_cache_type", "C8", first);
+        put_member(b, "  ", "kv_quant_type", "C8", first);
+    }
     if (output_fa_quant_type(o, f))
         put_member(b, "  ", "fa_quant_type", output_fa_quant_type(o, f), first);
     if (ascend && !o->options.num.compat)

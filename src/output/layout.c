@@ -23,10 +23,8 @@ static const char *const NPY_NAMES[NPY_FILES] = {
     [NPY_INPUT_OFFSET] = "input_offset.npy",     [NPY_WEIGHT_SCALE] = "weight_scale.npy",
     [NPY_WEIGHT_OFFSET] = "weight_offset.npy",   [NPY_ANTI_FP_NORM] = "anti_fp_norm.npy",
     [NPY_FA_QUANT_SCALE] = "fa_quant_scale.npy", [NPY_FA_QUANT_OFFSET] = "fa_quant_offset.npy",
+    [NPY_KV_CACHE_SCALE] = "kv_cache_scale.npy", [NPY_KV_CACHE_OFFSET] = "kv_cache_offset.npy",
 };
-
-/* Written by other tools of this layout family: replaced with the rest, never left behind. */
-static const char *const NPY_FOREIGN_NAMES[] = {"kv_cache_scale.npy", "kv_cache_offset.npy"};
 
 const char *role_suffix(tensor_role role)
 {
@@ -166,12 +164,13 @@ const char *fa_suffix(int which)
     return FA_SUFFIXES[which];
 }
 
-int fa_tensor_of_name(const char *name, size_t *module_length)
+static int which_suffix(const char *const *suffixes, int count, const char *name,
+                        size_t *module_length)
 {
     size_t length = strlen(name);
-    for (int i = 0; i < FA_TENSORS; i++) {
-        size_t suffix = strlen(FA_SUFFIXES[i]);
-        if (length > suffix && strcmp(name + length - suffix, FA_SUFFIXES[i]) == 0) {
+    for (int i = 0; i < count; i++) {
+        size_t suffix = strlen(suffixes[i]);
+        if (length > suffix && strcmp(name + length - suffix, suffixes[i]) == 0) {
             *module_length = length - suffix;
             return i;
         }
@@ -179,9 +178,28 @@ int fa_tensor_of_name(const char *name, size_t *module_length)
     return -1;
 }
 
+int fa_tensor_of_name(const char *name, size_t *module_length)
+{
+    return which_suffix(FA_SUFFIXES, FA_TENSORS, name, module_length);
+}
+
 void fa_tensor(layout l, const numerics *num, int which, size_t heads, tensor_info *out)
 {
     set_shape(out, which < FA_TENSORS / 2 ? layout_scale_dtype(l, num) : TARE_I8, 2, heads, 1);
+}
+
+static const char *const KV_SUFFIXES[KV_TENSORS] = {
+    ".k_proj.kv_cache_scale", ".k_proj.kv_cache_offset", ".v_proj.kv_cache_scale",
+    ".v_proj.kv_cache_offset"};
+
+const char *kv_suffix(int which)
+{
+    return KV_SUFFIXES[which];
+}
+
+int kv_tensor_of_name(const char *name, size_t *module_length)
+{
+    return which_suffix(KV_SUFFIXES, KV_TENSORS, name, module_length);
 }
 
 char *layout_lower_case(arena *a, const char *text)
@@ -237,9 +255,6 @@ bool layout_owns_file(const char *name, bool by_tare)
     for (int i = 0; i < NPY_FILES; i++)
         if (strcmp(name, NPY_NAMES[i]) == 0)
             return true;
-    for (size_t i = 0; i < sizeof NPY_FOREIGN_NAMES / sizeof *NPY_FOREIGN_NAMES; i++)
-        if (strcmp(name, NPY_FOREIGN_NAMES[i]) == 0)
-            return true;
     return strcmp(name, "tare_run.json") == 0;
 }
 
@@ -277,6 +292,9 @@ npy_file npy_place(const char *name, tensor_role role, size_t *key_length)
     int fa = fa_tensor_of_name(name, &module);
     if (fa >= 0)
         return fa < FA_TENSORS / 2 ? NPY_FA_QUANT_SCALE : NPY_FA_QUANT_OFFSET;
+    int kv = kv_tensor_of_name(name, &module);
+    if (kv >= 0)
+        return kv % 2 == 0 ? NPY_KV_CACHE_SCALE : NPY_KV_CACHE_OFFSET;
     if (str_ends_with(name, "norm.weight") || str_ends_with(name, "norm.bias"))
         return NPY_ANTI_FP_NORM;
     if (by_name == TENSOR_WEIGHT)

@@ -40,6 +40,14 @@ int fa_tensor_of_name(const char *name, size_t *module_length);
 /* dtype and shape [heads,1], as linear_tensor; name, offset and bytes stay as they are. */
 void fa_tensor(layout l, const numerics *num, int which, size_t heads, tensor_info *out);
 
+/* The four tensors of an attention's key/value cache, [kv_heads*head_dim] of S, in the order of the
+ * description: scale and offset of the keys, then of the values (section 4.3). */
+enum { KV_TENSORS = 4 };
+/* ".k_proj.kv_cache_scale", … */
+const char *kv_suffix(int which);
+/* As fa_tensor_of_name. */
+int kv_tensor_of_name(const char *name, size_t *module_length);
+
 /* Section 5.1: F32 if the serving dtype is BF16, else I64. */
 tare_dtype deq_scale_dtype(tare_dtype serving);
 /* numpy has no bfloat16. */
@@ -72,6 +80,8 @@ typedef enum npy_file {
     NPY_ANTI_FP_NORM,
     NPY_FA_QUANT_SCALE,
     NPY_FA_QUANT_OFFSET,
+    NPY_KV_CACHE_SCALE,
+    NPY_KV_CACHE_OFFSET,
     NPY_FILES
 } npy_file;
 

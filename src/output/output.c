@@ -147,6 +147,19 @@ done:
     return status;
 }
 
+tare_status output_declare_kv_cache(output *o, const tensor_info *tensor)
+{
+    tare_status status = TARE_OK;
+    unsigned plain = save_types_with(o->options.save, SAVE_PLAIN);
+    if (plain)
+        TRY(TARE_FAIL(o->ctx, TARE_E_USAGE, "%s has no tensors of an INT8 key/value cache (%s)",
+                      save_types_text(plain), tensor->name));
+    TRY(output_declare_float(o, tensor));
+    o->units[o->num_units - 1].kv_cache = o->kv_cache = true;
+done:
+    return status;
+}
+
 tare_status output_declare_float_linear(output *o, const char *module)
 {
     const char *copy = arena_strndup(&o->arena, module, strlen(module));

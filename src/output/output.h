@@ -96,6 +96,9 @@ tare_status output_declare_new_bias(output *o, const tensor_info *bias);
  * With fa_amp > 0 all modules must have the same heads. TARE_E_USAGE with compressed-tensors, which
  * has no such tensors. */
 tare_status output_declare_fa(output *o, const char *module, const size_t heads[FA_KINDS]);
+/* One of the tensors of a key/value cache (layout.h): a FLOAT tensor of another type, whose numbers
+ * output_write_float writes. TARE_E_USAGE with compressed-tensors, where engines read others. */
+tare_status output_declare_kv_cache(output *o, const tensor_info *tensor);
 tare_status output_begin(output *o);
 /* Bytes [offset, offset+size) of a declared FLOAT tensor, in its own dtype. Ranges come in
  * increasing order. */

@@ -25,6 +25,7 @@ typedef struct output_unit {
     size_t heads[FA_KINDS];
     bool is_head;     /* a linear: lm_head */
     bool new_bias;    /* FLOAT: declared as such */
+    bool kv_cache;    /* FLOAT: so, too */
     uint64_t written; /* FLOAT: bytes so far; linear: rows */
     bool complete;
     size_t first[OUTPUT_FOLDERS]; /* its first planned tensor in each folder */
@@ -102,6 +103,7 @@ struct output {
     bool made_dir, staged, begun, head_quantized, numpy_widened;
     unsigned schemes;                   /* 1 << linear_scheme, of the linears */
     size_t num_fa, fa_kept, fa_written; /* modules declared, that will have tensors, written */
+    bool kv_cache;                      /* a cache has tensors */
     buffer new_biases;                  /* names of the linears, for a refusal */
     bool shifts_norms;                  /* a norm has a bias */
     const char **float_linears;         /* names; mem_free */

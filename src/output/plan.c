@@ -42,7 +42,8 @@ static size_t expand_unit(output *o, output_folder *f, output_unit *u, planned_t
     size_t count = 1, length = strlen(u->name);
     if (u->kind == UNIT_FLOAT) {
         if (tensors)
-            tensors[0] = (planned_tensor){.info = u->tensor, .type = "FLOAT", .role = TENSOR_FLOAT};
+            tensors[0] = (planned_tensor){
+                .info = u->tensor, .type = u->kv_cache ? "C8" : "FLOAT", .role = TENSOR_FLOAT};
         return count;
     }
     count = u->kind == UNIT_LINEAR ? expand_linear(o, f, u, tensors)

@@ -211,8 +211,9 @@ static tare_status declare(const output_unit *u, output *o)
     tensor_info bias = {.name = u->name, .rank = 1, .shape = {l->n}, .dtype = l->bias_dtype};
     switch (u->kind) {
     case UNIT_FLOAT:
-        return u->new_bias ? output_declare_new_bias(o, &u->tensor)
-                           : output_declare_float(o, &u->tensor);
+        return u->new_bias   ? output_declare_new_bias(o, &u->tensor)
+               : u->kv_cache ? output_declare_kv_cache(o, &u->tensor)
+                             : output_declare_float(o, &u->tensor);
     case UNIT_NORM:
         return output_declare_norm(o, &u->tensor, u->norm);
     case UNIT_FA:

@@ -67,27 +67,11 @@ done:
 
 /* ---- rule 18 ---- */
 
-enum { KV_TENSORS = 4 };
-static const char *const KV_SUFFIXES[KV_TENSORS] = {
-    ".k_proj.kv_cache_scale", ".k_proj.kv_cache_offset", ".v_proj.kv_cache_scale",
-    ".v_proj.kv_cache_offset"};
-
-/* Which of the four the end of a tensor's name says, and the length before it; -1: none. */
-static int kv_tensor_of_name(const char *name, size_t *length)
-{
-    for (int i = 0; i < KV_TENSORS; i++)
-        if (str_ends_with(name, KV_SUFFIXES[i])) {
-            *length = strlen(name) - strlen(KV_SUFFIXES[i]);
-            return i;
-        }
-    return -1;
-}
-
 static tare_status check_kv_tensor(verify *v, reader_layout *f, const attention_config *a,
                                    const char *module, size_t length, int which)
 {
     char name[1024], want[96], have[96];
-    snprintf(name, sizeof name, "%.*s%s", (int)length, module, KV_SUFFIXES[which]);
+    snprintf(name, sizeof name, "%.*s%s", (int)length, module, kv_suffix(which));
     const reader_tensor *t = reader_find(f, name);
     if (!t) {
         verify_fail(v, 18, name, "scale and offset of both k and v", "no such tensor");
@@ -120,7 +104,7 @@ tare_status rule_kv(verify *v, reader_layout *f)
         bool first = which >= 0; /* of the module's tensors that are there */
         for (int j = 0; j < which && first; j++) {
             char other[1024];
-            snprintf(other, sizeof other, "%.*s%s", (int)length, name, KV_SUFFIXES[j]);
+            snprintf(other, sizeof other, "%.*s%s", (int)length, name, kv_suffix(j));
             first = reader_find(f, other) == NULL;
         }
         for (int j = 0; j < KV_TENSORS && first; j++)

@@ -1,8 +1,11 @@
-/* FA quantization of attention in a run: observed with the calibrating forward's q, k and v, layer
- * by layer; written with its layer, or at the end if fa_amp must first know all scores. */
+/* Quantization of attention in a run: observed with the calibrating forward's q, k and v, layer by
+ * layer. FA: written with its layer, or at the end if fa_amp must first know all scores. The
+ * key/value cache: written with its layer. */
+#include <stdio.h>
 #include <string.h>
 
 #include "pipeline/run.h"
+#include "tensor/convert.h"
 
 static void attention_heads(const run *r, size_t heads[FA_KINDS])
 {
@@ -92,4 +95,69 @@ tare_status write_late_attentions(run *r)
 done:
     mem_free(r->ctx, modules);
     return status;
+}
+
+/* ---- the key/value cache ---- */
+
+size_t kv_cache_channels(const run_plan *plan, size_t layer)
+{
+    const model_config *c = &plan->env->model->config;
+    return plan->attentions[layer].kv_cache ? c->num_kv_heads * c->head_dim : 0;
+}
+
+tare_status declare_kv_cache(run *r, size_t layer, const model_linear *l)
+{
+    tare_status status = TARE_OK;
+    const char *attention = r->plan->attentions[layer].name;
+    size_t channels = kv_cache_channels(r->plan, layer);
+    if (channels == 0 || !str_starts_with(l->name, attention))
+        return TARE_OK;
+    const char *linear = l->name + strlen(attention); /* ".k_proj" */
+    for (int which = 0; which < KV_TENSORS; which++) {
+        const char *suffix = kv_suffix(which);
+        if (!str_starts_with(suffix, linear) || suffix[strlen(linear)] != '.')
+            continue;
+        tensor_info t = {.dtype = r->env->num.dtype, .rank = 1, .shape = {channels}};
+        t.name = arena_printf(r->env->arena, "%s%s", attention, suffix);
+        TRY(t.name ? TARE_OK : TARE_E_MEMORY);
+        TRY(output_declare_kv_cache(r->out, &t));
+    }
+done:
+    return status;
+}
+
+tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o)
+{
+    tare_status status = TARE_OK;
+    size_t channels = kv_cache_channels(r->plan, layer);
+    tare_dtype dtype = r->env->num.dtype;
+    if (!o)
+        return TARE_OK;
+    float *scales = mem_alloc_array(r->ctx, channels, sizeof *scales);
+    void *stored = mem_alloc_array(r->ctx, channels, dtype_size(dtype));
+    TRY(scales && stored ? TARE_OK : TARE_E_MEMORY);
+    for (int which = 0; which < KV_TENSORS; which++) {
+        char name[512];
+        snprintf(name, sizeof name, "%s%s", r->plan->attentions[layer].name, kv_suffix(which));
+        TRY(kv_observer_scales(o, (kv_kind)(which / 2), dtype, scales));
+        narrow_from_float(r->ctx, dtype, scales, channels, stored);
+        if (which % 2) /* the offset */
+            memset(stored, 0, channels * dtype_size(dtype));
+        TRY(output_write_float(r->out, name, 0, stored, channels * dtype_size(dtype)));
+    }
+done:
+    mem_free(r->ctx, scales);
+    mem_free(r->ctx, stored);
+    return status;
+}
+
+size_t kv_cache_kept_bytes(const run_plan *plan, size_t layer)
+{
+    size_t channels = kv_cache_channels(plan, layer);
+    return channels ? kv_observer_bytes(channels) : 0;
+}
+
+size_t kv_cache_write_bytes(const run_plan *plan, size_t layer)
+{
+    return 2 * mem_array_bytes(kv_cache_channels(plan, layer), sizeof(float));
 }

@@ -225,7 +225,11 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
 {
     calibration *c = user;
     run_spent(c->run, WORK_ROWS);
-    tare_status status = c->fa ? attention_observe(c->run, c->fa, b, q, k, v) : TARE_OK;
+    tare_status status = TARE_OK;
+    if (c->fa)
+        status = attention_observe(c->run, c->fa, b, q, k, v);
+    else if (c->out->kv)
+        status = kv_observe(c->out->kv, b->first, b->lengths, b->samples, (const float *[]){k, v});
     run_spent(c->run, WORK_FA);
     return status;
 }
@@ -277,8 +281,12 @@ static tare_status create_observers(calibration *c)
             TRY(observer_create(r->ctx, observer_kind_of(r->env, score), &r->env->num,
                                 &c->observers[unit]));
     }
-    if (segment_attends(s->block->graph, s->segment))
-        TRY(attention_observer_create(r, s->block->index, &c->fa));
+    if (!segment_attends(s->block->graph, s->segment))
+        return TARE_OK;
+    TRY(attention_observer_create(r, s->block->index, &c->fa));
+    if (r->plan->attentions[s->block->index].kv_cache)
+        TRY(kv_observer_create(r->ctx, r->plan->attentions[s->block->index].name,
+                               kv_cache_channels(r->plan, s->block->index), &c->out->kv));
 done:
     return status;
 }
@@ -340,7 +348,10 @@ static size_t observers_bytes(const run_plan *plan, const segment_work *s)
     const model_config *c = &plan->env->model->config;
     size_t units = s->segment->end_unit - s->segment->first_unit;
     size_t bytes = units * observer_bytes(plan->env->samples.count);
-    if (segment_attends(s->block->graph, s->segment) && plan->attentions[s->block->index].quantize)
+    if (!segment_attends(s->block->graph, s->segment))
+        return bytes;
+    bytes += kv_cache_kept_bytes(plan, s->block->index);
+    if (plan->attentions[s->block->index].quantize)
         bytes += fa_observer_bytes((size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads});
     return bytes;
 }

@@ -74,8 +74,10 @@ static tare_status declare_block(run *r, const model_block *b)
 {
     tare_status status = TARE_OK;
     TRY(declare_attention(r, b->index));
-    for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
+    for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++) {
+        TRY(declare_kv_cache(r, b->index, &r->model->linears[i]));
         TRY(declare_linear(r, &r->model->linears[i], &r->plan->linears[i]));
+    }
     for (size_t i = 0; i < b->graph->num_norms; i++)
         TRY(declare_norm(r, b->norms[graph_norm_in_order(b->graph, i)]));
 done:

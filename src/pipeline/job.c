@@ -71,6 +71,7 @@ static const char *who_needs_samples(const run_plan *plan)
            : plan->env->goal == GOAL_SMOOTHING ? "smoothing needs"
            : plan_uses_static(plan)            ? "W8A8 needs"
            : plan->env->recipe->fa_quant       ? "fa_quant needs"
+           : plan->env->recipe->kv_cache       ? "quant.kv_cache needs"
                                                : "anti_outlier.anti_method needs";
 }
 
@@ -85,8 +86,8 @@ static bool needs_samples(const run_plan *plan)
         TARE_WARN(e->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
                   (long long)e->recipe->disable_level);
     if (e->recipe->disable_level == 0 && given)
-        TARE_INFO(e->ctx, "--calib is not read: without static W8A8, anti_method, fa_quant and "
-                          "disable_level a run looks at weights alone");
+        TARE_INFO(e->ctx, "--calib is not read: without static W8A8, anti_method, fa_quant, "
+                          "kv_cache and disable_level a run looks at weights alone");
     return e->recipe->disable_level > 0 && given;
 }
 

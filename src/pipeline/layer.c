@@ -64,8 +64,10 @@ tare_status layer_output_write(run *r, layer_output *o)
     const block_graph *g = b->graph;
     for (size_t i = s->first_linear; i < s->end_linear; i++)
         TRY(live_linear_write_float(r, &o->linears[i]));
-    if (segment_attends(g, s))
+    if (segment_attends(g, s)) {
         TRY(attention_write(r, b->index));
+        TRY(kv_cache_write(r, b->index, o->kv));
+    }
     for (size_t i = s->first_linear; i < s->end_linear; i++) {
         if (o->linears[i].scheme != SCHEME_FLOAT)
             TRY(live_linear_write(r, &o->linears[i], &o->params[g->linears[i].unit]));
@@ -78,6 +80,8 @@ done:
 
 void layer_output_free(run *r, layer_output *o)
 {
+    kv_observer_free(o->kv);
+    o->kv = NULL;
     block_norms_free(r->ctx, &o->norms);
     for (size_t i = 0; i < BLOCK_LINEARS; i++)
         live_linear_free(r, &o->linears[i]);
@@ -172,7 +176,7 @@ static tare_status write_result(segment_stage *g)
 
 static void hold_writing(ledger *l, const segment_work *s)
 {
-    size_t most = 0;
+    size_t most = kv_cache_write_bytes(l->plan, s->block->index);
     for (size_t i = segment_first(s); i < segment_end(s); i++)
         most = size_max(most, live_linear_write_bytes(l->plan, i));
     ledger_moment(l, s->block->name, most);

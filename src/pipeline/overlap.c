@@ -110,5 +110,5 @@ size_t overlap_bytes(const run_plan *plan, size_t layer, bool quantizes)
     segment_work last = plan_segment(plan, &m->blocks[layer - 1], 0);
     for (size_t i = segment_first(&last); i < segment_end(&last); i++)
         bytes += live_linear_most(plan, i).weights + live_linear_write_bytes(plan, i);
-    return bytes + reading + block_norms_bytes(last.block);
+    return bytes + reading + block_norms_bytes(last.block) + kv_cache_kept_bytes(plan, layer - 1);
 }

@@ -1,5 +1,9 @@
 /* What will be quantized, and how samples will pass: decided before any weight is read. */
+#include <string.h>
+
 #include "pipeline/run.h"
+
+#define KEY_LINEAR ".self_attn.k_proj" /* where keys have a linear of their own */
 
 static void list_linears(run_plan *plan)
 {
@@ -10,24 +14,46 @@ static void list_linears(run_plan *plan)
                                          .is_head = linear_is_head(m, &m->linears[i])};
 }
 
+static tare_status check_kv_cache(const run_plan *plan)
+{
+    const tare_model *m = plan->env->model;
+    if (!graph_linear_of(&m->graph, KEY_LINEAR, strlen(KEY_LINEAR)))
+        return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
+                         "quant.kv_cache: %s models have one linear for queries, keys and values, "
+                         "and engines look for the scales beside k_proj and v_proj",
+                         m->config.arch->model_type);
+    if (m->config.head_dim % 32 != 0)
+        TARE_WARN(plan->env->ctx,
+                  "quant.kv_cache: vLLM-Ascend needs a head_dim that is a multiple of 32, and that "
+                  "of this model is %zu",
+                  m->config.head_dim);
+    return TARE_OK;
+}
+
 /* Attention modules may be named in disable_names: "model.layers.0.self_attn". */
 static tare_status plan_attentions(run_plan *plan, const char ***names)
 {
+    tare_status status = TARE_OK;
     const run_env *e = plan->env;
     size_t layers = e->model->config.num_layers;
     plan->attentions = arena_calloc(e->arena, layers, sizeof *plan->attentions);
     *names = arena_alloc_array(e->arena, layers, sizeof **names);
     if (!plan->attentions || !*names)
         return TARE_E_MEMORY;
+    if (e->recipe->kv_cache)
+        TRY(check_kv_cache(plan));
     for (size_t i = 0; i < layers; i++) {
         attention_plan *a = &plan->attentions[i];
         if (!(a->name = arena_printf(e->arena, "model.layers.%zu.self_attn", i)))
             return TARE_E_MEMORY;
         (*names)[i] = a->name;
         a->quantize = e->recipe->fa_quant && !rules_disable(e->recipe, a->name);
+        a->kv_cache = e->recipe->kv_cache && !rules_disable(e->recipe, a->name);
         plan->num_fa += a->quantize;
+        plan->num_kv += a->kv_cache;
     }
-    return TARE_OK;
+done:
+    return status;
 }
 
 tare_status plan_linears(run_plan *plan)
@@ -44,7 +70,7 @@ tare_status plan_linears(run_plan *plan)
                     plan->env->model->config.num_layers));
     TRY(smoothing_plan(plan));
     plan->calibrates = plan->env->goal != GOAL_OUTPUT || plan_uses_static(plan) || plan->smooths ||
-                       plan->env->recipe->fa_quant;
+                       plan->env->recipe->fa_quant || plan->env->recipe->kv_cache;
 done:
     return status;
 }

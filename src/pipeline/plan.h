@@ -47,6 +47,7 @@ typedef struct run_env {
 typedef struct attention_plan {
     const char *name;
     bool quantize; /* to FA3 */
+    bool kv_cache; /* its keys and values, to C8 */
 } attention_plan;
 
 /* How a run is laid out in memory. The output never depends on it. */
@@ -79,7 +80,7 @@ typedef struct run_plan {
     bool calibrates;               /* samples pass the model; else weights alone are quantized */
     linear_plan *linears;          /* [model.num_linears], as in the model: the head is the last */
     attention_plan *attentions;    /* [layers] */
-    size_t num_fa;                 /* of those that are quantized */
+    size_t num_fa, num_kv;         /* of those that are quantized, by either */
     smooth_config smooth;          /* outlier suppression, if `smooths` */
     bool smooths, smoothing_given; /* by the caller, who owns its vectors: none is solved */
     bool wants_scores;

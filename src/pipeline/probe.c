@@ -135,7 +135,8 @@ static tare_status open_slice(const run_plan *plan, bool floats, size_t tokens, 
     s->plan.env = &s->env;
     s->plan.linears += block->first_linear;
     s->plan.attentions += block->index;
-    s->plan.num_fa = 1;
+    s->plan.num_fa = plan->num_fa > 0;
+    s->plan.num_kv = plan->num_kv > 0;
     s->plan.float_samples = 0;
     plan_streams(&s->plan);
     if (!floats)

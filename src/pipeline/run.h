@@ -14,6 +14,7 @@
 #include "pipeline/ledger.h"
 #include "pipeline/plan.h"
 #include "pipeline/streams.h"
+#include "quantize/kv_observer.h"
 #include "quantize/layer_selector.h"
 #include "quantize/score.h"
 
@@ -56,7 +57,7 @@ typedef enum work_kind {
     WORK_QUANTIZE,  /* weights, from how they are stored to integers */
     WORK_PACK,      /* weights to compute format */
     WORK_OBSERVE,   /* observing and quantizing activations */
-    WORK_FA,        /* observing q, k and v */
+    WORK_FA,        /* observing q, k and v, of FA or for the cache */
     WORK_SCORE,     /* scores of inputs */
     WORK_ROWS,      /* norms, sums, gates */
     WORK_READ,      /* the checkpoint */
@@ -347,6 +348,7 @@ typedef struct layer_output {
     live_linear linears[BLOCK_LINEARS];
     act_params params[BLOCK_UNITS]; /* after the last sample */
     block_norms norms;
+    kv_observer *kv; /* of its keys and values; NULL: they have no scales */
 } layer_output;
 
 tare_status layer_output_write(run *r, layer_output *o);
@@ -388,6 +390,15 @@ tare_status attention_observe(run *r, fa_observer *o, const batch *b, const floa
 /* Derives the tensors of a layer that is calibrated; with fa_amp 0 attention_write writes them. */
 tare_status attention_finish(run *r, size_t layer, const fa_observer *o);
 tare_status attention_write(run *r, size_t layer);
+/* The tensors of the key/value cache that stand before those of `l`, if its attention has any. */
+tare_status declare_kv_cache(run *r, size_t layer, const model_linear *l);
+/* NULL: the attention has none. */
+tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o);
+/* Channels of a layer's keys, and of its values, if they are observed; else 0. */
+size_t kv_cache_channels(const run_plan *plan, size_t layer);
+/* Accounted bytes, at most: of what is kept until it is written; of writing it, beside that. */
+size_t kv_cache_kept_bytes(const run_plan *plan, size_t layer);
+size_t kv_cache_write_bytes(const run_plan *plan, size_t layer);
 /* With fa_amp: chooses who goes without, and writes the others. */
 tare_status write_late_attentions(run *r);
 

@@ -129,8 +129,9 @@ static double attention_operations(const run_plan *plan, size_t samples)
 static double fa_values(const run_plan *plan)
 {
     const model_config *c = &plan->env->model->config;
-    return (double)plan->num_fa * (double)plan->env->samples.tokens *
-           (double)((c->num_heads + 2 * c->num_kv_heads) * c->head_dim);
+    size_t kv_heads = 2 * c->num_kv_heads;
+    size_t heads = plan->num_fa * (c->num_heads + kv_heads) + plan->num_kv * kv_heads;
+    return (double)plan->env->samples.tokens * (double)(heads * c->head_dim);
 }
 
 /* ---- disk ---- */

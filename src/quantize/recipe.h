@@ -42,7 +42,8 @@ struct tare_recipe {
     int64_t w_bit, a_bit, act_method, seed;
     bool mm_tensor, w_sym;
     double pr;
-    mix_list mix; /* in order; the first that matches counts */
+    int64_t kv_cache; /* 1: c8, INT8 keys and values; 0: as they are */
+    mix_list mix;     /* in order; the first that matches counts */
     /* anti_outlier */
     int64_t anti_method;            /* 1 to 6: m1 to m6; 0: none */
     int64_t anti_w_bit, anti_a_bit; /* seen by m3 alone */

@@ -48,11 +48,13 @@ static tare_status check_anti_outlier(const tare_recipe *r)
 /* spec/w8a8.md 8.1, output_formats.md 8.8. No forward runs, so nothing sees an activation. */
 static tare_status check_weights_alone(const tare_recipe *r)
 {
-    if (r->anti_method != 0 || r->fa_quant)
+    if (r->anti_method != 0 || r->fa_quant || r->kv_cache)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "%s needs the calibration of quant.a_bit 8; quant.a_bit 16 quantizes "
                          "weights alone",
-                         r->fa_quant ? "fa_quant" : "anti_outlier.anti_method");
+                         r->fa_quant   ? "fa_quant"
+                         : r->kv_cache ? "quant.kv_cache"
+                                       : "anti_outlier.anti_method");
     return TARE_OK;
 }
 
@@ -116,10 +118,30 @@ tare_status recipe_check_save(const tare_recipe *r)
                          "save.types: %s cannot hold the scales of fa_quant; save as ascendv1, "
                          "safe_tensor or numpy, or leave fa_quant out",
                          save_types_text(plain));
+    if (plain && r->kv_cache)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "save.types: %s cannot hold the scales of quant.kv_cache (engines read "
+                         "FP8 ones there); save as ascendv1, safe_tensor or numpy, or leave "
+                         "kv_cache out",
+                         save_types_text(plain));
     if (plain && !r->w_sym)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "save.types: %s needs symmetric weights (quant.w_sym true)",
                          save_types_text(plain));
+    return TARE_OK;
+}
+
+/* spec/schemes.md 5 */
+static tare_status check_kv_cache(const tare_recipe *r)
+{
+    if (r->kv_cache && r->fa_quant)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.kv_cache and fa_quant: the key/value cache and FA cannot be "
+                         "quantized at the same time");
+    if (r->kv_cache && r->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.kv_cache is not available with run.compat: msModelSlim takes the "
+                         "scales from keys before their rotation, which engines never store");
     return TARE_OK;
 }
 
@@ -131,6 +153,7 @@ tare_status recipe_check_scheme(const tare_recipe *r)
                          "fa_quant.fa_amp is given, but fa_quant is not (--fa-quant)");
     if (!recipe_uses(r, SCHEME_W8A8) && !recipe_uses(r, SCHEME_W8A8_DYNAMIC))
         TRY(check_weights_alone(r));
+    TRY(check_kv_cache(r));
     TRY(check_widths(r));
     TRY(check_anti_outlier(r));
 done:

@@ -26,7 +26,7 @@ typedef struct setting {
     const choice *choices; /* ends with a NULL name */
 } setting;
 
-enum { NUM_SETTINGS = 30 };
+enum { NUM_SETTINGS = 31 };
 
 extern const setting recipe_settings[NUM_SETTINGS];
 

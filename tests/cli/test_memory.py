@@ -188,7 +188,7 @@ def wider(tmp_path_factory):
 
 @pytest.mark.parametrize("flags", [
     [], ["--act-method", "3", "--anti-method", "m3"], ["--anti-method", "m5", "--pr", "0.5"],
-    ["--a-bit", "16"], ["--no-disable-last-linear", "--fa-quant"],
+    ["--a-bit", "16"], ["--no-disable-last-linear", "--fa-quant"], ["--kv-cache", "c8"],
     ["--scheme", "w8a8_dynamic", "--anti-method", "m1"]], ids=" ".join)
 def test_the_plan_of_any_budget(flags, wider, tmp_path):
     """From the smallest budget to one that holds all, and whatever layouts there are between."""

@@ -99,13 +99,13 @@ typedef struct job {
 static char folder[64], reference[96], out[96];
 
 /* Set by the group's set-up. */
-static bool weights_alone, recorded, mixed;
+static bool weights_alone, recorded;
 
 typedef const char *setting[2];
 
 /* Everything at once: two passes, smoothing, FA that is written late, two save types; weights
  * alone, whose pieces are read and written by threads, as compressed-tensors beside ascendv1; or
- * static, dynamic and weight-only linears in each layer. */
+ * static, dynamic and weight-only linears in each layer; or scales of keys and values. */
 static const setting whole[] = {
     {"quant.act_method", "3"}, {"anti_outlier.anti_method", "m4"}, {"fa_quant", "true"},
     {"fa_quant.fa_amp", "1"},  {"fallback.disable_level", "L1"},   {"calibration.samples", "3"},
@@ -119,12 +119,16 @@ static const setting several[] = {{"quant.scheme", "w8a8_dynamic"},
                                   {"calibration.samples", "2"},
                                   {"save.types", "safe_tensor,compressed-tensors"},
                                   {NULL}};
+static const setting cached[] = {{"quant.kv_cache", "c8"},
+                                 {"calibration.samples", "2"},
+                                 {"save.types", "safe_tensor,numpy"},
+                                 {NULL}};
+static const setting *settings = whole; /* set by the group's set-up, too */
 
 static tare_status set_recipe(tare_recipe *recipe)
 {
     tare_status status = TARE_OK;
-    const setting *s = weights_alone ? alone : mixed ? several : whole;
-    for (; (*s)[0] && status == TARE_OK; s++)
+    for (const setting *s = settings; (*s)[0] && status == TARE_OK; s++)
         status = tare_recipe_set(recipe, (*s)[0], (*s)[1]);
     return status;
 }
@@ -254,7 +258,13 @@ static int set_up_recorded(void **state)
 static int set_up_mixed(void **state)
 {
     recorded = false;
-    mixed = true;
+    settings = several;
+    return set_up(state);
+}
+
+static int set_up_cached(void **state)
+{
+    settings = cached;
     return set_up(state);
 }
 
@@ -262,6 +272,7 @@ static int set_up_weights_alone(void **state)
 {
     recorded = false;
     weights_alone = true;
+    settings = alone;
     return set_up(state);
 }
 
@@ -611,10 +622,16 @@ int main(void)
         cmocka_unit_test(a_stage_that_was_changed),
         cmocka_unit_test(a_failed_verification_without_checkpoints),
     };
+    const struct CMUnitTest of_cached[] = {
+        cmocka_unit_test(every_allocation_may_fail),
+        cmocka_unit_test(every_write_may_fail),
+        cmocka_unit_test(killed_anywhere),
+    };
     int failed = cmocka_run_group_tests_name("W8A8", tests, set_up, tear_down);
     failed += cmocka_run_group_tests_name("verification", of_direct_runs, set_up, tear_down);
     failed += cmocka_run_group_tests_name("recorded", tests, set_up_recorded, tear_down);
     failed += cmocka_run_group_tests_name("mixed", tests, set_up_mixed, tear_down);
+    failed += cmocka_run_group_tests_name("key/value cache", of_cached, set_up_cached, tear_down);
     failed += cmocka_run_group_tests_name("weights alone", tests, set_up_weights_alone, tear_down);
     return failed + cmocka_run_group_tests_name("weights alone, verification", of_direct_runs,
                                                 set_up_weights_alone, tear_down);

@@ -56,6 +56,7 @@ static void test_plain(void **state)
     (void)state;
     expect_one_output(MODEL("llama"),
                       (const char *[]){"quant.act_method=2", "fa_quant=true", NULL});
+    expect_one_output(MODEL("qwen3"), (const char *[]){"quant.kv_cache=c8", NULL});
 }
 
 static void test_two_passes(void **state)
@@ -86,8 +87,9 @@ static void test_compat(void **state)
 static void test_npy_files_are_streams(void **state)
 {
     (void)state;
-    expect_one_output(MODEL("llama"), (const char *[]){"save.types=ascendv1,numpy",
-                                                       "fallback.disable_names=*.o_proj", NULL});
+    expect_one_output(MODEL("llama"),
+                      (const char *[]){"save.types=ascendv1,numpy", "quant.kv_cache=c8",
+                                       "fallback.disable_names=*.o_proj", NULL});
 }
 
 /* The inputs of dynamic linears are measured token by token, beside static ones of the layer. */

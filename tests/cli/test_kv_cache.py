@@ -1,0 +1,232 @@
+"""`tare quantize --kv-cache c8`: INT8 scales of keys and values in every layout. (The numbers are
+judged in tests/golden/test_kv_cache.py and tests/unit/test_kv_observer.c.)"""
+import json
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+import tensor_file
+import test_families
+import tiny
+from conftest import TARE_BIN, run_tare
+
+C8 = ["--kv-cache", "c8"]
+ATTENTIONS = [f"model.layers.{i}.self_attn" for i in range(2)]
+PARTS = ["k_proj.kv_cache_scale", "k_proj.kv_cache_offset", "v_proj.kv_cache_scale",
+         "v_proj.kv_cache_offset"]
+THREE = ["--save", "ascendv1,safe_tensor,numpy"]
+CHANNELS = 16  # 2 heads of 8
+
+
+def quantize(model, calib, out, *flags):
+    done = run_tare("quantize", model, "--out", out, "--calib", calib, *flags)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def description(folder):
+    path, = folder.glob("quant_model_description*.json")
+    return json.loads(path.read_text())
+
+
+def is_kv(name):
+    return name.endswith((".kv_cache_scale", ".kv_cache_offset"))
+
+
+@pytest.fixture(scope="module")
+def outputs(model, calib, tmp_path_factory):
+    """Without and with scales."""
+    folder = tmp_path_factory.mktemp("kv")
+    quantize(model, calib, folder / "plain", *THREE)
+    done = quantize(model, calib, folder / "c8", *THREE, *C8)
+    assert "head_dim" in done.stderr and "multiple of 32" in done.stderr
+    return folder / "plain", folder / "c8"
+
+
+@pytest.mark.parametrize("layout", ["ascendv1", "safe_tensor"])
+def test_tensors_and_keys(layout, outputs):
+    folder = outputs[1] / layout
+    kinds, tensors = description(folder), tensor_file.read_folder(folder)
+    names = [f"{a}.{part}" for a in ATTENTIONS for part in PARTS]
+    assert [name for name in kinds if is_kv(name)] == names
+    assert {kinds[name] for name in names} == {"C8"}
+    assert kinds["kv_cache_type"] == kinds["kv_quant_type"] == "C8"
+    assert "fa_quant_type" not in kinds
+    keys = list(kinds)
+    for name in names:  # before the tensors of the same linear
+        linear = name.rsplit(".", 1)[0]
+        assert keys.index(name) < min(keys.index(k) for k in keys
+                                      if k.startswith(linear + ".") and not is_kv(k))
+        x = tensors[name]
+        assert x.tag == "BF16" and x.data.shape == (CHANNELS,)
+        if name.endswith("_offset"):
+            assert not x.data.any()
+        else:
+            assert (x.data > 0).all() and np.isfinite(x.data).all()
+    done = run_tare("verify", folder)
+    assert done.returncode == 0, done.stdout
+
+
+def test_config_for_mindie(outputs):
+    def config(output, layout):
+        return json.loads((outputs[output] / layout / "config.json").read_text())
+
+    assert config(1, "safe_tensor")["quantization_config"] == {"kv_quant_type": "C8"}
+    for output, layout in ((0, "safe_tensor"), (0, "ascendv1"), (1, "ascendv1")):
+        assert "quantization_config" not in config(output, layout)
+
+
+def test_npy_files(outputs):
+    """Keys are full names; numpy has no BF16."""
+    folder = outputs[1] / "safe_tensor"
+    tensors = tensor_file.read_folder(folder)
+    for file, end in (("kv_cache_scale.npy", "scale"), ("kv_cache_offset.npy", "offset")):
+        entries = np.load(folder / file, allow_pickle=True).item()
+        assert list(entries) == [f"{a}.{linear}.kv_cache_{end}" for a in ATTENTIONS
+                                 for linear in ("k_proj", "v_proj")]
+        for name, x in entries.items():
+            assert x.dtype == np.float32
+            np.testing.assert_array_equal(x, tensors[name].data)
+    assert not list((outputs[0] / "safe_tensor").glob("kv_cache_*"))
+
+
+def test_everything_else_is_as_without(outputs):
+    plain, with_scales = (tensor_file.read_folder(folder / "ascendv1") for folder in outputs)
+    assert {name for name in with_scales if not is_kv(name)} == plain.keys()
+    for name, x in plain.items():
+        assert x.tag == with_scales[name].tag
+        np.testing.assert_array_equal(x.data, with_scales[name].data, err_msg=name)
+    a, b = (description(folder / "ascendv1") for folder in outputs)
+    assert a == {k: t for k, t in b.items() if not is_kv(k) and not k.startswith("kv_")}
+    for npy in (outputs[0] / "safe_tensor").glob("*.npy"):
+        assert npy.read_bytes() == (outputs[1] / "safe_tensor" / npy.name).read_bytes()
+
+
+@pytest.mark.parametrize("flags", [["--threads", 1], ["--threads", 2], ["--batch-rows", 7],
+                                   ["--skip-layouts", 99], ["--no-resume"]],
+                         ids=lambda flags: " ".join(map(str, flags)))
+def test_the_same_bytes_however_it_runs(flags, model, calib, outputs, tmp_path):
+    quantize(model, calib, tmp_path / "out", *THREE, *C8, *flags)
+    assert files(tmp_path / "out") == files(outputs[1])
+
+
+def test_resume(tmp_path):
+    """Killed behind the first checkpoints, the run goes on to the same bytes."""
+    changes = dict(num_hidden_layers=12, hidden_size=64, intermediate_size=160, head_dim=16)
+    model = tiny.write_checkpoint(tmp_path / "model", tiny.make_tensors({**tiny.CONFIG, **changes}),
+                                  **changes)
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps(np.random.default_rng(3).integers(0, 256, (8, 100)).tolist()))
+    flags = ["--save", "safe_tensor,numpy", *C8, "--checkpoint-every", 1]
+    quantize(model, ids, tmp_path / "whole", *flags)
+    out = tmp_path / "out"
+    journal = out / ".tare" / "journal"
+    for _ in range(10):  # a busy machine may let the run end first
+        shutil.rmtree(out, ignore_errors=True)
+        run = subprocess.Popen([str(TARE_BIN), "quantize", str(model), "--out", str(out), "--calib",
+                                str(ids), *map(str, flags)], stderr=subprocess.PIPE)
+        while run.poll() is None:
+            if journal.exists() and len(journal.read_bytes().splitlines()) > 3:
+                run.send_signal(signal.SIGKILL)
+                break
+        run.communicate()
+        if run.returncode == -signal.SIGKILL:
+            break
+    done = quantize(model, ids, out, *flags, "--resume", "--threads", 1)
+    assert "going on behind" in done.stderr
+    assert files(out) == files(tmp_path / "whole")
+
+
+def test_attentions_are_left_out_by_name(model, calib, outputs, tmp_path):
+    """An attention keeps a float cache; its linears stay quantized, the other has its scales."""
+    quantize(model, calib, tmp_path / "out", *C8, "--disable-names", ATTENTIONS[0])
+    kinds, all_kinds = description(tmp_path / "out"), description(outputs[1] / "ascendv1")
+    left = {k: t for k, t in all_kinds.items() if not (is_kv(k) and k.startswith(ATTENTIONS[0]))}
+    assert kinds == left
+    quantize(model, calib, tmp_path / "none", *C8, "--disable-names", "*.self_attn")
+    assert not [k for k in description(tmp_path / "none") if "kv_" in k]
+    assert run_tare("verify", tmp_path / "none").returncode == 0
+
+
+def test_float_linears_have_scales_too(model, calib, tmp_path):
+    quantize(model, calib, tmp_path / "out", *C8, "--disable-names", "*.k_proj")
+    kinds = description(tmp_path / "out")
+    assert kinds[ATTENTIONS[0] + ".k_proj.weight"] == "FLOAT"
+    assert [k for k in kinds if is_kv(k)] == [f"{a}.{part}" for a in ATTENTIONS for part in PARTS]
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_what_vllm_ascend_takes(heads, calib, tmp_path):
+    """Heads of 32, one for all queries or one each."""
+    changes = dict(num_key_value_heads=heads, head_dim=32)
+    model = tiny.write_checkpoint(tmp_path / "model", tiny.make_tensors({**tiny.CONFIG, **changes}),
+                                  **changes)
+    done = quantize(model, calib, tmp_path / "out", *C8)
+    assert "head_dim" not in done.stderr
+    scales = tensor_file.read_folder(tmp_path / "out")[f"{ATTENTIONS[1]}.k_proj.kv_cache_scale"]
+    assert scales.data.shape == (32 * heads,)
+    done = run_tare("verify", tmp_path / "out", "--target", "vllm-ascend", "--base", model)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_output_is_no_model(outputs, calib, tmp_path):
+    done = run_tare("quantize", outputs[1] / "safe_tensor", "--out", tmp_path / "out", "--calib", calib)
+    assert done.returncode != 0 and "msModelSlim or tare" in done.stderr
+
+
+@pytest.mark.parametrize("flags,words", [
+    (["--fa-quant"], "cannot be quantized at the same time"),
+    (["--compat", "msmodelslim"], "quant.kv_cache is not available with run.compat"),
+    (["--a-bit", "16"], "quant.kv_cache needs the calibration"),
+    (["--save", "compressed-tensors"], "cannot hold the scales of quant.kv_cache"),
+    (["--save", "ascendv1,compressed-tensors"], "cannot hold the scales of quant.kv_cache"),
+    (["--kv-cache", "int4"], "\"int4\" is not known; possible: c8"),
+], ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_refused_before_any_work(flags, words, model, calib, tmp_path):
+    for extra in ([], ["--dry-run", "--no-probe"]):
+        done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", calib, *C8, *flags,
+                        *extra)
+        assert done.returncode == 2 and words in done.stderr, done.stderr
+        assert "calibrate" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_prompts_are_needed(model, tmp_path):
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--scheme", "w8a8_dynamic", *C8)
+    assert done.returncode == 2 and "quant.kv_cache needs calibration samples" in done.stderr
+
+
+@pytest.mark.parametrize("family", sorted(test_families.FAMILIES.keys() - {"phi3"}))
+def test_every_family_that_projects_them_apart(family, calib, tmp_path):
+    changes, make = test_families.FAMILIES[family]
+    model = tiny.write_checkpoint(tmp_path / "model", make(), **changes)
+    quantize(model, calib, tmp_path / "out", *C8, "--anti-method", "m3")
+    kinds = description(tmp_path / "out")
+    assert [k for k in kinds if is_kv(k)] == [f"{a}.{part}" for a in ATTENTIONS for part in PARTS]
+    done = run_tare("verify", tmp_path / "out", "--base", model)
+    assert done.returncode == 0, done.stdout
+
+
+def test_fused_projections_have_no_place(calib, tmp_path):
+    """Engines look for k_proj and v_proj."""
+    changes, make = test_families.FAMILIES["phi3"]
+    model = tiny.write_checkpoint(tmp_path / "model", make(), **changes)
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", calib, *C8)
+    assert done.returncode == 2 and "phi3 models have one linear" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe(model, calib, outputs, tmp_path):
+    for text, same in (("quant: {kv_cache: c8}", True), ("quant: {kv_cache: null}", False)):
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text(text)
+        out = tmp_path / f"out{same}"
+        quantize(model, calib, out, *THREE, "--recipe", recipe)
+        assert files(out) == files(outputs[same])
+        record = json.loads((out / "ascendv1" / "tare_run.json").read_text())
+        assert record["recipe"]["quant"]["kv_cache"] == ("c8" if same else None)
