@@ -1,5 +1,5 @@
 """`tare quantize --kv-cache c8`: INT8 scales of keys and values in every layout. (The numbers are
-judged in tests/golden/test_kv_cache.py and tests/unit/test_kv_observer.c.)"""
+judged in tests/golden/test_kv_scales.py and tests/unit/test_kv_observer.c.)"""
 import json
 import shutil
 import signal
