@@ -10,7 +10,7 @@ _TP_SIZES = (2, 4, 8, 16)
 _PAIRS = ("8 with 8 (W8A8), 8 with 16 (W8A16), 4 with 16 (W4A16, NF4), 16 with 16 (FLOAT), "
           "4 with 8 (W8A8S, W4A8_DYNAMIC), 4 with 4 (W4A4_FLATQUANT_DYNAMIC)")
 DATA_FREE = ("W8A16", "W4A16", "W8A8_DYNAMIC", "W4A8_DYNAMIC", "NF4")
-_AVAILABLE = ("W8A8", "W8A8_DYNAMIC", "W8A16")
+_AVAILABLE = ("W8A8", "W8A8_DYNAMIC", "W8A16", "W8A8_MIX")
 _DATA_FREE_METHODS = ("MinMax", "HQQ", "NF")
 
 
@@ -243,8 +243,8 @@ class QuantConfig:
                     ("quant.w_sym", self.w_sym), ("quant.pr", float(self.pr)),
                     ("quant.seed", self.seed),
                     ("fallback.disable_last_linear", self.disable_last_linear)]
-        if self.model_quant_type == "W8A8_DYNAMIC":  # the others are what the bits say
-            settings.append(("quant.scheme", "w8a8_dynamic"))
+        if self.is_dynamic or self.pdmix:  # the others are what the bits say
+            settings.append(("quant.scheme", self.model_quant_type.lower()))
         if self.disable_names:
             settings.append(("fallback.disable_names", self.disable_names))
         if self.use_fa_quant:

@@ -48,7 +48,7 @@ static void put_globals(output *o, output_folder *f, buffer *b, bool *first)
     bool ascend = f->layout == LAYOUT_ASCENDV1;
     if (ascend)
         put_member(b, "  ", "version", "1.0.0", first);
-    put_member(b, "  ", "model_quant_type", o->quant_type, first);
+    put_member(b, "  ", "model_quant_type", output_type(o, f->layout, o->named_by), first);
     if (output_fa_quant_type(o, f))
         put_member(b, "  ", "fa_quant_type", output_fa_quant_type(o, f), first);
     if (ascend && !o->options.num.compat)

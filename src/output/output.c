@@ -131,7 +131,7 @@ tare_status output_declare_linear(output *o, const char *module, const linear_fo
     u->is_head = is_head;
     o->schemes |= 1u << form->scheme;
     o->head_quantized |= is_head;
-    if (form->new_bias && !form_has_part(form, TENSOR_QUANT_BIAS))
+    if (form->new_bias && scheme_of(form->scheme)->adds_bias)
         TRY(note_new_bias(o, module));
 done:
     return status;
@@ -225,8 +225,7 @@ tare_status output_begin(output *o)
     tare_status status = TARE_OK;
     if (o->begun)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "the output has begun already");
-    o->quant_type =
-        scheme_of(o->options.num.compat ? o->options.scheme : scheme_naming(o->schemes))->type;
+    o->named_by = o->options.num.compat ? o->options.scheme : scheme_naming(o->schemes);
     TRY(refuse_new_biases(o));
     TRY(output_settle_fa(o));
     if (o->options.tape) {

@@ -15,6 +15,7 @@
 static const choice scheme_choices[] = {{"w8a8", SCHEME_W8A8},
                                         {"w8a8_dynamic", SCHEME_W8A8_DYNAMIC},
                                         {"w8a16", SCHEME_W8A16},
+                                        {"w8a8_mix", SCHEME_W8A8_MIX},
                                         {NULL, -1}};
 static const choice dtype_choices[] = {
     {"bfloat16", TARE_BF16}, {"float16", TARE_F16}, {"float32", TARE_F32}, {NULL, -1}};
@@ -206,7 +207,8 @@ static tare_status add_mix(tare_recipe *r, const setting *s, const char *pattern
     if (length == 0)
         return REFUSE(r, s, "a type without a pattern before it");
     if (!scheme_of_name(type, &scheme))
-        return REFUSE(r, s, "\"%.80s\" is no type; possible: w8a8, w8a8_dynamic, w8a16, float",
+        return REFUSE(r, s,
+                      "\"%.80s\" is no type; possible: w8a8, w8a8_dynamic, w8a16, w8a8_mix, float",
                       type);
     return mix_list_add(r->ctx, l, pattern, length, scheme);
 }

@@ -24,6 +24,7 @@ OUTPUTS = {  # name: (model_type, flags of tare quantize)
     "all": ("llama", ["--save", "ascendv1,safe_tensor,compressed-tensors"]),
     "float16": ("llama", ["--dtype", "float16", "--save", "safe_tensor"]),
     "w8a16": ("llama", ["--a-bit", 16]),
+    "mix": ("llama", ["--scheme", "w8a8_mix"]),
     "packed": ("llama", ["--a-bit", 16, "--save", "compressed-tensors"]),
     "fa": ("llama", ["--fa-quant"]),
     "wrapped": ("llama", ["--anti-method", "m1", "--save", "safe_tensor"]),
@@ -377,7 +378,7 @@ CORPUS = [
     (5, "fa", types(fa_quant_type=None)),
     *[(6, base, drop(f"{Q}.{part}")) for base in (A, S) for part in (
         "weight_scale", "weight_offset", "input_scale", "input_offset", "quant_bias", "deq_scale")],
-    (6, "w8a16", drop(Q + ".weight_scale")), (6, "w8a16", put(Q + ".input_scale", "F32", [1.0], "W8A16")),
+    (6, "mix", drop(Q + ".weight_scale")), (6, "w8a16", drop(Q + ".weight_scale")), (6, "w8a16", put(Q + ".input_scale", "F32", [1.0], "W8A16")),
     (6, A, put(Q + ".weight_scale_second", "F32", [1.0], "W8A8")),
     (6, A, lambda o: o.change(Q + ".weight_scale", lambda x: x.reshape(-1))),
     (6, A, lambda o: o.change(Q + ".input_scale", lambda x: x.reshape(()))),
@@ -471,6 +472,7 @@ CORPUS = [
     (27, f"all/{C}", change(DOWN + ".input_zero_point", lambda x: -1 - x)),
     (27, f"all/{C}", change(DOWN + ".weight", first(lambda x: x - np.sign(x) if x else 1))),
     (28, "float-o", put(O + ".bias", "BF16", np.ones(32))),
+    (28, "mix", put(O + ".bias", "BF16", np.zeros(32))),
     (29, A, put(UP + "_gate.weight", "BF16", np.ones((4, 4)))),
     (29, "w8a16", put(Q + "x.weight", "BF16", np.ones((4, 4)))),
 ]

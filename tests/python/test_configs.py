@@ -175,12 +175,10 @@ def test_anti_outlier_names_must_exist(model):
     (dict(disable_level="L05"), ValueError, "disable_level"),
     (dict(disable_level="5"), ValueError, "disable_level"),
     (dict(all_tensors=[1]), TypeError, "all_tensors"), (dict(compat="x"), ValueError, "compat"),
-    (dict(cfg=tare.QuantConfig(pdmix=True)), NotImplementedError, "W8A8_MIX"),
     (dict(cfg=tare.QuantConfig(is_dynamic=True)), ValueError, "mm_tensor"),
     (dict(mix_cfg={"*": "w8a8_dynamic"}), ValueError, "mm_tensor"),
     (dict(mix_cfg=[("*", "w8a8")]), TypeError, "mix_cfg"),
     (dict(mix_cfg={1: "w8a8"}), TypeError, "mix_cfg"), (dict(mix_cfg={"*": 8}), TypeError, "mix_cfg"),
-    (dict(mix_cfg={"*": "w8a8_mix"}), NotImplementedError, "w8a8_mix"),
     (dict(mix_cfg={"*": "w4a8_dynamic"}), NotImplementedError, "w4a8_dynamic"),
     (dict(mix_cfg={"*": "W8A8"}), ValueError, "possible: float, w8a8, w8a8_dynamic, w8a16"),
 ])
