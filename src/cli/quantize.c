@@ -37,6 +37,10 @@ static const char usage[] =
     "  --no-w-sym                 asymmetric weights, with --scheme w8a16\n"
     "  --act-method 1|2|3         range of activations: mean of extremes, histogram, chosen per "
     "layer (default 1)\n"
+    "  --act-sym, --no-act-sym    activations of w8a8 with offset 0, or with one (default: with "
+    "one, "
+    "unless --save is\n"
+    "                             compressed-tensors alone)\n"
     "  --mm-tensor                one weight scale per matrix instead of one per output channel "
     "(not w8a8_dynamic)\n"
     "  --anti-method m1..m6       smooth outliers of activations into the weights first (default: "
@@ -199,6 +203,8 @@ static int run(int argc, char **argv)
         {"--scheme", FLAG_SETTING, NULL, "quant.scheme"},
         {"--mix", FLAG_SETTING, NULL, "mix"},
         {"--act-method", FLAG_SETTING, NULL, "quant.act_method"},
+        {"--act-sym", FLAG_ON_SETTING, NULL, "quant.a_sym"},
+        {"--no-act-sym", FLAG_OFF_SETTING, NULL, "quant.a_sym"},
         {"--w-sym", FLAG_ON_SETTING, NULL, "quant.w_sym"},
         {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},
         {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},

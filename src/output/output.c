@@ -126,6 +126,7 @@ tare_status output_declare_linear(output *o, const char *module, const linear_fo
         TRY(output_numpy_check(o, bias));
     TRY(output_add_unit(o, &o->linears, module, UNIT_LINEAR, &u));
     u->linear = *form;
+    u->linear.act_symmetric = o->options.num.act_symmetric;
     u->linear.has_bias = bias != NULL;
     u->linear.bias_dtype = bias ? bias->dtype : TARE_F32;
     u->is_head = is_head;

@@ -94,6 +94,9 @@ static tare_status check_widths(const tare_recipe *r)
     if (!r->w_sym && quantizes_activations(r))
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.w_sym: 8-bit activations need symmetric weights (true)");
+    if (r->a_sym > 0 && r->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.a_sym: static activations are asymmetric under run.compat (false)");
     if (r->mm_tensor && recipe_uses(r, SCHEME_W8A8_DYNAMIC))
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.mm_tensor: w8a8_dynamic needs a scale for each row (false)");
