@@ -53,6 +53,7 @@ def test_quant_config_defaults():
     (dict(is_dynamic=True, a_bit=16), ValueError, "a_bit"),
     (dict(is_dynamic=True, w_bit=16, a_bit=8), ValueError, "w_bit"),
     (dict(pdmix=True, a_bit=16), ValueError, "pdmix"), (dict(pdmix=0), TypeError, "pdmix"),
+    (dict(a_sym=1), TypeError, "a_sym"),
     (dict(is_lowbit=True, open_outlier=False, a_bit=16, group_size=48), ValueError, "group_size"),
     (dict(group_size=64.0), TypeError, "group_size"),
     (dict(percdamp=2.0), ValueError, "percdamp"), (dict(fraction=0.2), ValueError, "fraction"),
