@@ -99,9 +99,9 @@ int main(void)
     static const struct {
         numerics num;
         const char *mode;
-    } modes[] = {{{false, TARE_BF16}, "default"},
-                 {{true, TARE_F32}, "compat F32"},
-                 {{true, TARE_BF16}, "compat BF16"}};
+    } modes[] = {{{false, TARE_BF16, false}, "default"},
+                 {{true, TARE_F32, false}, "compat F32"},
+                 {{true, TARE_BF16, false}, "compat BF16"}};
     tare_context *ctx;
     tare_context_options options;
     float *x = malloc(COUNT * sizeof *x);

@@ -224,7 +224,8 @@ TARE_API tare_status tare_quantize(tare_context *ctx, const tare_quantize_option
 /* Quantizes without an output yet: everything that it will be made of is kept in one file without a
  * name in options->scratch_dir (which must be given), about as large as one output; it goes with
  * the recording or the process. What only an output has (out, overwrite, resume, checkpoint_every,
- * verify, the recipe's section save) does not count. Memory is that of tare_quantize. */
+ * verify, the recipe's section save) does not count: quant.a_sym is false unless it is given,
+ * whatever will be saved. Memory is that of tare_quantize. */
 TARE_API tare_status tare_record(tare_context *ctx, const tare_quantize_options *options,
                                  tare_recording **out, tare_quantize_result *result);
 TARE_API void tare_recording_free(tare_recording *recording);

@@ -11,8 +11,8 @@ from ._native import encode, ffi, lib
 from .quant_config import QuantConfig
 
 _RESULT = ("linears", "linears_quantized", "samples", "tokens", "saturated_rows", "seconds")
-_MIX_TYPES = ("float", "w8a8", "w8a8_dynamic", "w8a16")
-_LATER_MIX_TYPES = ("w4a8_dynamic", "w8a8_mix")
+_MIX_TYPES = ("float", "w8a8", "w8a8_dynamic", "w8a16", "w8a8_mix")
+_LATER_MIX_TYPES = ("w4a8_dynamic",)
 _SAVE_TYPES = ("numpy", "safe_tensor", "ascendV1", "ascendv1", "compressed-tensors")
 
 
@@ -23,7 +23,7 @@ class Calibrator:
     calib_data: a list, each element [input_ids], [input_ids, attention_mask] or a dict with these
     names; torch or numpy, [rows, n] or [n]. disable_level "Ln": about n more linears stay float.
     mix_cfg: {name or pattern: type}, the types of linears that have another than the cfg's: "w8a8",
-    "w8a8_dynamic", "w8a16", "float"; a name wins over patterns, of which the first counts.
+    "w8a8_dynamic", "w8a16", "w8a8_mix", "float"; a name wins over patterns, of which the first counts.
     all_tensors is accepted where it asks for nothing. scratch_dir: where run() puts what save() will
     write, about as large as the output, and hidden states that do not fit in
     memory (None: the system's folder for temporary files). `result`: counts, after run().

@@ -10,7 +10,7 @@ _TP_SIZES = (2, 4, 8, 16)
 _PAIRS = ("8 with 8 (W8A8), 8 with 16 (W8A16), 4 with 16 (W4A16, NF4), 16 with 16 (FLOAT), "
           "4 with 8 (W8A8S, W4A8_DYNAMIC), 4 with 4 (W4A4_FLATQUANT_DYNAMIC)")
 DATA_FREE = ("W8A16", "W4A16", "W8A8_DYNAMIC", "W4A8_DYNAMIC", "NF4")
-_AVAILABLE = ("W8A8", "W8A8_DYNAMIC", "W8A16")
+_AVAILABLE = ("W8A8", "W8A8_DYNAMIC", "W8A16", "W8A8_MIX")
 _DATA_FREE_METHODS = ("MinMax", "HQQ", "NF")
 
 
@@ -18,8 +18,8 @@ class QuantConfig:
     """Settings of a Calibrator. The chained calls set what belongs to one scheme and check all
     again: QuantConfig(a_bit=16).weight_quant(w_sym=False), QuantConfig().fa_quant(fa_amp=2), …
 
-    `seed` (the generator for pr below 1) and `compat` ("msmodelslim": the reference's arithmetic
-    and file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
+    `seed` (the generator for pr below 1), `a_sym` (static activations with offset 0) and `compat`
+    ("msmodelslim": the reference's arithmetic and file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
     """
 
     def __init__(self, w_bit=8, a_bit=8, act_method=1, w_method="MinMax", disable_names=None,
@@ -27,7 +27,7 @@ class QuantConfig:
                  nonuniform=False, co_sparse=False, w_sym=True, is_lowbit=False, do_smooth=False,
                  use_sigma=False, sigma_factor=3.0, disable_last_linear=True, use_kvcache_quant=False,
                  open_outlier=True, is_dynamic=False, group_size=64, percdamp=0.01, pdmix=False, *,
-                 seed=0, compat=None):
+                 seed=0, a_sym=False, compat=None):
         self.w_bit, self.a_bit, self.act_method, self.w_method = w_bit, a_bit, act_method, w_method
         self.disable_names = [] if disable_names is None else disable_names
         self.pr, self.mm_tensor, self.dev_type, self.dev_id = pr, mm_tensor, dev_type, dev_id
@@ -37,6 +37,7 @@ class QuantConfig:
         self.disable_last_linear, self.use_kvcache_quant = disable_last_linear, use_kvcache_quant
         self.open_outlier, self.is_dynamic, self.group_size = open_outlier, is_dynamic, group_size
         self.percdamp, self.pdmix, self.seed, self.compat = percdamp, pdmix, seed, compat
+        self.a_sym = a_sym
         self.kv_sym, self.use_fa_quant, self.fa_amp = True, False, 0
         self.block_size = self.tp_size = self.max_dynamic_step = None
         self.device, self.dev_id = host_device(dev_type, dev_id)
@@ -107,7 +108,7 @@ class QuantConfig:
         check_elements(self.disable_names, str, list, "disable_names")
         for name in ("mm_tensor", "w_sym", "disable_last_linear", "co_sparse", "is_lowbit",
                      "open_outlier", "use_kvcache_quant", "nonuniform", "do_smooth", "use_sigma",
-                     "is_dynamic", "pdmix"):
+                     "is_dynamic", "pdmix", "a_sym"):
             check_type(getattr(self, name), bool, name)
         if self.a_bit == 8 and not self.w_sym:
             raise TypeError("w_sym should be True when a_bit = 8, please check it")
@@ -242,10 +243,10 @@ class QuantConfig:
         settings = [("quant.w_bit", self.w_bit), ("quant.a_bit", self.a_bit),
                     ("quant.act_method", self.act_method), ("quant.mm_tensor", self.mm_tensor),
                     ("quant.w_sym", self.w_sym), ("quant.pr", float(self.pr)),
-                    ("quant.seed", self.seed),
+                    ("quant.seed", self.seed), ("quant.a_sym", self.a_sym),
                     ("fallback.disable_last_linear", self.disable_last_linear)]
-        if self.model_quant_type == "W8A8_DYNAMIC":  # the others are what the bits say
-            settings.append(("quant.scheme", "w8a8_dynamic"))
+        if self.is_dynamic or self.pdmix:  # the others are what the bits say
+            settings.append(("quant.scheme", self.model_quant_type.lower()))
         if self.disable_names:
             settings.append(("fallback.disable_names", self.disable_names))
         if self.use_kvcache_quant:

@@ -4,9 +4,9 @@
 static const char usage[] =
     "usage: tare quantize MODEL --out DIR [--calib FILE] [options]\n"
     "\n"
-    "Quantizes the Hugging Face checkpoint in the folder MODEL to W8A8, W8A8_DYNAMIC, W8A16 or "
-    "several of them, and\n"
-    "writes a checkpoint that Ascend engines load.\n"
+    "Quantizes the Hugging Face checkpoint in the folder MODEL to W8A8, W8A8_DYNAMIC, W8A8_MIX, "
+    "W8A16 or several of\n"
+    "them, and writes a checkpoint that Ascend engines load.\n"
     "\n"
     "  --out DIR                  output folder\n"
     "  --calib FILE|builtin       calibration prompts, which w8a8 needs: JSONL with "
@@ -25,10 +25,11 @@ static const char usage[] =
     "or float32\n"
     "\n"
     "What is quantized, and how:\n"
-    "  --scheme w8a8|w8a8_dynamic|w8a16\n"
+    "  --scheme w8a8|w8a8_dynamic|w8a16|w8a8_mix\n"
     "                             activations by one calibrated scale (default), each token by its "
-    "own, or weights\n"
-    "                             alone; only w8a8, --anti-method and --fa-quant need prompts\n"
+    "own, weights alone, or\n"
+    "                             the first two in one; only w8a8, w8a8_mix, --anti-method and "
+    "--fa-quant need prompts\n"
     "  --mix PATTERN=TYPE         linears of another type: a scheme or float; a name wins over "
     "patterns, of which the\n"
     "                             first counts; comma-separated; repeatable\n"
@@ -36,6 +37,10 @@ static const char usage[] =
     "  --no-w-sym                 asymmetric weights, with --scheme w8a16\n"
     "  --act-method 1|2|3         range of activations: mean of extremes, histogram, chosen per "
     "layer (default 1)\n"
+    "  --act-sym, --no-act-sym    activations of w8a8 with offset 0, or with one (default: with "
+    "one, "
+    "unless --save is\n"
+    "                             compressed-tensors alone)\n"
     "  --mm-tensor                one weight scale per matrix instead of one per output channel "
     "(not w8a8_dynamic)\n"
     "  --anti-method m1..m6       smooth outliers of activations into the weights first (default: "
@@ -199,6 +204,8 @@ static int run(int argc, char **argv)
         {"--scheme", FLAG_SETTING, NULL, "quant.scheme"},
         {"--mix", FLAG_SETTING, NULL, "mix"},
         {"--act-method", FLAG_SETTING, NULL, "quant.act_method"},
+        {"--act-sym", FLAG_ON_SETTING, NULL, "quant.a_sym"},
+        {"--no-act-sym", FLAG_OFF_SETTING, NULL, "quant.a_sym"},
         {"--w-sym", FLAG_ON_SETTING, NULL, "quant.w_sym"},
         {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},
         {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},

@@ -13,6 +13,7 @@
     ", \"observer\": " observer ", \"observer_kwargs\": {}}"
 #define WEIGHTS ARGS("true", "channel", "false", "null", "\"memoryless_minmax\"")
 
+static const char SYMMETRIC[] = ARGS("true", "tensor", "false", "null", "\"minmax\"");
 static const char *const ACTIVATIONS[] = {
     [ACT_FLOAT] = "null",
     [ACT_STATIC] = ARGS("false", "tensor", "false", "\"torch.int8\"", "\"minmax\""),
@@ -41,12 +42,14 @@ static void put_targets(const output *o, linear_scheme scheme, buffer *b)
 
 static void put_group(const output *o, linear_scheme scheme, size_t number, buffer *b)
 {
+    act_kind kind = scheme_of(scheme)->activations;
+    bool symmetric = kind == ACT_STATIC && o->options.num.act_symmetric;
     buffer_printf(b, "%s\"group_%zu\": {\"targets\": [", number ? ", " : "", number);
     put_targets(o, scheme, b);
     buffer_printf(b,
                   "], \"format\": \"%s\", \"output_activations\": null, \"weights\": " WEIGHTS
                   ", \"input_activations\": %s}",
-                  compressed_format(1u << scheme), ACTIVATIONS[scheme_of(scheme)->activations]);
+                  compressed_format(1u << scheme), symmetric ? SYMMETRIC : ACTIVATIONS[kind]);
 }
 
 static void put_config(const output *o, buffer *b)

@@ -118,7 +118,7 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
     const value *tied = value_get(config, "tie_word_embeddings");
-    char *name = layout_lower_case(a, o->quant_type);
+    char *name = layout_lower_case(a, output_type(o, f->layout, o->named_by));
     tare_status status = TARE_OK;
     edit edits[MAX_EDITS], inner[MAX_EDITS];
     size_t n = 0, m;

@@ -48,7 +48,7 @@ static void put_globals(output *o, output_folder *f, buffer *b, bool *first)
     bool ascend = f->layout == LAYOUT_ASCENDV1;
     if (ascend)
         put_member(b, "  ", "version", "1.0.0", first);
-    put_member(b, "  ", "model_quant_type", o->quant_type, first);
+    put_member(b, "  ", "model_quant_type", output_type(o, f->layout, o->named_by), first);
     if (o->kv_cache) {
         put_member(b, "  ", "kv_cache_type", "C8", first);
         put_member(b, "  ", "kv_quant_type", "C8", first);

@@ -97,7 +97,7 @@ static bool has_tensor(layout which, const linear_form *linear, tensor_role role
     case TENSOR_WEIGHT_SHAPE:
         return packed;
     case TENSOR_INPUT_ZERO_POINT:
-        return form_has_part(linear, TENSOR_INPUT_OFFSET);
+        return form_has_part(linear, TENSOR_INPUT_OFFSET) && !linear->act_symmetric;
     case TENSOR_BIAS:
     case TENSOR_WEIGHT_SCALE:
     case TENSOR_INPUT_SCALE:

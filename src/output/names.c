@@ -9,12 +9,19 @@ static size_t stem_length(const char *safetensors_name)
     return strlen(safetensors_name) - strlen(".safetensors");
 }
 
+const char *output_type(const output *o, layout which, linear_scheme scheme)
+{
+    bool static_half = o->options.num.compat && which != LAYOUT_ASCENDV1;
+    return scheme_of(static_half && scheme == SCHEME_W8A8_MIX ? SCHEME_W8A8 : scheme)->type;
+}
+
 char *output_weight_prefix(output *o, layout which)
 {
     const char *name = o->options.safetensors_name;
     if (name && which == LAYOUT_SAFE_TENSOR)
         return arena_strndup(&o->arena, name, stem_length(name));
-    return layout_weight_prefix(&o->arena, which, o->options.num.compat, o->quant_type);
+    return layout_weight_prefix(&o->arena, which, o->options.num.compat,
+                                output_type(o, which, o->named_by));
 }
 
 char *output_description_name(output *o, layout which)
@@ -22,7 +29,7 @@ char *output_description_name(output *o, layout which)
     const char *name = o->options.json_name;
     if (name && which == LAYOUT_SAFE_TENSOR)
         return arena_strndup(&o->arena, name, strlen(name));
-    return layout_description_name(&o->arena, which, o->quant_type);
+    return layout_description_name(&o->arena, which, output_type(o, which, o->named_by));
 }
 
 /* The file, one of its shards, or their index. */

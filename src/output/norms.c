@@ -35,7 +35,7 @@ size_t output_expand_norm(const output *o, const output_folder *f, const output_
         bool copy = i >= 2;
         tensors[i] = (planned_tensor){
             .info = u->tensor,
-            .type = scheme_of(copy && typed ? o->options.scheme : SCHEME_FLOAT)->type,
+            .type = output_type(o, f->layout, copy && typed ? o->options.scheme : SCHEME_FLOAT),
             .role = TENSOR_FLOAT,
             .not_numpy = copy};
         if (i % 2)

@@ -126,12 +126,13 @@ tare_status output_declare_linear(output *o, const char *module, const linear_fo
         TRY(output_numpy_check(o, bias));
     TRY(output_add_unit(o, &o->linears, module, UNIT_LINEAR, &u));
     u->linear = *form;
+    u->linear.act_symmetric = o->options.num.act_symmetric;
     u->linear.has_bias = bias != NULL;
     u->linear.bias_dtype = bias ? bias->dtype : TARE_F32;
     u->is_head = is_head;
     o->schemes |= 1u << form->scheme;
     o->head_quantized |= is_head;
-    if (form->new_bias && !form_has_part(form, TENSOR_QUANT_BIAS))
+    if (form->new_bias && scheme_of(form->scheme)->adds_bias)
         TRY(note_new_bias(o, module));
 done:
     return status;
@@ -238,8 +239,7 @@ tare_status output_begin(output *o)
     tare_status status = TARE_OK;
     if (o->begun)
         return TARE_FAIL(o->ctx, TARE_E_USAGE, "the output has begun already");
-    o->quant_type =
-        scheme_of(o->options.num.compat ? o->options.scheme : scheme_naming(o->schemes))->type;
+    o->named_by = o->options.num.compat ? o->options.scheme : scheme_naming(o->schemes);
     TRY(refuse_new_biases(o));
     TRY(output_settle_fa(o));
     if (o->options.tape) {

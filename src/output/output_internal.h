@@ -108,7 +108,7 @@ struct output {
     bool shifts_norms;                  /* a norm has a bias */
     const char **float_linears;         /* names; mem_free */
     size_t num_float_linears, float_linears_capacity;
-    const char *quant_type; /* of the model; from output_begin */
+    linear_scheme named_by; /* the model; from output_begin */
 
     output_unit *units; /* mem_free */
     size_t num_units, units_capacity;
@@ -207,6 +207,9 @@ tare_status output_tape_fa(output *o, const output_unit *u, const float *const s
 tare_status output_tape_finish(output *o);
 
 /* layout.c's names, or those that the options give the safe_tensor layout. In the arena. */
+/* A scheme in descriptions; compat: in ascendv1 alone the reference says W8A8_MIX (section 10.4).
+ */
+const char *output_type(const output *o, layout which, linear_scheme scheme);
 char *output_weight_prefix(output *o, layout which);
 char *output_description_name(output *o, layout which);
 /* layout_owns_file, with those names. */

@@ -13,9 +13,8 @@ static size_t expand_linear(const output *o, const output_folder *f, const outpu
 {
     size_t count = 0;
     for (int role = 0; role < TENSOR_COUNT; role++) {
-        planned_tensor t = {.type = role == TENSOR_BIAS ? "FLOAT"
-                                                        : scheme_of(u->linear.scheme)->type,
-                            .role = (tensor_role)role};
+        linear_scheme scheme = role == TENSOR_BIAS ? SCHEME_FLOAT : u->linear.scheme;
+        planned_tensor t = {.type = output_type(o, f->layout, scheme), .role = (tensor_role)role};
         if (!linear_tensor(f->layout, &o->options.num, &u->linear, t.role, &t.info))
             continue;
         if (tensors)

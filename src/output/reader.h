@@ -170,6 +170,8 @@ tare_status reader_codes(const reader_layout *f, const reader_linear *l, size_t 
 tare_status reader_packed_shape(const reader_layout *f, const reader_linear *l, int64_t shape[2]);
 /* The scheme that a member of compressed-tensors' config_groups means. */
 linear_scheme reader_group_scheme(const value *config, const value *group);
+/* Are its static activations without a zero point? */
+bool reader_group_symmetric(const value *group);
 /* Is this a type string that engines know? */
 bool reader_is_known_type(const char *type);
 

@@ -79,6 +79,12 @@ linear_scheme reader_group_scheme(const value *config, const value *group)
                                                                       : SCHEME_W8A8;
 }
 
+bool reader_group_symmetric(const value *group)
+{
+    const value *symmetric = value_get(value_get(group, "input_activations"), "symmetric");
+    return symmetric && symmetric->type == VALUE_BOOL && symmetric->boolean;
+}
+
 /* What a linear has of activations tells. npy files without anything do not say whether the engine
  * quantizes them: W8A16 is what allows more. */
 static linear_scheme scheme_by_tensors(const reader_layout *f, const reader_linear *l)
@@ -92,25 +98,22 @@ static linear_scheme scheme_by_tensors(const reader_layout *f, const reader_line
                                                                        : SCHEME_W8A8_DYNAMIC;
 }
 
-/* The schemes of named targets; *rest: of a class, or of all; SCHEMES: tensors have to tell. */
-static tare_status collect_targets(const reader_layout *f, strmap *named, int *rest, bool *patterns)
+/* Of named targets the numbers of their groups; *rest: that of a class, or of all; as many as there
+ * are groups: tensors have to tell. */
+static tare_status collect_targets(const value *groups, size_t count, strmap *named, uint32_t *rest,
+                                   bool *patterns)
 {
-    const value *config = value_get(f->config, "quantization_config");
-    const value *groups = value_get(config, "config_groups");
-    size_t count = groups && groups->type == VALUE_MAP ? groups->count : 0;
     tare_status status = TARE_OK;
-    *rest = count > 1 ? SCHEMES
-                      : (int)reader_group_scheme(config, count ? &groups->items[0] : NULL);
+    *rest = count > 1 ? (uint32_t)count : 0;
     for (size_t i = 0; i < count; i++) {
         const value *targets = value_get(&groups->items[i], "targets");
-        linear_scheme scheme = reader_group_scheme(config, &groups->items[i]);
         for (size_t j = 0; targets && targets->type == VALUE_LIST && j < targets->count; j++) {
             const value *target = &targets->items[j];
             if (value_is(target, "Linear"))
-                *rest = (int)scheme;
+                *rest = (uint32_t)i;
             else if (target->type == VALUE_STRING) {
                 *patterns |= str_starts_with(target->text, "re:");
-                TRY(strmap_put(named, target->text, target->length, (uint32_t)scheme, NULL));
+                TRY(strmap_put(named, target->text, target->length, (uint32_t)i, NULL));
             }
         }
     }
@@ -130,22 +133,27 @@ static void set_scheme(reader_layout *f, reader_linear *l, linear_scheme scheme,
 static tare_status schemes_of_config(reader_layout *f)
 {
     tare_status status = TARE_OK;
+    const value *config = value_get(f->config, "quantization_config");
+    const value *groups = value_get(config, "config_groups");
+    size_t length, count = groups && groups->type == VALUE_MAP ? groups->count : 0;
     unsigned all = 0;
     strmap named;
     bool patterns = false;
-    size_t length;
-    int rest;
+    uint32_t rest;
     strmap_init(&named, f->ctx);
-    TRY(collect_targets(f, &named, &rest, &patterns));
+    TRY(collect_targets(groups, count, &named, &rest, &patterns));
     f->quant_type = "FLOAT";
     for (size_t i = 0; i < f->num_linears; i++) {
         reader_linear *l = &f->linears[i];
-        uint32_t scheme = (uint32_t)rest;
-        bool by_name = strmap_get(&named, l->module, strlen(l->module), &scheme);
-        l->targeted = by_name || patterns || rest != SCHEMES;
-        if (!by_name && rest == SCHEMES)
-            scheme = scheme_by_tensors(f, l);
-        set_scheme(f, l, (linear_scheme)scheme, &all);
+        uint32_t number = rest;
+        bool by_name = strmap_get(&named, l->module, strlen(l->module), &number);
+        bool by_group = by_name || rest == 0 || rest < count;
+        const value *group = number < count ? &groups->items[number] : NULL;
+        l->targeted = by_group || patterns;
+        l->form.act_symmetric = by_group ? reader_group_symmetric(group)
+                                         : !l->parts[TENSOR_INPUT_ZERO_POINT];
+        set_scheme(f, l, by_group ? reader_group_scheme(config, group) : scheme_by_tensors(f, l),
+                   &all);
     }
     for (size_t i = 0; i < f->num_tensors; i++) {
         reader_tensor *t = &f->tensors[i];

@@ -257,13 +257,14 @@ done:
 static tare_status load_activations(const reader_layout *f, const reader_tensor *const *parts,
                                     reader_numbers *out)
 {
-    const reader_tensor *zero_point = parts[TENSOR_INPUT_ZERO_POINT];
+    bool compressed = f->layout == LAYOUT_COMPRESSED_TENSORS;
+    const reader_tensor *offset = parts[compressed ? TENSOR_INPUT_ZERO_POINT : TENSOR_INPUT_OFFSET];
     tare_status status = TARE_OK;
     out->activations = true;
     TRY(reader_elements(f, parts[TENSOR_INPUT_SCALE], 0, 1, &out->input_scale));
-    TRY(reader_elements(f, zero_point ? zero_point : parts[TENSOR_INPUT_OFFSET], 0, 1,
-                        &out->input_offset));
-    if (zero_point)
+    if (offset) /* else symmetric */
+        TRY(reader_elements(f, offset, 0, 1, &out->input_offset));
+    if (compressed)
         goto done;
     out->quant_bias = mem_alloc_array(f->ctx, out->n, sizeof *out->quant_bias);
     TRY(out->quant_bias ? TARE_OK : TARE_E_MEMORY);

@@ -29,6 +29,11 @@ static const demand STATIC[] = {
     {"symmetric", VALUE_BOOL, "false", false}, {"strategy", VALUE_STRING, "tensor", false},
     {"dynamic", VALUE_BOOL, "false", false},   {"zp_dtype", VALUE_STRING, "torch.int8", false},
 };
+static const demand STATIC_SYMMETRIC[] = {
+    {"num_bits", VALUE_NUMBER, "8", false},   {"type", VALUE_STRING, "int", false},
+    {"symmetric", VALUE_BOOL, "true", false}, {"strategy", VALUE_STRING, "tensor", false},
+    {"dynamic", VALUE_BOOL, "false", false},  {"zp_dtype", VALUE_NULL, "null", true},
+};
 static const demand PER_TOKEN[] = {
     {"num_bits", VALUE_NUMBER, "8", false},   {"type", VALUE_STRING, "int", false},
     {"symmetric", VALUE_BOOL, "true", false}, {"strategy", VALUE_STRING, "token", false},
@@ -69,10 +74,13 @@ static void check_map(verify *v, const value *map, const char *where, const dema
         check_text(v, map, where, &demands[i]);
 }
 
-static void check_activations(verify *v, const value *inputs, act_kind kind)
+static void check_activations(verify *v, const value *group, act_kind kind)
 {
     static const char name[] = CONFIG ".input_activations";
-    if (kind == ACT_STATIC)
+    const value *inputs = value_get(group, "input_activations");
+    if (kind == ACT_STATIC && reader_group_symmetric(group))
+        check_map(v, inputs, name, STATIC_SYMMETRIC, COUNT(STATIC_SYMMETRIC));
+    else if (kind == ACT_STATIC)
         check_map(v, inputs, name, STATIC, COUNT(STATIC));
     else if (kind == ACT_PER_TOKEN)
         check_map(v, inputs, name, PER_TOKEN, COUNT(PER_TOKEN));
@@ -118,7 +126,7 @@ static void check_group(verify *v, const reader_layout *f, const value *group, b
         verify_fail(v, 23, CONFIG ".config_groups.output_activations", "null", "%s",
                     text_of(outputs));
     check_map(v, value_get(group, "weights"), CONFIG ".weights", WEIGHTS, COUNT(WEIGHTS));
-    check_activations(v, value_get(group, "input_activations"), scheme_of(scheme)->activations);
+    check_activations(v, group, scheme_of(scheme)->activations);
 }
 
 /* A group for each scheme; with several every linear is somebody's target. */
@@ -242,12 +250,13 @@ done:
     return status;
 }
 
-/* vLLM-Ascend loads symmetric scales of the tensor, which tare does not write, and dynamic ones. */
+/* vLLM-Ascend loads symmetric scales of the tensor and dynamic ones. */
 static void check_ascend(verify *v, const reader_layout *f)
 {
     for (size_t i = 0; i < f->num_linears; i++) {
-        act_kind kind = scheme_of(f->linears[i].form.scheme)->activations;
-        if (kind == ACT_PER_TOKEN)
+        const linear_form *form = &f->linears[i].form;
+        act_kind kind = scheme_of(form->scheme)->activations;
+        if (kind == ACT_PER_TOKEN || (kind == ACT_STATIC && form->act_symmetric))
             continue;
         verify_warn(v, 23, CONFIG ".input_activations",
                     "symmetric or dynamic activations, as this engine needs",

@@ -61,11 +61,15 @@ static const reader_tensor *counterpart(const reader_layout *f, const char *name
 }
 
 /* Copies and zero biases of norms are stored in some layouts only (section 4.2), and
- * compressed-tensors has tensors of its own for a linear (section 7). */
+ * compressed-tensors has tensors of its own for a linear (section 7), without a zero point if that
+ * is 0 by its config. */
 static bool may_be_absent(const reader_layout *f, const char *name)
 {
     size_t length;
     tensor_role role = role_of_name(name, &length);
+    const reader_linear *l = reader_find_linear(f, name, length);
+    if (role == TENSOR_INPUT_OFFSET && l && l->form.act_symmetric)
+        return true;
     return strstr(name, ".module.") || str_ends_with(name, "norm.bias") ||
            role == TENSOR_WEIGHT_SHAPE ||
            (f->layout == LAYOUT_COMPRESSED_TENSORS &&
@@ -137,6 +141,23 @@ done:
     return status;
 }
 
+/* What the layout leaves out is 0 in the other. */
+static tare_status check_symmetric(verify *v, const reader_layout *f, const reader_layout *g,
+                                   const reader_tensor *b)
+{
+    size_t length;
+    float offset;
+    tare_status status = TARE_OK;
+    if (role_of_name(b->info.name, &length) != TENSOR_INPUT_OFFSET || b->info.bytes == 0)
+        return TARE_OK;
+    TRY(reader_elements(g, b, 0, 1, &offset));
+    if (offset != 0)
+        verify_fail(v, 27, b->info.name, "0: activations are symmetric in the other layout",
+                    "%g, unlike %s", (double)offset, f->dir);
+done:
+    return status;
+}
+
 /* Every layout against the first one. */
 tare_status rule_layouts_agree(verify *v, reader_layout *f)
 {
@@ -151,7 +172,9 @@ tare_status rule_layouts_agree(verify *v, reader_layout *f)
         if (a) {
             found += !may_be_absent(f, a->info.name);
             TRY(compare(v, f, a, first, b));
-        } else if (!may_be_absent(f, b->info.name)) {
+        } else if (may_be_absent(f, b->info.name)) {
+            TRY(check_symmetric(v, f, first, b));
+        } else {
             verify_fail(v, 27, b->info.name, "the tensors of the other layout", "none in %s",
                         f->dir);
         }

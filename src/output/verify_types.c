@@ -138,7 +138,7 @@ static tare_status check_linear(verify *v, reader_layout *f, const reader_linear
     if (type && strcmp(type, "FLOAT") == 0) {
         verify_fail(v, 6, l->module, "a FLOAT weight alone", "tensors of a quantized linear");
     } else if (type && !scheme_of_type(type, &scheme) && reader_is_known_type(type)) {
-        verify_warn(v, 6, l->module, "W8A8, W8A8_DYNAMIC or W8A16",
+        verify_warn(v, 6, l->module, "W8A8, W8A8_DYNAMIC, W8A8_MIX or W8A16",
                     "%s, whose tensors this version does not check", type);
     } else if (l->form.n == 0) {
         verify_fail(v, rule_of_tensors(f), l->module, "a weight [N,K]", "%s",
@@ -347,7 +347,8 @@ tare_status rule_new_biases(verify *v, reader_layout *f)
         if (role_of_name(name, &length) != TENSOR_BIAS)
             continue;
         const reader_linear *l = reader_find_linear(f, name, length);
-        if (l && scheme_of(l->form.scheme)->activations != ACT_PER_TOKEN)
+        const scheme_row *scheme = l ? scheme_of(l->form.scheme) : NULL;
+        if (scheme && (!scheme->adds_bias || scheme->activations == ACT_FLOAT))
             continue;
         const linear_spec *spec = graph_linear_of(&graph, name, length);
         if (spec && !spec->has_bias)

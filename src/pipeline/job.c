@@ -173,6 +173,23 @@ static tare_status begin_run(run_job *j)
     return smoothing_begin(r);
 }
 
+/* Where nobody said: what engines take best from compressed-tensors, unless its numbers are those
+ * of other save types too. From here on the recipe says it. */
+static void settle_symmetry(run_job *j)
+{
+    run_env *e = &j->env;
+    bool chosen = e->recipe->a_sym < 0 && e->save == SAVE_COMPRESSED_TENSORS && !e->num.compat &&
+                  plan_uses_static(&j->plan);
+    e->num.act_symmetric = chosen || e->recipe->a_sym > 0;
+    j->effective = *e->recipe;
+    j->effective.a_sym = e->num.act_symmetric;
+    e->recipe = &j->effective;
+    if (chosen)
+        TARE_INFO(e->ctx,
+                  "static activations are symmetric, as vLLM and vLLM-Ascend both take them "
+                  "from compressed-tensors; --no-act-sym gives them a zero point");
+}
+
 tare_status job_plan(run_job *j)
 {
     tare_status status = TARE_OK;
@@ -183,6 +200,7 @@ tare_status job_plan(run_job *j)
     TRY(open_model(e));
     TRY(model_warn_of_zeros(e->model));
     TRY(plan_linears(plan));
+    settle_symmetry(j);
     TRY(begin_run(j));
     if (needs_samples(plan)) {
         TRY(load_samples(e, plan));

@@ -24,8 +24,9 @@ static act_params params_compat(const numerics *num, double low, double high, bo
 
 static act_params params_exact(const numerics *num, double lo, double hi)
 {
-    float scale = round_to_dtype(fmax((hi - lo) / 255.0, ROUND_EPS), num->dtype);
-    double offset = rint(-lo / scale) - 128.0;
+    double step = num->act_symmetric ? fmax(-lo, hi) / 127.0 : (hi - lo) / 255.0;
+    float scale = round_to_dtype(fmax(step, ROUND_EPS), num->dtype);
+    double offset = num->act_symmetric ? 0.0 : rint(-lo / scale) - 128.0;
     offset = fmin(fmax(offset, -128.0), 127.0);
     return (act_params){.scale = scale, .offset = (float)offset, .dtype = num->dtype};
 }

@@ -30,6 +30,7 @@ typedef struct linear_form {
     size_t n, k;
     bool per_tensor;      /* one weight scale */
     tare_dtype act_dtype; /* of input_scale and input_offset in compat mode */
+    bool act_symmetric;   /* input_offset is 0, and compressed-tensors has no zero point */
     bool has_bias;
     bool new_bias; /* the architecture has none there: outlier suppression made it */
     tare_dtype bias_dtype;

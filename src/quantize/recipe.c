@@ -15,6 +15,7 @@
 static const choice scheme_choices[] = {{"w8a8", SCHEME_W8A8},
                                         {"w8a8_dynamic", SCHEME_W8A8_DYNAMIC},
                                         {"w8a16", SCHEME_W8A16},
+                                        {"w8a8_mix", SCHEME_W8A8_MIX},
                                         {NULL, -1}};
 static const choice kv_choices[] = {{"c8", 1}, {NULL, 0}};
 static const choice dtype_choices[] = {
@@ -34,6 +35,7 @@ const setting recipe_settings[] = {
     {"quant", "w_bit", SETTING_INT, AT(w_bit), 1, 16, NULL},
     {"quant", "a_bit", SETTING_INT, AT(a_bit), 1, 16, NULL},
     {"quant", "act_method", SETTING_INT, AT(act_method), 1, 3, NULL},
+    {"quant", "a_sym", SETTING_SWITCH, AT(a_sym), 0, 0, NULL},
     {"quant", "mm_tensor", SETTING_BOOL, AT(mm_tensor), 0, 0, NULL},
     {"quant", "w_sym", SETTING_BOOL, AT(w_sym), 0, 0, NULL},
     {"quant", "pr", SETTING_FLOAT, AT(pr), 0, 1, NULL},
@@ -123,7 +125,10 @@ static tare_status set_bool(tare_recipe *r, const setting *s, const char *text)
     bool yes = strcmp(text, "true") == 0 || strcmp(text, "True") == 0;
     if (!yes && strcmp(text, "false") != 0 && strcmp(text, "False") != 0)
         return REFUSE(r, s, "\"%.80s\" is neither true nor false", text);
-    *(bool *)setting_at(r, s) = yes;
+    if (s->type == SETTING_SWITCH)
+        *(int64_t *)setting_at(r, s) = yes;
+    else
+        *(bool *)setting_at(r, s) = yes;
     return TARE_OK;
 }
 
@@ -208,7 +213,8 @@ static tare_status add_mix(tare_recipe *r, const setting *s, const char *pattern
     if (length == 0)
         return REFUSE(r, s, "a type without a pattern before it");
     if (!scheme_of_name(type, &scheme))
-        return REFUSE(r, s, "\"%.80s\" is no type; possible: w8a8, w8a8_dynamic, w8a16, float",
+        return REFUSE(r, s,
+                      "\"%.80s\" is no type; possible: w8a8, w8a8_dynamic, w8a16, w8a8_mix, float",
                       type);
     return mix_list_add(r->ctx, l, pattern, length, scheme);
 }
@@ -250,6 +256,7 @@ static tare_status set_text(tare_recipe *r, const setting *s, const char *text)
     case SETTING_FLOAT:
         return set_float(r, s, text);
     case SETTING_BOOL:
+    case SETTING_SWITCH:
         return set_bool(r, s, text);
     case SETTING_CHOICE:
         return set_choice(r, s, text);

@@ -40,6 +40,7 @@ struct tare_recipe {
     /* quant */
     int64_t scheme; /* linear_scheme; -1: as the bits say */
     int64_t w_bit, a_bit, act_method, seed;
+    int64_t a_sym; /* 1: symmetric static activations; -1: as the save types say */
     bool mm_tensor, w_sym;
     double pr;
     int64_t kv_cache; /* 1: c8, INT8 keys and values; 0: as they are */

@@ -73,10 +73,18 @@ bool recipe_uses(const tare_recipe *r, linear_scheme scheme)
     return uses;
 }
 
+static bool quantizes_activations(const tare_recipe *r)
+{
+    for (int i = 0; i < SCHEMES; i++)
+        if (scheme_of((linear_scheme)i)->activations != ACT_FLOAT &&
+            recipe_uses(r, (linear_scheme)i))
+            return true;
+    return false;
+}
+
 /* The widths are the short form of the scheme. */
 static tare_status check_widths(const tare_recipe *r)
 {
-    bool eights = recipe_uses(r, SCHEME_W8A8) || recipe_uses(r, SCHEME_W8A8_DYNAMIC);
     if (r->w_bit != 8 || (r->a_bit != 8 && r->a_bit != 16))
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.w_bit %lld with quant.a_bit %lld is not supported; supported: 8 "
@@ -85,9 +93,12 @@ static tare_status check_widths(const tare_recipe *r)
     if (r->a_bit == 16 && recipe_scheme(r) != SCHEME_W8A16)
         return TARE_FAIL(r->ctx, TARE_E_USAGE, "quant.a_bit 16 contradicts quant.scheme %s",
                          scheme_of(recipe_scheme(r))->name);
-    if (!r->w_sym && eights)
+    if (!r->w_sym && quantizes_activations(r))
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.w_sym: 8-bit activations need symmetric weights (true)");
+    if (r->a_sym > 0 && r->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.a_sym: static activations are asymmetric under run.compat (false)");
     if (r->mm_tensor && recipe_uses(r, SCHEME_W8A8_DYNAMIC))
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.mm_tensor: w8a8_dynamic needs a scale for each row (false)");
@@ -124,6 +135,12 @@ tare_status recipe_check_save(const tare_recipe *r)
                          "FP8 ones there); save as ascendv1, safe_tensor or numpy, or leave "
                          "kv_cache out",
                          save_types_text(plain));
+    if (plain && recipe_uses(r, SCHEME_W8A8_MIX))
+        return TARE_FAIL(
+            r->ctx, TARE_E_USAGE,
+            "save.types: %s has no w8a8_mix, whose linears are static and per token in "
+            "one; quantize as w8a8 or w8a8_dynamic, or save as ascendv1 or safe_tensor",
+            save_types_text(plain));
     if (plain && !r->w_sym)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "save.types: %s needs symmetric weights (quant.w_sym true)",
@@ -151,7 +168,7 @@ tare_status recipe_check_scheme(const tare_recipe *r)
     if (r->fa_amp_given && !r->fa_quant)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "fa_quant.fa_amp is given, but fa_quant is not (--fa-quant)");
-    if (!recipe_uses(r, SCHEME_W8A8) && !recipe_uses(r, SCHEME_W8A8_DYNAMIC))
+    if (!quantizes_activations(r))
         TRY(check_weights_alone(r));
     TRY(check_kv_cache(r));
     TRY(check_widths(r));

@@ -9,6 +9,7 @@ typedef enum setting_type {
     SETTING_INT,
     SETTING_FLOAT,
     SETTING_BOOL,
+    SETTING_SWITCH, /* int64_t: 0, 1, or -1 if nobody said */
     SETTING_CHOICE, /* one of names[]; stored as its number */
     SETTING_LEVEL,  /* "L0", "L1", … */
     SETTING_LIST,

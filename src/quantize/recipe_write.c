@@ -45,6 +45,12 @@ static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
     case SETTING_SECTION:
         buffer_puts(out, *(const bool *)at ? "true" : "false");
         break;
+    case SETTING_SWITCH:
+        if (*(const int64_t *)at < 0)
+            buffer_puts(out, "null");
+        else
+            buffer_puts(out, *(const int64_t *)at ? "true" : "false");
+        break;
     case SETTING_MEMORY:
         break;
     case SETTING_LEVEL:

@@ -61,6 +61,12 @@ static tare_status apply_name(const tare_recipe *r, const char *entry, linear_pl
                : refuse_name(r, "fallback.disable_names", entry, linears, count, extra, num_extra);
 }
 
+/* In a run of W8A8_MIX there is no other W8A8 (spec/schemes.md 3). */
+static linear_scheme mixed_scheme(const tare_recipe *r, linear_scheme scheme)
+{
+    return scheme == SCHEME_W8A8 && recipe_scheme(r) == SCHEME_W8A8_MIX ? SCHEME_W8A8_MIX : scheme;
+}
+
 /* An exact name wins over patterns, of which the first counts. */
 static tare_status apply_mix(const tare_recipe *r, linear_plan *linears, size_t count)
 {
@@ -75,7 +81,7 @@ static tare_status apply_mix(const tare_recipe *r, linear_plan *linears, size_t 
             found = true;
             if (l->why == WHY_SCHEME ||
                 (exact && l->why == WHY_MIX && strcmp(l->rule, l->name) != 0))
-                decide(l, e->scheme, WHY_MIX, e->pattern);
+                decide(l, mixed_scheme(r, e->scheme), WHY_MIX, e->pattern);
         }
         if (!found)
             return refuse_name(r, "mix", e->pattern, linears, count, NULL, 0);

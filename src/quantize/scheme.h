@@ -10,7 +10,8 @@
 
 typedef struct numerics {
     bool compat; /* msModelSlim's native-dtype arithmetic: every operation rounded to `dtype` */
-    tare_dtype dtype; /* S, the serving dtype (compat: M, the model dtype): F32, F16 or BF16 */
+    tare_dtype dtype;   /* S, the serving dtype (compat: M, the model dtype): F32, F16 or BF16 */
+    bool act_symmetric; /* static activations have offset 0 (never in compat) */
 } numerics;
 
 /* Scale and offset of activations: q = clamp(rne(x/scale + offset), -128, 127), x' = (q - offset) *
@@ -22,8 +23,9 @@ typedef struct act_params {
     tare_dtype dtype;
 } act_params;
 
-/* Section 4.1 (compat: 9.1). TARE_E_NUMERIC for a range that is not finite or a scale that does not
- * fit the dtype. */
+/* Section 4.1 (compat: 9.1); act_symmetric: its form with offset 0, s = rS(max(max(-lo,hi)/127,
+ * eps)), for which output_formats.md 7 has a place. TARE_E_NUMERIC for a range that is not finite
+ * or a scale that does not fit the dtype. */
 tare_status act_params_from_range(tare_context *ctx, const numerics *num, double lo, double hi,
                                   bool histogram, act_params *out);
 

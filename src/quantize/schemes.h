@@ -9,6 +9,7 @@
 typedef enum linear_scheme {
     SCHEME_FLOAT,
     SCHEME_W8A8_DYNAMIC, /* the engine scales each token's activations */
+    SCHEME_W8A8_MIX,     /* W8A8's tensors, of which an engine takes either half: section 3 */
     SCHEME_W8A8,         /* static activations: one scale and offset, calibrated */
     SCHEME_W8A16,        /* weights alone, a scale for each row or for the matrix */
     SCHEMES
@@ -26,6 +27,9 @@ typedef struct scheme_row {
     const char *name; /* in recipes: "w8a8" */
     act_kind activations;
     unsigned parts; /* 1 << tensor_role; a bias is its layer's own */
+    /* Engines add the layer's own bias, if the architecture has one there, and not (or not always)
+     * quant_bias: one that smoothing made is lost. */
+    bool adds_bias;
 } scheme_row;
 
 const scheme_row *scheme_of(linear_scheme scheme);

@@ -160,9 +160,11 @@ def test_verify_counts_what_is_missing(tmp_path, ids):
 @pytest.mark.parametrize("flags, words", [
     (["--save", "compressed-tensors"], "compressed-tensors cannot hold the biases"),
     (["--disable-names", "*.up_proj,*.gate_proj"], "model.layers.0.mlp.up_proj"),
+    (["--scheme", "w8a8_mix"], "model.layers.0.self_attn.q_proj, model.layers.0.self_attn.k_proj"),
 ])
 def test_biases_without_a_place(flags, words, tmp_path, ids):
-    """m4's shift gives biases to float linears of Qwen3, which engines would drop."""
+    """m4's shift gives biases to linears of Qwen3. Engines would drop those of float ones and, in
+    prefill, of W8A8_MIX."""
     model = tmp_path / "model"
     tensors = tiny.make_tensors()
     for i in range(2):

@@ -20,9 +20,10 @@ WEIGHTS = NULLS | {"num_bits": 8, "type": "int", "symmetric": True, "strategy": 
                    "dynamic": False, "observer": "memoryless_minmax", "observer_kwargs": {}}
 ACTIVATIONS = WEIGHTS | {"symmetric": False, "strategy": "tensor", "observer": "minmax",
                          "zp_dtype": "torch.int8"}
+SYMMETRIC = ACTIVATIONS | {"symmetric": True, "zp_dtype": None}
 
 
-def quantization_config(ignore, format="int-quantized", activations=ACTIVATIONS):
+def quantization_config(ignore, format="int-quantized", activations=SYMMETRIC):
     return {"quant_method": "compressed-tensors", "quantization_status": "compressed",
             "format": format, "global_compression_ratio": None, "kv_cache_scheme": None,
             "sparsity_config": {}, "transform_config": {}, "version": "0.19.0", "ignore": ignore,
@@ -58,18 +59,24 @@ def unpack(words, columns):
 
 # ---- What is written
 
-def test_default_output(model, calib, tmp_path):
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_default_output(symmetric, model, calib, tmp_path):
+    """Symmetric activations, which vLLM-Ascend loads too, if nothing else is written."""
     out = tmp_path / "out"
-    quantize(model, calib, out)
+    done = quantize(model, calib, out, *[] if symmetric else ["--no-act-sym"])
+    assert ("static activations are symmetric" in done.stderr) == symmetric
+    assert json.loads((out / "tare_run.json").read_text())["recipe"]["quant"]["a_sym"] is symmetric
     assert set(files(out)) == FILES
-    want = tiny.CONFIG | {"quantization_config": quantization_config(["lm_head"])}
+    want = tiny.CONFIG | {"quantization_config": quantization_config(
+        ["lm_head"], activations=SYMMETRIC if symmetric else ACTIVATIONS)}
     assert config(out) == want
     code, report = verify(out, "--base", model, "--target", "vllm")
     assert code == 0 and report["findings"] == [] and report["layout"] == "compressed-tensors"
     index = json.loads((out / "model.safetensors.index.json").read_text())
     stored = tensor_file.read_folder(out)
     assert set(index["weight_map"]) == set(stored)
-    parts = {"weight": "I8", "weight_scale": "BF16", "input_scale": "BF16", "input_zero_point": "I8"}
+    parts = {"weight": "I8", "weight_scale": "BF16", "input_scale": "BF16"}
+    parts |= {} if symmetric else {"input_zero_point": "I8"}
     for name in LINEARS:
         assert {p: stored[f"{name}.{p}"].tag for p in parts} == parts
     floats = {n: t for n, t in tensor_file.read_folder(model).items() if n[:-7] not in LINEARS}
@@ -99,11 +106,44 @@ def test_same_numbers_in_every_layout(flags, model, calib, tmp_path):
             np.testing.assert_array_equal(ours[name].data, tensor.data, name)
     code, report = verify(tmp_path / "out", "--base", model)
     assert code == 0, report
-    alone = quantize(model, calib, tmp_path / "alone", *flags)
+    alone = quantize(model, calib, tmp_path / "alone", *flags, "--no-act-sym")
     assert alone.returncode == 0
     ours, alone = (files(tmp_path / f) for f in ("out/compressed-tensors", "alone"))
     assert set(ours) == set(alone)
     assert all(ours[n] == alone[n] for n in ours if n != "tare_run.json")  # which names save.types
+
+
+def test_symmetric_in_every_layout(model, calib, tmp_path):
+    """Offsets 0, and from compressed-tensors they are gone; alone it has the same bytes."""
+    save = "ascendv1,safe_tensor,numpy,compressed-tensors"
+    quantize(model, calib, tmp_path / "out", "--act-sym", save=save)
+    engine = tensor_file.read_folder(tmp_path / "out" / "ascendv1")
+    ours = tensor_file.read_folder(tmp_path / "out" / "compressed-tensors")
+    for name in LINEARS:
+        assert engine[name + ".input_offset"].data.tolist() == [0]
+        assert name + ".input_zero_point" not in ours
+        assert ours[name + ".input_scale"].data == engine[name + ".input_scale"].data
+    code, report = verify(tmp_path / "out", "--base", model)
+    assert code == 0 and report["findings"] == [], report
+    quantize(model, calib, tmp_path / "alone")
+    ours, alone = (files(tmp_path / f) for f in ("out/compressed-tensors", "alone"))
+    assert set(ours) == set(alone)
+    assert all(ours[n] == alone[n] for n in ours if n != "tare_run.json")  # which names save.types
+
+
+def test_symmetry_is_for_what_is_written_alone(model, calib, tmp_path):
+    """Other save types get offsets whatever is beside them; and so does compat."""
+    for i, flags in enumerate((["--save", "ascendv1,compressed-tensors"],
+                               ["--save", "compressed-tensors", "--compat", "msmodelslim"])):
+        done = run_tare("quantize", model, "--out", tmp_path / str(i), "--calib", calib, *flags)
+        assert done.returncode == 0, done.stderr
+        assert "symmetric" not in done.stderr
+        stored = tensor_file.read_folder(
+            tmp_path / str(i) / ("compressed-tensors" if i == 0 else ""))
+        assert any(stored[name + ".input_zero_point"].data[0] for name in LINEARS)
+    done = run_tare("quantize", model, "--out", tmp_path / "no", "--calib", calib, "--act-sym",
+                    "--compat", "msmodelslim")
+    assert_refused(done, tmp_path / "no", "quant.a_sym", "run.compat")
 
 
 def test_float_linears_are_ignored(model, calib, tmp_path):
@@ -251,7 +291,7 @@ def test_killed_and_resumed(tmp_path):
 
 def test_verify_and_inspect(model, calib, tmp_path):
     out = tmp_path / "out"
-    quantize(model, calib, out)
+    quantize(model, calib, out, "--no-act-sym")
     done = run_tare("inspect", out, "--json")
     report = json.loads(done.stdout)
     assert report["kind"] == "output" and report["layouts"] == "compressed-tensors"

@@ -1,4 +1,5 @@
-"""`tare quantize --scheme` and `--mix`: dynamic linears, and several schemes in one model."""
+"""`tare quantize --scheme` and `--mix`: dynamic linears, linears static and dynamic in one, and
+several schemes in one model."""
 import json
 from fnmatch import fnmatchcase
 
@@ -12,7 +13,7 @@ LINEARS = [f"model.layers.{i}.{name}_proj" for i in range(2) for name in (
     "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")]
 WEIGHT_PARTS = {"weight", "weight_scale", "weight_offset"}
 STATIC_PARTS = WEIGHT_PARTS | {"input_scale", "input_offset", "quant_bias", "deq_scale"}
-PARTS = {"W8A8": STATIC_PARTS, "W8A8_DYNAMIC": WEIGHT_PARTS, "W8A16": WEIGHT_PARTS,
+PARTS = {"W8A8": STATIC_PARTS, "W8A8_MIX": STATIC_PARTS, "W8A8_DYNAMIC": WEIGHT_PARTS, "W8A16": WEIGHT_PARTS,
          "FLOAT": {"weight"}}
 ALL = "ascendv1,safe_tensor,numpy,compressed-tensors"
 THREE = "*.self_attn.*=w8a8,*.down_proj=w8a16,*=w8a8_dynamic"
@@ -97,6 +98,7 @@ def test_prompts_change_nothing_unless_something_needs_them(model, calib, tmp_pa
 
 @pytest.mark.parametrize("flags,who", [
     ([], "W8A8 needs calibration samples"),
+    (["--scheme", "w8a8_mix"], "W8A8 needs"),
     (["--scheme", "w8a8_dynamic", "--mix", "*.down_proj=w8a8"], "W8A8 needs"),
     (["--a-bit", "16", "--mix", "*.down_proj=w8a8"], "W8A8 needs"),
     (["--scheme", "w8a8_dynamic", "--anti-method", "m3"], "anti_outlier.anti_method needs"),
@@ -132,6 +134,83 @@ def test_weights_alone_are_those_of_w8a16(model, tmp_path):
         for name, t in weights[0].items():
             np.testing.assert_array_equal(t.data, other[name].data, name)
     assert types(tmp_path / "b") == types(tmp_path / "c") == dict.fromkeys(LINEARS, "W8A16")
+
+
+# ---- W8A8_MIX: W8A8's tensors under another name
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory):
+    """Qwen2, whose q, k and v have biases."""
+    return tiny.write_checkpoint(
+        tmp_path_factory.mktemp("biased") / "model", {**tiny.make_tensors(), **{
+            f"model.layers.{i}.self_attn.{name}_proj.bias": ("BF16", np.linspace(-1, 1, rows))
+            for i in range(2) for name, rows in (("q", 32), ("k", 16), ("v", 16))}},
+        model_type="qwen2", architectures=["Qwen2ForCausalLM"])
+
+
+@pytest.mark.parametrize("save", ["ascendv1", "safe_tensor", "numpy"])
+def test_mix_scheme_is_w8a8_but_for_its_name(save, biased, calib, tmp_path):
+    """Section 3 of the specification of the schemes: only the type string differs; the bias lies
+    beside quant_bias, which has it too."""
+    for scheme in ("w8a8", "w8a8_mix"):
+        quantize(biased, tmp_path / scheme, "--scheme", scheme, "--calib", calib, "--save", save,
+                 "--no-disable-last-linear")
+        verify(tmp_path / scheme, "--base", biased)
+    static, mixed = files(tmp_path / "w8a8"), files(tmp_path / "w8a8_mix")
+    json_of = {name.replace("w8a8_mix", "w8a8"): data.decode().replace("W8A8_MIX", "W8A8").replace(
+        "w8a8_mix", "w8a8") for name, data in mixed.items() if name.endswith(".json")}
+    assert set(static) == {name.replace("w8a8_mix", "w8a8") for name in mixed}
+    for name, data in static.items():
+        if name == "tare_run.json":
+            assert json.loads(mixed[name])["scheme"] == "W8A8_MIX"
+        elif name.endswith(".json"):
+            assert json_of[name] == data.decode()
+        else:
+            assert mixed[name if name in mixed else name.replace("w8a8", "w8a8_mix")] == data
+    if save == "ascendv1":
+        kinds = description(tmp_path / "w8a8_mix")
+        assert set(types(tmp_path / "w8a8_mix").values()) == {"W8A8_MIX"}
+        assert kinds["model_quant_type"] == kinds["lm_head.weight"] == "W8A8_MIX"
+        assert kinds["model.layers.0.self_attn.q_proj.bias"] == "FLOAT"
+        assert "W8A8_MIX" in run_tare("inspect", tmp_path / "w8a8_mix").stdout
+    elif save == "safe_tensor":
+        assert "quant_model_weight_w8a8_mix.safetensors" in mixed
+        assert json.loads(mixed["config.json"])["quantize"] == "w8a8_mix"
+
+
+def test_mix_scheme_takes_what_would_be_w8a8(model, calib, tmp_path):
+    quantize(model, tmp_path / "out", "--calib", calib, "--scheme", "w8a8_mix", "--mix",
+             "*.0.self_attn.*=w8a8,*.down_proj=w8a8_dynamic,*.o_proj=w8a16,*.1.mlp.*=float")
+    verify(tmp_path / "out", "--base", model)
+    kinds = types(tmp_path / "out")
+    assert {name: kind for name, kind in kinds.items() if kind != "W8A8_MIX"} == {
+        "model.layers.0.mlp.down_proj": "W8A8_DYNAMIC",
+        "model.layers.1.mlp.down_proj": "W8A8_DYNAMIC",
+        "model.layers.1.self_attn.o_proj": "W8A16",
+        "model.layers.1.mlp.gate_proj": "FLOAT", "model.layers.1.mlp.up_proj": "FLOAT"}
+
+
+def test_compat_says_w8a8_outside_ascendv1(model, calib, tmp_path):
+    """Section 10.4 of the specification of formats."""
+    flags = ["--calib", calib, "--compat", "msmodelslim", "--scheme", "w8a8_mix", "--anti-method", "m1"]
+    quantize(model, tmp_path / "out", *flags, "--save", "ascendv1,safe_tensor")
+    quantize(model, tmp_path / "w8a8", *flags[:-4], "--anti-method", "m1", "--save", "safe_tensor")
+    ascend, safe = tmp_path / "out/ascendv1", tmp_path / "out/safe_tensor"
+    assert (ascend / "quant_model_weight_w8a8_mix.safetensors").exists()
+    assert description(ascend)["model_quant_type"] == "W8A8_MIX"
+    assert set(types(ascend).values()) == {"W8A8_MIX"}
+    ours, plain = files(safe), files(tmp_path / "w8a8")
+    assert set(ours) == set(plain)
+    assert all(ours[name] == plain[name] for name in ours if name != "tare_run.json")
+    verify(tmp_path / "out", "--compat", "msmodelslim", "--base", model)
+
+
+@pytest.mark.parametrize("flags", [["--scheme", "w8a8_mix"], ["--mix", "*.mlp.*=w8a8_mix"]],
+                         ids=" ".join)
+def test_compressed_tensors_has_no_mix_scheme(flags, model, calib, tmp_path):
+    done = run(model, tmp_path / "out", "--calib", calib, "--save", ALL, *flags)
+    assert_refused(done, tmp_path / "out", "compressed-tensors has no w8a8_mix",
+                   "ascendv1 or safe_tensor")
 
 
 # ---- dynamic linears with what needs prompts
@@ -211,6 +290,8 @@ def test_compressed_tensors_groups(three):
 
 @pytest.mark.parametrize("present,want", [
     ("w8a8 w8a8_dynamic", "W8A8_DYNAMIC"), ("w8a16 w8a8_dynamic", "W8A8_DYNAMIC"),
+    ("w8a8_mix w8a8_dynamic", "W8A8_DYNAMIC"), ("w8a8 w8a8_mix", "W8A8_MIX"),
+    ("w8a16 w8a8_mix", "W8A8_MIX"), ("float w8a8_mix", "W8A8_MIX"),
     ("w8a8 w8a16", "W8A8"), ("float w8a16", "W8A16"), ("float w8a8", "W8A8"),
     ("float float", "FLOAT")])
 def test_name_of_each_pair(present, want, model, calib, tmp_path):
@@ -247,6 +328,10 @@ def test_record_is_a_recipe(model, calib, tmp_path):
     (["--mix", "*.up_proj=w8a16"], ["mlp.gate_proj (w8a8, by the scheme of the run)",
                                     "mlp.up_proj (w8a16, by *.up_proj)"]),
     (["--mix", "*.upproj=w8a16"], ["\"*.upproj\" names no linear", "near: "]),
+    (["--mix", "*.up_proj=w8a8_mix"], ["mlp.gate_proj (w8a8, by the scheme of the run)",
+                                       "mlp.up_proj (w8a8_mix, by *.up_proj)"]),
+    (["--scheme", "w8a8_mix", "--a-bit", "16"], ["contradicts quant.scheme w8a8_mix"]),
+    (["--scheme", "w8a8_mix", "--no-w-sym"], ["symmetric"]),
     (["--mix", "*.mlp.*=int8"], ["\"int8\" is no type"]),
     (["--mix", "*.mlp.*"], ["is not PATTERN=TYPE"]),
     (["--scheme", "w8a8_dynamic", "--mm-tensor"], ["mm_tensor", "a scale for each row"]),

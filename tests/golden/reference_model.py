@@ -5,8 +5,8 @@ laid over it, every linear that has an `input_scale` computes what the fake-quan
 y = ((q(x) - offset) * input_scale) @ (weight * weight_scale).T + bias.
 
 With `types`, the output's description, the linears compute what an engine does. W8A8:
-y = (q(x) @ weight.T + quant_bias) * deq_scale. W8A8_DYNAMIC, with a scale for each token:
-s = max|x|/127, y = (rne(x/s) * s) @ (weight * weight_scale).T + bias.
+y = (q(x) @ weight.T + quant_bias) * deq_scale. W8A8_DYNAMIC, and W8A8_MIX in prefill, with a scale for
+each token: s = max|x|/127, y = (rne(x/s) * s) @ (weight * weight_scale).T + bias.
 
 With `dtype="BF16"` or `"F16"` every operation's result is rounded to that dtype, at the places where
 PyTorch rounds when a model was loaded in it.
@@ -68,14 +68,15 @@ class Model:
 
     def linear(self, name, x):
         r, weight = self.r, self.get(name + ".weight")
-        if name + ".input_scale" in self.tensors:
+        per_token = self.types.get(name + ".weight") in ("W8A8_DYNAMIC", "W8A8_MIX")
+        if name + ".input_scale" in self.tensors and not per_token:
             scale, offset = self.get(name + ".input_scale"), self.get(name + ".input_offset")
             q = np.clip(np.rint(r(r(x / scale) + offset)), -128, 127)
             self.note_ties(x / scale)
             if self.types:
                 return r((q @ weight.T + self.get(name + ".quant_bias")) * self.deq_scale(name))
             x = r(r(q - offset) * scale)
-        elif self.types.get(name + ".weight") == "W8A8_DYNAMIC":
+        elif per_token:
             scale = np.abs(x).max(axis=-1, keepdims=True) / 127
             scale[scale == 0] = 1  # a token of zeros stays zeros
             self.note_ties(x / scale)

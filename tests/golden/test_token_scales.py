@@ -22,9 +22,9 @@ class Stream(reference_model.Model):
     """The calibrating stream of mean extremes (sections 3 and 4 of the W8A8 specification; 2 of that
     of the schemes): `scheme(name)` says how each linear is treated."""
 
-    def __init__(self, config, tensors, scheme):
+    def __init__(self, config, tensors, scheme, symmetric=False):
         super().__init__(config, tensors)
-        self.scheme = scheme
+        self.scheme, self.symmetric = scheme, symmetric
         self.seen, self.zeros = {}, 0
 
     def range_of(self, name, x):
@@ -32,6 +32,8 @@ class Stream(reference_model.Model):
         lows.append(x.min())
         highs.append(x.max())
         low, high = min(np.mean(lows), 0), max(np.mean(highs), 0)
+        if self.symmetric:
+            return max(max(-low, high) / 127, TINY), 0
         scale = max((high - low) / 255, TINY)
         return scale, np.clip(np.rint(-low / scale) - 128, -128, 127)
 
@@ -112,3 +114,29 @@ def test_static_scales_behind_dynamic_linears(mix, cpu, model, tmp_path):
         # noise of one FP32 rounding on each output moves scales by at most 5e-4
         assert abs(ours[name + ".input_scale"].data[0] / scale - 1) <= 5e-4, name
         assert ours[name + ".input_offset"].data[0] == np.rint(-low / scale) - 128, name
+
+
+@pytest.mark.parametrize("save", ["safe_tensor", "compressed-tensors"])
+def test_symmetric_scales(save, model, tmp_path):
+    """Offset 0, with which calibration goes on: 127 steps to the mean extreme farther from 0."""
+    flags = ["--act-sym"] if save == "safe_tensor" else []  # the default of the other
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", CALIB, "--dtype",
+                    "float32", "--compute", "fp32", "--save", save, *flags)
+    assert done.returncode == 0, done.stderr
+    stream = Stream(json.loads((model / "config.json").read_text()),
+                    tensor_file.read_folder(model), scheme_by("w8a8", []), symmetric=True)
+    for ids in IDS:
+        stream.logits(ids)
+    ours = tensor_file.read_folder(tmp_path / "out")
+    assert len(stream.seen) == 28
+    for name, (lows, highs) in stream.seen.items():
+        scale = max(-np.mean(lows), np.mean(highs)) / 127
+        assert abs(ours[name + ".input_scale"].data[0] / scale - 1) <= 5e-4, name
+        if save == "compressed-tensors":
+            assert name + ".input_zero_point" not in ours
+            continue
+        assert ours[name + ".input_offset"].data[0] == 0
+        deq = ours[name + ".input_scale"].data * ours[name + ".weight_scale"].data.ravel()
+        bias = ours[name + ".bias"].data if name + ".bias" in ours else np.zeros_like(deq)
+        np.testing.assert_array_equal(ours[name + ".quant_bias"].data,
+                                      np.rint(bias.astype(np.float64) / deq), name)

@@ -102,7 +102,7 @@ def tiny_model(folder, model_type):
 
 
 CASES = {
-    "default": [], "float16": ["--dtype", "float16"], "one-scale": ["--mm-tensor"],
+    "default": [], "symmetric": ["--act-sym"], "float16": ["--dtype", "float16"], "one-scale": ["--mm-tensor"],
     "smoothed": ["--anti-method", "m2"], "head": ["--no-disable-last-linear"],
     "float-linears": ["--disable-names", "*.mlp.down_proj,*.1.self_attn.*"],
     "weights-alone": ["--a-bit", "16"], "weights-alone-head": ["--a-bit", "16", "--mm-tensor",

@@ -243,6 +243,33 @@ def test_dynamic_linears_need_no_data(tmp_path, folder, model):
     assert (tmp_path / "py" / "quant_model_weight_w8a8_dynamic.safetensors").is_file()
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_symmetry_is_a_sym(symmetric, tmp_path, folder, model, calib):
+    """False without a word, whatever save() will be asked for."""
+    done = run_tare("quantize", folder, "--out", tmp_path / "cli", "--save", "compressed-tensors",
+                    "--calib", tiny.write_prompts(tmp_path / "prompts.jsonl"),
+                    "--act-sym" if symmetric else "--no-act-sym")
+    assert done.returncode == 0, done.stderr
+    config = tare.QuantConfig(mm_tensor=False, **{"a_sym": True} if symmetric else {})
+    calibrator = tare.Calibrator(model, config, calib)
+    calibrator.run()
+    calibrator.save(tmp_path / "py", save_type=["compressed-tensors"])
+    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+
+
+def test_pdmix_is_w8a8_mix(tmp_path, folder, model, calib):
+    done = run_tare("quantize", folder, "--out", tmp_path / "cli", "--save", "ascendv1", "--calib",
+                    tiny.write_prompts(tmp_path / "prompts.jsonl"), "--scheme", "w8a8_mix",
+                    "--mix", "*.o_proj=w8a8,*.down_proj=w8a8_dynamic")
+    assert done.returncode == 0, done.stderr
+    config = tare.QuantConfig(mm_tensor=False, pdmix=True)
+    mix = {"*.o_proj": "w8a8_mix", "*.down_proj": "w8a8_dynamic"}
+    calibrator = tare.Calibrator(model, config, calib, mix_cfg=mix)
+    calibrator.run()
+    calibrator.save(tmp_path / "py", save_type=["ascendv1"])
+    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+
+
 def test_mix_cfg_is_mix(tmp_path, folder, model, calib):
     """In the order of the dictionary; the exact name wins over the patterns before it."""
     mix = {"*.mlp.*": "w8a8_dynamic", "*": "w8a8", "model.layers.0.mlp.down_proj": "float",

@@ -6,8 +6,8 @@
 #include "quantize/scheme.h"
 #include "tensor/round.h"
 
-static const numerics exact_f32 = {false, TARE_F32}, exact_f16 = {false, TARE_F16},
-                      exact_bf16 = {false, TARE_BF16};
+static const numerics exact_f32 = {false, TARE_F32, false}, exact_f16 = {false, TARE_F16, false},
+                      exact_bf16 = {false, TARE_BF16, false};
 
 static act_params params(const numerics *num, double lo, double hi, bool histogram)
 {
@@ -72,10 +72,26 @@ static void expect_numeric(const numerics *num, double lo, double hi)
     free_context(ctx);
 }
 
+/* Offset 0: 127 steps to the end that is farther from 0, in numbers of the dtype. */
+static void test_symmetric(void **state)
+{
+    (void)state;
+    const numerics f32 = {false, TARE_F32, true}, f16 = {false, TARE_F16, true},
+                   bf16 = {false, TARE_BF16, true};
+    expect(&f32, -1.3, 2.7, (float)(2.7 / 127.0), 0);
+    expect(&f32, -40.0, 0.25, (float)(40.0 / 127.0), 0);
+    expect(&f32, 127.0, 254.0, 2.0f, 0); /* all of one sign */
+    expect(&f32, -254.0, -127.0, 2.0f, 0);
+    expect(&f32, 0.0, 0.0, 0x1p-23f, 0);
+    expect(&bf16, -1.3, 2.7, 174 * 0x1p-13f, 0); /* 174.16 of its steps there */
+    expect(&f16, -40000.0, 40000.0, 315.0f, 0);  /* 314.96, in steps of 0.25 */
+    expect_numeric(&f16, -65520.0 * 127.0, 65504.0);
+}
+
 static void test_errors(void **state)
 {
     (void)state;
-    const numerics compat_f16 = {true, TARE_F16};
+    const numerics compat_f16 = {true, TARE_F16, false};
     expect_numeric(&exact_f32, NAN, 1.0);
     expect_numeric(&exact_f32, -1.0, INFINITY);
     expect_numeric(&exact_f16, 0.0, 65520.0 * 255.0);
@@ -121,7 +137,7 @@ static void test_compat(void **state)
 {
     (void)state;
     for (size_t i = 0; i < sizeof torch_params / sizeof *torch_params; i++) {
-        numerics num = {true, torch_params[i].dtype};
+        numerics num = {true, torch_params[i].dtype, false};
         act_params p = params(&num, torch_params[i].lo, torch_params[i].hi,
                               torch_params[i].histogram);
         if (p.scale != torch_params[i].scale || p.offset != torch_params[i].offset)
@@ -165,7 +181,7 @@ static void test_fake_quantize_compat(void **state)
           0x1.1ep+0f, 0x1.58p+1f, 0x1.5ap+1f}},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
-        numerics num = {true, cases[c].dtype};
+        numerics num = {true, cases[c].dtype, false};
         act_params p = {round_to_dtype(0.0157f, num.dtype), -45.0f, num.dtype};
         float x[N];
         for (size_t i = 0; i < N; i++)
@@ -219,6 +235,7 @@ int main(void)
         cmocka_unit_test(test_default),
         cmocka_unit_test(test_offset_clamped),
         cmocka_unit_test(test_subnormal),
+        cmocka_unit_test(test_symmetric),
         cmocka_unit_test(test_errors),
         cmocka_unit_test(test_compat),
         cmocka_unit_test(test_fake_quantize_by_hand),

@@ -564,6 +564,29 @@ static void test_target(void **state)
     end_case(&c);
 }
 
+/* A config that says symmetric, and no zero points, which vLLM has no parameter for then. */
+static void test_symmetric(void **state)
+{
+    output_case c;
+    (void)state;
+    init_compressed(&c);
+    c.num.act_symmetric = true;
+    make_good_output(&c);
+    tare_context *ctx = new_context(1);
+    safetensors *s = open_weights(ctx, c.out, MODEL_SHARD);
+    assert_int_equal(safetensors_count(s), 10);
+    assert_tensor(s, Q_PROJ ".input_scale", TARE_BF16, 1, 1, 0, HALVES(0x3e00));
+    assert_null(safetensors_find(s, Q_PROJ ".input_zero_point"));
+    assert_null(safetensors_find(s, K_PROJ ".input_zero_point"));
+    safetensors_close(s);
+    free_context(ctx);
+    c.target = "vllm-ascend";
+    expect_findings(&c, NULL, 0, 0);
+    replace(&c, CONFIG, "\"strategy\": \"tensor\"", "\"strategy\": \"token\"");
+    expect_findings(&c, NULL, RULE(23), 0);
+    end_case(&c);
+}
+
 /* A checkpoint without the config is no output; one of another tool with it is. */
 static void test_recognised(void **state)
 {
@@ -595,6 +618,7 @@ int main(void)
         cmocka_unit_test(test_with_base),
         cmocka_unit_test(test_disagreeing_layouts),
         cmocka_unit_test(test_target),
+        cmocka_unit_test(test_symmetric),
         cmocka_unit_test(test_recognised),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

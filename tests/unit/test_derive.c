@@ -5,8 +5,8 @@
 
 #include "quantize/scheme.h"
 
-static const numerics exact_f32 = {false, TARE_F32}, compat_f32 = {true, TARE_F32},
-                      compat_f16 = {true, TARE_F16};
+static const numerics exact_f32 = {false, TARE_F32, false}, compat_f32 = {true, TARE_F32, false},
+                      compat_f16 = {true, TARE_F16, false};
 
 /* input_scale 1/2, weight_scale 1/4: d = 1/8. -o * sum = 3 * 10 = 30. */
 static void test_by_hand(void **state)
@@ -77,7 +77,7 @@ static void test_zero_row_keeps_bias(void **state)
     tare_context *ctx = new_context(1);
     static const tare_dtype dtypes[] = {TARE_F32, TARE_F16, TARE_BF16};
     for (size_t i = 0; i < 3; i++) {
-        numerics num = {false, dtypes[i]};
+        numerics num = {false, dtypes[i], false};
         act_params act = {round_to_dtype(0.0123, dtypes[i]), 11.0f, dtypes[i]};
         quantized_weight w;
         float deq;
@@ -143,7 +143,7 @@ static void check_linear(tare_context *ctx, safetensors *s, const char *module)
     const tensor_info *bias_info = find_tensor(s, ".bias", module);
     size_t n = weight->shape[0], k = weight->shape[1], count = tensor_elements(scale);
     quantized_weight w = {.n = n, .k = k, .num_scales = count};
-    numerics num = {true, scale->dtype};
+    numerics num = {true, scale->dtype, false};
     act_params act = {.scale = read_scalar(ctx, s, input_scale),
                       .offset = read_scalar(ctx, s, find_tensor(s, ".input_offset", module)),
                       .dtype = input_scale->dtype};

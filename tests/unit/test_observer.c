@@ -5,7 +5,7 @@
 
 #include "quantize/observer.h"
 
-static const numerics exact = {false, TARE_F32};
+static const numerics exact = {false, TARE_F32, false};
 
 static void update(tare_context *ctx, observer *o, const float *x, size_t count)
 {
@@ -27,7 +27,7 @@ static void test_mean_of_extremes(void **state)
     static const float a[] = {-1, 0, 2}, b[] = {6, -3, 0, 1, 1}, c[] = {1, 4};
     tare_context *ctx = new_context(1);
     for (int compat = 0; compat < 2; compat++) {
-        numerics num = {compat != 0, TARE_F32};
+        numerics num = {compat != 0, TARE_F32, false};
         observer *o;
         double lo, hi;
         act_params p;
@@ -109,7 +109,7 @@ static void test_histogram_points(void **state)
     static const float zero[3] = {0, 0, 0}, two[2] = {2.5f, 2.5f}, huge[2] = {3e9f, 3e9f};
     tare_context *ctx = new_context(1);
     for (int compat = 0; compat < 2; compat++) {
-        numerics num = {compat != 0, TARE_F32};
+        numerics num = {compat != 0, TARE_F32, false};
         const float *inputs[] = {zero, two, huge};
         for (size_t i = 0; i < 3; i++) {
             observer *o;
@@ -133,7 +133,7 @@ static void test_histogram_points(void **state)
 static void check_compat_after(const float *first, size_t count)
 {
     static float x[512];
-    const numerics num = {true, TARE_F32};
+    const numerics num = {true, TARE_F32, false};
     tare_context *ctx = new_context(1);
     observer *o;
     double lo, hi;
@@ -214,7 +214,7 @@ static void check_recorded(tare_context *ctx, safetensors *s, const char *module
         const tensor_info *input = safetensors_find(s, name);
         if (!input)
             break;
-        numerics num = {true, input->dtype};
+        numerics num = {true, input->dtype, false};
         if (!o)
             assert_ok(ctx, observer_create(ctx, (observer_kind)act_method, &num, &o));
         float *x = read_floats(ctx, s, input);
@@ -280,7 +280,7 @@ static void test_threads(void **state)
             double lo[3], hi[3];
             for (int threads = 1; threads <= 3; threads++) {
                 tare_context *ctx = new_context(threads);
-                const numerics num = {compat != 0, TARE_F32};
+                const numerics num = {compat != 0, TARE_F32, false};
                 observer *o;
                 assert_ok(ctx, observer_create(ctx, (observer_kind)kind, &num, &o));
                 update(ctx, o, x, COUNT / 3);
@@ -312,7 +312,7 @@ static void test_out_of_memory(void **state)
     for (int kind = 1; kind <= 2; kind++) {
         tare_status status = TARE_E_MEMORY;
         for (int n = 0; status != TARE_OK; n++) {
-            const numerics num = {kind == 1, TARE_F32};
+            const numerics num = {kind == 1, TARE_F32, false};
             int countdown = n;
             tare_context *ctx;
             tare_context_options options;

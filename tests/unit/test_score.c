@@ -5,7 +5,7 @@
 
 #include "quantize/score.h"
 
-static const numerics exact = {false, TARE_F32};
+static const numerics exact = {false, TARE_F32, false};
 
 static double score_once(const float *x, size_t rows, size_t cols)
 {
@@ -68,10 +68,10 @@ static void test_torch(void **state)
         numerics num;
         double score, tolerance;
     } cases[] = {
-        {{false, TARE_F32}, 0x1.baaf0d0983854p+0, 1e-12},
-        {{true, TARE_F32}, 0x1.baaf0cp+0, 0.0},
-        {{true, TARE_F16}, 0x1.ba8p+0, 0.0},
-        {{true, TARE_BF16}, 0x1.bap+0, 0.0},
+        {{false, TARE_F32, false}, 0x1.baaf0d0983854p+0, 1e-12},
+        {{true, TARE_F32, false}, 0x1.baaf0cp+0, 0.0},
+        {{true, TARE_F16, false}, 0x1.ba8p+0, 0.0},
+        {{true, TARE_BF16, false}, 0x1.bap+0, 0.0},
     };
     static float x[ROWS * COLS], scratch[2 * COLS];
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {

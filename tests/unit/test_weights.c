@@ -6,8 +6,8 @@
 #include "quantize/scheme.h"
 #include "tensor/kernels.h"
 
-static const numerics exact_f32 = {false, TARE_F32}, exact_f16 = {false, TARE_F16},
-                      exact_bf16 = {false, TARE_BF16}, compat_f32 = {true, TARE_F32};
+static const numerics exact_f32 = {false, TARE_F32, false}, exact_f16 = {false, TARE_F16, false},
+                      exact_bf16 = {false, TARE_BF16, false}, compat_f32 = {true, TARE_F32, false};
 
 static const float small[2][4] = {{127.0f, -63.5f, 0.5f, 1.5f}, {-2.54f, 1.0f, -1.27f, 0.01f}};
 
@@ -213,7 +213,7 @@ static void test_zero_matrix_per_tensor(void **state)
 static void test_compat_rounds_weights_first(void **state)
 {
     (void)state;
-    const numerics compat_f16 = {true, TARE_F16};
+    const numerics compat_f16 = {true, TARE_F16, false};
     const uint16_t w[2] = {float_to_bf16(1.5f * 0x1p-25f), 0};
     tare_context *ctx = new_context(1);
     quantized_weight q;
@@ -295,7 +295,7 @@ static void test_asymmetric_bf16(void **state)
 {
     (void)state;
     static const float w[3] = {-100.0f, 200.0f, 50.0f};
-    const numerics compat_bf16 = {true, TARE_BF16};
+    const numerics compat_bf16 = {true, TARE_BF16, false};
     tare_context *ctx = new_context(1);
     for (int compat = 0; compat < 2; compat++) {
         int8_t q[3];
@@ -385,7 +385,7 @@ static void check_weight(tare_context *ctx, safetensors *model, safetensors *gol
     float *scale = read_floats(ctx, golden, want_scale);
     void *w = read_raw(ctx, model, source);
     size_t n = want_q->shape[0], k = want_q->shape[1];
-    numerics num = {true, want_scale->dtype};
+    numerics num = {true, want_scale->dtype, false};
     quantized_weight out;
     assert_ok(ctx, weight_quantize(ctx, &num, source->dtype, w, n, k, want_scale->rank == 1, &out));
     assert_int_equal(out.num_scales, tensor_elements(want_scale));
