@@ -27,7 +27,7 @@ typedef struct setting {
     const choice *choices; /* ends with a NULL name */
 } setting;
 
-enum { NUM_SETTINGS = 31 };
+enum { NUM_SETTINGS = 32 };
 
 extern const setting recipe_settings[NUM_SETTINGS];
 
