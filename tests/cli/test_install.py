@@ -175,7 +175,7 @@ def test_completion(prefix, tmp_path):
     assert complete(prefix, "tare", "quantize", "M", "--verb") == {"--verbose"}
     assert complete(prefix, "tare", "quantize", "M", "--act-method", "") == {"1", "2", "3"}
     assert complete(prefix, "tare", "quantize", "M", "--scheme", "") == {
-        "w8a8", "w8a8_dynamic", "w8a16"}
+        "w8a8", "w8a8_dynamic", "w8a8_mix", "w8a16"}
     assert complete(prefix, "tare", "verify", "D", "--target", "v") == {"vllm-ascend", "vllm"}
     (tmp_path / "prompts.jsonl").write_text("")
     assert complete(prefix, "tare", "quantize", "M", "--calib", f"{tmp_path}/pr") == {
