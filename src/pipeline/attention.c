@@ -7,9 +7,9 @@
 #include "pipeline/run.h"
 #include "tensor/convert.h"
 
-static void attention_heads(const run *r, size_t heads[FA_KINDS])
+void attention_heads(const tare_model *m, size_t heads[FA_KINDS])
 {
-    const model_config *c = &r->model->config;
+    const model_config *c = &m->config;
     heads[FA_Q] = c->num_heads;
     heads[FA_K] = heads[FA_V] = c->num_kv_heads;
 }
@@ -17,7 +17,7 @@ static void attention_heads(const run *r, size_t heads[FA_KINDS])
 tare_status declare_attention(run *r, size_t layer)
 {
     size_t heads[FA_KINDS];
-    attention_heads(r, heads);
+    attention_heads(r->model, heads);
     const attention_plan *a = &r->plan->attentions[layer];
     return a->quantize ? output_declare_fa(r->out, a->name, heads) : TARE_OK;
 }
@@ -25,7 +25,7 @@ tare_status declare_attention(run *r, size_t layer)
 tare_status attention_observer_create(run *r, size_t layer, fa_observer **out)
 {
     size_t heads[FA_KINDS];
-    attention_heads(r, heads);
+    attention_heads(r->model, heads);
     *out = NULL;
     if (!r->plan->attentions[layer].quantize)
         return TARE_OK;
@@ -47,7 +47,7 @@ tare_status attention_finish(run *r, size_t layer, const fa_observer *o)
     tare_status status = TARE_OK;
     run_attention *a = &r->attentions[layer];
     size_t heads[FA_KINDS];
-    attention_heads(r, heads);
+    attention_heads(r->model, heads);
     for (int kind = 0; kind < FA_KINDS; kind++) {
         a->scales[kind] = arena_alloc_array(r->env->arena, heads[kind], sizeof(float));
         TRY(a->scales[kind] ? TARE_OK : TARE_E_MEMORY);

@@ -331,28 +331,29 @@ done:
 static size_t operation_bytes(const ledger *l, const segment_work *s)
 {
     const run_plan *plan = l->plan;
-    const model_config *c = &plan->env->model->config;
+    const tare_model *m = plan->env->model;
+    size_t heads[FA_KINDS];
+    attention_heads(m, heads);
     size_t most = size_max(gemm_u8s8_tiles_bytes(plan->env->ctx),
                            observer_update_bytes(plan->env->ctx));
     most = size_max(most, gemm_float_bytes(plan->env->ctx));
     if (segment_attends(s->block->graph, s->segment) && plan->attentions[s->block->index].quantize)
-        most = size_max(most,
-                        fa_observe_bytes(plan->env->ctx,
-                                         (size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads},
-                                         c->head_dim, l->samples, plan->env->samples.longest));
+        most = size_max(most, fa_observe_bytes(plan->env->ctx, heads, m->config.head_dim,
+                                               l->samples, plan->env->samples.longest));
     return most;
 }
 
 static size_t observers_bytes(const run_plan *plan, const segment_work *s)
 {
-    const model_config *c = &plan->env->model->config;
+    size_t heads[FA_KINDS];
     size_t units = s->segment->end_unit - s->segment->first_unit;
     size_t bytes = units * observer_bytes(plan->env->samples.count);
     if (!segment_attends(s->block->graph, s->segment))
         return bytes;
+    attention_heads(plan->env->model, heads);
     bytes += kv_cache_kept_bytes(plan, s->block->index);
     if (plan->attentions[s->block->index].quantize)
-        bytes += fa_observer_bytes((size_t[]){c->num_heads, c->num_kv_heads, c->num_kv_heads});
+        bytes += fa_observer_bytes(heads);
     return bytes;
 }
 

@@ -20,6 +20,11 @@ tensor_info output_weight(const run_env *e, const stored_weight *w)
     return output_tensor(e, &t);
 }
 
+size_t output_weight_bytes(const run_env *e, const stored_weight *w)
+{
+    return mem_array_bytes(w->n * w->k, dtype_size(output_weight(e, w).dtype));
+}
+
 static size_t piece_rows(const stored_weight *w, tare_dtype to)
 {
     return size_max(PIECE_BYTES / size_max(w->k * dtype_size(to), 1), 1);

@@ -95,6 +95,12 @@ typedef struct segment_stage {
     layer_source source; /* weights that have been read already */
 } segment_stage;
 
+static void stage_free(segment_stage *g)
+{
+    layer_source_free(g->run, &g->source);
+    layer_output_free(g->run, &g->out);
+}
+
 /* Are all weights of a segment read before the first is used? */
 static bool reads_first(const run_plan *plan)
 {
@@ -204,8 +210,7 @@ static tare_status quantize_segment(run *r, const segment_work *s)
         if (STEPS[i].computes)
             status = TARE_WRAP(r->ctx, status, "%s", s->block->name);
     }
-    layer_source_free(r, &g.source);
-    layer_output_free(r, &g.out);
+    stage_free(&g);
     return status;
 }
 
@@ -216,8 +221,7 @@ tare_status calibrate_slice(run *r, const segment_work *s, layer_source *source)
     tare_status status = load_linears(&g);
     if (status == TARE_OK)
         status = calibrate(&g);
-    layer_source_free(r, &g.source);
-    layer_output_free(r, &g.out);
+    stage_free(&g);
     return status;
 }
 

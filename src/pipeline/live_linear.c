@@ -23,8 +23,7 @@ act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme)
     return kind == ACT_PER_TOKEN && plan->env->num.compat ? ACT_STATIC : kind;
 }
 
-/* Is a quantized linear computed in floats? */
-static bool runs_in_floats(const run_plan *plan, linear_scheme scheme)
+bool linear_runs_in_floats(const run_plan *plan, linear_scheme scheme)
 {
     return live_linears_need_float(plan) || scheme_of(scheme)->activations == ACT_FLOAT;
 }
@@ -103,7 +102,7 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
         *raw = (coded_rows){0};
     }
     coded_free(r->ctx, raw);
-    if (quantize && runs_in_floats(r->plan, scheme)) {
+    if (quantize && linear_runs_in_floats(r->plan, scheme)) {
         coded_rows rows = weight_dequantized(&r->env->num, &l->q);
         TRY(gemm_weight_pack(r->ctx, r->env->compute, &rows, linear->n, &l->weight));
     }
@@ -176,7 +175,7 @@ static void live_linear_bytes(const run_plan *plan, const model_linear *l, linea
                               live_linear_size *out)
 {
     bool quantize = scheme != SCHEME_FLOAT;
-    bool smooth = plan->smooths, wide = quantize && runs_in_floats(plan, scheme);
+    bool smooth = plan->smooths, wide = quantize && linear_runs_in_floats(plan, scheme);
     size_t n = l->n, k = l->k;
     tare_dtype dtype = l->weight.dtype, kept = output_weight(plan->env, &l->weight).dtype;
     size_t source = linear_raw_bytes(plan->env->model, l);
@@ -185,7 +184,7 @@ static void live_linear_bytes(const run_plan *plan, const model_linear *l, linea
     if (smooth && !quantize) {
         out->loading = size_max(out->loading, smoothing_store_bytes(plan, l));
         dtype = kept;
-        source = mem_array_bytes(n * k, dtype_size(dtype));
+        source = output_weight_bytes(plan->env, &l->weight);
     }
     if (quantize) {
         out->weights = weight_quantized_bytes(n, k);
@@ -205,11 +204,6 @@ static void live_linear_bytes(const run_plan *plan, const model_linear *l, linea
     out->weights += 2 * mem_array_bytes(n, sizeof(float)); /* the bias in both its forms */
 }
 
-static size_t smoothed_bytes(const run_plan *plan, const model_linear *l)
-{
-    return mem_array_bytes(l->n * l->k, dtype_size(output_weight(plan->env, &l->weight).dtype));
-}
-
 live_linear_size live_linear_most(const run_plan *plan, size_t index)
 {
     const model_linear *l = &plan->env->model->linears[index];
@@ -222,7 +216,7 @@ live_linear_size live_linear_most(const run_plan *plan, size_t index)
     live_linear_bytes(plan, l, SCHEME_FLOAT, &s);
     if (plan->layout.overlap)
         s.weights += size_max(linear_raw_bytes(plan->env->model, l),
-                              plan->smooths ? smoothed_bytes(plan, l) : 0);
+                              plan->smooths ? output_weight_bytes(plan->env, &l->weight) : 0);
     return (live_linear_size){.weights = size_max(most.weights, s.weights),
                               .packed = size_max(most.packed, s.packed),
                               .loading = size_max(most.loading, s.loading)};

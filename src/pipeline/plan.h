@@ -113,6 +113,8 @@ void plan_segments(const run_plan *plan, graph_cut cut, segment_list *out);
 /* What a FLOAT tensor is written as: the source's dtype; in compat the serving dtype. */
 tensor_info output_tensor(const run_env *e, const tensor_info *source);
 tensor_info output_weight(const run_env *e, const stored_weight *w);
+/* Accounted bytes of a weight in memory as it is written. */
+size_t output_weight_bytes(const run_env *e, const stored_weight *w);
 /* Tensors of one folder of the output, at most. */
 size_t plan_tensors(const run_plan *plan);
 

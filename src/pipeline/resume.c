@@ -138,9 +138,9 @@ done:
 static tare_status archive_attentions(run *r, archive *a)
 {
     tare_status status = TARE_OK;
-    const model_config *c = &r->model->config;
-    const size_t heads[FA_KINDS] = {c->num_heads, c->num_kv_heads, c->num_kv_heads};
-    for (size_t i = 0; i < c->num_layers; i++) {
+    size_t heads[FA_KINDS];
+    attention_heads(r->model, heads);
+    for (size_t i = 0; i < r->model->config.num_layers; i++) {
         run_attention *t = &r->attentions[i];
         TRY(archive_bytes(a, t->scores, sizeof t->scores));
         for (int kind = 0; kind < FA_KINDS; kind++) {

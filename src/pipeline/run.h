@@ -216,8 +216,7 @@ typedef struct pair_watch {
     float *inputs; /* [rows, channels], the first of the pair's inputs; NULL: none are needed */
 } pair_watch;
 
-/* The configuration. Checks disable_anti_names, or whether a given
- * smoothing fits. */
+/* The configuration. Checks disable_anti_names, or whether a given smoothing fits. */
 tare_status smoothing_plan(run_plan *plan);
 /* run.smoothing, for what will be solved or what was given. */
 tare_status smoothing_begin(run *r);
@@ -311,6 +310,8 @@ void live_linear_free(run *r, live_linear *l);
 act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme);
 /* Are fake-quantized linears computed in floats? */
 bool live_linears_need_float(const run_plan *plan);
+/* Is a linear of this scheme (or float), while it calibrates? */
+bool linear_runs_in_floats(const run_plan *plan, linear_scheme scheme);
 /* The bias [n] (NULL: none; mem_free both, in any case), smoothed if its layer is, as it is written
  * and rounded to that: what an engine will add. */
 tare_status load_bias(run *r, const model_linear *linear, float **bias, void **raw);
@@ -382,6 +383,8 @@ observer_kind observer_kind_of(const run_env *e, const linear_score *s);
 
 /* ---- attention.c ---- */
 
+/* How many a layer's attention has of each kind. */
+void attention_heads(const tare_model *m, size_t heads[FA_KINDS]);
 tare_status declare_attention(run *r, size_t layer);
 /* *out stays NULL for an attention that goes without. */
 tare_status attention_observer_create(run *r, size_t layer, fa_observer **out);

@@ -71,9 +71,8 @@ tare_status smoothing_store(run *r, const model_linear *l, coded_rows *raw)
 /* The weight, in both forms where they differ, and a row a thread. */
 size_t smoothing_store_bytes(const run_plan *plan, const model_linear *l)
 {
-    tare_dtype to = output_weight(plan->env, &l->weight).dtype;
-    size_t stored = to == l->weight.tensor->dtype ? 0
-                                                  : mem_array_bytes(l->n * l->k, dtype_size(to));
+    bool in_place = output_weight(plan->env, &l->weight).dtype == l->weight.tensor->dtype;
+    size_t stored = in_place ? 0 : output_weight_bytes(plan->env, &l->weight);
     return linear_raw_bytes(plan->env->model, l) + stored +
            mem_array_bytes((size_t)parallel_threads(plan->env->ctx) * l->k, sizeof(float));
 }

@@ -31,15 +31,13 @@ static bool is_first_of_unit(const run_plan *plan, const model_linear *l)
 
 static double int8_operations(const run_plan *plan, const model_linear *l, const linear_plan *f)
 {
-    bool integers = plan->calibrates && scheme_of(f->scheme)->activations != ACT_FLOAT &&
-                    !live_linears_need_float(plan);
+    bool integers = plan->calibrates && !linear_runs_in_floats(plan, f->scheme);
     return integers ? 2.0 * (double)plan->env->samples.tokens * elements(l) : 0;
 }
 
 static bool runs_in_floats(const run_plan *plan, const linear_plan *f)
 {
-    return plan->calibrates &&
-           (scheme_of(f->scheme)->activations == ACT_FLOAT || live_linears_need_float(plan));
+    return plan->calibrates && linear_runs_in_floats(plan, f->scheme);
 }
 
 static double float_operations(const run_plan *plan, const model_linear *l, const linear_plan *f)
