@@ -33,11 +33,9 @@ tare_status float_linear_load(tare_model *model, const model_linear *linear, gem
     return status;
 }
 
-size_t float_linear_bytes(const tare_model *model, const model_linear *linear, gemm_compute compute,
-                          tare_dtype dtype)
+size_t float_linear_bytes(const model_linear *linear, gemm_compute compute)
 {
-    (void)model;
-    return gemm_weight_bytes(compute, dtype, linear->n, linear->k) +
+    return gemm_weight_bytes(compute, linear->weight.dtype, linear->n, linear->k) +
            (linear->bias ? model_vector_bytes(linear->bias) : 0);
 }
 

@@ -6,15 +6,14 @@
 #include "tensor/gemm.h"
 
 /* Accounted bytes, at most: of a weight in memory (stored_load), and while it is read. */
-static inline size_t linear_raw_bytes(const tare_model *model, const model_linear *linear)
+static inline size_t linear_raw_bytes(const model_linear *linear)
 {
-    (void)model;
     return stored_room_bytes(&linear->weight, linear->n);
 }
 
-static inline size_t linear_read_bytes(const tare_model *model, const model_linear *linear)
+static inline size_t linear_read_bytes(const model_linear *linear)
 {
-    return linear_raw_bytes(model, linear) + stored_reading_bytes(&linear->weight, linear->n);
+    return linear_raw_bytes(linear) + stored_reading_bytes(&linear->weight, linear->n);
 }
 
 typedef struct float_linear {
@@ -27,10 +26,8 @@ tare_status float_linear_create(tare_model *model, const model_linear *linear, g
                                 const coded_rows *raw, float_linear *out);
 tare_status float_linear_load(tare_model *model, const model_linear *linear, gemm_compute compute,
                               float_linear *out);
-/* Accounted bytes at most of the result for a weight in `dtype`, and what making it needs beside.
- */
-size_t float_linear_bytes(const tare_model *model, const model_linear *linear, gemm_compute compute,
-                          tare_dtype dtype);
+/* Accounted bytes, at most, of the result, and what making it needs beside. */
+size_t float_linear_bytes(const model_linear *linear, gemm_compute compute);
 size_t float_linear_making_bytes(const model_linear *linear);
 void float_linear_free(tare_context *ctx, float_linear *l);
 

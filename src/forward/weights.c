@@ -239,9 +239,9 @@ static size_t block_bytes(const tare_model *model, const model_block *block, siz
     size_t bytes = 0;
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         const model_linear *l = block_linear(model, block, i);
-        bytes += float_linear_bytes(model, l, GEMM_FP32, l->weight.dtype);
-        size_t making = linear_raw_bytes(model, l) + float_linear_making_bytes(l);
-        *loading = size_max(*loading, size_max(linear_read_bytes(model, l), making));
+        bytes += float_linear_bytes(l, GEMM_FP32);
+        size_t making = linear_raw_bytes(l) + float_linear_making_bytes(l);
+        *loading = size_max(*loading, size_max(linear_read_bytes(l), making));
     }
     return bytes;
 }
@@ -276,7 +276,7 @@ static size_t raw_block_bytes(const tare_model *model, const model_block *block)
     size_t bytes = 0;
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         const model_linear *l = block_linear(model, block, i);
-        bytes += linear_raw_bytes(model, l);
+        bytes += linear_raw_bytes(l);
     }
     return bytes;
 }
@@ -295,7 +295,7 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t hea
     }
     for (size_t i = 0; i + 1 < model->num_linears; i++) {
         const model_linear *l = &model->linears[i];
-        linear = size_max(linear, float_linear_bytes(model, l, GEMM_FP32, l->weight.dtype));
+        linear = size_max(linear, float_linear_bytes(l, GEMM_FP32));
     }
     size_t fixed = norms + model_read_vector_bytes(model->final_norm) + read_ahead_bytes();
     if (mode == WEIGHTS_LINEAR)

@@ -324,7 +324,7 @@ static size_t forward_bytes(const run_plan *plan, const segment_work *s)
         const model_linear *l = &m->linears[i];
         size_t bytes = products;
         if (!plan->layout.whole_layer)
-            bytes = float_linear_bytes(m, l, plan->env->compute, l->weight.dtype) +
+            bytes = float_linear_bytes(l, plan->env->compute) +
                     size_max(products, float_linear_making_bytes(l));
         most = size_max(most, size_max(bytes, score_update_bytes(l->k)));
     }
@@ -337,8 +337,7 @@ static void packed_hold(ledger *l, const segment_work *s)
     size_t making = 0;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
         const model_linear *linear = &m->linears[i];
-        l->now[TERM_PACKED] += float_linear_bytes(m, linear, l->plan->env->compute,
-                                                  linear->weight.dtype);
+        l->now[TERM_PACKED] += float_linear_bytes(linear, l->plan->env->compute);
         making = size_max(making, float_linear_making_bytes(linear));
     }
     ledger_moment(l, s->block->name, making);

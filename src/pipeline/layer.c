@@ -31,8 +31,7 @@ void layer_source_hold(ledger *l, const segment_work *s)
     const tare_model *m = l->plan->env->model;
     size_t reading = 0;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
-        size_t kept = linear_raw_bytes(m, &m->linears[i]),
-               most = linear_read_bytes(m, &m->linears[i]);
+        size_t kept = linear_raw_bytes(&m->linears[i]), most = linear_read_bytes(&m->linears[i]);
         l->now[TERM_WEIGHTS] += kept;
         reading = size_max(reading, most > kept ? most - kept : 0);
     }
@@ -154,7 +153,7 @@ static void hold_linears(ledger *l, const segment_work *s)
     const run_plan *plan = l->plan;
     for (size_t i = segment_first(s); i < segment_end(s); i++) {
         const model_linear *m = &plan->env->model->linears[i];
-        size_t raw = linear_raw_bytes(plan->env->model, m);
+        size_t raw = linear_raw_bytes(m);
         live_linear_size size = live_linear_most(plan, i);
         l->now[TERM_WEIGHTS] += reads_first(plan) ? 0 : raw;
         ledger_moment(l, m->name, size.loading > raw ? size.loading - raw : 0);

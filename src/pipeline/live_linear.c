@@ -178,9 +178,9 @@ static void live_linear_bytes(const run_plan *plan, const model_linear *l, linea
     bool smooth = plan->smooths, wide = quantize && linear_runs_in_floats(plan, scheme);
     size_t n = l->n, k = l->k;
     tare_dtype dtype = l->weight.dtype, kept = output_weight(plan->env, &l->weight).dtype;
-    size_t source = linear_raw_bytes(plan->env->model, l);
+    size_t source = linear_raw_bytes(l);
     size_t bias = l->bias ? model_read_vector_bytes(l->bias) : mem_array_bytes(n, sizeof(float));
-    *out = (live_linear_size){.loading = linear_read_bytes(plan->env->model, l)};
+    *out = (live_linear_size){.loading = linear_read_bytes(l)};
     if (smooth && !quantize) {
         out->loading = size_max(out->loading, smoothing_store_bytes(plan, l));
         dtype = kept;
@@ -215,7 +215,7 @@ live_linear_size live_linear_most(const run_plan *plan, size_t index)
         return most;
     live_linear_bytes(plan, l, SCHEME_FLOAT, &s);
     if (plan->layout.overlap)
-        s.weights += size_max(linear_raw_bytes(plan->env->model, l),
+        s.weights += size_max(linear_raw_bytes(l),
                               plan->smooths ? output_weight_bytes(plan->env, &l->weight) : 0);
     return (live_linear_size){.weights = size_max(most.weights, s.weights),
                               .packed = size_max(most.packed, s.packed),

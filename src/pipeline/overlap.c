@@ -100,9 +100,9 @@ size_t overlap_bytes(const run_plan *plan, size_t layer, bool quantizes)
     if (layer + 1 < m->config.num_layers) {
         segment_work next = plan_segment(plan, &m->blocks[layer + 1], 0);
         for (size_t i = segment_first(&next); i < segment_end(&next); i++) {
-            size_t kept = linear_raw_bytes(m, &m->linears[i]);
+            size_t kept = linear_raw_bytes(&m->linears[i]);
             bytes += kept;
-            reading = size_max(reading, linear_read_bytes(m, &m->linears[i]) - kept);
+            reading = size_max(reading, linear_read_bytes(&m->linears[i]) - kept);
         }
     }
     if (!quantizes || layer == 0)

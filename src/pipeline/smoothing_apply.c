@@ -73,6 +73,6 @@ size_t smoothing_store_bytes(const run_plan *plan, const model_linear *l)
 {
     bool in_place = output_weight(plan->env, &l->weight).dtype == l->weight.tensor->dtype;
     size_t stored = in_place ? 0 : output_weight_bytes(plan->env, &l->weight);
-    return linear_raw_bytes(plan->env->model, l) + stored +
+    return linear_raw_bytes(l) + stored +
            mem_array_bytes((size_t)parallel_threads(plan->env->ctx) * l->k, sizeof(float));
 }
