@@ -100,6 +100,14 @@ tare_status output_declare_fa(output *o, const char *module, const size_t heads[
  * output_write_float writes. TARE_E_USAGE with compressed-tensors, where engines read others. */
 tare_status output_declare_kv_cache(output *o, const tensor_info *tensor);
 tare_status output_begin(output *o);
+
+/* What calibration found (tare_stats.safetensors) lies in a folder of its own below the output's,
+ * as engines read every *.safetensors that lies beside the weights. */
+#define STATISTICS_FOLDER "tare"
+#define STATISTICS_FILE   STATISTICS_FOLDER "/tare_stats.safetensors"
+/* Its path in the stage, in the output's arena: what the caller writes there before output_finish
+ * is published with the output. After output_begin. */
+tare_status output_stage_statistics(output *o, const char **path);
 /* Bytes [offset, offset+size) of a declared FLOAT tensor, in its own dtype. Ranges come in
  * increasing order. */
 tare_status output_write_float(output *o, const char *name, uint64_t offset, const void *data,

@@ -69,14 +69,13 @@ done:
     return status;
 }
 
-static tare_status rename_staged(output *o, output_folder *f, const char *name)
+static tare_status rename_staged(output *o, const char *stage, const char *dir, const char *name)
 {
-    char *from = path_join(o->ctx, f->stage, name), *to = path_join(o->ctx, f->dir, name);
+    char *from = path_join(o->ctx, stage, name), *to = path_join(o->ctx, dir, name);
     tare_status status = TARE_OK;
     TRY(from && to ? TARE_OK : TARE_E_MEMORY);
-    TRY(output_make_parent(o, f->dir, name));
+    TRY(output_make_parent(o, dir, name));
     TRY(file_rename(o->ctx, from, to));
-    f->published++;
     if (strchr(name, '/')) {
         *strrchr(to, '/') = '\0';
         TRY(folder_sync(o->ctx, to));
@@ -94,35 +93,76 @@ static tare_status publish_folder(output *o, output_folder *f)
     for (size_t i = 0; i < f->num_staged; i++) {
         if (i + 1 == f->num_staged) /* the last file says that the others are there */
             TRY(folder_sync(o->ctx, f->dir));
-        TRY(rename_staged(o, f, f->staged[i]));
+        TRY(rename_staged(o, f->stage, f->dir, f->staged[i]));
+        f->published++;
     }
     TRY(folder_sync(o->ctx, f->dir));
 done:
     return status;
 }
 
+tare_status output_stage_statistics(output *o, const char **path)
+{
+    tare_status status = TARE_OK;
+    TRY(output_make_parent(o, o->stage, STATISTICS_FILE));
+    *path = output_path(o, o->stage, STATISTICS_FILE);
+    TRY(*path ? TARE_OK : TARE_E_MEMORY);
+    o->statistics = true;
+done:
+    return status;
+}
+
+static tare_status publish_statistics(output *o)
+{
+    if (!o->statistics)
+        return TARE_OK;
+    tare_status status = rename_staged(o, o->stage, o->dir, STATISTICS_FILE);
+    o->statistics_published = status == TARE_OK;
+    return status;
+}
+
+/* Those of an earlier output, whether there will be new ones or not. */
+static tare_status remove_statistics(output *o)
+{
+    tare_status status = remove_file(o, o->dir, STATISTICS_FILE);
+    char *folder = output_path(o, o->dir, STATISTICS_FILE);
+    if (!folder)
+        return TARE_E_MEMORY;
+    *strrchr(folder, '/') = '\0';
+    rmdir(folder); /* if it is empty */
+    return status;
+}
+
 /* A failed run leaves nothing under a final name: back to the stage with it, where --resume or the
  * end of the run finds it. Needs no memory, which may be what is lacking; errors here would only
  * hide the first one. */
+static void take_file_back(const char *dir, const char *stage, const char *name)
+{
+    char from[PATH_MAX], to[PATH_MAX];
+    int n = snprintf(from, sizeof from, "%s/%s", dir, name),
+        m = snprintf(to, sizeof to, "%s/%s", stage, name);
+    if (n <= 0 || (size_t)n >= sizeof from)
+        return;
+    if (m > 0 && (size_t)m < sizeof to)
+        (void)rename(from, to);
+    if (strchr(name, '/')) {
+        *strrchr(from, '/') = '\0';
+        rmdir(from); /* if it is empty */
+    }
+}
+
 static void take_back(output *o)
 {
     for (size_t i = 0; i < o->num_folders; i++) {
         output_folder *f = &o->folders[i];
-        while (f->published > 0) {
-            const char *name = f->staged[--f->published];
-            char from[PATH_MAX], to[PATH_MAX];
-            int n = snprintf(from, sizeof from, "%s/%s", f->dir, name),
-                m = snprintf(to, sizeof to, "%s/%s", f->stage, name);
-            if (n > 0 && m > 0 && (size_t)n < sizeof from && (size_t)m < sizeof to)
-                (void)rename(from, to);
-            if (n > 0 && (size_t)n < sizeof from && strchr(name, '/')) {
-                *strrchr(from, '/') = '\0';
-                rmdir(from); /* if it is empty */
-            }
-        }
+        while (f->published > 0)
+            take_file_back(f->dir, f->stage, f->staged[--f->published]);
         if (o->num_folders > 1)
             rmdir(f->dir);
     }
+    if (o->statistics_published)
+        take_file_back(o->dir, o->stage, STATISTICS_FILE);
+    o->statistics_published = false;
 }
 
 static tare_status begin_publishing(output *o)
@@ -132,6 +172,8 @@ static tare_status begin_publishing(output *o)
         if (o->options.overwrite && path_exists(o->folders[i].dir))
             TRY(remove_old(o, &o->folders[i]));
     }
+    if (o->options.overwrite)
+        TRY(remove_statistics(o));
     if (o->options.before_publish)
         TRY(o->options.before_publish(o->options.user));
 done:
@@ -142,6 +184,7 @@ tare_status output_publish(output *o)
 {
     tare_status status = TARE_OK;
     TRY(begin_publishing(o));
+    TRY(publish_statistics(o));
     for (size_t i = 0; i < o->num_folders; i++)
         TRY(publish_folder(o, &o->folders[i]));
     if (o->num_folders > 1)

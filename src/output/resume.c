@@ -273,6 +273,8 @@ typedef struct left_folder {
 static bool is_ours(const void *user, const char *name)
 {
     const left_folder *l = user;
+    if (l->f->stage == l->o->stage && strcmp(name, STATISTICS_FOLDER) == 0)
+        return true;
     for (size_t i = 0; i < l->f->num_files; i++)
         if (strcmp(name, l->f->files[i].name) == 0)
             return true;

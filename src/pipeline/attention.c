@@ -105,6 +105,12 @@ size_t kv_cache_channels(const run_plan *plan, size_t layer)
     return plan->attentions[layer].kv_cache ? c->num_kv_heads * c->head_dim : 0;
 }
 
+size_t kv_observed_channels(const run_plan *plan, size_t layer)
+{
+    const model_config *c = &plan->env->model->config;
+    return plan->keeps_statistics ? c->num_kv_heads * c->head_dim : kv_cache_channels(plan, layer);
+}
+
 tare_status declare_kv_cache(run *r, size_t layer, const model_linear *l)
 {
     tare_status status = TARE_OK;
@@ -131,7 +137,7 @@ tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o)
     tare_status status = TARE_OK;
     size_t channels = kv_cache_channels(r->plan, layer);
     tare_dtype dtype = r->env->num.dtype;
-    if (!o)
+    if (!o || channels == 0)
         return TARE_OK;
     float *scales = mem_alloc_array(r->ctx, channels, sizeof *scales);
     void *stored = mem_alloc_array(r->ctx, channels, dtype_size(dtype));
@@ -153,7 +159,7 @@ done:
 
 size_t kv_cache_kept_bytes(const run_plan *plan, size_t layer)
 {
-    size_t channels = kv_cache_channels(plan, layer);
+    size_t channels = kv_observed_channels(plan, layer);
     return channels ? kv_observer_bytes(channels) : 0;
 }
 

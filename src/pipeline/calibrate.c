@@ -8,6 +8,7 @@
 #include "base/carver.h"
 #include "base/parallel.h"
 #include "pipeline/run.h"
+#include "quantize/channel_max.h"
 #include "tensor/kernels.h"
 
 /* block_ops.linears and .attention with this as `user`. */
@@ -17,7 +18,9 @@ typedef struct calibration {
     const segment_work *work;
     size_t rows;                      /* of a batch, at most */
     layer_output *out;                /* linears, norms, and what is known of the inputs so far */
-    observer *observers[BLOCK_UNITS]; /* NULL: no member is quantized */
+    observer *observers[BLOCK_UNITS]; /* NULL: not of interest */
+    bool is_static[BLOCK_UNITS];      /* a member needs the range of its input */
+    uint32_t *max[BLOCK_UNITS];       /* [k] for the statistics; NULL: none are kept */
     fa_observer *fa;                  /* NULL: this attention goes without */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
@@ -36,13 +39,16 @@ static tare_status observe(calibration *c, graph_unit unit, const batch *b, cons
     run *r = c->run;
     for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
         status = observer_update(r->ctx, c->observers[unit], x + row * k, b->lengths[i] * k);
-        if (status == TARE_OK)
+        if (status == TARE_OK && c->is_static[unit])
             status = observer_params(r->ctx, c->observers[unit], &c->sample_params[i]);
         if (status != TARE_OK)
             return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
                              c->out->work.block->graph->units[unit].kind, b->first + i);
     }
-    c->out->params[unit] = c->sample_params[b->samples - 1];
+    if (c->is_static[unit])
+        c->out->params[unit] = c->sample_params[b->samples - 1];
+    if (c->max[unit])
+        channel_max_update(r->ctx, c->max[unit], x, b->rows, k);
     return TARE_OK;
 }
 
@@ -228,7 +234,7 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
     tare_status status = TARE_OK;
     if (c->fa)
         status = attention_observe(c->run, c->fa, b, q, k, v);
-    else if (c->out->kv)
+    if (status == TARE_OK && c->out->kv)
         status = kv_observe(c->out->kv, b->first, b->lengths, b->samples, (const float *[]){k, v});
     run_spent(c->run, WORK_FA);
     return status;
@@ -257,6 +263,9 @@ static void lay_out_buffers(carver *c, void *component)
         b->mixed = carve(c, b->rows, k * sizeof *b->mixed);
     else
         b->quantized = carve(c, b->rows, k);
+    for (size_t u = b->work->segment->first_unit;
+         plan->keeps_statistics && u < b->work->segment->end_unit; u++)
+        b->max[u] = carve(c, b->work->block->graph->units[u].k, sizeof *b->max[u]);
 }
 
 static void find_samples(void *user, const batch *b)
@@ -277,16 +286,18 @@ static tare_status create_observers(calibration *c)
     for (size_t i = s->segment->first_linear; i < s->segment->end_linear; i++) {
         graph_unit unit = s->block->graph->linears[i].unit;
         const linear_score *score = &r->scores[s->block->first_linear + i];
-        if (c->out->linears[i].activations == ACT_STATIC && !c->observers[unit])
+        c->is_static[unit] |= c->out->linears[i].activations == ACT_STATIC;
+        if ((c->is_static[unit] || r->plan->keeps_statistics) && !c->observers[unit])
             TRY(observer_create(r->ctx, observer_kind_of(r->env, score), &r->env->num,
                                 &c->observers[unit]));
     }
     if (!segment_attends(s->block->graph, s->segment))
         return TARE_OK;
     TRY(attention_observer_create(r, s->block->index, &c->fa));
-    if (r->plan->attentions[s->block->index].kv_cache)
-        TRY(kv_observer_create(r->ctx, r->plan->attentions[s->block->index].name,
-                               kv_cache_channels(r->plan, s->block->index), &c->out->kv));
+    size_t channels = kv_observed_channels(r->plan, s->block->index);
+    if (channels)
+        TRY(kv_observer_create(r->ctx, r->plan->attentions[s->block->index].name, channels,
+                               &c->out->kv));
 done:
     return status;
 }
@@ -298,6 +309,27 @@ static void calibration_free(calibration *c)
         observer_free(ctx, c->observers[u]);
     fa_observer_free(c->fa);
     mem_free(ctx, c->sample_params); /* and all that was laid out with it */
+}
+
+static void clear_maxima(calibration *c)
+{
+    const block_graph *g = c->work->block->graph;
+    for (size_t u = 0; u < g->num_units; u++) {
+        if (c->max[u])
+            memset(c->max[u], 0, g->units[u].k * sizeof *c->max[u]);
+    }
+}
+
+static tare_status keep_statistics(calibration *c)
+{
+    tare_status status = TARE_OK;
+    const segment_work *s = c->work;
+    for (size_t u = s->segment->first_unit; u < s->segment->end_unit; u++)
+        TRY(statistics_input(c->run, s->block->first_unit + u, c->observers[u], c->max[u]));
+    if (segment_attends(s->block->graph, s->segment))
+        TRY(statistics_keys_and_values(c->run, s->block->index, c->out->kv));
+done:
+    return status;
 }
 
 tare_status calibrate_segment(run *r, layer_output *out)
@@ -314,12 +346,15 @@ tare_status calibrate_segment(run *r, layer_output *out)
         .checks = true};
     TRY(create_observers(&c));
     TRY(carver_alloc(r->ctx, lay_out_buffers, &c));
+    clear_maxima(&c);
     TRY(block_norms_load(r->model, s->block, s->segment, &out->norms));
     TRY(smoothing_norms(r, s, &out->norms));
     TRY(segment_run(r, &pass, &r->calibrated));
     run_spent(r, WORK_ROWS);
     if (c.fa)
         TRY(attention_finish(r, s->block->index, c.fa));
+    if (r->statistics)
+        TRY(keep_statistics(&c));
 done:
     calibration_free(&c);
     return status;
@@ -340,6 +375,10 @@ static size_t operation_bytes(const ledger *l, const segment_work *s)
     if (segment_attends(s->block->graph, s->segment) && plan->attentions[s->block->index].quantize)
         most = size_max(most, fa_observe_bytes(plan->env->ctx, heads, m->config.head_dim,
                                                l->samples, plan->env->samples.longest));
+    if (plan->keeps_statistics && segment_attends(s->block->graph, s->segment))
+        most = size_max(
+            most,
+            KV_KINDS * mem_array_bytes(kv_observed_channels(plan, s->block->index), sizeof(float)));
     return most;
 }
 

@@ -168,7 +168,8 @@ static tare_status begin_run(run_job *j)
     r->model = j->env.model;
     r->scores = arena_calloc(&j->arena, r->model->num_linears, sizeof *r->scores);
     r->attentions = arena_calloc(&j->arena, r->model->config.num_layers, sizeof *r->attentions);
-    if (!r->scores || !r->attentions)
+    r->inputs = arena_calloc(&j->arena, r->model->num_units, sizeof *r->inputs);
+    if (!r->scores || !r->attentions || !r->inputs)
         return TARE_E_MEMORY;
     return smoothing_begin(r);
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "pipeline/run.h"
+#include "quantize/channel_max.h"
 
 /* ---- the weights as they are stored ---- */
 
@@ -242,6 +243,7 @@ tare_status quantize_block(run *r, const model_block *block)
         segment_work s = plan_segment(r->plan, block, i);
         TRY(quantize_segment(r, &s));
     }
+    TRY(statistics_layer(r, block));
 done:
     smoothing_free_layer(r, block->index);
     return status;
@@ -260,12 +262,17 @@ void quantize_block_hold(ledger *l, const model_block *block)
 
 /* ---- the head ---- */
 
+/* Reads what the last layer put out, normed; of a head that is not static for its statistics alone.
+ */
 tare_status observe_head(run *r)
 {
     tare_status status = TARE_OK;
-    size_t h = r->model->config.hidden_size;
+    size_t h = r->model->config.hidden_size, unit = r->model->num_units - 1;
+    linear_scheme scheme = r->plan->linears[r->model->num_linears - 1].scheme;
     observer *o = NULL;
     float *norm = NULL, *x;
+    uint32_t *max = mem_calloc(r->ctx, h, sizeof *max);
+    TRY(max ? TARE_OK : TARE_E_MEMORY);
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[r->model->num_linears - 1]),
                         &r->env->num, &o));
@@ -274,11 +281,15 @@ tare_status observe_head(run *r)
         TRY(stream_get(r->calibrated.states, row, rows, &x));
         norm_rows(r->model, x, norm, NULL, rows, h, r->work.round, x);
         TRY(observer_update(r->ctx, o, x, rows * h));
+        channel_max_update(r->ctx, max, x, rows, h);
     }
-    TRY(observer_params(r->ctx, o, &r->head_input));
+    if (scheme_of(scheme)->activations == ACT_STATIC)
+        TRY(observer_params(r->ctx, o, &r->inputs[unit]));
+    TRY(statistics_input(r, unit, o, max));
 done:
     observer_free(r->ctx, o);
     mem_free(r->ctx, norm);
+    mem_free(r->ctx, max);
     return TARE_WRAP(r->ctx, status, "%s", r->model->head->name);
 }
 
@@ -288,6 +299,7 @@ void observe_head_hold(ledger *l)
     const tare_model *m = plan->env->model;
     ledger_moment(l, m->head->name,
                   model_read_vector_bytes(m->final_norm) +
+                      mem_array_bytes(m->config.hidden_size, sizeof(uint32_t)) +
                       observer_bytes(plan->env->samples.count) +
                       observer_update_bytes(plan->env->ctx) + score_head_bytes(plan));
 }

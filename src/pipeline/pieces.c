@@ -273,7 +273,7 @@ static tare_status write_quantized(weight_pieces *w, const weight_piece *p, cons
                           .row_sums = at->row_sums,
                           .zero_rows = at->zero_rows};
     TRY(scheme_of(p->step->scheme)->activations == ACT_STATIC /* a head, which has no bias */
-            ? write_calibrated(r, l, &q, NULL, &r->head_input, &w->saturation, &parts)
+            ? write_calibrated(r, l, &q, NULL, &r->inputs[l->unit], &w->saturation, &parts)
             : output_write_linear(r->out, l->name, &parts));
 done:
     mem_free(r->ctx, bias);

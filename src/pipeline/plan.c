@@ -69,8 +69,11 @@ tare_status plan_linears(run_plan *plan)
     TRY(rules_apply(plan->env->recipe, plan->linears, count, attentions,
                     plan->env->model->config.num_layers));
     TRY(smoothing_plan(plan));
-    plan->calibrates = plan->env->goal != GOAL_OUTPUT || plan_uses_static(plan) || plan->smooths ||
-                       plan->env->recipe->fa_quant || plan->env->recipe->kv_cache;
+    const run_env *e = plan->env;
+    plan->weights_alone = e->goal == GOAL_OUTPUT && !plan_uses_static(plan) && !plan->smooths &&
+                          !e->recipe->fa_quant && !e->recipe->kv_cache;
+    plan->calibrates = !plan->weights_alone;
+    plan->keeps_statistics = plan->calibrates && e->goal == GOAL_OUTPUT && !e->tape;
 done:
     return status;
 }

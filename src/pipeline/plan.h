@@ -77,7 +77,9 @@ size_t segment_end(const segment_work *s);
 
 typedef struct run_plan {
     const run_env *env;
-    bool calibrates;               /* samples pass the model; else weights alone are quantized */
+    bool weights_alone;            /* nothing depends on what passes the model */
+    bool calibrates;               /* samples pass it; else tensors are made in pieces */
+    bool keeps_statistics;         /* of what passes, beside the output */
     linear_plan *linears;          /* [model.num_linears], as in the model: the head is the last */
     attention_plan *attentions;    /* [layers] */
     size_t num_fa, num_kv;         /* of those that are quantized, by either */

@@ -124,7 +124,7 @@ static tare_status calibrate_head(run *r)
     overlap_stop(r);
     if (scheme != SCHEME_FLOAT && r->floats.states && r->plan->wants_scores)
         TRY(score_head(r));
-    if (scheme_of(scheme)->activations == ACT_STATIC)
+    if (scheme_of(scheme)->activations == ACT_STATIC || r->plan->keeps_statistics)
         TRY(observe_head(r));
     TRY(pieces_start(r, 0));
 done:
@@ -161,6 +161,7 @@ static tare_status finish(run *r, tare_quantize_result *result)
     TRY(run_record(r, &record, &places));
     if (r->env->tape)
         TRY(recording_note(r, record.data, &places));
+    TRY(statistics_finish(r));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
     result->linears_quantized = r->num_quantized;
     result->saturated_rows = r->saturated_rows;
@@ -183,7 +184,7 @@ static void layers_hold(ledger *l)
                   embed_tokens_bytes(m, tokens) + write_float_rows_bytes(plan->env, &m->embedding));
     for (size_t i = 0; i < m->config.num_layers; i++)
         quantize_block_hold(l, &m->blocks[i]);
-    if (!plan_is_float(&plan->linears[m->num_linears - 1]))
+    if (!plan_is_float(&plan->linears[m->num_linears - 1]) || plan->keeps_statistics)
         observe_head_hold(l);
     ledger_moment(l, m->head->name, pieces_bytes(plan));
 }
@@ -214,7 +215,7 @@ static size_t files_bytes(const run_plan *plan)
         if (save & 1u << which)
             bytes += open_files(plan, (layout)which) * file_write_bytes();
     }
-    return bytes;
+    return bytes + statistics_bytes(plan);
 }
 
 static size_t finish_bytes(const run_plan *plan)
@@ -296,6 +297,7 @@ static tare_status run_all(run_job *j, tare_quantize_result *result)
     TRY(resume_restore(r));
     TRY(choose_fallback(j));
     TRY(plan_output(r));
+    TRY(statistics_open(r));
     if (!j->plan.calibrates) /* a ranking may have been made */
         run_stop(r);
     job_pass(j, PASS_QUANTIZE);

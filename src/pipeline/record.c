@@ -95,14 +95,19 @@ static void write_attentions(const run *r, buffer *out)
     buffer_puts(out, "],\n");
 }
 
+void calibration_write(const run_env *e, buffer *out)
+{
+    buffer_printf(out, "{\"samples\": %zu, \"tokens\": %zu, \"truncated\": %zu, \"ids\": ",
+                  e->samples.count, e->samples.tokens, e->samples.truncated);
+    digest_write(out, e->samples.ids, e->samples.tokens * sizeof *e->samples.ids);
+    buffer_putc(out, '}');
+}
+
 static void write_samples(const run *r, buffer *out)
 {
-    buffer_printf(out,
-                  "  \"calibration\": {\"samples\": %zu, \"tokens\": %zu, \"truncated\": "
-                  "%zu, \"ids\": ",
-                  r->env->samples.count, r->env->samples.tokens, r->env->samples.truncated);
-    digest_write(out, r->env->samples.ids, r->env->samples.tokens * sizeof *r->env->samples.ids);
-    buffer_printf(out, "},\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
+    buffer_puts(out, "  \"calibration\": ");
+    calibration_write(r->env, out);
+    buffer_printf(out, ",\n  \"saturated_rows\": %zu,\n", r->saturated_rows);
 }
 
 tare_status run_record(run *r, buffer *out, record_places *places)

@@ -199,6 +199,7 @@ static tare_status write_state(run *r, const char *path, uint64_t *digest)
     archive *a = NULL;
     TRY(path_remove(r->ctx, path));
     TRY(archive_create(r->ctx, path, &a));
+    TRY(statistics_sync(r));
     TRY(output_save(r->out, a));
     TRY(archive_run(r, a));
     archive *finished = a;
@@ -541,6 +542,7 @@ void resume_close(run *r, tare_status status)
     if (status == TARE_E_VERIFY && s->journal && r->out && !s->staged)
         note_staged(r);
     bool leaves = leaves_stage(s, status);
+    statistics_close(r, leaves);
     if (leaves && r->out)
         output_keep(r->out);
     output_free(r->out);

@@ -46,6 +46,7 @@ typedef struct flow {
 } flow;
 
 typedef struct run_overlap run_overlap;
+typedef struct statistics_file statistics_file;
 typedef struct weight_pieces weight_pieces;
 
 /* Kinds of work, as tare_plan counts them. */
@@ -115,7 +116,9 @@ typedef struct run {
     work_clock *clock;     /* NULL: nobody measures; else the run is a slice, and writes nothing */
     run_overlap *overlap;  /* overlap.c */
     weight_pieces *pieces; /* pieces.c */
-    act_params head_input; /* of a calibrated head */
+    statistics_file *statistics; /* statistics.c; NULL: none are kept */
+    act_params *inputs;          /* [model.num_units], of units whose samples are gone: the head,
+                                    or all where they come from an earlier run's statistics */
     run_resume resume;
     bool overwrite, made_out; /* an earlier output is replaced; the output folder is new */
     size_t num_quantized, saturated_rows;
@@ -244,6 +247,8 @@ void smoothing_free_layer(run *r, size_t layer);
 void layer_smoothing_free(tare_context *ctx, layer_smoothing *s);
 /* The vectors of a layer (none: nothing is there), written to or read from an archive. */
 tare_status smoothing_archive(run *r, const model_block *block, archive *a);
+/* Is a pair of the model's graph smoothed in this block? */
+bool smoothing_pair_active(const run_plan *plan, const model_block *block, const pair_spec *pair);
 /* Is `l` a target of a pair that this run smooths? */
 bool smoothing_targets(const run_plan *plan, const model_linear *l);
 /* Rows of a pair's inputs that its method reads again. */
@@ -284,7 +289,7 @@ tare_status quantize_block(run *r, const model_block *block);
 void quantize_block_hold(ledger *l, const model_block *block);
 /* One segment, from a source that it takes, up to what would be written. */
 tare_status calibrate_slice(run *r, const segment_work *s, layer_source *source);
-/* run.head_input: the final norm's output. Nothing reads what the head puts out. */
+/* run.inputs of the head: the final norm's output. Nothing reads what the head puts out. */
 tare_status observe_head(run *r);
 void observe_head_hold(ledger *l); /* with its score */
 
@@ -397,13 +402,31 @@ tare_status attention_write(run *r, size_t layer);
 tare_status declare_kv_cache(run *r, size_t layer, const model_linear *l);
 /* NULL: the attention has none. */
 tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o);
-/* Channels of a layer's keys, and of its values, if they are observed; else 0. */
+/* Channels of a layer's keys, and of its values, if they have scales or are observed; else 0. */
 size_t kv_cache_channels(const run_plan *plan, size_t layer);
+size_t kv_observed_channels(const run_plan *plan, size_t layer);
 /* Accounted bytes, at most: of what is kept until it is written; of writing it, beside that. */
 size_t kv_cache_kept_bytes(const run_plan *plan, size_t layer);
 size_t kv_cache_write_bytes(const run_plan *plan, size_t layer);
 /* With fa_amp: chooses who goes without, and writes the others. */
 tare_status write_late_attentions(run *r);
+
+/* ---- statistics.c: what is kept beside the output; nothing happens where none is ---- */
+
+/* Behind plan_output; goes on with what an earlier process wrote. */
+tare_status statistics_open(run *r);
+tare_status statistics_sync(run *r);
+/* All that the observer of a unit's input says, and its largest magnitudes (channel_max.h), which
+ * are of no use afterwards. */
+tare_status statistics_input(run *r, size_t unit, const observer *o, uint32_t *max);
+tare_status statistics_keys_and_values(run *r, size_t layer, const kv_observer *o);
+/* What else is known of a layer when it is done. */
+tare_status statistics_layer(run *r, const model_block *block);
+tare_status statistics_finish(run *r);
+/* In any case. `leave`: the file stays, for a run that goes on. */
+void statistics_close(run *r, bool leave);
+/* Accounted bytes, at most. */
+size_t statistics_bytes(const run_plan *plan);
 
 /* ---- pieces.c ---- */
 
@@ -439,6 +462,8 @@ void run_spent(run *r, work_kind kind);
 
 /* ---- record.c ---- */
 
+/* Which samples the run sees: a JSON map. */
+void calibration_write(const run_env *e, buffer *out);
 /* The text of tare_run.json. */
 tare_status run_record(run *r, buffer *out, record_places *places);
 

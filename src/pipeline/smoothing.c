@@ -43,7 +43,7 @@ static bool pair_is_disabled(const run_plan *plan, const model_block *block, con
     return false;
 }
 
-static bool pair_is_active(const run_plan *plan, const model_block *block, const pair_spec *pair)
+bool smoothing_pair_active(const run_plan *plan, const model_block *block, const pair_spec *pair)
 {
     return method_takes(plan, pair) && !pair_is_disabled(plan, block, pair);
 }
@@ -57,7 +57,7 @@ static const pair_spec *active_pair_of(const run_plan *plan, const model_linear 
     for (size_t p = 0; p < block->graph->num_pairs; p++) {
         const pair_spec *pair = &block->graph->pairs[p];
         if (block->first_unit + pair->unit == l->unit)
-            return pair_is_active(plan, block, pair) ? pair : NULL;
+            return smoothing_pair_active(plan, block, pair) ? pair : NULL;
     }
     return NULL;
 }
@@ -67,8 +67,9 @@ smooth_weight *smoothing_of(const run *r, const model_linear *l)
     if (!r->smoothing || linear_is_head(r->model, l))
         return NULL;
     const model_block *block = block_of(r->plan, l);
-    return &r->smoothing[block->index]
-                .weights[(size_t)(l - r->model->linears) - block->first_linear];
+    smooth_weight *w =
+        &r->smoothing[block->index].weights[(size_t)(l - r->model->linears) - block->first_linear];
+    return w->name ? w : NULL;
 }
 
 static tare_status check_names(const run_plan *plan)
@@ -359,7 +360,7 @@ tare_status smoothing_watch(run *r, const segment_work *s, pair_watch watch[BLOC
     tare_status status = TARE_OK;
     for (size_t p = 0; p < s->block->graph->num_pairs; p++) {
         const pair_spec *pair = &s->block->graph->pairs[p];
-        if (pair_in(s, pair) && pair_is_active(r->plan, s->block, pair))
+        if (pair_in(s, pair) && smoothing_pair_active(r->plan, s->block, pair))
             TRY(watch_pair(r, s->block, pair, &watch[p]));
     }
 done:
@@ -524,7 +525,7 @@ size_t smoothing_watch_bytes(const run_plan *plan, const segment_work *s)
     for (size_t p = 0; p < s->block->graph->num_pairs; p++) {
         const pair_spec *pair = &s->block->graph->pairs[p];
         size_t channels = s->block->graph->units[pair->unit].k;
-        if (!pair_in(s, pair) || !pair_is_active(plan, s->block, pair))
+        if (!pair_in(s, pair) || !smoothing_pair_active(plan, s->block, pair))
             continue;
         bytes += smooth_stats_bytes(&plan->smooth, channels);
         if (smoothing_watched_rows(plan))
@@ -539,7 +540,7 @@ size_t smoothing_solve_bytes(const run_plan *plan, const segment_work *s)
     pair_size p;
     for (size_t i = 0; i < s->block->graph->num_pairs; i++) {
         const pair_spec *pair = &s->block->graph->pairs[i];
-        if (!pair_in(s, pair) || !pair_is_active(plan, s->block, pair))
+        if (!pair_in(s, pair) || !smoothing_pair_active(plan, s->block, pair))
             continue;
         measure_pair(plan, s->block, pair, &p);
         size_t bytes = smooth_solve_bytes(plan->env->ctx, &plan->smooth, &p.group,

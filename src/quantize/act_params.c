@@ -31,19 +31,24 @@ static act_params params_exact(const numerics *num, double lo, double hi)
     return (act_params){.scale = scale, .offset = (float)offset, .dtype = num->dtype};
 }
 
+act_params act_params_of(const numerics *num, double lo, double hi, bool histogram)
+{
+    lo = fmin(lo, 0.0);
+    hi = fmax(hi, 0.0);
+    return num->compat ? params_compat(num, lo, hi, histogram) : params_exact(num, lo, hi);
+}
+
 tare_status act_params_from_range(tare_context *ctx, const numerics *num, double lo, double hi,
                                   bool histogram, act_params *out)
 {
     if (!isfinite(lo) || !isfinite(hi))
         return TARE_FAIL(ctx, TARE_E_NUMERIC, "the activation range [%g, %g] is not finite", lo,
                          hi);
-    lo = fmin(lo, 0.0);
-    hi = fmax(hi, 0.0);
-    *out = num->compat ? params_compat(num, lo, hi, histogram) : params_exact(num, lo, hi);
+    *out = act_params_of(num, lo, hi, histogram);
     if (!isfinite(out->scale) || !isfinite(out->offset))
         return TARE_FAIL(ctx, TARE_E_NUMERIC,
-                         "the scale of the activation range [%g, %g] does not fit %s", lo, hi,
-                         dtype_name(num->dtype));
+                         "the scale of the activation range [%g, %g] does not fit %s",
+                         fmin(lo, 0.0), fmax(hi, 0.0), dtype_name(num->dtype));
     return TARE_OK;
 }
 

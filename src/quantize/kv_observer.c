@@ -4,19 +4,18 @@
 #include <string.h>
 
 #include "base/carver.h"
-#include "base/parallel.h"
+#include "base/context.h"
+#include "quantize/channel_max.h"
 #include "tensor/round.h"
 
-enum { PIECE = 64, MODULE_NAME = 256 }; /* PIECE: channels of one piece of work */
+enum { MODULE_NAME = 256 };
 
 struct kv_observer {
     kv_observer *self;
     tare_context *ctx;
     char *module;
     size_t module_bytes, channels, samples;
-    /* [KV_KINDS,channels] of |x|, as the bits of non-negative floats: those order as the floats do,
-     * NaN and infinity last, and integer maxima vectorize. */
-    uint32_t *max;
+    uint32_t *max; /* [KV_KINDS,channels], as channel_max.h says */
 };
 
 static void lay_out(carver *c, void *component)
@@ -52,30 +51,6 @@ size_t kv_observer_bytes(size_t channels)
     return carver_bytes(lay_out, &(kv_observer){.module_bytes = MODULE_NAME, .channels = channels});
 }
 
-typedef struct observe_job {
-    const kv_observer *o;
-    const float *const *rows;
-    size_t tokens, pieces; /* pieces: of keys, and as many of values */
-} observe_job;
-
-static void observe_piece(void *user, size_t index, int thread)
-{
-    const observe_job *job = user;
-    size_t channels = job->o->channels, first = index % job->pieces * PIECE;
-    size_t kind = index / job->pieces, count = size_min(channels - first, PIECE);
-    const float *x = job->rows[kind] + first;
-    uint32_t max[PIECE], *all = job->o->max + kind * channels + first;
-    (void)thread;
-    memcpy(max, all, count * sizeof *max);
-    for (size_t t = 0; t < job->tokens; t++, x += channels) {
-        for (size_t c = 0; c < count; c++) {
-            uint32_t bits = float_to_bits(x[c]) & 0x7fffffffu;
-            max[c] = bits > max[c] ? bits : max[c];
-        }
-    }
-    memcpy(all, max, count * sizeof *max);
-}
-
 /* The first sample whose channel `c` of a kind is not finite. */
 static tare_status refuse(const kv_observer *o, size_t first, const size_t *lengths, const float *x,
                           kv_kind kind, size_t c)
@@ -94,10 +69,12 @@ static tare_status refuse(const kv_observer *o, size_t first, const size_t *leng
 tare_status kv_observe(kv_observer *o, size_t first, const size_t *lengths, size_t samples,
                        const float *const rows[KV_KINDS])
 {
-    observe_job job = {.o = o, .rows = rows, .pieces = size_divide_up(o->channels, PIECE)};
+    size_t tokens = 0;
     for (size_t i = 0; i < samples; i++)
-        job.tokens += lengths[i];
-    parallel_for(o->ctx, KV_KINDS * job.pieces, observe_piece, &job);
+        tokens += lengths[i];
+    for (int kind = 0; kind < KV_KINDS; kind++)
+        channel_max_update(o->ctx, o->max + (size_t)kind * o->channels, rows[kind], tokens,
+                           o->channels);
     for (size_t i = 0; i < KV_KINDS * o->channels; i++) {
         kv_kind kind = (kv_kind)(i / o->channels);
         if (!isfinite(bits_to_float(o->max[i])))
@@ -122,4 +99,17 @@ tare_status kv_observer_scales(const kv_observer *o, kv_kind kind, tare_dtype dt
                              dtype_name(dtype));
     }
     return TARE_OK;
+}
+
+void kv_observer_get(const kv_observer *o, kv_kind kind, float *reach)
+{
+    for (size_t c = 0; c < o->channels; c++)
+        reach[c] = bits_to_float(o->max[(size_t)kind * o->channels + c]);
+}
+
+void kv_observer_set(kv_observer *o, kv_kind kind, const float *reach)
+{
+    for (size_t c = 0; c < o->channels; c++)
+        o->max[(size_t)kind * o->channels + c] = float_to_bits(reach[c]);
+    o->samples += kind == KV_VALUES;
 }

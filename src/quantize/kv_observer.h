@@ -24,6 +24,10 @@ tare_status kv_observe(kv_observer *o, size_t first, const size_t *lengths, size
 /* scales [channels] <- max(a/127, 2^-23), rounded to `dtype`; offsets are all 0. TARE_E_NUMERIC
  * without a sample, or if a scale does not fit the dtype. */
 tare_status kv_observer_scales(const kv_observer *o, kv_kind kind, tare_dtype dtype, float *scales);
+/* The largest magnitudes so far, reach [channels]; and an observer that is told them instead of
+ * samples. */
+void kv_observer_get(const kv_observer *o, kv_kind kind, float *reach);
+void kv_observer_set(kv_observer *o, kv_kind kind, const float *reach);
 /* Accounted bytes, at most; kv_observe takes no others. */
 size_t kv_observer_bytes(size_t channels);
 

@@ -1,4 +1,4 @@
-/* Observers: dispatch by kind, and the mean of extremes. */
+/* Observers: what every update tells, the mean of extremes, and dispatch by kind. */
 #include "quantize/observer.h"
 
 #include <math.h>
@@ -22,8 +22,9 @@ struct observer {
     observer_kind kind;
     numerics num;
     size_t calls;
+    float min, max; /* of all updates */
+    extremes mean;
     union {
-        extremes mean;
         histogram exact;
         histogram_compat compat;
     } u;
@@ -44,10 +45,8 @@ void observer_free(tare_context *ctx, observer *o)
 {
     if (!o)
         return;
-    if (o->kind == OBSERVER_MEAN_EXTREMES) {
-        mem_free(ctx, o->u.mean.mins);
-        mem_free(ctx, o->u.mean.maxs);
-    }
+    mem_free(ctx, o->mean.mins);
+    mem_free(ctx, o->mean.maxs);
     mem_free(ctx, o);
 }
 
@@ -125,7 +124,7 @@ static tare_status find_extremes(tare_context *ctx, const float *x, size_t count
 static tare_status extremes_update(tare_context *ctx, observer *o, float min, float max)
 {
     tare_status status = TARE_OK;
-    extremes *e = &o->u.mean;
+    extremes *e = &o->mean;
     size_t size = sizeof(float);
     if (o->num.compat) {
         TRY(mem_grow(ctx, (void **)&e->mins, &e->min_capacity, o->calls + 1, size));
@@ -146,12 +145,13 @@ tare_status observer_update(tare_context *ctx, observer *o, const float *x, size
     if (count == 0)
         return TARE_OK;
     TRY(find_extremes(ctx, x, count, &min, &max));
-    if (o->kind == OBSERVER_MEAN_EXTREMES)
-        TRY(extremes_update(ctx, o, min, max));
-    else if (o->num.compat)
+    TRY(extremes_update(ctx, o, min, max));
+    if (o->num.compat)
         TRY(histogram_compat_update(ctx, &o->u.compat, x, count, min, max));
     else
         TRY(histogram_update(ctx, &o->u.exact, x, count, min, max));
+    o->min = o->calls ? fminf(o->min, min) : min;
+    o->max = o->calls ? fmaxf(o->max, max) : max;
     o->calls++;
 done:
     return status;
@@ -162,25 +162,41 @@ static double mean_compat(const float *x, size_t n, tare_dtype dtype)
     return round_native(torch_sum(x, n) / (float)n, dtype);
 }
 
-tare_status observer_range(tare_context *ctx, observer *o, double *lo, double *hi)
+static void range_of(const observer *o, observer_kind kind, double *lo, double *hi)
+{
+    if (kind == OBSERVER_HISTOGRAM && o->num.compat) {
+        histogram_compat_range(&o->u.compat, lo, hi);
+    } else if (kind == OBSERVER_HISTOGRAM) {
+        histogram_range(&o->u.exact, lo, hi);
+    } else if (o->num.compat) {
+        *lo = mean_compat(o->mean.mins, o->calls, o->num.dtype);
+        *hi = mean_compat(o->mean.maxs, o->calls, o->num.dtype);
+    } else {
+        *lo = o->mean.min_sum / (double)o->calls;
+        *hi = o->mean.max_sum / (double)o->calls;
+    }
+}
+
+tare_status observer_range(tare_context *ctx, const observer *o, double *lo, double *hi)
 {
     if (o->calls == 0)
         return TARE_FAIL(ctx, TARE_E_NUMERIC, "no activation was observed");
-    if (o->kind == OBSERVER_HISTOGRAM && o->num.compat) {
-        histogram_compat_range(&o->u.compat, lo, hi);
-    } else if (o->kind == OBSERVER_HISTOGRAM) {
-        histogram_range(&o->u.exact, lo, hi);
-    } else if (o->num.compat) {
-        *lo = mean_compat(o->u.mean.mins, o->calls, o->num.dtype);
-        *hi = mean_compat(o->u.mean.maxs, o->calls, o->num.dtype);
-    } else {
-        *lo = o->u.mean.min_sum / (double)o->calls;
-        *hi = o->u.mean.max_sum / (double)o->calls;
-    }
+    range_of(o, o->kind, lo, hi);
     return TARE_OK;
 }
 
-tare_status observer_params(tare_context *ctx, observer *o, act_params *out)
+bool observer_ranges(const observer *o, input_ranges *out)
+{
+    if (o->calls == 0)
+        return false;
+    for (int kind = OBSERVER_MEAN_EXTREMES; kind <= OBSERVER_HISTOGRAM; kind++)
+        range_of(o, (observer_kind)kind, &out->low[kind], &out->high[kind]);
+    out->low[RANGE_EXTREMES] = (double)o->min;
+    out->high[RANGE_EXTREMES] = (double)o->max;
+    return true;
+}
+
+tare_status observer_params(tare_context *ctx, const observer *o, act_params *out)
 {
     tare_status status = TARE_OK;
     double lo, hi;

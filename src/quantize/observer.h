@@ -20,9 +20,20 @@ void observer_free(tare_context *ctx, observer *o);
 tare_status observer_update(tare_context *ctx, observer *o, const float *x, size_t count);
 /* Range of all updates so far; TARE_E_NUMERIC without any. For the histogram: the greedy L2 search.
  */
-tare_status observer_range(tare_context *ctx, observer *o, double *lo, double *hi);
+tare_status observer_range(tare_context *ctx, const observer *o, double *lo, double *hi);
 /* observer_range, then act_params_from_range. */
-tare_status observer_params(tare_context *ctx, observer *o, act_params *out);
+tare_status observer_params(tare_context *ctx, const observer *o, act_params *out);
+
+/* What an input's updates say, whatever the observer's kind: the extremes of all, and the range of
+ * each observer_kind, by its number. */
+enum { RANGE_EXTREMES, INPUT_RANGES = OBSERVER_HISTOGRAM + 1 };
+typedef struct input_ranges {
+    double low[INPUT_RANGES], high[INPUT_RANGES];
+} input_ranges;
+
+/* False without an update. */
+bool observer_ranges(const observer *o, input_ranges *out);
+
 /* Accounted bytes, at most, of one that sees `samples` samples; and what an update needs beside. */
 size_t observer_bytes(size_t samples);
 size_t observer_update_bytes(const tare_context *ctx);

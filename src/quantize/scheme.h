@@ -28,6 +28,8 @@ typedef struct act_params {
  * or a scale that does not fit the dtype. */
 tare_status act_params_from_range(tare_context *ctx, const numerics *num, double lo, double hi,
                                   bool histogram, act_params *out);
+/* The same without a refusal: what does not fit is infinite. */
+act_params act_params_of(const numerics *num, double lo, double hi, bool histogram);
 
 /* ---- weights ---- */
 
