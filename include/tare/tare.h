@@ -198,6 +198,13 @@ typedef struct tare_quantize_options {
     /* For tests: so many of the ways to lay a run out in memory, from the fastest on, are not
      * taken. The output does not depend on it. */
     size_t skip_layouts;
+    /* The folder of an earlier output of the same model: what its samples told (its
+     * tare/tare_stats.safetensors) stands in for samples, which must not be given then, and no
+     * forward runs. recipe: what is to be other than in that run; its sections anti_outlier and
+     * run.dtype must be that run's. Where layers in front of a static linear have other schemes
+     * than in that run, tare_quantize would find other ranges; a warning and tare_run.json say so.
+     * NULL: none. */
+    const char *statistics;
 } tare_quantize_options;
 
 /* What came out, for a summary. Counts are of tensors and bytes in the model's own part of the

@@ -47,7 +47,7 @@ typedef struct command {
     int (*run)(int argc, char **argv);
 } command;
 
-extern const command command_quantize, command_calib, command_generate, command_verify,
+extern const command command_quantize, command_retype, command_calib, command_generate, command_verify,
     command_inspect, command_tokenize;
 
 /* Parses argv[1..] by `flags` and the common ones, with exactly `positional` arguments. 0, or
@@ -58,9 +58,14 @@ int cli_parse(const command *c, int argc, char **argv, const flag *flags, size_t
 tare_context *cli_open(const common *options, int *exit_code);
 /* Prints the error of `status`, frees the context, gives the exit code. */
 int cli_close(tare_context *ctx, tare_status status);
-/* Recipe file (may be NULL), then the given settings. */
-tare_status cli_recipe(tare_context *ctx, const common *options, const char *file,
-                       tare_recipe **out);
+/* Recipe file (may be NULL), then the given settings, into `recipe`. */
+tare_status cli_recipe(const common *options, const char *file, tare_recipe *recipe);
+/* EXIT_USAGE, after a message. */
+int cli_missing(const command *c, const char *option);
+/* Runs, or only plans, with the recipe of an earlier output (o->statistics), the file's and the
+ * given settings, and prints the summary. Gives the exit code. */
+int cli_quantize(const common *options, tare_quantize_options *o, const char *recipe_file,
+                 bool dry_run);
 /* A JSON string on stdout. */
 void cli_print_json(const char *text);
 /* The same of text that may hold NUL bytes. */

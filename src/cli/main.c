@@ -3,7 +3,7 @@
 
 #include "cli/cli.h"
 
-static const command *const commands[] = {&command_quantize, &command_calib,    &command_verify,
+static const command *const commands[] = {&command_quantize, &command_retype, &command_calib,    &command_verify,
                                           &command_inspect,  &command_generate, &command_tokenize};
 
 enum { NUM_COMMANDS = sizeof commands / sizeof *commands };

@@ -118,20 +118,17 @@ int cli_parse(const command *c, int argc, char **argv, const flag *flags, size_t
     return 0;
 }
 
-tare_status cli_recipe(tare_context *ctx, const common *options, const char *file,
-                       tare_recipe **out)
+tare_status cli_recipe(const common *options, const char *file, tare_recipe *recipe)
 {
-    tare_status status = tare_recipe_create(ctx, out);
-    if (status == TARE_OK && file)
-        status = tare_recipe_load(*out, file);
+    tare_status status = file ? tare_recipe_load(recipe, file) : TARE_OK;
     for (size_t i = 0; status == TARE_OK && i < options->num_settings; i++) {
         const given_setting *s = &options->settings[i];
         /* The first mention of a list replaces the recipe file's, further ones add to it. */
         bool again = false;
         for (size_t j = 0; j < i; j++)
             again |= strcmp(options->settings[j].setting, s->setting) == 0;
-        status = again ? tare_recipe_append(*out, s->setting, s->value)
-                       : tare_recipe_set(*out, s->setting, s->value);
+        status = again ? tare_recipe_append(recipe, s->setting, s->value)
+                       : tare_recipe_set(recipe, s->setting, s->value);
     }
     return status;
 }

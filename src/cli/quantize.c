@@ -164,15 +164,19 @@ static tare_status plan(tare_context *ctx, const tare_quantize_options *o, bool 
     return status;
 }
 
-static int execute(const common *options, tare_quantize_options *o, const char *recipe_file,
-                   bool dry_run)
+int cli_quantize(const common *options, tare_quantize_options *o, const char *recipe_file,
+                 bool dry_run)
 {
     int code;
     tare_recipe *recipe = NULL;
     tare_context *ctx = cli_open(options, &code);
     if (!ctx)
         return code;
-    tare_status status = cli_recipe(ctx, options, recipe_file, &recipe);
+    tare_status status = tare_recipe_create(ctx, &recipe);
+    if (status == TARE_OK && o->statistics)
+        status = tare_recipe_load(recipe, o->statistics);
+    if (status == TARE_OK)
+        status = cli_recipe(options, recipe_file, recipe);
     o->recipe = recipe;
     if (status == TARE_OK)
         status = (dry_run ? plan : quantize)(ctx, o, options->json);
@@ -180,9 +184,9 @@ static int execute(const common *options, tare_quantize_options *o, const char *
     return cli_close(ctx, status);
 }
 
-static int refuse_without_out(void)
+int cli_missing(const command *c, const char *option)
 {
-    fprintf(stderr, "tare quantize: --out DIR is missing; see tare help quantize\n");
+    fprintf(stderr, "tare %s: %s is missing; see tare help %s\n", c->name, option, c->name);
     return EXIT_USAGE;
 }
 
@@ -245,9 +249,9 @@ static int run(int argc, char **argv)
     if (code)
         return code < 0 ? 0 : code;
     if (!o.out && !dry_run)
-        return refuse_without_out();
+        return cli_missing(&command_quantize, "--out DIR");
     o.model = options.positional[0];
-    return execute(&options, &o, recipe_file, dry_run);
+    return cli_quantize(&options, &o, recipe_file, dry_run);
 }
 
 const command command_quantize = {"quantize", "quantize a checkpoint", usage, run};

@@ -18,6 +18,10 @@ tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
     tare_status status = SIZED_TAKE(ctx, tare_quantize_options, given, o);
     if (status != TARE_OK)
         return status;
+    if (o->statistics && (o->calib || o->calib_count > 0 || o->smoothing))
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "with the statistics of an earlier run neither samples nor a smoothing can "
+                         "be given");
     if (!o->model == !o->source)
         return TARE_FAIL(ctx, TARE_E_USAGE, "a model is needed: a folder or an open model");
     if (o->calib && o->calib_count > 0)
@@ -80,6 +84,8 @@ static bool needs_samples(const run_plan *plan)
 {
     const run_env *e = plan->env;
     bool given = samples_given(e);
+    if (e->options->statistics)
+        return false;
     if (plan->calibrates)
         return true;
     if (e->recipe->disable_level > 0 && !given)
@@ -152,6 +158,7 @@ size_t job_end(run_job *j)
     mem_keep_scratch(ctx, false);
     for (size_t i = 0; j->run.smoothing && i < j->env.model->config.num_layers; i++)
         smoothing_free_layer(&j->run, i);
+    statistics_let_go(&j->run);
     sample_set_free(ctx, &j->env.samples);
     tare_model_free(j->env.model);
     arena_free(&j->arena);
@@ -203,6 +210,8 @@ tare_status job_plan(run_job *j)
     TRY(plan_linears(plan));
     settle_symmetry(j);
     TRY(begin_run(j));
+    if (e->options->statistics)
+        TRY(statistics_take(&j->run, plan));
     if (needs_samples(plan)) {
         TRY(load_samples(e, plan));
         plan_streams(plan);

@@ -33,6 +33,20 @@ static tare_dtype bias_dtype(const run *r, const model_linear *l)
     return l->bias ? output_tensor(r->env, l->bias).dtype : output_weight(r->env, &l->weight).dtype;
 }
 
+bool linear_has_bias(const run_plan *plan, const model_linear *l)
+{
+    return l->bias || smoothing_creates_bias(plan, l);
+}
+
+/* In both its forms, and as it is read. */
+size_t load_bias_bytes(const run_plan *plan, const model_linear *l)
+{
+    if (!linear_has_bias(plan, l))
+        return 0;
+    return mem_array_bytes(l->n, sizeof(float)) +
+           (l->bias ? model_read_vector_bytes(l->bias) : mem_array_bytes(l->n, sizeof(float)));
+}
+
 tare_status load_bias(run *r, const model_linear *linear, float **bias, void **raw)
 {
     tare_status status = TARE_OK;
@@ -40,13 +54,13 @@ tare_status load_bias(run *r, const model_linear *linear, float **bias, void **r
     tare_dtype dtype = bias_dtype(r, linear);
     *bias = NULL;
     *raw = NULL;
-    if (!linear->bias && !smoothing_creates_bias(r->plan, linear))
+    if (!linear_has_bias(r->plan, linear))
         return TARE_OK;
     if (linear->bias)
         TRY(model_read_vector(r->model, linear->bias, bias));
     else if (!(*bias = mem_alloc_array(r->ctx, linear->n, sizeof **bias)))
         return TARE_E_MEMORY;
-    if (smooth)
+    if (smooth && smooth->bias)
         memcpy(*bias, smooth->bias, linear->n * sizeof **bias);
     if (!(*raw = mem_alloc(r->ctx, linear->n * dtype_size(dtype))))
         return TARE_E_MEMORY;
@@ -56,24 +70,30 @@ done:
     return status;
 }
 
+tare_status write_float_bias(run *r, const model_linear *l, const void *raw)
+{
+    tare_status status = TARE_OK;
+    buffer name;
+    buffer_init(&name, r->ctx);
+    buffer_printf(&name, "%s.bias", l->name);
+    TRY(name.status);
+    TRY(output_write_float(r->out, name.data, 0, raw, l->n * dtype_size(bias_dtype(r, l))));
+done:
+    buffer_free(&name);
+    return status;
+}
+
 tare_status live_linear_write_float(run *r, live_linear *l)
 {
     tare_status status = TARE_OK;
     const model_linear *m = l->linear;
-    buffer name;
-    buffer_init(&name, r->ctx);
     if (!l->raw.data)
         return TARE_OK;
     TRY(write_float_rows(r, &m->weight, 0, m->n, &l->raw));
-    if (l->bias_raw) {
-        tare_dtype dtype = bias_dtype(r, m);
-        buffer_printf(&name, "%s.bias", m->name);
-        TRY(name.status);
-        TRY(output_write_float(r->out, name.data, 0, l->bias_raw, m->n * dtype_size(dtype)));
-    }
+    if (l->bias_raw)
+        TRY(write_float_bias(r, m, l->bias_raw));
     coded_free(r->ctx, &l->raw);
 done:
-    buffer_free(&name);
     return TARE_WRAP(r->ctx, status, "%s", m->name);
 }
 

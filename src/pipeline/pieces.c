@@ -1,5 +1,5 @@
-/* Tensors that need no forward: all of them where weights alone are quantized, else those behind
- * the layers. They go through in pieces of rows, in model order; while one piece is computed the
+/* Tensors that need no forward: all of them where weights alone are quantized or what samples told
+ * is known from an earlier run, else those behind the layers. They go through in pieces of rows, in model order; while one piece is computed the
  * next are read and the last ones written (layout.overlap), so memory is a few pieces whatever the
  * model, and time is the disk's. */
 #include "base/carver.h"
@@ -12,18 +12,21 @@ enum {
 };
 
 typedef enum step_kind {
-    STEP_FLOAT,   /* as it is */
-    STEP_NORM,    /* the same, in one piece */
-    STEP_MEASURE, /* the range of a matrix that has one scale */
-    STEP_QUANTIZE
+    STEP_FLOAT,     /* as it is, or smoothed */
+    STEP_NORM,      /* the same, in one piece */
+    STEP_MEASURE,   /* the range of a matrix that has one scale */
+    STEP_QUANTIZE,
+    STEP_BIAS,      /* of a float linear; from here on nothing is read ahead */
+    STEP_ATTENTION  /* what an attention has of its own */
 } step_kind;
 
 /* One tensor's way through. */
 typedef struct weight_step {
     step_kind kind;
     stored_weight source;
-    const model_linear *linear; /* of MEASURE and QUANTIZE */
+    const model_linear *linear; /* NULL: none */
     linear_scheme scheme;
+    size_t norm;        /* of the block's */
     size_t part;        /* of the model, as pieces_run counts them */
     size_t first_piece; /* of all */
 } weight_step;
@@ -44,6 +47,7 @@ typedef struct piece_slot {
     float *scales, *offsets;
     int64_t *row_sums;
     bool *zero_rows;
+    void *smoothed; /* floats as they are written */
 } piece_slot;
 
 struct weight_pieces {
@@ -52,85 +56,123 @@ struct weight_pieces {
     weight_step *steps;
     size_t num_steps, num_pieces, part; /* so far, while they are listed */
     struct {                            /* bytes and rows of the largest piece */
-        size_t stored, blocks, quantized, rows, bias, columns, packed, converted;
+        size_t stored, blocks, quantized, rows, bias, columns, packed, converted, smoothed;
     } most;
     size_t next;           /* piece */
     weight_range range;    /* of the matrix in work */
-    saturation saturation; /* of the linear in work */
+    saturation saturation; /* of the linear that is written */
+    float *bias;           /* its own; NULL: none */
+    void *bias_raw;
     read_ahead *pieces;
     piece_slot slots[SLOTS];
 };
 
 /* ---- the steps ---- */
 
+static bool reads_ahead(step_kind kind)
+{
+    return kind < STEP_BIAS;
+}
+
 static size_t rows_of_piece(const weight_step *s)
 {
+    if (!reads_ahead(s->kind))
+        return 1;
     size_t rows = s->source.n, fit = PIECE_BYTES / stored_row_bytes(&s->source);
     return s->kind == STEP_NORM ? rows : size_max(size_min(fit, rows), 1);
 }
 
-/* Where samples pass, all weights are symmetric. */
+/* Where anything depends on samples, all weights are symmetric. */
 static bool is_asymmetric(const run_plan *plan)
 {
-    return !plan->env->recipe->w_sym && !plan->calibrates;
+    return !plan->env->recipe->w_sym && plan->weights_alone;
 }
 
-/* Of w->part. Without room for steps only the largest piece is found. */
-static void add_step(weight_pieces *w, step_kind kind, const stored_weight *source,
-                     const model_linear *linear, linear_scheme scheme)
+/* What a piece of it takes, at most. */
+static void measure_step(weight_pieces *w, const weight_step *s, size_t rows)
 {
-    weight_step s = {kind, *source, linear, scheme, w->part, w->num_pieces};
-    if (source->n == 0 || source->k == 0)
-        return;
-    if (w->steps)
-        w->steps[w->num_steps] = s;
-    w->num_steps++;
-    size_t rows = rows_of_piece(&s);
-    w->num_pieces += size_divide_up(source->n, rows);
+    const stored_weight *source = &s->source;
+    const model_linear *l = s->linear;
+    bool quantizes = s->kind == STEP_MEASURE || s->kind == STEP_QUANTIZE;
     w->most.stored = size_max(w->most.stored, rows * stored_row_bytes(source));
     w->most.blocks = size_max(w->most.blocks, stored_scales(source, rows));
-    if (!linear) {
+    if (!quantizes)
         w->most.converted = size_max(w->most.converted, converted_bytes(w->plan->env, source));
-        return;
+    if (!quantizes && w->plan->smooths && l) {
+        size_t size = dtype_size(output_weight(w->plan->env, source).dtype);
+        w->most.smoothed = size_max(w->most.smoothed, rows * source->k * size);
+        w->most.columns = size_max(w->most.columns, source->k);
     }
+    if (!quantizes)
+        return;
     w->most.quantized = size_max(w->most.quantized, rows * source->k);
     w->most.rows = size_max(w->most.rows, rows);
     w->most.columns = size_max(w->most.columns, source->k);
     w->most.packed = size_max(w->most.packed,
                               output_rows_bytes(rows, source->k, w->plan->env->save));
-    w->most.bias = size_max(w->most.bias, linear->bias ? model_read_vector_bytes(linear->bias) : 0);
+    w->most.bias = size_max(w->most.bias, load_bias_bytes(w->plan, l));
 }
 
-static void add_float(weight_pieces *w, step_kind kind, const tensor_info *tensor)
+/* Of w->part. Without room for steps only the largest piece is found. */
+static void add_step(weight_pieces *w, const weight_step *step)
 {
-    stored_weight source = stored_whole(tensor);
-    add_step(w, kind, &source, NULL, SCHEME_FLOAT);
+    weight_step s = *step;
+    s.part = w->part;
+    s.first_piece = w->num_pieces;
+    if (reads_ahead(s.kind) && (s.source.n == 0 || s.source.k == 0))
+        return;
+    if (!reads_ahead(s.kind))
+        s.source.n = 1;
+    if (w->steps)
+        w->steps[w->num_steps] = s;
+    w->num_steps++;
+    size_t rows = rows_of_piece(&s);
+    w->num_pieces += size_divide_up(s.source.n, rows);
+    if (reads_ahead(s.kind))
+        measure_step(w, &s, rows);
+}
+
+static void add_tensor(weight_pieces *w, const stored_weight *source)
+{
+    add_step(w, &(weight_step){.kind = STEP_FLOAT, .source = *source, .scheme = SCHEME_FLOAT});
+}
+
+static void add_norm(weight_pieces *w, const tensor_info *tensor, size_t norm)
+{
+    add_step(w, &(weight_step){.kind = STEP_NORM, .source = stored_whole(tensor), .norm = norm});
 }
 
 static void add_linear(weight_pieces *w, const model_linear *l, const linear_plan *f)
 {
-    if (!plan_is_float(f) && w->plan->env->recipe->mm_tensor)
-        add_step(w, STEP_MEASURE, &l->weight, l, f->scheme);
-    if (!plan_is_float(f))
-        add_step(w, STEP_QUANTIZE, &l->weight, l, f->scheme);
-    else if (!f->is_head || !w->plan->env->model->head_is_tied)
-        add_step(w, STEP_FLOAT, &l->weight, NULL, SCHEME_FLOAT);
-    if (plan_is_float(f) && l->bias)
-        add_float(w, STEP_FLOAT, l->bias);
+    weight_step s = {.source = l->weight, .linear = l, .scheme = f->scheme};
+    if (!plan_is_float(f) && w->plan->env->recipe->mm_tensor) {
+        s.kind = STEP_MEASURE;
+        add_step(w, &s);
+    }
+    s.kind = plan_is_float(f) ? STEP_FLOAT : STEP_QUANTIZE;
+    if (s.kind == STEP_QUANTIZE || !f->is_head || !w->plan->env->model->head_is_tied)
+        add_step(w, &s);
+    s.kind = STEP_BIAS;
+    if (plan_is_float(f) && linear_has_bias(w->plan, l))
+        add_step(w, &s);
 }
 
 static void add_layers(weight_pieces *w)
 {
     const tare_model *m = w->plan->env->model;
     w->part = PART_EMBEDDING;
-    add_step(w, STEP_FLOAT, &m->embedding, NULL, SCHEME_FLOAT);
+    add_tensor(w, &m->embedding);
     for (size_t layer = 0; layer < m->config.num_layers; layer++) {
         const model_block *b = &m->blocks[layer];
         w->part = PART_LAYERS + layer;
+        if (w->plan->attentions[layer].quantize || w->plan->attentions[layer].kv_cache)
+            add_step(w, &(weight_step){.kind = STEP_ATTENTION});
         for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
             add_linear(w, &m->linears[i], &w->plan->linears[i]);
-        for (size_t i = 0; i < b->graph->num_norms; i++)
-            add_float(w, STEP_NORM, b->norms[graph_norm_in_order(b->graph, i)]);
+        for (size_t i = 0; i < b->graph->num_norms; i++) {
+            size_t norm = graph_norm_in_order(b->graph, i);
+            add_norm(w, b->norms[norm], norm);
+        }
     }
 }
 
@@ -142,10 +184,10 @@ static void add_steps(weight_pieces *w)
     if (!w->plan->calibrates)
         add_layers(w);
     w->part = PART_LAYERS + m->config.num_layers;
-    add_float(w, STEP_NORM, m->final_norm);
+    add_norm(w, m->final_norm, 0);
     add_linear(w, m->head, &w->plan->linears[m->num_linears - 1]);
     for (size_t i = 0; i < m->num_extra; i++)
-        add_step(w, STEP_FLOAT, &m->extra[i], NULL, SCHEME_FLOAT);
+        add_tensor(w, &m->extra[i]);
 }
 
 size_t pieces_steps(const run_plan *plan)
@@ -179,6 +221,7 @@ static void lay_out_slots(carver *c, void *component)
         s->offsets = carve(c, w->most.rows, sizeof *s->offsets);
         s->row_sums = carve(c, w->most.rows, sizeof *s->row_sums);
         s->zero_rows = carve(c, w->most.rows, sizeof *s->zero_rows);
+        s->smoothed = carve(c, w->most.smoothed, 1);
     }
 }
 
@@ -192,7 +235,7 @@ size_t pieces_bytes(const run_plan *plan)
            mem_array_bytes(w.num_steps, sizeof(weight_step)) +
            2 * mem_array_bytes(w.most.blocks, sizeof(float)) +
            weight_quantize_bytes(plan->env->ctx, w.most.rows, w.most.columns) +
-           live_linear_rows_bytes(w.most.rows) + w.most.packed + 2 * w.most.bias + w.most.converted;
+           live_linear_rows_bytes(w.most.rows) + w.most.packed + w.most.bias + w.most.converted;
 }
 
 /* ---- reading ---- */
@@ -215,24 +258,59 @@ static tare_status read_piece(void *user, size_t index, size_t slot)
     weight_pieces *w = user;
     piece_slot *at = &w->slots[slot];
     weight_piece p = piece_at(w, index);
+    if (!reads_ahead(p.step->kind))
+        return TARE_OK;
     return stored_read_in(w->run->model->checkpoint, &p.step->source, p.first, p.count, at->room,
                           at->blocks, &at->rows);
 }
 
 /* ---- computing ---- */
 
-static tare_status make_piece(weight_pieces *w, const weight_piece *p, const piece_slot *at)
+/* The rows of a piece as smoothing sees them; false: it leaves them alone. */
+static bool smoothed_rows(const weight_pieces *w, const weight_piece *p, const piece_slot *at,
+                          smooth_weight *out)
+{
+    const smooth_weight *whole = p->step->linear ? smoothing_of(w->run, p->step->linear) : NULL;
+    if (!whole || !(whole->rows_scaled || whole->cols_scaled))
+        return false;
+    *out = *whole;
+    out->raw = at->rows;
+    out->n = p->count;
+    if (whole->row_scale)
+        out->row_scale += p->first;
+    return true;
+}
+
+static tare_status make_float(weight_pieces *w, const weight_piece *p, piece_slot *at)
+{
+    run *r = w->run;
+    smooth_weight rows;
+    const stored_weight *source = &p->step->source;
+    size_t row_bytes = stored_row_bytes(source);
+    tare_status status = checkpoint_check_finite(r->model->checkpoint, source->tensor,
+                                                 (uint64_t)(source->first + p->first) * row_bytes,
+                                                 at->rows.data, p->count * row_bytes);
+    if (status == TARE_OK && smoothed_rows(w, p, at, &rows)) {
+        tare_dtype dtype = output_weight(r->env, source).dtype;
+        status = smoothing_store_rows(r, &rows, dtype, at->smoothed);
+        at->rows = coded_plain(dtype, at->smoothed, source->k);
+    }
+    return status;
+}
+
+static tare_status make_piece(weight_pieces *w, const weight_piece *p, piece_slot *at)
 {
     const weight_step *s = p->step;
     run *r = w->run;
     tare_status status = TARE_OK;
-    size_t row_bytes = stored_row_bytes(&s->source);
-    if (!s->linear)
-        return checkpoint_check_finite(r->model->checkpoint, s->source.tensor,
-                                       (uint64_t)(s->source.first + p->first) * row_bytes,
-                                       at->rows.data, p->count * row_bytes);
+    smooth_weight smooth;
+    if (!reads_ahead(s->kind))
+        return TARE_OK;
+    if (s->kind != STEP_MEASURE && s->kind != STEP_QUANTIZE)
+        return make_float(w, p, at);
     bool one_scale = r->env->recipe->mm_tensor;
     weight_rows rows = {.stored = at->rows,
+                        .smooth = smoothed_rows(w, p, at, &smooth) ? &smooth : NULL,
                         .first = p->first,
                         .count = p->count,
                         .asymmetric = is_asymmetric(w->plan)};
@@ -247,22 +325,28 @@ static tare_status make_piece(weight_pieces *w, const weight_piece *p, const pie
 
 /* ---- writing ---- */
 
+static void free_bias(weight_pieces *w)
+{
+    mem_free(w->plan->env->ctx, w->bias);
+    mem_free(w->plan->env->ctx, w->bias_raw);
+    w->bias = NULL;
+    w->bias_raw = NULL;
+}
+
 static tare_status write_quantized(weight_pieces *w, const weight_piece *p, const piece_slot *at)
 {
     tare_status status = TARE_OK;
     run *r = w->run;
     const model_linear *l = p->step->linear;
-    float *bias = NULL;
-    void *bias_raw = NULL;
-    if (p->first == 0)
+    if (p->first == 0) {
         w->saturation = (saturation){0};
-    if (p->last)
-        TRY(load_bias(r, l, &bias, &bias_raw));
+        TRY(load_bias(r, l, &w->bias, &w->bias_raw));
+    }
     linear_parts parts = {
         .first = p->first,
         .count = p->count,
         .data = {[TENSOR_WEIGHT] = at->q,
-                 [TENSOR_BIAS] = bias_raw,
+                 [TENSOR_BIAS] = p->last ? w->bias_raw : NULL,
                  [TENSOR_WEIGHT_SCALE] = at->scales,
                  [TENSOR_WEIGHT_OFFSET] = is_asymmetric(w->plan) ? at->offsets : NULL}};
     quantized_weight q = {.n = p->count,
@@ -272,18 +356,25 @@ static tare_status write_quantized(weight_pieces *w, const weight_piece *p, cons
                           .num_scales = r->env->recipe->mm_tensor ? 1 : p->count,
                           .row_sums = at->row_sums,
                           .zero_rows = at->zero_rows};
-    TRY(scheme_of(p->step->scheme)->activations == ACT_STATIC /* a head, which has no bias */
-            ? write_calibrated(r, l, &q, NULL, &r->inputs[l->unit], &w->saturation, &parts)
+    TRY(scheme_of(p->step->scheme)->activations == ACT_STATIC
+            ? write_calibrated(r, l, &q, w->bias ? w->bias + p->first : NULL, &r->inputs[l->unit],
+                               &w->saturation, &parts)
             : output_write_linear(r->out, l->name, &parts));
 done:
-    mem_free(r->ctx, bias);
-    mem_free(r->ctx, bias_raw);
+    if (p->last)
+        free_bias(w);
     return status;
 }
 
 static tare_status write_vector(run *r, const weight_step *s, const coded_rows *rows)
 {
     tensor_info t = output_weight(r->env, &s->source);
+    size_t layer = s->part - PART_LAYERS;
+    const smooth_norm *smoothed = r->smoothing && layer < r->model->config.num_layers
+                                      ? &r->smoothing[layer].norms[s->norm]
+                                      : NULL;
+    if (smoothed && smoothed->weight)
+        return write_norm(r, s->source.tensor, smoothed->weight, smoothed->bias);
     const void *there = coded_in_place(rows, t.dtype, 0, 0);
     if (there)
         return output_write_norm(r->out, t.name, there, NULL);
@@ -295,6 +386,24 @@ static tare_status write_vector(run *r, const weight_step *s, const coded_rows *
     }
     mem_free(r->ctx, values);
     return status;
+}
+
+static tare_status write_bias(run *r, const model_linear *l)
+{
+    float *bias;
+    void *raw;
+    tare_status status = load_bias(r, l, &bias, &raw);
+    if (status == TARE_OK)
+        status = write_float_bias(r, l, raw);
+    mem_free(r->ctx, bias);
+    mem_free(r->ctx, raw);
+    return status;
+}
+
+static tare_status write_attention(run *r, size_t layer)
+{
+    tare_status status = attention_write(r, layer);
+    return status == TARE_OK && r->kv ? kv_cache_write(r, layer, r->kv[layer]) : status;
 }
 
 static tare_status write_piece(void *user, size_t index, size_t slot)
@@ -309,9 +418,14 @@ static tare_status write_piece(void *user, size_t index, size_t slot)
         return write_vector(w->run, p.step, &at->rows);
     case STEP_QUANTIZE:
         return write_quantized(w, &p, at);
-    default:
-        return TARE_OK;
+    case STEP_BIAS:
+        return write_bias(w->run, p.step->linear);
+    case STEP_ATTENTION:
+        return write_attention(w->run, p.step->part - PART_LAYERS);
+    case STEP_MEASURE:
+        break;
     }
+    return TARE_OK;
 }
 
 /* ---- the pieces ---- */
@@ -346,6 +460,7 @@ void pieces_stop(run *r)
     if (!w)
         return;
     read_ahead_stop(w->pieces);
+    free_bias(w);
     mem_free(r->ctx, w->slots[0].room); /* and all that was laid out with it */
     mem_free(r->ctx, w->steps);
     mem_free(r->ctx, w);

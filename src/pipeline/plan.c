@@ -72,7 +72,7 @@ tare_status plan_linears(run_plan *plan)
     const run_env *e = plan->env;
     plan->weights_alone = e->goal == GOAL_OUTPUT && !plan_uses_static(plan) && !plan->smooths &&
                           !e->recipe->fa_quant && !e->recipe->kv_cache;
-    plan->calibrates = !plan->weights_alone;
+    plan->calibrates = !plan->weights_alone && !e->options->statistics;
     plan->keeps_statistics = plan->calibrates && e->goal == GOAL_OUTPUT && !e->tape;
 done:
     return status;

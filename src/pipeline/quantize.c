@@ -162,6 +162,7 @@ static tare_status finish(run *r, tare_quantize_result *result)
     if (r->env->tape)
         TRY(recording_note(r, record.data, &places));
     TRY(statistics_finish(r));
+    TRY(statistics_pass_on(r));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
     result->linears_quantized = r->num_quantized;
     result->saturated_rows = r->saturated_rows;

@@ -135,6 +135,11 @@ tare_status run_record(run *r, buffer *out, record_places *places)
         status = smoothing_record(r, r->env->options->smoothing, out);
         buffer_puts(out, ",\n");
     }
+    if (r->earlier) {
+        buffer_puts(out, "  \"statistics\": ");
+        statistics_record(r, out);
+        buffer_puts(out, ",\n");
+    }
     buffer_puts(out, "  \"fingerprint\": ");
     if (status == TARE_OK)
         status = fingerprint_write(r, out, &places->fingerprint);

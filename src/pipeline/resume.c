@@ -46,6 +46,10 @@ tare_status fingerprint_write(run *r, buffer *out, text_range *recipe)
         buffer_puts(out, ", \"smoothing\": ");
         TRY(smoothing_digest(r, r->env->options->smoothing, out));
     }
+    if (r->earlier) {
+        buffer_puts(out, ", \"statistics\": ");
+        statistics_digest(r, out);
+    }
     buffer_puts(out, ", \"config.json\": ");
     digest_write(out, r->model->config_json, r->model->config_length);
     TRY(fingerprint_files(r->model, out));
@@ -336,16 +340,9 @@ static tare_status check_finished(run *r)
 {
     tare_status status = TARE_OK;
     const value *root;
-    /* Several layouts have a folder each, and of two one is among these. */
-    static const char *const PLACES[] = {"tare_run.json", "ascendv1/tare_run.json",
-                                         "compressed-tensors/tare_run.json"};
-    char *path = NULL;
-    for (size_t i = 0; i < sizeof PLACES / sizeof *PLACES && !(path && path_exists(path)); i++) {
-        mem_free(r->ctx, path);
-        path = path_join(r->ctx, r->env->options->out, PLACES[i]);
-        TRY(path ? TARE_OK : TARE_E_MEMORY);
-    }
-    if (!path_exists(path))
+    char *path;
+    TRY(save_types_record(r->ctx, r->env->options->out, &path));
+    if (!path)
         goto done;
     TRY(json_parse_file(r->ctx, r->env->arena, path, 64 << 20, &root));
     TRY(check_fingerprint(r, value_get(root, "fingerprint"), NULL, false, "a finished output"));

@@ -47,6 +47,7 @@ typedef struct flow {
 
 typedef struct run_overlap run_overlap;
 typedef struct statistics_file statistics_file;
+typedef struct earlier_run earlier_run;
 typedef struct weight_pieces weight_pieces;
 
 /* Kinds of work, as tare_plan counts them. */
@@ -108,6 +109,8 @@ typedef struct run {
     progress progress;
     linear_score *scores;       /* [model.num_linears] */
     run_attention *attentions;  /* [layers] */
+    kv_observer **kv;           /* [layers] as an earlier run left them; NULL: none */
+    earlier_run *earlier;       /* statistics_take.c; NULL: samples tell, or nothing needs them */
     layer_smoothing *smoothing; /* [layers]; NULL: no outlier suppression */
     flow calibrated;            /* all samples */
     flow floats; /* the first samples, through the float model; states NULL: it does not run
@@ -240,6 +243,8 @@ tare_status smoothing_solve(run *r, const segment_work *s, const layer_source *s
                             pair_watch watch[BLOCK_PAIRS]);
 /* Replaces the norms' weights by the smoothed ones, as stored, and gives them their biases. */
 tare_status smoothing_norms(run *r, const segment_work *s, block_norms *norms);
+/* to [n,k] <- the rows of `w` as they are written. */
+tare_status smoothing_store_rows(run *r, const smooth_weight *w, tare_dtype dtype, void *to);
 /* Replaces a weight that stays float by the smoothed one, as it is written. */
 tare_status smoothing_store(run *r, const model_linear *l, coded_rows *raw);
 void smoothing_free_layer(run *r, size_t layer);
@@ -320,6 +325,11 @@ bool linear_runs_in_floats(const run_plan *plan, linear_scheme scheme);
 /* The bias [n] (NULL: none; mem_free both, in any case), smoothed if its layer is, as it is written
  * and rounded to that: what an engine will add. */
 tare_status load_bias(run *r, const model_linear *linear, float **bias, void **raw);
+/* Has the linear one, its own or by a shift? And accounted bytes of load_bias, at most. */
+bool linear_has_bias(const run_plan *plan, const model_linear *l);
+size_t load_bias_bytes(const run_plan *plan, const model_linear *l);
+/* Of a float linear, as it is written. */
+tare_status write_float_bias(run *r, const model_linear *l, const void *raw);
 /* Rows whose quant_bias did not fit, and the worst error (derive_w8a8). */
 typedef struct saturation {
     size_t rows;
@@ -327,8 +337,8 @@ typedef struct saturation {
 } saturation;
 
 /* Derives what calibration gives the rows `q` of a linear, and writes them with the parts that
- * *parts has, its range among them. Only of a whole linear: `bias` (NULL: none). *s adds up over
- * the linear, from {0}; the last rows tell it. */
+ * *parts has, its range among them. `bias`: of these rows (NULL: none). *s adds up over the linear,
+ * from {0}; the last rows tell it. */
 tare_status write_calibrated(run *r, const model_linear *l, quantized_weight *q, const float *bias,
                              const act_params *act, saturation *s, linear_parts *parts);
 /* Derives and writes the tensors of a quantized linear. */
@@ -427,6 +437,18 @@ tare_status statistics_finish(run *r);
 void statistics_close(run *r, bool leave);
 /* Accounted bytes, at most. */
 size_t statistics_bytes(const run_plan *plan);
+
+/* ---- statistics_take.c: a run with options.statistics ---- */
+
+/* Scores, run.inputs, smoothing and what attentions have, as far as the plan needs them; decides
+ * disable_level. TARE_E_USAGE, TARE_E_DATA for what cannot be had from there. */
+tare_status statistics_take(run *r, run_plan *plan);
+/* Copies the statistics to the output. */
+tare_status statistics_pass_on(run *r);
+/* A digest as a JSON string, and what tare_run.json says: a JSON map. */
+void statistics_digest(const run *r, buffer *out);
+void statistics_record(const run *r, buffer *out);
+void statistics_let_go(run *r);
 
 /* ---- pieces.c ---- */
 

@@ -124,7 +124,7 @@ bool smoothing_creates_bias(const run_plan *plan, const model_linear *l)
 
 bool smoothing_solves(const run_plan *plan)
 {
-    return plan->smooths && !plan->smoothing_given;
+    return plan->smooths && plan->calibrates && !plan->smoothing_given;
 }
 
 tare_status smoothing_plan(run_plan *plan)

@@ -46,25 +46,34 @@ static void store_row(void *user, size_t row, int thread)
                       job->stored + row * k * dtype_size(job->dtype));
 }
 
+tare_status smoothing_store_rows(run *r, const smooth_weight *w, tare_dtype dtype, void *to)
+{
+    store_job job = {.run = r, .weight = w, .dtype = dtype, .stored = to};
+    job.rows = mem_alloc_array(r->ctx, (size_t)parallel_threads(r->ctx) * w->k, sizeof *job.rows);
+    if (!job.rows)
+        return TARE_E_MEMORY;
+    parallel_for(r->ctx, w->n, store_row, &job);
+    mem_free(r->ctx, job.rows);
+    return TARE_OK;
+}
+
 tare_status smoothing_store(run *r, const model_linear *l, coded_rows *raw)
 {
-    store_job job = {
-        .run = r, .weight = smoothing_of(r, l), .dtype = output_weight(r->env, &l->weight).dtype};
-    job.rows = mem_alloc_array(r->ctx, (size_t)parallel_threads(r->ctx) * l->k, sizeof *job.rows);
+    tare_dtype dtype = output_weight(r->env, &l->weight).dtype;
     /* A row is read as a whole before it is written. */
-    bool in_place = coded_in_place(raw, job.dtype, 0, 0) != NULL;
-    job.stored = in_place ? raw->data : mem_alloc_array(r->ctx, l->n * l->k, dtype_size(job.dtype));
-    if (job.rows && job.stored)
-        parallel_for(r->ctx, l->n, store_row, &job);
-    mem_free(r->ctx, job.rows);
-    if (!job.rows || !job.stored) {
-        if (!in_place)
-            mem_free(r->ctx, job.stored);
+    bool in_place = coded_in_place(raw, dtype, 0, 0) != NULL;
+    void *to = in_place ? raw->data : mem_alloc_array(r->ctx, l->n * l->k, dtype_size(dtype));
+    if (!to)
         return TARE_E_MEMORY;
+    tare_status status = smoothing_store_rows(r, smoothing_of(r, l), dtype, to);
+    if (status != TARE_OK) {
+        if (!in_place)
+            mem_free(r->ctx, to);
+        return status;
     }
     if (!in_place)
         coded_free(r->ctx, raw);
-    *raw = coded_plain(job.dtype, job.stored, l->k);
+    *raw = coded_plain(dtype, to, l->k);
     return TARE_OK;
 }
 

@@ -27,14 +27,29 @@ tare_status statistics_model(const tare_model *model, buffer *out)
     return status == TARE_OK ? out->status : status;
 }
 
+/* Under which schemes the layers ran: what they put out depends on that. */
+static void write_schemes(const run *r, buffer *out)
+{
+    buffer_putc(out, '{');
+    for (size_t i = 0; i < r->model->num_linears; i++) {
+        const linear_plan *l = &r->plan->linears[i];
+        buffer_puts(out, i ? ", " : "");
+        json_write_string(out, l->name, strlen(l->name));
+        buffer_printf(out, ": \"%s\"", scheme_of(l->scheme)->type);
+    }
+    buffer_putc(out, '}');
+}
+
 static tare_status write_run(const run *r, buffer *out)
 {
     const run_env *e = r->env;
     buffer_printf(out, "{\"tare_version\": \"%s\", \"serving_dtype\": \"%s\", \"recipe\": ",
                   tare_version(), dtype_name(e->num.dtype));
     recipe_write(e->recipe, out, 0);
-    buffer_printf(out, ", \"calibration\": ");
+    buffer_puts(out, ", \"calibration\": ");
     calibration_write(e, out);
+    buffer_puts(out, ", \"linears\": ");
+    write_schemes(r, out);
     buffer_puts(out, ", \"model\": ");
     tare_status status = statistics_model(r->model, out);
     buffer_putc(out, '}');
@@ -188,10 +203,11 @@ done:
  * biases; each with its name, in the list, the map, the file's plan and for a moment its header. */
 size_t statistics_bytes(const run_plan *plan)
 {
-    enum { TENSOR = 3 * sizeof(tensor_info) + 1024, RECORD = 256 << 10 };
+    enum { TENSOR = 3 * sizeof(tensor_info) + 1024, RECORD = 256 << 10, LINEAR = 128 };
     const tare_model *m = plan->env->model;
     size_t a_layer = 5 * m->graph.num_units + 6 + 4 * m->graph.num_pairs + m->graph.num_linears;
     if (!plan->keeps_statistics)
         return 0;
-    return RECORD + file_write_bytes() + (m->config.num_layers * a_layer + 8) * TENSOR;
+    return RECORD + 4 * m->num_linears * LINEAR + file_write_bytes() +
+           (m->config.num_layers * a_layer + 8) * TENSOR;
 }

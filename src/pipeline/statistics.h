@@ -45,6 +45,9 @@ tare_status statistics_item(statistics_file *f, tare_dtype dtype, size_t rows, s
 /* The head's too, the last of the model's. */
 tare_status statistics_unit(statistics_file *f, const run_plan *plan, size_t unit,
                             unit_statistics *u);
+/* Its score alone, when it is read; *known: there is one. */
+tare_status statistics_score(statistics_file *f, const tare_model *model, size_t unit,
+                             double *score, bool *known);
 /* Magnitudes of keys and values by channel. */
 tare_status statistics_kv(statistics_file *f, const run_plan *plan, size_t layer,
                           float *const max[KV_KINDS]);
@@ -55,6 +58,7 @@ tare_status statistics_smoothing(statistics_file *f, const run_plan *plan, const
                                  layer_smoothing *s);
 /* The text of this tensor says what the run was: JSON. */
 #define STATISTICS_RUN "tare_run"
+enum { RECORD_LIMIT = 256 << 20 };
 /* All tensors of a run. */
 tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t run_bytes);
 bool statistics_head_scored(const run_plan *plan);

@@ -114,6 +114,17 @@ done:
     return status;
 }
 
+tare_status statistics_score(statistics_file *f, const tare_model *model, size_t unit,
+                             double *score, bool *known)
+{
+    const char *name = model->linears[model->units[unit].first].name;
+    f->name.length = 0;
+    buffer_printf(&f->name, "%s.input_score", name);
+    *known = f->name.status == TARE_OK && safetensors_find(f->file, f->name.data);
+    return *known ? statistics_item(f, TARE_F64, 0, 1, score, name, ".input_score")
+                  : f->name.status;
+}
+
 /* ---- attention ---- */
 
 tare_status statistics_kv(statistics_file *f, const run_plan *plan, size_t layer,

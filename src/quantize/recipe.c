@@ -17,7 +17,7 @@ static const choice scheme_choices[] = {{"w8a8", SCHEME_W8A8},
                                         {"w8a16", SCHEME_W8A16},
                                         {"w8a8_mix", SCHEME_W8A8_MIX},
                                         {NULL, -1}};
-static const choice kv_choices[] = {{"c8", 1}, {NULL, 0}};
+static const choice kv_choices[] = {{"none", 0}, {"c8", 1}, {NULL, 0}};
 static const choice dtype_choices[] = {
     {"bfloat16", TARE_BF16}, {"float16", TARE_F16}, {"float32", TARE_F32}, {NULL, -1}};
 static const choice compute_choices[] = {
@@ -348,7 +348,7 @@ tare_status tare_recipe_append(tare_recipe *r, const char *name, const char *tex
 
 /* ---- YAML ---- */
 
-enum { RECIPE_LIMIT = 1 << 20 };
+enum { RECIPE_LIMIT = 1 << 20, RECORD_LIMIT = 64 << 20 };
 
 static const char *scalar_text(const value *v)
 {
@@ -492,21 +492,54 @@ static tare_status parse_shipped(tare_recipe *r, arena *a, const char *name, con
     return status;
 }
 
-tare_status tare_recipe_load(tare_recipe *r, const char *path)
+/* What tare_run.json says; its settings are those that held. */
+static tare_status parse_record(tare_recipe *r, arena *a, const char *path, const value **root)
+{
+    tare_status status = json_parse_file(r->ctx, a, path, RECORD_LIMIT, root);
+    if (status == TARE_OK && !(*root = value_get(*root, "recipe")))
+        status = TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s: no record of a run: there is no \"recipe\"",
+                           path);
+    return status;
+}
+
+/* A scheme of their own wins over the widths, so that it alone need be named to be changed. */
+static void settle_record(tare_recipe *r)
+{
+    r->scheme = recipe_scheme(r);
+    r->a_bit = 8;
+}
+
+static tare_status load(tare_recipe *r, arena *a, const char *path, const char *record)
 {
     tare_status status = TARE_OK;
     const value *root;
+    if (record)
+        TRY(parse_record(r, a, record, &root));
+    else if (path_exists(path) && !path_is_folder(path))
+        TRY(yaml_parse_file(r->ctx, a, path, RECIPE_LIMIT, &root));
+    else
+        TRY(parse_shipped(r, a, path, &root));
+    TRY(load_sections(r, record ? record : path, root));
+    if (record)
+        settle_record(r);
+done:
+    return status;
+}
+
+tare_status tare_recipe_load(tare_recipe *r, const char *path)
+{
+    tare_status status = TARE_OK;
     tare_recipe draft;
+    char *record = NULL;
     arena a;
     arena_init(&a, r->ctx);
     TRY(recipe_draft(r, &draft));
-    if (path_exists(path) && !path_is_folder(path))
-        TRY(yaml_parse_file(r->ctx, &a, path, RECIPE_LIMIT, &root));
-    else
-        TRY(parse_shipped(r, &a, path, &root));
-    TRY(load_sections(&draft, path, root));
+    if (path_is_folder(path))
+        TRY(save_types_record(r->ctx, path, &record));
+    TRY(load(&draft, &a, path, record));
 done:
     arena_free(&a);
+    mem_free(r->ctx, record);
     status = recipe_settle(r, &draft, status);
     /* A recipe that is absent or does not parse is a wrong recipe, as a wrong setting in it is. */
     return status == TARE_E_FORMAT || status == TARE_E_IO ? TARE_E_USAGE : status;

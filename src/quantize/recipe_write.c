@@ -33,7 +33,10 @@ static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
     switch (s->type) {
     case SETTING_INT:
     case SETTING_AMP:
-        buffer_printf(out, "%lld", (long long)*(const int64_t *)at);
+        if (*(const int64_t *)at < 0) /* nobody said */
+            buffer_puts(out, "null");
+        else
+            buffer_printf(out, "%lld", (long long)*(const int64_t *)at);
         break;
     case SETTING_FLOAT:
         if (isnan(*(const double *)at))

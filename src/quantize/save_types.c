@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "file/io.h"
+
 const choice save_type_names[] = {{"ascendv1", LAYOUT_ASCENDV1},
                                   {"ascendV1", LAYOUT_ASCENDV1},
                                   {"safe_tensor", LAYOUT_SAFE_TENSOR},
@@ -85,5 +87,21 @@ tare_status save_types_parse(tare_context *ctx, const char *const *names, size_t
                              names[i] ? names[i] : "", save_types_text((1u << SAVE_TYPES) - 1));
         *save |= 1u << c->number;
     }
+    return TARE_OK;
+}
+
+tare_status save_types_record(tare_context *ctx, const char *dir, char **path)
+{
+    for (int i = -1; i < SAVE_TYPES; i++) {
+        char name[64] = "tare_run.json";
+        if (i >= 0)
+            snprintf(name, sizeof name, "%s/tare_run.json", save_type_of((layout)i)->folder);
+        if (!(*path = path_join(ctx, dir, name)))
+            return TARE_E_MEMORY;
+        if (path_exists(*path))
+            return TARE_OK;
+        mem_free(ctx, *path);
+    }
+    *path = NULL;
     return TARE_OK;
 }

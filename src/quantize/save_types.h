@@ -44,6 +44,10 @@ const char *save_types_text(unsigned save);
 tare_status save_types_parse(tare_context *ctx, const char *const *names, size_t count,
                              unsigned *save);
 
+/* The record of the run (tare_run.json) that wrote the output folder `dir`; of several layouts that
+ * have folders of their own any. mem_free; NULL: there is none. */
+tare_status save_types_record(tare_context *ctx, const char *dir, char **path);
+
 /* A value that a setting may have, by name. */
 typedef struct choice {
     const char *name;

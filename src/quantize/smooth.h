@@ -54,6 +54,9 @@ typedef struct smooth_weight {
     tare_dtype round; /* F16, BF16: each of the two products is rounded to it */
 } smooth_weight;
 
+/* What smooth_apply rounds to: F32 (not) unless the native-dtype switch is on. */
+tare_dtype smooth_native(const smooth_config *cfg);
+
 /* out[k] <- one row as it stands. */
 void smooth_weight_row(const tare_context *ctx, const smooth_weight *w, size_t row, float *out);
 

@@ -51,8 +51,6 @@ typedef struct smooth_task {
     float *row; /* [K] of the source, in work */
 } smooth_task;
 
-/* F32 unless the native-dtype switch is on. */
-tare_dtype smooth_native(const smooth_config *cfg);
 /* TARE_E_NUMERIC (or `status`) with source, first target and C in front. */
 tare_status smooth_fail(tare_context *ctx, tare_status status, const smooth_group *g,
                         const char *what);

@@ -1,0 +1,444 @@
+/* A run that takes what an earlier one's samples told, instead of samples: ranges of inputs, scores,
+ * smoothing, scales of attention. What it must have in common with that run, and which of the
+ * numbers would be others if samples passed it, as layers in front of them have other schemes. */
+#include <math.h>
+#include <string.h>
+
+#include "file/json.h"
+#include "pipeline/statistics.h"
+
+struct earlier_run {
+    const char *path;       /* of its statistics */
+    const value *record;    /* what they say of their run */
+    buffer digest;          /* of them, a JSON string */
+    const char **elsewhere; /* modules whose numbers come from another stream of activations */
+    size_t num_elsewhere;
+};
+
+typedef struct taking {
+    run *run;
+    run_plan *plan;
+    earlier_run *from;
+    statistics_file file;
+} taking;
+
+/* ---- what the two runs have in common ---- */
+
+static tare_status read_record(taking *t)
+{
+    tare_status status = TARE_OK;
+    run *r = t->run;
+    const tensor_info *info = safetensors_find(t->file.file, STATISTICS_RUN);
+    char *text = NULL;
+    if (!info || info->dtype != TARE_U8 || info->rank != 1 || info->bytes > RECORD_LIMIT)
+        return TARE_FAIL(r->ctx, TARE_E_FORMAT, "%s: no statistics that tare keeps (%s)",
+                         t->file.path, STATISTICS_RUN);
+    text = arena_alloc(r->env->arena, info->bytes);
+    TRY(text ? TARE_OK : TARE_E_MEMORY);
+    TRY(safetensors_read(t->file.file, info, 0, text, info->bytes));
+    digest_write(&t->from->digest, text, info->bytes);
+    TRY(json_parse(r->ctx, r->env->arena, text, info->bytes, t->file.path, JSON_STRICT,
+                   &t->from->record));
+done:
+    return status;
+}
+
+static tare_status check_model(taking *t)
+{
+    tare_status status = TARE_OK;
+    run *r = t->run;
+    const value *then = value_get(t->from->record, "model"), *now;
+    buffer text;
+    buffer_init(&text, r->ctx);
+    TRY(statistics_model(r->model, &text));
+    TRY(json_parse(r->ctx, r->env->arena, text.data, text.length, "model", JSON_STRICT, &now));
+    bool same = then && then->count == now->count;
+    const char *differs = "the list of weight files";
+    for (size_t i = 0; i < now->count; i++) {
+        if (value_is(value_get(then, now->keys[i].text), now->items[i].text))
+            continue;
+        same = false;
+        differs = now->keys[i].text;
+    }
+    if (!same)
+        TRY(TARE_FAIL(r->ctx, TARE_E_DATA,
+                      "%s: these statistics are of another model than %s (%s differs)",
+                      t->file.path, r->model->dir, differs));
+done:
+    buffer_free(&text);
+    return status;
+}
+
+static bool same_value(const value *a, const value *b)
+{
+    if (!a || !b || a->type != b->type || a->count != b->count)
+        return !a && !b;
+    for (size_t i = 0; a->type == VALUE_LIST && i < a->count; i++) {
+        if (!same_value(&a->items[i], &b->items[i]))
+            return false;
+    }
+    if (a->type == VALUE_STRING || a->type == VALUE_NUMBER)
+        return strcmp(a->text, b->text) == 0;
+    return a->type != VALUE_BOOL || a->boolean == b->boolean;
+}
+
+typedef struct setting_name {
+    const char *section, *key;
+} setting_name;
+
+/* The first of the settings that two recipes differ in; NULL: none. */
+static const setting_name *first_difference(const value *then, const value *now,
+                                            const setting_name *names)
+{
+    for (; names->section; names++) {
+        if (!same_value(value_get(value_get(then, names->section), names->key),
+                        value_get(value_get(now, names->section), names->key)))
+            return names;
+    }
+    return NULL;
+}
+
+/* Everything that was observed depends on these. */
+static const setting_name COMMON[] = {{"anti_outlier", "anti_method"},
+                                      {"anti_outlier", "w_bit"},
+                                      {"anti_outlier", "a_bit"},
+                                      {"anti_outlier", "w_sym"},
+                                      {"anti_outlier", "disable_anti_names"},
+                                      {"anti_outlier", "alpha"},
+                                      {"anti_outlier", "beta"},
+                                      {"run", "compat"},
+                                      {NULL, NULL}};
+/* And what a quantized linear, or a static one, puts out on these. */
+static const setting_name OF_WEIGHTS[] = {{"quant", "mm_tensor"}, {"quant", "w_sym"}, {NULL, NULL}};
+static const setting_name OF_STATIC[] = {
+    {"quant", "act_method"}, {"quant", "a_sym"}, {"quant", "pr"}, {"quant", "seed"}, {NULL, NULL}};
+
+static tare_status recipe_value(const run *r, const value **out)
+{
+    tare_status status = TARE_OK;
+    buffer text;
+    buffer_init(&text, r->ctx);
+    recipe_write(r->env->recipe, &text, 0);
+    TRY(text.status);
+    TRY(json_parse(r->ctx, r->env->arena, text.data, text.length, "recipe", JSON_STRICT, out));
+done:
+    buffer_free(&text);
+    return status;
+}
+
+static tare_status check_common(const taking *t, const value *now)
+{
+    const run *r = t->run;
+    const char *dtype = dtype_name(r->env->num.dtype);
+    const value *then = value_get(t->from->record, "serving_dtype");
+    const setting_name *s = first_difference(value_get(t->from->record, "recipe"), now, COMMON);
+    if (s)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "%s.%s: the statistics in %s come from another one, and what they say "
+                         "holds for that alone; tare quantize can change it",
+                         s->section, s->key, t->file.path);
+    if (!value_is(then, dtype))
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "run.dtype: the statistics in %s are for %s, this run is for %s; tare "
+                         "quantize can change it",
+                         t->file.path, value_text(then) ? value_text(then) : "no dtype", dtype);
+    return TARE_OK;
+}
+
+/* ---- the numbers ---- */
+
+static tare_status take_scores(taking *t)
+{
+    tare_status status = TARE_OK;
+    run *r = t->run;
+    for (size_t u = 0; u < r->model->num_units; u++) {
+        const model_unit *unit = &r->model->units[u];
+        double score;
+        bool known;
+        TRY(statistics_score(&t->file, r->model, u, &score, &known));
+        for (size_t i = unit->first; i < unit->first + unit->count; i++)
+            r->scores[i] = (linear_score){.known = known, .value = known ? score : 0};
+    }
+done:
+    return status;
+}
+
+static tare_status need_scores(const taking *t, const char *setting)
+{
+    const run *r = t->run;
+    for (size_t i = 0; i < r->model->num_linears; i++) {
+        if (!plan_is_float(&t->plan->linears[i]) && !r->scores[i].known)
+            return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                             "%s: there is no score of %s in %s; tare quantize with "
+                             "quant.act_method 3 or fallback.disable_level leaves them",
+                             setting, t->plan->linears[i].name, t->file.path);
+    }
+    return TARE_OK;
+}
+
+static tare_status take_level(taking *t)
+{
+    tare_status status = TARE_OK;
+    const run *r = t->run;
+    if (r->env->recipe->disable_level == 0)
+        return TARE_OK;
+    TRY(need_scores(t, "fallback.disable_level"));
+    TRY(rules_apply_level(r->env->recipe, t->plan->linears, r->scores, r->model->num_linears));
+    t->plan->levels_known = true;
+done:
+    return status;
+}
+
+/* Of units with a static member. */
+static tare_status take_inputs(taking *t)
+{
+    tare_status status = TARE_OK;
+    run *r = t->run;
+    if (r->env->recipe->act_method == 3 && plan_uses_static(t->plan))
+        TRY(need_scores(t, "quant.act_method"));
+    for (size_t i = 0; i < r->model->num_linears; i++) {
+        size_t unit = r->model->linears[i].unit;
+        observer_kind kind = observer_kind_of(r->env, &r->scores[i]);
+        unit_statistics u = {0};
+        if (scheme_of(t->plan->linears[i].scheme)->activations != ACT_STATIC)
+            continue;
+        TRY(statistics_unit(&t->file, t->plan, unit, &u));
+        TRY(TARE_WRAP(r->ctx,
+                      act_params_from_range(r->ctx, &r->env->num, u.range[kind][0],
+                                            u.range[kind][1], kind == OBSERVER_HISTOGRAM,
+                                            &r->inputs[unit]),
+                      "%s: input of %s", t->file.path, r->model->linears[i].name));
+    }
+done:
+    return status;
+}
+
+static tare_status take_attentions(taking *t)
+{
+    tare_status status = TARE_OK;
+    run *r = t->run;
+    size_t layers = r->model->config.num_layers;
+    if (t->plan->num_kv > 0 && !(r->kv = arena_calloc(r->env->arena, layers, sizeof *r->kv)))
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < layers; i++) {
+        const attention_plan *a = &t->plan->attentions[i];
+        size_t channels = kv_cache_channels(t->plan, i);
+        float *max[KV_KINDS];
+        if (a->quantize)
+            TRY(statistics_fa(&t->file, t->plan, i, &r->attentions[i]));
+        if (!a->kv_cache)
+            continue;
+        for (int kind = 0; kind < KV_KINDS; kind++)
+            TRY((max[kind] = arena_alloc_array(r->env->arena, channels, sizeof(float)))
+                    ? TARE_OK
+                    : TARE_E_MEMORY);
+        TRY(statistics_kv(&t->file, t->plan, i, max));
+        TRY(kv_observer_create(r->ctx, a->name, channels, &r->kv[i]));
+        for (int kind = 0; kind < KV_KINDS; kind++)
+            kv_observer_set(r->kv[i], (kv_kind)kind, max[kind]);
+    }
+done:
+    return status;
+}
+
+/* What smooth_apply notes of a pair, and shares of its vectors. */
+static void settle_pair(const taking *t, const model_block *block, const pair_spec *pair,
+                        layer_smoothing *s)
+{
+    const unit_spec *unit = &block->graph->units[pair->unit];
+    tare_dtype round = smooth_native(&t->plan->smooth);
+    if (!pair->of_norm) {
+        smooth_weight *source = &s->weights[pair->source];
+        source->rows_first = !source->cols_scaled;
+        source->rows_scaled = true;
+        source->round = round;
+    }
+    for (size_t i = unit->first; i < unit->first + unit->count; i++) {
+        s->weights[i].col_scale = s->weights[unit->first].col_scale;
+        s->weights[i].cols_scaled = true;
+        s->weights[i].round = round;
+    }
+}
+
+static tare_status take_smoothing(taking *t)
+{
+    tare_status status = TARE_OK;
+    run *r = t->run;
+    for (size_t b = 0; b < r->model->config.num_layers; b++) {
+        const model_block *block = &r->model->blocks[b];
+        layer_smoothing *s = &r->smoothing[b];
+        TRY(statistics_smoothing(&t->file, t->plan, block, s));
+        for (size_t p = 0; p < block->graph->num_pairs; p++) {
+            if (smoothing_pair_active(t->plan, block, &block->graph->pairs[p]))
+                settle_pair(t, block, &block->graph->pairs[p], s);
+        }
+        for (size_t i = 0; i < block->graph->num_linears; i++) {
+            const model_linear *l = block_linear(r->model, block, i);
+            s->weights[i].name = l->name;
+            s->weights[i].n = l->n;
+            s->weights[i].k = l->k;
+        }
+    }
+done:
+    return status;
+}
+
+/* ---- where they come from ---- */
+
+/* Does a linear put out something else than it did then? */
+static bool changed(const taking *t, const value *now, const value *schemes, size_t index)
+{
+    const linear_plan *l = &t->plan->linears[index];
+    const value *recipe = value_get(t->from->record, "recipe");
+    const char *type = value_text(value_get(schemes, l->name));
+    linear_scheme then = SCHEME_FLOAT;
+    if (type)
+        scheme_of_type(type, &then);
+    act_kind kind = scheme_of(l->scheme)->activations;
+    if (!type || kind != scheme_of(then)->activations ||
+        (then == SCHEME_FLOAT) != plan_is_float(l))
+        return true;
+    if (plan_is_float(l))
+        return false;
+    return first_difference(recipe, now, OF_WEIGHTS) ||
+           (kind == ACT_STATIC && first_difference(recipe, now, OF_STATIC));
+}
+
+static void note_elsewhere(taking *t, const char *module)
+{
+    t->from->elsewhere[t->from->num_elsewhere++] = module;
+}
+
+static void judge_unit(taking *t, const value *now, const value *schemes, size_t u, bool *differs)
+{
+    const tare_model *m = t->run->model;
+    const model_unit *unit = &m->units[u];
+    bool before = *differs;
+    for (size_t i = unit->first; i < unit->first + unit->count; i++) {
+        if (before && scheme_of(t->plan->linears[i].scheme)->activations == ACT_STATIC)
+            note_elsewhere(t, t->plan->linears[i].name);
+        *differs |= changed(t, now, schemes, i);
+    }
+    if (!*differs || unit->block >= m->config.num_layers || u != m->blocks[unit->block].first_unit)
+        return;
+    const attention_plan *a = &t->plan->attentions[unit->block];
+    if (a->quantize || a->kv_cache)
+        note_elsewhere(t, a->name);
+}
+
+static tare_status judge(taking *t, const value *now)
+{
+    const run *r = t->run;
+    earlier_run *from = t->from;
+    const value *schemes = value_get(from->record, "linears");
+    bool differs = false;
+    size_t most = r->model->num_linears + r->model->config.num_layers;
+    if (!(from->elsewhere = arena_alloc_array(r->env->arena, most, sizeof *from->elsewhere)))
+        return TARE_E_MEMORY;
+    for (size_t u = 0; u < r->model->num_units; u++)
+        judge_unit(t, now, schemes, u, &differs);
+    if (from->num_elsewhere > 0)
+        TARE_WARN(r->ctx,
+                  "%zu static linears and attentions, %s the first, have the ranges that samples "
+                  "showed behind layers of other schemes than are in front of them now; tare "
+                  "quantize would show its own",
+                  from->num_elsewhere, from->elsewhere[0]);
+    return TARE_OK;
+}
+
+/* ---- all ---- */
+
+static tare_status take(taking *t)
+{
+    tare_status status = TARE_OK;
+    const value *now;
+    TRY(read_record(t));
+    TRY(check_model(t));
+    TRY(take_scores(t));
+    TRY(take_level(t));
+    if (t->plan->weights_alone)
+        return TARE_OK;
+    TRY(recipe_value(t->run, &now));
+    TRY(check_common(t, now));
+    TRY(take_inputs(t));
+    TRY(take_attentions(t));
+    if (t->plan->smooths)
+        TRY(take_smoothing(t));
+    TRY(judge(t, now));
+done:
+    return status;
+}
+
+static tare_status refuse_without_file(const taking *t)
+{
+    const run_env *e = t->run->env;
+    if (t->plan->weights_alone && e->recipe->disable_level == 0)
+        return TARE_OK;
+    return TARE_FAIL(e->ctx, TARE_E_USAGE,
+                     "%s has no %s: its run looked at weights alone; this one needs samples (tare "
+                     "quantize --calib)",
+                     e->options->statistics, STATISTICS_FILE);
+}
+
+tare_status statistics_take(run *r, run_plan *plan)
+{
+    tare_status status = TARE_OK;
+    taking t = {.run = r, .plan = plan};
+    statistics_file_init(&t.file, r->ctx);
+    t.from = r->earlier = arena_calloc(r->env->arena, 1, sizeof *r->earlier);
+    char *path = arena_printf(r->env->arena, "%s/%s", r->env->options->statistics,
+                              STATISTICS_FILE);
+    TRY(t.from && path ? TARE_OK : TARE_E_MEMORY);
+    buffer_init(&t.from->digest, r->ctx);
+    if (!path_exists(path)) {
+        TRY(refuse_without_file(&t));
+        goto done;
+    }
+    t.from->path = t.file.path = path;
+    t.file.mode = STATISTICS_READ;
+    t.file.home = r->env->arena;
+    TRY(safetensors_open(r->ctx, path, &t.file.file));
+    TRY(take(&t));
+done:
+    safetensors_close(t.file.file);
+    statistics_file_free(&t.file);
+    return status;
+}
+
+void statistics_let_go(run *r)
+{
+    for (size_t i = 0; r->kv && i < r->model->config.num_layers; i++)
+        kv_observer_free(r->kv[i]);
+    if (r->earlier)
+        buffer_free(&r->earlier->digest);
+}
+
+tare_status statistics_pass_on(run *r)
+{
+    tare_status status = TARE_OK;
+    const char *to;
+    if (!r->earlier || !r->earlier->path)
+        return TARE_OK;
+    TRY(output_stage_statistics(r->out, &to));
+    TRY(file_copy(r->ctx, r->earlier->path, to, UINT64_MAX));
+done:
+    return status;
+}
+
+void statistics_digest(const run *r, buffer *out)
+{
+    buffer_puts(out, r->earlier->path ? r->earlier->digest.data : "\"none\"");
+}
+
+void statistics_record(const run *r, buffer *out)
+{
+    const earlier_run *from = r->earlier;
+    buffer_puts(out, "{\"digest\": ");
+    statistics_digest(r, out);
+    buffer_puts(out, ", \"from_another_stream\": [");
+    for (size_t i = 0; i < from->num_elsewhere; i++) {
+        buffer_puts(out, i ? ", " : "");
+        json_write_string(out, from->elsewhere[i], strlen(from->elsewhere[i]));
+    }
+    buffer_puts(out, "]}");
+}
