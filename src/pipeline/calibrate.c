@@ -228,7 +228,7 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
     tare_status status = TARE_OK;
     if (c->fa)
         status = attention_observe(c->run, c->fa, b, q, k, v);
-    else if (c->out->kv)
+    else if (c->out->kv && !kv_cache_of_floats(c->plan))
         status = kv_observe(c->out->kv, b->first, b->lengths, b->samples, (const float *[]){k, v});
     run_spent(c->run, WORK_FA);
     return status;
@@ -284,9 +284,7 @@ static tare_status create_observers(calibration *c)
     if (!segment_attends(s->block->graph, s->segment))
         return TARE_OK;
     TRY(attention_observer_create(r, s->block->index, &c->fa));
-    if (r->plan->attentions[s->block->index].kv_cache)
-        TRY(kv_observer_create(r->ctx, r->plan->attentions[s->block->index].name,
-                               kv_cache_channels(r->plan, s->block->index), &c->out->kv));
+    TRY(kv_cache_begin(r, s->block, &c->out->kv));
 done:
     return status;
 }

@@ -23,6 +23,7 @@ typedef struct run_attention {
     bool fallback; /* chosen by fa_amp to go without */
     float *scales[FA_KINDS];
     float scores[FA_KINDS];
+    kv_observer *kv; /* of the float stream, until the layer is calibrated; NULL: none */
 } run_attention;
 
 /* The weights of the layer in work as they are stored; data NULL: not read yet. */
@@ -395,6 +396,16 @@ tare_status attention_finish(run *r, size_t layer, const fa_observer *o);
 tare_status attention_write(run *r, size_t layer);
 /* The tensors of the key/value cache that stand before those of `l`, if its attention has any. */
 tare_status declare_kv_cache(run *r, size_t layer, const model_linear *l);
+/* Are keys and values those of the float stream? */
+bool kv_cache_of_floats(const run_plan *plan);
+/* There: what the linears of a unit put out, if keys and values are among it. */
+tare_status kv_cache_observe_floats(run *r, const model_block *block, graph_unit unit,
+                                    const batch *b, float *const *y);
+/* Before an attention is calibrated: its observer, empty, or full from the float stream; NULL for
+ * one that goes without. */
+tare_status kv_cache_begin(run *r, const model_block *block, kv_observer **out);
+/* An observer that waits for its layer, written to or read from an archive. */
+tare_status kv_cache_archive(run *r, size_t layer, archive *a);
 /* NULL: the attention has none. */
 tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o);
 /* Channels of a layer's keys, and of its values, if they are observed; else 0. */
