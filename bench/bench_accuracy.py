@@ -2,13 +2,15 @@
 """What each setting does to accuracy, judged by a PyTorch model of the engine; prints CSV.
 
 One setting at a time differs from BASE (act_method 3, L5, down_proj float, FA3, m3); two rows have
-no more than down_proj to tell them apart. A row is printed as soon as it is known.
+no more than down_proj to tell them apart, and those of --set schemes compare the types of linears
+and of the key/value cache. A row is printed as soon as it is known.
 
     bench/bench_accuracy.py --model build/demo/SmolLM2-135M-Instruct --calib boolq.jsonl \\
-        --oracle evaluate.py --text held_out.jsonl [--only 'm?,none'] [--oracle-python PYTHON]
+        --text held_out.jsonl [--set schemes] [--only 'm?,none'] [--oracle-python PYTHON]
 
---oracle is a script that takes --base MODEL --quant OUT --text FILE --tokens N --json REPORT and
-writes kl (nats a token), top1_agreement, ppl_float and ppl_quant of OUT against MODEL. --only takes
+The judge is tests/oracle/engine.py, or another script (--oracle) that takes --base MODEL --quant OUT
+--text FILE --tokens N --json REPORT and writes kl (nats a token), top1_agreement, ppl_float and
+ppl_quant of OUT against MODEL; --oracle-python is one with PyTorch and transformers. --only takes
 patterns of setting names. Repeat --model for several models, for example one with planted outliers
 (examples/smollm2.py --outliers 4).
 """
@@ -37,6 +39,22 @@ SETTINGS = {
     "no fa": BASE | {"--fa-quant": None},
     "fa_amp 5": BASE | {"--fa-amp": "5"},
 }
+DYNAMIC, M3, C8 = {"--scheme": "w8a8_dynamic"}, {"--anti-method": "m3"}, {"--kv-cache": "c8"}
+DOWN_DYNAMIC = {"--mix": "*.down_proj=w8a8_dynamic"}
+ALL_FLOAT = {"--disable-names": "*_proj"}
+SCHEMES = {
+    "w8a8": {}, "w8a8 symmetric": {"--act-sym": True}, "w8a8 m3": M3,
+    "w8a8 symmetric m3": M3 | {"--act-sym": True},
+    "llama3.1-70b": {"--recipe": "llama3.1-70b"},
+    "down_proj dynamic": DOWN_DYNAMIC, "down_proj dynamic m3": DOWN_DYNAMIC | M3,
+    "w8a8_dynamic": DYNAMIC, "w8a8_dynamic m3": DYNAMIC | M3,
+    "w8a8_mix": {"--scheme": "w8a8_mix"}, "w8a8_mix m3": {"--scheme": "w8a8_mix"} | M3,
+    "w8a16": {"--scheme": "w8a16"},
+    "c8 alone": ALL_FLOAT | C8, "fa alone": ALL_FLOAT | {"--fa-quant": True},
+    "w8a8 m3 c8": M3 | C8, "w8a8 m3 fa": M3 | {"--fa-quant": True},
+    "w8a8_dynamic c8": DYNAMIC | C8, "w8a8_dynamic fa": DYNAMIC | {"--fa-quant": True},
+}
+SETS = {"settings": SETTINGS, "schemes": SCHEMES}
 
 
 def flags(setting):
@@ -65,6 +83,7 @@ def measure_setting(args, model, setting, folder):
     judged = json.loads(report.read_text(encoding="utf-8"))
     return {"quantized": f"{done['linears_quantized']}/{done['linears']}",
             "size": f"{done['bytes_out'] / done['bytes_in']:.3f}",
+            "mb": f"{done['bytes_out'] / 1e6:.0f}", "mb_float": f"{done['bytes_in'] / 1e6:.0f}",
             "wall_s": f"{seconds:.1f}", "cpu_s": f"{cpu:.1f}", "peak_mib": peak >> 20,
             "kl": f"{judged['kl']:.4f}", "top1": f"{judged['top1_agreement']:.3f}",
             "perplexity": f"{judged['ppl_quant']:.2f}",
@@ -76,22 +95,24 @@ def main():
     ap.add_argument("--model", required=True, action="append", type=pathlib.Path)
     ap.add_argument("--calib", required=True, type=pathlib.Path)
     ap.add_argument("--text", required=True, type=pathlib.Path)
-    ap.add_argument("--oracle", required=True, type=pathlib.Path)
+    ap.add_argument("--oracle", default=measure.ROOT / "tests/oracle/engine.py", type=pathlib.Path)
     ap.add_argument("--oracle-python", type=pathlib.Path, default=pathlib.Path(sys.executable))
     ap.add_argument("--tare", type=pathlib.Path, default=measure.ROOT / "build/release/tare")
     ap.add_argument("--samples", type=int, default=50)
     ap.add_argument("--tokens", type=int, default=4096)
+    ap.add_argument("--set", default="settings", choices=SETS, help="which settings")
     ap.add_argument("--only", default="*", help="comma-separated patterns of settings")
     args = ap.parse_args()
     patterns = args.only.split(",")
-    names = [n for n in SETTINGS if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
+    settings = SETS[args.set]
+    names = [n for n in settings if any(fnmatch.fnmatchcase(n, p) for p in patterns)]
 
     writer = None
     for model in args.model:
         for name in names:
             with tempfile.TemporaryDirectory() as folder:
                 row = measure.stamp() | {"model": model.name, "setting": name} | measure_setting(
-                    args, model, SETTINGS[name], pathlib.Path(folder))
+                    args, model, settings[name], pathlib.Path(folder))
             if not writer:
                 writer = csv.DictWriter(sys.stdout, row, lineterminator="\n")
                 writer.writeheader()

@@ -232,7 +232,6 @@ class QuantConfig:
         """(name, value) pairs of a recipe. NotImplementedError for what tare cannot do yet."""
         later = (self.model_quant_type if self.model_quant_type not in _AVAILABLE else
                  f"w_method {self.w_method}" if self.w_method != "MinMax" else
-                 "kv_quant with kv_sym=False" if self.use_kvcache_quant and not self.kv_sym else
                  "is_lowbit" if self.is_lowbit else
                  "simulate_tp" if self.tp_size is not None else
                  "timestep_quant" if self.max_dynamic_step is not None else None)
@@ -250,7 +249,7 @@ class QuantConfig:
         if self.disable_names:
             settings.append(("fallback.disable_names", self.disable_names))
         if self.use_kvcache_quant:
-            settings.append(("quant.kv_cache", "c8"))
+            settings += [("quant.kv_cache", "c8"), ("quant.kv_sym", self.kv_sym)]
         if self.use_fa_quant:
             settings += [("fa_quant", True), ("fa_quant.fa_amp", self.fa_amp)]
         return settings

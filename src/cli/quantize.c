@@ -52,6 +52,7 @@ static const char usage[] =
     "  --fa-amp N                 the N attentions that are hardest to quantize go without them "
     "(default 0)\n"
     "  --kv-cache c8              INT8 scales for the key/value cache (not with --fa-quant)\n"
+    "  --no-kv-sym                with offsets, too (safe_tensor, numpy)\n"
     "  --disable-names NAMES      linears that stay float: names or * ? [] patterns, "
     "comma-separated; repeatable\n"
     "  --disable-level Ln         the n hardest linears stay float, by a score on the first 5 "
@@ -220,6 +221,8 @@ static int run(int argc, char **argv)
         {"--alpha", FLAG_SETTING, NULL, "anti_outlier.alpha"},
         {"--beta", FLAG_SETTING, NULL, "anti_outlier.beta"},
         {"--kv-cache", FLAG_SETTING, NULL, "quant.kv_cache"},
+        {"--kv-sym", FLAG_ON_SETTING, NULL, "quant.kv_sym"},
+        {"--no-kv-sym", FLAG_OFF_SETTING, NULL, "quant.kv_sym"},
         {"--fa-quant", FLAG_ON_SETTING, NULL, "fa_quant"},
         {"--fa-amp", FLAG_SETTING, NULL, "fa_quant.fa_amp"},
         {"--disable-names", FLAG_SETTING, NULL, "fallback.disable_names"},

@@ -31,6 +31,7 @@ static const char usage[] =
     "  --w-sym, --no-w-sym        symmetric weights, or (w8a16 alone) not\n"
     "  --mm-tensor                one weight scale per matrix instead of one per output channel\n"
     "  --kv-cache c8|none         INT8 scales for the key/value cache, or none\n"
+    "  --kv-sym, --no-kv-sym      those of the cache with offset 0, or with one\n"
     "  --fa-quant, --no-fa-quant  INT8 scales for attention's q, k and v, if DIR's run had them, or "
     "none\n"
     "  --fa-amp N                 the N attentions that are hardest to quantize go without them\n"
@@ -77,6 +78,8 @@ static int run(int argc, char **argv)
         {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},
         {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},
         {"--kv-cache", FLAG_SETTING, NULL, "quant.kv_cache"},
+        {"--kv-sym", FLAG_ON_SETTING, NULL, "quant.kv_sym"},
+        {"--no-kv-sym", FLAG_OFF_SETTING, NULL, "quant.kv_sym"},
         {"--fa-quant", FLAG_ON_SETTING, NULL, "fa_quant"},
         {"--no-fa-quant", FLAG_OFF_SETTING, NULL, "fa_quant"},
         {"--fa-amp", FLAG_SETTING, NULL, "fa_quant.fa_amp"},

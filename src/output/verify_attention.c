@@ -43,23 +43,31 @@ static bool is_target(const verify *v, const char *name)
     return target && strcmp(target, name) == 0;
 }
 
-/* Scales, or offsets that have to be 0, of floats or I8. */
-static tare_status check_values(verify *v, reader_layout *f, int rule, const reader_tensor *t,
-                                bool is_scale)
+/* What scales and offsets have to be; floats or I8. */
+typedef enum attention_values { VALUES_SCALES, VALUES_ZEROS, VALUES_OFFSETS } attention_values;
+
+static bool is_value(const reader_layout *f, attention_values kind, float x)
 {
+    if (kind == VALUES_SCALES)
+        return isfinite(x) && x > 0 && round_native(x, f->num.dtype) == x;
+    return kind == VALUES_ZEROS ? x == 0 : x >= -128 && x <= 127 && x == rintf(x);
+}
+
+static tare_status check_values(verify *v, reader_layout *f, int rule, const reader_tensor *t,
+                                attention_values kind)
+{
+    static const char *const expected[] = {
+        [VALUES_SCALES] = "positive numbers of the serving dtype",
+        [VALUES_ZEROS] = "0: attention is quantized symmetrically",
+        [VALUES_OFFSETS] = "whole numbers from -128 to 127"};
     tare_status status = TARE_OK;
     size_t count = tensor_elements(&t->info), i = 0;
     float *x = NULL;
     TRY(reader_floats(f, t, &x));
-    while (i < count &&
-           (is_scale ? isfinite(x[i]) && x[i] > 0 && round_native(x[i], f->num.dtype) == x[i]
-                     : x[i] == 0))
+    while (i < count && is_value(f, kind, x[i]))
         i++;
     if (i < count)
-        verify_fail(v, rule, t->info.name,
-                    is_scale ? "positive numbers of the serving dtype"
-                             : "0: attention is quantized symmetrically",
-                    "%.9g in element %zu", (double)x[i], i);
+        verify_fail(v, rule, t->info.name, expected[kind], "%.9g in element %zu", (double)x[i], i);
 done:
     mem_free(f->ctx, x);
     return status;
@@ -88,8 +96,11 @@ static tare_status check_kv_tensor(verify *v, reader_layout *f, const attention_
     }
     if (t->type && strcmp(t->type, "C8") != 0)
         verify_fail(v, 18, name, "type C8", "%s", t->type);
-    bool is_scale = which % 2 == 0;
-    return is_scale || is_target(v, "vllm-ascend") ? check_values(v, f, 18, t, is_scale) : TARE_OK;
+    bool symmetric = is_target(v, "vllm-ascend");
+    return check_values(v, f, 18, t,
+                        which % 2 == 0 ? VALUES_SCALES
+                        : symmetric    ? VALUES_ZEROS
+                                       : VALUES_OFFSETS);
 }
 
 tare_status rule_kv(verify *v, reader_layout *f)
@@ -142,7 +153,7 @@ static tare_status check_tensor(verify *v, reader_layout *f, const attention_con
     }
     if (t->type && strcmp(t->type, "FAQuant") != 0)
         verify_fail(v, 19, name, "type FAQuant", "%s", t->type);
-    return check_values(v, f, 19, t, which < FA_KINDS);
+    return check_values(v, f, 19, t, which < FA_KINDS ? VALUES_SCALES : VALUES_ZEROS);
 }
 
 static void check_key(verify *v, reader_layout *f, const attention_config *a)

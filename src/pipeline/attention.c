@@ -1,11 +1,14 @@
 /* Quantization of attention in a run: observed with the calibrating forward's q, k and v, layer by
  * layer. FA: written with its layer, or at the end if fa_amp must first know all scores. The
- * key/value cache: written with its layer. */
+ * key/value cache: written with its layer; compat observes it in the float stream, as the
+ * projections put keys and values out (spec/schemes.md 5.2). */
 #include <stdio.h>
 #include <string.h>
 
 #include "pipeline/run.h"
 #include "tensor/convert.h"
+
+#define VALUE_LINEAR ".self_attn.v_proj"
 
 void attention_heads(const tare_model *m, size_t heads[FA_KINDS])
 {
@@ -105,12 +108,6 @@ size_t kv_cache_channels(const run_plan *plan, size_t layer)
     return plan->attentions[layer].kv_cache ? c->num_kv_heads * c->head_dim : 0;
 }
 
-size_t kv_observed_channels(const run_plan *plan, size_t layer)
-{
-    const model_config *c = &plan->env->model->config;
-    return plan->keeps_statistics ? c->num_kv_heads * c->head_dim : kv_cache_channels(plan, layer);
-}
-
 tare_status declare_kv_cache(run *r, size_t layer, const model_linear *l)
 {
     tare_status status = TARE_OK;
@@ -132,27 +129,115 @@ done:
     return status;
 }
 
+bool kv_cache_of_floats(const run_plan *plan)
+{
+    return plan->env->num.compat && plan->num_kv > 0;
+}
+
+/* Of keys or values; NULL: they have no linear of their own. */
+static const linear_spec *projection(const block_graph *g, kv_kind kind)
+{
+    const char *name = kind == KV_KEYS ? KEY_LINEAR : VALUE_LINEAR;
+    return graph_linear_of(g, name, strlen(name));
+}
+
+/* Statistics know them of every attention, but in compat, where nothing else needs them. */
+size_t kv_observed_channels(const run_plan *plan, size_t layer)
+{
+    const model_config *c = &plan->env->model->config;
+    return plan->keeps_statistics && !plan->env->num.compat ? c->num_kv_heads * c->head_dim
+                                                            : kv_cache_channels(plan, layer);
+}
+
+static tare_status create_observer(run *r, size_t layer, kv_observer **out)
+{
+    return kv_observer_create(r->ctx, r->plan->attentions[layer].name,
+                              kv_observed_channels(r->plan, layer), out);
+}
+
+tare_status kv_cache_observe_floats(run *r, const model_block *block, graph_unit unit,
+                                    const batch *b, float *const *y)
+{
+    const block_graph *g = block->graph;
+    kv_observer **o = &r->attentions[block->index].kv;
+    const float *rows[KV_KINDS];
+    if (!kv_cache_of_floats(r->plan) || kv_cache_channels(r->plan, block->index) == 0)
+        return TARE_OK;
+    for (int kind = 0; kind < KV_KINDS; kind++) {
+        const linear_spec *l = projection(g, (kv_kind)kind);
+        if (l->unit != unit)
+            return TARE_OK;
+        rows[kind] = y[(size_t)(l - g->linears) - g->units[unit].first];
+    }
+    tare_status status = *o ? TARE_OK : create_observer(r, block->index, o);
+    if (status == TARE_OK)
+        status = kv_observe(*o, b->first, b->lengths, b->samples, rows);
+    run_spent(r, WORK_FA);
+    return status;
+}
+
+/* The float stream is that of the model as it stood; what smoothing does to the rows of the two
+ * linears is known by now. */
+static kv_observer *take_from_floats(run *r, const model_block *block)
+{
+    kv_observer *o = r->attentions[block->index].kv;
+    r->attentions[block->index].kv = NULL;
+    for (int kind = 0; o && kind < KV_KINDS; kind++) {
+        size_t i = (size_t)(projection(block->graph, (kv_kind)kind) - block->graph->linears);
+        const smooth_weight *w = smoothing_of(r, block_linear(r->model, block, i));
+        if (w && w->row_scale)
+            kv_observer_divide(o, (kv_kind)kind, w->row_scale);
+    }
+    return o;
+}
+
+tare_status kv_cache_begin(run *r, const model_block *block, kv_observer **out)
+{
+    *out = NULL;
+    if (kv_observed_channels(r->plan, block->index) == 0)
+        return TARE_OK;
+    if (!kv_cache_of_floats(r->plan))
+        return create_observer(r, block->index, out);
+    *out = take_from_floats(r, block);
+    return TARE_OK;
+}
+
+tare_status kv_cache_archive(run *r, size_t layer, archive *a)
+{
+    tare_status status = TARE_OK;
+    kv_observer **o = &r->attentions[layer].kv;
+    bool waits = *o != NULL;
+    TRY(archive_bytes(a, &waits, sizeof waits));
+    if (waits && archive_reads(a))
+        TRY(create_observer(r, layer, o));
+    if (waits)
+        TRY(kv_observer_archive(*o, a));
+done:
+    return status;
+}
+
 tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o)
 {
     tare_status status = TARE_OK;
     size_t channels = kv_cache_channels(r->plan, layer);
-    tare_dtype dtype = r->env->num.dtype;
+    const numerics *num = &r->env->num;
     if (!o || channels == 0)
         return TARE_OK;
-    float *scales = mem_alloc_array(r->ctx, channels, sizeof *scales);
-    void *stored = mem_alloc_array(r->ctx, channels, dtype_size(dtype));
-    TRY(scales && stored ? TARE_OK : TARE_E_MEMORY);
+    float *params = mem_alloc_array(r->ctx, 2 * channels, sizeof *params); /* scales, offsets */
+    void *stored = mem_alloc_array(r->ctx, channels, dtype_size(num->dtype));
+    TRY(params && stored ? TARE_OK : TARE_E_MEMORY);
     for (int which = 0; which < KV_TENSORS; which++) {
         char name[512];
         snprintf(name, sizeof name, "%s%s", r->plan->attentions[layer].name, kv_suffix(which));
-        TRY(kv_observer_scales(o, (kv_kind)(which / 2), dtype, scales));
-        narrow_from_float(r->ctx, dtype, scales, channels, stored);
-        if (which % 2) /* the offset */
-            memset(stored, 0, channels * dtype_size(dtype));
-        TRY(output_write_float(r->out, name, 0, stored, channels * dtype_size(dtype)));
+        if (which % 2 == 0)
+            TRY(kv_observer_params(o, (kv_kind)(which / 2), num, r->env->recipe->kv_sym, params,
+                                   params + channels));
+        narrow_from_float(r->ctx, num->dtype, params + (which % 2 ? channels : 0), channels,
+                          stored);
+        TRY(output_write_float(r->out, name, 0, stored, channels * dtype_size(num->dtype)));
     }
 done:
-    mem_free(r->ctx, scales);
+    mem_free(r->ctx, params);
     mem_free(r->ctx, stored);
     return status;
 }
@@ -165,5 +250,6 @@ size_t kv_cache_kept_bytes(const run_plan *plan, size_t layer)
 
 size_t kv_cache_write_bytes(const run_plan *plan, size_t layer)
 {
-    return 2 * mem_array_bytes(kv_cache_channels(plan, layer), sizeof(float));
+    size_t channels = kv_cache_channels(plan, layer);
+    return mem_array_bytes(2 * channels, sizeof(float)) + mem_array_bytes(channels, sizeof(float));
 }

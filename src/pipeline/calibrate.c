@@ -8,7 +8,7 @@
 #include "base/carver.h"
 #include "base/parallel.h"
 #include "pipeline/run.h"
-#include "quantize/channel_max.h"
+#include "quantize/channel_range.h"
 #include "tensor/kernels.h"
 
 /* block_ops.linears and .attention with this as `user`. */
@@ -20,7 +20,7 @@ typedef struct calibration {
     layer_output *out;                /* linears, norms, and what is known of the inputs so far */
     observer *observers[BLOCK_UNITS]; /* NULL: not of interest */
     bool is_static[BLOCK_UNITS];      /* a member needs the range of its input */
-    uint32_t *max[BLOCK_UNITS];       /* [k] for the statistics; NULL: none are kept */
+    channel_range ranges[BLOCK_UNITS]; /* [k] for the statistics; low NULL: none are kept */
     fa_observer *fa;                  /* NULL: this attention goes without */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
@@ -47,8 +47,8 @@ static tare_status observe(calibration *c, graph_unit unit, const batch *b, cons
     }
     if (c->is_static[unit])
         c->out->params[unit] = c->sample_params[b->samples - 1];
-    if (c->max[unit])
-        channel_max_update(r->ctx, c->max[unit], x, b->rows, k);
+    if (c->ranges[unit].low)
+        channel_range_update(r->ctx, &c->ranges[unit], x, b->rows, k);
     return TARE_OK;
 }
 
@@ -234,7 +234,7 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
     tare_status status = TARE_OK;
     if (c->fa)
         status = attention_observe(c->run, c->fa, b, q, k, v);
-    if (status == TARE_OK && c->out->kv)
+    if (status == TARE_OK && c->out->kv && !kv_cache_of_floats(c->plan))
         status = kv_observe(c->out->kv, b->first, b->lengths, b->samples, (const float *[]){k, v});
     run_spent(c->run, WORK_FA);
     return status;
@@ -264,8 +264,11 @@ static void lay_out_buffers(carver *c, void *component)
     else
         b->quantized = carve(c, b->rows, k);
     for (size_t u = b->work->segment->first_unit;
-         plan->keeps_statistics && u < b->work->segment->end_unit; u++)
-        b->max[u] = carve(c, b->work->block->graph->units[u].k, sizeof *b->max[u]);
+         plan->keeps_statistics && u < b->work->segment->end_unit; u++) {
+        size_t channels = b->work->block->graph->units[u].k;
+        b->ranges[u].low = carve(c, channels, sizeof(int32_t));
+        b->ranges[u].high = carve(c, channels, sizeof(int32_t));
+    }
 }
 
 static void find_samples(void *user, const batch *b)
@@ -294,10 +297,7 @@ static tare_status create_observers(calibration *c)
     if (!segment_attends(s->block->graph, s->segment))
         return TARE_OK;
     TRY(attention_observer_create(r, s->block->index, &c->fa));
-    size_t channels = kv_observed_channels(r->plan, s->block->index);
-    if (channels)
-        TRY(kv_observer_create(r->ctx, r->plan->attentions[s->block->index].name, channels,
-                               &c->out->kv));
+    TRY(kv_cache_begin(r, s->block, &c->out->kv));
 done:
     return status;
 }
@@ -311,12 +311,12 @@ static void calibration_free(calibration *c)
     mem_free(ctx, c->sample_params); /* and all that was laid out with it */
 }
 
-static void clear_maxima(calibration *c)
+static void clear_ranges(calibration *c)
 {
     const block_graph *g = c->work->block->graph;
     for (size_t u = 0; u < g->num_units; u++) {
-        if (c->max[u])
-            memset(c->max[u], 0, g->units[u].k * sizeof *c->max[u]);
+        if (c->ranges[u].low)
+            channel_range_clear(&c->ranges[u], g->units[u].k);
     }
 }
 
@@ -325,7 +325,7 @@ static tare_status keep_statistics(calibration *c)
     tare_status status = TARE_OK;
     const segment_work *s = c->work;
     for (size_t u = s->segment->first_unit; u < s->segment->end_unit; u++)
-        TRY(statistics_input(c->run, s->block->first_unit + u, c->observers[u], c->max[u]));
+        TRY(statistics_input(c->run, s->block->first_unit + u, c->observers[u], &c->ranges[u]));
     if (segment_attends(s->block->graph, s->segment))
         TRY(statistics_keys_and_values(c->run, s->block->index, c->out->kv));
 done:
@@ -346,7 +346,7 @@ tare_status calibrate_segment(run *r, layer_output *out)
         .checks = true};
     TRY(create_observers(&c));
     TRY(carver_alloc(r->ctx, lay_out_buffers, &c));
-    clear_maxima(&c);
+    clear_ranges(&c);
     TRY(block_norms_load(r->model, s->block, s->segment, &out->norms));
     TRY(smoothing_norms(r, s, &out->norms));
     TRY(segment_run(r, &pass, &r->calibrated));
@@ -378,7 +378,7 @@ static size_t operation_bytes(const ledger *l, const segment_work *s)
     if (plan->keeps_statistics && segment_attends(s->block->graph, s->segment))
         most = size_max(
             most,
-            KV_KINDS * mem_array_bytes(kv_observed_channels(plan, s->block->index), sizeof(float)));
+            mem_array_bytes(2 * kv_observed_channels(plan, s->block->index), sizeof(float)));
     return most;
 }
 

@@ -22,7 +22,8 @@ static tare_recipe of_float_pass(const tare_recipe *recipe)
     tare_recipe r = *recipe;
     r.disable_level = 0;
     r.fa_quant = r.fa_amp_given = false;
-    r.fa_amp = 0;
+    r.fa_amp = r.kv_cache = 0;
+    r.kv_sym = true;
     r.a_bit = 8;
     return r;
 }

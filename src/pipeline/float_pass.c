@@ -42,7 +42,8 @@ static tare_status score_samples(float_work *w, graph_unit unit, const batch *b,
                                  size_t k)
 {
     run *r = w->run;
-    for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
+    for (size_t i = 0, row = 0; i < b->samples && b->first + i < r->plan->score_samples;
+         row += b->lengths[i++]) {
         const float *input = smoothed_input(w, unit, x + row * k, b->lengths[i], k);
         tare_status status = score_update(r->ctx, &r->env->num, &w->scores[unit], input,
                                           b->lengths[i], k, w->scratch);
@@ -113,6 +114,7 @@ static tare_status observed_linears(void *user, graph_unit unit, const batch *b,
     run_spent(w->run, WORK_SCORE);
     TRY(float_block_linears(&w->linears, unit, b, x, y));
     run_spent(w->run, WORK_FLOAT);
+    TRY(kv_cache_observe_floats(w->run, w->block, unit, b, y));
 done:
     return status;
 }
@@ -370,6 +372,8 @@ void float_segment_hold(ledger *l, const segment_work *s)
     const ledger before = *l;
     size_t vectors = smoothing_solves(plan) ? smoothing_layer_bytes(plan, s->block) : 0;
     size_t carried = carried_bytes(l, s, true, plan->float_tokens);
+    if (kv_cache_of_floats(plan))
+        carried += kv_cache_kept_bytes(plan, s->block->index);
     l->now[TERM_ACTIVATIONS] += carried;
     l->now[TERM_SCRATCH] += scoring_bytes(plan) + block_norms_bytes(s->block);
     if (plan->layout.whole_layer)

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "pipeline/run.h"
-#include "quantize/channel_max.h"
+#include "quantize/channel_range.h"
 
 /* ---- the weights as they are stored ---- */
 
@@ -271,8 +271,10 @@ tare_status observe_head(run *r)
     linear_scheme scheme = r->plan->linears[r->model->num_linears - 1].scheme;
     observer *o = NULL;
     float *norm = NULL, *x;
-    uint32_t *max = mem_calloc(r->ctx, h, sizeof *max);
-    TRY(max ? TARE_OK : TARE_E_MEMORY);
+    int32_t *extremes = mem_alloc_array(r->ctx, 2 * h, sizeof *extremes);
+    channel_range range = {extremes, extremes + h};
+    TRY(extremes ? TARE_OK : TARE_E_MEMORY);
+    channel_range_clear(&range, h);
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[r->model->num_linears - 1]),
                         &r->env->num, &o));
@@ -281,15 +283,15 @@ tare_status observe_head(run *r)
         TRY(stream_get(r->calibrated.states, row, rows, &x));
         norm_rows(r->model, x, norm, NULL, rows, h, r->work.round, x);
         TRY(observer_update(r->ctx, o, x, rows * h));
-        channel_max_update(r->ctx, max, x, rows, h);
+        channel_range_update(r->ctx, &range, x, rows, h);
     }
     if (scheme_of(scheme)->activations == ACT_STATIC)
         TRY(observer_params(r->ctx, o, &r->inputs[unit]));
-    TRY(statistics_input(r, unit, o, max));
+    TRY(statistics_input(r, unit, o, &range));
 done:
     observer_free(r->ctx, o);
     mem_free(r->ctx, norm);
-    mem_free(r->ctx, max);
+    mem_free(r->ctx, extremes);
     return TARE_WRAP(r->ctx, status, "%s", r->model->head->name);
 }
 
@@ -299,7 +301,7 @@ void observe_head_hold(ledger *l)
     const tare_model *m = plan->env->model;
     ledger_moment(l, m->head->name,
                   model_read_vector_bytes(m->final_norm) +
-                      mem_array_bytes(m->config.hidden_size, sizeof(uint32_t)) +
+                      mem_array_bytes(2 * m->config.hidden_size, sizeof(int32_t)) +
                       observer_bytes(plan->env->samples.count) +
                       observer_update_bytes(plan->env->ctx) + score_head_bytes(plan));
 }

@@ -3,8 +3,6 @@
 
 #include "pipeline/run.h"
 
-#define KEY_LINEAR ".self_attn.k_proj" /* where keys have a linear of their own */
-
 static void list_linears(run_plan *plan)
 {
     const tare_model *m = plan->env->model;
@@ -22,6 +20,13 @@ static tare_status check_kv_cache(const run_plan *plan)
                          "quant.kv_cache: %s models have one linear for queries, keys and values, "
                          "and engines look for the scales beside k_proj and v_proj",
                          m->config.arch->model_type);
+    for (size_t i = 0; plan->env->num.compat && i < m->graph.num_norms; i++) {
+        if (graph_norm_is_inside(&m->graph, i))
+            return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
+                             "quant.kv_cache with run.compat: msModelSlim writes no scales for %s "
+                             "models, which have a norm for queries and keys; leave run.compat out",
+                             m->config.arch->model_type);
+    }
     if (m->config.head_dim % 32 != 0)
         TARE_WARN(plan->env->ctx,
                   "quant.kv_cache: vLLM-Ascend needs a head_dim that is a multiple of 32, and that "
@@ -95,7 +100,8 @@ static size_t tokens_of(const run_plan *plan, size_t samples)
     return tokens;
 }
 
-/* m3 looks at the first sample, the other methods at all of them, the score at a few.
+/* m3 looks at the first sample, the other methods at all of them, as compat does at keys and
+ * values; the score at a few.
  *
  * disable_level ranks all layers before the first is quantized: a float pass of its own, which also
  * finds the smoothing. Without it the float stream, if there is one, runs beside the quantized one,
@@ -110,7 +116,7 @@ void plan_streams(run_plan *plan)
     plan->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
     if (smoothing_solves(plan))
         plan->float_samples = plan->smooth.method == SMOOTH_M3 ? 1 : all;
-    if (plan->env->goal == GOAL_SCORES)
+    if (plan->env->goal == GOAL_SCORES || kv_cache_of_floats(plan))
         plan->float_samples = all;
     if (plan->wants_scores && plan->float_samples < plan->score_samples)
         plan->float_samples = plan->score_samples;

@@ -95,6 +95,8 @@ typedef struct run_plan {
     segment_list segments;              /* of each block, by that */
 } run_plan;
 
+#define KEY_LINEAR ".self_attn.k_proj" /* where keys have a linear of their own */
+
 /* Which scheme each linear and attention gets, what is smoothed, and how samples will pass. */
 tare_status plan_linears(run_plan *plan);
 /* Once the samples are there (or none are needed): how they pass. */

@@ -54,6 +54,10 @@ void run_stop(run *r)
     r->work = (workspace){0};
     flow_free(&r->calibrated);
     flow_free(&r->floats);
+    for (size_t i = 0; r->attentions && i < r->model->config.num_layers; i++) {
+        kv_observer_free(r->attentions[i].kv);
+        r->attentions[i].kv = NULL;
+    }
 }
 
 static tare_status copy_embedding(void *user, size_t first, size_t count, const coded_rows *rows)
@@ -228,13 +232,15 @@ static size_t finish_bytes(const run_plan *plan)
     return output_finish_bytes(plan_tensors(plan), widest);
 }
 
-/* Vectors of all layers wait for the second pass. */
-static size_t waiting_vectors(const run_plan *plan)
+/* What the float pass knows of all layers waits for the second one. */
+static size_t waiting_bytes(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
     size_t bytes = 0;
-    for (size_t i = 0; smoothing_solves(plan) && i < m->config.num_layers; i++)
-        bytes += smoothing_layer_bytes(plan, &m->blocks[i]);
+    for (size_t i = 0; i < m->config.num_layers; i++) {
+        bytes += smoothing_solves(plan) ? smoothing_layer_bytes(plan, &m->blocks[i]) : 0;
+        bytes += kv_cache_of_floats(plan) ? kv_cache_kept_bytes(plan, i) : 0;
+    }
     return bytes;
 }
 
@@ -246,7 +252,7 @@ void run_hold(ledger *l, const run_pass *only)
     const ledger before = *l;
     if (l->rows > 0)
         l->now[TERM_WORKSPACE] += workspace_bytes(e->model, l->rows, e->samples.longest);
-    l->now[TERM_SMOOTHING] += plan->two_passes ? waiting_vectors(plan) : 0;
+    l->now[TERM_SMOOTHING] += plan->two_passes ? waiting_bytes(plan) : 0;
     if (plan->two_passes && (!only || *only == PASS_FLOAT))
         float_pass_hold(l);
     if (e->goal == GOAL_SMOOTHING)

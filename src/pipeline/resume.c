@@ -147,6 +147,7 @@ static tare_status archive_attentions(run *r, archive *a)
     for (size_t i = 0; i < r->model->config.num_layers; i++) {
         run_attention *t = &r->attentions[i];
         TRY(archive_bytes(a, t->scores, sizeof t->scores));
+        TRY(kv_cache_archive(r, i, a));
         for (int kind = 0; kind < FA_KINDS; kind++) {
             float *scales = t->scales[kind];
             TRY(archive_floats(a, &scales, heads[kind]));

@@ -14,6 +14,7 @@
 #include "pipeline/ledger.h"
 #include "pipeline/plan.h"
 #include "pipeline/streams.h"
+#include "quantize/channel_range.h"
 #include "quantize/kv_observer.h"
 #include "quantize/layer_selector.h"
 #include "quantize/score.h"
@@ -23,6 +24,7 @@ typedef struct run_attention {
     bool fallback; /* chosen by fa_amp to go without */
     float *scales[FA_KINDS];
     float scores[FA_KINDS];
+    kv_observer *kv; /* of the float stream, until the layer is calibrated; NULL: none */
 } run_attention;
 
 /* The weights of the layer in work as they are stored; data NULL: not read yet. */
@@ -410,6 +412,16 @@ tare_status attention_finish(run *r, size_t layer, const fa_observer *o);
 tare_status attention_write(run *r, size_t layer);
 /* The tensors of the key/value cache that stand before those of `l`, if its attention has any. */
 tare_status declare_kv_cache(run *r, size_t layer, const model_linear *l);
+/* Are keys and values those of the float stream? */
+bool kv_cache_of_floats(const run_plan *plan);
+/* There: what the linears of a unit put out, if keys and values are among it. */
+tare_status kv_cache_observe_floats(run *r, const model_block *block, graph_unit unit,
+                                    const batch *b, float *const *y);
+/* Before an attention is calibrated: its observer, empty, or full from the float stream; NULL for
+ * one that goes without. */
+tare_status kv_cache_begin(run *r, const model_block *block, kv_observer **out);
+/* An observer that waits for its layer, written to or read from an archive. */
+tare_status kv_cache_archive(run *r, size_t layer, archive *a);
 /* NULL: the attention has none. */
 tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o);
 /* Channels of a layer's keys, and of its values, if they have scales or are observed; else 0. */
@@ -426,9 +438,9 @@ tare_status write_late_attentions(run *r);
 /* Behind plan_output; goes on with what an earlier process wrote. */
 tare_status statistics_open(run *r);
 tare_status statistics_sync(run *r);
-/* All that the observer of a unit's input says, and its largest magnitudes (channel_max.h), which
- * are of no use afterwards. */
-tare_status statistics_input(run *r, size_t unit, const observer *o, uint32_t *max);
+/* All that the observer of a unit's input says, and the range of its channels, whose memory is used
+ * up. */
+tare_status statistics_input(run *r, size_t unit, const observer *o, channel_range *range);
 tare_status statistics_keys_and_values(run *r, size_t layer, const kv_observer *o);
 /* What else is known of a layer when it is done. */
 tare_status statistics_layer(run *r, const model_block *block);

@@ -2,11 +2,11 @@
  * thread that writes the output. */
 #include "pipeline/statistics.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "file/json.h"
 #include "tensor/convert.h"
-#include "tensor/round.h"
 
 void statistics_file_init(statistics_file *f, tare_context *ctx)
 {
@@ -144,19 +144,19 @@ static void note_params(const run *r, const input_ranges *ranges, unit_statistic
     }
 }
 
-tare_status statistics_input(run *r, size_t unit, const observer *o, uint32_t *max)
+tare_status statistics_input(run *r, size_t unit, const observer *o, channel_range *range)
 {
     const model_unit *m = &r->model->units[unit];
     bool is_head = unit + 1 == r->model->num_units;
     input_ranges ranges;
     if (!r->statistics || !observer_ranges(o, &ranges))
         return TARE_OK;
-    unit_statistics u = {.max = (uint16_t *)max, /* it is not needed any more */
+    unit_statistics u = {.max = (uint16_t *)(void *)range->low, /* each after it was read */
                          .score = r->scores[m->first].value,
                          .scored = is_head ? statistics_head_scored(r->plan)
                                            : r->plan->wants_scores};
     for (size_t i = 0; i < m->k; i++)
-        u.max[i] = float_to_bf16(bits_to_float(max[i]));
+        u.max[i] = float_to_bf16(fmaxf(-channel_low(range, i), channel_high(range, i)));
     for (int i = 0; i < INPUT_RANGES; i++) {
         u.range[i][0] = ranges.low[i];
         u.range[i][1] = ranges.high[i];
@@ -168,19 +168,18 @@ tare_status statistics_input(run *r, size_t unit, const observer *o, uint32_t *m
 tare_status statistics_keys_and_values(run *r, size_t layer, const kv_observer *o)
 {
     tare_status status = TARE_OK;
-    float *max[KV_KINDS] = {NULL};
     size_t channels = kv_observed_channels(r->plan, layer);
-    if (!r->statistics)
+    if (!r->statistics || channels == 0)
         return TARE_OK;
+    float *range = mem_alloc_array(r->ctx, 2 * channels, sizeof *range);
+    if (!range)
+        return TARE_E_MEMORY;
     for (int kind = 0; kind < KV_KINDS; kind++) {
-        TRY((max[kind] = mem_alloc_array(r->ctx, channels, sizeof(float))) ? TARE_OK
-                                                                           : TARE_E_MEMORY);
-        kv_observer_get(o, (kv_kind)kind, max[kind]);
+        kv_observer_get(o, (kv_kind)kind, range, range + channels);
+        TRY(statistics_kv(r->statistics, r->plan, layer, (kv_kind)kind, range));
     }
-    TRY(statistics_kv(r->statistics, r->plan, layer, max));
 done:
-    for (int kind = 0; kind < KV_KINDS; kind++)
-        mem_free(r->ctx, max[kind]);
+    mem_free(r->ctx, range);
     return status;
 }
 

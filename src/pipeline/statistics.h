@@ -48,9 +48,9 @@ tare_status statistics_unit(statistics_file *f, const run_plan *plan, size_t uni
 /* Its score alone, when it is read; *known: there is one. */
 tare_status statistics_score(statistics_file *f, const tare_model *model, size_t unit,
                              double *score, bool *known);
-/* Magnitudes of keys and values by channel. */
-tare_status statistics_kv(statistics_file *f, const run_plan *plan, size_t layer,
-                          float *const max[KV_KINDS]);
+/* The range of keys or values by channel: [2,kv_heads*head_dim], low and high. */
+tare_status statistics_kv(statistics_file *f, const run_plan *plan, size_t layer, kv_kind kind,
+                          float *range);
 /* Scales and scores of an attention that is quantized. */
 tare_status statistics_fa(statistics_file *f, const run_plan *plan, size_t layer, run_attention *a);
 /* Vectors of a layer. */

@@ -127,17 +127,13 @@ tare_status statistics_score(statistics_file *f, const tare_model *model, size_t
 
 /* ---- attention ---- */
 
-tare_status statistics_kv(statistics_file *f, const run_plan *plan, size_t layer,
-                          float *const max[KV_KINDS])
+tare_status statistics_kv(statistics_file *f, const run_plan *plan, size_t layer, kv_kind kind,
+                          float *range)
 {
-    tare_status status = TARE_OK;
+    static const char *const PARTS[KV_KINDS] = {".key_range", ".value_range"};
     const model_config *c = &plan->env->model->config;
-    const char *name = plan->attentions[layer].name;
-    size_t channels = c->num_kv_heads * c->head_dim;
-    TRY(statistics_item(f, TARE_F32, 0, channels, max ? max[KV_KEYS] : NULL, name, ".key_max"));
-    TRY(statistics_item(f, TARE_F32, 0, channels, max ? max[KV_VALUES] : NULL, name, ".value_max"));
-done:
-    return status;
+    return statistics_item(f, TARE_F32, 2, c->num_kv_heads * c->head_dim, range,
+                           plan->attentions[layer].name, PARTS[kind]);
 }
 
 tare_status statistics_fa(statistics_file *f, const run_plan *plan, size_t layer, run_attention *a)
@@ -245,7 +241,8 @@ static tare_status declare_layer(statistics_file *f, const run_plan *plan, const
     unit_statistics unit = {.scored = plan->wants_scores};
     for (size_t u = 0; u < block->graph->num_units; u++)
         TRY(statistics_unit(f, plan, block->first_unit + u, &unit));
-    TRY(statistics_kv(f, plan, block->index, NULL));
+    for (int kind = 0; kind < KV_KINDS && kv_observed_channels(plan, block->index); kind++)
+        TRY(statistics_kv(f, plan, block->index, (kv_kind)kind, NULL));
     if (plan->attentions[block->index].quantize)
         TRY(statistics_fa(f, plan, block->index, NULL));
     if (plan->smooths)

@@ -213,6 +213,24 @@ done:
     return status;
 }
 
+static tare_status take_kv_cache(taking *t, size_t layer)
+{
+    tare_status status = TARE_OK;
+    run *r = t->run;
+    kv_observer **o = &r->kv[layer];
+    size_t channels = kv_cache_channels(t->plan, layer);
+    float *range = mem_alloc_array(r->ctx, 2 * channels, sizeof *range);
+    TRY(range ? TARE_OK : TARE_E_MEMORY);
+    TRY(kv_observer_create(r->ctx, t->plan->attentions[layer].name, channels, o));
+    for (int kind = 0; kind < KV_KINDS; kind++) {
+        TRY(statistics_kv(&t->file, t->plan, layer, (kv_kind)kind, range));
+        kv_observer_set(*o, (kv_kind)kind, range, range + channels);
+    }
+done:
+    mem_free(r->ctx, range);
+    return status;
+}
+
 static tare_status take_attentions(taking *t)
 {
     tare_status status = TARE_OK;
@@ -221,21 +239,10 @@ static tare_status take_attentions(taking *t)
     if (t->plan->num_kv > 0 && !(r->kv = arena_calloc(r->env->arena, layers, sizeof *r->kv)))
         return TARE_E_MEMORY;
     for (size_t i = 0; i < layers; i++) {
-        const attention_plan *a = &t->plan->attentions[i];
-        size_t channels = kv_cache_channels(t->plan, i);
-        float *max[KV_KINDS];
-        if (a->quantize)
+        if (t->plan->attentions[i].quantize)
             TRY(statistics_fa(&t->file, t->plan, i, &r->attentions[i]));
-        if (!a->kv_cache)
-            continue;
-        for (int kind = 0; kind < KV_KINDS; kind++)
-            TRY((max[kind] = arena_alloc_array(r->env->arena, channels, sizeof(float)))
-                    ? TARE_OK
-                    : TARE_E_MEMORY);
-        TRY(statistics_kv(&t->file, t->plan, i, max));
-        TRY(kv_observer_create(r->ctx, a->name, channels, &r->kv[i]));
-        for (int kind = 0; kind < KV_KINDS; kind++)
-            kv_observer_set(r->kv[i], (kv_kind)kind, max[kind]);
+        if (t->plan->attentions[i].kv_cache)
+            TRY(take_kv_cache(t, i));
     }
 done:
     return status;

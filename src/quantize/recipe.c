@@ -41,6 +41,7 @@ const setting recipe_settings[] = {
     {"quant", "pr", SETTING_FLOAT, AT(pr), 0, 1, NULL},
     {"quant", "seed", SETTING_INT, AT(seed), 0, INT64_LIMIT, NULL},
     {"quant", "kv_cache", SETTING_CHOICE, AT(kv_cache), 0, 0, kv_choices},
+    {"quant", "kv_sym", SETTING_BOOL, AT(kv_sym), 0, 0, NULL},
     {"mix", "", SETTING_MIX, AT(mix), 0, 0, NULL},
     {"anti_outlier", "anti_method", SETTING_CHOICE, AT(anti_method), 0, 0, anti_choices},
     {"anti_outlier", "w_bit", SETTING_INT, AT(anti_w_bit), 4, 8, NULL},

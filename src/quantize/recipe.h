@@ -44,6 +44,7 @@ struct tare_recipe {
     bool mm_tensor, w_sym;
     double pr;
     int64_t kv_cache; /* 1: c8, INT8 keys and values; 0: as they are */
+    bool kv_sym;      /* their offsets are 0 */
     mix_list mix;     /* in order; the first that matches counts */
     /* anti_outlier */
     int64_t anti_method;            /* 1 to 6: m1 to m6; 0: none */

@@ -135,6 +135,11 @@ tare_status recipe_check_save(const tare_recipe *r)
                          "FP8 ones there); save as ascendv1, safe_tensor or numpy, or leave "
                          "kv_cache out",
                          save_types_text(plain));
+    if (r->kv_cache && !r->kv_sym && (save & SAVE_ASCENDV1))
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.kv_sym false: vLLM-Ascend adds an offset where it writes its cache "
+                         "and leaves it out where it reads; save as safe_tensor or numpy, or give "
+                         "it symmetric scales");
     if (plain && recipe_uses(r, SCHEME_W8A8_MIX))
         return TARE_FAIL(
             r->ctx, TARE_E_USAGE,
@@ -155,10 +160,9 @@ static tare_status check_kv_cache(const tare_recipe *r)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.kv_cache and fa_quant: the key/value cache and FA cannot be "
                          "quantized at the same time");
-    if (r->kv_cache && r->compat)
+    if (!r->kv_sym && !r->kv_cache)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "quant.kv_cache is not available with run.compat: msModelSlim takes the "
-                         "scales from keys before their rotation, which engines never store");
+                         "quant.kv_sym is false, but quant.kv_cache is not given (--kv-cache c8)");
     return TARE_OK;
 }
 

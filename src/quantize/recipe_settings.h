@@ -27,7 +27,7 @@ typedef struct setting {
     const choice *choices; /* ends with a NULL name */
 } setting;
 
-enum { NUM_SETTINGS = 32 };
+enum { NUM_SETTINGS = 33 };
 
 extern const setting recipe_settings[NUM_SETTINGS];
 

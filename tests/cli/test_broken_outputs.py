@@ -421,6 +421,8 @@ CORPUS = [
     (18, A, kv(parts="k")), (18, S, kv(parts="v")), (18, A, kv(scale=short_v)),
     (18, A, kv(scale=lambda p: np.full((16, 1), 0.5))), (18, A, kv(scale=lambda p: -np.ones(16))),
     (18, S, both(kv(), drop(f"{ATTENTION}.v_proj.kv_cache_offset"))),
+    (18, A, kv(offset=lambda p: np.full(16, 0.5))), (18, S, kv(offset=lambda p: np.full(16, 128))),
+    (18, S, kv(offset=lambda p: np.full(16, np.nan))),
     (18, A, kv(), *TARGET),  # heads of 8, and that engine wants a multiple of 32
     (19, "fa", change(ATTENTION + ".fa_q.scale", first(-1.0))),
     (19, "fa", change(ATTENTION + ".fa_k.offset", first(1))),
@@ -519,7 +521,7 @@ def test_unbroken_kv_cache(outputs, tmp_path):
     for name in (A, S):
         folder = shutil.copytree(outputs(name), tmp_path / name)
         o = Output(folder)
-        kv(offset=lambda p: np.ones(16))(o)  # asymmetric: for engines other than vLLM-Ascend
+        kv(offset=lambda p: np.linspace(-128, 127, 16).round())(o)  # asymmetric: for engines other than vLLM-Ascend
         o.save()
         assert run_verify(folder)["findings"] == []
 

@@ -116,14 +116,20 @@ def test_the_same_bytes_however_it_runs(flags, model, calib, outputs, tmp_path):
     assert files(tmp_path / "out") == files(outputs[1])
 
 
-def test_resume(tmp_path):
-    """Killed behind the first checkpoints, the run goes on to the same bytes."""
+@pytest.mark.parametrize("more", [
+    [], ["--no-kv-sym"], ["--compat", "msmodelslim"],
+    ["--compat", "msmodelslim", "--anti-method", "m4", "--disable-level", "L3"]],
+    ids=lambda flags: " ".join(flags))
+def test_resume(more, tmp_path):
+    """Killed behind the first checkpoints, the run goes on to the same bytes. Where there is a pass
+    of the float model before, and compat, that is where the scales come from."""
     changes = dict(num_hidden_layers=12, hidden_size=64, intermediate_size=160, head_dim=16)
     model = tiny.write_checkpoint(tmp_path / "model", tiny.make_tensors({**tiny.CONFIG, **changes}),
                                   **changes)
     ids = tmp_path / "ids.json"
     ids.write_text(json.dumps(np.random.default_rng(3).integers(0, 256, (8, 100)).tolist()))
-    flags = ["--save", "safe_tensor,numpy", *C8, "--checkpoint-every", 1]
+    flags = ["--save", "safe_tensor,numpy", *C8, "--checkpoint-every", 1, "--npy-values", "numpy",
+             *more]
     quantize(model, ids, tmp_path / "whole", *flags)
     out = tmp_path / "out"
     journal = out / ".tare" / "journal"
@@ -139,7 +145,7 @@ def test_resume(tmp_path):
         if run.returncode == -signal.SIGKILL:
             break
     done = quantize(model, ids, out, *flags, "--resume", "--threads", 1)
-    assert "going on behind" in done.stderr
+    assert "going on " in done.stderr
     assert files(out) == files(tmp_path / "whole")
 
 
@@ -182,7 +188,9 @@ def test_an_output_is_no_model(outputs, calib, tmp_path):
 
 @pytest.mark.parametrize("flags,words", [
     (["--fa-quant"], "cannot be quantized at the same time"),
-    (["--compat", "msmodelslim"], "quant.kv_cache is not available with run.compat"),
+    (["--no-kv-sym"], "quant.kv_sym false: vLLM-Ascend"),
+    (["--no-kv-sym", "--save", "ascendv1,safe_tensor"], "quant.kv_sym false: vLLM-Ascend"),
+    (["--no-kv-sym", "--save", "compressed-tensors"], "cannot hold the scales of quant.kv_cache"),
     (["--a-bit", "16"], "quant.kv_cache needs the calibration"),
     (["--save", "compressed-tensors"], "cannot hold the scales of quant.kv_cache"),
     (["--save", "ascendv1,compressed-tensors"], "cannot hold the scales of quant.kv_cache"),
@@ -194,6 +202,58 @@ def test_refused_before_any_work(flags, words, model, calib, tmp_path):
                         *extra)
         assert done.returncode == 2 and words in done.stderr, done.stderr
         assert "calibrate" not in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_kv_sym_without_a_cache(model, calib, tmp_path):
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", calib, "--no-kv-sym",
+                    "--save", "safe_tensor")
+    assert done.returncode == 2 and "quant.kv_cache is not given" in done.stderr
+    quantize(model, calib, tmp_path / "out", "--kv-sym")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_offsets(dtype, model, calib, tmp_path):
+    """The steps of both forms span the range: 255 of the asymmetric one with 0, 127 of the other
+    the farther end. Nothing else differs."""
+    flags = [*C8, "--save", "safe_tensor,numpy", "--dtype", dtype]
+    quantize(model, calib, tmp_path / "sym", *flags)
+    quantize(model, calib, tmp_path / "asym", *flags, "--no-kv-sym")
+    sym, asym = (tensor_file.read_folder(tmp_path / form) for form in ("sym", "asym"))
+    rounding = {"float32": 2.0**-22, "float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype]
+    assert sym.keys() == asym.keys()
+    for name, x in asym.items():
+        if not is_kv(name):
+            np.testing.assert_array_equal(x.data, sym[name].data, name)
+    offsets = []
+    for name in [name for name in asym if name.endswith(".kv_cache_scale")]:
+        scale = np.float64(asym[name].data)
+        offset = np.float64(asym[name.replace("_scale", "_offset")].data)
+        low, high = (-128 - offset) * scale, (127 - offset) * scale
+        assert (np.abs(low + high) <= 255.001 * scale).all()  # 0 is in the range
+        reach = 127 * np.float64(sym[name].data)
+        assert (np.abs(np.maximum(-low, high) - reach)
+                <= 0.5001 * scale + 2 * rounding * reach).all()
+        offsets.append(offset)
+    assert np.abs(offsets).max() > 1
+    for folder in ("sym", "asym"):
+        done = run_tare("verify", tmp_path / folder, "--base", model)
+        assert done.returncode == 0, done.stdout
+    found = np.load(tmp_path / "asym" / "kv_cache_offset.npy", allow_pickle=True).item()
+    for name, x in found.items():
+        np.testing.assert_array_equal(x, asym[name].data)
+
+
+@pytest.mark.parametrize("flags", [
+    [], ["--anti-method", "m3"], ["--anti-method", "m4"], ["--act-method", "3"],
+    ["--act-method", "3", "--disable-level", "L2", "--anti-method", "m1"],
+    ["--scheme", "w8a8_dynamic", "--no-kv-sym"]], ids=lambda flags: " ".join(flags))
+@pytest.mark.parametrize("how", [["--threads", 2], ["--batch-rows", 7], ["--skip-layouts", 99]],
+                         ids=lambda flags: " ".join(map(str, flags)))
+def test_compat_is_the_same_bytes_however_it_runs(flags, how, model, calib, tmp_path):
+    flags = [*C8, "--compat", "msmodelslim", "--save", "safe_tensor", *flags]
+    quantize(model, calib, tmp_path / "one", *flags, "--threads", 1)
+    quantize(model, calib, tmp_path / "other", *flags, *how)
+    assert files(tmp_path / "one") == files(tmp_path / "other")
 
 
 def test_prompts_are_needed(model, tmp_path):

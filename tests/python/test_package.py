@@ -188,23 +188,25 @@ def test_calibrator_writes_what_the_command_writes(tmp_path, folder, model, cali
     assert (tmp_path / "named" / "about.json").is_file()
 
 
-def test_kv_cache(tmp_path, folder, calib):
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_kv_cache(symmetric, tmp_path, folder, calib):
     prompts = tiny.write_prompts(tmp_path / "prompts.jsonl")
     done = run_tare("quantize", folder, "--out", tmp_path / "cli", "--calib", prompts, "--save",
-                    "safe_tensor,numpy", "--kv-cache", "c8")
+                    "safe_tensor,numpy", "--kv-cache", "c8",
+                    "--kv-sym" if symmetric else "--no-kv-sym")
     assert done.returncode == 0, done.stderr
-    calibrator = tare.Calibrator(tare.load(folder), tare.QuantConfig(mm_tensor=False).kv_quant(),
-                                 calib_data=calib)
+    config = tare.QuantConfig(mm_tensor=False).kv_quant(kv_sym=symmetric)
+    calibrator = tare.Calibrator(tare.load(folder), config, calib_data=calib)
     calibrator.run()
     calibrator.save(str(tmp_path / "py"), save_type=["safe_tensor", "numpy"])
     assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
     assert (tmp_path / "py" / "kv_cache_scale.npy").is_file()
+
+
+def test_kv_cache_needs_data(folder):
     with pytest.raises(ValueError, match="kv_quant needs calibration data"):
         tare.Calibrator(tare.load(folder), tare.QuantConfig(is_dynamic=True, mm_tensor=False,
                                                             use_kvcache_quant=True))
-    with pytest.raises(NotImplementedError, match="kv_quant with kv_sym=False"):
-        tare.Calibrator(tare.load(folder), tare.QuantConfig().kv_quant(kv_sym=False),
-                        calib_data=calib)
 
 
 def test_forms_of_calibration_data(tmp_path, model, tokenizer, calib):

@@ -16,6 +16,16 @@ static kv_observer *create(tare_context *ctx, size_t channels)
     return o;
 }
 
+static tare_status scales_of(const kv_observer *o, kv_kind kind, tare_dtype dtype, float *scales)
+{
+    float offsets[256];
+    const numerics num = {.dtype = dtype};
+    tare_status status = kv_observer_params(o, kind, &num, true, scales, offsets);
+    for (size_t c = 0; status == TARE_OK && c < CHANNELS; c++)
+        assert_true(offsets[c] == 0);
+    return status;
+}
+
 static void test_by_hand(void **state)
 {
     (void)state;
@@ -25,19 +35,48 @@ static void test_by_hand(void **state)
     float scales[CHANNELS];
     tare_context *ctx = new_context(1);
     kv_observer *o = create(ctx, CHANNELS);
-    assert_fails(ctx, kv_observer_scales(o, KV_KEYS, TARE_F32, scales), TARE_E_NUMERIC,
+    assert_fails(ctx, scales_of(o, KV_KEYS, TARE_F32, scales), TARE_E_NUMERIC,
                  "m.attn: keys and values were never observed");
     assert_ok(ctx, kv_observe(o, 0, lengths, 2, (const float *[]){keys, values}));
     assert_ok(ctx, kv_observe(o, 2, lengths + 2, 1, (const float *[]){keys + 6, values + 6}));
-    assert_ok(ctx, kv_observer_scales(o, KV_KEYS, TARE_F32, scales));
+    assert_ok(ctx, scales_of(o, KV_KEYS, TARE_F32, scales));
     assert_true(scales[0] == 2 && scales[1] == 1);
-    assert_ok(ctx, kv_observer_scales(o, KV_VALUES, TARE_F32, scales));
+    assert_ok(ctx, scales_of(o, KV_VALUES, TARE_F32, scales));
     assert_true(scales[0] == 0x1p-23f && scales[1] == 1.0f / 127);
     /* 1/127 = 0.007874015…: of 8 significant bits 129/2^14 is nearest, of 11 1032/2^17 */
-    assert_ok(ctx, kv_observer_scales(o, KV_VALUES, TARE_BF16, scales));
+    assert_ok(ctx, scales_of(o, KV_VALUES, TARE_BF16, scales));
     assert_true(scales[0] == 0x1p-23f && scales[1] == 129 * 0x1p-14f);
-    assert_ok(ctx, kv_observer_scales(o, KV_VALUES, TARE_F16, scales));
+    assert_ok(ctx, scales_of(o, KV_VALUES, TARE_F16, scales));
     assert_true(scales[0] == 0x1p-23f && scales[1] == 1032 * 0x1p-17f);
+    kv_observer_free(o);
+    free_context(ctx);
+}
+
+/* Ranges with 0: (hi - lo)/255 and rne(-lo/s) - 128. */
+static void test_asymmetric_by_hand(void **state)
+{
+    (void)state;
+    static const float keys[] = {-255, 51, 0, 102}, values[] = {-1, -0.5f, -0.25f, -0.0f},
+                       divisors[] = {5, 0.5f};
+    static const size_t lengths[] = {1, 1};
+    const numerics num = {.dtype = TARE_F32}, half = {.dtype = TARE_BF16};
+    float scales[CHANNELS], offsets[CHANNELS];
+    tare_context *ctx = new_context(1);
+    kv_observer *o = create(ctx, CHANNELS);
+    assert_ok(ctx, kv_observe(o, 0, lengths, 2, (const float *[]){keys, values}));
+    assert_ok(ctx, kv_observer_params(o, KV_KEYS, &num, false, scales, offsets));
+    assert_true(scales[0] == 1 && offsets[0] == 127);             /* -255 .. 0 */
+    assert_true(scales[1] == 102.0f / 255 && offsets[1] == -128); /* 0 .. 102 */
+    assert_ok(ctx, kv_observer_params(o, KV_VALUES, &num, false, scales, offsets));
+    assert_true(scales[0] == 1.0f / 255 && offsets[0] == 127);
+    assert_true(scales[1] == 0.5f / 255 && offsets[1] == 127);
+    /* 1/255 = 2^-8 * 1.00392…: of 8 significant bits 129/128 is nearest; 32768/129 = 254.01… */
+    assert_ok(ctx, kv_observer_params(o, KV_VALUES, &half, false, scales, offsets));
+    assert_true(scales[0] == 129 * 0x1p-15f && offsets[0] == 126);
+    kv_observer_divide(o, KV_KEYS, divisors);
+    assert_ok(ctx, kv_observer_params(o, KV_KEYS, &num, false, scales, offsets));
+    assert_true(scales[0] == 51.0f / 255 && offsets[0] == 127);
+    assert_true(scales[1] == 204.0f / 255 && offsets[1] == -128);
     kv_observer_free(o);
     free_context(ctx);
 }
@@ -63,8 +102,8 @@ static void test_refusals(void **state)
     o = create(ctx, CHANNELS);
     x[0] = 1e7f; /* / 127 is more than 65504 */
     assert_ok(ctx, kv_observe(o, 0, lengths, 3, (const float *[]){x, x}));
-    assert_fails(ctx, kv_observer_scales(o, KV_KEYS, TARE_F16, scales), TARE_E_NUMERIC,
-                 "channel 0 of the keys reaches 1e+07, whose scale does not fit F16");
+    assert_fails(ctx, scales_of(o, KV_KEYS, TARE_F16, scales), TARE_E_NUMERIC,
+                 "channel 0 of the keys: a reach of 1e+07, whose scale does not fit F16");
     kv_observer_free(o);
     free_context(ctx);
 }
@@ -95,7 +134,7 @@ static void test_groups_and_threads(void **state)
                     t += lengths[i];
             }
             for (int kind = 0; kind < KV_KINDS; kind++) {
-                assert_ok(ctx, kv_observer_scales(o, (kv_kind)kind, TARE_F32, scales));
+                assert_ok(ctx, scales_of(o, (kv_kind)kind, TARE_F32, scales));
                 for (size_t c = 0; c < WIDE; c++)
                     assert_true(scales[c] == want[c] / (kind ? 4 : 1) / 127.0f);
             }
@@ -122,9 +161,9 @@ static void test_rotated_keys(void **state)
     for (size_t t = 0; t < tokens; t++)
         kernels_get(ctx)->rope(keys + t * CHANNELS, cosines + t, sines + t, CHANNELS);
     assert_ok(ctx, kv_observe(after, 0, &tokens, 1, (const float *[]){keys, values}));
-    assert_ok(ctx, kv_observer_scales(before, KV_KEYS, TARE_F32, scales));
+    assert_ok(ctx, scales_of(before, KV_KEYS, TARE_F32, scales));
     assert_true(scales[0] == 3.0f / 127 && scales[1] == 0x1p-23f);
-    assert_ok(ctx, kv_observer_scales(after, KV_KEYS, TARE_F32, scales));
+    assert_ok(ctx, scales_of(after, KV_KEYS, TARE_F32, scales));
     assert_true(scales[0] == 3.0f / 127 && scales[1] == 3.0f / 127);
     kv_observer_free(before);
     kv_observer_free(after);
@@ -161,7 +200,7 @@ static void replay(tare_context *ctx, safetensors *s)
     for (int kind = 0; kind < KV_KINDS; kind++) {
         const tensor_info *t = safetensors_find(s, results[kind]);
         float *want = read_floats(ctx, s, t);
-        assert_ok(ctx, kv_observer_scales(o, (kv_kind)kind, TARE_F32, scales));
+        assert_ok(ctx, scales_of(o, (kv_kind)kind, TARE_F32, scales));
         assert_memory_equal(scales, want, t->shape[0] * sizeof *want);
         mem_free(ctx, want);
     }
@@ -191,9 +230,11 @@ static void test_golden_observed(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_by_hand), cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_rotated_keys), cmocka_unit_test(test_groups_and_threads),
-        cmocka_unit_test(test_golden_observed)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_by_hand),
+                                       cmocka_unit_test(test_asymmetric_by_hand),
+                                       cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_rotated_keys),
+                                       cmocka_unit_test(test_groups_and_threads),
+                                       cmocka_unit_test(test_golden_observed)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
