@@ -47,8 +47,8 @@ typedef struct command {
     int (*run)(int argc, char **argv);
 } command;
 
-extern const command command_quantize, command_retype, command_calib, command_generate, command_verify,
-    command_inspect, command_tokenize;
+extern const command command_quantize, command_retype, command_calib, command_generate,
+    command_verify, command_inspect, command_tokenize;
 
 /* Parses argv[1..] by `flags` and the common ones, with exactly `positional` arguments. 0, or
  * EXIT_USAGE after a message; -1 if --help was given (printed). */

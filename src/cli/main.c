@@ -3,8 +3,9 @@
 
 #include "cli/cli.h"
 
-static const command *const commands[] = {&command_quantize, &command_retype, &command_calib,    &command_verify,
-                                          &command_inspect,  &command_generate, &command_tokenize};
+static const command *const commands[] = {&command_quantize, &command_retype,  &command_calib,
+                                          &command_verify,   &command_inspect, &command_generate,
+                                          &command_tokenize};
 
 enum { NUM_COMMANDS = sizeof commands / sizeof *commands };
 

@@ -16,12 +16,12 @@ typedef struct calibration {
     run *run;
     const run_plan *plan;
     const segment_work *work;
-    size_t rows;                      /* of a batch, at most */
-    layer_output *out;                /* linears, norms, and what is known of the inputs so far */
-    observer *observers[BLOCK_UNITS]; /* NULL: not of interest */
-    bool is_static[BLOCK_UNITS];      /* a member needs the range of its input */
+    size_t rows;                       /* of a batch, at most */
+    layer_output *out;                 /* linears, norms, and what is known of the inputs so far */
+    observer *observers[BLOCK_UNITS];  /* NULL: not of interest */
+    bool is_static[BLOCK_UNITS];       /* a member needs the range of its input */
     channel_range ranges[BLOCK_UNITS]; /* [k] for the statistics; low NULL: none are kept */
-    fa_observer *fa;                  /* NULL: this attention goes without */
+    fa_observer *fa;                   /* NULL: this attention goes without */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
     uint32_t *sample_of_row;   /* [rows] */
@@ -377,8 +377,7 @@ static size_t operation_bytes(const ledger *l, const segment_work *s)
                                                l->samples, plan->env->samples.longest));
     if (plan->keeps_statistics && segment_attends(s->block->graph, s->segment))
         most = size_max(
-            most,
-            mem_array_bytes(2 * kv_observed_channels(plan, s->block->index), sizeof(float)));
+            most, mem_array_bytes(2 * kv_observed_channels(plan, s->block->index), sizeof(float)));
     return most;
 }
 

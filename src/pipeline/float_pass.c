@@ -497,8 +497,7 @@ tare_status float_pass(run *r)
         if (resume_due(r, true))
             TRY(resume_save(r, i + 1));
     }
-    if (r->env->goal == GOAL_SCORES ||
-        (r->plan->wants_scores && !plan_is_float(&r->plan->linears[r->model->num_linears - 1])))
+    if (r->env->goal == GOAL_SCORES || r->plan->wants_scores)
         TRY(score_head(r));
     overlap_stop(r);
     flow_free(&r->floats);

@@ -19,9 +19,10 @@ tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
     if (status != TARE_OK)
         return status;
     if (o->statistics && (o->calib || o->calib_count > 0 || o->smoothing))
-        return TARE_FAIL(ctx, TARE_E_USAGE,
-                         "with the statistics of an earlier run neither samples nor a smoothing can "
-                         "be given");
+        return TARE_FAIL(
+            ctx, TARE_E_USAGE,
+            "with the statistics of an earlier run neither samples nor a smoothing can "
+            "be given");
     if (!o->model == !o->source)
         return TARE_FAIL(ctx, TARE_E_USAGE, "a model is needed: a folder or an open model");
     if (o->calib && o->calib_count > 0)

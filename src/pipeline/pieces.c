@@ -1,7 +1,7 @@
 /* Tensors that need no forward: all of them where weights alone are quantized or what samples told
- * is known from an earlier run, else those behind the layers. They go through in pieces of rows, in model order; while one piece is computed the
- * next are read and the last ones written (layout.overlap), so memory is a few pieces whatever the
- * model, and time is the disk's. */
+ * is known from an earlier run, else those behind the layers. They go through in pieces of rows, in
+ * model order; while one piece is computed the next are read and the last ones written
+ * (layout.overlap), so memory is a few pieces whatever the model, and time is the disk's. */
 #include "base/carver.h"
 #include "base/read_ahead.h"
 #include "pipeline/run.h"
@@ -12,12 +12,12 @@ enum {
 };
 
 typedef enum step_kind {
-    STEP_FLOAT,     /* as it is, or smoothed */
-    STEP_NORM,      /* the same, in one piece */
-    STEP_MEASURE,   /* the range of a matrix that has one scale */
+    STEP_FLOAT,   /* as it is, or smoothed */
+    STEP_NORM,    /* the same, in one piece */
+    STEP_MEASURE, /* the range of a matrix that has one scale */
     STEP_QUANTIZE,
-    STEP_BIAS,      /* of a float linear; from here on nothing is read ahead */
-    STEP_ATTENTION  /* what an attention has of its own */
+    STEP_BIAS,     /* of a float linear; from here on nothing is read ahead */
+    STEP_ATTENTION /* what an attention has of its own */
 } step_kind;
 
 /* One tensor's way through. */
@@ -157,26 +157,57 @@ static void add_linear(weight_pieces *w, const model_linear *l, const linear_pla
         add_step(w, &s);
 }
 
+/* The linears of a block that are float or not. */
+static void add_linears(weight_pieces *w, const model_block *b, bool floats)
+{
+    for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++) {
+        if (plan_is_float(&w->plan->linears[i]) == floats)
+            add_linear(w, &w->plan->env->model->linears[i], &w->plan->linears[i]);
+    }
+}
+
+/* Those inside of its modules, or its own. */
+static void add_norms(weight_pieces *w, const model_block *b, bool inside)
+{
+    for (size_t i = 0; i < b->graph->num_norms; i++) {
+        if (graph_norm_is_inside(b->graph, i) == inside)
+            add_norm(w, b->norms[i], i);
+    }
+}
+
+/* Files that are streams have the order of layer_output_write. */
+static void add_observed_layer(weight_pieces *w, const model_block *b)
+{
+    const attention_plan *a = &w->plan->attentions[b->index];
+    add_linears(w, b, true);
+    if (a->quantize || a->kv_cache)
+        add_step(w, &(weight_step){.kind = STEP_ATTENTION});
+    add_linears(w, b, false);
+    add_norms(w, b, false);
+    add_norms(w, b, true);
+}
+
+static void add_layer(weight_pieces *w, const model_block *b)
+{
+    for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
+        add_linear(w, &w->plan->env->model->linears[i], &w->plan->linears[i]);
+    for (size_t i = 0; i < b->graph->num_norms; i++) {
+        size_t norm = graph_norm_in_order(b->graph, i);
+        add_norm(w, b->norms[norm], norm);
+    }
+}
+
 static void add_layers(weight_pieces *w)
 {
     const tare_model *m = w->plan->env->model;
     w->part = PART_EMBEDDING;
     add_tensor(w, &m->embedding);
     for (size_t layer = 0; layer < m->config.num_layers; layer++) {
-        const model_block *b = &m->blocks[layer];
         w->part = PART_LAYERS + layer;
-        if (w->plan->attentions[layer].quantize || w->plan->attentions[layer].kv_cache)
-            add_step(w, &(weight_step){.kind = STEP_ATTENTION});
-        for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
-            add_linear(w, &m->linears[i], &w->plan->linears[i]);
-        for (size_t i = 0; i < b->graph->num_norms; i++) {
-            size_t norm = graph_norm_in_order(b->graph, i);
-            add_norm(w, b->norms[norm], norm);
-        }
+        (w->plan->weights_alone ? add_layer : add_observed_layer)(w, &m->blocks[layer]);
     }
 }
 
-/* In the order of plan_output. */
 static void add_steps(weight_pieces *w)
 {
     const tare_model *m = w->plan->env->model;

@@ -126,7 +126,7 @@ static tare_status calibrate_head(run *r)
     linear_scheme scheme = r->plan->linears[r->model->num_linears - 1].scheme;
     TRY(overlap_wait(r));
     overlap_stop(r);
-    if (scheme != SCHEME_FLOAT && r->floats.states && r->plan->wants_scores)
+    if (r->floats.states && r->plan->wants_scores)
         TRY(score_head(r));
     if (scheme_of(scheme)->activations == ACT_STATIC || r->plan->keeps_statistics)
         TRY(observe_head(r));

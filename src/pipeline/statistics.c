@@ -147,14 +147,13 @@ static void note_params(const run *r, const input_ranges *ranges, unit_statistic
 tare_status statistics_input(run *r, size_t unit, const observer *o, channel_range *range)
 {
     const model_unit *m = &r->model->units[unit];
-    bool is_head = unit + 1 == r->model->num_units;
     input_ranges ranges;
     if (!r->statistics || !observer_ranges(o, &ranges))
         return TARE_OK;
     unit_statistics u = {.max = (uint16_t *)(void *)range->low, /* each after it was read */
                          .score = r->scores[m->first].value,
-                         .scored = is_head ? statistics_head_scored(r->plan)
-                                           : r->plan->wants_scores};
+
+                         .scored = r->plan->wants_scores};
     for (size_t i = 0; i < m->k; i++)
         u.max[i] = float_to_bf16(fmaxf(-channel_low(range, i), channel_high(range, i)));
     for (int i = 0; i < INPUT_RANGES; i++) {

@@ -61,7 +61,6 @@ tare_status statistics_smoothing(statistics_file *f, const run_plan *plan, const
 enum { RECORD_LIMIT = 256 << 20 };
 /* All tensors of a run. */
 tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t run_bytes);
-bool statistics_head_scored(const run_plan *plan);
 void statistics_file_init(statistics_file *f, tare_context *ctx);
 void statistics_file_free(statistics_file *f);
 

@@ -14,12 +14,6 @@ void statistics_file_free(statistics_file *f)
     arena_free(&f->arena);
 }
 
-bool statistics_head_scored(const run_plan *plan)
-{
-    const linear_plan *head = &plan->linears[plan->env->model->num_linears - 1];
-    return plan->wants_scores && !plan_is_float(head);
-}
-
 /* ---- one tensor ---- */
 
 static tare_status declare(statistics_file *f, const tensor_info *t)
@@ -255,7 +249,7 @@ tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t 
 {
     tare_status status = TARE_OK;
     const tare_model *m = plan->env->model;
-    unit_statistics head = {.scored = statistics_head_scored(plan)};
+    unit_statistics head = {.scored = plan->wants_scores};
     f->mode = STATISTICS_DECLARE;
     for (f->layer = 0; f->layer < m->config.num_layers; f->layer++)
         TRY(declare_layer(f, plan, &m->blocks[f->layer]));

@@ -1,6 +1,7 @@
-/* A run that takes what an earlier one's samples told, instead of samples: ranges of inputs, scores,
- * smoothing, scales of attention. What it must have in common with that run, and which of the
- * numbers would be others if samples passed it, as layers in front of them have other schemes. */
+/* A run that takes what an earlier one's samples told, instead of samples: ranges of inputs,
+ * scores, smoothing, scales of attention. What it must have in common with that run, and which of
+ * the numbers would be others if samples passed it, as layers in front of them have other schemes.
+ */
 #include <math.h>
 #include <string.h>
 
@@ -302,8 +303,7 @@ static bool changed(const taking *t, const value *now, const value *schemes, siz
     if (type)
         scheme_of_type(type, &then);
     act_kind kind = scheme_of(l->scheme)->activations;
-    if (!type || kind != scheme_of(then)->activations ||
-        (then == SCHEME_FLOAT) != plan_is_float(l))
+    if (!type || kind != scheme_of(then)->activations || (then == SCHEME_FLOAT) != plan_is_float(l))
         return true;
     if (plan_is_float(l))
         return false;
@@ -393,8 +393,7 @@ tare_status statistics_take(run *r, run_plan *plan)
     taking t = {.run = r, .plan = plan};
     statistics_file_init(&t.file, r->ctx);
     t.from = r->earlier = arena_calloc(r->env->arena, 1, sizeof *r->earlier);
-    char *path = arena_printf(r->env->arena, "%s/%s", r->env->options->statistics,
-                              STATISTICS_FILE);
+    char *path = arena_printf(r->env->arena, "%s/%s", r->env->options->statistics, STATISTICS_FILE);
     TRY(t.from && path ? TARE_OK : TARE_E_MEMORY);
     buffer_init(&t.from->digest, r->ctx);
     if (!path_exists(path)) {

@@ -95,7 +95,8 @@ void kv_observer_divide(kv_observer *o, kv_kind kind, const float *divisors)
 {
     channel_range r = range_of(o, kind);
     for (size_t c = 0; o->samples > 0 && c < o->channels; c++)
-        channel_range_set(&r, c, channel_low(&r, c) / divisors[c], channel_high(&r, c) / divisors[c]);
+        channel_range_set(&r, c, channel_low(&r, c) / divisors[c],
+                          channel_high(&r, c) / divisors[c]);
 }
 
 /* In compat the range is of values in the model's dtype; rounding keeps their order. */

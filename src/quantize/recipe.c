@@ -473,6 +473,15 @@ done:
     return status;
 }
 
+static bool is_shipped(const char *name)
+{
+    for (size_t i = 0; i < num_shipped_recipes; i++) {
+        if (strcmp(shipped_recipes[i].name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
 static tare_status parse_shipped(tare_recipe *r, arena *a, const char *name, const value **root)
 {
     buffer names;
@@ -535,8 +544,12 @@ tare_status tare_recipe_load(tare_recipe *r, const char *path)
     arena a;
     arena_init(&a, r->ctx);
     TRY(recipe_draft(r, &draft));
-    if (path_is_folder(path))
+    if (path_is_folder(path) && !is_shipped(path)) {
         TRY(save_types_record(r->ctx, path, &record));
+        if (!record)
+            TRY(TARE_FAIL(r->ctx, TARE_E_USAGE, "%s: no output of tare: it holds no tare_run.json",
+                          path));
+    }
     TRY(load(&draft, &a, path, record));
 done:
     arena_free(&a);

@@ -62,8 +62,9 @@ def start_and_stop(setting, out, number, here, *flags):
 
 
 def assert_same(left, right):
-    assert sorted(p.name for p in left.iterdir()) == sorted(p.name for p in right.iterdir())
-    names = [p.name for p in left.iterdir()]
+    names, others = (sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+                     for folder in (left, right))
+    assert names == others
     assert filecmp.cmpfiles(left, right, names, shallow=False)[0] == names
 
 
