@@ -33,6 +33,12 @@ SMOLLM2 = from_environment("TARE_SMOLLM2", "build/demo/SmolLM2-135M-Instruct")
 os.environ["TARE_LIBRARY"] = str(TARE_LIBRARY)  # for the package `tare`, here and in child processes
 
 
+def output_files(folder):
+    """{name below it: bytes} of every file of an output but its statistics, which name their run."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*")
+            if p.is_file() and p.name != "tare_stats.safetensors"}
+
+
 def run_tare(*args, timeout=600, **kwargs):
     """Runs the command; returns the finished process with text in .stdout and .stderr."""
     return subprocess.run([str(TARE_BIN), *map(str, args)], capture_output=True, text=True,

@@ -149,7 +149,8 @@ TARE_API const char *tare_version(void);
 TARE_API tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out);
 TARE_API void tare_recipe_free(tare_recipe *recipe);
 /* Reads a YAML recipe: a file, or, where no such file exists, a recipe that ships with the library,
- * by name ("default", "llama3.1-70b", "qwen2.5-72b"). What it names replaces what stands in
+ * by name ("default", "llama3.1-70b", "qwen2.5-72b"); or what was in force when tare wrote the
+ * output in that folder (its tare_run.json). What it names replaces what stands in
  * `recipe`. TARE_E_USAGE names the line, or lists the recipes that ship. Here and below the recipe
  * stays as it was on failure. */
 TARE_API tare_status tare_recipe_load(tare_recipe *recipe, const char *path);

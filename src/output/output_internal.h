@@ -104,7 +104,8 @@ struct output {
     unsigned schemes;                      /* 1 << linear_scheme, of the linears */
     size_t num_fa, fa_kept, fa_written;    /* modules declared, that will have tensors, written */
     bool kv_cache;                         /* a cache has tensors */
-    bool statistics, statistics_published; /* STATISTICS_FILE is staged; has its final name */
+    bool statistics;                    /* STATISTICS_FILE is staged */
+    size_t statistics_published;        /* 1: it has its final name */
     buffer new_biases;                     /* names of the linears, for a refusal */
     bool shifts_norms;                     /* a norm has a bias */
     const char **float_linears;            /* names; mem_free */

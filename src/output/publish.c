@@ -69,13 +69,16 @@ done:
     return status;
 }
 
-static tare_status rename_staged(output *o, const char *stage, const char *dir, const char *name)
+/* *published counts it from the rename on, whatever fails behind that. */
+static tare_status rename_staged(output *o, const char *stage, const char *dir, const char *name,
+                                 size_t *published)
 {
     char *from = path_join(o->ctx, stage, name), *to = path_join(o->ctx, dir, name);
     tare_status status = TARE_OK;
     TRY(from && to ? TARE_OK : TARE_E_MEMORY);
     TRY(output_make_parent(o, dir, name));
     TRY(file_rename(o->ctx, from, to));
+    ++*published;
     if (strchr(name, '/')) {
         *strrchr(to, '/') = '\0';
         TRY(folder_sync(o->ctx, to));
@@ -93,8 +96,7 @@ static tare_status publish_folder(output *o, output_folder *f)
     for (size_t i = 0; i < f->num_staged; i++) {
         if (i + 1 == f->num_staged) /* the last file says that the others are there */
             TRY(folder_sync(o->ctx, f->dir));
-        TRY(rename_staged(o, f->stage, f->dir, f->staged[i]));
-        f->published++;
+        TRY(rename_staged(o, f->stage, f->dir, f->staged[i], &f->published));
     }
     TRY(folder_sync(o->ctx, f->dir));
 done:
@@ -114,11 +116,9 @@ done:
 
 static tare_status publish_statistics(output *o)
 {
-    if (!o->statistics)
-        return TARE_OK;
-    tare_status status = rename_staged(o, o->stage, o->dir, STATISTICS_FILE);
-    o->statistics_published = status == TARE_OK;
-    return status;
+    return o->statistics ? rename_staged(o, o->stage, o->dir, STATISTICS_FILE,
+                                         &o->statistics_published)
+                         : TARE_OK;
 }
 
 /* Those of an earlier output, whether there will be new ones or not. */
@@ -162,7 +162,7 @@ static void take_back(output *o)
     }
     if (o->statistics_published)
         take_file_back(o->dir, o->stage, STATISTICS_FILE);
-    o->statistics_published = false;
+    o->statistics_published = 0;
 }
 
 static tare_status begin_publishing(output *o)

@@ -266,6 +266,8 @@ static tare_status check_state(run *r, const run_resume *candidate)
     TRY(path && stage ? TARE_OK : TARE_E_MEMORY);
     TRY(archive_open(r->ctx, path, candidate->digest, &a));
     TRY(output_check_saved(r->ctx, a, stage));
+    if (candidate->pass == PASS_QUANTIZE && candidate->layer > 0)
+        TRY(statistics_check(r, stage));
 done:
     archive_abandon(a);
     mem_free(r->ctx, path);

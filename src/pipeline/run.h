@@ -437,6 +437,8 @@ tare_status write_late_attentions(run *r);
 
 /* Behind plan_output; goes on with what an earlier process wrote. */
 tare_status statistics_open(run *r);
+/* TARE_E_IO, TARE_E_FORMAT unless an earlier process left them below `stage`. */
+tare_status statistics_check(run *r, const char *stage);
 tare_status statistics_sync(run *r);
 /* All that the observer of a unit's input says, and the range of its channels, whose memory is used
  * up. */

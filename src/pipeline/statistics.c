@@ -106,6 +106,18 @@ done:
     return TARE_WRAP(r->ctx, status, STATISTICS_FILE);
 }
 
+tare_status statistics_check(run *r, const char *stage)
+{
+    safetensors *there = NULL;
+    if (!r->plan->keeps_statistics)
+        return TARE_OK;
+    char *path = path_join(r->ctx, stage, STATISTICS_FILE);
+    tare_status status = path ? safetensors_open(r->ctx, path, &there) : TARE_E_MEMORY;
+    safetensors_close(there);
+    mem_free(r->ctx, path);
+    return status;
+}
+
 tare_status statistics_sync(run *r)
 {
     return r->statistics && r->statistics->writer ? safetensors_sync(r->statistics->writer)

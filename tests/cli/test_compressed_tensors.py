@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import TARE_BIN, run_tare
+from conftest import TARE_BIN, output_files, run_tare
 
 LINEARS = [f"model.layers.{i}.{name}_proj" for i in range(2) for name in (
     "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")]
@@ -47,10 +47,6 @@ def config(out):
     return json.loads((out / "config.json").read_text())
 
 
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def unpack(words, columns):
     """weight_packed [N,words] of int32 to int8 [N,columns]: a byte is the value + 128, low end first."""
     data = np.ascontiguousarray(words.astype("<i4")).view(np.uint8).astype(np.int16) - 128
@@ -66,7 +62,7 @@ def test_default_output(symmetric, model, calib, tmp_path):
     done = quantize(model, calib, out, *[] if symmetric else ["--no-act-sym"])
     assert ("static activations are symmetric" in done.stderr) == symmetric
     assert json.loads((out / "tare_run.json").read_text())["recipe"]["quant"]["a_sym"] is symmetric
-    assert set(files(out)) == FILES
+    assert set(output_files(out)) == FILES
     want = tiny.CONFIG | {"quantization_config": quantization_config(
         ["lm_head"], activations=SYMMETRIC if symmetric else ACTIVATIONS)}
     assert config(out) == want
@@ -90,7 +86,7 @@ def test_same_numbers_in_every_layout(flags, model, calib, tmp_path):
     quantize(model, calib, tmp_path / "out", *flags,
              save="ascendv1,safe_tensor,numpy,compressed-tensors")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "ascendv1", "compressed-tensors", "safe_tensor"]
+        "ascendv1", "compressed-tensors", "safe_tensor", "tare"]
     engine = tensor_file.read_folder(tmp_path / "out" / "ascendv1")
     ours = tensor_file.read_folder(tmp_path / "out" / "compressed-tensors")
     for name in LINEARS:
@@ -108,7 +104,7 @@ def test_same_numbers_in_every_layout(flags, model, calib, tmp_path):
     assert code == 0, report
     alone = quantize(model, calib, tmp_path / "alone", *flags, "--no-act-sym")
     assert alone.returncode == 0
-    ours, alone = (files(tmp_path / f) for f in ("out/compressed-tensors", "alone"))
+    ours, alone = (output_files(tmp_path / f) for f in ("out/compressed-tensors", "alone"))
     assert set(ours) == set(alone)
     assert all(ours[n] == alone[n] for n in ours if n != "tare_run.json")  # which names save.types
 
@@ -126,7 +122,7 @@ def test_symmetric_in_every_layout(model, calib, tmp_path):
     code, report = verify(tmp_path / "out", "--base", model)
     assert code == 0 and report["findings"] == [], report
     quantize(model, calib, tmp_path / "alone")
-    ours, alone = (files(tmp_path / f) for f in ("out/compressed-tensors", "alone"))
+    ours, alone = (output_files(tmp_path / f) for f in ("out/compressed-tensors", "alone"))
     assert set(ours) == set(alone)
     assert all(ours[n] == alone[n] for n in ours if n != "tare_run.json")  # which names save.types
 
@@ -240,22 +236,22 @@ def test_shifted_norms_are_refused(calib, tmp_path):
 
 def test_overwrite_leaves_other_checkpoints_alone(model, calib, tmp_path):
     out = tiny.write_checkpoint(tmp_path / "out")  # somebody's model
-    before = files(out)
+    before = output_files(out)
     done = run_tare("quantize", model, "--out", out, "--calib", calib, "--overwrite",
                     "--save", "compressed-tensors")
     assert done.returncode == 2 and "which tare did not write" in done.stderr
-    assert files(out) == before
+    assert output_files(out) == before
 
 
 def test_overwrite_and_sharding(model, calib, tmp_path):
     out = tmp_path / "out"
     quantize(model, calib, out, "--part-file-size", 0)
-    assert set(files(out)) == FILES - {"model-00001-of-00001.safetensors",
+    assert set(output_files(out)) == FILES - {"model-00001-of-00001.safetensors",
                                        "model.safetensors.index.json"} | {"model.safetensors"}
     done = run_tare("quantize", model, "--out", out, "--calib", calib, "--save", "compressed-tensors")
     assert done.returncode == 2 and "--overwrite" in done.stderr
     quantize(model, calib, out, "--overwrite")
-    assert set(files(out)) == FILES and verify(out)[0] == 0
+    assert set(output_files(out)) == FILES and verify(out)[0] == 0
 
 
 CONFIG = {"num_hidden_layers": 12, "hidden_size": 64, "intermediate_size": 160, "head_dim": 16}
@@ -282,7 +278,7 @@ def test_killed_and_resumed(tmp_path):
     assert process.wait(60) == -signal.SIGKILL
     done = quantize(model, ids, out, *flags, "--resume", save=save)
     assert "going on" in done.stderr
-    assert files(out) == files(tmp_path / "whole")
+    assert output_files(out) == output_files(tmp_path / "whole")
     done = quantize(model, ids, out, *flags, "--resume", save=save)
     assert "finished already" in done.stderr
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import run_tare
+from conftest import output_files, run_tare
 
 # Nothing is a multiple of 128; every linear has blocks that are cut, most of them four.
 SHAPE = {"hidden_size": 144, "intermediate_size": 200, "num_attention_heads": 6,
@@ -78,7 +78,7 @@ def output(model, out, *flags):
     """The files of an output but for its record, which has digests of the inputs; and warnings."""
     done = run_tare("quantize", model, "--out", out, *flags)
     assert done.returncode == 0, done.stderr
-    files = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    files = output_files(out)
     del files["tare_run.json"]
     return files | {"warnings": [line.replace(str(model), "") for line in done.stderr.splitlines()
                                  if line.startswith("warning")]}

@@ -10,7 +10,7 @@ import pytest
 import tensor_file
 import test_families
 import tiny
-from conftest import TARE_BIN, run_tare
+from conftest import TARE_BIN, output_files, run_tare
 
 C8 = ["--kv-cache", "c8"]
 ATTENTIONS = [f"model.layers.{i}.self_attn" for i in range(2)]
@@ -24,10 +24,6 @@ def quantize(model, calib, out, *flags):
     done = run_tare("quantize", model, "--out", out, "--calib", calib, *flags)
     assert done.returncode == 0, done.stderr
     return done
-
-
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def description(folder):
@@ -113,7 +109,7 @@ def test_everything_else_is_as_without(outputs):
                          ids=lambda flags: " ".join(map(str, flags)))
 def test_the_same_bytes_however_it_runs(flags, model, calib, outputs, tmp_path):
     quantize(model, calib, tmp_path / "out", *THREE, *C8, *flags)
-    assert files(tmp_path / "out") == files(outputs[1])
+    assert output_files(tmp_path / "out") == output_files(outputs[1])
 
 
 @pytest.mark.parametrize("more", [
@@ -146,7 +142,7 @@ def test_resume(more, tmp_path):
             break
     done = quantize(model, ids, out, *flags, "--resume", "--threads", 1)
     assert "going on " in done.stderr
-    assert files(out) == files(tmp_path / "whole")
+    assert output_files(out) == output_files(tmp_path / "whole")
 
 
 def test_attentions_are_left_out_by_name(model, calib, outputs, tmp_path):
@@ -253,7 +249,7 @@ def test_compat_is_the_same_bytes_however_it_runs(flags, how, model, calib, tmp_
     flags = [*C8, "--compat", "msmodelslim", "--save", "safe_tensor", *flags]
     quantize(model, calib, tmp_path / "one", *flags, "--threads", 1)
     quantize(model, calib, tmp_path / "other", *flags, *how)
-    assert files(tmp_path / "one") == files(tmp_path / "other")
+    assert output_files(tmp_path / "one") == output_files(tmp_path / "other")
 
 
 def test_prompts_are_needed(model, tmp_path):
@@ -287,6 +283,6 @@ def test_recipe(model, calib, outputs, tmp_path):
         recipe.write_text(text)
         out = tmp_path / f"out{same}"
         quantize(model, calib, out, *THREE, "--recipe", recipe)
-        assert files(out) == files(outputs[same])
+        assert output_files(out) == output_files(outputs[same])
         record = json.loads((out / "ascendv1" / "tare_run.json").read_text())
         assert record["recipe"]["quant"]["kv_cache"] == ("c8" if same else None)

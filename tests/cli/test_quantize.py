@@ -117,8 +117,8 @@ def test_modes_of_files_and_folders(model, calib, tmp_path):
         os.umask(before)
         for path in (out.parent, out):
             assert stat.S_IMODE(path.stat().st_mode) == folder
-        for path in out.iterdir():
-            assert stat.S_IMODE(path.stat().st_mode) == file, path.name
+        for path in out.rglob("*"):
+            assert stat.S_IMODE(path.stat().st_mode) == (folder if path.is_dir() else file), path
 
 
 def test_fallback(model, calib, tmp_path):

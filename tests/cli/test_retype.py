@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import run_tare
+from conftest import output_files, run_tare
 
 STATISTICS = "tare/tare_stats.safetensors"
 ALL = "ascendv1,safe_tensor,numpy,compressed-tensors"
@@ -47,8 +47,7 @@ def retype(source, model, out, *flags):
 
 def files(folder):
     """But for the run's record, which says how it was made."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*")
-            if p.is_file() and p.name not in ("tare_run.json", "tare_stats.safetensors")}
+    return {name: data for name, data in output_files(folder).items() if "tare_run.json" not in name}
 
 
 def assert_same_files(a, b):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import run_tare
+from conftest import output_files, run_tare
 
 LINEARS = [f"model.layers.{i}.{name}_proj" for i in range(2) for name in (
     "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")]
@@ -33,10 +33,6 @@ def verify(folder, *flags):
     done = run_tare("verify", folder, *flags)
     assert done.returncode == 0, done.stdout
     return done.stdout
-
-
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def description(folder):
@@ -88,7 +84,7 @@ def test_prompts_change_nothing_unless_something_needs_them(model, calib, tmp_pa
     quantize(model, tmp_path / "a", "--scheme", "w8a8_dynamic")
     done = quantize(model, tmp_path / "b", "--scheme", "w8a8_dynamic", "--calib", calib)
     assert "--calib is not read" in done.stderr
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert output_files(tmp_path / "a") == output_files(tmp_path / "b")
     done = quantize(model, tmp_path / "c", "--scheme", "w8a8_dynamic", "--disable-level", "L2")
     assert "taken as L0" in done.stderr
     quantize(model, tmp_path / "d", "--scheme", "w8a8_dynamic", "--disable-level", "L2",
@@ -119,7 +115,7 @@ def test_without_static_linears_no_prompts(flags, model, calib, tmp_path):
     gives, in any number of threads."""
     quantize(model, tmp_path / "a", *flags, "--save", ALL, "--threads", 1)
     quantize(model, tmp_path / "b", *flags, "--save", ALL, "--threads", 3, "--calib", calib)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert output_files(tmp_path / "a") == output_files(tmp_path / "b")
     verify(tmp_path / "a", "--base", model)
 
 
@@ -156,7 +152,7 @@ def test_mix_scheme_is_w8a8_but_for_its_name(save, biased, calib, tmp_path):
         quantize(biased, tmp_path / scheme, "--scheme", scheme, "--calib", calib, "--save", save,
                  "--no-disable-last-linear")
         verify(tmp_path / scheme, "--base", biased)
-    static, mixed = files(tmp_path / "w8a8"), files(tmp_path / "w8a8_mix")
+    static, mixed = output_files(tmp_path / "w8a8"), output_files(tmp_path / "w8a8_mix")
     json_of = {name.replace("w8a8_mix", "w8a8"): data.decode().replace("W8A8_MIX", "W8A8").replace(
         "w8a8_mix", "w8a8") for name, data in mixed.items() if name.endswith(".json")}
     assert set(static) == {name.replace("w8a8_mix", "w8a8") for name in mixed}
@@ -199,7 +195,7 @@ def test_compat_says_w8a8_outside_ascendv1(model, calib, tmp_path):
     assert (ascend / "quant_model_weight_w8a8_mix.safetensors").exists()
     assert description(ascend)["model_quant_type"] == "W8A8_MIX"
     assert set(types(ascend).values()) == {"W8A8_MIX"}
-    ours, plain = files(safe), files(tmp_path / "w8a8")
+    ours, plain = output_files(safe), output_files(tmp_path / "w8a8")
     assert set(ours) == set(plain)
     assert all(ours[name] == plain[name] for name in ours if name != "tare_run.json")
     verify(tmp_path / "out", "--compat", "msmodelslim", "--base", model)
@@ -317,7 +313,7 @@ def test_record_is_a_recipe(model, calib, tmp_path):
     assert recipe["mix"][0] == {"*.o_proj": "float"} and len(recipe["mix"]) == 4
     (tmp_path / "r.yaml").write_text(json.dumps({"mix": recipe["mix"]}))
     quantize(model, tmp_path / "b", "--calib", calib, "--recipe", tmp_path / "r.yaml")
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert output_files(tmp_path / "a") == output_files(tmp_path / "b")
     # flags win over the file
     quantize(model, tmp_path / "c", "--recipe", tmp_path / "r.yaml", "--mix", "*=w8a8_dynamic")
     assert set(types(tmp_path / "c").values()) == {"W8A8_DYNAMIC"}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import run_tare
+from conftest import output_files, run_tare
 
 METHODS = ("m1", "m2", "m3", "m4", "m5", "m6")
 INPUT_NORM = "model.layers.{}.input_layernorm.weight"
@@ -48,10 +48,6 @@ def assert_refused(done, status, out, *words):
     for word in words:
         assert word in sentence
     assert not out.exists()
-
-
-def files(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 # ---- What is not finite stops, by name, and nothing is written
@@ -220,7 +216,7 @@ def test_m3_takes_16_bit_activations(model, calib, tmp_path):
     for bits in (8, 16):
         (tmp_path / "r.yaml").write_text(f"anti_outlier: {{anti_method: m3, a_bit: {bits}}}\n")
         quantized(model, calib, tmp_path / str(bits), "--recipe", tmp_path / "r.yaml")
-        outs[bits] = files(tmp_path / str(bits))
+        outs[bits] = output_files(tmp_path / str(bits))
         del outs[bits]["tare_run.json"]
     assert outs[8] == outs[16]
 
@@ -267,7 +263,7 @@ def test_batches_and_threads_change_nothing(name, model, calib, tmp_path):
         out = tmp_path / f"{threads}-{rows}"
         batch = ["--batch-rows", rows] if rows else []
         quantized(model, calib, out, "--threads", threads, *batch, *FLAGS[name])
-        outs.append(files(out))
+        outs.append(output_files(out))
     assert all(out == outs[0] for out in outs)
 
 

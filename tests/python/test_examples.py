@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import tiny
-from conftest import EXAMPLES, ROOT, run_tare
+from conftest import EXAMPLES, ROOT, output_files, run_tare
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "python")}
 
@@ -28,7 +28,7 @@ def test_recipes_as_scripts(tmp_path, script, recipe):
     done = run_tare("quantize", model, "--out", tmp_path / "cli", "--calib", prompts, "--recipe",
                     recipe)
     assert done.returncode == 0, done.stderr
-    files = sorted(p.name for p in (tmp_path / "cli").iterdir() if p.name != "tare_run.json")
+    files = sorted(output_files(tmp_path / "cli").keys() - {"tare_run.json"})
     assert "quant_model_description.json" in files
     for name in files:
         assert (tmp_path / "py" / name).read_bytes() == (tmp_path / "cli" / name).read_bytes(), name
