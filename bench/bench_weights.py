@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""The weight path (W8A16) against the machine: bytes a second, peak memory, share of its rate.
+"""The weight path against the machine: bytes a second, peak memory, share of its rate.
 
 Makes a checkpoint of a few layers of the real shape with random weights, quantizes it without
-prompts, and prints CSV. Needs 1.7 GB of disk a layer, and half as much for the output.
+prompts to W8A16, and prints CSV. Needs 1.7 GB of disk a layer, and half as much for the output.
+With --retype an output that was calibrated with a few tokens and m3 is given the schemes that the
+flags say, instead ("" leaves them).
 
     bench/bench_weights.py [--shape llama-3.1-70b] [--layers 3] [--runs 5] [--model FOLDER]
+                           [--retype "--scheme w8a8_dynamic"]
 
 The machine's own rates are measured in the same sitting, between the runs: large direct reads of
 the checkpoint's files; direct writes; both at once, in the proportion of the run; and copying in memory
@@ -20,6 +23,7 @@ import json
 import mmap
 import os
 import pathlib
+import shlex
 import shutil
 import statistics
 import sys
@@ -89,12 +93,23 @@ def machine(model, out_bytes, work):
     return {"read": timed(*readers), "write": timed(write), "both": timed(*readers, write)}
 
 
+def calibrate(args, model):
+    """An output with statistics, for --retype."""
+    out, ids = args.work / "weights-first", args.work / "weights-ids.json"
+    ids.write_text(json.dumps([list(range(1, 65))] * 2))
+    shutil.rmtree(out, ignore_errors=True)
+    measure.run([args.tare, "quantize", model, "--out", out, "--calib", ids, "--anti-method", "m3",
+                 "--quiet", "--no-verify"])
+    return out
+
+
 def quantize(args, model, out, *flags):
     """The summary that tare prints, and the peak of its resident memory."""
     shutil.rmtree(out, ignore_errors=True)
     os.sync()
-    _, peak, text = measure.run([args.tare, "quantize", model, "--out", out, "--w-bit", 8,
-                                 "--a-bit", 16, "--quiet", "--json", *flags])
+    how = (["retype", args.first, "--base", model, *shlex.split(args.retype)] if args.first else
+           ["quantize", model, "--scheme", "w8a16"])
+    _, peak, text = measure.run([args.tare, *how, "--out", out, "--quiet", "--json", *flags])
     return json.loads(text), peak
 
 
@@ -106,12 +121,14 @@ def main():
     ap.add_argument("--model", type=pathlib.Path, help="a checkpoint that is there already")
     ap.add_argument("--tare", type=pathlib.Path, default=measure.ROOT / "build/release/tare")
     ap.add_argument("--work", type=pathlib.Path, default=measure.ROOT / "build/bench")
+    ap.add_argument("--retype", help="flags of tare retype")
     args = ap.parse_args()
 
     model, out = args.model or args.work / f"{args.shape}-{args.layers}", args.work / "weights-out"
     if not args.model:
         measure.run([sys.executable, measure.ROOT / "examples/make_random_checkpoint.py", model,
                      "--shape", args.shape, "--layers", args.layers])
+    args.first = None if args.retype is None else calibrate(args, model)
     rows, peak = [], 0
     for _ in range(args.runs):
         result, memory = quantize(args, model, out, "--no-verify")
@@ -120,6 +137,8 @@ def main():
         peak = max(peak, memory)
     verified, _ = quantize(args, model, out)
     shutil.rmtree(out)
+    if args.first:
+        shutil.rmtree(args.first)
     if not args.model:
         shutil.rmtree(model)
 

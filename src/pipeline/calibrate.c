@@ -8,6 +8,7 @@
 #include "base/carver.h"
 #include "base/parallel.h"
 #include "pipeline/run.h"
+#include "pipeline/statistics.h"
 #include "quantize/channel_range.h"
 #include "tensor/kernels.h"
 

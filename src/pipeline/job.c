@@ -1,4 +1,5 @@
 #include "pipeline/job.h"
+#include "pipeline/statistics.h"
 
 #include <string.h>
 

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "pipeline/run.h"
+#include "pipeline/statistics.h"
 #include "quantize/channel_range.h"
 
 /* ---- the weights as they are stored ---- */

@@ -6,6 +6,7 @@
 
 #include "base/sized.h"
 #include "pipeline/job.h"
+#include "pipeline/statistics.h"
 #include "pipeline/work_plan.h"
 
 tare_status open_output(run *r, bool rehearsal)

@@ -3,6 +3,7 @@
 
 #include "file/json.h"
 #include "pipeline/run.h"
+#include "pipeline/statistics.h"
 
 static const char *file_name(const safetensors *s)
 {

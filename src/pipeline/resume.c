@@ -11,6 +11,7 @@
 
 #include "file/json.h"
 #include "pipeline/run.h"
+#include "pipeline/statistics.h"
 
 enum { CHECKPOINT_SECONDS = 20, GENERATIONS = 2 };
 

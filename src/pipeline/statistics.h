@@ -1,70 +1,39 @@
-/* What calibration found, in a file beside the output (STATISTICS_FILE), so that another scheme
- * needs no samples: a safetensors file of tensors that are named by modules (docs/statistics.md).
- * All of them are known before the first layer, and each is written with its layer, so that none is
- * held. One list serves to declare, to write and to read: statistics_list.c; statistics.c writes,
- * statistics_take.c reads. */
+/* What calibration found, kept beside the output (output.h's STATISTICS_FILE, docs/statistics.md) so
+ * that another run needs no samples. */
 #ifndef TARE_PIPELINE_STATISTICS_H
 #define TARE_PIPELINE_STATISTICS_H
 
-#include "base/strings.h"
 #include "pipeline/run.h"
 
-/* What is known of the input of a unit. */
-typedef struct unit_statistics {
-    double range[INPUT_RANGES][2]; /* low and high: of all, by act_method 1, by 2 */
-    float scale[2], offset[2];     /* by act_method 1 and 2 */
-    uint16_t *max;                 /* [k] BF16, the largest magnitude of each channel */
-    bool scored;
-    double score;
-} unit_statistics;
+/* ---- statistics.c: writing them as the run goes on; nothing happens where none are kept ---- */
 
-typedef enum statistics_mode {
-    STATISTICS_DECLARE, /* the tensors are listed; no data is looked at */
-    STATISTICS_WRITE,
-    STATISTICS_READ /* vectors are made in `home`; what is not wanted (NULL) is left out */
-} statistics_mode;
+/* Behind plan_output; goes on with what an earlier process wrote. */
+tare_status statistics_open(run *r);
+/* TARE_E_IO, TARE_E_FORMAT unless an earlier process left them below `stage`. */
+tare_status statistics_check(run *r, const char *stage);
+tare_status statistics_sync(run *r);
+/* All that the observer of a unit's input says, and the range of its channels, whose memory is used
+ * up. */
+tare_status statistics_input(run *r, size_t unit, const observer *o, channel_range *range);
+tare_status statistics_keys_and_values(run *r, size_t layer, const kv_observer *o);
+/* What else is known of a layer when it is done. */
+tare_status statistics_layer(run *r, const model_block *block);
+tare_status statistics_finish(run *r);
+/* In any case. `leave`: the file stays, for a run that goes on. */
+void statistics_close(run *r, bool leave);
+/* Accounted bytes, at most. */
+size_t statistics_bytes(const run_plan *plan);
 
-typedef struct statistics_file {
-    tare_context *ctx;
-    statistics_mode mode;
-    arena arena;          /* names */
-    tensor_info *tensors; /* [count], declared; mem_free */
-    size_t *layer_of;     /* [count] of the model; mem_free */
-    size_t count, capacity, layers_capacity, layer;
-    strmap index; /* of names */
-    buffer name;  /* of the tensor in work */
-    safetensors_writer *writer;
-    safetensors *file; /* that is read */
-    const char *path;  /* of it, for messages */
-    arena *home;
-} statistics_file;
+/* ---- statistics_take.c: a run with options.statistics ---- */
 
-/* One tensor of `count` elements (rows > 0: [rows,count]), named <module><part>. */
-tare_status statistics_item(statistics_file *f, tare_dtype dtype, size_t rows, size_t count,
-                            void *data, const char *module, const char *part);
-/* The head's too, the last of the model's. */
-tare_status statistics_unit(statistics_file *f, const run_plan *plan, size_t unit,
-                            unit_statistics *u);
-/* Its score alone, when it is read; *known: there is one. */
-tare_status statistics_score(statistics_file *f, const tare_model *model, size_t unit,
-                             double *score, bool *known);
-/* The range of keys or values by channel: [2,kv_heads*head_dim], low and high. */
-tare_status statistics_kv(statistics_file *f, const run_plan *plan, size_t layer, kv_kind kind,
-                          float *range);
-/* Scales and scores of an attention that is quantized. */
-tare_status statistics_fa(statistics_file *f, const run_plan *plan, size_t layer, run_attention *a);
-/* Vectors of a layer. */
-tare_status statistics_smoothing(statistics_file *f, const run_plan *plan, const model_block *block,
-                                 layer_smoothing *s);
-/* The text of this tensor says what the run was: JSON. */
-#define STATISTICS_RUN "tare_run"
-enum { RECORD_LIMIT = 256 << 20 };
-/* All tensors of a run. */
-tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t run_bytes);
-void statistics_file_init(statistics_file *f, tare_context *ctx);
-void statistics_file_free(statistics_file *f);
-
-/* What identifies the model: a JSON map of digests. */
-tare_status statistics_model(const tare_model *model, buffer *out);
+/* Scores, run.inputs, smoothing and what attentions have, as far as the plan needs them; decides
+ * disable_level. TARE_E_USAGE, TARE_E_DATA for what cannot be had from there. */
+tare_status statistics_take(run *r, run_plan *plan);
+/* Copies the statistics to the output. */
+tare_status statistics_pass_on(run *r);
+/* A digest as a JSON string, and what tare_run.json says: a JSON map. */
+void statistics_digest(const run *r, buffer *out);
+void statistics_record(const run *r, buffer *out);
+void statistics_let_go(run *r);
 
 #endif

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "output/reader.h"
-#include "pipeline/statistics.h"
+#include "pipeline/statistics_file.h"
 
 void statistics_file_free(statistics_file *f)
 {

@@ -7,6 +7,7 @@
 
 #include "file/json.h"
 #include "pipeline/statistics.h"
+#include "pipeline/statistics_file.h"
 
 struct earlier_run {
     const char *path;       /* of its statistics */
