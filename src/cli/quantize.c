@@ -59,6 +59,10 @@ static const char usage[] =
     "  --no-disable-last-linear   quantize lm_head too\n"
     "  --pr F --seed N            quantize each activation with probability F while calibrating "
     "(default 1.0)\n"
+    "  --target ENGINE[@VERSION]  vllm-ascend, sglang, mindie or vllm, such as vllm-ascend@0.23: "
+    "what it would refuse is\n"
+    "                             refused before any work, what it would run unquantized is a "
+    "warning (docs/targets.md)\n"
     "  --compat msmodelslim       the reference system's arithmetic and file names\n"
     "\n"
     "What is written:\n"
@@ -227,6 +231,7 @@ static int run(int argc, char **argv)
         {"--npy-values", FLAG_SETTING, NULL, "save.npy_values"},
         {"--compute", FLAG_SETTING, NULL, "run.compute"},
         {"--compat", FLAG_SETTING, NULL, "run.compat"},
+        {"--target", FLAG_SETTING, NULL, "run.target"},
         {"--max-memory", FLAG_SETTING, NULL, "run.max_memory"},
         {"--dry-run", FLAG_SWITCH, &dry_run, NULL},
         {"--no-probe", FLAG_OFF, &o.probe, NULL},

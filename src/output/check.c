@@ -5,6 +5,7 @@
 
 #include "file/json.h"
 #include "output/output_internal.h"
+#include "output/targets.h"
 #include "output/verify_internal.h"
 
 /* Keeps the first failure of a verification. */
@@ -17,7 +18,7 @@ static void keep_first_failure(void *user, const tare_finding *finding)
                   finding->found, finding->expected);
 }
 
-static tare_verify_options options_of(const output *o, buffer *first)
+static tare_verify_options options_of(output *o, buffer *first)
 {
     tare_verify_options options;
     tare_verify_options_init(&options);
@@ -27,6 +28,8 @@ static tare_verify_options options_of(const output *o, buffer *first)
     options.json_name = o->options.json_name;
     options.finding = keep_first_failure;
     options.user = first;
+    if (o->options.target.engine != ENGINE_NONE)
+        options.target = serving_target_text(&o->options.target, o->target);
     return options;
 }
 
@@ -66,13 +69,21 @@ static tare_status list_tensors(const output_folder *f, arena *a, reader_plan *o
     return TARE_OK;
 }
 
+/* The layout that the target's engine would be given, of those that are written. */
+static bool is_for_target(const output *o, layout which)
+{
+    const serving_target *t = &o->options.target;
+    return t->engine != ENGINE_NONE && target_layout(t, o->options.save) == which;
+}
+
 static tare_status rehearse_layout(output *o, output_folder *f, layout which, const char *config)
 {
     tare_verify_result result = {0};
     tare_status status = TARE_OK;
     buffer first, description;
     arena a;
-    reader_plan plan = {.layout = which, .config = config};
+    reader_plan plan = {
+        .layout = which, .config = config, .weight_offsets = o->options.weight_offsets};
     arena_init(&a, o->ctx);
     buffer_init(&first, o->ctx);
     buffer_init(&description, o->ctx);
@@ -86,7 +97,10 @@ static tare_status rehearse_layout(output *o, output_folder *f, layout which, co
         TRY(plan.description_name ? TARE_OK : TARE_E_MEMORY);
     }
     tare_verify_options options = options_of(o, &first);
-    TRY(conclude(o, verify_planned(o->ctx, &options, &plan, &result), &result, &first));
+    if (is_for_target(o, which))
+        TRY(verify_planned_target(o->ctx, &options, &plan));
+    if (o->options.verify)
+        TRY(conclude(o, verify_planned(o->ctx, &options, &plan, &result), &result, &first));
 done:
     buffer_free(&first);
     buffer_free(&description);
@@ -100,9 +114,10 @@ static tare_status rehearse_folder(output *o, output_folder *f)
     buffer config;
     buffer_init(&config, o->ctx);
     TRY(output_config_text(o, f, &config));
-    if (o->options.verify && f->has_files)
+    bool looks = o->options.verify || o->options.target.engine != ENGINE_NONE;
+    if (looks && f->has_files)
         TRY(rehearse_layout(o, f, f->layout, config.data));
-    if (o->options.verify && f->has_numpy)
+    if (looks && f->has_numpy)
         TRY(rehearse_layout(o, f, LAYOUT_NUMPY, config.data));
 done:
     buffer_free(&config);
@@ -143,12 +158,29 @@ done:
     return status;
 }
 
+/* Does the target's engine read any of the save types? */
+static tare_status check_save_types(output *o)
+{
+    char name[TARGET_TEXT];
+    const serving_target *t = &o->options.target;
+    if (t->engine == ENGINE_NONE || (target_layouts(t) & o->options.save))
+        return TARE_OK;
+    const target_layer plain = {.layout = target_layout(t, o->options.save),
+                                .subject = SUBJECT_LINEAR,
+                                .type = TYPE_FLOAT,
+                                .family = ""};
+    return TARE_FAIL(o->ctx, TARE_E_USAGE, "save.types: %s is not for %s: %s; save as %s",
+                     save_types_text(o->options.save), serving_target_text(t, name),
+                     target_judge(t, &plain)->why, save_types_text(target_layouts(t)));
+}
+
 tare_status output_rehearse(output *o)
 {
     tare_status status = TARE_OK;
     copy_list copies;
     arena a;
     arena_init(&a, o->ctx);
+    TRY(check_save_types(o));
     TRY(output_find_copies(o, &a, &copies));
     TRY(check_json_copies(o, &copies));
     for (size_t i = 0; i < o->num_folders; i++)
