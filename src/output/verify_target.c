@@ -313,12 +313,18 @@ static void make_pattern(const char *name, char *out, size_t size)
     out[used] = '\0';
 }
 
+/* Is it about the output as a whole, whatever the layer? */
+static bool is_of_output(const target_fact *fact)
+{
+    return fact->subjects == SUBJECT_ANY || fact->traits & (TRAIT_QUANT_TYPE | TRAIT_NO_QUANTIZE);
+}
+
 static tare_status add_to_group(judgement *j, const char *name, const target_fact *fact)
 {
     char pattern[PATTERN_MAX], key[PATTERN_MAX + 24];
     uint32_t index;
     tare_status status = TARE_OK;
-    make_pattern(name, pattern, sizeof pattern);
+    make_pattern(is_of_output(fact) ? "*" : name, pattern, sizeof pattern);
     int length = snprintf(key, sizeof key, "%p|%s", (const void *)fact, pattern);
     if (!strmap_get(&j->group_index, key, (size_t)length, &index)) {
         const char *kept = arena_strndup(&j->f->arena, key, (size_t)length);
