@@ -34,9 +34,10 @@ typedef struct judgement {
     attention_config attention;
     block_graph biases; /* which linears of the architecture have one */
     bool biases_known;
-    unsigned common; /* traits of all layers */
-    unsigned typed;  /* traits of all linears that are not float */
-    bool *prefixes;  /* [num_linears] of the layout: its name begins a FLOAT sibling's */
+    unsigned common;      /* traits of all layers */
+    unsigned typed;       /* traits of all linears that are not float */
+    const char **modules; /* [num_tensors] of the layout: of which layer it is the weight; NULL */
+    bool *prefixes;       /* [num_linears] of the layout: its name begins a FLOAT sibling's */
     strmap kin_index, group_index;
     kin *kin;
     layer_group *groups;
@@ -138,27 +139,29 @@ done:
 
 /* ---- layers ---- */
 
-/* The module of a weight that makes a layer, FLOAT ones of linears included; NULL: another tensor.
- */
-static const char *layer_of(judgement *j, const reader_tensor *t, const reader_linear **linear,
-                            tare_status *status)
+/* Which tensors are weights of layers, FLOAT ones of linears included, and of which modules. */
+static tare_status find_modules(judgement *j)
 {
-    size_t length;
-    tensor_role role = role_of_name(t->info.name, &length);
-    *status = TARE_OK;
-    if (role != TENSOR_WEIGHT && role != TENSOR_WEIGHT_PACKED)
-        return NULL;
-    *linear = reader_find_linear(j->f, t->info.name, length);
-    if (*linear)
-        return reader_weight(*linear) == t ? (*linear)->module : NULL;
-    const char *module = arena_strndup(&j->f->arena, t->info.name, length);
-    *status = module ? TARE_OK : TARE_E_MEMORY;
-    if (!module || t->info.rank != 2)
-        return NULL;
-    return verify_expert_of(module, &length) ||
-                   graph_linear_of(&j->f->graph, module, strlen(module))
-               ? module
-               : NULL;
+    reader_layout *f = j->f;
+    size_t length, block;
+    j->modules = arena_calloc(&f->arena, f->num_tensors + 1, sizeof *j->modules);
+    if (!j->modules)
+        return TARE_E_MEMORY;
+    for (size_t i = 0; i < f->num_tensors; i++) {
+        const reader_tensor *t = &f->tensors[i];
+        tensor_role role = role_of_name(t->info.name, &length);
+        if (role != TENSOR_WEIGHT && role != TENSOR_WEIGHT_PACKED)
+            continue;
+        const reader_linear *l = reader_find_linear(f, t->info.name, length);
+        if (l && reader_weight(l) == t)
+            j->modules[i] = l->module;
+        bool is_float = !l && t->info.rank == 2 &&
+                        (verify_expert_of(t->info.name, &block) ||
+                         graph_linear_of(&f->graph, t->info.name, length));
+        if (is_float && !(j->modules[i] = arena_strndup(&f->arena, t->info.name, length)))
+            return TARE_E_MEMORY;
+    }
+    return TARE_OK;
 }
 
 static const char *type_of(const reader_tensor *t, const reader_linear *l)
@@ -174,15 +177,13 @@ static tare_status count_kin(judgement *j)
     buffer_init(&key, j->v->ctx);
     for (size_t i = 0; i < j->f->num_tensors; i++) {
         const reader_tensor *t = &j->f->tensors[i];
-        const reader_linear *l;
-        const char *module = layer_of(j, t, &l, &status);
-        TRY(status);
+        const char *module = j->modules[i];
         bool has_kin = module && kin_key(j, module, &key);
         TRY(key.status);
         if (!has_kin)
             continue;
         TRY(find_kin(j, &key, &k));
-        const char *type = type_of(t, l);
+        const char *type = type_of(t, reader_find_linear(j->f, module, strlen(module)));
         k->differ |= k->count > 0 && strcmp(k->type, type) != 0;
         k->type = k->count++ == 0 ? type : k->type;
     }
@@ -366,10 +367,10 @@ static target_layer begin_layer(const judgement *j, const char *name, unsigned s
                           .family = family ? family : ""};
 }
 
-static tare_status judge_linear(judgement *j, const reader_tensor *t, const reader_linear *l,
-                                const char *module)
+static tare_status judge_linear(judgement *j, const reader_tensor *t, const char *module)
 {
     size_t block;
+    const reader_linear *l = reader_find_linear(j->f, module, strlen(module));
     tare_status status = TARE_OK;
     target_layer layer = begin_layer(
         j, module, verify_expert_of(module, &block) ? SUBJECT_EXPERT : SUBJECT_LINEAR,
@@ -423,12 +424,9 @@ static tare_status judge_layers(judgement *j)
     reader_layout *f = j->f;
     for (size_t i = 0; i < f->num_tensors; i++) {
         const reader_tensor *t = &f->tensors[i];
-        const reader_linear *l = NULL;
         size_t length;
-        const char *module = layer_of(j, t, &l, &status);
-        TRY(status);
-        if (module)
-            TRY(judge_linear(j, t, l, module));
+        if (j->modules[i])
+            TRY(judge_linear(j, t, j->modules[i]));
         int which = kv_tensor_of_name(t->info.name, &length);
         if (is_first(f, t->info.name, length, which, kv_suffix))
             TRY(judge_attention(j, t->info.name, length, TYPE_C8));
@@ -448,6 +446,7 @@ static tare_status judge_layout(judgement *j)
     j->attention = verify_attention(j->f);
     j->biases_known = verify_bias_graph(j->f, &j->biases);
     TRY(common_traits(j));
+    TRY(find_modules(j));
     TRY(count_kin(j));
     TRY(find_prefixes(j));
     TRY(judge_layers(j));
