@@ -56,14 +56,16 @@ tare_status output_verify_stage(output *o)
 
 /* ---- the rehearsal ---- */
 
-/* Tensors side by side, as a folder's files would hold them. */
-static tare_status list_tensors(const output_folder *f, arena *a, reader_plan *out)
+/* Tensors side by side, as a folder's files would hold them; `late`: with all FA tensors, of which
+ * some will be there, and it is not known which. */
+static tare_status list_tensors(const output_folder *f, bool late, arena *a, reader_plan *out)
 {
     tensor_info *list = arena_alloc_array(a, f->num_tensors, sizeof *list);
     if (!list)
         return TARE_E_MEMORY;
+    out->num_tensors = 0;
     for (size_t i = 0; i < f->num_tensors; i++)
-        if (!f->tensors[i].absent)
+        if (late || !f->tensors[i].absent)
             list[out->num_tensors++] = f->tensors[i].info;
     out->tensors = list;
     return TARE_OK;
@@ -74,6 +76,17 @@ static bool is_for_target(const output *o, layout which)
 {
     const serving_target *t = &o->options.target;
     return t->engine != ENGINE_NONE && target_layout(t, o->options.save) == which;
+}
+
+static tare_status rehearse_target(output *o, const output_folder *f, reader_plan plan,
+                                   const tare_verify_options *options, arena *a)
+{
+    tare_status status = TARE_OK;
+    if (plan.layout != LAYOUT_NUMPY)
+        TRY(list_tensors(f, o->fa_kept > 0, a, &plan));
+    TRY(verify_planned_target(o->ctx, options, &plan));
+done:
+    return status;
 }
 
 static tare_status rehearse_layout(output *o, output_folder *f, layout which, const char *config)
@@ -88,7 +101,7 @@ static tare_status rehearse_layout(output *o, output_folder *f, layout which, co
     buffer_init(&first, o->ctx);
     buffer_init(&description, o->ctx);
     if (which != LAYOUT_NUMPY) { /* the names of its arrays are made while they are written */
-        TRY(list_tensors(f, &a, &plan));
+        TRY(list_tensors(f, false, &a, &plan));
         TRY(output_description_text(o, f, &description));
     }
     if (description.length > 0) {
@@ -98,7 +111,7 @@ static tare_status rehearse_layout(output *o, output_folder *f, layout which, co
     }
     tare_verify_options options = options_of(o, &first);
     if (is_for_target(o, which))
-        TRY(verify_planned_target(o->ctx, &options, &plan));
+        TRY(rehearse_target(o, f, plan, &options, &a));
     if (o->options.verify)
         TRY(conclude(o, verify_planned(o->ctx, &options, &plan, &result), &result, &first));
 done:

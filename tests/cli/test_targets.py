@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import tensor_file
+import test_families
 import tiny
 from conftest import GOLDEN, SHARED, run_tare
 from test_broken_outputs import (ATTENTION, DOWN, GATE, K, LAYER, Q, UP, V, Output, kv, set_config,
@@ -367,6 +368,7 @@ def test_unknown_targets(target, known, models, outputs, tmp_path):
 # (target, model, flags, layer that is named, words)
 BEFORE = [
     ("vllm-ascend", "llama", ["--fa-quant"], ATTENTION, ["and 1 other layer", "no fa_quant"]),
+    ("vllm-ascend", "llama", ["--fa-quant", "--fa-amp", "1"], ATTENTION, ["and 1 other layer"]),
     ("vllm-ascend", "llama", ["--kv-cache", "c8"], ATTENTION, ["32"]),
     ("vllm-ascend@0.24", "wide", ["--kv-cache", "c8"], ATTENTION, ["vllm-ascend 0.25"]),
     ("vllm-ascend", "llama", ["--save", C, "--no-act-sym"], Q, ["13 other layers", "--act-sym"]),
@@ -398,7 +400,7 @@ def test_refused_before_any_work(case, extra, models, prompts, tmp_path):
 
 @pytest.mark.parametrize("target,flags", [
     ("vllm-ascend", []), ("vllm-ascend@0.23", ["--scheme", "w8a8_mix"]), ("sglang", []),
-    ("mindie", ["--save", f"{A},{S},{C}"]), ("vllm", ["--save", C]), ("vllm-ascend", ["--save", C]),
+    ("vllm-ascend", ["--fa-quant", "--fa-amp", "2"]), ("mindie", ["--save", f"{A},{S},{C}"]), ("vllm", ["--save", C]), ("vllm-ascend", ["--save", C]),
     ("vllm", ["--save", f"{A},{C}", "--no-act-sym"])])
 def test_what_loads_runs(target, flags, models, prompts, tmp_path):
     out = tmp_path / "out"
@@ -409,6 +411,18 @@ def test_what_loads_runs(target, flags, models, prompts, tmp_path):
     assert status == 0 and {v for v, _ in layers.values()} == {LOADS}
     record = json.loads(next(out.rglob("tare_run.json")).read_text())
     assert record["recipe"]["run"]["target"].startswith(target)
+
+
+@pytest.mark.parametrize("family", sorted(test_families.FAMILIES))
+@pytest.mark.parametrize("target,save", [("vllm-ascend", A), ("vllm", C)])
+def test_every_family(family, target, save, prompts, tmp_path):
+    changes, make = test_families.FAMILIES[family]
+    model = tiny.write_checkpoint(tmp_path / "model", make(), **changes)
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", prompts, "--save", save,
+                    "--target", target)
+    assert done.returncode == 0, done.stderr
+    status, layers, _ = judge(tmp_path / "out", target)
+    assert status == 0 and {v for v, _ in layers.values()} == {LOADS}
 
 
 def test_what_runs_unquantized_is_a_warning(models, prompts, tmp_path):
