@@ -39,7 +39,7 @@ CMAKE = cmake -DTARE_WERROR=$(WERROR) -DTARE_TESTS=ON -DTARE_BENCH=ON \
         $(if $(LIBDIR),-DCMAKE_INSTALL_LIBDIR=$(LIBDIR))
 
 .NOTPARALLEL:
-.PHONY: release install uninstall deps check-deps test test-all demo bench format clean \
+.PHONY: release targets-document install uninstall deps check-deps test test-all demo bench format clean \
         ctest forced-sets emulated-sets asan tsan fuzz coverage aarch64 no-onednn test-long venv venv-all pytest-asan
 
 release:
@@ -230,6 +230,10 @@ bench: deps release $(VENV)/demo.stamp
 	@$(PYTHON) bench/bench_weights.py --tare $(RELEASE)/tare
 	@echo "# bench_70b.py"
 	@$(PYTHON) bench/bench_70b.py --tare $(RELEASE)/tare --gemm $(RELEASE)/bench/bench_gemm
+
+# docs/targets.md from src/output/targets_table.c
+targets-document: release
+	@$(RELEASE)/tests/targets_document > docs/targets.md
 
 format:
 	clang-format-14 -i $$(find include src tests bench -name '*.[ch]')

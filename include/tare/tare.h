@@ -402,16 +402,36 @@ typedef struct tare_finding {
     const char *found, *expected;
 } tare_finding;
 
+/* What the engine of a target does with a layer (docs/targets.md), from the best to the worst. */
+typedef enum tare_verdict {
+    TARE_VERDICT_LOADS,
+    TARE_VERDICT_UNKNOWN,     /* no source says */
+    TARE_VERDICT_UNQUANTIZED, /* it runs in floats, without an error */
+    TARE_VERDICT_REFUSED      /* the engine stops, or computes other numbers than the files mean */
+} tare_verdict;
+enum { TARE_VERDICTS = 4 };
+
+/* A linear, or an attention with scales of its key/value cache or of FA. */
+typedef struct tare_layer_verdict {
+    const char *name;
+    tare_verdict verdict;
+    const char *why; /* half a sentence; "": there is nothing to say */
+} tare_layer_verdict;
+
 typedef struct tare_verify_options {
     size_t size;
     const char *dir;
-    const char *base;   /* source checkpoint, for the rules that compare with it; NULL: left out */
-    const char *target; /* "vllm-ascend", "mindie", "vllm" or NULL */
+    const char *base; /* source checkpoint, for the rules that compare with it; NULL: left out */
+    /* "vllm-ascend@0.23", "sglang", "mindie", "vllm", …: without a version the newest that is
+     * known. NULL: none */
+    const char *target;
     const char *compat; /* "msmodelslim" or NULL */
     /* File names that the safe_tensor layout was given; NULL: its own. */
     const char *safetensors_name, *json_name;
     void (*finding)(void *user, const tare_finding *finding);
     void *user;
+    /* With a target: each layer, in the files' order. May be NULL */
+    void (*layer)(void *user, const tare_layer_verdict *layer);
 } tare_verify_options;
 
 typedef struct tare_verify_result {
@@ -419,12 +439,16 @@ typedef struct tare_verify_result {
     const char
         *layout; /* "ascendv1", "safe_tensor, numpy", "compressed-tensors", … (static strings) */
     size_t tensors, failures, warnings;
+    const char *engine;           /* of the target (static string); NULL: none */
+    char version[24];             /* "0.23", "main" */
+    size_t layers[TARE_VERDICTS]; /* by verdict, of the layout that the engine would be given */
 } tare_verify_result;
 
 TARE_API void tare_verify_options_init_sized(tare_verify_options *options, size_t size);
 #define tare_verify_options_init(options)                                                          \
     tare_verify_options_init_sized((options), sizeof *(options))
-/* TARE_E_VERIFY when a rule is broken (each was handed to `finding`). */
+/* TARE_E_VERIFY when a rule is broken (each was handed to `finding`). A refused layer breaks one,
+ * of the others that do not load each kind is a warning. */
 TARE_API tare_status tare_verify(tare_context *ctx, const tare_verify_options *options,
                                  tare_verify_result *result);
 

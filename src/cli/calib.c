@@ -341,4 +341,5 @@ static int run(int argc, char **argv)
     return code;
 }
 
-const command command_calib = {"calib", "mix question sets into calibration prompts", usage, run};
+const command command_calib = {"calib", "mix question sets into calibration prompts", usage, run,
+                               NULL};

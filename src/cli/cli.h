@@ -45,13 +45,17 @@ typedef struct common {
 typedef struct command {
     const char *name, *summary, *usage; /* usage: the text of `tare help NAME` */
     int (*run)(int argc, char **argv);
+    const flag *settings; /* that it takes beside its own flags; NULL: none */
 } command;
 
 extern const command command_quantize, command_retype, command_calib, command_generate,
     command_verify, command_inspect, command_tokenize;
 
-/* Parses argv[1..] by `flags` and the common ones, with exactly `positional` arguments. 0, or
- * EXIT_USAGE after a message; -1 if --help was given (printed). */
+/* Settings of an output's making, for commands whose `settings` they are; ends with a NULL name. */
+extern const flag cli_output_settings[];
+
+/* Parses argv[1..] by `flags`, the command's settings and the common ones, with exactly
+ * `positional` arguments. 0, or EXIT_USAGE after a message; -1 if --help was given (printed). */
 int cli_parse(const command *c, int argc, char **argv, const flag *flags, size_t positional,
               common *out);
 /* A context with log, progress and signal handling as `options` say. NULL after a message. */

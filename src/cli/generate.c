@@ -273,4 +273,4 @@ static int run(int argc, char **argv)
     return code == 0 && s.failed ? 1 : code;
 }
 
-const command command_generate = {"generate", "continue a text", usage, run};
+const command command_generate = {"generate", "continue a text", usage, run, NULL};

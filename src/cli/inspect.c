@@ -27,4 +27,4 @@ static int run(int argc, char **argv)
 }
 
 const command command_inspect = {
-    "inspect", "describe a checkpoint, an output, a safetensors or an npy file", usage, run};
+    "inspect", "describe a checkpoint, an output, a safetensors or an npy file", usage, run, NULL};

@@ -13,6 +13,32 @@ static int refuse(const command *c, const char *format, const char *what)
     return EXIT_USAGE;
 }
 
+const flag cli_output_settings[] = {
+    {"--scheme", FLAG_SETTING, NULL, "quant.scheme"},
+    {"--mix", FLAG_SETTING, NULL, "mix"},
+    {"--act-method", FLAG_SETTING, NULL, "quant.act_method"},
+    {"--act-sym", FLAG_ON_SETTING, NULL, "quant.a_sym"},
+    {"--no-act-sym", FLAG_OFF_SETTING, NULL, "quant.a_sym"},
+    {"--w-sym", FLAG_ON_SETTING, NULL, "quant.w_sym"},
+    {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},
+    {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},
+    {"--kv-cache", FLAG_SETTING, NULL, "quant.kv_cache"},
+    {"--kv-sym", FLAG_ON_SETTING, NULL, "quant.kv_sym"},
+    {"--no-kv-sym", FLAG_OFF_SETTING, NULL, "quant.kv_sym"},
+    {"--fa-quant", FLAG_ON_SETTING, NULL, "fa_quant"},
+    {"--no-fa-quant", FLAG_OFF_SETTING, NULL, "fa_quant"},
+    {"--fa-amp", FLAG_SETTING, NULL, "fa_quant.fa_amp"},
+    {"--disable-names", FLAG_SETTING, NULL, "fallback.disable_names"},
+    {"--disable-level", FLAG_SETTING, NULL, "fallback.disable_level"},
+    {"--disable-last-linear", FLAG_ON_SETTING, NULL, "fallback.disable_last_linear"},
+    {"--no-disable-last-linear", FLAG_OFF_SETTING, NULL, "fallback.disable_last_linear"},
+    {"--save", FLAG_SETTING, NULL, "save.types"},
+    {"--part-file-size", FLAG_SETTING, NULL, "save.part_file_size"},
+    {"--npy-values", FLAG_SETTING, NULL, "save.npy_values"},
+    {"--target", FLAG_SETTING, NULL, "run.target"},
+    {"--max-memory", FLAG_SETTING, NULL, "run.max_memory"},
+    {NULL, FLAG_SWITCH, NULL, NULL}};
+
 /* `text` up to a '=', compared with the flag's name. */
 static const flag *find_flag(const flag *flags, const char *text, size_t length)
 {
@@ -69,6 +95,8 @@ static int parse_flag(const command *c, const flag *flags, const flag *common_fl
     const char *text = argv[*i], *equals = strchr(text, '=');
     size_t length = equals ? (size_t)(equals - text) : strlen(text);
     const flag *f = find_flag(flags, text, length);
+    if (!f && c->settings)
+        f = find_flag(c->settings, text, length);
     if (!f)
         f = find_flag(common_flags, text, length);
     if (!f)

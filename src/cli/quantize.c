@@ -60,6 +60,12 @@ static const char usage[] =
     "  --no-disable-last-linear   quantize lm_head too\n"
     "  --pr F --seed N            quantize each activation with probability F while calibrating "
     "(default 1.0)\n"
+    "  --target vllm-ascend|sglang|mindie|vllm\n"
+    "                             the engine that loads the output, with a version as in "
+    "vllm-ascend@0.23: what it would\n"
+    "                             refuse is refused before any work, what it would run unquantized "
+    "is a warning\n"
+    "                             (docs/targets.md)\n"
     "  --compat msmodelslim       the reference system's arithmetic and file names\n"
     "\n"
     "What is written:\n"
@@ -206,35 +212,14 @@ static int run(int argc, char **argv)
         {"--dtype", FLAG_SETTING, NULL, "run.dtype"},
         {"--w-bit", FLAG_SETTING, NULL, "quant.w_bit"},
         {"--a-bit", FLAG_SETTING, NULL, "quant.a_bit"},
-        {"--scheme", FLAG_SETTING, NULL, "quant.scheme"},
-        {"--mix", FLAG_SETTING, NULL, "mix"},
-        {"--act-method", FLAG_SETTING, NULL, "quant.act_method"},
-        {"--act-sym", FLAG_ON_SETTING, NULL, "quant.a_sym"},
-        {"--no-act-sym", FLAG_OFF_SETTING, NULL, "quant.a_sym"},
-        {"--w-sym", FLAG_ON_SETTING, NULL, "quant.w_sym"},
-        {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},
-        {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},
         {"--pr", FLAG_SETTING, NULL, "quant.pr"},
         {"--seed", FLAG_SETTING, NULL, "quant.seed"},
         {"--anti-method", FLAG_SETTING, NULL, "anti_outlier.anti_method"},
         {"--disable-anti-names", FLAG_SETTING, NULL, "anti_outlier.disable_anti_names"},
         {"--alpha", FLAG_SETTING, NULL, "anti_outlier.alpha"},
         {"--beta", FLAG_SETTING, NULL, "anti_outlier.beta"},
-        {"--kv-cache", FLAG_SETTING, NULL, "quant.kv_cache"},
-        {"--kv-sym", FLAG_ON_SETTING, NULL, "quant.kv_sym"},
-        {"--no-kv-sym", FLAG_OFF_SETTING, NULL, "quant.kv_sym"},
-        {"--fa-quant", FLAG_ON_SETTING, NULL, "fa_quant"},
-        {"--fa-amp", FLAG_SETTING, NULL, "fa_quant.fa_amp"},
-        {"--disable-names", FLAG_SETTING, NULL, "fallback.disable_names"},
-        {"--disable-level", FLAG_SETTING, NULL, "fallback.disable_level"},
-        {"--disable-last-linear", FLAG_ON_SETTING, NULL, "fallback.disable_last_linear"},
-        {"--no-disable-last-linear", FLAG_OFF_SETTING, NULL, "fallback.disable_last_linear"},
-        {"--save", FLAG_SETTING, NULL, "save.types"},
-        {"--part-file-size", FLAG_SETTING, NULL, "save.part_file_size"},
-        {"--npy-values", FLAG_SETTING, NULL, "save.npy_values"},
         {"--compute", FLAG_SETTING, NULL, "run.compute"},
         {"--compat", FLAG_SETTING, NULL, "run.compat"},
-        {"--max-memory", FLAG_SETTING, NULL, "run.max_memory"},
         {"--dry-run", FLAG_SWITCH, &dry_run, NULL},
         {"--no-probe", FLAG_OFF, &o.probe, NULL},
         {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
@@ -257,4 +242,5 @@ static int run(int argc, char **argv)
     return cli_quantize(&options, &o, recipe_file, dry_run);
 }
 
-const command command_quantize = {"quantize", "quantize a checkpoint", usage, run};
+const command command_quantize = {"quantize", "quantize a checkpoint", usage, run,
+                                  cli_output_settings};

@@ -44,6 +44,9 @@ static const char usage[] =
     "comma-separated\n"
     "  --npy-values numpy|torch   what the files of save type numpy hold\n"
     "  --part-file-size GIB       size of a shard; 0: one file\n"
+    "  --target vllm-ascend|sglang|mindie|vllm\n"
+    "                             the engine that it is for (vllm-ascend@0.23): what that would "
+    "refuse is refused at once\n"
     "  --overwrite                replace an earlier output in DIR2\n"
     "  --resume                   go on with a run that was interrupted or killed\n"
     "  --no-resume                make no checkpoints\n"
@@ -68,40 +71,17 @@ static int run(int argc, char **argv)
     tare_quantize_options_init(&o);
     const char *recipe_file = NULL;
     bool dry_run = false;
-    const flag flags[] = {
-        {"--base", FLAG_TEXT, &o.model, NULL},
-        {"--out", FLAG_TEXT, &o.out, NULL},
-        {"--recipe", FLAG_TEXT, &recipe_file, NULL},
-        {"--scheme", FLAG_SETTING, NULL, "quant.scheme"},
-        {"--mix", FLAG_SETTING, NULL, "mix"},
-        {"--act-method", FLAG_SETTING, NULL, "quant.act_method"},
-        {"--act-sym", FLAG_ON_SETTING, NULL, "quant.a_sym"},
-        {"--no-act-sym", FLAG_OFF_SETTING, NULL, "quant.a_sym"},
-        {"--w-sym", FLAG_ON_SETTING, NULL, "quant.w_sym"},
-        {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},
-        {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},
-        {"--kv-cache", FLAG_SETTING, NULL, "quant.kv_cache"},
-        {"--kv-sym", FLAG_ON_SETTING, NULL, "quant.kv_sym"},
-        {"--no-kv-sym", FLAG_OFF_SETTING, NULL, "quant.kv_sym"},
-        {"--fa-quant", FLAG_ON_SETTING, NULL, "fa_quant"},
-        {"--no-fa-quant", FLAG_OFF_SETTING, NULL, "fa_quant"},
-        {"--fa-amp", FLAG_SETTING, NULL, "fa_quant.fa_amp"},
-        {"--disable-names", FLAG_SETTING, NULL, "fallback.disable_names"},
-        {"--disable-level", FLAG_SETTING, NULL, "fallback.disable_level"},
-        {"--disable-last-linear", FLAG_ON_SETTING, NULL, "fallback.disable_last_linear"},
-        {"--no-disable-last-linear", FLAG_OFF_SETTING, NULL, "fallback.disable_last_linear"},
-        {"--save", FLAG_SETTING, NULL, "save.types"},
-        {"--part-file-size", FLAG_SETTING, NULL, "save.part_file_size"},
-        {"--npy-values", FLAG_SETTING, NULL, "save.npy_values"},
-        {"--max-memory", FLAG_SETTING, NULL, "run.max_memory"},
-        {"--dry-run", FLAG_SWITCH, &dry_run, NULL},
-        {"--no-probe", FLAG_OFF, &o.probe, NULL},
-        {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
-        {"--resume", FLAG_SWITCH, &o.resume, NULL},
-        {"--no-resume", FLAG_SWITCH, &o.no_resume, NULL},
-        {"--no-verify", FLAG_OFF, &o.verify, NULL},
-        {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
-        {NULL, FLAG_SWITCH, NULL, NULL}};
+    const flag flags[] = {{"--base", FLAG_TEXT, &o.model, NULL},
+                          {"--out", FLAG_TEXT, &o.out, NULL},
+                          {"--recipe", FLAG_TEXT, &recipe_file, NULL},
+                          {"--dry-run", FLAG_SWITCH, &dry_run, NULL},
+                          {"--no-probe", FLAG_OFF, &o.probe, NULL},
+                          {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},
+                          {"--resume", FLAG_SWITCH, &o.resume, NULL},
+                          {"--no-resume", FLAG_SWITCH, &o.no_resume, NULL},
+                          {"--no-verify", FLAG_OFF, &o.verify, NULL},
+                          {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
+                          {NULL, FLAG_SWITCH, NULL, NULL}};
     common options;
     int code = cli_parse(&command_retype, argc, argv, flags, 1, &options);
     if (code)
@@ -115,4 +95,4 @@ static int run(int argc, char **argv)
 }
 
 const command command_retype = {"retype", "give an output other schemes, without prompts", usage,
-                                run};
+                                run, cli_output_settings};

@@ -35,4 +35,4 @@ static int run(int argc, char **argv)
     return cli_close(ctx, tare_tokenize_file(ctx, options.positional[0], text, print_row, NULL));
 }
 
-const command command_tokenize = {"tokenize", "print token ids", usage, run};
+const command command_tokenize = {"tokenize", "print token ids", usage, run, NULL};

@@ -5,6 +5,7 @@
 
 #include "file/json.h"
 #include "output/output_internal.h"
+#include "output/targets.h"
 #include "output/verify_internal.h"
 
 /* Keeps the first failure of a verification. */
@@ -17,7 +18,7 @@ static void keep_first_failure(void *user, const tare_finding *finding)
                   finding->found, finding->expected);
 }
 
-static tare_verify_options options_of(const output *o, buffer *first)
+static tare_verify_options options_of(output *o, buffer *first)
 {
     tare_verify_options options;
     tare_verify_options_init(&options);
@@ -27,6 +28,8 @@ static tare_verify_options options_of(const output *o, buffer *first)
     options.json_name = o->options.json_name;
     options.finding = keep_first_failure;
     options.user = first;
+    if (o->options.target.engine != ENGINE_NONE)
+        options.target = serving_target_text(&o->options.target, o->target);
     return options;
 }
 
@@ -53,17 +56,37 @@ tare_status output_verify_stage(output *o)
 
 /* ---- the rehearsal ---- */
 
-/* Tensors side by side, as a folder's files would hold them. */
-static tare_status list_tensors(const output_folder *f, arena *a, reader_plan *out)
+/* Tensors side by side, as a folder's files would hold them; `late`: with all FA tensors, of which
+ * some will be there, and it is not known which. */
+static tare_status list_tensors(const output_folder *f, bool late, arena *a, reader_plan *out)
 {
     tensor_info *list = arena_alloc_array(a, f->num_tensors, sizeof *list);
     if (!list)
         return TARE_E_MEMORY;
+    out->num_tensors = 0;
     for (size_t i = 0; i < f->num_tensors; i++)
-        if (!f->tensors[i].absent)
+        if (late || !f->tensors[i].absent)
             list[out->num_tensors++] = f->tensors[i].info;
     out->tensors = list;
     return TARE_OK;
+}
+
+/* The layout that the target's engine would be given, of those that are written. */
+static bool is_for_target(const output *o, layout which)
+{
+    const serving_target *t = &o->options.target;
+    return t->engine != ENGINE_NONE && target_layout(t, o->options.save) == which;
+}
+
+static tare_status rehearse_target(output *o, const output_folder *f, reader_plan plan,
+                                   const tare_verify_options *options, arena *a)
+{
+    tare_status status = TARE_OK;
+    if (plan.layout != LAYOUT_NUMPY)
+        TRY(list_tensors(f, o->fa_kept > 0, a, &plan));
+    TRY(verify_planned_target(o->ctx, options, &plan));
+done:
+    return status;
 }
 
 static tare_status rehearse_layout(output *o, output_folder *f, layout which, const char *config)
@@ -72,12 +95,13 @@ static tare_status rehearse_layout(output *o, output_folder *f, layout which, co
     tare_status status = TARE_OK;
     buffer first, description;
     arena a;
-    reader_plan plan = {.layout = which, .config = config};
+    reader_plan plan = {
+        .layout = which, .config = config, .weight_offsets = o->options.weight_offsets};
     arena_init(&a, o->ctx);
     buffer_init(&first, o->ctx);
     buffer_init(&description, o->ctx);
     if (which != LAYOUT_NUMPY) { /* the names of its arrays are made while they are written */
-        TRY(list_tensors(f, &a, &plan));
+        TRY(list_tensors(f, false, &a, &plan));
         TRY(output_description_text(o, f, &description));
     }
     if (description.length > 0) {
@@ -86,7 +110,10 @@ static tare_status rehearse_layout(output *o, output_folder *f, layout which, co
         TRY(plan.description_name ? TARE_OK : TARE_E_MEMORY);
     }
     tare_verify_options options = options_of(o, &first);
-    TRY(conclude(o, verify_planned(o->ctx, &options, &plan, &result), &result, &first));
+    if (is_for_target(o, which))
+        TRY(rehearse_target(o, f, plan, &options, &a));
+    if (o->options.verify)
+        TRY(conclude(o, verify_planned(o->ctx, &options, &plan, &result), &result, &first));
 done:
     buffer_free(&first);
     buffer_free(&description);
@@ -100,9 +127,10 @@ static tare_status rehearse_folder(output *o, output_folder *f)
     buffer config;
     buffer_init(&config, o->ctx);
     TRY(output_config_text(o, f, &config));
-    if (o->options.verify && f->has_files)
+    bool looks = o->options.verify || o->options.target.engine != ENGINE_NONE;
+    if (looks && f->has_files)
         TRY(rehearse_layout(o, f, f->layout, config.data));
-    if (o->options.verify && f->has_numpy)
+    if (looks && f->has_numpy)
         TRY(rehearse_layout(o, f, LAYOUT_NUMPY, config.data));
 done:
     buffer_free(&config);
@@ -143,12 +171,29 @@ done:
     return status;
 }
 
+/* Does the target's engine read any of the save types? */
+static tare_status check_save_types(output *o)
+{
+    char name[TARGET_TEXT];
+    const serving_target *t = &o->options.target;
+    if (t->engine == ENGINE_NONE || (target_layouts(t) & o->options.save))
+        return TARE_OK;
+    const target_layer plain = {.layout = target_layout(t, o->options.save),
+                                .subject = SUBJECT_LINEAR,
+                                .type = TYPE_FLOAT,
+                                .family = ""};
+    return TARE_FAIL(o->ctx, TARE_E_USAGE, "save.types: %s is not for %s: %s; save as %s",
+                     save_types_text(o->options.save), serving_target_text(t, name),
+                     target_judge(t, &plain)->why, save_types_text(target_layouts(t)));
+}
+
 tare_status output_rehearse(output *o)
 {
     tare_status status = TARE_OK;
     copy_list copies;
     arena a;
     arena_init(&a, o->ctx);
+    TRY(check_save_types(o));
     TRY(output_find_copies(o, &a, &copies));
     TRY(check_json_copies(o, &copies));
     for (size_t i = 0; i < o->num_folders; i++)

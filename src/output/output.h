@@ -19,6 +19,7 @@
 
 #include "file/archive.h"
 #include "file/safetensors.h"
+#include "quantize/engines.h"
 #include "quantize/fa3.h"
 #include "quantize/parts.h"
 #include "quantize/save_types.h"
@@ -47,7 +48,9 @@ typedef struct output_options {
     /* So many of the declared attention modules will have no FA tensors; which ones is known only
      * at the end. */
     size_t fa_amp;
-    bool fa_latent; /* latent attention (MLA), which engines know by another name */
+    bool fa_latent;        /* latent attention (MLA), which engines know by another name */
+    serving_target target; /* engine ENGINE_NONE: none */
+    bool weight_offsets;   /* weights alone have some */
     bool overwrite, copy_code, verify;
     /* Without a dir: output_begin only looks for what could be found wrong later - files that can't
      * be copied, config.json, the rules of verify that need but names, dtypes and shapes - and

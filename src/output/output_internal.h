@@ -99,6 +99,7 @@ struct output {
     tare_context *ctx;
     arena arena;
     output_options options;
+    char target[TARGET_TEXT];      /* options.target */
     char *dir, *stage, *model_dir; /* real paths; model_dir NULL: there is none */
     bool made_dir, staged, begun, head_quantized, numpy_widened;
     unsigned schemes;                      /* 1 << linear_scheme, of the linears */

@@ -73,6 +73,7 @@ typedef struct reader_plan {
     const char *description, *description_name; /* NULL: the layout has none */
     const tensor_info *tensors;
     size_t num_tensors;
+    bool weight_offsets; /* those of W8A16 will not be 0 */
 } reader_plan;
 
 typedef struct reader reader;

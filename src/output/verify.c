@@ -7,6 +7,7 @@
 #include "base/progress.h"
 #include "base/sized.h"
 #include "file/json.h"
+#include "output/targets.h"
 #include "output/verify_internal.h"
 
 enum { A = SAVE_ASCENDV1, S = SAVE_SAFE_TENSOR, N = SAVE_NUMPY, C = SAVE_COMPRESSED_TENSORS };
@@ -165,32 +166,46 @@ done:
     return status;
 }
 
-/* The engines, and what they load (specification, section 1). */
-static const struct {
-    const char *name;
-    unsigned layouts;
-} TARGETS[] = {{"vllm-ascend", A | C}, {"mindie", S}, {"vllm", C}};
-
-static unsigned layouts_of_target(const char *name)
+static tare_status take_target(verify *v)
 {
-    for (size_t i = 0; name && i < sizeof TARGETS / sizeof *TARGETS; i++)
-        if (strcmp(name, TARGETS[i].name) == 0)
-            return TARGETS[i].layouts;
-    return 0;
+    tare_status status = TARE_OK;
+    if (!v->options->target)
+        return TARE_OK;
+    TRY(serving_target_parse(v->ctx, v->options->target, &v->target));
+    v->result->engine = engine_of(v->target.engine)->name;
+    engine_version_text(v->target.version, v->result->version);
+done:
+    return status;
 }
 
 static tare_status check_options(verify *v)
 {
     const tare_verify_options *o = v->options;
-    if (o->target && layouts_of_target(o->target) == 0)
-        return TARE_FAIL(v->ctx, TARE_E_USAGE,
-                         "target %s is unknown; known are vllm-ascend, mindie and vllm", o->target);
+    tare_status status = take_target(v);
+    if (status != TARE_OK)
+        return status;
     if (o->compat && strcmp(o->compat, "msmodelslim") != 0)
         return TARE_FAIL(v->ctx, TARE_E_USAGE, "compat %s is unknown; known is msmodelslim",
                          o->compat);
     if (!o->dir || !path_is_folder(o->dir))
         return TARE_FAIL(v->ctx, TARE_E_USAGE, "%s is not a folder", o->dir ? o->dir : "(none)");
     return TARE_OK;
+}
+
+/* Of several layouts the one that the engine would be given. */
+static tare_status judge_layers(verify *v)
+{
+    tare_status status = TARE_OK;
+    if (v->target.engine == ENGINE_NONE || !v->output.found)
+        return TARE_OK;
+    layout which = target_layout(&v->target, v->output.found);
+    for (size_t i = 0; i < v->output.num_layouts; i++) {
+        reader_layout *f = &v->output.layouts[i];
+        if (f->layout == which && !f->broken)
+            TRY(verify_layers(v, f));
+    }
+done:
+    return status;
 }
 
 static tare_status conclude(verify *v)
@@ -245,7 +260,6 @@ static tare_status verify_all(tare_context *ctx, const tare_verify_options *opti
     tare_status status = TARE_OK;
     arena a;
     verify v = {.ctx = ctx, .options = options, .result = result};
-    unsigned loaded = layouts_of_target(options->target);
     reader_options how = reading_of(&v);
 
     arena_init(&a, ctx);
@@ -259,13 +273,11 @@ static tare_status verify_all(tare_context *ctx, const tare_verify_options *opti
         verify_fail(&v, 0, options->dir,
                     "files of the layouts ascendv1, safe_tensor, numpy or compressed-tensors",
                     "none of them");
-    else if (options->target && !(found & loaded))
-        verify_warn(&v, 0, options->dir, save_types_text(loaded), "%s, which %s does not load",
-                    save_types_text(found), options->target);
     for (size_t i = 0; i < v.output.num_layouts; i++) {
         v.result->tensors += v.output.layouts[i].num_tensors;
         TRY(run_rules(&v, &v.output.layouts[i]));
     }
+    TRY(judge_layers(&v));
     TRY(conclude(&v));
 done:
     reader_close(&v.output);
@@ -299,6 +311,21 @@ tare_status verify_planned(tare_context *ctx, const tare_verify_options *options
     TRY(reader_open_plan(ctx, plan, &how, &v.output));
     TRY(run_layout_rules(&v, &v.output.layouts[0]));
     TRY(conclude(&v));
+done:
+    reader_close(&v.output);
+    return status;
+}
+
+tare_status verify_planned_target(tare_context *ctx, const tare_verify_options *options,
+                                  const reader_plan *plan)
+{
+    tare_status status = TARE_OK;
+    tare_verify_result result = {0};
+    verify v = {.ctx = ctx, .options = options, .result = &result};
+    reader_options how = reading_of(&v);
+    TRY(take_target(&v));
+    TRY(reader_open_plan(ctx, plan, &how, &v.output));
+    TRY(verify_layers_of_plan(&v, &v.output.layouts[0]));
 done:
     reader_close(&v.output);
     return status;

@@ -7,12 +7,6 @@
 #include "quantize/fa3.h"
 #include "tensor/round.h"
 
-/* What config.json says of attention; 0: nothing. */
-typedef struct attention_config {
-    size_t heads, kv_heads, head_dim;
-    bool latent;
-} attention_config;
-
 static size_t config_size(const reader_layout *f, const char *key)
 {
     const value *nested = value_get(f->config, "text_config");
@@ -21,7 +15,7 @@ static size_t config_size(const reader_layout *f, const char *key)
     return v && v->is_integer && v->integer > 0 ? (size_t)v->integer : 0;
 }
 
-static attention_config read_attention(const reader_layout *f)
+attention_config verify_attention(const reader_layout *f)
 {
     attention_config a = {.heads = config_size(f, "num_attention_heads"),
                           .kv_heads = config_size(f, "num_key_value_heads"),
@@ -35,12 +29,6 @@ static attention_config read_attention(const reader_layout *f)
     else if (a.kv_heads == 0)
         a.kv_heads = a.heads;
     return a;
-}
-
-static bool is_target(const verify *v, const char *name)
-{
-    const char *target = v->options->target;
-    return target && strcmp(target, name) == 0;
 }
 
 /* What scales and offsets have to be; floats or I8. */
@@ -96,18 +84,13 @@ static tare_status check_kv_tensor(verify *v, reader_layout *f, const attention_
     }
     if (t->type && strcmp(t->type, "C8") != 0)
         verify_fail(v, 18, name, "type C8", "%s", t->type);
-    bool symmetric = is_target(v, "vllm-ascend");
-    return check_values(v, f, 18, t,
-                        which % 2 == 0 ? VALUES_SCALES
-                        : symmetric    ? VALUES_ZEROS
-                                       : VALUES_OFFSETS);
+    return check_values(v, f, 18, t, which % 2 == 0 ? VALUES_SCALES : VALUES_OFFSETS);
 }
 
 tare_status rule_kv(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
-    attention_config a = read_attention(f);
-    bool any = false;
+    attention_config a = verify_attention(f);
     size_t length;
     for (size_t i = 0; i < f->num_tensors; i++) {
         const char *name = f->tensors[i].info.name;
@@ -120,10 +103,7 @@ tare_status rule_kv(verify *v, reader_layout *f)
         }
         for (int j = 0; j < KV_TENSORS && first; j++)
             TRY(check_kv_tensor(v, f, &a, name, length, j));
-        any |= first;
     }
-    if (any && is_target(v, "vllm-ascend") && a.head_dim % 32 != 0)
-        verify_fail(v, 18, "head_dim", "a multiple of 32, as this engine needs", "%zu", a.head_dim);
 done:
     return status;
 }
@@ -169,8 +149,7 @@ static void check_key(verify *v, reader_layout *f, const attention_config *a)
 tare_status rule_fa(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
-    attention_config a = read_attention(f);
-    bool any = false;
+    attention_config a = verify_attention(f);
     size_t length;
     check_key(v, f, &a);
     for (size_t i = 0; i < f->num_tensors; i++) {
@@ -185,11 +164,7 @@ tare_status rule_fa(verify *v, reader_layout *f)
         }
         for (int j = 0; j < FA_TENSORS && first; j++)
             TRY(check_tensor(v, f, &a, name, length, j));
-        any |= first;
     }
-    if (any && !a.latent && is_target(v, "vllm-ascend"))
-        verify_fail(v, 19, "fa_quant_type", "FA of latent attention (MLA) only",
-                    "another attention, whose FA tensors vLLM-Ascend does not load");
 done:
     return status;
 }

@@ -250,25 +250,8 @@ done:
     return status;
 }
 
-/* vLLM-Ascend loads symmetric scales of the tensor and dynamic ones. */
-static void check_ascend(verify *v, const reader_layout *f)
-{
-    for (size_t i = 0; i < f->num_linears; i++) {
-        const linear_form *form = &f->linears[i].form;
-        act_kind kind = scheme_of(form->scheme)->activations;
-        if (kind == ACT_PER_TOKEN || (kind == ACT_STATIC && form->act_symmetric))
-            continue;
-        verify_warn(v, 23, CONFIG ".input_activations",
-                    "symmetric or dynamic activations, as this engine needs",
-                    "%s: it loads ascendv1 instead",
-                    kind == ACT_FLOAT ? "weights alone" : "an asymmetric scale for the tensor");
-        return;
-    }
-}
-
 tare_status rule_compressed_linears(verify *v, reader_layout *f)
 {
-    const char *target = v->options->target;
     const value *config = value_get(f->config, CONFIG);
     tare_status status = TARE_OK;
     TRY(rule_linear_tensors(v, f));
@@ -278,8 +261,6 @@ tare_status rule_compressed_linears(verify *v, reader_layout *f)
                         "none");
     if (config && config->type == VALUE_MAP)
         TRY(check_ignore(v, f));
-    if (target && strcmp(target, "vllm-ascend") == 0)
-        check_ascend(v, f);
 done:
     return status;
 }

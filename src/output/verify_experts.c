@@ -37,6 +37,13 @@ static bool split_name(const char *name, size_t *block, size_t *expert, const ch
     return end > number && *end == '.' && end[1] != '\0';
 }
 
+bool verify_expert_of(const char *name, size_t *block)
+{
+    size_t expert;
+    const char *tensor;
+    return split_name(name, block, &expert, &tensor);
+}
+
 /* The entry of `key` in a list, made if there is none. */
 static tare_status find_entry(expert_table *t, strmap *map, expert_count **list, size_t *count,
                               size_t *capacity, const char *key, size_t length, uint32_t *index)

@@ -7,6 +7,7 @@
 
 #include "model/checkpoint.h"
 #include "output/reader.h"
+#include "quantize/engines.h"
 
 /* Rule 15, in scales. */
 typedef struct base_error {
@@ -24,7 +25,14 @@ typedef struct verify {
     block_graph base_graph;          /* of its blocks */
     reader output;
     base_error errors[SCHEMES];
+    serving_target target;
 } verify;
+
+/* What config.json says of attention; 0: nothing. */
+typedef struct attention_config {
+    size_t heads, kv_heads, head_dim;
+    bool latent;
+} attention_config;
 
 /* Reports a broken rule. `expected` is borrowed; what was found is formatted. */
 void verify_fail(verify *v, int rule, const char *tensor, const char *expected, const char *found,
@@ -35,6 +43,27 @@ void verify_warn(verify *v, int rule, const char *tensor, const char *expected, 
 /* The rules that need no data, on what a layout will hold. TARE_E_VERIFY if one would be broken. */
 tare_status verify_planned(tare_context *ctx, const tare_verify_options *options,
                            const reader_plan *plan, tare_verify_result *result);
+/* What options->target will do with that layout: TARE_E_USAGE if it refuses a layer; warns of those
+ * that it runs unquantized or that nothing is known of. */
+tare_status verify_planned_target(tare_context *ctx, const tare_verify_options *options,
+                                  const reader_plan *plan);
+
+/* verify_target.c: what v->target does with each layer. Findings, then the layers one by one; or
+ * TARE_E_USAGE and warnings, for a plan. */
+tare_status verify_layers(verify *v, reader_layout *f);
+tare_status verify_layers_of_plan(verify *v, reader_layout *f);
+
+/* verify_attention.c */
+attention_config verify_attention(const reader_layout *f);
+/* verify_types.c: the names of the architecture's linears and which of them have a bias; false: it
+ * is not known. */
+bool verify_bias_graph(const reader_layout *f, block_graph *graph);
+/* The quantized linear whose name begins the last part of this FLOAT module's name; NULL: none. */
+const reader_linear *verify_quantized_prefix(const reader_layout *f, const char *module,
+                                             size_t length);
+/* verify_experts.c: is this name, of a tensor or a linear, one of a routed expert's? The length of
+ * its block's name. */
+bool verify_expert_of(const char *name, size_t *block);
 
 /* verify_files.c: is this description key about the model, not about a tensor? */
 bool verify_is_global_key(const char *key);

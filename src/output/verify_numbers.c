@@ -87,14 +87,9 @@ static bool is_offset(float o)
     return o >= -128.0f && o <= 127.0f && o == rintf(o);
 }
 
-/* Weights with offsets: vLLM-Ascend's W8A16 kernel adds what these files mean to be subtracted. */
-static const char *expected_offsets(const verify *v, const reader_linear *l)
+static const char *expected_offsets(const reader_linear *l)
 {
-    const char *target = v->options->target;
-    if (scheme_of(l->form.scheme)->activations != ACT_FLOAT)
-        return "0";
-    return target && strcmp(target, "vllm-ascend") == 0 ? "0: the engine would add offsets"
-                                                        : "integers in -128..127";
+    return scheme_of(l->form.scheme)->activations != ACT_FLOAT ? "0" : "integers in -128..127";
 }
 
 tare_status rule_offsets(verify *v, reader_layout *f, const reader_linear *l,
@@ -102,7 +97,7 @@ tare_status rule_offsets(verify *v, reader_layout *f, const reader_linear *l,
 {
     (void)f;
     breach bad = {0};
-    const char *expected = expected_offsets(v, l);
+    const char *expected = expected_offsets(l);
     /* compressed-tensors' zero point can be nothing else */
     if (n->num_deq > 0 && !is_offset(n->input_offset))
         verify_fail(v, 9, part_name(l, TENSOR_INPUT_OFFSET), "an integer in -128..127", "%g",

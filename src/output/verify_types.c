@@ -34,24 +34,18 @@ static void check_type_of_scheme(verify *v, reader_layout *f)
     bool in_use = false, compat = f->num.compat;
     unsigned schemes = 0;
     linear_scheme scheme;
-    const char *target = v->options->target;
     for (size_t i = 0; i < f->num_linears; i++) {
         const reader_tensor *w = f->linears[i].parts[TENSOR_WEIGHT];
         in_use |= w && w->type && strcmp(w->type, f->quant_type) == 0;
         if (w && w->type && scheme_of_type(w->type, &scheme))
             schemes |= 1u << scheme;
     }
-    const char *first = scheme_of(scheme_naming(schemes))->type;
     bool several = (schemes & (schemes - 1)) != 0;
     bool nothing = f->num_linears == 0 && (compat || strcmp(f->quant_type, "FLOAT") == 0);
     if (!in_use && !nothing)
         (compat && several ? verify_warn : verify_fail)(v, 5, "model_quant_type",
                                                         "the scheme in use",
                                                         "%s, which no linear has", f->quant_type);
-    else if (several && target && strcmp(target, "mindie") == 0 &&
-             strcmp(f->quant_type, first) != 0)
-        verify_fail(v, 5, "model_quant_type", first, "%s, by which MindIE would read all linears",
-                    f->quant_type);
 }
 
 /* A global key and the tensors that it announces come together. */
@@ -334,14 +328,21 @@ static bool config_flag(const reader_layout *f, const char *key, bool fallback)
     return v && v->type == VALUE_BOOL ? v->boolean : fallback;
 }
 
+bool verify_bias_graph(const reader_layout *f, block_graph *graph)
+{
+    if (!f->arch)
+        return false;
+    model_config_names(f->arch, config_flag(f, "attention_bias", f->arch->default_attention_bias),
+                       config_flag(f, "mlp_bias", false), graph);
+    return true;
+}
+
 tare_status rule_new_biases(verify *v, reader_layout *f)
 {
     block_graph graph;
     size_t length;
-    if (!f->arch)
+    if (!verify_bias_graph(f, &graph))
         return TARE_OK;
-    model_config_names(f->arch, config_flag(f, "attention_bias", f->arch->default_attention_bias),
-                       config_flag(f, "mlp_bias", false), &graph);
     for (size_t i = 0; i < f->num_tensors; i++) {
         const char *name = f->tensors[i].info.name;
         if (role_of_name(name, &length) != TENSOR_BIAS)
@@ -359,11 +360,12 @@ tare_status rule_new_biases(verify *v, reader_layout *f)
 
 /* ---- rule 29 ---- */
 
-/* Is a quantized module's name the beginning of this FLOAT module's last component? */
-static const reader_linear *quantized_prefix(const reader_layout *f, const char *module,
+const reader_linear *verify_quantized_prefix(const reader_layout *f, const char *module,
                                              size_t length)
 {
     size_t parent = length;
+    if (reader_find_linear(f, module, length)) /* it is no FLOAT one */
+        return NULL;
     while (parent > 0 && module[parent - 1] != '.')
         parent--;
     if (length - parent > PREFIX_MAX) /* no engine's name; and the search is quadratic */
@@ -381,9 +383,9 @@ tare_status rule_prefixes(verify *v, reader_layout *f)
     size_t length;
     for (size_t i = 0; i < f->num_tensors; i++) {
         const char *name = f->tensors[i].info.name;
-        if (role_of_name(name, &length) != TENSOR_WEIGHT || reader_find_linear(f, name, length))
+        if (role_of_name(name, &length) != TENSOR_WEIGHT)
             continue;
-        const reader_linear *l = quantized_prefix(f, name, length);
+        const reader_linear *l = verify_quantized_prefix(f, name, length);
         if (l)
             (f->num.compat ? verify_warn : verify_fail)(
                 v, 29, l->module, "a name that begins no FLOAT sibling's name",

@@ -26,6 +26,8 @@ tare_status open_output(run *r, bool rehearsal)
                         .dtype_given = r->env->recipe->dtype >= 0 || !c->has_dtype ||
                                        c->has_two_dtypes,
                         .scheme = recipe_scheme(r->env->recipe),
+                        .target = r->env->recipe->target,
+                        .weight_offsets = !r->env->recipe->w_sym,
                         .fa_amp = (size_t)r->env->recipe->fa_amp,
                         .overwrite = r->overwrite,
                         .copy_code = r->env->options->copy_code,

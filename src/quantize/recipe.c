@@ -63,6 +63,7 @@ const setting recipe_settings[] = {
     {"run", "dtype", SETTING_CHOICE, AT(dtype), 0, 0, dtype_choices},
     {"run", "compute", SETTING_CHOICE, AT(compute), 0, 0, compute_choices},
     {"run", "compat", SETTING_CHOICE, AT(compat), 0, 0, compat_choices},
+    {"run", "target", SETTING_TARGET, AT(target), 0, 0, NULL},
     {"run", "max_memory", SETTING_MEMORY, AT(max_memory), 0, 0, NULL},
 };
 
@@ -181,6 +182,16 @@ static tare_status add_memory(tare_recipe *r, const setting *s, const char *text
                      s->section, s->key);
 }
 
+static tare_status set_target(tare_recipe *r, const setting *s, const char *text)
+{
+    serving_target *target = setting_at(r, s);
+    *target = (serving_target){ENGINE_NONE, 0};
+    if (strcmp(text, engine_of(ENGINE_NONE)->name) == 0)
+        return TARE_OK;
+    return TARE_WRAP(r->ctx, serving_target_parse(r->ctx, text, target), "%s.%s", s->section,
+                     s->key);
+}
+
 /* L<n>, no leading zero. */
 static tare_status set_level(tare_recipe *r, const setting *s, const char *text)
 {
@@ -263,6 +274,8 @@ static tare_status set_text(tare_recipe *r, const setting *s, const char *text)
         return set_choice(r, s, text);
     case SETTING_LEVEL:
         return set_level(r, s, text);
+    case SETTING_TARGET:
+        return set_target(r, s, text);
     case SETTING_AMP:
         return set_amp(r, s, text);
     case SETTING_SECTION:

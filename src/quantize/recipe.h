@@ -6,6 +6,7 @@
 
 #include "base/dtype.h"
 #include "base/strings.h"
+#include "quantize/engines.h"
 #include "quantize/max_memory.h"
 #include "quantize/schemes.h"
 
@@ -70,6 +71,7 @@ struct tare_recipe {
     int64_t dtype;   /* DTYPE_SETTING_*: tare_dtype, or -1: as config.json says */
     int64_t compute; /* compute_setting */
     int64_t compat;  /* 0: none, 1: msmodelslim */
+    serving_target target;
     max_memory max_memory;
 };
 

@@ -16,6 +16,7 @@ typedef enum setting_type {
     SETTING_MIX,    /* pattern = scheme pairs, in order */
     SETTING_AMP,    /* fa_amp, whose refusals have the reference's words */
     SETTING_MEMORY, /* device = size pairs; not written, as no output depends on them */
+    SETTING_TARGET, /* an engine and its version */
     SETTING_SECTION /* bool, with the key "": the section is there, as a map or as true */
 } setting_type;
 
@@ -27,7 +28,7 @@ typedef struct setting {
     const choice *choices; /* ends with a NULL name */
 } setting;
 
-enum { NUM_SETTINGS = 33 };
+enum { NUM_SETTINGS = 34 };
 
 extern const setting recipe_settings[NUM_SETTINGS];
 

@@ -26,6 +26,15 @@ static void write_mix(buffer *out, const mix_list *l)
     buffer_putc(out, ']');
 }
 
+static void write_target(buffer *out, const serving_target *t)
+{
+    char text[TARGET_TEXT];
+    if (t->engine == ENGINE_NONE)
+        buffer_puts(out, "null");
+    else
+        buffer_printf(out, "\"%s\"", serving_target_text(t, text));
+}
+
 static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
 {
     const void *at = setting_at(r, s);
@@ -58,6 +67,9 @@ static void write_setting(const tare_recipe *r, const setting *s, buffer *out)
         break;
     case SETTING_LEVEL:
         buffer_printf(out, "\"L%lld\"", (long long)*(const int64_t *)at);
+        break;
+    case SETTING_TARGET:
+        write_target(out, at);
         break;
     case SETTING_LIST:
         write_list(out, at);

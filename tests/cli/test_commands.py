@@ -36,7 +36,7 @@ def rewrite(out, change):
 
 def test_verify_passes(out, model):
     for flags in ([], ["--base", model], ["--base", model, "--target", "vllm-ascend"],
-                  ["--target", "mindie"]):
+                  ["--target", "sglang"]):
         done = run_tare("verify", out, *flags)
         assert done.returncode == 0, done.stdout + done.stderr
 

@@ -571,6 +571,18 @@ static tare_status verify_again(tare_context *ctx, void *user)
     return run_verify(ctx, c, c->model, &all, NULL);
 }
 
+/* For an engine that refuses it: there is no v_proj. */
+static tare_status verify_for_target(tare_context *ctx, void *user)
+{
+    findings all;
+    output_case c = *(const output_case *)user;
+    c.target = "vllm-ascend";
+    tare_status status = run_verify(ctx, &c, NULL, &all, NULL);
+    if (status == TARE_E_VERIFY)
+        assert_int_equal(all.failed, RULE(30));
+    return status == TARE_E_VERIFY ? TARE_OK : status;
+}
+
 static void test_allocation_failures(void **state)
 {
     output_case c;
@@ -580,6 +592,7 @@ static void test_allocation_failures(void **state)
     c.save = (1u << SAVE_TYPES) - 1;
     make_good_output(&c);
     each_allocation_fails(verify_again, &c);
+    each_allocation_fails(verify_for_target, &c);
     end_case(&c);
 }
 
