@@ -181,6 +181,20 @@ def test_what_vllm_ascend_takes(heads, calib, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_heads_that_vllm_ascend_does_not_take(calib, tmp_path):
+    """24 channels: its kernel wants a multiple of 32. Other engines do not ask."""
+    changes = dict(num_key_value_heads=1, head_dim=24)
+    model = tiny.write_checkpoint(tmp_path / "model", tiny.make_tensors({**tiny.CONFIG, **changes}),
+                                  **changes)
+    done = quantize(model, calib, tmp_path / "out", *C8)
+    assert "multiple of 32, and that of this model is 24" in done.stderr
+    assert run_tare("verify", tmp_path / "out").returncode == 0
+    done = run_tare("verify", tmp_path / "out", "--target", "vllm-ascend", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert {f["rule"] for f in report["findings"] if f["severity"] == "failure"} == {18}
+
+
 def test_an_output_is_no_model(outputs, calib, tmp_path):
     done = run_tare("quantize", outputs[1] / "safe_tensor", "--out", tmp_path / "out", "--calib", calib)
     assert done.returncode != 0 and "msModelSlim or tare" in done.stderr
