@@ -286,6 +286,24 @@ def test_every_family_that_projects_them_apart(family, calib, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("family", sorted(test_families.FAMILIES.keys() - {"phi3"}))
+def test_every_family_with_compat(family, calib, tmp_path):
+    """msModelSlim writes no scales where queries and keys have a norm."""
+    changes, make = test_families.FAMILIES[family]
+    model = tiny.write_checkpoint(tmp_path / "model", make(), **changes)
+    flags = ["--calib", calib, *C8, "--compat", "msmodelslim", "--save", "safe_tensor"]
+    done = run_tare("quantize", model, "--out", tmp_path / "out", *flags)
+    if any(name.endswith("k_norm.weight") for name in tensor_file.read_folder(model)):
+        assert done.returncode == 2 and "a norm for queries and keys" in done.stderr
+        assert not (tmp_path / "out").exists()
+        return
+    assert done.returncode == 0, done.stderr
+    kinds = description(tmp_path / "out")
+    assert [k for k in kinds if is_kv(k)] == [f"{a}.{part}" for a in ATTENTIONS for part in PARTS]
+    done = run_tare("verify", tmp_path / "out", "--base", model, "--compat", "msmodelslim")
+    assert done.returncode == 0, done.stdout
+
+
 def test_fused_projections_have_no_place(calib, tmp_path):
     """Engines look for k_proj and v_proj."""
     changes, make = test_families.FAMILIES["phi3"]
