@@ -102,6 +102,25 @@ static const char *rule_text(const linear_plan *l)
     return l->rule ? l->rule : "the scheme of the run";
 }
 
+/* Names the whole unit, and the rules that give two of its members their types. */
+static tare_status refuse_split(const tare_recipe *r, const linear_plan *members, size_t count,
+                                const linear_plan *a, const linear_plan *b)
+{
+    buffer names;
+    buffer_init(&names, r->ctx);
+    for (size_t i = 0; i < count; i++)
+        buffer_printf(&names, "%s%s", i == 0 ? "" : ", ", members[i].name);
+    tare_status status = names.status;
+    if (status == TARE_OK)
+        status = TARE_FAIL(r->ctx, TARE_E_USAGE,
+                           "mix: engines fuse %s, which need one type: %s (%s, by %s) and %s (%s, "
+                           "by %s)",
+                           names.data, a->name, scheme_of(a->scheme)->name, rule_text(a), b->name,
+                           scheme_of(b->scheme)->name, rule_text(b));
+    buffer_free(&names);
+    return status;
+}
+
 /* The members that are not float. */
 static tare_status check_unit(const tare_recipe *r, const linear_plan *linears, size_t count)
 {
@@ -114,11 +133,7 @@ static tare_status check_unit(const tare_recipe *r, const linear_plan *linears, 
         if (l->scheme == first->scheme)
             continue;
         if (!r->compat)
-            return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                             "mix: engines fuse %s (%s, by %s) and %s (%s, by %s), which need one "
-                             "type",
-                             first->name, scheme_of(first->scheme)->name, rule_text(first), l->name,
-                             scheme_of(l->scheme)->name, rule_text(l));
+            return refuse_split(r, linears, count, first, l);
         TARE_WARN(r->ctx, "%s and %s, which engines fuse, are of different types", first->name,
                   l->name);
     }

@@ -177,6 +177,20 @@ def test_what_vllm_ascend_takes(heads, calib, tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_heads_that_vllm_ascend_does_not_take(calib, tmp_path):
+    """24 channels: its kernel wants a multiple of 32. Other engines do not ask."""
+    changes = dict(num_key_value_heads=1, head_dim=24)
+    model = tiny.write_checkpoint(tmp_path / "model", tiny.make_tensors({**tiny.CONFIG, **changes}),
+                                  **changes)
+    done = quantize(model, calib, tmp_path / "out", *C8)
+    assert "multiple of 32, and that of this model is 24" in done.stderr
+    assert run_tare("verify", tmp_path / "out").returncode == 0
+    done = run_tare("verify", tmp_path / "out", "--target", "vllm-ascend", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert {f["rule"] for f in report["findings"] if f["severity"] == "failure"} == {18}
+
+
 def test_an_output_is_no_model(outputs, calib, tmp_path):
     done = run_tare("quantize", outputs[1] / "safe_tensor", "--out", tmp_path / "out", "--calib", calib)
     assert done.returncode != 0 and "msModelSlim or tare" in done.stderr
@@ -265,6 +279,24 @@ def test_every_family_that_projects_them_apart(family, calib, tmp_path):
     kinds = description(tmp_path / "out")
     assert [k for k in kinds if is_kv(k)] == [f"{a}.{part}" for a in ATTENTIONS for part in PARTS]
     done = run_tare("verify", tmp_path / "out", "--base", model)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("family", sorted(test_families.FAMILIES.keys() - {"phi3"}))
+def test_every_family_with_compat(family, calib, tmp_path):
+    """msModelSlim writes no scales where queries and keys have a norm."""
+    changes, make = test_families.FAMILIES[family]
+    model = tiny.write_checkpoint(tmp_path / "model", make(), **changes)
+    flags = ["--calib", calib, *C8, "--compat", "msmodelslim", "--save", "safe_tensor"]
+    done = run_tare("quantize", model, "--out", tmp_path / "out", *flags)
+    if any(name.endswith("k_norm.weight") for name in tensor_file.read_folder(model)):
+        assert done.returncode == 2 and "a norm for queries and keys" in done.stderr
+        assert not (tmp_path / "out").exists()
+        return
+    assert done.returncode == 0, done.stderr
+    kinds = description(tmp_path / "out")
+    assert [k for k in kinds if is_kv(k)] == [f"{a}.{part}" for a in ATTENTIONS for part in PARTS]
+    done = run_tare("verify", tmp_path / "out", "--base", model, "--compat", "msmodelslim")
     assert done.returncode == 0, done.stdout
 
 

@@ -18,6 +18,8 @@ RECIPES = [
     ["--anti-method", "m4", "--save", "safe_tensor,numpy"], ["--anti-method", "m5", "--pr", "0.5"],
     ["--disable-level", "L3", "--no-disable-last-linear", "--fa-quant", "--fa-amp", "1"],
     ["--compat", "msmodelslim", "--dtype", "float16", "--anti-method", "m1", "--act-method", "3"],
+    ["--compat", "msmodelslim", "--kv-cache", "c8", "--no-kv-sym", "--save", "safe_tensor",
+     "--disable-level", "L2"],
 ]
 # Wide enough that weights and activations outweigh what is fixed.
 WIDE = tiny.CONFIG | {
@@ -193,6 +195,7 @@ def wider(tmp_path_factory):
 @pytest.mark.parametrize("flags", [
     [], ["--act-method", "3", "--anti-method", "m3"], ["--anti-method", "m5", "--pr", "0.5"],
     ["--a-bit", "16"], ["--no-disable-last-linear", "--fa-quant"], ["--kv-cache", "c8"],
+    ["--kv-cache", "c8", "--compat", "msmodelslim"],
     ["--scheme", "w8a8_dynamic", "--anti-method", "m1"]], ids=" ".join)
 def test_the_plan_of_any_budget(flags, wider, tmp_path):
     """From the smallest budget to one that holds all, and whatever layouts there are between."""

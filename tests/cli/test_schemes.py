@@ -284,17 +284,31 @@ def test_compressed_tensors_groups(three):
     assert by_kind["w8a8_dynamic"]["input_activations"]["symmetric"] is True
 
 
-@pytest.mark.parametrize("present,want", [
-    ("w8a8 w8a8_dynamic", "W8A8_DYNAMIC"), ("w8a16 w8a8_dynamic", "W8A8_DYNAMIC"),
-    ("w8a8_mix w8a8_dynamic", "W8A8_DYNAMIC"), ("w8a8 w8a8_mix", "W8A8_MIX"),
-    ("w8a16 w8a8_mix", "W8A8_MIX"), ("float w8a8_mix", "W8A8_MIX"),
-    ("w8a8 w8a16", "W8A8"), ("float w8a16", "W8A16"), ("float w8a8", "W8A8"),
-    ("float float", "FLOAT")])
-def test_name_of_each_pair(present, want, model, calib, tmp_path):
-    first, second = present.split()
-    quantize(model, tmp_path / "out", "--calib", calib, "--mix",
-             f"*.self_attn.*={first},*={second}")
-    assert description(tmp_path / "out")["model_quant_type"] == want
+BY_RANK = ["W8A8_DYNAMIC", "W8A8_MIX", "W8A8", "W8A16", "FLOAT"]  # section 7.3
+KINDS = [kind.lower() for kind in BY_RANK]
+PAIRS = [(a, b) for i, a in enumerate(KINDS) for b in KINDS[i:]]
+
+
+@pytest.mark.parametrize("present", PAIRS, ids=" ".join)
+def test_name_of_each_pair(present, model, calib, tmp_path):
+    """The first of the ranking, whichever of the two comes first in the model."""
+    for order in {present, present[::-1]}:
+        out = tmp_path / " ".join(order)
+        quantize(model, out, "--calib", calib, "--mix",
+                 f"*.self_attn.*={order[0]},*={order[1]}", "--save", "safe_tensor")
+        want = present[0]
+        assert description(out)["model_quant_type"] == want.upper()
+        assert (out / f"quant_model_weight_{want}.safetensors").exists()
+        assert json.loads((out / "config.json").read_text())["quantize"] == want
+        verify(out)
+
+
+@pytest.mark.parametrize("scheme", [kind for kind in KINDS if kind not in ("float", "w8a8_mix")])
+@pytest.mark.parametrize("other", [kind for kind in KINDS if kind != "w8a8_mix"])
+def test_compat_names_the_run_s_scheme(scheme, other, model, calib, tmp_path):
+    quantize(model, tmp_path / "out", "--calib", calib, "--compat", "msmodelslim", "--scheme",
+             scheme, "--mix", f"*.mlp.*={other}", "--save", "safe_tensor")
+    assert description(tmp_path / "out")["model_quant_type"] == scheme.upper()
 
 
 def test_compat_goes_by_the_run_s_own_scheme(model, calib, tmp_path):
@@ -321,6 +335,10 @@ def test_record_is_a_recipe(model, calib, tmp_path):
 
 @pytest.mark.parametrize("flags,words", [
     (["--scheme", "w4a8"], ["quant.scheme", "possible: w8a8, w8a8_dynamic, w8a16"]),
+    (["--mix", "*.k_proj=w8a8_dynamic,*.v_proj=float"], [
+        "engines fuse model.layers.0.self_attn.q_proj, model.layers.0.self_attn.k_proj, "
+        "model.layers.0.self_attn.v_proj,", "q_proj (w8a8, by the scheme of the run)",
+        "k_proj (w8a8_dynamic, by *.k_proj)"]),
     (["--mix", "*.up_proj=w8a16"], ["mlp.gate_proj (w8a8, by the scheme of the run)",
                                     "mlp.up_proj (w8a16, by *.up_proj)"]),
     (["--mix", "*.upproj=w8a16"], ["\"*.upproj\" names no linear", "near: "]),

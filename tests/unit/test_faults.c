@@ -123,6 +123,14 @@ static const setting cached[] = {{"quant.kv_cache", "c8"},
                                  {"calibration.samples", "2"},
                                  {"save.types", "safe_tensor,numpy"},
                                  {NULL}};
+/* Two passes, between which scales wait. */
+static const setting cached_before[] = {{"quant.kv_cache", "c8"},
+                                        {"quant.kv_sym", "false"},
+                                        {"run.compat", "msmodelslim"},
+                                        {"fallback.disable_level", "L1"},
+                                        {"calibration.samples", "2"},
+                                        {"save.types", "safe_tensor"},
+                                        {NULL}};
 static const setting *settings = whole; /* set by the group's set-up, too */
 
 static tare_status set_recipe(tare_recipe *recipe)
@@ -265,6 +273,12 @@ static int set_up_mixed(void **state)
 static int set_up_cached(void **state)
 {
     settings = cached;
+    return set_up(state);
+}
+
+static int set_up_cached_before(void **state)
+{
+    settings = cached_before;
     return set_up(state);
 }
 
@@ -634,6 +648,8 @@ int main(void)
     failed += cmocka_run_group_tests_name("recorded", tests, set_up_recorded, tear_down);
     failed += cmocka_run_group_tests_name("mixed", tests, set_up_mixed, tear_down);
     failed += cmocka_run_group_tests_name("key/value cache", of_cached, set_up_cached, tear_down);
+    failed += cmocka_run_group_tests_name("key/value cache of the float model", of_cached,
+                                          set_up_cached_before, tear_down);
     failed += cmocka_run_group_tests_name("weights alone", tests, set_up_weights_alone, tear_down);
     return failed + cmocka_run_group_tests_name("weights alone, verification", of_direct_runs,
                                                 set_up_weights_alone, tear_down);

@@ -100,7 +100,8 @@ static void test_fused_units(void **state)
     (void)state;
     static const mix_case cases[] = {
         {.mix = "*.k=w8a16",
-         .message = "0.attn.q (w8a8, by the scheme of the run) and 0.attn.k (w8a16, by *.k)"},
+         .message = "mix: engines fuse 0.attn.q, 0.attn.k, 0.attn.v, which need one type: 0.attn.q "
+                    "(w8a8, by the scheme of the run) and 0.attn.k (w8a16, by *.k)"},
         {.mix = "*.q=w8a8_dynamic,*.attn.?=w8a16",
          .message = "0.attn.q (w8a8_dynamic, by *.q) and 0.attn.k (w8a16, by *.attn.?)"},
         {.mix = "0.mlp.up=float",
