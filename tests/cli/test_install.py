@@ -16,7 +16,7 @@ FILES = {
     "lib/cmake/tare/tare-targets.cmake", "share/man/man1/tare.1",
     "share/bash-completion/completions/tare",
 }
-COMMANDS = {"quantize", "calib", "verify", "inspect", "generate", "tokenize"}
+COMMANDS = {"quantize", "retype", "calib", "verify", "inspect", "generate", "tokenize"}
 
 
 def call(*command, **kwargs):

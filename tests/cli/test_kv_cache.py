@@ -204,7 +204,7 @@ def test_an_output_is_no_model(outputs, calib, tmp_path):
     (["--a-bit", "16"], "quant.kv_cache needs the calibration"),
     (["--save", "compressed-tensors"], "cannot hold the scales of quant.kv_cache"),
     (["--save", "ascendv1,compressed-tensors"], "cannot hold the scales of quant.kv_cache"),
-    (["--kv-cache", "int4"], "\"int4\" is not known; possible: c8"),
+    (["--kv-cache", "int4"], "\"int4\" is not known; possible: none, c8"),
 ], ids=lambda x: " ".join(x) if isinstance(x, list) else "")
 def test_refused_before_any_work(flags, words, model, calib, tmp_path):
     for extra in ([], ["--dry-run", "--no-probe"]):
@@ -317,4 +317,4 @@ def test_recipe(model, calib, outputs, tmp_path):
         quantize(model, calib, out, *THREE, "--recipe", recipe)
         assert output_files(out) == output_files(outputs[same])
         record = json.loads((out / "ascendv1" / "tare_run.json").read_text())
-        assert record["recipe"]["quant"]["kv_cache"] == ("c8" if same else None)
+        assert record["recipe"]["quant"]["kv_cache"] == ("c8" if same else "none")

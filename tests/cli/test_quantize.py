@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 ASCENDV1 = {"quant_model_weights-00001-of-00001.safetensors",
             "quant_model_weights.safetensors.index.json", "quant_model_description.json",
-            "config.json", "tokenizer.json", "tokenizer_config.json", "tare_run.json"}
+            "config.json", "tokenizer.json", "tokenizer_config.json", "tare_run.json",
+            "tare/tare_stats.safetensors"}
 LINEARS = [f"model.layers.{i}.{name}_proj" for i in range(2) for name in (
     "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")]
 

@@ -32,7 +32,7 @@ def run_script(tmp_path, text, *args, flags=()):
 def output_files(folder):
     """Bytes of every file of an output but tare_run.json, which tells where the data came from."""
     return {p.name: p.read_bytes() for p in pathlib.Path(folder).iterdir()
-            if p.name != "tare_run.json"}
+            if p.is_file() and p.name != "tare_run.json"}
 
 
 MIXED = '''

@@ -42,9 +42,10 @@ def calib(tokenizer):
 
 
 def output_files(folder):
-    """Bytes of every file of an output but tare_run.json, which tells where the data came from."""
+    """Bytes of every file of an output but tare_run.json, which tells where the data came from, and
+    the statistics, which a recording has not."""
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*")
-            if p.is_file() and p.name != "tare_run.json"}
+            if p.is_file() and p.name not in ("tare_run.json", "tare_stats.safetensors")}
 
 
 # ---- model and tokenizer
