@@ -104,6 +104,20 @@ def test_everything_else_is_as_without(outputs):
         assert npy.read_bytes() == (outputs[1] / "safe_tensor" / npy.name).read_bytes()
 
 
+@pytest.mark.parametrize("flags", [
+    [], ["--anti-method", "m3"], ["--anti-method", "m1", "--act-method", "3"], ["--anti-method", "m4"],
+    ["--act-method", "3", "--disable-level", "L2"]], ids=lambda flags: " ".join(flags))
+def test_everything_else_is_as_without_with_compat(flags, model, calib, tmp_path):
+    """All prompts pass the float model then, of which smoothing and scores see what they saw."""
+    flags = ["--compat", "msmodelslim", "--save", "safe_tensor", *flags]
+    quantize(model, calib, tmp_path / "plain", *flags)
+    quantize(model, calib, tmp_path / "c8", *flags, *C8)
+    plain, ours = (tensor_file.read_folder(tmp_path / name) for name in ("plain", "c8"))
+    assert {name for name in ours if not is_kv(name)} == plain.keys()
+    for name, x in plain.items():
+        np.testing.assert_array_equal(x.data, ours[name].data, err_msg=name)
+
+
 @pytest.mark.parametrize("flags", [["--threads", 1], ["--threads", 2], ["--batch-rows", 7],
                                    ["--skip-layouts", 99], ["--no-resume"]],
                          ids=lambda flags: " ".join(map(str, flags)))

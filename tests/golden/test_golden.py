@@ -59,6 +59,8 @@ class Case:
         if self.settings.get("api", "v0") != "v0":
             return f"API {self.settings['api']}"
         others = set(self.settings["quant_config"]) - set(FLAGS)
+        if others & {"use_kvcache_quant", "kv_sym"}:
+            return "in test_kv_scales.py"
         return f"settings {', '.join(sorted(others))}" if others else None
 
     def save(self):

@@ -216,19 +216,14 @@ class Cache:
     def __init__(self, out, name, kv_heads):
         self.parts = {}
         for part in "qkv":
-            fa = f"{name}.fa_{part}"
-            if fa + ".scale" in out:
-                scale, offset = out.get(fa + ".scale", FLOATS), out.get(fa + ".offset", OFFSETS)
-                shape = (1, -1, 1, 1)
-            elif f"{name}.{part}_proj.kv_cache_scale" in out:
-                c8 = f"{name}.{part}_proj.kv_cache_"
-                scale = out.get(c8 + "scale", FLOATS)
-                offset = out.get(c8 + "offset", OFFSETS, tuple(scale.shape))
-                shape = (1, kv_heads, 1, -1)
-            else:
+            fa, c8 = f"{name}.fa_{part}.", f"{name}.{part}_proj.kv_cache_"
+            prefix, shape = (fa, (1, -1, 1, 1)) if fa + "scale" in out else (c8, (1, kv_heads, 1, -1))
+            if prefix + "scale" not in out:
                 continue
-            inverse = (1 / scale) if shape[1] > 0 else 1 / scale.float()
-            self.parts[part] = [t.float().reshape(shape) for t in (inverse, scale, offset)]
+            scale = out.get(prefix + "scale", FLOATS)
+            offset = out.get(prefix + "offset", OFFSETS, tuple(scale.shape))
+            inverse = (1 / scale).float().reshape(shape) if prefix == c8 else None
+            self.parts[part] = inverse, scale.float().reshape(shape), offset.float().reshape(shape)
 
     def apply(self, part, x):
         if part not in self.parts:
@@ -236,7 +231,8 @@ class Cache:
         inverse, scale, offset = self.parts[part]
         if scale.shape[1] not in (1, x.shape[1]) or scale.shape[3] not in (1, x.shape[3]):
             sys.exit(f"scales {tuple(scale.shape)} for {part} {tuple(x.shape)}")
-        q = torch.clamp(torch.round(x * inverse) + offset, -128, 127)
+        steps = x / scale if inverse is None else x * inverse
+        q = torch.clamp(torch.round(steps) + offset, -128, 127)
         return (q - offset) * scale
 
     def attach(self, attention):

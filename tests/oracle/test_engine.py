@@ -223,6 +223,17 @@ def test_as_near_to_the_float_model_as_the_reference(scheme, model, outputs, flo
             assert ours <= reference * (1 + 1e-6 if equal else 1.1)
 
 
+@pytest.mark.parametrize("model", [m for m in MODELS if find(f"observed/kv-{m}.safetensors")])
+def test_offsets_of_the_cache_only_help(model, float_logits, tmp_path):
+    """A step of the range of a channel is no longer than one of its magnitude."""
+    def kl(*flags):
+        out = quantize(find(model) / "model", tmp_path / f"out{len(flags)}", "--calib", CALIB,
+                       "--dtype", "float32", "--disable-names", "*_proj", "--save", "safe_tensor",
+                       "--kv-cache", "c8", *flags)
+        return engine.kl_of_tokens(float_logits[model], run(model, out)).mean().item()
+    assert 1e-6 < kl("--no-kv-sym") < kl()
+
+
 # ---- a real model
 
 @pytest.fixture(scope="module")

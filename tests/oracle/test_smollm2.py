@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct, a real model: float logits and quantized accuracy against PyTorch.
 
 TARE_SMOLLM2 names its folder (`make test-all` sets it). The accuracy of the quantized model is
-judged by `shared/oracle/evaluate.py`, which runs an output the way an inference engine would.
+judged by `shared/oracle/evaluate.py`, which runs an output the way an inference engine would, or by
+engine.py, which does so for every scheme.
 """
 import json
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import EXAMPLES, SHARED, run_tare
+from conftest import EXAMPLES, SHARED, TESTS, run_tare
 from conftest import SMOLLM2 as MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,6 +18,7 @@ WHEELS = MODEL.parent.parent / "download"  # where `make demo` leaves what MODEL
 BOOLQ = SHARED / "data" / "boolq.jsonl"
 PROMPTS = BOOLQ if BOOLQ.exists() else EXAMPLES / "prompts.jsonl"
 ORACLE = SHARED / "oracle" / "evaluate.py"
+ENGINE = TESTS / "oracle" / "engine.py"
 
 
 def prompts():
@@ -43,14 +45,14 @@ def test_float_logits(library):
     assert total / tokens <= 1e-6
 
 
-def evaluate(tmp_path, *flags, model=MODEL):
+def evaluate(tmp_path, *flags, model=MODEL, oracle=ORACLE):
     """Quantizes with every prompt, judges on the last 20."""
     out, text, report = tmp_path / "out", tmp_path / "text.jsonl", tmp_path / "report.json"
     done = run_tare("quantize", model, "--out", out, "--calib", BOOLQ, *flags, timeout=1200)
     assert done.returncode == 0, done.stderr
     text.write_text("\n".join(BOOLQ.read_text(encoding="utf-8").splitlines()[-20:]),
                     encoding="utf-8")
-    subprocess.run([sys.executable, ORACLE, "--base", model, "--quant", out, "--text", text,
+    subprocess.run([sys.executable, oracle, "--base", model, "--quant", out, "--text", text,
                     "--tokens", "4096", "--json", report], check=True, capture_output=True)
     return json.loads(report.read_text())
 
@@ -58,8 +60,8 @@ def evaluate(tmp_path, *flags, model=MODEL):
 @pytest.fixture
 def judged(tmp_path, capsys):
     """judged(*flags): the KL that evaluate() finds, and a line about it on the terminal."""
-    def run(*flags, model=MODEL):
-        result = evaluate(tmp_path, *flags, model=model)
+    def run(*flags, **given):
+        result = evaluate(tmp_path, *flags, **given)
         with capsys.disabled():
             print(f"\n{' '.join(flags) or 'every linear'}: KL {result['kl']:.4f}, "
                   f"top-1 {result['top1_agreement']:.3f}, perplexity {result['ppl_quant']:.2f} "
@@ -90,6 +92,20 @@ WITH_REFERENCE = pytest.mark.skipif(not (ORACLE.exists() and BOOLQ.exists()),
 ], ids=["every-linear", "down-proj-float", "llama-recipe", "qwen-recipe"])
 def test_accuracy(flags, bound, judged):
     assert judged(*flags) <= bound
+
+
+# Fake quantization of the same model in PyTorch, by whoever measured the baselines, on other text.
+# C8 has a scale for each channel, where FA3 has one for each head.
+@WITH_REFERENCE
+@pytest.mark.parametrize("flags,bound", [
+    (["--scheme", "w8a16"], 0.0037), (["--scheme", "w8a8_dynamic"], 0.044),
+    (["--scheme", "w8a8_mix"], 0.044), (["--mix", "*.down_proj=w8a8_dynamic"], 0.088),
+    (["--disable-names", "*_proj", "--fa-quant"], 0.0047),
+    (["--disable-names", "*_proj", "--kv-cache", "c8"], 0.0047),
+    (["--scheme", "w8a8_dynamic", "--kv-cache", "c8"], 0.044 + 0.0047),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else None)
+def test_accuracy_of_schemes(flags, bound, judged):
+    assert judged(*flags, oracle=ENGINE) <= bound
 
 
 # msModelSlim: 0.0681 with this recipe, 1.39 without outlier suppression.

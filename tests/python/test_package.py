@@ -204,6 +204,24 @@ def test_kv_cache(symmetric, tmp_path, folder, calib):
     assert (tmp_path / "py" / "kv_cache_scale.npy").is_file()
 
 
+@pytest.mark.parametrize("anti", ["m1", "m4"])
+def test_kv_cache_of_the_smoothed_float_model(anti, tmp_path, folder, calib):
+    """compat: smoothing that was made before counts as that of the same run does."""
+    prompts = tiny.write_prompts(tmp_path / "prompts.jsonl")
+    done = run_tare("quantize", folder, "--out", tmp_path / "cli", "--calib", prompts, "--save",
+                    "safe_tensor", "--kv-cache", "c8", "--compat", "msmodelslim",
+                    "--anti-method", anti)
+    assert done.returncode == 0, done.stderr
+    fresh = tare.load(folder)
+    tare.AntiOutlier(fresh, calib, tare.AntiOutlierConfig(anti_method=anti),
+                     compat="msmodelslim").process()
+    config = tare.QuantConfig(mm_tensor=False, compat="msmodelslim").kv_quant()
+    calibrator = tare.Calibrator(fresh, config, calib_data=calib)
+    calibrator.run()
+    calibrator.save(str(tmp_path / "py"), save_type=["safe_tensor"])
+    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+
+
 def test_kv_cache_needs_data(folder):
     with pytest.raises(ValueError, match="kv_quant needs calibration data"):
         tare.Calibrator(tare.load(folder), tare.QuantConfig(is_dynamic=True, mm_tensor=False,
