@@ -25,7 +25,7 @@ FUZZ_SECONDS ?= 30
 COVERAGE ?= 90
 PREFIX ?= /usr/local
 DESTDIR ?=
-PYTEST_FLAGS ?= -q -rs
+PYTEST_FLAGS ?= -q -rs -n $(JOBS)
 
 BUILD = build
 RELEASE = $(BUILD)/release

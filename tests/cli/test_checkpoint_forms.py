@@ -269,7 +269,7 @@ def add_scales(tensors):
      "modelopt"),
     (add_scales, {"quantization_config": {"quant_method": "compressed-tensors"}},
      "compressed-tensors"),
-], ids=str)
+], ids=lambda x: getattr(x, "__name__", str(x)))
 def test_quantized_already(change, config, method, calib, tmp_path):
     model = tiny.write_checkpoint(tmp_path / "model", tensors=change(tiny.make_tensors()), **config)
     message = refused(model, calib, tmp_path / "out")
