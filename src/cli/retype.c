@@ -37,6 +37,7 @@ static const char usage[] =
     "  --fa-quant, --no-fa-quant  INT8 scales for attention's q, k and v, if DIR's run had them, "
     "or "
     "none\n"
+    "  --anti-method none         without the smoothing of DIR's run: of weights alone\n"
     "  --fa-amp N                 the N attentions that are hardest to quantize go without them\n"
     "\n"
     "What is written:\n"
@@ -74,6 +75,7 @@ static int run(int argc, char **argv)
     const flag flags[] = {{"--base", FLAG_TEXT, &o.model, NULL},
                           {"--out", FLAG_TEXT, &o.out, NULL},
                           {"--recipe", FLAG_TEXT, &recipe_file, NULL},
+                          {"--anti-method", FLAG_SETTING, NULL, "anti_outlier.anti_method"},
                           {"--dry-run", FLAG_SWITCH, &dry_run, NULL},
                           {"--no-probe", FLAG_OFF, &o.probe, NULL},
                           {"--overwrite", FLAG_SWITCH, &o.overwrite, NULL},

@@ -1,10 +1,14 @@
 /* What smoothing makes of a block's norms, and of the weights that stay float. (Those that are
  * quantized are smoothed row by row on the way.) */
+#include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/parallel.h"
 #include "pipeline/run.h"
 #include "tensor/convert.h"
+#include "tensor/kernels.h"
+#include "tensor/round.h"
 
 tare_status smoothing_norms(run *r, const segment_work *work, block_norms *norms)
 {
@@ -34,14 +38,19 @@ typedef struct store_job {
     float *rows; /* [threads,k] */
     tare_dtype dtype;
     char *stored; /* [n,k]; may be where they come from */
+    atomic_bool fits;
 } store_job;
 
 static void store_row(void *user, size_t row, int thread)
 {
-    const store_job *job = user;
+    store_job *job = user;
     size_t k = job->weight->k;
-    float *x = job->rows + (size_t)thread * k;
+    float *x = job->rows + (size_t)thread * k, max;
+    bool finite = true;
     smooth_weight_row(job->run->ctx, job->weight, row, x);
+    kernels_get(job->run->ctx)->abs_max(x, k, &max, &finite);
+    if (!finite || !isfinite(round_native(max, job->dtype)))
+        atomic_store(&job->fits, false);
     narrow_from_float(job->run->ctx, job->dtype, x, k,
                       job->stored + row * k * dtype_size(job->dtype));
 }
@@ -52,9 +61,13 @@ tare_status smoothing_store_rows(run *r, const smooth_weight *w, tare_dtype dtyp
     job.rows = mem_alloc_array(r->ctx, (size_t)parallel_threads(r->ctx) * w->k, sizeof *job.rows);
     if (!job.rows)
         return TARE_E_MEMORY;
+    atomic_init(&job.fits, true);
     parallel_for(r->ctx, w->n, store_row, &job);
     mem_free(r->ctx, job.rows);
-    return TARE_OK;
+    return atomic_load(&job.fits)
+               ? TARE_OK
+               : TARE_FAIL(r->ctx, TARE_E_NUMERIC, "%s: the smoothed weight does not fit %s",
+                           w->name, dtype_name(dtype));
 }
 
 tare_status smoothing_store(run *r, const model_linear *l, coded_rows *raw)

@@ -1,5 +1,6 @@
 /* The tensors of a file of statistics: their names, dtypes and shapes, in one place for those who
  * declare, write and read them. */
+#include <math.h>
 #include <string.h>
 
 #include "output/reader.h"
@@ -46,6 +47,16 @@ static bool same_form(const tensor_info *a, const tensor_info *b)
            memcmp(a->shape, b->shape, (size_t)a->rank * sizeof *a->shape) == 0;
 }
 
+static bool all_finite(const tensor_info *t, const void *data)
+{
+    bool finite = true;
+    for (size_t i = 0; i < tensor_elements(t); i++)
+        finite &= t->dtype == TARE_F64   ? isfinite(((const double *)data)[i])
+                  : t->dtype == TARE_F32 ? isfinite(((const float *)data)[i])
+                                         : true;
+    return finite;
+}
+
 static tare_status get(statistics_file *f, const tensor_info *t, void *data)
 {
     char want[96], have[96];
@@ -54,8 +65,13 @@ static tare_status get(statistics_file *f, const tensor_info *t, void *data)
         return TARE_FAIL(f->ctx, TARE_E_DATA,
                          "%s: there is no %s: the run that it comes from did not observe it",
                          f->path, f->name.data);
-    if (same_form(there, t))
-        return safetensors_read(f->file, there, 0, data, t->bytes);
+    if (same_form(there, t)) {
+        tare_status status = safetensors_read(f->file, there, 0, data, t->bytes);
+        return status == TARE_OK && !all_finite(t, data)
+                   ? TARE_FAIL(f->ctx, TARE_E_DATA, "%s: %s holds NaN or infinity", f->path,
+                               f->name.data)
+                   : status;
+    }
     tensor_shape_text(t, want, sizeof want);
     tensor_shape_text(there, have, sizeof have);
     return TARE_FAIL(f->ctx, TARE_E_DATA, "%s: %s is %s, not %s as this model needs it", f->path,
@@ -99,8 +115,10 @@ tare_status statistics_unit(statistics_file *f, const run_plan *plan, size_t uni
     const model_unit *m = &plan->env->model->units[unit];
     const char *name = plan->env->model->linears[m->first].name;
     TRY(statistics_item(f, TARE_F64, INPUT_RANGES, 2, u->range, name, ".input_range"));
-    TRY(statistics_item(f, TARE_F32, 0, 2, u->scale, name, ".input_scale"));
-    TRY(statistics_item(f, TARE_F32, 0, 2, u->offset, name, ".input_offset"));
+    if (f->mode != STATISTICS_READ) { /* the range says it all */
+        TRY(statistics_item(f, TARE_F32, 0, 2, u->scale, name, ".input_scale"));
+        TRY(statistics_item(f, TARE_F32, 0, 2, u->offset, name, ".input_offset"));
+    }
     TRY(statistics_item(f, TARE_BF16, 0, m->k, u->max, name, ".input_max"));
     if (u->scored)
         TRY(statistics_item(f, TARE_F64, 0, 1, &u->score, name, ".input_score"));

@@ -128,11 +128,11 @@ def test_what_quantize_would_write(family, first, change, model, qwen2, calib, t
 @pytest.mark.parametrize("scheme,kind", [("w8a16", "W8A16"), ("w8a8_dynamic", "W8A8_DYNAMIC")])
 def test_weights_alone(scheme, kind, model, calib, tmp_path):
     """From a static output, and from one whose run left no statistics."""
-    quantize(model, calib, tmp_path / "static")
+    quantize(model, calib, tmp_path / "static", "--anti-method", "m3")
     call("quantize", model, "--out", tmp_path / "alone", "--scheme", "w8a16", "--no-w-sym",
          "--save", "safe_tensor")
     assert not (tmp_path / "alone" / STATISTICS).exists()
-    retype(tmp_path / "static", model, tmp_path / "a", "--scheme", scheme)
+    retype(tmp_path / "static", model, tmp_path / "a", "--scheme", scheme, "--anti-method", "none")
     retype(tmp_path / "alone", model, tmp_path / "b", "--scheme", scheme, "--w-sym",
            "--save", "ascendv1")
     call("quantize", model, "--out", tmp_path / "c", "--scheme", scheme)
@@ -250,9 +250,10 @@ def test_refusals(model, calib, tmp_path):
     assert "fa_q_scale: the run" in refuse(tmp_path / "a", *base, "--fa-quant", code=1)
     assert "no score of model.layers.0.self_attn.q_proj" in refuse(tmp_path / "a", *base,
                                                                     "--act-method", "3")
+    for method in ("m6", "none"):
+        assert "anti_outlier.anti_method: the statistics" in refuse(tmp_path / "a", *base,
+                                                                    "--anti-method", method)
     other = tmp_path / "other.yaml"
-    other.write_text("anti_outlier: {anti_method: m6}\n")
-    assert "anti_outlier.anti_method" in refuse(tmp_path / "a", *base, "--recipe", other)
     other.write_text("run: {dtype: float16}\n")
     assert "run.dtype" in refuse(tmp_path / "a", *base, "--recipe", other)
     call("quantize", model, "--out", tmp_path / "alone", "--scheme", "w8a16")
@@ -267,9 +268,10 @@ def test_another_model(model, calib, tmp_path):
     assert "another model" in refuse(tmp_path / "a", "--base", other, "--out", tmp_path / "b", code=1)
 
 
-@pytest.mark.parametrize("damage", ["cut", "record", "shape", "range", "lacking"])
+@pytest.mark.parametrize("damage", ["cut", "record", "shape", "range", "lacking", "zeros"])
 def test_damaged_statistics(damage, model, calib, tmp_path):
-    quantize(model, calib, tmp_path / "a")
+    quantize(model, calib, tmp_path / "a", "--anti-method", "m6", "--disable-names", "*.v_proj",
+             "--disable-names", "*.[qk]_proj")
     path = tmp_path / "a" / STATISTICS
     name = "model.layers.1.mlp.down_proj.input_range"
     tensors = {n: (t.tag, t.data) for n, t in tensor_file.read(path).items()}
@@ -281,11 +283,17 @@ def test_damaged_statistics(damage, model, calib, tmp_path):
         tensors[name] = ("F64", np.full((3, 2), np.nan))
     if damage == "lacking":
         del tensors[name]
+    if damage == "zeros": # divisors of a float linear's rows
+        name = "model.layers.1.self_attn.v_proj.smooth_rows"
+        tensors[name] = ("F32", np.zeros_like(tensors[name][1]))
     tensor_file.write(path, tensors)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-5])
     message = refuse(tmp_path / "a", "--base", model, "--out", tmp_path / "b", code=1)
-    assert "tare_stats.safetensors" in message
+    if damage == "zeros":
+        assert "model.layers.1.self_attn.v_proj: the smoothed weight does not fit BF16" in message
+    else:
+        assert "tare_stats.safetensors" in message
     if damage in ("shape", "range", "lacking"):
         assert "model.layers.1.mlp.down_proj" in message
     assert not (tmp_path / "b").exists()
