@@ -1,7 +1,7 @@
 /* The nodes of a graph, as in spec/models.md 1.3. Rows are independent everywhere but in attention;
  * the order of arithmetic inside a row or head is fixed, so neither threads nor batches change a
  * bit. */
-#include "forward/executor.h"
+#include "forward/executor_internal.h"
 
 #include <string.h>
 
@@ -14,6 +14,11 @@ tare_status block_norms_load(tare_model *model, const model_block *block,
                              const block_segment *segment, block_norms *out)
 {
     *out = (block_norms){0};
+    if (block->correction && segment_routes(block->graph, segment)) {
+        tare_status status = model_read_vector(model, block->correction, &out->correction);
+        if (status != TARE_OK)
+            return status;
+    }
     for (size_t i = 0; i < block->graph->num_norms; i++) {
         if (!segment_has_norm(block->graph, segment, i))
             continue;
@@ -32,6 +37,7 @@ void block_norms_free(tare_context *ctx, block_norms *norms)
         mem_free(ctx, norms->weights[i]);
         mem_free(ctx, norms->biases[i]);
     }
+    mem_free(ctx, norms->correction);
     *norms = (block_norms){0};
 }
 
@@ -42,6 +48,8 @@ size_t block_norms_bytes(const model_block *block)
         bytes += 2 * model_vector_bytes(block->norms[i]); /* a shift gives it a bias */
         loading = size_max(loading, model_read_vector_bytes(block->norms[i]));
     }
+    if (block->correction)
+        bytes += model_read_vector_bytes(block->correction);
     return bytes + loading;
 }
 
@@ -51,6 +59,7 @@ attention_shape layer_attention_shape(const model_config *c, size_t layer, size_
                              .num_heads = c->num_heads,
                              .num_kv_heads = c->num_kv_heads,
                              .head_dim = c->head_dim,
+                             .value_dim = c->value_dim,
                              .window = model_config_window(c, layer),
                              .scale = c->attention_scale,
                              .softcap = c->attention_softcap};
@@ -76,9 +85,12 @@ static void lay_out(carver *c, void *component)
 {
     workspace_room *room = component;
     attention_shape shape = layer_attention_shape(&room->model->config, 0, room->longest);
-    room->w->values = carve(c, room->w->rows, room->model->graph.columns * sizeof(float));
+    size_t columns = size_max(room->model->graphs[BLOCK_PLAIN].columns,
+                              room->model->graphs[BLOCK_EXPERTS].columns);
+    room->w->values = carve(c, room->w->rows, columns * sizeof(float));
     room->w->attention_scratch = carve(c, room->threads,
                                        attention_scratch_size(&shape) * sizeof(float));
+    expert_room_lay_out(c, room->model, room->w);
 }
 
 tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tare_dtype round,
@@ -160,8 +172,8 @@ static void norm_block(void *user, size_t index, int thread)
     }
 }
 
-void norm_rows(const tare_model *model, const float *x, const float *weight, const float *bias,
-               size_t rows, size_t cols, tare_dtype round, float *y)
+static void norm_rows_eps(const tare_model *model, float eps, const float *x, const float *weight,
+                          const float *bias, size_t rows, size_t cols, tare_dtype round, float *y)
 {
     row_work w = {.k = kernels_get(model->ctx),
                   .rows = rows,
@@ -170,10 +182,16 @@ void norm_rows(const tare_model *model, const float *x, const float *weight, con
                   .weight = weight,
                   .bias = bias,
                   .y = y,
-                  .eps = model->config.rms_norm_eps,
+                  .eps = eps,
                   .base = model->config.arch->norm_base,
                   .round = round};
     parallel_for(model->ctx, row_blocks(rows), norm_block, &w);
+}
+
+void norm_rows(const tare_model *model, const float *x, const float *weight, const float *bias,
+               size_t rows, size_t cols, tare_dtype round, float *y)
+{
+    norm_rows_eps(model, model->config.rms_norm_eps, x, weight, bias, rows, cols, round, y);
 }
 
 /* The values of a block of rows: *first is the first of them. */
@@ -228,22 +246,12 @@ static void round_block(void *user, size_t index, int thread)
 
 /* ---- nodes ---- */
 
-typedef struct graph_run {
-    tare_model *model;
-    const model_block *block;
-    const block_norms *norms;
-    const block_ops *ops;
-    const batch *b;
-    workspace *w;
-    float *x; /* value 0 */
-} graph_run;
-
 float *workspace_value(const workspace *w, const block_graph *graph, graph_value v)
 {
     return w->values + graph->values[v].offset * w->rows;
 }
 
-static float *value_at(const graph_run *r, graph_value v)
+float *graph_run_value(const graph_run *r, graph_value v)
 {
     return v == 0 ? r->x : workspace_value(r->w, r->block->graph, v);
 }
@@ -260,8 +268,8 @@ static void run_rows(const graph_run *r, void (*body)(void *, size_t, int), grap
     row_work work = {.k = kernels_get(r->w->ctx),
                      .rows = r->b->rows,
                      .cols = columns_of(r, y),
-                     .x = x < 0 ? NULL : value_at(r, x),
-                     .y = value_at(r, y),
+                     .x = x < 0 ? NULL : graph_run_value(r, x),
+                     .y = graph_run_value(r, y),
                      .round = r->w->round};
     parallel_for(r->w->ctx, row_blocks(work.rows), body, &work);
 }
@@ -269,9 +277,11 @@ static void run_rows(const graph_run *r, void (*body)(void *, size_t, int), grap
 static tare_status run_norm(const graph_run *r, const graph_node *n)
 {
     size_t heads = columns_of(r, n->in[0]) / n->width;
-    norm_rows(r->model, value_at(r, n->in[0]), r->norms->weights[n->index],
-              r->norms->biases[n->index], r->b->rows * heads, n->width, r->w->round,
-              value_at(r, n->out));
+    float eps = r->block->graph->norms[n->index].eps;
+    norm_rows_eps(r->model, eps != 0 ? eps : r->model->config.rms_norm_eps,
+                  graph_run_value(r, n->in[0]), r->norms->weights[n->index],
+                  r->norms->biases[n->index], r->b->rows * heads, n->width, r->w->round,
+                  graph_run_value(r, n->out));
     return TARE_OK;
 }
 
@@ -280,8 +290,8 @@ static tare_status run_linears(const graph_run *r, const graph_node *n)
     const unit_spec *unit = &r->block->graph->units[n->index];
     float *y[UNIT_LINEARS];
     for (size_t i = 0; i < unit->count; i++)
-        y[i] = value_at(r, n->out + (graph_value)i);
-    tare_status status = r->ops->linears(r->ops->user, n->index, r->b, value_at(r, n->in[0]), y);
+        y[i] = graph_run_value(r, n->out + (graph_value)i);
+    tare_status status = r->ops->linears(r->ops->user, n->index, r->b, graph_run_value(r, n->in[0]), y);
     for (size_t i = 0; status == TARE_OK && r->w->round != TARE_F32 && i < unit->count; i++)
         run_rows(r, round_block, n->out + (graph_value)i, -1);
     return status;
@@ -307,12 +317,12 @@ static void split_block(void *user, size_t index, int thread)
 
 static tare_status run_split(const graph_run *r, const graph_node *n)
 {
-    split_work work = {.x = value_at(r, n->in[0]),
+    split_work work = {.x = graph_run_value(r, n->in[0]),
                        .cols = columns_of(r, n->in[0]),
                        .count = n->index,
                        .rows = r->b->rows};
     for (size_t i = 0; i < n->index; i++) {
-        work.y[i] = value_at(r, n->out + (graph_value)i);
+        work.y[i] = graph_run_value(r, n->out + (graph_value)i);
         work.columns[i] = columns_of(r, n->out + (graph_value)i);
     }
     parallel_for(r->w->ctx, row_blocks(work.rows), split_block, &work);
@@ -328,11 +338,11 @@ typedef struct rotate_work {
     size_t q_columns, k_columns;
 } rotate_work;
 
-static void rotate_heads(const rotate_work *w, float *row, size_t columns, const float *cos,
-                         const float *sin)
+static void rotate_heads(const rotate_work *w, float *row, size_t columns, size_t head, size_t skip,
+                         const float *cos, const float *sin)
 {
-    size_t dim = w->r->model->config.head_dim, turned = w->node->width;
-    for (float *x = row; x < row + columns; x += dim) {
+    size_t turned = w->node->width;
+    for (float *x = row + skip; x < row + columns; x += head) {
         if (w->node->pairing == ROPE_NEIGHBOURS)
             rounded_rope_neighbours(x, cos, sin, turned, w->r->w->round);
         else if (w->r->w->round == TARE_F32)
@@ -355,8 +365,9 @@ static void rotate_sample(void *user, size_t index, int thread)
     for (size_t p = past; p < tokens; p++, row++) {
         const float *cos, *sin;
         rope_sequence_at(&rope, p, &cos, &sin);
-        rotate_heads(w, w->q + row * w->q_columns, w->q_columns, cos, sin);
-        rotate_heads(w, w->k + row * w->k_columns, w->k_columns, cos, sin);
+        rotate_heads(w, w->q + row * w->q_columns, w->q_columns, w->node->head[0], w->node->skip,
+                     cos, sin);
+        rotate_heads(w, w->k + row * w->k_columns, w->k_columns, w->node->head[1], 0, cos, sin);
     }
 }
 
@@ -368,8 +379,8 @@ static tare_status run_rope(const graph_run *r, const graph_node *n)
                         .node = n,
                         .table = local ? &r->w->local_rope : &r->w->rope,
                         .kernels = kernels_get(r->w->ctx),
-                        .q = value_at(r, n->in[0]),
-                        .k = value_at(r, n->in[1]),
+                        .q = graph_run_value(r, n->in[0]),
+                        .k = graph_run_value(r, n->in[1]),
                         .q_columns = columns_of(r, n->in[0]),
                         .k_columns = columns_of(r, n->in[1])};
     parallel_for(r->w->ctx, r->b->samples, rotate_sample, &work);
@@ -380,22 +391,64 @@ static tare_status run_attend(const graph_run *r, const graph_node *n)
 {
     const batch *b = r->b;
     const block_ops *ops = r->ops;
-    const float *q = value_at(r, n->in[0]), *k = value_at(r, n->in[1]), *v = value_at(r, n->in[2]);
-    float *out = value_at(r, n->out);
+    const float *q = graph_run_value(r, n->in[0]), *k = graph_run_value(r, n->in[1]), *v = graph_run_value(r, n->in[2]);
+    float *out = graph_run_value(r, n->out);
     tare_status status = ops->attention ? ops->attention(ops->user, b, q, k, v) : TARE_OK;
     if (status != TARE_OK)
         return status;
     if (ops->attend)
         return ops->attend(ops->user, b, q, k, v, out, r->w->attention_scratch);
-    size_t query = columns_of(r, n->in[0]), kv = columns_of(r, n->in[1]), row = 0;
+    size_t query = columns_of(r, n->in[0]), keys = columns_of(r, n->in[1]),
+           values = columns_of(r, n->in[2]), sums = columns_of(r, n->out), row = 0;
     for (size_t s = 0; s < b->samples; s++) {
         attention_shape shape = layer_attention_shape(&r->model->config, r->block->index,
                                                       b->lengths[s]);
         shape.round = r->w->round;
-        attention_forward(r->w->ctx, &shape, q + row * query, query, k + row * kv, kv, v + row * kv,
-                          kv, out + row * query, query, r->w->attention_scratch);
+        attention_forward(r->w->ctx, &shape, q + row * query, query, k + row * keys, keys,
+                          v + row * values, values, out + row * sums, sums,
+                          r->w->attention_scratch);
         row += b->lengths[s];
     }
+    return TARE_OK;
+}
+
+typedef struct latent_work {
+    const float *kv, *shared;
+    float *k, *v;
+    size_t rows, heads, nope, rope, values;
+} latent_work;
+
+/* Rows of keys and values by heads: [k_nope | v] of in[0], with the part of in[1] behind k_nope. */
+static void latent_block(void *user, size_t index, int thread)
+{
+    const latent_work *w = user;
+    size_t head = w->nope + w->values;
+    (void)thread;
+    for (size_t row = index * ROW_BLOCK; row < w->rows && row < (index + 1) * ROW_BLOCK; row++) {
+        for (size_t h = 0; h < w->heads; h++) {
+            const float *from = w->kv + (row * w->heads + h) * head;
+            float *k = w->k + (row * w->heads + h) * (w->nope + w->rope);
+            memcpy(k, from, w->nope * sizeof *k);
+            memcpy(k + w->nope, w->shared + row * w->rope, w->rope * sizeof *k);
+            memcpy(w->v + (row * w->heads + h) * w->values, from + w->nope,
+                   w->values * sizeof *from);
+        }
+    }
+}
+
+static tare_status run_latent(const graph_run *r, const graph_node *n)
+{
+    size_t rope = columns_of(r, n->in[1]);
+    latent_work work = {.kv = graph_run_value(r, n->in[0]),
+                        .shared = graph_run_value(r, n->in[1]),
+                        .k = graph_run_value(r, n->out),
+                        .v = graph_run_value(r, n->out + 1),
+                        .rows = r->b->rows,
+                        .heads = columns_of(r, n->out) / n->head[0],
+                        .nope = n->head[0] - rope,
+                        .rope = rope,
+                        .values = n->head[1]};
+    parallel_for(r->w->ctx, row_blocks(work.rows), latent_block, &work);
     return TARE_OK;
 }
 
@@ -417,8 +470,9 @@ tare_status block_forward(tare_model *model, const model_block *block, const blo
 {
     static tare_status (*const run[])(const graph_run *, const graph_node *) = {
         [NODE_NORM] = run_norm, [NODE_LINEARS] = run_linears, [NODE_SPLIT] = run_split,
-        [NODE_ROPE] = run_rope, [NODE_ATTEND] = run_attend,   [NODE_GATE] = run_gate,
-        [NODE_ADD] = run_add};
+        [NODE_ROPE] = run_rope, [NODE_LATENT] = run_latent,   [NODE_ATTEND] = run_attend,
+        [NODE_GATE] = run_gate, [NODE_ADD] = run_add,         [NODE_ROUTE] = run_route,
+        [NODE_EXPERTS] = run_experts};
     graph_run r = {model, block, norms, ops, b, w, x};
     tare_status status = TARE_OK;
     size_t i = segment ? segment->first_node : 0,

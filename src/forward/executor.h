@@ -22,6 +22,10 @@ typedef struct block_ops {
     /* The linears of a unit: y[i] [rows, n_i] of each in order, from x [rows, k]. */
     tare_status (*linears)(void *user, graph_unit unit, const batch *b, const float *x,
                            float *const *y);
+    /* The linears of an expert's unit, as `linears`; x [rows, k] of the rows that chose it. NULL:
+     * the model has no experts. */
+    tare_status (*expert)(void *user, size_t expert, graph_unit unit, size_t rows, const float *x,
+                          float *const *y);
     /* Sees q, k and v of a batch as attention takes them: after bias, q/k norm and rotation, before
      * KV heads are repeated; rows dense [rows, heads*head_dim]. NULL: nobody looks. */
     tare_status (*attention)(void *user, const batch *b, const float *q, const float *k,
@@ -37,6 +41,7 @@ typedef struct block_ops {
 typedef struct block_norms {
     float *weights[BLOCK_NORMS];
     float *biases[BLOCK_NORMS]; /* NULL: none; what a shift of the norm's output made */
+    float *correction;          /* of the router; NULL: none */
 } block_norms;
 
 /* Those of a segment; NULL: all. */
@@ -59,6 +64,7 @@ typedef struct workspace {
     rope_table rope, local_rope; /* of layers with a window, where they have their own */
     float *values;               /* [graph columns, rows], rows rounded up */
     float *attention_scratch;
+    struct expert_room *experts; /* executor_experts.c; NULL: the model has none */
 } workspace;
 
 tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tare_dtype round,

@@ -205,6 +205,41 @@ tare_status weight_source_linears(void *user, graph_unit unit, const batch *b, c
     return TARE_OK;
 }
 
+/* Gate and up, or down. */
+tare_status weight_source_expert(void *user, size_t expert, graph_unit unit, size_t rows,
+                                 const float *x, float *const *y)
+{
+    weight_source *w = user;
+    const model_block *block = &w->model->blocks[w->layer];
+    size_t first = unit == 0 ? 0 : 2, count = unit == 0 ? 2 : 1;
+    for (size_t i = 0; i < count; i++) {
+        const model_linear *l = expert_linear(w->model, block, expert, first + i);
+        float_linear made = {0};
+        tare_status status = float_linear_load(w->model, l, GEMM_FP32, &made);
+        if (status == TARE_OK)
+            status = multiply(w, l, &made, rows, x, y[i]);
+        float_linear_free(w->model->ctx, &made);
+        if (status != TARE_OK)
+            return TARE_WRAP(w->model->ctx, status, "%s", l->name);
+    }
+    return TARE_OK;
+}
+
+/* Accounted bytes, at most, of an expert's linear while it is used. */
+static size_t expert_bytes(const tare_model *model)
+{
+    size_t most = 0;
+    for (size_t b = 0; b < model->config.num_layers; b++) {
+        for (size_t i = 0; block_experts(&model->blocks[b]) && i < EXPERT_LINEARS; i++) {
+            const model_linear *l = expert_linear(model, &model->blocks[b], 0, i);
+            most = size_max(most, float_linear_bytes(l, GEMM_FP32) +
+                                      size_max(linear_read_bytes(l),
+                                               linear_raw_bytes(l) + float_linear_making_bytes(l)));
+        }
+    }
+    return most;
+}
+
 typedef struct cap_work {
     const tare_model *model;
     float *logits; /* [rows, vocab] */
@@ -286,8 +321,9 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t hea
     size_t layer = 0, norms = 0, linear = 0, loading = 0, raw = 0;
     size_t head = mode == WEIGHTS_KEPT ? head_kept_bytes(model, head_rows)
                                        : head_logits_bytes(model, head_rows);
+    size_t experts = expert_bytes(model);
     if (mode == WEIGHTS_KEPT)
-        return size_max(gemm_float_bytes(model->ctx), head);
+        return experts + size_max(gemm_float_bytes(model->ctx), head);
     for (size_t i = 0; i < model->config.num_layers; i++) {
         layer = size_max(layer, block_bytes(model, &model->blocks[i], &loading));
         norms = size_max(norms, block_norms_bytes(&model->blocks[i]));
@@ -297,7 +333,7 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t hea
         const model_linear *l = &model->linears[i];
         linear = size_max(linear, float_linear_bytes(l, GEMM_FP32));
     }
-    size_t fixed = norms + model_read_vector_bytes(model->final_norm) + read_ahead_bytes();
+    size_t fixed = experts + norms + model_read_vector_bytes(model->final_norm) + read_ahead_bytes();
     if (mode == WEIGHTS_LINEAR)
         return fixed + size_max(head, linear + size_max(loading, gemm_float_bytes(model->ctx)));
     if (mode == WEIGHTS_LAYER)

@@ -43,6 +43,9 @@ tare_status weight_source_layer(weight_source *w, size_t layer, const block_norm
  * between pieces of rows. */
 tare_status weight_source_linears(void *user, graph_unit unit, const batch *b, const float *x,
                                   float *const *y);
+/* block_ops.expert: the weights of the expert are read, whatever the mode. */
+tare_status weight_source_expert(void *user, size_t expert, graph_unit unit, size_t rows,
+                                 const float *x, float *const *y);
 /* logits [rows, vocab] of hidden states x [rows, hidden], which are normed in place. */
 tare_status weight_source_logits(weight_source *w, float *x, size_t rows, float *logits);
 

@@ -206,7 +206,9 @@ static tare_status begin_sequence(generate_run *r, size_t prompt, sequence *s)
     if (s->drawn)
         sampler_seed(s->generator, o->seed, o->records ? o->records[prompt] : (uint32_t)prompt);
     memcpy(s->ids, r->prompts[prompt], length * sizeof *s->ids);
-    TRY(kv_cache_create(r->model->ctx, c->num_layers, c->num_kv_heads * c->head_dim, s->most - 1,
+    size_t kv[2];
+    model_config_kv_columns(c, kv);
+    TRY(kv_cache_create(r->model->ctx, c->num_layers, kv, s->most - 1,
                         r->layout.spill ? o->scratch_dir : NULL, &s->cache));
 done:
     if (status != TARE_OK)

@@ -64,7 +64,9 @@ static size_t key_value_bytes(const tare_model *model, const work_size *s, size_
                               bool spill)
 {
     const model_config *c = &model->config;
-    size_t bytes = kv_cache_bytes(c->num_layers, c->num_kv_heads * c->head_dim, s->most, spill);
+    size_t kv[2];
+    model_config_kv_columns(c, kv);
+    size_t bytes = kv_cache_bytes(c->num_layers, kv, s->most, spill);
     return size_mul(bytes, places, &bytes) && bytes < MEM_ABSURD ? bytes : MEM_ABSURD;
 }
 
@@ -142,8 +144,9 @@ static void count_traffic(const tare_model *model, const generation_work *work,
                           const generation_layout *l, tare_generation_plan *p)
 {
     const model_config *c = &model->config;
-    double token = 2.0 * sizeof(float) * (double)c->num_layers *
-                   (double)(c->num_kv_heads * c->head_dim);
+    size_t kv[2];
+    model_config_kv_columns(c, kv);
+    double token = sizeof(float) * (double)c->num_layers * (double)(kv[0] + kv[1]);
     double written = 0, read = 0;
     for (size_t i = 0; i < work->n; i++) {
         size_t length = work->lengths[i], most = generation_most(c, length, work->max_new);

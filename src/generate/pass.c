@@ -11,7 +11,8 @@ static void lay_out(carver *c, void *component)
 {
     forward *f = component;
     const model_config *m = &f->model->config;
-    size_t places = f->layout.batch, kv = m->num_kv_heads * m->head_dim;
+    size_t places = f->layout.batch, kv[2];
+    model_config_kv_columns(m, kv);
     f->x = carve(c, f->layout.pass_rows, m->hidden_size * sizeof *f->x);
     f->last = carve(c, places, m->hidden_size * sizeof *f->last);
     f->logits = carve(c, places, m->vocab_size * sizeof *f->logits);
@@ -19,7 +20,7 @@ static void lay_out(carver *c, void *component)
     f->past = carve(c, places, sizeof *f->past);
     f->sequences = carve(c, places, sizeof *f->sequences);
     f->steps = carve(c, places, sizeof *f->steps);
-    f->room = f->layout.spill ? carve(c, f->longest, 2 * kv * sizeof *f->room) : NULL;
+    f->room = f->layout.spill ? carve(c, f->longest, (kv[0] + kv[1]) * sizeof *f->room) : NULL;
 }
 
 tare_status forward_create(tare_model *model, const generation_layout *layout, size_t longest,
@@ -60,10 +61,11 @@ static void attend_prompt(forward *f, size_t count, const float *q, const float 
                           float *out, float *scratch)
 {
     const model_config *c = &f->model->config;
-    size_t query = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
+    size_t query = c->num_heads * c->head_dim, sums = c->num_heads * c->value_dim, kv[2];
     attention_shape shape = layer_attention_shape(c, f->layer, count);
+    model_config_kv_columns(c, kv);
     shape.round = TARE_F32;
-    attention_forward(f->model->ctx, &shape, q, query, k, kv, v, kv, out, query, scratch);
+    attention_forward(f->model->ctx, &shape, q, query, k, kv[0], v, kv[1], out, sums, scratch);
 }
 
 static void attend_steps(forward *f, size_t count, float *scratch)
@@ -80,7 +82,9 @@ static tare_status attend(void *user, const batch *b, const float *q, const floa
     tare_status status = TARE_OK;
     forward *f = user;
     const model_config *c = &f->model->config;
-    size_t query = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim, steps = 0;
+    size_t query = c->num_heads * c->head_dim, sums = c->num_heads * c->value_dim, kv[2];
+    size_t steps = 0;
+    model_config_kv_columns(c, kv);
     for (size_t i = 0; i < b->samples; i++) {
         sequence *s = f->sequences[b->first + i];
         size_t count = b->lengths[i], past = b->past[i];
@@ -96,8 +100,8 @@ static tare_status attend(void *user, const batch *b, const float *q, const floa
             attend_steps(f, steps, scratch);
             steps = 0;
         }
-        q += count * query, out += count * query;
-        k += count * kv, v += count * kv;
+        q += count * query, out += count * sums;
+        k += count * kv[0], v += count * kv[1];
     }
     attend_steps(f, steps, scratch);
 done:
@@ -113,11 +117,18 @@ static tare_status linears(void *user, graph_unit unit, const batch *b, const fl
     return weight_source_linears(&f->weights, unit, b, x, y);
 }
 
+static tare_status expert(void *user, size_t index, graph_unit unit, size_t rows, const float *x,
+                          float *const *y)
+{
+    forward *f = user;
+    return weight_source_expert(&f->weights, index, unit, rows, x, y);
+}
+
 static tare_status run_layer(forward *f, size_t layer)
 {
     tare_status status = TARE_OK;
     const block_norms *norms;
-    block_ops ops = {.user = f, .linears = linears, .attend = attend};
+    block_ops ops = {.user = f, .linears = linears, .expert = expert, .attend = attend};
     float *x = f->x;
     f->layer = layer;
     TRY(weight_source_layer(&f->weights, layer, &norms));

@@ -17,11 +17,26 @@ typedef enum window_rule {
     WINDOW_ALWAYS    /* all, unless sliding_window is null */
 } window_rule;
 
+/* Mixtures of experts: names, and the keys of config.json that only the family has. */
+typedef struct expert_form {
+    const char *router, *module, *names[EXPERT_LINEARS]; /* behind the block's */
+    const char *count_key; /* "num_experts" */
+    size_t default_count, default_chosen, default_width;
+    const char *width_key; /* "moe_intermediate_size"; NULL: intermediate_size */
+    bool by_step;          /* decoder_sparse_step and mlp_only_layers say which layers have experts */
+    bool from_first;       /* those from first_k_dense_replace on have; else all */
+    bool normalizes;       /* always; else norm_topk_prob says, where `may_normalize` */
+    bool may_normalize;
+    bool shared;           /* n_shared_experts, n_group, routed_scaling_factor (DeepSeek) */
+    route_scores scores;
+    const char *correction; /* as in route_spec */
+} expert_form;
+
 typedef struct architecture {
     const char *model_type; /* of config.json */
-    /* The block's graph, for sizes that config.json determines. (Where names alone count, sizes may
-     * be anything.) */
-    void (*block)(const struct model_config *config, block_graph *out);
+    /* The graph of a block, with experts or (of a family without any, always) a plain MLP, for sizes
+     * that config.json determines. (Where names alone count, sizes may be anything.) */
+    void (*block)(const struct model_config *config, bool experts, block_graph *out);
     size_t default_kv_heads;           /* if config.json has none; 0: as many as heads */
     size_t default_head_dim;           /* if config.json has none; 0: hidden_size / heads */
     size_t default_positions;          /* max_position_embeddings; 0: 2048 */
@@ -42,9 +57,8 @@ typedef struct architecture {
     double smooth_alpha;                     /* m4's exponent */
     bool smooth_shift; /* m4 moves the centre of norm outputs too, which creates biases */
     window_rule window;
-    /* num_experts, decoder_sparse_step and mlp_only_layers say which layers are mixtures of
-     * experts; a model that has one is refused. */
-    bool may_have_experts;
+    const expert_form *experts; /* of families that may have any */
+    bool latent_attention;      /* MLA: its own geometry (config_experts.c) */
 } architecture;
 
 /* NULL if unknown. */
@@ -54,7 +68,8 @@ const char *architecture_name(size_t index);
 
 /* The rows, each in its family's file. */
 extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_qwen3_moe,
-    arch_phi3, arch_glm, arch_glm4, arch_gemma2, arch_gemma3_text;
+    arch_phi3, arch_glm, arch_glm4, arch_gemma2, arch_gemma3_text, arch_mixtral, arch_deepseek_v2,
+    arch_deepseek_v3;
 
 /* What dense decoders share: attention and a gated MLP, each behind its norm and added to the
  * stream. */
@@ -67,8 +82,16 @@ typedef struct dense_form {
     const char *before_mlp;                  /* its norm; NULL: "post_attention_layernorm" */
     const char *after_attention, *after_mlp; /* norms of what they add; NULL: none */
     bool smooth_values_first;                /* the order of the pairs */
+    bool no_mlp_pairs; /* none for the MLP, whose input a router reads too in other layers */
 } dense_form;
 
 void arch_dense_block(const struct model_config *config, const dense_form *form, block_graph *out);
+/* The same with experts in place of the MLP, if the block has any. */
+void arch_mixed_block(const struct model_config *config, const dense_form *form, bool experts,
+                      block_graph *out);
+/* What a gated MLP, or a mixture of experts with what all rows go through beside it, makes of h. */
+graph_value arch_mlp(const struct model_config *config, const dense_form *form, block_graph *g,
+                     graph_value h);
+graph_value arch_mixture(const struct model_config *config, block_graph *g, graph_value h);
 
 #endif

@@ -18,11 +18,11 @@ static void smooth_rows(const model_config *c, const dense_form *f, block_graph 
     size_t wide = c->intermediate_size;
     if (attention)
         graph_smooth_rows(g, f->fused_qkv ? "self_attn.qkv_proj" : "self_attn.v_proj",
-                          f->fused_qkv ? query + kv : 0, "o", c->num_kv_heads, c->head_dim,
+                          f->fused_qkv ? query + kv : 0, "o", c->num_kv_heads, c->head_dim, c->head_dim,
                           c->num_heads / c->num_kv_heads);
     else
         graph_smooth_rows(g, f->fused_gate_up ? "mlp.gate_up_proj" : "mlp.up_proj",
-                          f->fused_gate_up ? wide : 0, "down", 1, wide, 1);
+                          f->fused_gate_up ? wide : 0, "down", 1, wide, wide, 1);
 }
 
 static void smooth_pairs(const model_config *c, const dense_form *f, block_graph *g)
@@ -31,13 +31,15 @@ static void smooth_pairs(const model_config *c, const dense_form *f, block_graph
     if (values_first)
         smooth_rows(c, f, g, true);
     graph_smooth_norm(g, "input_layernorm", "qkv");
-    if (values_first)
+    if (values_first && !f->no_mlp_pairs)
         smooth_rows(c, f, g, false);
-    graph_smooth_norm(g, norm_before_mlp(f), "gate_up");
+    if (!f->no_mlp_pairs)
+        graph_smooth_norm(g, norm_before_mlp(f), "gate_up");
     if (values_first)
         return;
     smooth_rows(c, f, g, true);
-    smooth_rows(c, f, g, false);
+    if (!f->no_mlp_pairs)
+        smooth_rows(c, f, g, false);
 }
 
 /* Queries, keys and values of h. */
@@ -66,13 +68,12 @@ static graph_value attention(const model_config *c, const dense_form *f, block_g
         graph_head_norm(g, qkv[0], "self_attn.q_norm", c->head_dim);
         graph_head_norm(g, qkv[1], "self_attn.k_norm", c->head_dim);
     }
-    graph_rope(g, qkv[0], qkv[1], c->rotary_dim, f->pairing);
-    graph_value a = graph_attend(g, qkv[0], qkv[1], qkv[2]);
+    graph_rope(g, qkv[0], qkv[1], c->head_dim, c->rotary_dim, f->pairing);
+    graph_value a = graph_attend(g, qkv[0], qkv[1], qkv[2], c->head_dim, c->head_dim);
     return graph_single(g, a, "o", "self_attn.o_proj", c->hidden_size, f->o_bias);
 }
 
-static graph_value gated_mlp(const model_config *c, const dense_form *f, block_graph *g,
-                             graph_value h)
+graph_value arch_mlp(const model_config *c, const dense_form *f, block_graph *g, graph_value h)
 {
     size_t wide = c->intermediate_size;
     graph_value gate_up[2];
@@ -88,7 +89,31 @@ static graph_value gated_mlp(const model_config *c, const dense_form *f, block_g
     return graph_single(g, gate, "down", "mlp.down_proj", c->hidden_size, f->mlp_bias);
 }
 
+/* m = experts chosen by the router, and beside them what every row goes through (DeepSeek) */
+graph_value arch_mixture(const model_config *c, block_graph *g, graph_value h)
+{
+    const expert_form *form = c->arch->experts;
+    graph_value scores = graph_single(g, h, "router", form->router, c->route.experts, false);
+    graph_keep_float(g);
+    graph_value routing = graph_route(g, scores, &c->route);
+    graph_value m = graph_experts(g, h, routing, &c->experts);
+    if (c->shared_width == 0)
+        return m;
+    graph_unit unit = graph_linears(g, h, "shared_gate_up");
+    graph_value gate = graph_linear(g, unit, "mlp.shared_experts.gate_proj", c->shared_width, false);
+    graph_value up = graph_linear(g, unit, "mlp.shared_experts.up_proj", c->shared_width, false);
+    gate = graph_gate(g, gate, up, GATE_SILU);
+    graph_add(g, m, graph_single(g, gate, "shared_down", "mlp.shared_experts.down_proj",
+                                 c->hidden_size, false));
+    return m;
+}
+
 void arch_dense_block(const model_config *c, const dense_form *f, block_graph *g)
+{
+    arch_mixed_block(c, f, false, g);
+}
+
+void arch_mixed_block(const model_config *c, const dense_form *f, bool experts, block_graph *g)
 {
     graph_value x = graph_input(g, c->hidden_size);
     graph_value h = graph_norm(g, x, "input_layernorm");
@@ -98,7 +123,7 @@ void arch_dense_block(const model_config *c, const dense_form *f, block_graph *g
     graph_add(g, x, a);
 
     h = graph_norm(g, x, norm_before_mlp(f));
-    graph_value m = gated_mlp(c, f, g, h);
+    graph_value m = experts ? arch_mixture(c, g, h) : arch_mlp(c, f, g, h);
     if (f->after_mlp)
         graph_head_norm(g, m, f->after_mlp, c->hidden_size);
     graph_add(g, x, m);

@@ -17,13 +17,15 @@ static void gemma_block(const model_config *c, bool head_norms, block_graph *out
     arch_dense_block(c, &form, out);
 }
 
-static void gemma2_block(const model_config *c, block_graph *out)
+static void gemma2_block(const model_config *c, bool experts, block_graph *out)
 {
+    (void)experts;
     gemma_block(c, false, out);
 }
 
-static void gemma3_block(const model_config *c, block_graph *out)
+static void gemma3_block(const model_config *c, bool experts, block_graph *out)
 {
+    (void)experts;
     gemma_block(c, true, out);
 }
 

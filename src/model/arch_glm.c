@@ -2,15 +2,17 @@
  * the MLP add is normed too (glm4). */
 #include "model/config.h"
 
-static void glm_block(const model_config *c, block_graph *out)
+static void glm_block(const model_config *c, bool experts, block_graph *out)
 {
+    (void)experts;
     dense_form form = {
         .qkv_bias = c->attention_bias, .fused_gate_up = true, .pairing = ROPE_NEIGHBOURS};
     arch_dense_block(c, &form, out);
 }
 
-static void glm4_block(const model_config *c, block_graph *out)
+static void glm4_block(const model_config *c, bool experts, block_graph *out)
 {
+    (void)experts;
     dense_form form = {.qkv_bias = c->attention_bias,
                        .fused_gate_up = true,
                        .pairing = ROPE_NEIGHBOURS,

@@ -1,15 +1,17 @@
 /* Llama 2 to 3.3 and Mistral (spec/models.md 1.5). */
 #include "model/config.h"
 
-static void llama_block(const model_config *c, block_graph *out)
+static void llama_block(const model_config *c, bool experts, block_graph *out)
 {
+    (void)experts;
     dense_form form = {
         .qkv_bias = c->attention_bias, .o_bias = c->attention_bias, .mlp_bias = c->mlp_bias};
     arch_dense_block(c, &form, out);
 }
 
-static void mistral_block(const model_config *c, block_graph *out)
+static void mistral_block(const model_config *c, bool experts, block_graph *out)
 {
+    (void)experts;
     arch_dense_block(c, &(dense_form){0}, out);
 }
 

@@ -1,8 +1,9 @@
 /* Phi-3, Phi-3.5 and Phi-4: a Llama whose matrices come fused. */
 #include "model/config.h"
 
-static void phi3_block(const model_config *c, block_graph *out)
+static void phi3_block(const model_config *c, bool experts, block_graph *out)
 {
+    (void)experts;
     arch_dense_block(c, &(dense_form){.fused_qkv = true, .fused_gate_up = true}, out);
 }
 

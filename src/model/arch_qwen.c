@@ -1,19 +1,32 @@
-/* Qwen2, Qwen2.5, Qwen3 and the dense layers of Qwen3-MoE (spec/models.md 1.5). */
+/* Qwen2, Qwen2.5, Qwen3 and Qwen3-MoE (spec/models.md 1.5, 1.8). */
 #include "model/config.h"
 
-static void qwen2_block(const model_config *c, block_graph *out)
+static void qwen2_block(const model_config *c, bool experts, block_graph *out)
 {
+    (void)experts;
     arch_dense_block(c, &(dense_form){.qkv_bias = true}, out);
 }
 
-static void qwen3_block(const model_config *c, block_graph *out)
+static void qwen3_block(const model_config *c, bool experts, block_graph *out)
 {
     dense_form form = {.qkv_bias = c->attention_bias,
                        .o_bias = c->attention_bias,
                        .head_norms = true,
-                       .smooth_values_first = true};
-    arch_dense_block(c, &form, out);
+                       .smooth_values_first = true,
+                       .no_mlp_pairs = c->arch->experts != NULL};
+    arch_mixed_block(c, &form, experts, out);
 }
+
+static const expert_form qwen3_experts = {.router = "mlp.gate",
+                                          .module = "mlp.experts",
+                                          .names = {"gate_proj", "up_proj", "down_proj"},
+                                          .count_key = "num_experts",
+                                          .default_count = 128,
+                                          .default_chosen = 8,
+                                          .width_key = "moe_intermediate_size",
+                                          .default_width = 768,
+                                          .by_step = true,
+                                          .may_normalize = true};
 
 const architecture arch_qwen2 = {.model_type = "qwen2",
                                  .block = qwen2_block,
@@ -39,4 +52,4 @@ const architecture arch_qwen3_moe = {.model_type = "qwen3_moe",
                                      .default_positions = 32768,
                                      .default_window = 4096,
                                      .window = WINDOW_IF_USED,
-                                     .may_have_experts = true};
+                                     .experts = &qwen3_experts};

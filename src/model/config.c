@@ -6,21 +6,9 @@
 #include <string.h>
 
 #include "base/strings.h"
-#include "file/json.h"
+#include "model/config_parse.h"
 
-enum { MAX_DIM = 1 << 24, MAX_LAYERS = 1 << 16 };
 #define MAX_POSITION ((size_t)1 << 31)
-
-typedef struct parse {
-    tare_context *ctx;
-    arena *arena;
-    const char *what;
-    const value *root;
-    model_config *out;
-} parse;
-
-#define REFUSE(p, ...)                                                                             \
-    TARE_WRAP((p)->ctx, TARE_FAIL((p)->ctx, TARE_E_MODEL, __VA_ARGS__), "%s", (p)->what)
 
 static tare_status parse_arch(parse *p)
 {
@@ -41,8 +29,7 @@ static tare_status parse_arch(parse *p)
     return status;
 }
 
-/* A required (fallback 0) or optional size in 1..limit. */
-static tare_status parse_size(parse *p, const char *key, size_t fallback, size_t limit, size_t *out)
+tare_status parse_size(parse *p, const char *key, size_t fallback, size_t limit, size_t *out)
 {
     tare_status status = TARE_OK;
     *out = 0;
@@ -68,6 +55,8 @@ static tare_status parse_geometry(parse *p)
     TRY(parse_size(p, "vocab_size", 0, MAX_DIM, &c->vocab_size));
     TRY(parse_size(p, "num_hidden_layers", 0, MAX_LAYERS, &c->num_layers));
     TRY(parse_size(p, "num_attention_heads", 0, MAX_LAYERS, &c->num_heads));
+    if (c->arch->latent_attention)
+        return parse_latent_sizes(p);
     const value *heads = value_get(p->root, "num_key_value_heads");
     size_t kv = c->arch->default_kv_heads && !(heads && heads->type == VALUE_NULL)
                     ? c->arch->default_kv_heads
@@ -82,6 +71,7 @@ static tare_status parse_geometry(parse *p)
     if (!head_dim || (given && given->type == VALUE_NULL))
         head_dim = c->hidden_size / c->num_heads ? c->hidden_size / c->num_heads : 1;
     TRY(parse_size(p, "head_dim", head_dim, 65536, &c->head_dim));
+    c->value_dim = c->head_dim;
     if (c->num_heads % c->num_kv_heads != 0)
         return REFUSE(p, "num_attention_heads %zu is not a multiple of num_key_value_heads %zu",
                       c->num_heads, c->num_kv_heads);
@@ -289,6 +279,10 @@ static tare_status parse_rotary_dim(parse *p, const value *map)
 {
     model_config *c = p->out;
     double factor = c->arch->default_rotary_factor ? c->arch->default_rotary_factor : 1;
+    if (c->rope_dim) {
+        c->rotary_dim = c->rope_dim;
+        return TARE_OK;
+    }
     if (value_get_double(p->ctx, p->root, p->what, "partial_rotary_factor", &factor) != TARE_OK ||
         value_get_double(p->ctx, map, p->what, "partial_rotary_factor", &factor) != TARE_OK)
         return TARE_E_MODEL;
@@ -439,33 +433,6 @@ done:
     return status == TARE_OK || status == TARE_E_MEMORY ? status : TARE_E_MODEL;
 }
 
-static bool lists_number(const value *list, size_t number)
-{
-    for (size_t i = 0; list && list->type == VALUE_LIST && i < list->count; i++) {
-        if (list->items[i].type == VALUE_NUMBER && list->items[i].number == (double)number)
-            return true;
-    }
-    return false;
-}
-
-/* A family with experts may have layers without; a model of such layers alone is a dense one. */
-static tare_status refuse_experts(parse *p)
-{
-    tare_status status = TARE_OK;
-    size_t experts = 128, step = 1;
-    const value *dense = value_get(p->root, "mlp_only_layers");
-    if (!p->out->arch->may_have_experts)
-        return TARE_OK;
-    TRY(value_get_size(p->ctx, p->root, p->what, "num_experts", &experts));
-    TRY(parse_size(p, "decoder_sparse_step", 1, SIZE_MAX, &step));
-    for (size_t i = 0; experts && i < p->out->num_layers; i++) {
-        if ((i + 1) % step == 0 && !lists_number(dense, i))
-            return REFUSE(p, "mixture-of-experts layers are not supported yet: layer %zu", i);
-    }
-done:
-    return status == TARE_OK ? status : TARE_E_MODEL;
-}
-
 /* A positive number that only some families have; null: none, which leaves *out at 0. */
 static tare_status parse_own_number(parse *p, const char *key, double fallback, double *out)
 {
@@ -539,8 +506,9 @@ tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, si
     TRY(parse_rope(&p));
     TRY(parse_dtype(&p));
     TRY(parse_windows(&p));
-    TRY(refuse_experts(&p));
+    TRY(parse_experts(&p));
     TRY(parse_scores(&p));
+    TRY(parse_latent_scale(&p));
     TRY(parse_rest(&p));
 done:
     return status;
@@ -554,10 +522,36 @@ void model_config_names(const architecture *arch, bool attention_bias, bool mlp_
                       .intermediate_size = 1,
                       .num_heads = 1,
                       .num_kv_heads = 1,
-                      .head_dim = 1,
+                      .head_dim = arch->latent_attention ? 2 : 1,
+                      .value_dim = 1,
+                      .query_rank = 1,
+                      .kv_rank = 1,
+                      .rope_dim = 1,
                       .attention_bias = attention_bias,
                       .mlp_bias = mlp_bias};
-    arch->block(&c, out);
+    arch->block(&c, false, out);
+}
+
+void model_config_graphs(const model_config *c, block_graph graphs[BLOCK_KINDS])
+{
+    memset(graphs, 0, BLOCK_KINDS * sizeof *graphs);
+    for (size_t i = 0; i < c->num_layers; i++) {
+        bool sparse = model_config_sparse(c, i);
+        block_graph *g = &graphs[sparse ? BLOCK_EXPERTS : BLOCK_PLAIN];
+        if (g->num_nodes == 0)
+            c->arch->block(c, sparse, g);
+    }
+}
+
+bool model_config_sparse(const model_config *config, size_t layer)
+{
+    return config->sparse && config->sparse[layer];
+}
+
+void model_config_kv_columns(const model_config *c, size_t out[2])
+{
+    out[0] = c->num_kv_heads * c->head_dim;
+    out[1] = c->num_kv_heads * c->value_dim;
 }
 
 size_t model_config_window(const model_config *config, size_t layer)

@@ -22,6 +22,13 @@ typedef struct model_config {
     bool has_dtype;        /* torch_dtype or dtype is given */
     bool has_two_dtypes;   /* both are, and they disagree */
     tare_dtype dtype;      /* of a model without: that of its weights */
+    size_t value_dim;      /* of a head's values; head_dim but in latent attention */
+    size_t query_rank, kv_rank, rope_dim; /* of latent attention: q_lora_rank (0: queries have one
+                                             linear), kv_lora_rank, qk_rope_head_dim */
+    const bool *sparse;   /* [num_layers] which have experts; NULL: none. In the arena */
+    route_spec route;     /* of those */
+    experts_spec experts;
+    size_t shared_width;  /* of what all rows go through beside them; 0: nothing */
     const size_t *windows; /* [num_layers] sliding window in tokens, 0: none; NULL: none anywhere.
                               In the arena */
 } model_config;
@@ -34,9 +41,16 @@ tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, si
  */
 void model_config_names(const architecture *arch, bool attention_bias, bool mlp_bias,
                         block_graph *out);
+bool model_config_sparse(const model_config *config, size_t layer);
+/* What blocks a model may have: those of a kind have one graph. */
+typedef enum block_kind { BLOCK_PLAIN, BLOCK_EXPERTS, BLOCK_KINDS } block_kind;
+/* Of a kind that no layer has nothing is set. */
+void model_config_graphs(const model_config *config, block_graph graphs[BLOCK_KINDS]);
 /* What torch calls a dtype: bfloat16, float16 (half), float32 (float); false for others. */
 bool torch_dtype_find(const char *name, tare_dtype *out);
 size_t model_config_window(const model_config *config, size_t layer);
+/* Columns of all heads of a token's keys, and of its values. */
+void model_config_kv_columns(const model_config *config, size_t out[2]);
 /* Tokens of the longest sequence that the model is made for: max_position_embeddings, stretched by
  * the rope settings' factor where these leave that key at the length before stretching. */
 size_t model_config_max_tokens(const model_config *config);

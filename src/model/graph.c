@@ -29,7 +29,7 @@ static graph_node *add_node(block_graph *g, node_kind kind, graph_value a, graph
 static size_t add_norm(block_graph *g, const char *name, size_t size)
 {
     assert(g->num_norms < BLOCK_NORMS);
-    g->norms[g->num_norms] = (norm_spec){name, size};
+    g->norms[g->num_norms] = (norm_spec){name, size, 0};
     return g->num_norms++;
 }
 
@@ -74,7 +74,7 @@ graph_value graph_linear(block_graph *g, graph_unit unit, const char *name, size
 {
     assert(unit + 1 == g->num_units && g->units[unit].count < UNIT_LINEARS);
     assert(g->num_linears < BLOCK_LINEARS);
-    g->linears[g->num_linears++] = (linear_spec){name, n, g->units[unit].k, bias, unit};
+    g->linears[g->num_linears++] = (linear_spec){name, n, g->units[unit].k, bias, false, unit};
     g->units[unit].count++;
     graph_value y = add_value(g, n);
     g->values[y].first--; /* the unit's node makes it */
@@ -102,18 +102,46 @@ void graph_split(block_graph *g, graph_value x, const size_t *columns, size_t co
     g->num_nodes++;
 }
 
-void graph_rope(block_graph *g, graph_value q, graph_value k, size_t width, rope_pairing pairing)
+void graph_rope(block_graph *g, graph_value q, graph_value k, size_t head, size_t width,
+                rope_pairing pairing)
 {
     graph_node *node = add_node(g, NODE_ROPE, q, k, -1);
+    node->head[0] = node->head[1] = head;
     node->width = width;
     node->pairing = pairing;
     g->num_nodes++;
 }
 
-graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_value v)
+void graph_rope_latent(block_graph *g, graph_value q, graph_value k, size_t head, size_t skip)
+{
+    graph_node *node = add_node(g, NODE_ROPE, q, k, -1);
+    node->head[0] = head;
+    node->head[1] = node->width = head - skip;
+    node->skip = skip;
+    node->pairing = ROPE_NEIGHBOURS;
+    assert(g->values[k].columns == node->width);
+    g->num_nodes++;
+}
+
+void graph_latent(block_graph *g, graph_value kv, graph_value k_rope, size_t heads, size_t keys,
+                  size_t values, graph_value out[2])
+{
+    graph_node *node = add_node(g, NODE_LATENT, kv, k_rope, -1);
+    node->head[0] = keys;
+    node->head[1] = values;
+    assert(g->values[kv].columns == heads * (keys - g->values[k_rope].columns + values));
+    node->out = out[0] = add_value(g, heads * keys);
+    out[1] = add_value(g, heads * values);
+    g->num_nodes++;
+}
+
+graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_value v, size_t keys,
+                         size_t values)
 {
     graph_node *node = add_node(g, NODE_ATTEND, q, k, v);
-    node->out = add_value(g, g->values[q].columns);
+    node->head[0] = keys;
+    node->head[1] = values;
+    node->out = add_value(g, g->values[q].columns / keys * values);
     g->num_nodes++;
     return node->out;
 }
@@ -131,6 +159,37 @@ void graph_add(block_graph *g, graph_value x, graph_value y)
     assert(g->values[x].columns == g->values[y].columns);
     add_node(g, NODE_ADD, x, y, -1);
     g->num_nodes++;
+}
+
+graph_value graph_route(block_graph *g, graph_value scores, const route_spec *route)
+{
+    graph_node *node = add_node(g, NODE_ROUTE, scores, -1, -1);
+    assert(g->values[scores].columns == route->experts);
+    g->route = *route;
+    node->out = add_value(g, 2 * route->chosen);
+    g->num_nodes++;
+    return node->out;
+}
+
+graph_value graph_experts(block_graph *g, graph_value x, graph_value routing,
+                          const experts_spec *experts)
+{
+    graph_node *node = add_node(g, NODE_EXPERTS, x, routing, -1);
+    g->experts = *experts;
+    g->experts.columns = g->values[x].columns;
+    node->out = add_value(g, g->experts.columns);
+    g->num_nodes++;
+    return node->out;
+}
+
+void graph_keep_float(block_graph *g)
+{
+    g->linears[g->num_linears - 1].stays_float = true;
+}
+
+void graph_norm_eps(block_graph *g, float eps)
+{
+    g->norms[g->num_norms - 1].eps = eps;
 }
 
 /* ---- pairs ---- */
@@ -160,14 +219,15 @@ void graph_smooth_norm(block_graph *g, const char *norm, const char *unit)
 }
 
 void graph_smooth_rows(block_graph *g, const char *linear, size_t first, const char *unit,
-                       size_t heads, size_t width, size_t repeat)
+                       size_t heads, size_t stride, size_t width, size_t repeat)
 {
     pair_spec *p = add_pair(g, unit);
     for (; strcmp(g->linears[p->source].name, linear) != 0; p->source++)
         assert(p->source + 1 < g->num_linears);
     p->first = first;
     p->heads = heads;
-    p->stride = p->width = width;
+    p->stride = stride;
+    p->width = width;
     p->repeat = repeat;
     assert(heads * width * repeat == g->units[p->unit].k);
 }
@@ -297,13 +357,23 @@ bool segment_has_norm(const block_graph *g, const block_segment *s, size_t norm)
     return false;
 }
 
-bool segment_attends(const block_graph *g, const block_segment *s)
+static bool has_node(const block_graph *g, const block_segment *s, node_kind kind)
 {
-    for (size_t n = s->first_node; n < s->end_node; n++) {
-        if (g->nodes[n].kind == NODE_ATTEND)
+    for (size_t n = s ? s->first_node : 0; n < (s ? s->end_node : g->num_nodes); n++) {
+        if (g->nodes[n].kind == kind)
             return true;
     }
     return false;
+}
+
+bool segment_attends(const block_graph *g, const block_segment *s)
+{
+    return has_node(g, s, NODE_ATTEND);
+}
+
+bool segment_routes(const block_graph *g, const block_segment *s)
+{
+    return has_node(g, s, NODE_ROUTE);
 }
 
 /* ---- looking things up ---- */

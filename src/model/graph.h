@@ -40,6 +40,7 @@ typedef struct linear_spec {
     const char *name; /* behind the block's: "self_attn.q_proj" */
     size_t n, k;      /* out, in */
     bool has_bias;
+    bool stays_float; /* no engine quantizes it: a router, kv_b_proj */
     graph_unit unit;
 } linear_spec;
 
@@ -54,7 +55,34 @@ typedef struct unit_spec {
 typedef struct norm_spec {
     const char *name; /* of the module: "input_layernorm" */
     size_t size;
+    float eps; /* 0: the model's */
 } norm_spec;
+
+/* Who of a mixture of experts sees a row (spec/models.md 1.8, 1.9). The scores of the router's
+ * output are taken over all experts, in FP32; with groups only the experts of the best groups can be
+ * chosen. */
+typedef enum route_scores { ROUTE_SOFTMAX, ROUTE_SIGMOID } route_scores;
+
+typedef struct route_spec {
+    size_t experts, chosen; /* of them for each row */
+    route_scores scores;
+    bool normalizes; /* weights of the chosen are divided by their sum */
+    double scale;    /* and multiplied by this */
+    size_t groups, chosen_groups;
+    size_t best;            /* a group's score: the sum of so many of its best */
+    const char *correction; /* tensor [experts] that is added to the scores for the choice alone,
+                               behind the block's name; NULL: none */
+} route_spec;
+
+/* Experts: gated MLPs with one form, down(silu(gate(x)) * up(x)). Their linears stand behind the
+ * block's own, expert by expert: gate, up, down. */
+enum { EXPERT_LINEARS = 3, EXPERT_UNITS = 2 };
+typedef struct experts_spec {
+    size_t count; /* 0: the block has none */
+    const char *module;                /* "mlp.experts" */
+    const char *names[EXPERT_LINEARS]; /* "gate_proj", "up_proj", "down_proj" */
+    size_t width, columns;             /* inside; of what they read and put out */
+} experts_spec;
 
 /* Neighbours between which outlier suppression may move scales: the output of a norm, or rows of a
  * linear, that the linears of a unit alone read (spec/anti_outlier.md 1.2). Channel ((h * repeat) +
@@ -71,9 +99,13 @@ typedef enum node_kind {
     NODE_LINEARS, /* out, out + 1, … of the unit's linears, from in[0] */
     NODE_SPLIT,   /* out, … out + index - 1: the columns of in[0], one part after the other */
     NODE_ROPE,    /* rotates the heads of in[0] and in[1] (queries, keys), in place */
+    NODE_LATENT,  /* out, out + 1 = keys and values of latent attention: in[0] has for each head its
+                     keys and its values, in[1] the rotated part of the keys that all heads share */
     NODE_ATTEND,  /* out = attention of queries, keys and values in[0..2] */
     NODE_GATE,    /* in[0] <- activation(in[0]) * in[1] */
-    NODE_ADD      /* in[0] += in[1] */
+    NODE_ADD,     /* in[0] += in[1] */
+    NODE_ROUTE,   /* out = the experts chosen by in[0], and behind their numbers their weights */
+    NODE_EXPERTS  /* out = weighted sum of what the experts make of in[0], as in[1] chose them */
 } node_kind;
 
 /* Which two columns of a head turn together: j and j + half, or 2 j and 2 j + 1. */
@@ -85,7 +117,10 @@ typedef struct graph_node {
     node_kind kind;
     graph_value in[3], out;
     size_t index; /* NORM: of the block's norms; LINEARS: of its units; SPLIT: how many parts */
-    size_t width; /* NORM; ROPE: columns at the front of each head that turn */
+    size_t width; /* NORM; ROPE: columns of each head that turn */
+    size_t skip;  /* ROPE: columns of each query head in front of them */
+    size_t head[2]; /* ROPE: columns of a head of in[0] and of in[1]; LATENT, ATTEND: of a head's
+                       keys, and of its values */
     rope_pairing pairing;
     gate_activation activation;
 } graph_node;
@@ -104,6 +139,8 @@ typedef struct block_graph {
     graph_node nodes[GRAPH_NODES];
     value_spec values[GRAPH_VALUES]; /* 0: the block's input, which becomes its output */
     size_t num_linears, num_units, num_norms, num_pairs, num_nodes, num_values;
+    route_spec route;
+    experts_spec experts;
     size_t columns; /* of the workspace */
 } block_graph;
 
@@ -139,17 +176,35 @@ graph_value graph_single(block_graph *g, graph_value x, const char *kind, const 
 /* Cuts the columns of x into `count` values. */
 void graph_split(block_graph *g, graph_value x, const size_t *columns, size_t count,
                  graph_value *out);
-void graph_rope(block_graph *g, graph_value q, graph_value k, size_t width, rope_pairing pairing);
-graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_value v);
+/* The first `width` columns of each head turn. */
+void graph_rope(block_graph *g, graph_value q, graph_value k, size_t head, size_t width,
+                rope_pairing pairing);
+/* The columns of each query head behind the first `skip`, and all of the one head k; neighbours. */
+void graph_rope_latent(block_graph *g, graph_value q, graph_value k, size_t head, size_t skip);
+/* Keys of `keys` columns a head, and values of `values`. */
+void graph_latent(block_graph *g, graph_value kv, graph_value k_rope, size_t heads, size_t keys,
+                  size_t values, graph_value out[2]);
+/* Heads of queries and keys have `keys` columns, those of values `values`. */
+graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_value v, size_t keys,
+                         size_t values);
 /* gate <- activation(gate) * up; the result. */
 graph_value graph_gate(block_graph *g, graph_value gate, graph_value up,
                        gate_activation activation);
 void graph_add(block_graph *g, graph_value x, graph_value y);
+/* The router's choice, of its scores; what the experts make of x by it. */
+graph_value graph_route(block_graph *g, graph_value scores, const route_spec *route);
+graph_value graph_experts(block_graph *g, graph_value x, graph_value routing,
+                          const experts_spec *experts);
+/* The last linear added stays float. */
+void graph_keep_float(block_graph *g);
+/* The last norm added has an eps of its own. */
+void graph_norm_eps(block_graph *g, float eps);
 
-/* Pairs, in the order in which they are to be smoothed. Rows begin at `first` of the linear's. */
+/* Pairs, in the order in which they are to be smoothed. Rows begin at `first` of the linear's, a
+ * head's are `stride` apart. */
 void graph_smooth_norm(block_graph *g, const char *norm, const char *unit);
 void graph_smooth_rows(block_graph *g, const char *linear, size_t first, const char *unit,
-                       size_t heads, size_t width, size_t repeat);
+                       size_t heads, size_t stride, size_t width, size_t repeat);
 /* Places the values. The last call. */
 void graph_finish(block_graph *g);
 
@@ -163,6 +218,8 @@ size_t graph_segments(const block_graph *g, graph_cut cut, bool keep_rows,
 bool segment_has_norm(const block_graph *g, const block_segment *s, size_t norm);
 /* Does attention? */
 bool segment_attends(const block_graph *g, const block_segment *s);
+/* Does the choice of experts (of a segment, NULL: of the block)? */
+bool segment_routes(const block_graph *g, const block_segment *s);
 
 /* ---- looking things up ---- */
 

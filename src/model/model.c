@@ -85,6 +85,49 @@ done:
     return status;
 }
 
+static tare_status find_expert(tare_model *m, const model_block *b, size_t expert)
+{
+    tare_status status = TARE_OK;
+    const experts_spec *e = &b->graph->experts;
+    size_t at = b->first_linear + b->graph->num_linears + expert * EXPERT_LINEARS;
+    size_t unit = b->first_unit + b->graph->num_units + expert * EXPERT_UNITS;
+    for (size_t i = 0; i < EXPERT_LINEARS; i++) {
+        bool down = i + 1 == EXPERT_LINEARS;
+        char *name = arena_printf(&m->arena, "%s.%s.%zu.%s", b->name, e->module, expert,
+                                  e->names[i]);
+        if (!name)
+            return TARE_E_MEMORY;
+        m->linears[at + i] = (model_linear){.name = name,
+                                            .unit = unit + down,
+                                            .n = down ? e->columns : e->width,
+                                            .k = down ? e->width : e->columns};
+        TRY(find_weight(m, name, m->linears[at + i].n, m->linears[at + i].k,
+                        &m->linears[at + i].weight));
+    }
+    m->units[unit] = (model_unit){"expert_gate_up", b->index, at, 2, e->columns};
+    m->units[unit + 1] = (model_unit){"expert_down", b->index, at + 2, 1, e->width};
+done:
+    return status;
+}
+
+static tare_status find_experts(tare_model *m, model_block *b)
+{
+    tare_status status = TARE_OK;
+    const route_spec *r = &b->graph->route;
+    for (size_t e = 0; e < block_experts(b); e++)
+        TRY(find_expert(m, b, e));
+    if (block_experts(b) == 0 || !r->correction)
+        return TARE_OK;
+    const char *part = strrchr(r->correction, '.') + 1;
+    char *module = arena_printf(&m->arena, "%s.%.*s", b->name, (int)(part - 1 - r->correction),
+                                r->correction);
+    if (!module)
+        return TARE_E_MEMORY;
+    TRY(find_tensor(m, module, part, 1, r->experts, 0, &b->correction));
+done:
+    return status;
+}
+
 static tare_status find_block(tare_model *m, model_block *b)
 {
     tare_status status = TARE_OK;
@@ -103,33 +146,38 @@ static tare_status find_block(tare_model *m, model_block *b)
             return TARE_E_MEMORY;
         TRY(find_tensor(m, name, "weight", 1, g->norms[i].size, 0, &b->norms[i]));
     }
+    TRY(find_experts(m, b));
 done:
     return status;
 }
 
-/* Every block has the same graph. */
 static tare_status lay_blocks(tare_model *m)
 {
     const model_config *c = &m->config;
-    block_graph *g = &m->graph;
-    c->arch->block(c, g);
-    m->num_linears = c->num_layers * g->num_linears + 1;
-    m->num_units = c->num_layers * g->num_units + 1;
+    size_t linears = 0, units = 0;
+    model_config_graphs(c, m->graphs);
     m->blocks = arena_calloc(&m->arena, c->num_layers, sizeof *m->blocks);
-    m->linears = arena_calloc(&m->arena, m->num_linears, sizeof *m->linears);
-    m->units = arena_calloc(&m->arena, m->num_units, sizeof *m->units);
-    if (!m->blocks || !m->linears || !m->units)
+    if (!m->blocks)
         return TARE_E_MEMORY;
     for (size_t i = 0; i < c->num_layers; i++) {
-        m->blocks[i] = (model_block){.name = arena_printf(&m->arena, "model.layers.%zu", i),
-                                     .graph = g,
-                                     .index = i,
-                                     .first_linear = i * g->num_linears,
-                                     .first_unit = i * g->num_units};
-        if (!m->blocks[i].name)
+        model_block *b = &m->blocks[i];
+        const block_graph *g = &m->graphs[model_config_sparse(c, i) ? BLOCK_EXPERTS : BLOCK_PLAIN];
+        *b = (model_block){.name = arena_printf(&m->arena, "model.layers.%zu", i),
+                           .graph = g,
+                           .index = i,
+                           .first_linear = linears,
+                           .first_unit = units};
+        if (!b->name)
             return TARE_E_MEMORY;
+        linears += g->num_linears + g->experts.count * EXPERT_LINEARS;
+        units += g->num_units + g->experts.count * EXPERT_UNITS;
+        b->end_linear = linears;
     }
-    return TARE_OK;
+    m->num_linears = linears + 1;
+    m->num_units = units + 1;
+    m->linears = arena_calloc(&m->arena, m->num_linears, sizeof *m->linears);
+    m->units = arena_calloc(&m->arena, m->num_units, sizeof *m->units);
+    return m->linears && m->units ? TARE_OK : TARE_E_MEMORY;
 }
 
 /* Where a model comes from. */
@@ -243,7 +291,7 @@ static tare_status collect_others(tare_model *m, bool quiet)
     TRY(m->extra ? TARE_OK : TARE_E_MEMORY);
     for (size_t i = 0; i < count; i++) {
         const tensor_info *t = checkpoint_at(m->checkpoint, i);
-        tensor_use use = tensor_use_of(&m->config, &m->graph, t->name);
+        tensor_use use = tensor_use_of(&m->config, m->graphs, t->name);
         if (quantized_is_scale(m, t->name))
             continue;
         if (use == TENSOR_FOREIGN)

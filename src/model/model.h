@@ -24,13 +24,15 @@ typedef struct model_unit {
     size_t k;
 } model_unit;
 
-/* A decoder layer: what its graph speaks of by numbers begins at these of the model's. */
+/* A decoder layer: what its graph speaks of by numbers begins at these of the model's. Behind them
+ * stand the linears of its experts, expert by expert, and their units. */
 typedef struct model_block {
     const char *name; /* "model.layers.0" */
     const block_graph *graph;
     size_t index;
-    size_t first_linear, first_unit;
+    size_t first_linear, end_linear, first_unit;
     const tensor_info *norms[BLOCK_NORMS]; /* their weights */
+    const tensor_info *correction;         /* of its router; NULL: none */
 } model_block;
 
 struct tare_model {
@@ -49,7 +51,7 @@ struct tare_model {
     bool head_is_tied;     /* the embedding serves: there is no lm_head.weight in the checkpoint, or
                             * one that differs, which is left out */
     bool head_is_unlike;   /* in memory: not the embedding, though config.json ties them */
-    block_graph graph;     /* of every block */
+    block_graph graphs[BLOCK_KINDS]; /* of its blocks; without nodes: there is no such block */
     model_block *blocks;   /* [config.num_layers] */
     model_linear *linears; /* [num_linears] in module order, the head last */
     model_unit *units;     /* [num_units], the head's last */
@@ -69,6 +71,24 @@ struct tare_model {
 static inline const model_linear *block_linear(const tare_model *m, const model_block *b, size_t i)
 {
     return &m->linears[b->first_linear + i];
+}
+
+/* Linear i < EXPERT_LINEARS of an expert: gate, up, down; and how many experts there are. */
+static inline const model_linear *expert_linear(const tare_model *m, const model_block *b,
+                                                size_t expert, size_t i)
+{
+    return &m->linears[b->first_linear + b->graph->num_linears + expert * EXPERT_LINEARS + i];
+}
+
+static inline size_t block_experts(const model_block *b)
+{
+    return b->graph->experts.count;
+}
+
+/* A graph that the model has: what names alone are asked of. */
+static inline const block_graph *model_graph(const tare_model *m)
+{
+    return &m->graphs[m->graphs[BLOCK_PLAIN].num_nodes ? BLOCK_PLAIN : BLOCK_EXPERTS];
 }
 
 static inline const model_unit *block_unit(const tare_model *m, const model_block *b, size_t i)

@@ -14,19 +14,8 @@ static bool is_part(const char *name, const char *module, bool has_bias)
            (has_bias && strcmp(name + length, ".bias") == 0);
 }
 
-static bool is_in_block(const block_graph *graph, const char *name)
-{
-    for (size_t i = 0; i < graph->num_linears; i++)
-        if (is_part(name, graph->linears[i].name, graph->linears[i].has_bias))
-            return true;
-    for (size_t i = 0; i < graph->num_norms; i++)
-        if (is_part(name, graph->norms[i].name, false))
-            return true;
-    return false;
-}
-
 /* "<number>.": *number is SIZE_MAX where it is not one as it is written. */
-static const char *skip_layer(const char *text, size_t *number)
+static const char *skip_number(const char *text, size_t *number)
 {
     size_t digits = strspn(text, "0123456789");
     *number = 0;
@@ -37,7 +26,37 @@ static const char *skip_layer(const char *text, size_t *number)
     return *number == SIZE_MAX ? text : text + digits + 1;
 }
 
-tensor_use tensor_use_of(const model_config *config, const block_graph *graph, const char *name)
+/* "mlp.experts.3.up_proj.weight" */
+static bool is_of_expert(const experts_spec *e, const char *name)
+{
+    size_t length = e->count ? strlen(e->module) : 0, expert;
+    if (length == 0 || strncmp(name, e->module, length) != 0 || name[length] != '.')
+        return false;
+    const char *rest = skip_number(name + length + 1, &expert);
+    for (size_t i = 0; expert < e->count && i < EXPERT_LINEARS; i++) {
+        if (is_part(rest, e->names[i], false))
+            return true;
+    }
+    return false;
+}
+
+static bool is_in_block(const block_graph *graph, const char *name)
+{
+    const route_spec *r = &graph->route;
+    if (is_of_expert(&graph->experts, name))
+        return true;
+    if (graph->experts.count && r->correction && strcmp(name, r->correction) == 0)
+        return true;
+    for (size_t i = 0; i < graph->num_linears; i++)
+        if (is_part(name, graph->linears[i].name, graph->linears[i].has_bias))
+            return true;
+    for (size_t i = 0; i < graph->num_norms; i++)
+        if (is_part(name, graph->norms[i].name, false))
+            return true;
+    return false;
+}
+
+tensor_use tensor_use_of(const model_config *config, const block_graph graphs[BLOCK_KINDS], const char *name)
 {
     static const char layers[] = "model.layers.";
     static const char *const modules[] = {"model.embed_tokens", "model.norm", "lm_head"};
@@ -45,10 +64,12 @@ tensor_use tensor_use_of(const model_config *config, const block_graph *graph, c
         return TENSOR_BUFFER;
     if (str_starts_with(name, layers)) {
         size_t layer;
-        const char *rest = skip_layer(name + sizeof layers - 1, &layer);
+        const char *rest = skip_number(name + sizeof layers - 1, &layer);
         if (layer != SIZE_MAX && layer >= config->num_layers)
             return TENSOR_BEYOND;
-        return layer != SIZE_MAX && is_in_block(graph, rest) ? TENSOR_NEEDED : TENSOR_UNUSED;
+        return layer != SIZE_MAX && is_in_block(&graphs[model_config_sparse(config, layer)], rest)
+                   ? TENSOR_NEEDED
+                   : TENSOR_UNUSED;
     }
     for (size_t i = 0; i < sizeof modules / sizeof *modules; i++) {
         size_t length = strlen(modules[i]);

@@ -12,7 +12,7 @@ typedef enum tensor_use {
     TENSOR_FOREIGN /* of a module that the architecture does not have */
 } tensor_use;
 
-/* `graph`: of the blocks. */
-tensor_use tensor_use_of(const model_config *config, const block_graph *graph, const char *name);
+/* `graphs`: of the blocks, one for those without experts and one for those with. */
+tensor_use tensor_use_of(const model_config *config, const block_graph graphs[BLOCK_KINDS], const char *name);
 
 #endif

@@ -238,7 +238,7 @@ static tare_status open_base(verify *v, arena *a)
         status = model_config_parse(v->ctx, a, text, length, path, config);
     if (status == TARE_OK) {
         v->base_config = config;
-        config->arch->block(config, &v->base_graph);
+        model_config_graphs(config, v->base_graphs);
     } else if (status != TARE_E_MEMORY) {
         status = TARE_OK;
     }

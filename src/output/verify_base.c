@@ -176,7 +176,7 @@ static bool is_left_out(const verify *v, const char *name)
 {
     if (!v->base_config)
         return false;
-    tensor_use use = tensor_use_of(v->base_config, &v->base_graph, name);
+    tensor_use use = tensor_use_of(v->base_config, v->base_graphs, name);
     return use == TENSOR_BEYOND || use == TENSOR_UNUSED ||
            (v->base_config->tie_word_embeddings && strcmp(name, "lm_head.weight") == 0);
 }

@@ -22,7 +22,7 @@ typedef struct verify {
     checkpoint *base; /* NULL: no --base */
     const char *base_dir;
     const model_config *base_config; /* NULL: not known */
-    block_graph base_graph;          /* of its blocks */
+    block_graph base_graphs[BLOCK_KINDS]; /* of its blocks */
     reader output;
     base_error errors[SCHEMES];
     serving_target target;

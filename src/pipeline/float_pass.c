@@ -159,7 +159,7 @@ done:
 static size_t layer_selectors_bytes(const run_plan *plan)
 {
     const sample_set *s = &plan->env->samples;
-    const block_graph *g = &plan->env->model->graph;
+    const block_graph *g = model_graph(plan->env->model);
     size_t bytes = 0, most = 0;
     for (size_t u = 0; u < g->num_units; u++) {
         size_t k = g->units[u].k;
@@ -182,8 +182,8 @@ static void store_scores(float_work *w)
 static size_t widest_input(const run_plan *plan)
 {
     size_t widest = plan->env->model->config.hidden_size;
-    for (size_t u = 0; u < plan->env->model->graph.num_units; u++)
-        widest = size_max(widest, plan->env->model->graph.units[u].k);
+    for (size_t u = 0; u < model_graph(plan->env->model)->num_units; u++)
+        widest = size_max(widest, model_graph(plan->env->model)->units[u].k);
     return widest;
 }
 
@@ -215,7 +215,7 @@ static size_t scoring_bytes(const run_plan *plan)
     if (plan->smooths && plan->env->num.compat)
         bytes += mem_array_bytes(plan->env->samples.longest * widest, sizeof(float));
     else if (plan->smooths)
-        bytes += plan->env->model->graph.num_units * SCORE_SAMPLES *
+        bytes += model_graph(plan->env->model)->num_units * SCORE_SAMPLES *
                  (2 * mem_array_bytes(widest, sizeof(float)) +
                   2 * mem_array_bytes(widest, sizeof(double)));
     return bytes;

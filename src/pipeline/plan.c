@@ -15,13 +15,13 @@ static void list_linears(run_plan *plan)
 static tare_status check_kv_cache(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
-    if (!graph_linear_of(&m->graph, KEY_LINEAR, strlen(KEY_LINEAR)))
+    if (!graph_linear_of(model_graph(m), KEY_LINEAR, strlen(KEY_LINEAR)))
         return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
                          "quant.kv_cache: %s models have one linear for queries, keys and values, "
                          "and engines look for the scales beside k_proj and v_proj",
                          m->config.arch->model_type);
-    for (size_t i = 0; plan->env->num.compat && i < m->graph.num_norms; i++) {
-        if (graph_norm_is_inside(&m->graph, i))
+    for (size_t i = 0; plan->env->num.compat && i < model_graph(m)->num_norms; i++) {
+        if (graph_norm_is_inside(model_graph(m), i))
             return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
                              "quant.kv_cache with run.compat: msModelSlim writes no scales for %s "
                              "models, which have a norm for queries and keys; leave run.compat out",
@@ -148,7 +148,7 @@ void plan_segments(const run_plan *plan, graph_cut cut, segment_list *out)
         cut = CUT_NONE;
     if (cut == CUT_UNITS && plan->smooths && plan->wants_scores && plan->env->num.compat)
         cut = CUT_PARTS;
-    out->count = graph_segments(&plan->env->model->graph, cut, rows, out->items);
+    out->count = graph_segments(model_graph(plan->env->model), cut, rows, out->items);
 }
 
 segment_work plan_segment(const run_plan *plan, const model_block *block, size_t index)
@@ -178,6 +178,6 @@ bool plan_may_fall_back(const run_plan *plan)
 size_t plan_tensors(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
-    size_t a_block = 4 * m->graph.num_norms + FA_KINDS * 2;
+    size_t a_block = 4 * model_graph(m)->num_norms + FA_KINDS * 2;
     return 8 * m->num_linears + m->config.num_layers * a_block + m->num_extra + 16;
 }

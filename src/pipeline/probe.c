@@ -92,7 +92,8 @@ static size_t threads_of(const tare_context *ctx)
 static void cut_model(slice *s, const model_block *block, size_t rows)
 {
     tare_model *m = &s->model;
-    block_graph *g = &m->graph;
+    block_graph *g = &m->graphs[BLOCK_PLAIN];
+    *g = *block->graph;
     size_t columns = 0, pairs = 0;
     for (size_t i = 0; i < g->num_linears; i++)
         columns += g->linears[i].k;
@@ -171,17 +172,17 @@ static tare_status pass(slice *s, bool floats)
     segment_work work = plan_segment(r->plan, &s->block, 0);
     flow *f = floats ? &r->floats : &r->calibrated;
     size_t known = s->env.samples.tokens * s->model.config.hidden_size,
-           all = r->work.rows * s->model.graph.columns;
+           all = r->work.rows * s->model.graphs[BLOCK_PLAIN].columns;
     TRY(context_check_cancelled(r->ctx));
     for (size_t at = 0; at < all; at += known)
         memcpy(r->work.values + at, s->x, size_min(known, all - at) * sizeof *s->x);
     TRY(stream_put(f->states, 0, f->tokens, s->x));
     stream_flip(f->states);
-    for (size_t i = 0; i < s->model.graph.num_linears; i++)
+    for (size_t i = 0; i < s->model.graphs[BLOCK_PLAIN].num_linears; i++)
         TRY(probe_weight(r->model, &s->linears[i], &source.raw[i]));
     if (!floats && r->smoothing)
         TRY(smoothing_solve(r, &work, &source, none));
-    for (size_t i = 0; i < s->model.graph.num_linears; i++)
+    for (size_t i = 0; i < s->model.graphs[BLOCK_PLAIN].num_linears; i++)
         s->smoothing.weights[i].cols_scaled = !floats;
     s->clock.at = clock_seconds();
     s->clock.last = WORK_READ;

@@ -101,7 +101,7 @@ static tare_status copy_samples(tare_smoothing *s, const run *r)
 /* A linear has up to three vectors, a norm two. */
 static size_t most_vectors(const tare_model *m)
 {
-    return m->config.num_layers * (3 * m->graph.num_linears + 2 * m->graph.num_norms);
+    return m->config.num_layers * (3 * model_graph(m)->num_linears + 2 * model_graph(m)->num_norms);
 }
 
 size_t smoothing_keep_bytes(const run_plan *plan)

@@ -102,7 +102,7 @@ static double scored_inputs(const run_plan *plan, const model_linear *l, const l
 static double row_values(const run_plan *plan)
 {
     const model_config *c = &plan->env->model->config;
-    const block_graph *g = &plan->env->model->graph;
+    const block_graph *g = model_graph(plan->env->model);
     double calibrated = plan->calibrates ? (double)plan->env->samples.tokens : 0, columns = 0;
     for (size_t i = 0; i < g->num_linears; i++)
         columns += (double)g->linears[i].n;

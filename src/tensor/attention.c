@@ -70,7 +70,7 @@ static block block_of(const attention_job *job, size_t index, int thread)
     b.first_key = first_key_of(s, b.first_query);
     b.keys = b.first_query + b.queries - b.first_key;
     b.score_stride = round_to_panel(b.keys);
-    b.sum_stride = round_to_panel(s->head_dim);
+    b.sum_stride = round_to_panel(attention_value_dim(s));
     b.panel = job->scratch + (size_t)thread * attention_scratch_size(s);
     b.left = b.panel + GEMM_DEPTH * GEMM_PANEL;
     b.sums = b.left + rows * GEMM_DEPTH;
@@ -114,7 +114,7 @@ static void pack_keys(const attention_job *job, const block *b, size_t key, size
 static void pack_values(const attention_job *job, const block *b, size_t key, size_t depth,
                         size_t from)
 {
-    size_t d = job->shape.head_dim, count = size_min(d - from, GEMM_PANEL);
+    size_t d = attention_value_dim(&job->shape), count = size_min(d - from, GEMM_PANEL);
     const float *v = job->v + key * job->v_stride + b->kv * d + from;
     for (size_t i = 0; i < depth; i++) {
         float *to = b->panel + i * GEMM_PANEL;
@@ -167,7 +167,7 @@ static void normalize_scores(const attention_job *job, const block *b)
 
 static void weigh_values(const attention_job *job, const block *b)
 {
-    size_t d = job->shape.head_dim;
+    size_t d = attention_value_dim(&job->shape);
     memset(b->sums, 0, b->rows * b->sum_stride * sizeof *b->sums);
     for (size_t j = 0; j < b->keys; j += GEMM_DEPTH) {
         size_t depth = size_min(b->keys - j, GEMM_DEPTH);
@@ -222,5 +222,6 @@ size_t attention_scratch_size(const attention_shape *shape)
 {
     return GEMM_DEPTH * GEMM_PANEL +
            most_rows(shape) *
-               (GEMM_DEPTH + round_to_panel(shape->head_dim) + round_to_panel(shape->tokens));
+               (GEMM_DEPTH + round_to_panel(attention_value_dim(shape)) +
+                round_to_panel(shape->tokens));
 }

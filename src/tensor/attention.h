@@ -14,15 +14,22 @@ typedef struct attention_shape {
                        * in that dtype rounds them (tensor/rounded.h); F32: not at all */
     float scale;      /* of scores; 0: 1 / sqrt(head_dim) */
     float softcap;    /* scores become softcap * tanh(score / softcap); 0: they stay */
+    size_t value_dim; /* of a head's values; 0: head_dim */
 } attention_shape;
+
+static inline size_t attention_value_dim(const attention_shape *shape)
+{
+    return shape->value_dim ? shape->value_dim : shape->head_dim;
+}
 
 static inline float attention_scale(const attention_shape *shape)
 {
     return shape->scale != 0 ? shape->scale : (float)(1 / sqrt((double)shape->head_dim));
 }
 
-/* q [tokens, num_heads*head_dim], k and v [tokens, num_kv_heads*head_dim], rotated already; row
- * strides in elements. out [tokens, num_heads*head_dim] = softmax(softcap(q k^T * scale) +
+/* q [tokens, num_heads*head_dim], k [tokens, num_kv_heads*head_dim], v [tokens,
+ * num_kv_heads*value_dim], rotated already; row strides in elements. out [tokens,
+ * num_heads*value_dim] = softmax(softcap(q k^T * scale) +
  * causal mask) v. FP32; never tokens x tokens in memory: works on blocks of about 96 rows.
  * `scratch`: attention_scratch_size() floats for each of parallel_threads(ctx) threads, 64-byte
  * aligned. Parallel over key/value heads and row blocks; threads change nothing. tokens, head_dim >
@@ -37,9 +44,9 @@ size_t attention_scratch_size(const attention_shape *shape);
 /* The last token of a sequence against all of it, itself included. */
 typedef struct attention_step {
     const float *q;     /* [num_heads*head_dim], rotated */
-    const float *k, *v; /* [tokens, num_kv_heads*head_dim] */
+    const float *k, *v; /* [tokens, num_kv_heads*head_dim], [tokens, num_kv_heads*value_dim] */
     size_t tokens;
-    float *out; /* [num_heads*head_dim] */
+    float *out; /* [num_heads*value_dim] */
 } attention_step;
 
 /* The same attention for `count` sequences, one query each; in FP32, in an order of its own. Of

@@ -23,9 +23,10 @@ static void step_heads(void *user, size_t index, int thread)
     size_t d = s->head_dim, kv = index % s->num_kv_heads, group = s->num_heads / s->num_kv_heads;
     size_t first = s->window && step->tokens > s->window ? step->tokens - s->window : 0;
     size_t count = step->tokens - first, stride = s->num_kv_heads * d;
-    const float *k = step->k + first * stride + kv * d, *v = step->v + first * stride + kv * d;
+    size_t wide = attention_value_dim(s), v_stride = s->num_kv_heads * wide;
+    const float *k = step->k + first * stride + kv * d, *v = step->v + first * v_stride + kv * wide;
     const float *q = step->q + kv * group * d;
-    float *out = step->out + kv * group * d;
+    float *out = step->out + kv * group * wide;
     float *scores = job->scratch + (size_t)thread * job->stride; /* [group, count] */
     for (size_t j = 0; j < count; j++) {
         for (size_t g = 0; g < group; g++)
@@ -35,10 +36,10 @@ static void step_heads(void *user, size_t index, int thread)
         job->kernels->softcap(scores, group * count, s->softcap);
     for (size_t g = 0; g < group; g++)
         job->kernels->softmax(scores + g * count, count);
-    memset(out, 0, group * d * sizeof *out);
+    memset(out, 0, group * wide * sizeof *out);
     for (size_t j = 0; j < count; j++) {
         for (size_t g = 0; g < group; g++)
-            job->kernels->axpy(scores[g * count + j], v + j * stride, d, out + g * d);
+            job->kernels->axpy(scores[g * count + j], v + j * v_stride, wide, out + g * wide);
     }
 }
 

@@ -93,14 +93,14 @@ static void check(attention_case *c)
 }
 
 static const attention_shape shapes[] = {
-    {1, 1, 1, 1, 0, TARE_F32, 0, 0},       {1, 4, 2, 64, 0, TARE_F32, 0, 0},
-    {2, 3, 1, 33, 0, TARE_F32, 0, 0},      {70, 9, 3, 64, 0, TARE_F32, 0, 0},
-    {165, 4, 4, 20, 0, TARE_F32, 0, 0},    {97, 8, 2, 7, 0, TARE_F32, 0, 0},
-    {130, 100, 1, 5, 0, TARE_F32, 0, 0},   {33, 2, 1, 300, 0, TARE_F32, 0, 0},
-    {290, 2, 2, 16, 0, TARE_F32, 0, 0},    {140, 4, 2, 32, 1, TARE_F32, 0, 0},
-    {140, 4, 2, 32, 50, TARE_F32, 0, 0},   {300, 3, 1, 16, 129, TARE_F32, 0, 0},
-    {64, 2, 1, 128, 64, TARE_F32, 0, 0},   {70, 4, 2, 20, 0, TARE_F32, 0.125f, 0},
-    {165, 4, 2, 32, 0, TARE_F32, 0, 1.5f}, {140, 3, 1, 16, 50, TARE_F32, 0.5f, 3}};
+    {1, 1, 1, 1, 0, TARE_F32, 0, 0, 0},       {1, 4, 2, 64, 0, TARE_F32, 0, 0, 0},
+    {2, 3, 1, 33, 0, TARE_F32, 0, 0, 0},      {70, 9, 3, 64, 0, TARE_F32, 0, 0, 0},
+    {165, 4, 4, 20, 0, TARE_F32, 0, 0, 0},    {97, 8, 2, 7, 0, TARE_F32, 0, 0, 0},
+    {130, 100, 1, 5, 0, TARE_F32, 0, 0, 0},   {33, 2, 1, 300, 0, TARE_F32, 0, 0, 0},
+    {290, 2, 2, 16, 0, TARE_F32, 0, 0, 0},    {140, 4, 2, 32, 1, TARE_F32, 0, 0, 0},
+    {140, 4, 2, 32, 50, TARE_F32, 0, 0, 0},   {300, 3, 1, 16, 129, TARE_F32, 0, 0, 0},
+    {64, 2, 1, 128, 64, TARE_F32, 0, 0, 0},   {70, 4, 2, 20, 0, TARE_F32, 0.125f, 0, 0},
+    {165, 4, 2, 32, 0, TARE_F32, 0, 1.5f, 0}, {140, 3, 1, 16, 50, TARE_F32, 0.5f, 3, 0}};
 
 static void test_against_double(void **state)
 {
@@ -140,7 +140,7 @@ static void test_threads_change_nothing(void **state)
 static void test_causal(void **state)
 {
     (void)state;
-    const attention_shape s = {150, 4, 2, 16, 0, TARE_F32, 0, 0};
+    const attention_shape s = {150, 4, 2, 16, 0, TARE_F32, 0, 0, 0};
     tare_context *ctx = new_context(1);
     attention_case a = case_new(&s, 0, 1), b = case_new(&s, 0, 1);
     for (size_t j = 0; j < b.kv_stride; j++) {

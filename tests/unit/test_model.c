@@ -35,7 +35,7 @@ static void test_config_defaults(void **state)
     assert_false(c.tie_word_embeddings || c.attention_bias || c.mlp_bias || c.has_dtype);
     assert_true(c.rms_norm_eps == 1e-6f && c.rope.theta == 10000 && c.rope.type == ROPE_DEFAULT);
     block_graph g;
-    c.arch->block(&c, &g);
+    c.arch->block(&c, false, &g);
     assert_int_equal(graph_linear_of(&g, "model.layers.0.self_attn.q_proj", 31)->n, 8);
     assert_int_equal(graph_linear_of(&g, "model.layers.0.self_attn.k_proj", 31)->n, 4);
     assert_ok(ctx, parse(ctx, &a,
