@@ -291,7 +291,8 @@ static tare_status run_linears(const graph_run *r, const graph_node *n)
     float *y[UNIT_LINEARS];
     for (size_t i = 0; i < unit->count; i++)
         y[i] = graph_run_value(r, n->out + (graph_value)i);
-    tare_status status = r->ops->linears(r->ops->user, n->index, r->b, graph_run_value(r, n->in[0]), y);
+    tare_status status = r->ops->linears(r->ops->user, n->index, r->b, graph_run_value(r, n->in[0]),
+                                         y);
     for (size_t i = 0; status == TARE_OK && r->w->round != TARE_F32 && i < unit->count; i++)
         run_rows(r, round_block, n->out + (graph_value)i, -1);
     return status;
@@ -391,7 +392,8 @@ static tare_status run_attend(const graph_run *r, const graph_node *n)
 {
     const batch *b = r->b;
     const block_ops *ops = r->ops;
-    const float *q = graph_run_value(r, n->in[0]), *k = graph_run_value(r, n->in[1]), *v = graph_run_value(r, n->in[2]);
+    const float *q = graph_run_value(r, n->in[0]), *k = graph_run_value(r, n->in[1]),
+                *v = graph_run_value(r, n->in[2]);
     float *out = graph_run_value(r, n->out);
     tare_status status = ops->attention ? ops->attention(ops->user, b, q, k, v) : TARE_OK;
     if (status != TARE_OK)
@@ -469,9 +471,9 @@ tare_status block_forward(tare_model *model, const model_block *block, const blo
                           workspace *w, float *x)
 {
     static tare_status (*const run[])(const graph_run *, const graph_node *) = {
-        [NODE_NORM] = run_norm, [NODE_LINEARS] = run_linears, [NODE_SPLIT] = run_split,
-        [NODE_ROPE] = run_rope, [NODE_LATENT] = run_latent,   [NODE_ATTEND] = run_attend,
-        [NODE_GATE] = run_gate, [NODE_ADD] = run_add,         [NODE_ROUTE] = run_route,
+        [NODE_NORM] = run_norm,      [NODE_LINEARS] = run_linears, [NODE_SPLIT] = run_split,
+        [NODE_ROPE] = run_rope,      [NODE_LATENT] = run_latent,   [NODE_ATTEND] = run_attend,
+        [NODE_GATE] = run_gate,      [NODE_ADD] = run_add,         [NODE_ROUTE] = run_route,
         [NODE_EXPERTS] = run_experts};
     graph_run r = {model, block, norms, ops, b, w, x};
     tare_status status = TARE_OK;

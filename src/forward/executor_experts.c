@@ -1,6 +1,6 @@
-/* Mixtures of experts (spec/models.md 1.8, 1.9): the router's choice, and what the experts that were
- * chosen make of their rows. Experts go in order and add to a row's sum in that order, so nothing
- * depends on threads or batches. */
+/* Mixtures of experts (spec/models.md 1.8, 1.9): the router's choice, and what the experts that
+ * were chosen make of their rows. Experts go in order and add to a row's sum in that order, so
+ * nothing depends on threads or batches. */
 #include <math.h>
 #include <string.h>
 
@@ -11,9 +11,9 @@
 
 /* For as many rows as the workspace has: all may choose one expert. */
 struct expert_room {
-    uint32_t *rows;            /* that chose the expert in work */
-    float *weights;            /* of it in them */
-    float *x, *gate, *up, *y;  /* [rows, hidden], [rows, width] twice, [rows, hidden] */
+    uint32_t *rows;           /* that chose the expert in work */
+    float *weights;           /* of it in them */
+    float *x, *gate, *up, *y; /* [rows, hidden], [rows, width] twice, [rows, hidden] */
 };
 
 void expert_room_lay_out(carver *c, const tare_model *model, workspace *w)
@@ -46,8 +46,8 @@ typedef struct route_work {
     size_t rows;
 } route_work;
 
-/* In double: FP32 softmax and sigmoid of different libraries differ by roundings, and near ties must
- * not hang on ours. */
+/* In double: FP32 softmax and sigmoid of different libraries differ by roundings, and near ties
+ * must not hang on ours. */
 static void score_row(const route_spec *s, const float *logits, float *scores)
 {
     double max = -INFINITY, sum = 0;

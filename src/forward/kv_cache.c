@@ -10,8 +10,8 @@ static void lay_out(carver *c, void *component)
     k->data = carve(c, k->capacity, k->layers * (k->cols[0] + k->cols[1]) * sizeof *k->data);
 }
 
-tare_status kv_cache_create(tare_context *ctx, size_t layers, const size_t cols[2],
-                            size_t capacity, const char *folder, kv_cache *out)
+tare_status kv_cache_create(tare_context *ctx, size_t layers, const size_t cols[2], size_t capacity,
+                            const char *folder, kv_cache *out)
 {
     carver size = {0};
     *out = (kv_cache){

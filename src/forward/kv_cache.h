@@ -15,14 +15,15 @@ typedef struct kv_cache {
 } kv_cache;
 
 /* `folder` NULL: in memory. */
-tare_status kv_cache_create(tare_context *ctx, size_t layers, const size_t cols[2],
-                            size_t capacity, const char *folder, kv_cache *out);
+tare_status kv_cache_create(tare_context *ctx, size_t layers, const size_t cols[2], size_t capacity,
+                            const char *folder, kv_cache *out);
 void kv_cache_free(kv_cache *c);
 /* Accounted bytes, at most. */
 size_t kv_cache_bytes(size_t layers, const size_t cols[2], size_t capacity, bool spill);
 /* Appends `count` tokens of one layer behind `past` ones; k and v [count, cols]. *keys and *values
- * are the past+count that there are then; where they are spilled they lie in `room`, keys and behind
- * them values of `capacity` tokens (else it may be NULL), and with past 0 are not brought there: both NULL. */
+ * are the past+count that there are then; where they are spilled they lie in `room`, keys and
+ * behind them values of `capacity` tokens (else it may be NULL), and with past 0 are not brought
+ * there: both NULL. */
 tare_status kv_cache_append(kv_cache *c, size_t layer, size_t past, size_t count, const float *k,
                             const float *v, float *room, const float **keys, const float **values);
 

@@ -6,8 +6,7 @@ static tare_status run_layer(weight_source *w, size_t layer, const batch *b, wor
 {
     tare_status status = TARE_OK;
     const block_norms *norms;
-    block_ops ops = {
-        .user = w, .linears = weight_source_linears, .expert = weight_source_expert};
+    block_ops ops = {.user = w, .linears = weight_source_linears, .expert = weight_source_expert};
     TRY(weight_source_layer(w, layer, &norms));
     TRY(block_forward(w->model, &w->model->blocks[layer], NULL, norms, &ops, b, room, x));
 done:

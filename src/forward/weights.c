@@ -333,7 +333,8 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t hea
         const model_linear *l = &model->linears[i];
         linear = size_max(linear, float_linear_bytes(l, GEMM_FP32));
     }
-    size_t fixed = experts + norms + model_read_vector_bytes(model->final_norm) + read_ahead_bytes();
+    size_t fixed = experts + norms + model_read_vector_bytes(model->final_norm) +
+                   read_ahead_bytes();
     if (mode == WEIGHTS_LINEAR)
         return fixed + size_max(head, linear + size_max(loading, gemm_float_bytes(model->ctx)));
     if (mode == WEIGHTS_LAYER)

@@ -20,22 +20,22 @@ typedef enum window_rule {
 /* Mixtures of experts: names, and the keys of config.json that only the family has. */
 typedef struct expert_form {
     const char *router, *module, *names[EXPERT_LINEARS]; /* behind the block's */
-    const char *count_key; /* "num_experts" */
+    const char *count_key;                               /* "num_experts" */
     size_t default_count, default_chosen, default_width;
     const char *width_key; /* "moe_intermediate_size"; NULL: intermediate_size */
-    bool by_step;          /* decoder_sparse_step and mlp_only_layers say which layers have experts */
-    bool from_first;       /* those from first_k_dense_replace on have; else all */
-    bool normalizes;       /* always; else norm_topk_prob says, where `may_normalize` */
+    bool by_step;    /* decoder_sparse_step and mlp_only_layers say which layers have experts */
+    bool from_first; /* those from first_k_dense_replace on have; else all */
+    bool normalizes; /* always; else norm_topk_prob says, where `may_normalize` */
     bool may_normalize;
-    bool shared;           /* n_shared_experts, n_group, routed_scaling_factor (DeepSeek) */
+    bool shared; /* n_shared_experts, n_group, routed_scaling_factor (DeepSeek) */
     route_scores scores;
     const char *correction; /* as in route_spec */
 } expert_form;
 
 typedef struct architecture {
     const char *model_type; /* of config.json */
-    /* The graph of a block, with experts or (of a family without any, always) a plain MLP, for sizes
-     * that config.json determines. (Where names alone count, sizes may be anything.) */
+    /* The graph of a block, with experts or (of a family without any, always) a plain MLP, for
+     * sizes that config.json determines. (Where names alone count, sizes may be anything.) */
     void (*block)(const struct model_config *config, bool experts, block_graph *out);
     size_t default_kv_heads;           /* if config.json has none; 0: as many as heads */
     size_t default_head_dim;           /* if config.json has none; 0: hidden_size / heads */

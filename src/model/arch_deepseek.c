@@ -7,7 +7,9 @@
  * outputs, so it stays float. */
 #include "model/config.h"
 
-enum { NORM_EPS_INVERSE = 1000000 }; /* of the norms inside of attention, whatever rms_norm_eps says */
+enum {
+    NORM_EPS_INVERSE = 1000000
+}; /* of the norms inside of attention, whatever rms_norm_eps says */
 
 static graph_value queries(const model_config *c, block_graph *g, graph_value h, graph_value *kv_a)
 {

@@ -18,8 +18,8 @@ static void smooth_rows(const model_config *c, const dense_form *f, block_graph 
     size_t wide = c->intermediate_size;
     if (attention)
         graph_smooth_rows(g, f->fused_qkv ? "self_attn.qkv_proj" : "self_attn.v_proj",
-                          f->fused_qkv ? query + kv : 0, "o", c->num_kv_heads, c->head_dim, c->head_dim,
-                          c->num_heads / c->num_kv_heads);
+                          f->fused_qkv ? query + kv : 0, "o", c->num_kv_heads, c->head_dim,
+                          c->head_dim, c->num_heads / c->num_kv_heads);
     else
         graph_smooth_rows(g, f->fused_gate_up ? "mlp.gate_up_proj" : "mlp.up_proj",
                           f->fused_gate_up ? wide : 0, "down", 1, wide, wide, 1);
@@ -100,11 +100,13 @@ graph_value arch_mixture(const model_config *c, block_graph *g, graph_value h)
     if (c->shared_width == 0)
         return m;
     graph_unit unit = graph_linears(g, h, "shared_gate_up");
-    graph_value gate = graph_linear(g, unit, "mlp.shared_experts.gate_proj", c->shared_width, false);
+    graph_value gate = graph_linear(g, unit, "mlp.shared_experts.gate_proj", c->shared_width,
+                                    false);
     graph_value up = graph_linear(g, unit, "mlp.shared_experts.up_proj", c->shared_width, false);
     gate = graph_gate(g, gate, up, GATE_SILU);
-    graph_add(g, m, graph_single(g, gate, "shared_down", "mlp.shared_experts.down_proj",
-                                 c->hidden_size, false));
+    graph_add(g, m,
+              graph_single(g, gate, "shared_down", "mlp.shared_experts.down_proj", c->hidden_size,
+                           false));
     return m;
 }
 

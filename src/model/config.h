@@ -19,16 +19,16 @@ typedef struct model_config {
     bool has_local_rope; /* layers with a window turn by another one */
     rope_config local_rope;
     bool attention_bias, mlp_bias, tie_word_embeddings;
-    bool has_dtype;        /* torch_dtype or dtype is given */
-    bool has_two_dtypes;   /* both are, and they disagree */
-    tare_dtype dtype;      /* of a model without: that of its weights */
-    size_t value_dim;      /* of a head's values; head_dim but in latent attention */
+    bool has_dtype;                       /* torch_dtype or dtype is given */
+    bool has_two_dtypes;                  /* both are, and they disagree */
+    tare_dtype dtype;                     /* of a model without: that of its weights */
+    size_t value_dim;                     /* of a head's values; head_dim but in latent attention */
     size_t query_rank, kv_rank, rope_dim; /* of latent attention: q_lora_rank (0: queries have one
                                              linear), kv_lora_rank, qk_rope_head_dim */
-    const bool *sparse;   /* [num_layers] which have experts; NULL: none. In the arena */
-    route_spec route;     /* of those */
+    const bool *sparse; /* [num_layers] which have experts; NULL: none. In the arena */
+    route_spec route;   /* of those */
     experts_spec experts;
-    size_t shared_width;  /* of what all rows go through beside them; 0: nothing */
+    size_t shared_width;   /* of what all rows go through beside them; 0: nothing */
     const size_t *windows; /* [num_layers] sliding window in tokens, 0: none; NULL: none anywhere.
                               In the arena */
 } model_config;

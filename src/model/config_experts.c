@@ -1,5 +1,5 @@
-/* Mixtures of experts and latent attention in config.json (spec/models.md 1.8, 1.9): everything that
- * a forward pass relies on is checked here. */
+/* Mixtures of experts and latent attention in config.json (spec/models.md 1.8, 1.9): everything
+ * that a forward pass relies on is checked here. */
 #include <math.h>
 #include <string.h>
 
@@ -192,8 +192,7 @@ tare_status parse_latent_sizes(parse *p)
         return REFUSE(p, "qk_rope_head_dim %zu is odd; rotary embedding needs an even one",
                       c->rope_dim);
     if (c->num_heads * (c->head_dim + c->value_dim) > MAX_DIM)
-        return REFUSE(p, "num_attention_heads %zu times their sizes is out of range",
-                      c->num_heads);
+        return REFUSE(p, "num_attention_heads %zu times their sizes is out of range", c->num_heads);
 done:
     return status;
 }

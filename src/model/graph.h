@@ -59,8 +59,8 @@ typedef struct norm_spec {
 } norm_spec;
 
 /* Who of a mixture of experts sees a row (spec/models.md 1.8, 1.9). The scores of the router's
- * output are taken over all experts, in FP32; with groups only the experts of the best groups can be
- * chosen. */
+ * output are taken over all experts, in FP32; with groups only the experts of the best groups can
+ * be chosen. */
 typedef enum route_scores { ROUTE_SOFTMAX, ROUTE_SIGMOID } route_scores;
 
 typedef struct route_spec {
@@ -78,7 +78,7 @@ typedef struct route_spec {
  * block's own, expert by expert: gate, up, down. */
 enum { EXPERT_LINEARS = 3, EXPERT_UNITS = 2 };
 typedef struct experts_spec {
-    size_t count; /* 0: the block has none */
+    size_t count;                      /* 0: the block has none */
     const char *module;                /* "mlp.experts" */
     const char *names[EXPERT_LINEARS]; /* "gate_proj", "up_proj", "down_proj" */
     size_t width, columns;             /* inside; of what they read and put out */
@@ -116,9 +116,9 @@ typedef enum gate_activation { GATE_SILU, GATE_GELU_TANH } gate_activation;
 typedef struct graph_node {
     node_kind kind;
     graph_value in[3], out;
-    size_t index; /* NORM: of the block's norms; LINEARS: of its units; SPLIT: how many parts */
-    size_t width; /* NORM; ROPE: columns of each head that turn */
-    size_t skip;  /* ROPE: columns of each query head in front of them */
+    size_t index;   /* NORM: of the block's norms; LINEARS: of its units; SPLIT: how many parts */
+    size_t width;   /* NORM; ROPE: columns of each head that turn */
+    size_t skip;    /* ROPE: columns of each query head in front of them */
     size_t head[2]; /* ROPE: columns of a head of in[0] and of in[1]; LATENT, ATTEND: of a head's
                        keys, and of its values */
     rope_pairing pairing;

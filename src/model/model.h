@@ -48,13 +48,13 @@ struct tare_model {
     checkpoint *checkpoint;
     stored_weight embedding; /* [vocab, hidden] */
     const tensor_info *final_norm;
-    bool head_is_tied;     /* the embedding serves: there is no lm_head.weight in the checkpoint, or
-                            * one that differs, which is left out */
-    bool head_is_unlike;   /* in memory: not the embedding, though config.json ties them */
+    bool head_is_tied;   /* the embedding serves: there is no lm_head.weight in the checkpoint, or
+                          * one that differs, which is left out */
+    bool head_is_unlike; /* in memory: not the embedding, though config.json ties them */
     block_graph graphs[BLOCK_KINDS]; /* of its blocks; without nodes: there is no such block */
-    model_block *blocks;   /* [config.num_layers] */
-    model_linear *linears; /* [num_linears] in module order, the head last */
-    model_unit *units;     /* [num_units], the head's last */
+    model_block *blocks;             /* [config.num_layers] */
+    model_linear *linears;           /* [num_linears] in module order, the head last */
+    model_unit *units;               /* [num_units], the head's last */
     size_t num_linears, num_units;
     model_linear *head;
     stored_weight *extra; /* tensors of modules that the architecture does not have

@@ -56,7 +56,8 @@ static bool is_in_block(const block_graph *graph, const char *name)
     return false;
 }
 
-tensor_use tensor_use_of(const model_config *config, const block_graph graphs[BLOCK_KINDS], const char *name)
+tensor_use tensor_use_of(const model_config *config, const block_graph graphs[BLOCK_KINDS],
+                         const char *name)
 {
     static const char layers[] = "model.layers.";
     static const char *const modules[] = {"model.embed_tokens", "model.norm", "lm_head"};

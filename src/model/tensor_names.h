@@ -13,6 +13,7 @@ typedef enum tensor_use {
 } tensor_use;
 
 /* `graphs`: of the blocks, one for those without experts and one for those with. */
-tensor_use tensor_use_of(const model_config *config, const block_graph graphs[BLOCK_KINDS], const char *name);
+tensor_use tensor_use_of(const model_config *config, const block_graph graphs[BLOCK_KINDS],
+                         const char *name);
 
 #endif

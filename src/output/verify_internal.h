@@ -21,7 +21,7 @@ typedef struct verify {
     tare_verify_result *result;
     checkpoint *base; /* NULL: no --base */
     const char *base_dir;
-    const model_config *base_config; /* NULL: not known */
+    const model_config *base_config;      /* NULL: not known */
     block_graph base_graphs[BLOCK_KINDS]; /* of its blocks */
     reader output;
     base_error errors[SCHEMES];

@@ -74,7 +74,9 @@ static tare_status declare_block(run *r, const model_block *b)
 {
     tare_status status = TARE_OK;
     TRY(declare_attention(r, b->index));
-    for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++) {
+    if (b->correction)
+        TRY(declare_float(r, b->correction));
+    for (size_t i = b->first_linear; i < b->end_linear; i++) {
         TRY(declare_kv_cache(r, b->index, &r->model->linears[i]));
         TRY(declare_linear(r, &r->model->linears[i], &r->plan->linears[i]));
     }

@@ -160,7 +160,7 @@ static void add_linear(weight_pieces *w, const model_linear *l, const linear_pla
 /* The linears of a block that are float or not. */
 static void add_linears(weight_pieces *w, const model_block *b, bool floats)
 {
-    for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++) {
+    for (size_t i = b->first_linear; i < b->end_linear; i++) {
         if (plan_is_float(&w->plan->linears[i]) == floats)
             add_linear(w, &w->plan->env->model->linears[i], &w->plan->linears[i]);
     }
@@ -189,7 +189,7 @@ static void add_observed_layer(weight_pieces *w, const model_block *b)
 
 static void add_layer(weight_pieces *w, const model_block *b)
 {
-    for (size_t i = b->first_linear; i < b->first_linear + b->graph->num_linears; i++)
+    for (size_t i = b->first_linear; i < b->end_linear; i++)
         add_linear(w, &w->plan->env->model->linears[i], &w->plan->linears[i]);
     for (size_t i = 0; i < b->graph->num_norms; i++) {
         size_t norm = graph_norm_in_order(b->graph, i);
@@ -204,6 +204,10 @@ static void add_layers(weight_pieces *w)
     add_tensor(w, &m->embedding);
     for (size_t layer = 0; layer < m->config.num_layers; layer++) {
         w->part = PART_LAYERS + layer;
+        if (m->blocks[layer].correction) {
+            stored_weight correction = stored_whole(m->blocks[layer].correction);
+            add_tensor(w, &correction);
+        }
         (w->plan->weights_alone ? add_layer : add_observed_layer)(w, &m->blocks[layer]);
     }
 }

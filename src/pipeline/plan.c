@@ -3,6 +3,22 @@
 
 #include "pipeline/run.h"
 
+/* Of a block with the graph `g`; those behind its own are experts'. */
+static void list_block(run_plan *plan, const model_block *b)
+{
+    const tare_model *m = plan->env->model;
+    const block_graph *g = b->graph;
+    bool mixed = m->graphs[BLOCK_EXPERTS].num_nodes > 0;
+    for (size_t i = b->first_linear; i < b->end_linear; i++) {
+        linear_plan *l = &plan->linears[i];
+        size_t own = i - b->first_linear;
+        bool expert = own >= g->num_linears;
+        l->stays_float = !expert && g->linears[own].stays_float;
+        l->is_mlp = mixed && (expert || !strstr(m->linears[i].name, ".self_attn."));
+        l->mixture = expert ? b->index + 1 : 0;
+    }
+}
+
 static void list_linears(run_plan *plan)
 {
     const tare_model *m = plan->env->model;
@@ -10,6 +26,8 @@ static void list_linears(run_plan *plan)
         plan->linears[i] = (linear_plan){.name = m->linears[i].name,
                                          .unit = m->linears[i].unit,
                                          .is_head = linear_is_head(m, &m->linears[i])};
+    for (size_t i = 0; i < m->config.num_layers; i++)
+        list_block(plan, &m->blocks[i]);
 }
 
 static tare_status check_kv_cache(const run_plan *plan)
@@ -61,6 +79,19 @@ done:
     return status;
 }
 
+/* What samples cannot pass yet, behind quantized layers. */
+static tare_status check_calibrates(const run_plan *plan)
+{
+    const tare_model *m = plan->env->model;
+    bool latent = m->config.arch->latent_attention, mixed = m->graphs[BLOCK_EXPERTS].num_nodes > 0;
+    if (!latent && !mixed)
+        return TARE_OK;
+    return TARE_FAIL(plan->env->ctx, TARE_E_MODEL,
+                     "%s: calibration of %s is not supported yet; without prompts --scheme "
+                     "w8a8_dynamic and w8a16 quantize the weights",
+                     m->dir, latent ? "latent attention" : "mixtures of experts");
+}
+
 tare_status plan_linears(run_plan *plan)
 {
     tare_status status = TARE_OK;
@@ -78,6 +109,8 @@ tare_status plan_linears(run_plan *plan)
     plan->weights_alone = e->goal == GOAL_OUTPUT && !plan_uses_static(plan) && !plan->smooths &&
                           !e->recipe->fa_quant && !e->recipe->kv_cache;
     plan->calibrates = !plan->weights_alone && !e->options->statistics;
+    if (!plan->weights_alone)
+        TRY(check_calibrates(plan));
     plan->keeps_statistics = plan->calibrates && e->goal == GOAL_OUTPUT && !e->tape;
 done:
     return status;

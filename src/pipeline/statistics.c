@@ -216,7 +216,8 @@ size_t statistics_bytes(const run_plan *plan)
 {
     enum { TENSOR = 3 * sizeof(tensor_info) + 1024, RECORD = 256 << 10, LINEAR = 128 };
     const tare_model *m = plan->env->model;
-    size_t a_layer = 5 * model_graph(m)->num_units + 6 + 4 * model_graph(m)->num_pairs + model_graph(m)->num_linears;
+    size_t a_layer = 5 * model_graph(m)->num_units + 6 + 4 * model_graph(m)->num_pairs +
+                     model_graph(m)->num_linears;
     if (!plan->keeps_statistics)
         return 0;
     return RECORD + 4 * m->num_linears * LINEAR + file_write_bytes() +

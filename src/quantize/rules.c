@@ -164,12 +164,83 @@ static void complete_unit(const tare_recipe *r, linear_plan *linears, size_t cou
     }
 }
 
+/* ---- experts ---- */
+
+static bool is_static(const linear_plan *l)
+{
+    return scheme_of(l->scheme)->activations == ACT_STATIC;
+}
+
+static tare_status refuse_static_expert(const tare_recipe *r, const linear_plan *l)
+{
+    return TARE_FAIL(
+        r->ctx, TARE_E_USAGE,
+        "%s would be %s (by %s), for which no engine has a kernel in experts; possible: "
+        "w8a8_dynamic, float",
+        l->name, scheme_of(l->scheme)->name, rule_text(l));
+}
+
+/* Engines read the type of all experts from the first. */
+static tare_status settle_mixture(const tare_recipe *r, linear_plan *experts, size_t count)
+{
+    size_t floats = 0;
+    const linear_plan *named = NULL;
+    for (size_t i = 0; i < count; i++) {
+        const linear_plan *l = &experts[i];
+        if (is_static(l))
+            return refuse_static_expert(r, l);
+        if (l->scheme != experts[0].scheme && (l->why == WHY_MIX || experts[0].why == WHY_MIX))
+            return TARE_FAIL(
+                r->ctx, TARE_E_USAGE,
+                "mix: engines take all experts of a layer to be of one type: %s (%s, by "
+                "%s) and %s (%s, by %s)",
+                experts[0].name, scheme_of(experts[0].scheme)->name, rule_text(&experts[0]),
+                l->name, scheme_of(l->scheme)->name, rule_text(l));
+        floats += plan_is_float(l);
+        named = plan_is_float(l) && !named ? l : named;
+    }
+    if (floats == 0 || floats == count)
+        return TARE_OK;
+    TARE_WARN(r->ctx,
+              "all experts of its layer are kept float, as %s is: engines take them to be of "
+              "one type",
+              named->name);
+    for (size_t i = 0; i < count; i++) {
+        if (!plan_is_float(&experts[i]))
+            decide(&experts[i], SCHEME_FLOAT, WHY_EXPERTS, NULL);
+    }
+    return TARE_OK;
+}
+
+static tare_status settle_mixtures(const tare_recipe *r, linear_plan *linears, size_t count)
+{
+    tare_status status = TARE_OK;
+    for (size_t first = 0, end; first < count && status == TARE_OK; first = end) {
+        end = first + 1;
+        while (end < count && linears[end].mixture == linears[first].mixture)
+            end++;
+        if (linears[first].mixture)
+            status = settle_mixture(r, linears + first, end - first);
+    }
+    return status;
+}
+
+/* The run's own scheme. */
+static void decide_by_scheme(const tare_recipe *r, linear_plan *l)
+{
+    decide(l, recipe_scheme(r), WHY_SCHEME, NULL);
+    if (l->is_mlp && is_static(l))
+        l->scheme = SCHEME_W8A8_DYNAMIC;
+    if (l->stays_float)
+        decide(l, SCHEME_FLOAT, WHY_KEPT, NULL);
+}
+
 tare_status rules_apply(const tare_recipe *r, linear_plan *linears, size_t count,
                         const char *const *extra, size_t num_extra)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < count; i++)
-        decide(&linears[i], recipe_scheme(r), WHY_SCHEME, NULL);
+        decide_by_scheme(r, &linears[i]);
     for (size_t i = 0; i < r->disable_names.count; i++)
         TRY(apply_name(r, r->disable_names.items[i], linears, count, extra, num_extra));
     for (size_t i = 0; i < count; i++) {
@@ -182,6 +253,7 @@ tare_status rules_apply(const tare_recipe *r, linear_plan *linears, size_t count
         TRY(check_unit(r, linears + first, end - first));
         complete_unit(r, linears + first, end - first);
     }
+    TRY(settle_mixtures(r, linears, count));
 done:
     return status;
 }

@@ -14,13 +14,19 @@ typedef enum plan_reason {
     WHY_NAME,   /* an entry of disable_names */
     WHY_HEAD,   /* disable_last_linear */
     WHY_FUSED,  /* a linear that engines fuse it with is float */
-    WHY_LEVEL   /* disable_level */
+    WHY_LEVEL,  /* disable_level */
+    WHY_KEPT,   /* no engine quantizes it: a router, kv_b_proj */
+    WHY_EXPERTS /* another expert of its layer is float */
 } plan_reason;
 
 typedef struct linear_plan {
     const char *name; /* module name */
     size_t unit;      /* equal for linears that engines fuse, which stand next to each other */
     bool is_head;
+    bool stays_float;     /* whatever is said of it */
+    bool is_mlp;          /* in a model with experts, which engines take per token at most */
+    size_t mixture;       /* equal for all experts of a layer, which stand next to each other; 0: it
+                             is no expert's */
     linear_scheme scheme; /* out, from here on */
     plan_reason why;
     const char *rule; /* the entry of MIX and NAME; the recipe's */
@@ -37,12 +43,14 @@ static inline bool plan_is_float(const linear_plan *l)
     return l->scheme == SCHEME_FLOAT;
 }
 
-/* Everything but disable_level. Entries are names or patterns (in compat too, where the reference
- * knows names alone for disable_names and refuses a pattern, so that shipped recipes work). `extra`
- * [num_extra] are further module names that disable_names may name without effect here (attention
- * modules). An entry that matches nothing: TARE_E_USAGE with the nearest names. A unit of which
- * disable_names leaves a part float is completed with a warning (compat: left as given, with a
- * warning); a mix that splits a unit is TARE_E_USAGE that names both rules (compat: a warning). */
+/* Everything but disable_level. An MLP of a model with experts is W8A8_DYNAMIC where the run's own
+ * scheme is static; experts cannot be static, and those of a layer have one type (spec/schemes.md
+ * 8). Entries are names or patterns (in compat too, where the reference knows names alone for
+ * disable_names and refuses a pattern, so that shipped recipes work). `extra` [num_extra] are
+ * further module names that disable_names may name without effect here (attention modules). An
+ * entry that matches nothing: TARE_E_USAGE with the nearest names. A unit of which disable_names
+ * leaves a part float is completed with a warning (compat: left as given, with a warning); a mix
+ * that splits a unit is TARE_E_USAGE that names both rules (compat: a warning). */
 tare_status rules_apply(const tare_recipe *recipe, linear_plan *linears, size_t count,
                         const char *const *extra, size_t num_extra);
 

@@ -221,7 +221,6 @@ void attention_forward(const tare_context *ctx, const attention_shape *shape, co
 size_t attention_scratch_size(const attention_shape *shape)
 {
     return GEMM_DEPTH * GEMM_PANEL +
-           most_rows(shape) *
-               (GEMM_DEPTH + round_to_panel(attention_value_dim(shape)) +
-                round_to_panel(shape->tokens));
+           most_rows(shape) * (GEMM_DEPTH + round_to_panel(attention_value_dim(shape)) +
+                               round_to_panel(shape->tokens));
 }

@@ -447,12 +447,12 @@ static void test_uses_of_tensors(void **state)
                          "{\"model_type\": \"qwen3\", \"attention_bias\": true, "
                          "\"num_key_value_heads\": 1, " GEOMETRY "}",
                          &qwen3));
-    block_graph llama_block, qwen3_block;
-    llama.arch->block(&llama, &llama_block);
-    qwen3.arch->block(&qwen3, &qwen3_block);
+    block_graph llama_blocks[BLOCK_KINDS], qwen3_blocks[BLOCK_KINDS];
+    model_config_graphs(&llama, llama_blocks);
+    model_config_graphs(&qwen3, qwen3_blocks);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        tensor_use in_llama = tensor_use_of(&llama, &llama_block, cases[i].name),
-                   in_qwen3 = tensor_use_of(&qwen3, &qwen3_block, cases[i].name);
+        tensor_use in_llama = tensor_use_of(&llama, llama_blocks, cases[i].name),
+                   in_qwen3 = tensor_use_of(&qwen3, qwen3_blocks, cases[i].name);
         if (in_llama != cases[i].llama || in_qwen3 != cases[i].qwen3)
             fail_msg("%s: %d, %d", cases[i].name, (int)in_llama, (int)in_qwen3);
     }
