@@ -87,6 +87,7 @@ static void lay_out(carver *c, void *component)
     attention_shape shape = layer_attention_shape(&room->model->config, 0, room->longest);
     size_t columns = size_max(room->model->graphs[BLOCK_PLAIN].columns,
                               room->model->graphs[BLOCK_EXPERTS].columns);
+    columns = size_max(columns, room->model->expert.columns);
     room->w->values = carve(c, room->w->rows, columns * sizeof(float));
     room->w->attention_scratch = carve(c, room->threads,
                                        attention_scratch_size(&shape) * sizeof(float));

@@ -182,6 +182,17 @@ graph_value graph_experts(block_graph *g, graph_value x, graph_value routing,
     return node->out;
 }
 
+void graph_expert(const experts_spec *e, block_graph *g)
+{
+    graph_value x = graph_input(g, e->columns);
+    graph_unit unit = graph_linears(g, x, "expert_gate_up");
+    graph_value gate = graph_linear(g, unit, e->names[0], e->width, false);
+    graph_value up = graph_linear(g, unit, e->names[1], e->width, false);
+    gate = graph_gate(g, gate, up, GATE_SILU);
+    graph_single(g, gate, "expert_down", e->names[2], e->columns, false);
+    graph_finish(g);
+}
+
 void graph_keep_float(block_graph *g)
 {
     g->linears[g->num_linears - 1].stays_float = true;
@@ -326,24 +337,64 @@ static size_t end_of_linears(const block_graph *g, size_t unit)
     return g->units[unit].first + g->units[unit].count;
 }
 
-size_t graph_segments(const block_graph *g, graph_cut cut, bool keep_rows,
-                      block_segment out[BLOCK_UNITS])
+/* The node that experts are; num_nodes: none. */
+static size_t experts_node(const block_graph *g)
 {
-    size_t count = 0;
-    block_segment s = {0};
+    size_t n = 0;
+    while (n < g->num_nodes && g->nodes[n].kind != NODE_EXPERTS)
+        n++;
+    return n;
+}
+
+void graph_leave_out_experts(block_graph *g)
+{
+    size_t node = experts_node(g);
+    if (node == g->num_nodes)
+        return;
+    while (g->nodes[g->num_units ? node_of_unit(g, g->num_units - 1) : 0].kind == NODE_LINEARS &&
+           node_of_unit(g, g->num_units - 1) > node)
+        g->num_units--;
+    g->num_linears = end_of_linears(g, g->num_units - 1);
+    g->num_nodes = node - 1; /* the router's choice stands in front of them */
+    g->experts.count = 0;
+}
+
+/* Appends a segment that ends before a node and behind a unit. */
+static void end_segment(const block_graph *g, size_t node, size_t units, block_segment *out,
+                        size_t *count)
+{
+    block_segment *s = &out[(*count)++];
+    const block_segment *last = *count > 1 ? s - 1 : NULL;
+    assert(*count <= BLOCK_SEGMENTS);
+    *s = (block_segment){.first_node = last ? last->end_node : 0,
+                         .end_node = node,
+                         .first_unit = last ? last->end_unit : 0,
+                         .end_unit = units,
+                         .first_linear = last ? last->end_linear : 0,
+                         .end_linear = units ? end_of_linears(g, units - 1) : 0};
+    s->experts = s->first_node < g->num_nodes && g->nodes[s->first_node].kind == NODE_EXPERTS;
+    if (last)
+        s->num_carried = carried_at(g, s->first_node, s->carried);
+}
+
+size_t graph_segments(const block_graph *g, graph_cut cut, bool keep_rows,
+                      block_segment out[BLOCK_SEGMENTS])
+{
+    size_t count = 0, experts = experts_node(g);
     for (size_t u = 0; u < g->num_units; u++) {
         bool last = u + 1 == g->num_units;
+        size_t next = last ? g->num_nodes : node_of_unit(g, u + 1);
+        if (node_of_unit(g, u) < experts && experts < next) { /* between this unit and the next */
+            end_segment(g, experts, u + 1, out, &count);
+            end_segment(g, experts + 1, u + 1, out, &count);
+            if (last)
+                end_segment(g, g->num_nodes, u + 1, out, &count);
+            continue;
+        }
         size_t at = last ? g->num_nodes : best_cut(g, u);
         bool may = cut == CUT_UNITS || (cut == CUT_PARTS && carried_columns(g, at) == 0);
-        if (!last && (!may || (keep_rows && rows_pair_across(g, u))))
-            continue;
-        s.end_node = at;
-        s.end_unit = u + 1;
-        s.end_linear = end_of_linears(g, u);
-        out[count++] = s;
-        s = (block_segment){.first_node = at, .first_unit = u + 1, .first_linear = s.end_linear};
-        if (!last)
-            s.num_carried = carried_at(g, at, s.carried);
+        if (last || (may && !(keep_rows && rows_pair_across(g, u))))
+            end_segment(g, at, u + 1, out, &count);
     }
     return count;
 }

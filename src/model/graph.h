@@ -27,6 +27,7 @@ enum {
     BLOCK_NORMS = 8,
     BLOCK_PAIRS = 8,
     UNIT_LINEARS = 4,
+    BLOCK_SEGMENTS = BLOCK_UNITS + 2,
     SEGMENT_VALUES = 4
 };
 
@@ -147,6 +148,7 @@ typedef struct block_graph {
 /* A stretch of a block that can be run by itself: its nodes, and the units and linears that run in
  * them. */
 typedef struct block_segment {
+    bool experts; /* its only node is NODE_EXPERTS */
     size_t first_node, end_node, first_unit, end_unit, first_linear, end_linear;
     /* Values of earlier segments that it needs beside the block's input. */
     graph_value carried[SEGMENT_VALUES];
@@ -195,6 +197,11 @@ void graph_add(block_graph *g, graph_value x, graph_value y);
 graph_value graph_route(block_graph *g, graph_value scores, const route_spec *route);
 graph_value graph_experts(block_graph *g, graph_value x, graph_value routing,
                           const experts_spec *experts);
+/* The graph of one expert: value 0 is what it reads, the last value what it makes of that. */
+void graph_expert(const experts_spec *experts, block_graph *out);
+/* What is left of a block without its experts and what stands behind them: a graph that can be run,
+ * if not for its result. */
+void graph_leave_out_experts(block_graph *g);
 /* The last linear added stays float. */
 void graph_keep_float(block_graph *g);
 /* The last norm added has an eps of its own. */
@@ -211,9 +218,10 @@ void graph_finish(block_graph *g);
 /* ---- cutting ---- */
 
 /* The segments, in order; how many. Between two units the block is cut where the fewest columns go
- * on. With `keep_rows` the two sides of a pair whose source is a linear stay together. */
+ * on. With `keep_rows` the two sides of a pair whose source is a linear stay together. Experts are
+ * a segment of their own in any case. */
 size_t graph_segments(const block_graph *g, graph_cut cut, bool keep_rows,
-                      block_segment out[BLOCK_UNITS]);
+                      block_segment out[BLOCK_SEGMENTS]);
 /* Does the norm stand in a segment (NULL: the block)? */
 bool segment_has_norm(const block_graph *g, const block_segment *s, size_t norm);
 /* Does attention? */

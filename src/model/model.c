@@ -151,11 +151,26 @@ done:
     return status;
 }
 
+model_block expert_block(const tare_model *m, const model_block *b, size_t expert,
+                         char name[EXPERT_NAME])
+{
+    size_t first = b->first_linear + b->graph->num_linears + expert * EXPERT_LINEARS;
+    snprintf(name, EXPERT_NAME, "%s.%s.%zu", b->name, b->graph->experts.module, expert);
+    return (model_block){.name = name,
+                         .graph = &m->expert,
+                         .index = b->index,
+                         .first_linear = first,
+                         .end_linear = first + EXPERT_LINEARS,
+                         .first_unit = b->first_unit + b->graph->num_units + expert * EXPERT_UNITS};
+}
+
 static tare_status lay_blocks(tare_model *m)
 {
     const model_config *c = &m->config;
     size_t linears = 0, units = 0;
     model_config_graphs(c, m->graphs);
+    if (m->graphs[BLOCK_EXPERTS].experts.count)
+        graph_expert(&m->graphs[BLOCK_EXPERTS].experts, &m->expert);
     m->blocks = arena_calloc(&m->arena, c->num_layers, sizeof *m->blocks);
     if (!m->blocks)
         return TARE_E_MEMORY;

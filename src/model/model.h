@@ -51,6 +51,7 @@ struct tare_model {
     bool head_is_tied;   /* the embedding serves: there is no lm_head.weight in the checkpoint, or
                           * one that differs, which is left out */
     bool head_is_unlike; /* in memory: not the embedding, though config.json ties them */
+    block_graph expert;  /* of each of its experts, if it has any */
     block_graph graphs[BLOCK_KINDS]; /* of its blocks; without nodes: there is no such block */
     model_block *blocks;             /* [config.num_layers] */
     model_linear *linears;           /* [num_linears] in module order, the head last */
@@ -83,6 +84,16 @@ static inline const model_linear *expert_linear(const tare_model *m, const model
 static inline size_t block_experts(const model_block *b)
 {
     return b->graph->experts.count;
+}
+
+/* An expert as a block of its own; its name is printed to `name`. */
+enum { EXPERT_NAME = 256 };
+model_block expert_block(const tare_model *m, const model_block *b, size_t expert,
+                         char name[EXPERT_NAME]);
+
+static inline block_kind block_kind_of(const model_block *b)
+{
+    return block_experts(b) ? BLOCK_EXPERTS : BLOCK_PLAIN;
 }
 
 /* A graph that the model has: what names alone are asked of. */

@@ -31,6 +31,12 @@ typedef struct calibration {
     float *mixed;              /* [rows, k] fake-quantized input where float arithmetic is needed */
 } calibration;
 
+/* Experts are never static, so that nobody would ask for theirs. */
+static bool keeps_statistics(const calibration *c)
+{
+    return c->plan->keeps_statistics && !c->work->is_expert;
+}
+
 /* ---- input of a group ---- */
 
 static tare_status observe(calibration *c, graph_unit unit, const batch *b, const float *x,
@@ -39,6 +45,8 @@ static tare_status observe(calibration *c, graph_unit unit, const batch *b, cons
     tare_status status = TARE_OK;
     run *r = c->run;
     for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
+        if (b->lengths[i] == 0) /* of an expert that none of its tokens chose */
+            continue;
         status = observer_update(r->ctx, c->observers[unit], x + row * k, b->lengths[i] * k);
         if (status == TARE_OK && c->is_static[unit])
             status = observer_params(r->ctx, c->observers[unit], &c->sample_params[i]);
@@ -46,8 +54,10 @@ static tare_status observe(calibration *c, graph_unit unit, const batch *b, cons
             return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
                              c->out->work.block->graph->units[unit].kind, b->first + i);
     }
-    if (c->is_static[unit])
-        c->out->params[unit] = c->sample_params[b->samples - 1];
+    for (size_t i = 0; c->is_static[unit] && i < b->samples; i++) {
+        if (b->lengths[i] > 0)
+            c->out->params[unit] = c->sample_params[i];
+    }
     if (c->ranges[unit].low)
         channel_range_update(r->ctx, &c->ranges[unit], x, b->rows, k);
     return TARE_OK;
@@ -265,7 +275,7 @@ static void lay_out_buffers(carver *c, void *component)
     else
         b->quantized = carve(c, b->rows, k);
     for (size_t u = b->work->segment->first_unit;
-         plan->keeps_statistics && u < b->work->segment->end_unit; u++) {
+         keeps_statistics(b) && u < b->work->segment->end_unit; u++) {
         size_t channels = b->work->block->graph->units[u].k;
         b->ranges[u].low = carve(c, channels, sizeof(int32_t));
         b->ranges[u].high = carve(c, channels, sizeof(int32_t));
@@ -291,7 +301,7 @@ static tare_status create_observers(calibration *c)
         graph_unit unit = s->block->graph->linears[i].unit;
         const linear_score *score = &r->scores[s->block->first_linear + i];
         c->is_static[unit] |= c->out->linears[i].activations == ACT_STATIC;
-        if ((c->is_static[unit] || r->plan->keeps_statistics) && !c->observers[unit])
+        if ((c->is_static[unit] || keeps_statistics(c)) && !c->observers[unit])
             TRY(observer_create(r->ctx, observer_kind_of(r->env, score), &r->env->num,
                                 &c->observers[unit]));
     }
@@ -354,7 +364,7 @@ tare_status calibrate_segment(run *r, layer_output *out)
     run_spent(r, WORK_ROWS);
     if (c.fa)
         TRY(attention_finish(r, s->block->index, c.fa));
-    if (r->statistics)
+    if (r->statistics && keeps_statistics(&c))
         TRY(keep_statistics(&c));
 done:
     calibration_free(&c);

@@ -283,6 +283,10 @@ tare_status float_segment_pass(run *r, const segment_work *s, layer_source *sour
     block_norms norms = {0};
     const model_block *block = s->block;
     float_work w = {.run = r, .block = block, .work = *s, .linears = {.model = r->model}};
+    if (s->is_expert) { /* nothing is asked of it but its part of the stream */
+        float_block_borrow(r->model, block, r->env->compute, source->raw, &w.linears);
+        return forward(&w, &norms);
+    }
     TRY(alloc_scoring(&w));
     if (r->env->goal == GOAL_SCORES)
         TRY(create_selectors(&w));
@@ -370,6 +374,10 @@ void float_segment_hold(ledger *l, const segment_work *s)
 {
     const run_plan *plan = l->plan;
     const ledger before = *l;
+    if (s->is_expert) {
+        ledger_moment(l, s->block->name, forward_bytes(plan, s));
+        return;
+    }
     size_t vectors = smoothing_solves(plan) ? smoothing_layer_bytes(plan, s->block) : 0;
     size_t carried = carried_bytes(l, s, true, plan->float_tokens);
     if (kv_cache_of_floats(plan))
@@ -446,13 +454,27 @@ static tare_status put_float_row(void *user, size_t index, const float *x)
     return stream_put(r->floats.states, index, 1, x);
 }
 
+static tare_status float_expert(run *r, const segment_work *s)
+{
+    layer_source source = {0};
+    tare_status status = layer_source_load(r, s, &source);
+    if (status == TARE_OK)
+        status = TARE_WRAP(r->ctx, float_segment_pass(r, s, &source), "%s", s->block->name);
+    layer_source_free(r, &source);
+    return status;
+}
+
 static tare_status float_block_pass(run *r, const model_block *block)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; i < r->plan->segments.count && status == TARE_OK; i++) {
+    for (size_t i = 0; i < plan_segment_count(r->plan, block) && status == TARE_OK; i++) {
         layer_source source = {0};
         segment_work s = plan_segment(r->plan, block, i);
         status = overlap_read(r, &s, &source);
+        if (status == TARE_OK && s.segment->experts) {
+            status = experts_run(r, &s, float_expert);
+            continue;
+        }
         if (status == TARE_OK)
             status = layer_source_load(r, &s, &source);
         if (status == TARE_OK)
@@ -462,13 +484,23 @@ static tare_status float_block_pass(run *r, const model_block *block)
     return status;
 }
 
+static void float_expert_hold(ledger *l, const segment_work *s)
+{
+    layer_source_hold(l, s);
+    float_segment_hold(l, s);
+}
+
 static void float_block_hold(ledger *l, const model_block *block)
 {
     size_t threads = overlap_bytes(l->plan, block->index, false);
     l->now[TERM_WEIGHTS] += threads;
-    for (size_t i = 0; i < l->plan->segments.count; i++) {
+    for (size_t i = 0; i < plan_segment_count(l->plan, block); i++) {
         const ledger before = *l;
         segment_work s = plan_segment(l->plan, block, i);
+        if (s.segment->experts) {
+            experts_hold(l, &s, false, true, float_expert_hold);
+            continue;
+        }
         l->now[TERM_ACTIVATIONS] += carried_bytes(l, &s, false, l->plan->float_tokens);
         layer_source_hold(l, &s);
         float_segment_hold(l, &s);

@@ -5,6 +5,7 @@
 #include "pipeline/run.h"
 #include "pipeline/statistics.h"
 #include "quantize/channel_range.h"
+#include "tensor/convert.h"
 
 /* ---- the weights as they are stored ---- */
 
@@ -108,10 +109,12 @@ static bool reads_first(const run_plan *plan)
     return plan->float_beside || plan->layout.overlap;
 }
 
+/* Experts are read and written in turn. */
 static tare_status read_source(segment_stage *g)
 {
     run *r = g->run;
-    tare_status status = overlap_read(r, &g->out.work, &g->source);
+    tare_status status = g->out.work.is_expert ? TARE_OK
+                                               : overlap_read(r, &g->out.work, &g->source);
     if (status == TARE_OK && reads_first(r->plan))
         status = layer_source_load(r, &g->out.work, &g->source);
     return status;
@@ -178,7 +181,8 @@ static tare_status calibrate(segment_stage *g)
 
 static tare_status write_result(segment_stage *g)
 {
-    return overlap_write(g->run, &g->out);
+    return g->out.work.is_expert ? layer_output_write(g->run, &g->out)
+                                 : overlap_write(g->run, &g->out);
 }
 
 static void hold_writing(ledger *l, const segment_work *s)
@@ -237,12 +241,46 @@ static void segment_hold(ledger *l, const segment_work *s)
     memcpy(l->now, before.now, sizeof l->now);
 }
 
+/* What steers the choice of experts, as it is written. */
+static tare_status write_correction(run *r, const model_block *b)
+{
+    tare_status status = TARE_OK;
+    float *values = NULL;
+    void *stored = NULL;
+    if (!b->correction)
+        return TARE_OK;
+    tensor_info t = output_tensor(r->env, b->correction);
+    TRY(model_read_vector(r->model, b->correction, &values));
+    TRY((stored = mem_alloc(r->ctx, t.bytes)) ? TARE_OK : TARE_E_MEMORY);
+    narrow_from_float(r->ctx, t.dtype, values, tensor_elements(&t), stored);
+    TRY(output_write_float(r->out, t.name, 0, stored, t.bytes));
+done:
+    mem_free(r->ctx, values);
+    mem_free(r->ctx, stored);
+    return status;
+}
+
+/* They are written from here, so that nobody else may write. */
+static tare_status quantize_experts(run *r, const segment_work *s)
+{
+    tare_status status = TARE_OK;
+    layer_source nothing = {0};
+    layer_output none = {.work = *s};
+    TRY(overlap_wait(r));
+    TRY(overlap_read(r, s, &nothing));
+    TRY(write_correction(r, s->block));
+    TRY(experts_run(r, s, quantize_segment));
+    TRY(overlap_write(r, &none));
+done:
+    return status;
+}
+
 tare_status quantize_block(run *r, const model_block *block)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; i < r->plan->segments.count; i++) {
+    for (size_t i = 0; i < plan_segment_count(r->plan, block); i++) {
         segment_work s = plan_segment(r->plan, block, i);
-        TRY(quantize_segment(r, &s));
+        TRY((s.segment->experts ? quantize_experts : quantize_segment)(r, &s));
     }
     TRY(statistics_layer(r, block));
 done:
@@ -254,9 +292,12 @@ void quantize_block_hold(ledger *l, const model_block *block)
 {
     size_t threads = overlap_bytes(l->plan, block->index, true);
     l->now[TERM_WEIGHTS] += threads;
-    for (size_t i = 0; i < l->plan->segments.count; i++) {
+    for (size_t i = 0; i < plan_segment_count(l->plan, block); i++) {
         segment_work s = plan_segment(l->plan, block, i);
-        segment_hold(l, &s);
+        if (s.segment->experts)
+            experts_hold(l, &s, true, l->plan->float_beside, segment_hold);
+        else
+            segment_hold(l, &s);
     }
     l->now[TERM_WEIGHTS] -= threads;
 }

@@ -24,9 +24,9 @@ static size_t most_batch_rows(const run_plan *plan)
 
 static size_t segments_of(const run_plan *plan, graph_cut cut)
 {
-    segment_list list;
-    plan_segments(plan, cut, &list);
-    return list.count;
+    segment_list lists[BLOCK_KINDS];
+    plan_segments(plan, cut, lists);
+    return size_max(lists[BLOCK_PLAIN].count, lists[BLOCK_EXPERTS].count);
 }
 
 static bool can_spill(const run_plan *plan)
@@ -43,7 +43,7 @@ static bool next_layout(const run_plan *plan, run_layout *l, bool may_spill)
         l->spill = true;
     } else if (l->whole_layer) {
         l->whole_layer = false;
-    } else if (l->cut == CUT_NONE && segments_of(plan, CUT_PARTS) > 1) {
+    } else if (l->cut == CUT_NONE && segments_of(plan, CUT_PARTS) > segments_of(plan, CUT_NONE)) {
         l->cut = CUT_PARTS;
     } else if (l->batch_rows > plan->env->samples.longest) {
         l->batch_rows = l->batch_rows / 2 > plan->env->samples.longest ? l->batch_rows / 2
@@ -63,7 +63,7 @@ void memory_plan_peak(const run_plan *plan, const run_layout *chosen, size_t fix
     run_plan candidate = *plan;
     ledger l;
     candidate.layout = *chosen;
-    plan_segments(plan, chosen->cut, &candidate.segments);
+    plan_segments(plan, chosen->cut, candidate.segments);
     ledger_begin(&l, &candidate, fixed);
     run_hold(&l, only);
     *out = l.peak;
@@ -284,5 +284,5 @@ tare_status memory_plan_make(const run_plan *plan, memory_plan *out)
 void memory_plan_pass(run_plan *plan, const memory_plan *m, run_pass pass, bool streams_exist)
 {
     plan->layout = pass_layout(plan, &m->layout, m->fixed, m->peak.total, pass, streams_exist);
-    plan_segments(plan, plan->layout.cut, &plan->segments);
+    plan_segments(plan, plan->layout.cut, plan->segments);
 }

@@ -19,9 +19,7 @@ struct run_overlap {
 static tare_status read_segment(void *user, size_t index, size_t slot)
 {
     run_overlap *o = user;
-    size_t of_block = o->run->plan->segments.count;
-    segment_work s = plan_segment(o->run->plan, &o->run->model->blocks[index / of_block],
-                                  index % of_block);
+    segment_work s = plan_segment_of_model(o->run->plan, index);
     return o->run->plan->layout.overlap ? layer_source_load(o->run, &s, &o->sources[slot])
                                         : TARE_OK;
 }
@@ -44,7 +42,7 @@ tare_status overlap_start(run *r)
     read_ahead_work w = {.user = r->overlap,
                          .read = read_segment,
                          .write = written ? write_segment : NULL,
-                         .count = r->model->config.num_layers * r->plan->segments.count,
+                         .count = plan_segments_of_model(r->plan),
                          .readers = threads,
                          .ahead = threads,
                          .behind = threads * written};
@@ -68,8 +66,10 @@ void overlap_stop(run *r)
 tare_status overlap_read(run *r, const segment_work *s, layer_source *out)
 {
     run_overlap *o = r->overlap;
-    const segment_list *list = &r->plan->segments;
-    o->index = s->block->index * list->count + (size_t)(s->segment - list->items);
+    const segment_list *list = &r->plan->segments[block_kind_of(s->block)];
+    o->index = (size_t)(s->segment - list->items);
+    for (size_t i = 0; i < s->block->index; i++)
+        o->index += plan_segment_count(r->plan, &r->model->blocks[i]);
     tare_status status = read_ahead_take(o->segments, o->index, &o->slot);
     if (status == TARE_OK) {
         *out = o->sources[o->slot];

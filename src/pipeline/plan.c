@@ -79,17 +79,22 @@ done:
     return status;
 }
 
-/* What samples cannot pass yet, behind quantized layers. */
+/* What latent attention has no place for. */
 static tare_status check_calibrates(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
-    bool latent = m->config.arch->latent_attention, mixed = m->graphs[BLOCK_EXPERTS].num_nodes > 0;
-    if (!latent && !mixed)
+    const tare_recipe *recipe = plan->env->recipe;
+    if (!m->config.arch->latent_attention)
         return TARE_OK;
-    return TARE_FAIL(plan->env->ctx, TARE_E_MODEL,
-                     "%s: calibration of %s is not supported yet; without prompts --scheme "
-                     "w8a8_dynamic and w8a16 quantize the weights",
-                     m->dir, latent ? "latent attention" : "mixtures of experts");
+    if (recipe->kv_cache)
+        return TARE_FAIL(
+            plan->env->ctx, TARE_E_USAGE,
+            "quant.kv_cache: latent attention keeps one narrow vector a token, for which "
+            "engines have no such scales");
+    if (recipe->fa_quant)
+        return TARE_FAIL(plan->env->ctx, TARE_E_MODEL,
+                         "%s: fa_quant of latent attention is not supported yet", m->dir);
+    return TARE_OK;
 }
 
 tare_status plan_linears(run_plan *plan)
@@ -173,23 +178,53 @@ size_t plan_batch_rows(const run_plan *plan)
 
 /* npy files are streams whose entries have one order: of a whole block. A layer that scores by
  * running again (compat) begins with its input alone. */
-void plan_segments(const run_plan *plan, graph_cut cut, segment_list *out)
+void plan_segments(const run_plan *plan, graph_cut cut, segment_list out[BLOCK_KINDS])
 {
+    const tare_model *m = plan->env->model;
     bool rows = plan->smooths &&
                 (plan->smooth.method == SMOOTH_M4 || plan->smooth.method == SMOOTH_M6);
     if (plan->env->save & SAVE_NUMPY || plan->env->tape)
         cut = CUT_NONE;
     if (cut == CUT_UNITS && plan->smooths && plan->wants_scores && plan->env->num.compat)
         cut = CUT_PARTS;
-    out->count = graph_segments(model_graph(plan->env->model), cut, rows, out->items);
+    for (int kind = 0; kind < BLOCK_KINDS; kind++)
+        out[kind].count = graph_segments(&m->graphs[kind], cut, rows, out[kind].items);
+}
+
+size_t plan_segment_count(const run_plan *plan, const model_block *block)
+{
+    return plan->segments[block_kind_of(block)].count;
 }
 
 segment_work plan_segment(const run_plan *plan, const model_block *block, size_t index)
 {
-    const segment_list *list = &plan->segments;
+    const segment_list *list = &plan->segments[block_kind_of(block)];
     return (segment_work){.block = block,
                           .segment = &list->items[index],
                           .next = index + 1 < list->count ? &list->items[index + 1] : NULL};
+}
+
+size_t plan_segments_of_model(const run_plan *plan)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < plan->env->model->config.num_layers; i++)
+        count += plan_segment_count(plan, &plan->env->model->blocks[i]);
+    return count;
+}
+
+segment_work plan_segment_of_model(const run_plan *plan, size_t index)
+{
+    const model_block *b = plan->env->model->blocks;
+    for (size_t count; index >= (count = plan_segment_count(plan, b)); b++)
+        index -= count;
+    return plan_segment(plan, b, index);
+}
+
+segment_work plan_expert(const run_plan *plan, const model_block *block, size_t expert)
+{
+    static const block_segment whole = {.end_node = 3, .end_unit = 2, .end_linear = EXPERT_LINEARS};
+    (void)plan;
+    return (segment_work){.block = block, .segment = &whole, .is_expert = true, .expert = expert};
 }
 
 size_t segment_first(const segment_work *s)

@@ -61,7 +61,7 @@ typedef struct run_layout {
 } run_layout;
 
 typedef struct segment_list {
-    block_segment items[BLOCK_UNITS];
+    block_segment items[BLOCK_SEGMENTS];
     size_t count;
 } segment_list;
 
@@ -69,6 +69,8 @@ typedef struct segment_list {
 typedef struct segment_work {
     const model_block *block;
     const block_segment *segment, *next; /* next NULL: the block ends with it */
+    bool is_expert; /* the block is an expert, and sees the rows that chose it: */
+    size_t expert;
 } segment_work;
 
 /* The linears of the model that run in it: [first, end). */
@@ -92,7 +94,7 @@ typedef struct run_plan {
     size_t score_samples, score_tokens; /* the first samples, which the score looks at */
     size_t float_samples, float_tokens; /* and those that pass the float model */
     run_layout layout;                  /* of the pass in work; before that, of the run */
-    segment_list segments;              /* of each block, by that */
+    segment_list segments[BLOCK_KINDS]; /* of each block, by that */
 } run_plan;
 
 #define KEY_LINEAR ".self_attn.k_proj" /* where keys have a linear of their own */
@@ -109,10 +111,16 @@ size_t plan_most_rows(const run_plan *plan);
 size_t plan_batch_rows(const run_plan *plan);
 /* May a linear that is not float yet become so, as disable_level has not been decided? */
 bool plan_may_fall_back(const run_plan *plan);
-/* One of the segments that the plan cuts a block into. */
+/* One of the segments that the plan cuts a block into, and how many those are. */
 segment_work plan_segment(const run_plan *plan, const model_block *block, size_t index);
-/* The segments of a block that a cut makes in this run. */
-void plan_segments(const run_plan *plan, graph_cut cut, segment_list *out);
+size_t plan_segment_count(const run_plan *plan, const model_block *block);
+/* All of the model, in order. */
+segment_work plan_segment_of_model(const run_plan *plan, size_t index);
+size_t plan_segments_of_model(const run_plan *plan);
+/* An expert, whole; `block` is it (expert_block). */
+segment_work plan_expert(const run_plan *plan, const model_block *block, size_t expert);
+/* The segments of the blocks that a cut makes in this run. */
+void plan_segments(const run_plan *plan, graph_cut cut, segment_list out[BLOCK_KINDS]);
 
 /* What a FLOAT tensor is written as: the source's dtype; in compat the serving dtype. */
 tensor_info output_tensor(const run_env *e, const tensor_info *source);

@@ -94,6 +94,7 @@ static void cut_model(slice *s, const model_block *block, size_t rows)
     tare_model *m = &s->model;
     block_graph *g = &m->graphs[BLOCK_PLAIN];
     *g = *block->graph;
+    graph_leave_out_experts(g);
     size_t columns = 0, pairs = 0;
     for (size_t i = 0; i < g->num_linears; i++)
         columns += g->linears[i].k;
@@ -143,7 +144,7 @@ static tare_status open_slice(const run_plan *plan, bool floats, size_t tokens, 
     if (!floats)
         s->plan.float_samples = s->plan.float_tokens = 0;
     s->plan.layout = (run_layout){.batch_rows = s->env.samples.tokens, .whole_layer = true};
-    plan_segments(&s->plan, CUT_NONE, &s->plan.segments);
+    plan_segments(&s->plan, CUT_NONE, s->plan.segments);
     *r = (run){.env = &s->env, .plan = &s->plan, .ctx = m->ctx, .model = m, .clock = &s->clock};
     r->scores = s->scores;
     r->attentions = &s->attention;

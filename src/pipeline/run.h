@@ -45,6 +45,8 @@ typedef struct flow {
     size_t samples, tokens;                /* the first ones of the set */
     state_stream *states;                  /* [tokens, hidden_size]: what the next block reads */
     state_stream *carried[SEGMENT_VALUES]; /* between two segments: beside that */
+    /* While experts run: what they read and who chose them, of those; what they add up to. */
+    state_stream *expert_input, *routing, *sums;
 } flow;
 
 typedef struct run_overlap run_overlap;
@@ -118,6 +120,8 @@ typedef struct run {
     flow floats; /* the first samples, through the float model; states NULL: it does not run
                     beside */
     workspace work;
+    struct expert_rows *expert_rows; /* experts.c, while experts run */
+    uint32_t **coverage;             /* [layers], [experts]: tokens; NULL: has none, or not yet */
     work_clock *clock;     /* NULL: nobody measures; else the run is a slice, and writes nothing */
     run_overlap *overlap;  /* overlap.c */
     weight_pieces *pieces; /* pieces.c */
@@ -162,6 +166,17 @@ tare_status segment_run(run *r, const segment_pass *p, flow *f);
  * which come with it. */
 size_t carried_bytes(const ledger *l, const segment_work *s, bool next, size_t tokens);
 void flow_free(flow *f);
+
+/* ---- experts.c ---- */
+
+/* Calls `each` for every expert of a block, whose segment with the experts `s` is. */
+tare_status experts_run(run *r, const segment_work *s,
+                        tare_status (*each)(run *r, const segment_work *expert));
+/* segment_run for an expert. */
+tare_status expert_run(run *r, const segment_pass *p, flow *f);
+/* Holds all experts for either flow, of which `each` holds one. */
+void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats,
+                  void (*each)(ledger *l, const segment_work *expert));
 
 /* ---- resume.c ---- */
 

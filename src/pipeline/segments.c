@@ -27,6 +27,15 @@ void flow_free(flow *f)
     stream_free(f->states);
     f->states = NULL;
     free_streams(f->carried);
+    stream_free(f->sums);
+    f->sums = NULL;
+}
+
+/* What goes on between the segments of a block with experts stays in memory: each of them looks at
+ * all of it. */
+static const char *carried_folder(const run *r, const segment_pass *p)
+{
+    return block_experts(p->work.block) ? NULL : run_spill_folder(r);
 }
 
 static tare_status check_finite(run *r, const float *x, size_t n)
@@ -98,10 +107,12 @@ tare_status segment_run(run *r, const segment_pass *p, flow *f)
     tare_status status = TARE_OK;
     state_stream *after[SEGMENT_VALUES] = {0};
     const block_graph *g = p->work.block->graph;
+    if (p->work.is_expert)
+        return expert_run(r, p, f);
     for (size_t i = 0; p->work.next && i < p->work.next->num_carried; i++)
         TRY(stream_create(r->ctx, stream_rows(f->states),
                           g->values[p->work.next->carried[i]].columns, plan_most_rows(r->plan),
-                          run_spill_folder(r), &after[i]));
+                          carried_folder(r, p), &after[i]));
     TRY(run_batches(r, p, f, after));
     stream_flip(f->states);
     for (size_t i = 0; i < SEGMENT_VALUES; i++) {
@@ -119,10 +130,14 @@ done:
 size_t carried_bytes(const ledger *l, const segment_work *s, bool next, size_t tokens)
 {
     const block_segment *to = next ? s->next : s->segment;
+    bool spills = l->plan->layout.spill && !block_experts(s->block);
     size_t bytes = 0;
-    if (next && l->plan->layout.spill) /* they have room once they are read */
+    if (next && spills) /* they have room once they are read */
         return 0;
-    for (size_t i = 0; to && i < to->num_carried; i++)
-        bytes += ledger_stream_bytes(l, tokens, s->block->graph->values[to->carried[i]].columns);
+    for (size_t i = 0; to && i < to->num_carried; i++) {
+        size_t columns = s->block->graph->values[to->carried[i]].columns;
+        bytes += spills ? ledger_stream_bytes(l, tokens, columns)
+                        : stream_bytes(tokens, columns, tokens, false);
+    }
     return bytes;
 }

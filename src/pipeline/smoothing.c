@@ -67,8 +67,10 @@ smooth_weight *smoothing_of(const run *r, const model_linear *l)
     if (!r->smoothing || linear_is_head(r->model, l))
         return NULL;
     const model_block *block = block_of(r->plan, l);
-    smooth_weight *w =
-        &r->smoothing[block->index].weights[(size_t)(l - r->model->linears) - block->first_linear];
+    size_t own = (size_t)(l - r->model->linears) - block->first_linear;
+    if (own >= block->graph->num_linears) /* an expert's */
+        return NULL;
+    smooth_weight *w = &r->smoothing[block->index].weights[own];
     return w->name ? w : NULL;
 }
 
