@@ -172,8 +172,9 @@ static void compare(bench *t, size_t rows, size_t width)
 
 /* block_ops.attention */
 static tare_status measure(void *user, const batch *b, const float *q, const float *k,
-                           const float *v)
+                           const float *v, const float *latent)
 {
+    (void)latent;
     bench *t = user;
     size_t dim = t->model->config.head_dim;
     fa_input in[FA_KINDS] = {{q, t->heads[FA_Q] * dim, dim},

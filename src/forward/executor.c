@@ -396,7 +396,8 @@ static tare_status run_attend(const graph_run *r, const graph_node *n)
     const float *q = graph_run_value(r, n->in[0]), *k = graph_run_value(r, n->in[1]),
                 *v = graph_run_value(r, n->in[2]);
     float *out = graph_run_value(r, n->out);
-    tare_status status = ops->attention ? ops->attention(ops->user, b, q, k, v) : TARE_OK;
+    const float *latent = n->latent >= 0 ? graph_run_value(r, n->latent) : NULL;
+    tare_status status = ops->attention ? ops->attention(ops->user, b, q, k, v, latent) : TARE_OK;
     if (status != TARE_OK)
         return status;
     if (ops->attend)

@@ -27,9 +27,10 @@ typedef struct block_ops {
     tare_status (*expert)(void *user, size_t expert, graph_unit unit, size_t rows, const float *x,
                           float *const *y);
     /* Sees q, k and v of a batch as attention takes them: after bias, q/k norm and rotation, before
-     * KV heads are repeated; rows dense [rows, heads*head_dim]. NULL: nobody looks. */
+     * KV heads are repeated; rows dense [rows, heads*head_dim]. `latent` [rows, kv_rank]: the
+     * vectors that k and v were made from; NULL: they have linears. NULL: nobody looks. */
     tare_status (*attention)(void *user, const batch *b, const float *q, const float *k,
-                             const float *v);
+                             const float *v, const float *latent);
     /* Attention itself, for samples whose earlier keys and values somebody keeps: out [rows, H*D]
      * from the same q, k and v. `scratch` as attention_forward's, for the workspace's longest
      * sample. NULL: a batch without a past. */

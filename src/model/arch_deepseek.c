@@ -41,6 +41,7 @@ static graph_value latent_attention(const model_config *c, block_graph *g, graph
     graph_keep_float(g);
     graph_latent(g, both, latent[1], c->num_heads, c->head_dim, c->value_dim, kv);
     graph_value a = graph_attend(g, q, kv[0], kv[1], c->head_dim, c->value_dim);
+    graph_attend_latent(g, normed);
     return graph_single(g, a, "o", "self_attn.o_proj", c->hidden_size, c->attention_bias);
 }
 

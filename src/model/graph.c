@@ -18,7 +18,7 @@ static graph_node *add_node(block_graph *g, node_kind kind, graph_value a, graph
     assert(g->num_nodes < GRAPH_NODES);
     const graph_value in[3] = {a, b, c};
     graph_node *node = &g->nodes[g->num_nodes];
-    *node = (graph_node){.kind = kind, .in = {a, b, c}, .out = -1};
+    *node = (graph_node){.kind = kind, .in = {a, b, c}, .out = -1, .latent = -1};
     for (size_t i = 0; i < 3; i++) {
         if (in[i] >= 0)
             g->values[in[i]].last = (int)g->num_nodes;
@@ -144,6 +144,12 @@ graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_val
     node->out = add_value(g, g->values[q].columns / keys * values);
     g->num_nodes++;
     return node->out;
+}
+
+void graph_attend_latent(block_graph *g, graph_value latent)
+{
+    g->nodes[g->num_nodes - 1].latent = latent;
+    g->values[latent].last = (int)g->num_nodes - 1;
 }
 
 graph_value graph_gate(block_graph *g, graph_value gate, graph_value up, gate_activation activation)

@@ -124,6 +124,7 @@ typedef struct graph_node {
                        keys, and of its values */
     rope_pairing pairing;
     gate_activation activation;
+    graph_value latent; /* ATTEND: what keys and values are made from; -1: they have linears */
 } graph_node;
 
 typedef struct value_spec {
@@ -189,6 +190,8 @@ void graph_latent(block_graph *g, graph_value kv, graph_value k_rope, size_t hea
 /* Heads of queries and keys have `keys` columns, those of values `values`. */
 graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_value v, size_t keys,
                          size_t values);
+/* The last attention's keys and values are made from `latent`, which stays until then. */
+void graph_attend_latent(block_graph *g, graph_value latent);
 /* gate <- activation(gate) * up; the result. */
 graph_value graph_gate(block_graph *g, graph_value gate, graph_value up,
                        gate_activation activation);

@@ -102,14 +102,14 @@ struct output {
     char target[TARGET_TEXT];      /* options.target */
     char *dir, *stage, *model_dir; /* real paths; model_dir NULL: there is none */
     bool made_dir, staged, begun, head_quantized, numpy_widened;
-    unsigned schemes;                      /* 1 << linear_scheme, of the linears */
-    size_t num_fa, fa_kept, fa_written;    /* modules declared, that will have tensors, written */
-    bool kv_cache;                         /* a cache has tensors */
+    unsigned schemes;                   /* 1 << linear_scheme, of the linears */
+    size_t num_fa, fa_kept, fa_written; /* modules declared, that will have tensors, written */
+    bool kv_cache;                      /* a cache has tensors */
     bool statistics;                    /* STATISTICS_FILE is staged */
     size_t statistics_published;        /* 1: it has its final name */
-    buffer new_biases;                     /* names of the linears, for a refusal */
-    bool shifts_norms;                     /* a norm has a bias */
-    const char **float_linears;            /* names; mem_free */
+    buffer new_biases;                  /* names of the linears, for a refusal */
+    bool shifts_norms;                  /* a norm has a bias */
+    const char **float_linears;         /* names; mem_free */
     size_t num_float_linears, float_linears_capacity;
     linear_scheme named_by; /* the model; from output_begin */
 

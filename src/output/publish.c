@@ -116,9 +116,9 @@ done:
 
 static tare_status publish_statistics(output *o)
 {
-    return o->statistics ? rename_staged(o, o->stage, o->dir, STATISTICS_FILE,
-                                         &o->statistics_published)
-                         : TARE_OK;
+    return o->statistics
+               ? rename_staged(o, o->stage, o->dir, STATISTICS_FILE, &o->statistics_published)
+               : TARE_OK;
 }
 
 /* Those of an earlier output, whether there will be new ones or not. */

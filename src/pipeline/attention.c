@@ -14,7 +14,7 @@ void attention_heads(const tare_model *m, size_t heads[FA_KINDS])
 {
     const model_config *c = &m->config;
     heads[FA_Q] = c->num_heads;
-    heads[FA_K] = heads[FA_V] = c->num_kv_heads;
+    heads[FA_K] = heads[FA_V] = c->arch->latent_attention ? 1 : c->num_kv_heads;
 }
 
 tare_status declare_attention(run *r, size_t layer)

@@ -23,6 +23,7 @@ typedef struct calibration {
     bool is_static[BLOCK_UNITS];       /* a member needs the range of its input */
     channel_range ranges[BLOCK_UNITS]; /* [k] for the statistics; low NULL: none are kept */
     fa_observer *fa;                   /* NULL: this attention goes without */
+    struct latent_queries *latent;     /* of an attention whose keys are made from latent vectors */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
     uint32_t *sample_of_row;   /* [rows] */
@@ -238,12 +239,14 @@ done:
 }
 
 static tare_status calibrated_attention(void *user, const batch *b, const float *q, const float *k,
-                                        const float *v)
+                                        const float *v, const float *latent)
 {
     calibration *c = user;
     run_spent(c->run, WORK_ROWS);
     tare_status status = TARE_OK;
-    if (c->fa)
+    if (c->latent)
+        status = latent_observe(c->run, c->latent, c->fa, b, q, latent);
+    else if (c->fa)
         status = attention_observe(c->run, c->fa, b, q, k, v);
     if (status == TARE_OK && c->out->kv && !kv_cache_of_floats(c->plan))
         status = kv_observe(c->out->kv, b->first, b->lengths, b->samples, (const float *[]){k, v});
@@ -308,6 +311,7 @@ static tare_status create_observers(calibration *c)
     if (!segment_attends(s->block->graph, s->segment))
         return TARE_OK;
     TRY(attention_observer_create(r, s->block->index, &c->fa));
+    TRY(latent_create(r, s->block, &c->latent));
     TRY(kv_cache_begin(r, s->block, &c->out->kv));
 done:
     return status;
@@ -318,6 +322,7 @@ static void calibration_free(calibration *c)
     tare_context *ctx = c->run->ctx;
     for (size_t u = 0; u < BLOCK_UNITS; u++)
         observer_free(ctx, c->observers[u]);
+    latent_free(c->run, c->latent);
     fa_observer_free(c->fa);
     mem_free(ctx, c->sample_params); /* and all that was laid out with it */
 }
@@ -373,6 +378,12 @@ done:
 
 /* ---- memory ---- */
 
+/* Columns of a head of queries, keys and values as FA takes them. */
+static size_t fa_width(const tare_model *m)
+{
+    return m->config.arch->latent_attention ? m->config.kv_rank : m->config.head_dim;
+}
+
 /* Of one operation. */
 static size_t operation_bytes(const ledger *l, const segment_work *s)
 {
@@ -384,8 +395,8 @@ static size_t operation_bytes(const ledger *l, const segment_work *s)
                            observer_update_bytes(plan->env->ctx));
     most = size_max(most, gemm_float_bytes(plan->env->ctx));
     if (segment_attends(s->block->graph, s->segment) && plan->attentions[s->block->index].quantize)
-        most = size_max(most, fa_observe_bytes(plan->env->ctx, heads, m->config.head_dim,
-                                               l->samples, plan->env->samples.longest));
+        most = size_max(most, fa_observe_bytes(plan->env->ctx, heads, fa_width(m), l->samples,
+                                               plan->env->samples.longest));
     if (plan->keeps_statistics && segment_attends(s->block->graph, s->segment))
         most = size_max(
             most, mem_array_bytes(2 * kv_observed_channels(plan, s->block->index), sizeof(float)));
@@ -403,6 +414,9 @@ static size_t observers_bytes(const run_plan *plan, const segment_work *s)
     bytes += kv_cache_kept_bytes(plan, s->block->index);
     if (plan->attentions[s->block->index].quantize)
         bytes += fa_observer_bytes(heads);
+    if (plan->attentions[s->block->index].quantize &&
+        plan->env->model->config.arch->latent_attention)
+        bytes += latent_bytes(plan, s->block);
     return bytes;
 }
 

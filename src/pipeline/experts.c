@@ -1,6 +1,6 @@
 /* Experts of a block, one by one: each is a block of its own (model.h) that sees, of every sample,
- * the rows that chose it. What experts read, who chose them and what they add up to lie in memory for
- * as long as they run: each of them looks at all of it. They add to a row's sum in their order,
+ * the rows that chose it. What experts read, who chose them and what they add up to lie in memory
+ * for as long as they run: each of them looks at all of it. They add to a row's sum in their order,
  * whatever the batches. */
 #include <string.h>
 
@@ -14,10 +14,10 @@
 struct expert_rows {
     struct expert_rows *self;
     size_t most_rows, samples, columns;
-    float *x;          /* [most_rows, columns] */
-    size_t *places;    /* [most_rows] in the stream */
-    float *weights;    /* [most_rows] */
-    size_t *lengths;   /* [samples] rows of each */
+    float *x;        /* [most_rows, columns] */
+    size_t *places;  /* [most_rows] in the stream */
+    float *weights;  /* [most_rows] */
+    size_t *lengths; /* [samples] rows of each */
 };
 
 static void lay_out(carver *c, void *component)
@@ -160,8 +160,7 @@ static tare_status run_rows(run *r, const segment_pass *p, const flow *f, const 
     TRY(block_forward(r->model, p->work.block, p->work.segment, p->norms, &p->ops, b, &r->work,
                       r->expert_rows->x));
     work.kernels->abs_max(work.y, b->rows * r->expert_rows->columns, &max, &finite);
-    TRY(finite ? TARE_OK
-               : TARE_FAIL(r->ctx, TARE_E_NUMERIC, "an activation is NaN or infinite"));
+    TRY(finite ? TARE_OK : TARE_FAIL(r->ctx, TARE_E_NUMERIC, "an activation is NaN or infinite"));
     TRY(stream_get(f->sums, 0, f->tokens, &work.sums));
     parallel_for(r->ctx, b->rows, scatter_row, &work);
 done:

@@ -91,9 +91,6 @@ static tare_status check_calibrates(const run_plan *plan)
             plan->env->ctx, TARE_E_USAGE,
             "quant.kv_cache: latent attention keeps one narrow vector a token, for which "
             "engines have no such scales");
-    if (recipe->fa_quant)
-        return TARE_FAIL(plan->env->ctx, TARE_E_MODEL,
-                         "%s: fa_quant of latent attention is not supported yet", m->dir);
     return TARE_OK;
 }
 

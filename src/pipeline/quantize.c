@@ -29,6 +29,7 @@ tare_status open_output(run *r, bool rehearsal)
                         .target = r->env->recipe->target,
                         .weight_offsets = !r->env->recipe->w_sym,
                         .fa_amp = (size_t)r->env->recipe->fa_amp,
+                        .fa_latent = c->arch->latent_attention,
                         .overwrite = r->overwrite,
                         .copy_code = r->env->options->copy_code,
                         .verify = r->env->options->verify,

@@ -49,6 +49,7 @@ typedef struct flow {
     state_stream *expert_input, *routing, *sums;
 } flow;
 
+struct latent_queries;
 typedef struct run_overlap run_overlap;
 typedef struct statistics_file statistics_file;
 typedef struct earlier_run earlier_run;
@@ -422,6 +423,17 @@ tare_status declare_attention(run *r, size_t layer);
 tare_status attention_observer_create(run *r, size_t layer, fa_observer **out);
 tare_status attention_observe(run *r, fa_observer *o, const batch *b, const float *q,
                               const float *k, const float *v);
+/* ---- latent.c: FA of latent attention ---- */
+
+/* *out stays NULL where it is not wanted. */
+tare_status latent_create(run *r, const model_block *b, struct latent_queries **out);
+void latent_free(run *r, struct latent_queries *l);
+/* q of a batch, [rows, heads*head_dim], and the latent vectors, [rows, kv_rank]. */
+tare_status latent_observe(run *r, struct latent_queries *l, fa_observer *o, const batch *b,
+                           const float *q, const float *latent);
+/* Accounted bytes, at most, what observing needs but fa_observe_bytes included. */
+size_t latent_bytes(const run_plan *plan, const model_block *b);
+
 /* Derives the tensors of a layer that is calibrated; with fa_amp 0 attention_write writes them. */
 tare_status attention_finish(run *r, size_t layer, const fa_observer *o);
 tare_status attention_write(run *r, size_t layer);

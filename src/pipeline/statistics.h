@@ -1,5 +1,5 @@
-/* What calibration found, kept beside the output (output.h's STATISTICS_FILE, docs/statistics.md) so
- * that another run needs no samples. */
+/* What calibration found, kept beside the output (output.h's STATISTICS_FILE, docs/statistics.md)
+ * so that another run needs no samples. */
 #ifndef TARE_PIPELINE_STATISTICS_H
 #define TARE_PIPELINE_STATISTICS_H
 

@@ -83,8 +83,9 @@ static void test_the_same_bytes(void **state)
         remove_tree(from_memory);
         quantize_both(ctx, &cases[i], &samples);
         assert_same_folders(from_files, from_memory,
-                            cases[i].text_alone ? "-x tare -x tare_run.json -x generation_config.json"
-                                                : "-x tare -x tare_run.json");
+                            cases[i].text_alone
+                                ? "-x tare -x tare_run.json -x generation_config.json"
+                                : "-x tare -x tare_run.json");
     }
     free_context(ctx);
 }
