@@ -33,6 +33,11 @@ static void list_linears(run_plan *plan)
 static tare_status check_kv_cache(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
+    if (m->config.arch->latent_attention)
+        return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
+                         "quant.kv_cache: %s models have latent attention, of whose cache engines "
+                         "know no such scales; leave it out",
+                         m->config.arch->model_type);
     if (!graph_linear_of(model_graph(m), KEY_LINEAR, strlen(KEY_LINEAR)))
         return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
                          "quant.kv_cache: %s models have one linear for queries, keys and values, "
