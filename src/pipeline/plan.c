@@ -212,10 +212,13 @@ bool plan_may_fall_back(const run_plan *plan)
     return plan->env->recipe->disable_level > 0 && !plan->levels_known;
 }
 
-/* A W8A8 linear has eight tensors, a norm up to four, an attention six. */
+/* A static linear has eight tensors, another one four (a bias among them), a norm up to four, an
+ * attention six. */
 size_t plan_tensors(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
-    size_t a_block = 4 * model_graph(m)->num_norms + FA_KINDS * 2;
-    return 8 * m->num_linears + m->config.num_layers * a_block + m->num_extra + 16;
+    size_t a_block = 4 * model_graph(m)->num_norms + FA_KINDS * 2, count = 0;
+    for (size_t i = 0; i < m->num_linears; i++)
+        count += scheme_of(plan->linears[i].scheme)->activations == ACT_STATIC ? 8 : 4;
+    return count + m->config.num_layers * a_block + m->num_extra + 16;
 }
