@@ -4,9 +4,9 @@
 #include <string.h>
 
 static const architecture *const architectures[] = {
-    &arch_llama,   &arch_qwen2,       &arch_qwen3,      &arch_mistral, &arch_qwen3_moe,
-    &arch_phi3,    &arch_glm,         &arch_glm4,       &arch_gemma2,  &arch_gemma3_text,
-    &arch_mixtral, &arch_deepseek_v2, &arch_deepseek_v3};
+    &arch_llama,   &arch_qwen2,       &arch_qwen3,       &arch_mistral, &arch_qwen3_moe,
+    &arch_phi3,    &arch_glm,         &arch_glm4,        &arch_gemma2,  &arch_gemma3_text,
+    &arch_mixtral, &arch_deepseek_v2, &arch_deepseek_v3, &arch_kimi_k2};
 
 enum { ARCHITECTURES = sizeof architectures / sizeof *architectures };
 

@@ -69,7 +69,7 @@ const char *architecture_name(size_t index);
 /* The rows, each in its family's file. */
 extern const architecture arch_llama, arch_mistral, arch_qwen2, arch_qwen3, arch_qwen3_moe,
     arch_phi3, arch_glm, arch_glm4, arch_gemma2, arch_gemma3_text, arch_mixtral, arch_deepseek_v2,
-    arch_deepseek_v3;
+    arch_deepseek_v3, arch_kimi_k2;
 
 /* What dense decoders share: attention and a gated MLP, each behind its norm and added to the
  * stream. */

@@ -107,3 +107,12 @@ const architecture arch_deepseek_v3 = {.model_type = "deepseek_v3",
                                        .default_positions = 4096,
                                        .experts = &v3_experts,
                                        .latent_attention = true};
+
+/* Its config.json and tensors are a DeepSeek-V3's, in sizes of its own. */
+const architecture arch_kimi_k2 = {.model_type = "kimi_k2",
+                                   .block = deepseek_block,
+                                   .smooth_alpha = 0.5,
+                                   .smooth_shift = true,
+                                   .default_positions = 4096,
+                                   .experts = &v3_experts,
+                                   .latent_attention = true};

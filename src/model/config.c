@@ -514,8 +514,7 @@ done:
     return status;
 }
 
-void model_config_names(const architecture *arch, bool attention_bias, bool mlp_bias,
-                        block_graph *out)
+void model_config_names(const architecture *arch, const config_flags *flags, block_graph *out)
 {
     model_config c = {.arch = arch,
                       .hidden_size = 1,
@@ -524,11 +523,11 @@ void model_config_names(const architecture *arch, bool attention_bias, bool mlp_
                       .num_kv_heads = 1,
                       .head_dim = arch->latent_attention ? 2 : 1,
                       .value_dim = 1,
-                      .query_rank = 1,
+                      .query_rank = !flags->one_query,
                       .kv_rank = 1,
                       .rope_dim = 1,
-                      .attention_bias = attention_bias,
-                      .mlp_bias = mlp_bias};
+                      .attention_bias = flags->attention_bias,
+                      .mlp_bias = flags->mlp_bias};
     arch->block(&c, false, out);
 }
 

@@ -37,10 +37,15 @@ typedef struct model_config {
  * are TARE_E_MODEL. */
 tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, size_t length,
                                const char *what, model_config *out);
+/* What the names in a block depend on beside its architecture. */
+typedef struct config_flags {
+    bool attention_bias, mlp_bias;
+    bool one_query; /* q_lora_rank is null: queries come from one matrix */
+} config_flags;
+
 /* The names alone of a block's modules, where no whole config.json is at hand: sizes are made up.
  */
-void model_config_names(const architecture *arch, bool attention_bias, bool mlp_bias,
-                        block_graph *out);
+void model_config_names(const architecture *arch, const config_flags *flags, block_graph *out);
 bool model_config_sparse(const model_config *config, size_t layer);
 /* What blocks a model may have: those of a kind have one graph. */
 typedef enum block_kind { BLOCK_PLAIN, BLOCK_EXPERTS, BLOCK_KINDS } block_kind;

@@ -7,6 +7,16 @@
 
 /* ---- which layers ---- */
 
+static tare_status check_numbers(parse *p, const char *key, const value *list)
+{
+    if (!list || list->type == VALUE_NULL)
+        return TARE_OK;
+    bool fits = list->type == VALUE_LIST;
+    for (size_t i = 0; fits && i < list->count; i++)
+        fits = list->items[i].type == VALUE_NUMBER;
+    return fits ? TARE_OK : REFUSE(p, "%s must be a list of numbers of layers", key);
+}
+
 static bool lists_number(const value *list, size_t number)
 {
     for (size_t i = 0; list && list->type == VALUE_LIST && i < list->count; i++) {
@@ -26,8 +36,10 @@ static tare_status find_sparse(parse *p)
     const value *dense = value_get(p->root, "mlp_only_layers");
     bool *sparse = arena_calloc(p->arena, c->num_layers, sizeof *sparse);
     TRY(sparse ? TARE_OK : TARE_E_MEMORY);
-    if (form->by_step)
+    if (form->by_step) {
         TRY(parse_size(p, "decoder_sparse_step", 1, SIZE_MAX, &step));
+        TRY(check_numbers(p, "mlp_only_layers", dense));
+    }
     if (form->from_first)
         TRY(value_get_size(p->ctx, p->root, p->what, "first_k_dense_replace", &first));
     for (size_t i = first; i < c->num_layers; i++) {

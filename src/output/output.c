@@ -359,7 +359,7 @@ void output_free(output *o)
 enum {
     NAME_BYTES = 192,      /* a tensor's name with the arena's rounding */
     HEADER_ENTRY = 512,    /* of a file's header, in a buffer that doubles */
-    VERIFY_ENTRY = 4096,   /* a tensor in description, index and header as trees, maps and tables */
+    VERIFY_ENTRY = 1024,   /* a tensor in description, index and header as trees, maps and tables */
     SMALL_THINGS = 1 << 20 /* paths, writers, config.json */
 };
 

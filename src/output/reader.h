@@ -135,6 +135,9 @@ tare_status reader_open_plan(tare_context *ctx, const reader_plan *plan,
                              const reader_options *options, reader *r);
 void reader_close(reader *r);
 
+/* Does config.json say that latent attention has one matrix for queries (q_lora_rank null)? */
+bool reader_has_one_query(const reader_layout *f);
+
 const reader_tensor *reader_find(const reader_layout *f, const char *name);
 const reader_linear *reader_find_linear(const reader_layout *f, const char *module, size_t length);
 /* What a tensor of `dtype` is stored as where `t` is (NULL: in this layout): numpy arrays have no

@@ -75,6 +75,12 @@ static bool dtype_from_torch(const value *v, tare_dtype *out)
     return name && torch_dtype_find(str_starts_with(name, "torch.") ? name + 6 : name, out);
 }
 
+bool reader_has_one_query(const reader_layout *f)
+{
+    const value *rank = value_get(f->config, "q_lora_rank");
+    return rank && rank->type == VALUE_NULL;
+}
+
 static tare_status open_config(reader_layout *f)
 {
     tare_status status = open_json(f, "config.json", FAULT_CONFIG, JSON_PYTHON, &f->config);
@@ -86,7 +92,8 @@ static tare_status open_config(reader_layout *f)
                      dtype_from_torch(value_get(nested, "dtype"), &f->num.dtype);
     f->arch = type ? architecture_find(type) : NULL;
     /* else the names of nearly all decoder models */
-    model_config_names(f->arch ? f->arch : architecture_find("llama"), false, false, &f->graph);
+    model_config_names(f->arch ? f->arch : architecture_find("llama"),
+                       &(config_flags){.one_query = reader_has_one_query(f)}, &f->graph);
     return status;
 }
 

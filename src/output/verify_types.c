@@ -332,8 +332,11 @@ bool verify_bias_graph(const reader_layout *f, block_graph *graph)
 {
     if (!f->arch)
         return false;
-    model_config_names(f->arch, config_flag(f, "attention_bias", f->arch->default_attention_bias),
-                       config_flag(f, "mlp_bias", false), graph);
+    config_flags flags = {
+        .attention_bias = config_flag(f, "attention_bias", f->arch->default_attention_bias),
+        .mlp_bias = config_flag(f, "mlp_bias", false),
+        .one_query = reader_has_one_query(f)};
+    model_config_names(f->arch, &flags, graph);
     return true;
 }
 

@@ -33,6 +33,11 @@ static void list_linears(run_plan *plan)
 static tare_status check_kv_cache(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
+    if (m->config.arch->latent_attention)
+        return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
+                         "quant.kv_cache: %s models have latent attention, of whose cache engines "
+                         "know no such scales; leave it out",
+                         m->config.arch->model_type);
     if (!graph_linear_of(model_graph(m), KEY_LINEAR, strlen(KEY_LINEAR)))
         return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
                          "quant.kv_cache: %s models have one linear for queries, keys and values, "
@@ -79,21 +84,6 @@ done:
     return status;
 }
 
-/* What latent attention has no place for. */
-static tare_status check_calibrates(const run_plan *plan)
-{
-    const tare_model *m = plan->env->model;
-    const tare_recipe *recipe = plan->env->recipe;
-    if (!m->config.arch->latent_attention)
-        return TARE_OK;
-    if (recipe->kv_cache)
-        return TARE_FAIL(
-            plan->env->ctx, TARE_E_USAGE,
-            "quant.kv_cache: latent attention keeps one narrow vector a token, for which "
-            "engines have no such scales");
-    return TARE_OK;
-}
-
 tare_status plan_linears(run_plan *plan)
 {
     tare_status status = TARE_OK;
@@ -111,8 +101,6 @@ tare_status plan_linears(run_plan *plan)
     plan->weights_alone = e->goal == GOAL_OUTPUT && !plan_uses_static(plan) && !plan->smooths &&
                           !e->recipe->fa_quant && !e->recipe->kv_cache;
     plan->calibrates = !plan->weights_alone && !e->options->statistics;
-    if (!plan->weights_alone)
-        TRY(check_calibrates(plan));
     plan->keeps_statistics = plan->calibrates && e->goal == GOAL_OUTPUT && !e->tape;
 done:
     return status;
@@ -239,10 +227,13 @@ bool plan_may_fall_back(const run_plan *plan)
     return plan->env->recipe->disable_level > 0 && !plan->levels_known;
 }
 
-/* A W8A8 linear has eight tensors, a norm up to four, an attention six. */
+/* A static linear has eight tensors, another one four (a bias among them), a norm up to four, an
+ * attention six. */
 size_t plan_tensors(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
-    size_t a_block = 4 * model_graph(m)->num_norms + FA_KINDS * 2;
-    return 8 * m->num_linears + m->config.num_layers * a_block + m->num_extra + 16;
+    size_t a_block = 4 * model_graph(m)->num_norms + FA_KINDS * 2, count = 0;
+    for (size_t i = 0; i < m->num_linears; i++)
+        count += scheme_of(plan->linears[i].scheme)->activations == ACT_STATIC ? 8 : 4;
+    return count + m->config.num_layers * a_block + m->num_extra + 16;
 }

@@ -67,24 +67,38 @@ static linear_scheme mixed_scheme(const tare_recipe *r, linear_scheme scheme)
     return scheme == SCHEME_W8A8 && recipe_scheme(r) == SCHEME_W8A8_MIX ? SCHEME_W8A8_MIX : scheme;
 }
 
+/* An entry that could do nothing but quantize a router or kv_b_proj. */
+static tare_status refuse_kept(const tare_recipe *r, const mix_entry *e, const linear_plan *kept)
+{
+    return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                     "mix: \"%s\" says %s of %s, which stays float: engines have no quantized form "
+                     "of it",
+                     e->pattern, scheme_of(e->scheme)->name, kept->name);
+}
+
 /* An exact name wins over patterns, of which the first counts. */
 static tare_status apply_mix(const tare_recipe *r, linear_plan *linears, size_t count)
 {
     for (size_t m = 0; m < r->mix.count; m++) {
         const mix_entry *e = &r->mix.items[m];
-        bool found = false;
+        const linear_plan *kept = NULL;
+        bool found = false, free = false;
         for (size_t i = 0; i < count; i++) {
             linear_plan *l = &linears[i];
             bool exact = strcmp(e->pattern, l->name) == 0;
             if (!exact && !pattern_match(e->pattern, l->name))
                 continue;
             found = true;
+            free = free || !l->stays_float;
+            kept = l->stays_float ? l : kept;
             if (l->why == WHY_SCHEME ||
                 (exact && l->why == WHY_MIX && strcmp(l->rule, l->name) != 0))
                 decide(l, mixed_scheme(r, e->scheme), WHY_MIX, e->pattern);
         }
         if (!found)
             return refuse_name(r, "mix", e->pattern, linears, count, NULL, 0);
+        if (!free && e->scheme != SCHEME_FLOAT)
+            return refuse_kept(r, e, kept);
     }
     return TARE_OK;
 }

@@ -31,6 +31,8 @@ SAVE = {"ascendV1": "ascendv1"}
 DENSE = {"llama", "mistral", "qwen2", "qwen3"}  # those that reference_model.py runs
 MODEL_TYPES = DENSE | {"qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3"}  # that tare has
 LEFT_OUT = {"model.embed_tokens.weight", "lm_head.weight"}  # not in the goldens where float
+# What the reference drops, since transformers keeps it as a buffer; engines cannot route without it.
+BUFFER = ".e_score_correction_bias"
 SCALE_TOLERANCE = 1e-3
 BLOCK_QKV = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
 
@@ -130,6 +132,9 @@ class Case:
         return {name: tensor_file.Tensor(self.tag, tensor_file.round_to(t.data, self.tag))
                 for name, t in tensor_file.read_folder(self.model).items()}
 
+    def buffers(self):
+        return {name for name in tensor_file.read_folder(self.model) if name.endswith(BUFFER)}
+
     def logits(self, tensors, dtype=None, types=None):
         config = json.loads((self.model / "config.json").read_text())
         return reference_model.logits(config, tensors, self.ids()[0], dtype, types)
@@ -182,10 +187,6 @@ class Output:
         self.description_name = path.name
         self.description = json.loads(path.read_text())
         self.tensors = tensor_file.read_folder(folder)
-        # The reference leaves this buffer out, without which an engine routes to other experts.
-        for named in (self.description, self.tensors):
-            for name in [n for n in named if n.endswith("e_score_correction_bias")]:
-                del named[name]
         if case.has_lost_biases():
             self.tensors = {n: t for n, t in self.tensors.items() if ".module." not in n}
 
@@ -280,7 +281,7 @@ def test_description(case, outputs):
         assert got == {n: t.replace("W8A8_MIX", "W8A8") for n, t in want.items()}
         return
     assert out.description_name == case.description_file().name
-    assert out.description == want
+    assert out.description == want | dict.fromkeys(case.buffers(), "FLOAT")
     scheme = out.description["model_quant_type"].lower()
     assert (out.folder / f"quant_model_weight_{scheme}.safetensors").is_file()
     config = json.loads((out.folder / "config.json").read_text())
@@ -312,7 +313,7 @@ def assert_few_flips(ours, golden):
 @EVERY_CASE
 def test_weights_are_equal(case, outputs):
     ours, golden, source = outputs(case).tensors, case.tensors(), case.source()
-    left_out = case.kept(dict.fromkeys(LEFT_OUT))
+    left_out = case.kept(dict.fromkeys(LEFT_OUT | case.buffers()))
     assert set(case.kept(ours)) == set(golden) | set(left_out)
     for name, want in golden.items():
         got = ours[name]
@@ -338,7 +339,7 @@ def test_weights_alone_are_the_same(case, tmp_path):
     ours = tensor_file.read_folder(tmp_path / "out")
     activations = (".input_scale", ".input_offset", ".quant_bias", ".deq_scale")
     golden = {n: t for n, t in case.tensors().items() if not n.endswith(activations)}
-    assert set(ours) == set(golden) | LEFT_OUT
+    assert set(ours) == set(golden) | LEFT_OUT | case.buffers()
     for name, want in golden.items():
         assert (ours[name].tag, ours[name].data.shape) == (want.tag, want.data.shape), name
         np.testing.assert_array_equal(ours[name].data, want.data, name)

@@ -1,4 +1,5 @@
 """The C forward pass in FP32 against transformers: the golden models and small random variants."""
+import functools
 import json
 
 import numpy as np
@@ -7,12 +8,14 @@ import safetensors.torch
 import tensor_file
 import torch
 from conftest import GOLDEN, run_tare
-from transformers import (AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM,
+from transformers import (AutoModelForCausalLM, DeepseekV2Config, DeepseekV2ForCausalLM,
+                          DeepseekV3Config, DeepseekV3ForCausalLM, Gemma2Config, Gemma2ForCausalLM,
                           Gemma3ForCausalLM, Gemma3TextConfig, Glm4Config, Glm4ForCausalLM, GlmConfig,
                           GlmForCausalLM, LlamaConfig, LlamaForCausalLM, MistralConfig,
-                          MistralForCausalLM, Phi3Config, Phi3ForCausalLM, Qwen2Config,
-                          Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig,
-                          Qwen3MoeForCausalLM)
+                          MistralForCausalLM, MixtralConfig, MixtralForCausalLM, Phi3Config,
+                          Phi3ForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config,
+                          Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM)
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
 TOLERANCE = 1e-4
 GEOMETRY = dict(vocab_size=300, hidden_size=48, intermediate_size=112, num_hidden_layers=2,
@@ -46,6 +49,16 @@ def longrope(half):
 
 GEMMA2 = dict(pad_token_id=0, head_dim=16, sliding_window=24)
 GLM = dict(pad_token_id=0, head_dim=16)
+QWEN3_MOE = dict(head_dim=16, num_experts=8, num_experts_per_tok=3, moe_intermediate_size=40)
+MIXTRAL = dict(num_local_experts=6, num_experts_per_tok=2, sliding_window=None)
+DEEPSEEK = dict(num_hidden_layers=3, num_key_value_heads=6, q_lora_rank=24, kv_lora_rank=20,
+                qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=10, n_routed_experts=8,
+                num_experts_per_tok=3, n_shared_experts=1, moe_intermediate_size=36,
+                first_k_dense_replace=1, initializer_range=0.2)
+DEEPSEEK_V2 = dict(DEEPSEEK, topk_method="greedy", n_group=1, topk_group=1)
+DEEPSEEK_V3 = dict(DEEPSEEK, n_group=4, topk_group=2)
+DEEPSEEK_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64,
+                 "beta_fast": 4.0}
 VARIANTS = {
     "llama": (LlamaForCausalLM, LlamaConfig, {}),
     "llama-llama3-rope": (LlamaForCausalLM, LlamaConfig,
@@ -101,6 +114,56 @@ VARIANTS = {
                          dict(decoder_sparse_step=3, use_sliding_window=True, sliding_window=24)),
     "qwen3-moe-window-unused": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
                                 dict(decoder_sparse_step=3, sliding_window=24)),
+    "qwen3-moe-experts": (Qwen3MoeForCausalLM, Qwen3MoeConfig, dict(QWEN3_MOE, norm_topk_prob=True)),
+    "qwen3-moe-not-normalized": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                                 dict(QWEN3_MOE, norm_topk_prob=False, attention_bias=True)),
+    "qwen3-moe-step-2": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                         dict(QWEN3_MOE, num_hidden_layers=4, decoder_sparse_step=2,
+                              initializer_range=0.2, tie_word_embeddings=True)),
+    "qwen3-moe-dense-layers": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                               dict(QWEN3_MOE, num_hidden_layers=4, decoder_sparse_step=2,
+                                    initializer_range=0.2, mlp_only_layers=[0, 3])),
+    "qwen3-moe-one-expert": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                             dict(QWEN3_MOE, num_experts_per_tok=1)),
+    "qwen3-moe-all-experts": (Qwen3MoeForCausalLM, Qwen3MoeConfig,
+                              dict(QWEN3_MOE, num_experts_per_tok=8, use_sliding_window=True,
+                                   sliding_window=24)),
+    "mixtral": (MixtralForCausalLM, MixtralConfig, MIXTRAL),
+    "mixtral-window": (MixtralForCausalLM, MixtralConfig, dict(MIXTRAL, sliding_window=24)),
+    "mixtral-head-dim": (MixtralForCausalLM, MixtralConfig,
+                         dict(MIXTRAL, head_dim=20, num_experts_per_tok=1, rope_theta=500.0,
+                              initializer_range=0.2)),
+    "deepseek-v2": (DeepseekV2ForCausalLM, DeepseekV2Config, DEEPSEEK_V2),
+    "deepseek-v2-groups": (DeepseekV2ForCausalLM, DeepseekV2Config,
+                           dict(DEEPSEEK_V2, topk_method="group_limited_greedy", n_group=4,
+                                topk_group=2, routed_scaling_factor=16.0)),
+    "deepseek-v2-one-query": (DeepseekV2ForCausalLM, DeepseekV2Config,
+                              dict(DEEPSEEK_V2, q_lora_rank=None, n_shared_experts=2)),
+    "deepseek-v2-biases": (DeepseekV2ForCausalLM, DeepseekV2Config,
+                           dict(DEEPSEEK_V2, attention_bias=True, first_k_dense_replace=0,
+                                rms_norm_eps=1e-3)),
+    "deepseek-v2-yarn": (DeepseekV2ForCausalLM, DeepseekV2Config,
+                         dict(DEEPSEEK_V2, rope_scaling=DEEPSEEK_YARN)),
+    "deepseek-v3": (DeepseekV3ForCausalLM, DeepseekV3Config, DEEPSEEK_V3),
+    "deepseek-v3-one-group": (DeepseekV3ForCausalLM, DeepseekV3Config,
+                              dict(DEEPSEEK_V3, n_group=1, topk_group=1, routed_scaling_factor=1.0)),
+    "deepseek-v3-all-groups": (DeepseekV3ForCausalLM, DeepseekV3Config,
+                               dict(DEEPSEEK_V3, n_group=2, topk_group=2, num_experts_per_tok=8)),
+    "deepseek-v3-one-query": (DeepseekV3ForCausalLM, DeepseekV3Config,
+                              dict(DEEPSEEK_V3, q_lora_rank=None, rms_norm_eps=1e-3)),
+    "deepseek-v3-no-dense-layer": (DeepseekV3ForCausalLM, DeepseekV3Config,
+                                   dict(DEEPSEEK_V3, first_k_dense_replace=0, n_shared_experts=2)),
+    "deepseek-v3-dense": (DeepseekV3ForCausalLM, DeepseekV3Config,
+                          dict(DEEPSEEK_V3, first_k_dense_replace=3, attention_bias=True)),
+    "deepseek-v3-not-normalized": (DeepseekV3ForCausalLM, DeepseekV3Config,
+                                   dict(DEEPSEEK_V3, norm_topk_prob=False,
+                                        tie_word_embeddings=True)),
+    "deepseek-v3-yarn": (DeepseekV3ForCausalLM, DeepseekV3Config,
+                         dict(DEEPSEEK_V3, rope_scaling=dict(DEEPSEEK_YARN, mscale=1.0,
+                                                             mscale_all_dim=1.0))),
+    "deepseek-v3-yarn-mscale": (DeepseekV3ForCausalLM, DeepseekV3Config,
+                                dict(DEEPSEEK_V3, rope_scaling=dict(DEEPSEEK_YARN, mscale=1.5,
+                                                                    mscale_all_dim=0.7))),
     "phi3": (Phi3ForCausalLM, Phi3Config, PHI3),
     "phi3-no-gqa": (Phi3ForCausalLM, Phi3Config, dict(PHI3, num_key_value_heads=None)),
     "phi3-partial": (Phi3ForCausalLM, Phi3Config,
@@ -147,9 +210,23 @@ def reference_logits(model, ids):
         return model(torch.tensor([ids])).logits[0].numpy()
 
 
+def choose_experts(gate, scores):
+    """DeepSeek's own choice: what is in no kept group is never chosen. transformers 4.57 lets it be as
+    good as a kept expert of score 0, better than one that the correction bias makes negative."""
+    groups = (scores + gate.e_score_correction_bias).unflatten(-1, (gate.n_group, -1))
+    kept = groups.topk(2, dim=-1).values.sum(-1).topk(gate.topk_group, dim=-1, sorted=False).indices
+    mask = torch.ones(groups.shape[:-1], dtype=torch.bool).scatter(-1, kept, False)
+    choice = groups.masked_fill(mask.unsqueeze(-1), float("-inf")).flatten(-2)
+    return choice.topk(gate.top_k, dim=-1, sorted=False).indices
+
+
 def load(folder):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
-                                                attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
+                                                 attn_implementation="eager").eval()
+    for module in model.modules():
+        if isinstance(module, DeepseekV3TopkRouter):
+            module.get_topk_indices = functools.partial(choose_experts, module)
+    return model
 
 
 def make(name, folder, dtype=torch.float32, **save):
@@ -161,6 +238,10 @@ def make(name, folder, dtype=torch.float32, **save):
         for key, parameter in model.named_parameters():
             if key.endswith(".bias") or "norm" in key:
                 parameter.add_(0.3 * torch.randn_like(parameter))
+        for key, buffer in model.named_buffers():
+            if key.endswith("correction_bias"):  # of both signs; scores lie in 0..1
+                buffer.copy_(0.3 * torch.randn_like(buffer))
+                assert buffer.min() < 0 < buffer.max()
     model.to(dtype).save_pretrained(folder, **save)
 
 

@@ -550,7 +550,7 @@ static void test_fused_groups(void **state)
     block_graph graph;
     buffer key;
     (void)state;
-    model_config_names(architecture_find("llama"), false, false, &graph);
+    model_config_names(architecture_find("llama"), &(config_flags){0}, &graph);
     tare_context *ctx = new_context(1);
     buffer_init(&key, ctx);
     assert_true(fused_group_of(&graph, "model.layers.3.self_attn.v_proj", &key));
