@@ -145,7 +145,7 @@ def emulated_run(build, model, tare, sets):
     if MODELS[model] not in sets:
         return
     quantize(build / "tare", native, "--cpu", MODELS[model])
-    names = [p.name for p in native.iterdir()]
+    names = [str(p.relative_to(native)) for p in native.rglob("*") if p.is_file()]
     same, differing, missing = filecmp.cmpfiles(native, out, names, shallow=False)
     if set(differing + missing) - {"tare_run.json"}:  # times
         sys.exit(f"{model}: other bytes than natively: {differing + missing}")

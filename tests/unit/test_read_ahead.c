@@ -205,7 +205,8 @@ static void test_a_failed_read(void **state)
         TARE_WRAP(ctx, TARE_E_IO, "layer 3");
         read_ahead_stop(r.items);
         assert_string_equal(tare_last_error(ctx), "layer 3: item 5 cannot be read");
-        assert_true(atomic_load(&r.reads) <= 5 + size_max(r.work.readers, 1));
+        /* A reader that is slow to fail lets others read on, but never beyond what is ahead. */
+        assert_true(atomic_load(&r.reads) <= 5 + size_max(r.work.ahead, 1));
     }
     free_context(ctx);
 }
