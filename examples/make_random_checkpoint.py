@@ -10,7 +10,8 @@ normal with standard deviation 0.02 (a norm's: log-normal, so that channels diff
 trained models), BF16, written row block by row block, so memory stays small. Shapes that are
 published in FP8 have linears in F8_E4M3 with a scale for each 128 x 128:
 
-    examples/make_random_checkpoint.py deepseek-2 --shape deepseek-v3 --layers 2 --set first_k_dense_replace=1
+    examples/make_random_checkpoint.py deepseek-2 --shape deepseek-v3 --layers 2 \\
+        --set first_k_dense_replace=1
 """
 import argparse
 import json

@@ -64,7 +64,7 @@ LAYER_SCORE = ctypes.CFUNCTYPE(ctypes.c_int, c_void_p, c_char_p, ctypes.c_double
 class Library:
     """One context; `Model` and `Tokenizer` handles come from it and are closed with it."""
 
-    def __init__(self, path, threads=0):
+    def __init__(self, path, threads=0, memory_limit=0):
         self.lib = lib = ctypes.CDLL(str(path))
         for name in ("tare_last_error", "tare_cpu_name", "tare_version"):
             getattr(lib, name).restype = c_char_p
@@ -97,6 +97,7 @@ class Library:
         options = ContextOptions()
         lib.tare_context_options_init_sized(byref(options), ctypes.sizeof(options))
         options.threads = threads
+        options.memory_limit = memory_limit
         options.cpu = CPUS.index(os.environ.get("TARE_TEST_CPU", "auto"))  # instruction_sets.py
         self.check(lib.tare_context_create(byref(self.context), byref(options)))
 

@@ -235,6 +235,21 @@ static arena_block *arena_add_block(arena *a, size_t size)
     return b;
 }
 
+/* The beginning of a block is aligned for anything. */
+static void *take(arena *a, size_t size, size_t alignment)
+{
+    arena_block *b = a->blocks;
+    size_t start = b ? (b->used + alignment - 1) & ~(alignment - 1) : 0;
+    if (!b || start > b->capacity || b->capacity - start < size) {
+        b = arena_add_block(a, size);
+        start = 0;
+    }
+    if (!b)
+        return NULL;
+    b->used = start + size;
+    return b->data + start;
+}
+
 void *arena_alloc(arena *a, size_t size)
 {
     size_t rounded;
@@ -242,15 +257,7 @@ void *arena_alloc(arena *a, size_t size)
         TARE_FAIL(a->ctx, TARE_E_MEMORY, "out of memory: an absurd size of %zu bytes", size);
         return NULL;
     }
-    rounded &= ~(size_t)(ALIGNMENT - 1);
-    arena_block *b = a->blocks;
-    if (!b || b->capacity - b->used < rounded)
-        b = arena_add_block(a, rounded);
-    if (!b)
-        return NULL;
-    void *p = b->data + b->used;
-    b->used += rounded;
-    return p;
+    return take(a, rounded & ~(size_t)(ALIGNMENT - 1), ALIGNMENT);
 }
 
 void *arena_alloc_array(arena *a, size_t count, size_t size)
@@ -274,7 +281,7 @@ void *arena_calloc(arena *a, size_t count, size_t size)
 
 char *arena_strndup(arena *a, const char *text, size_t length)
 {
-    char *copy = length < SIZE_MAX ? arena_alloc(a, length + 1) : NULL;
+    char *copy = length < SIZE_MAX ? take(a, length + 1, 1) : NULL;
     if (!copy)
         return NULL;
     memcpy(copy, text, length);
@@ -289,7 +296,7 @@ char *arena_printf(arena *a, const char *format, ...)
     va_copy(again, args);
     int n = text_vformat(NULL, 0, format, args);
     va_end(args);
-    char *text = n < 0 ? NULL : arena_alloc(a, (size_t)n + 1);
+    char *text = n < 0 ? NULL : take(a, (size_t)n + 1, 1);
     if (text)
         text_vformat(text, (size_t)n + 1, format, again);
     va_end(again);

@@ -38,7 +38,8 @@ size_t mem_array_bytes(size_t count, size_t size);
  */
 tare_status mem_grow(tare_context *ctx, void **array, size_t *capacity, size_t need, size_t size);
 
-/* What dies together: allocations from an arena are freed all at once. Not thread-safe. */
+/* What dies together: allocations from an arena are freed all at once. Not thread-safe. Texts stand
+ * one behind the other, without gaps. */
 typedef struct arena {
     tare_context *ctx;
     struct arena_block *blocks;

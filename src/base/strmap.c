@@ -39,7 +39,7 @@ static uint32_t hash_key(const char *key, size_t length)
 tare_status strmap_reserve(strmap *m, size_t count)
 {
     size_t capacity = m->capacity ? m->capacity : 16;
-    while (capacity / 2 < count) {
+    while (capacity - capacity / 4 < count) { /* at most three of four are taken */
         if (!size_mul(capacity, 2, &capacity))
             return TARE_FAIL(m->ctx, TARE_E_MEMORY, "out of memory: a map of %zu names", count);
     }

@@ -25,6 +25,7 @@ typedef struct expert_form {
     const char *width_key; /* "moe_intermediate_size"; NULL: intermediate_size */
     bool by_step;    /* decoder_sparse_step and mlp_only_layers say which layers have experts */
     bool from_first; /* those from first_k_dense_replace on have; else all */
+    size_t default_first;
     bool normalizes; /* always; else norm_topk_prob says, where `may_normalize` */
     bool may_normalize;
     bool shared; /* n_shared_experts, n_group, routed_scaling_factor (DeepSeek) */

@@ -21,7 +21,7 @@ typedef struct tensor_place {
 
 struct checkpoint {
     tare_context *ctx;
-    arena arena; /* names of the index; tensors in memory */
+    arena arena; /* tensors in memory; names completed */
     char *dir;   /* or what stands for it in messages */
     safetensors **files;
     size_t num_files;
@@ -187,12 +187,14 @@ static tare_status open_index(checkpoint *c)
 {
     tare_status status = TARE_OK;
     const value *root;
+    arena parsed; /* of a model with many experts it is large, and the headers have all names */
     strmap shards;
     strmap_init(&shards, c->ctx);
+    arena_init(&parsed, c->ctx);
     char *path = path_join(c->ctx, c->dir, INDEX_FILE);
     if (!path)
         return TARE_E_MEMORY;
-    TRY(json_parse_file(c->ctx, &c->arena, path, INDEX_LIMIT, &root));
+    TRY(json_parse_file(c->ctx, &parsed, path, INDEX_LIMIT, &root));
     const value *map = value_get(root, "weight_map");
     if (!map || map->type != VALUE_MAP || map->count == 0) {
         status = TARE_FAIL(c->ctx, TARE_E_MODEL,
@@ -209,6 +211,7 @@ static tare_status open_index(checkpoint *c)
     TRY(add_indexed(c, map, &shards));
 done:
     strmap_free(&shards);
+    arena_free(&parsed);
     mem_free(c->ctx, path);
     return status;
 }

@@ -32,7 +32,7 @@ static tare_status find_sparse(parse *p)
     tare_status status = TARE_OK;
     model_config *c = p->out;
     const expert_form *form = c->arch->experts;
-    size_t step = 1, first = 0, any = 0;
+    size_t step = 1, first = form->default_first, any = 0;
     const value *dense = value_get(p->root, "mlp_only_layers");
     bool *sparse = arena_calloc(p->arena, c->num_layers, sizeof *sparse);
     TRY(sparse ? TARE_OK : TARE_E_MEMORY);

@@ -59,18 +59,39 @@ static tare_status look_at_norm(search *s, const tensor_info *t)
     return s->model->config.arch->norm_base != 0 ? TARE_OK : look_at(s, t);
 }
 
+/* Of a layer's experts, of which a model may have tens of thousands, the first and the last: a
+ * download that was cut lacks the end of a file. */
+static tare_status look_at_experts(search *s, const model_block *b)
+{
+    tare_status status = TARE_OK;
+    size_t count = block_experts(b);
+    for (size_t e = 0; e < count; e += size_max(count - 1, 1)) {
+        for (size_t i = 0; i < EXPERT_LINEARS; i++)
+            TRY(look_at(s, expert_linear(s->model, b, e, i)->weight.tensor));
+    }
+done:
+    return status;
+}
+
+static tare_status look_at_block(search *s, const model_block *b)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < b->graph->num_linears; i++)
+        TRY(look_at(s, block_linear(s->model, b, i)->weight.tensor));
+    for (size_t i = 0; i < b->graph->num_norms; i++)
+        TRY(look_at_norm(s, b->norms[i]));
+    TRY(look_at_experts(s, b));
+done:
+    return status;
+}
+
 static tare_status look_at_all(search *s)
 {
     tare_status status = TARE_OK;
     const tare_model *m = s->model;
     TRY(look_at(s, m->embedding.tensor));
-    for (size_t layer = 0; layer < m->config.num_layers; layer++) {
-        const model_block *b = &m->blocks[layer];
-        for (size_t i = 0; i < b->graph->num_linears; i++)
-            TRY(look_at(s, block_linear(m, b, i)->weight.tensor));
-        for (size_t i = 0; i < b->graph->num_norms; i++)
-            TRY(look_at_norm(s, b->norms[i]));
-    }
+    for (size_t layer = 0; layer < m->config.num_layers; layer++)
+        TRY(look_at_block(s, &m->blocks[layer]));
     TRY(look_at_norm(s, m->final_norm));
     if (m->head->weight.tensor != m->embedding.tensor)
         TRY(look_at(s, m->head->weight.tensor));

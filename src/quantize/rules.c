@@ -82,14 +82,14 @@ static tare_status apply_mix(const tare_recipe *r, linear_plan *linears, size_t 
     for (size_t m = 0; m < r->mix.count; m++) {
         const mix_entry *e = &r->mix.items[m];
         const linear_plan *kept = NULL;
-        bool found = false, free = false;
+        bool found = false, settable = false;
         for (size_t i = 0; i < count; i++) {
             linear_plan *l = &linears[i];
             bool exact = strcmp(e->pattern, l->name) == 0;
             if (!exact && !pattern_match(e->pattern, l->name))
                 continue;
             found = true;
-            free = free || !l->stays_float;
+            settable = settable || !l->stays_float;
             kept = l->stays_float ? l : kept;
             if (l->why == WHY_SCHEME ||
                 (exact && l->why == WHY_MIX && strcmp(l->rule, l->name) != 0))
@@ -97,7 +97,7 @@ static tare_status apply_mix(const tare_recipe *r, linear_plan *linears, size_t 
         }
         if (!found)
             return refuse_name(r, "mix", e->pattern, linears, count, NULL, 0);
-        if (!free && e->scheme != SCHEME_FLOAT)
+        if (!settable && e->scheme != SCHEME_FLOAT)
             return refuse_kept(r, e, kept);
     }
     return TARE_OK;

@@ -26,7 +26,7 @@ BIAS = ".e_score_correction_bias"
 
 
 def variant(folder, model, change=None, form="model", **config):
-    """A copy of a golden model: with other keys of config.json, and with tensors that `change` changed."""
+    """A copy of a golden model with other keys of config.json, and tensors that `change` changed."""
     shutil.copytree(GOLDEN / model / form, folder)
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | config))
@@ -218,8 +218,23 @@ def test_kimi_k2_is_a_deepseek_v3(tmp_path):
 
 def test_an_mtp_layer_is_left_out(tmp_path):
     done = quantize(GOLDEN / "deepseek_v3_mtp" / "model", tmp_path / "out", "--scheme", "w8a8_dynamic")
-    assert "44 tensors are of layers that num_hidden_layers (2) excludes and are left out" in done.stderr
+    warning = "44 tensors are of layers that num_hidden_layers (2) excludes and are left out"
+    assert warning in done.stderr
     assert not [n for n in tensor_file.read_folder(tmp_path / "out") if n.startswith("model.layers.2.")]
+
+
+def test_zeros_are_named(tmp_path):
+    """As in other linears, a sign of a download that was cut: in the first and the last expert."""
+    names = [f"model.layers.2.mlp.experts.{e}.{kind}_proj.weight"
+             for e, kind in ((0, "gate"), (7, "down"))]
+
+    def clear(tensors):
+        for name in names:
+            tensors[name] = tensor_file.Tensor("F32", np.zeros_like(tensors[name].data))
+    model = variant(tmp_path / "model", "deepseek_v3", clear)
+    done = run(model, tmp_path / "out", "--scheme", "w8a8_dynamic", "--dry-run", "--no-probe")
+    found, = (line for line in done.stderr.splitlines() if "zero throughout" in line)
+    assert "2 weights" in found and all(name in found for name in names)
 
 
 # ---- resuming
@@ -307,7 +322,8 @@ def assert_refused(done, out, code, *words):
     ("deepseek_v3", without("model.layers.2.mlp.gate.weight"), "layers.2.mlp.gate.weight is missing"),
     ("deepseek_v3", without(CORRECTION), f"tensor {CORRECTION} is missing"),
     ("deepseek_v3", shaped(CORRECTION, 7), f"{CORRECTION} has shape [7], config.json makes it [8]"),
-    ("deepseek_v3", shaped(EXPERT, 31, 64), f"{EXPERT} has shape [31,64], config.json makes it [32,64]"),
+    ("deepseek_v3", shaped(EXPERT, 31, 64),
+     f"{EXPERT} has shape [31,64], config.json makes it [32,64]"),
     ("deepseek_v3_fp8", without(SCALE), f"tensor {SCALE} is missing from the checkpoint"),
     ("deepseek_v3_fp8", shaped(SCALE, 3, 3), f"{SCALE} has shape [3,3], config.json makes it [1,1]"),
 ], ids=lambda x: x if isinstance(x, str) else "")
@@ -317,10 +333,10 @@ def test_tensors_that_do_not_fit(model, change, word, tmp_path):
 
 
 @pytest.mark.parametrize("model,config,word", [
-    ("deepseek_v3", dict(n_routed_experts=4, n_group=2), "mlp.gate.weight has shape [8,64], config.json "
-                                                         "makes it [4,64]"),
-    ("qwen3_moe", dict(num_experts=9), "layers.0.mlp.gate.weight has shape [8,64], config.json makes it "
-                                       "[9,64]"),
+    ("deepseek_v3", dict(n_routed_experts=4, n_group=2),
+     "mlp.gate.weight has shape [8,64], config.json makes it [4,64]"),
+    ("qwen3_moe", dict(num_experts=9),
+     "layers.0.mlp.gate.weight has shape [8,64], config.json makes it [9,64]"),
     ("deepseek_v3", dict(topk_method="greedy"),
      'topk_method "greedy" is not supported for deepseek_v3; supported: noaux_tc'),
     ("deepseek_v2", dict(topk_method="best"), 'topk_method "best" is not supported for deepseek_v2; '
@@ -382,7 +398,8 @@ def test_mixes_that_engines_cannot_load(mix, words, tmp_path):
     ("*.gate=float,*.experts.*=float", {"gate": "FLOAT", "experts.3.gate_proj": "FLOAT"}),
 ])
 def test_mixes_that_are_possible(mix, kinds, tmp_path):
-    quantize(GOLDEN / "deepseek_v3" / "model", tmp_path / "out", "--scheme", "w8a8_dynamic", "--mix", mix)
+    quantize(GOLDEN / "deepseek_v3" / "model", tmp_path / "out", "--scheme", "w8a8_dynamic",
+             "--mix", mix)
     found = description(tmp_path / "out")
     assert {name: found[f"{LAYER}{name}.weight"] for name in kinds} == kinds
     assert found["model_quant_type"] == "W8A8_DYNAMIC"

@@ -15,6 +15,7 @@ import numpy as np
 
 from tensor_file import round_to
 
+GOLDEN_MODELS = ("llama", "qwen2", "qwen3")  # of those in tests/data/golden
 DEFAULT_THETA = 10000.0
 TIE = 3e-5  # what sums in FP32 leave in doubt of a value of up to 127
 

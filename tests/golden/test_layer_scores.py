@@ -8,7 +8,6 @@ import reference_model
 import tensor_file
 from conftest import GOLDEN
 
-MODELS = sorted(path.parent.parent.name for path in GOLDEN.glob("*/model/config.json"))
 IDS = json.loads((GOLDEN / "calib_ids.json").read_text())
 
 
@@ -36,7 +35,7 @@ def quantile_score(calls):
     return 2 * np.abs(x).max() / 254 / (x[3 * quarter] - x[quarter])
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=reference_model.GOLDEN_MODELS)
 def inputs(request):
     folder = GOLDEN / request.param / "model"
     model = Watched(json.loads((folder / "config.json").read_text()),

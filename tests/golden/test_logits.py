@@ -8,7 +8,6 @@ import tensor_file
 from conftest import GOLDEN, SHARED
 
 TOLERANCE = 1e-4
-DENSE = {"llama", "qwen2", "qwen3"}  # what reference_model.py computes
 
 
 def find_models():
@@ -48,7 +47,7 @@ def test_float_logits(model, library):
                 assert np.abs(m.logits(ids) - want).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("model", sorted(DENSE))
+@pytest.mark.parametrize("model", reference_model.GOLDEN_MODELS)
 def test_numpy_model_agrees(model):
     """The reference of test_golden.py is itself right."""
     config = json.loads((GOLDEN / model / "model" / "config.json").read_text())
