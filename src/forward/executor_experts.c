@@ -6,26 +6,24 @@
 
 #include "base/parallel.h"
 #include "forward/executor_internal.h"
+#include "forward/expert_rows.h"
 #include "tensor/kernels.h"
 #include "tensor/rounded.h"
 
 /* For as many rows as the workspace has: all may choose one expert. */
 struct expert_room {
-    uint32_t *rows;           /* that chose the expert in work */
-    float *weights;           /* of it in them */
-    float *x, *gate, *up, *y; /* [rows, hidden], [rows, width] twice, [rows, hidden] */
+    expert_rows rows;
+    float *gate, *up, *y; /* [rows, width] twice, [rows, hidden] */
 };
 
 void expert_room_lay_out(carver *c, const tare_model *model, workspace *w)
 {
     const experts_spec *e = &model->graphs[BLOCK_EXPERTS].experts;
-    struct expert_room room;
+    struct expert_room room = {.rows.columns = e->columns};
     if (e->count == 0)
         return;
     struct expert_room *at = carve(c, 1, sizeof room);
-    room.rows = carve(c, w->rows, sizeof *room.rows);
-    room.weights = carve(c, w->rows, sizeof *room.weights);
-    room.x = carve(c, w->rows, e->columns * sizeof *room.x);
+    expert_rows_lay_out(c, &room.rows, w->rows);
     room.gate = carve(c, w->rows, e->width * sizeof *room.gate);
     room.up = carve(c, w->rows, e->width * sizeof *room.up);
     room.y = carve(c, w->rows, e->columns * sizeof *room.y);
@@ -50,14 +48,21 @@ typedef struct route_work {
  * must not hang on ours. */
 static void score_row(const route_spec *s, const float *logits, float *scores)
 {
-    double max = -INFINITY, sum = 0;
+    float max = -INFINITY;
+    double sum = 0;
     for (size_t e = 0; e < s->experts; e++)
-        max = fmax(max, (double)logits[e]);
+        max = fmaxf(max, logits[e]);
     for (size_t e = 0; s->scores == ROUTE_SOFTMAX && e < s->experts; e++)
-        sum += exp((double)logits[e] - max);
+        sum += exp((double)logits[e] - (double)max);
     for (size_t e = 0; e < s->experts; e++)
-        scores[e] = (float)(s->scores == ROUTE_SOFTMAX ? exp((double)logits[e] - max) / sum
+        scores[e] = (float)(s->scores == ROUTE_SOFTMAX ? exp((double)logits[e] - (double)max) / sum
                                                        : 1 / (1 + exp(-(double)logits[e])));
+}
+
+/* What an expert is chosen by. */
+static double corrected(const route_work *w, const float *scores, size_t e)
+{
+    return (double)scores[e] + (w->correction ? (double)w->correction[e] : 0);
 }
 
 /* The sum of the best of a group. */
@@ -66,7 +71,7 @@ static double group_score(const route_work *w, const float *scores, size_t group
     size_t size = w->spec->experts / w->spec->groups;
     double best = -INFINITY, second = -INFINITY;
     for (size_t e = group * size; e < (group + 1) * size; e++) {
-        double x = (double)scores[e] + (w->correction ? (double)w->correction[e] : 0);
+        double x = corrected(w, scores, e);
         if (x > best) {
             second = best;
             best = x;
@@ -105,14 +110,16 @@ static size_t choose_next(const route_work *w, const float *scores, const float 
 {
     size_t best = w->spec->experts, size = w->spec->experts / w->spec->groups;
     double most = 0;
-    for (size_t e = 0; e < w->spec->experts; e++) {
-        double x = (double)scores[e] + (w->correction ? (double)w->correction[e] : 0);
-        if (has_chosen(chosen, count, e) || (best < w->spec->experts && x <= most))
+    for (size_t group = 0; group < w->spec->groups; group++) {
+        if (w->spec->groups > 1 && !group_is_chosen(w, scores, group))
             continue;
-        if (w->spec->groups > 1 && !group_is_chosen(w, scores, e / size))
-            continue;
-        best = e;
-        most = x;
+        for (size_t e = group * size; e < (group + 1) * size; e++) {
+            double x = corrected(w, scores, e);
+            if (has_chosen(chosen, count, e) || (best < w->spec->experts && x <= most))
+                continue;
+            best = e;
+            most = x;
+        }
     }
     return best;
 }
@@ -162,37 +169,16 @@ tare_status run_route(const graph_run *r, const graph_node *n)
 
 /* ---- the experts ---- */
 
-/* Gathers the rows of `x` that chose an expert; how many. */
-static size_t gather(const graph_run *r, const float *routing, const float *x, size_t expert)
-{
-    struct expert_room *room = r->w->experts;
-    const route_spec *s = &r->block->graph->route;
-    size_t count = 0, columns = r->block->graph->experts.columns;
-    for (size_t row = 0; row < r->b->rows; row++) {
-        const float *chosen = routing + row * 2 * s->chosen;
-        for (size_t i = 0; i < s->chosen; i++) {
-            if (chosen[i] != (float)expert)
-                continue;
-            memcpy(room->x + count * columns, x + row * columns, columns * sizeof *x);
-            room->weights[count] = chosen[s->chosen + i];
-            room->rows[count++] = (uint32_t)row;
-            break;
-        }
-    }
-    return count;
-}
-
-typedef struct expert_work {
+typedef struct gate_work {
     const kernels *k;
-    struct expert_room *room;
-    size_t width, columns;
-    float *sums;
+    const struct expert_room *room;
+    size_t width;
     tare_dtype round;
-} expert_work;
+} gate_work;
 
 static void gate_row(void *user, size_t row, int thread)
 {
-    const expert_work *w = user;
+    const gate_work *w = user;
     float *gate = w->room->gate + row * w->width, *up = w->room->up + row * w->width;
     (void)thread;
     round_values(gate, w->width, w->round);
@@ -203,30 +189,15 @@ static void gate_row(void *user, size_t row, int thread)
         rounded_silu_mul(gate, up, w->width, w->round);
 }
 
-/* sum += weight * y, as a model in `round` rounds each step. */
-static void add_row(void *user, size_t row, int thread)
-{
-    const expert_work *w = user;
-    float *y = w->room->y + row * w->columns, weight = w->room->weights[row];
-    float *sum = w->sums + w->room->rows[row] * w->columns;
-    (void)thread;
-    round_values(y, w->columns, w->round);
-    for (size_t i = 0; i < w->columns; i++)
-        y[i] *= weight;
-    round_values(y, w->columns, w->round);
-    w->k->add(sum, y, w->columns);
-    round_values(sum, w->columns, w->round);
-}
-
-static tare_status run_expert(const graph_run *r, size_t expert, size_t rows, expert_work *w)
+static tare_status run_expert(const graph_run *r, size_t expert, gate_work *w)
 {
     tare_status status = TARE_OK;
-    struct expert_room *room = w->room;
-    float *inner[2] = {room->gate, room->up};
-    TRY(r->ops->expert(r->ops->user, expert, 0, rows, room->x, inner));
+    const struct expert_room *room = w->room;
+    float *inner[2] = {room->gate, room->up}, *y = room->y;
+    size_t rows = room->rows.count;
+    TRY(r->ops->expert(r->ops->user, expert, 0, rows, room->rows.x, inner));
     parallel_for(r->w->ctx, rows, gate_row, w);
-    TRY(r->ops->expert(r->ops->user, expert, 1, rows, room->gate, &room->y));
-    parallel_for(r->w->ctx, rows, add_row, w);
+    TRY(r->ops->expert(r->ops->user, expert, 1, rows, room->gate, &y));
 done:
     return status;
 }
@@ -234,19 +205,19 @@ done:
 tare_status run_experts(const graph_run *r, const graph_node *n)
 {
     tare_status status = TARE_OK;
-    const experts_spec *e = &r->block->graph->experts;
+    const block_graph *g = r->block->graph;
     const float *x = graph_run_value(r, n->in[0]), *routing = graph_run_value(r, n->in[1]);
-    expert_work work = {.k = kernels_get(r->w->ctx),
-                        .room = r->w->experts,
-                        .width = e->width,
-                        .columns = e->columns,
-                        .sums = graph_run_value(r, n->out),
-                        .round = r->w->round};
-    memset(work.sums, 0, r->b->rows * e->columns * sizeof *work.sums);
-    for (size_t expert = 0; expert < e->count; expert++) {
-        size_t rows = gather(r, routing, x, expert);
-        if (rows > 0)
-            TRY(run_expert(r, expert, rows, &work));
+    float *sums = graph_run_value(r, n->out);
+    struct expert_room *room = r->w->experts;
+    gate_work work = {kernels_get(r->w->ctx), room, g->experts.width, r->w->round};
+    memset(sums, 0, r->b->rows * g->experts.columns * sizeof *sums);
+    for (size_t expert = 0; expert < g->experts.count; expert++) {
+        room->rows.count = 0;
+        expert_rows_gather(&room->rows, &g->route, expert, x, routing, r->b->rows, 0);
+        if (room->rows.count == 0)
+            continue;
+        TRY(run_expert(r, expert, &work));
+        expert_rows_add(r->w->ctx, &room->rows, room->y, sums, r->w->round);
     }
 done:
     return status;

@@ -5,36 +5,31 @@
 #include <string.h>
 
 #include "base/carver.h"
-#include "base/parallel.h"
+#include "forward/expert_rows.h"
 #include "pipeline/run.h"
 #include "tensor/kernels.h"
-#include "tensor/rounded.h"
 
-/* The rows of a batch that chose the expert in work. */
-struct expert_rows {
-    struct expert_rows *self;
-    size_t most_rows, samples, columns;
-    float *x;        /* [most_rows, columns] */
-    size_t *places;  /* [most_rows] in the stream */
-    float *weights;  /* [most_rows] */
-    size_t *lengths; /* [samples] rows of each */
+/* What of a batch chose the expert in work. */
+struct expert_batch {
+    struct expert_batch *self;
+    size_t most_rows, samples;
+    expert_rows rows; /* placed in the stream */
+    size_t *lengths;  /* [samples] rows of each */
 };
 
 static void lay_out(carver *c, void *component)
 {
-    struct expert_rows *e = component;
+    struct expert_batch *e = component;
     e->self = carve(c, 1, sizeof *e);
-    e->x = carve(c, e->most_rows, e->columns * sizeof *e->x);
-    e->places = carve(c, e->most_rows, sizeof *e->places);
-    e->weights = carve(c, e->most_rows, sizeof *e->weights);
+    expert_rows_lay_out(c, &e->rows, e->most_rows);
     e->lengths = carve(c, e->samples, sizeof *e->lengths);
 }
 
-static struct expert_rows rows_of(const run_plan *plan)
+static struct expert_batch batch_of(const run_plan *plan)
 {
-    return (struct expert_rows){.most_rows = plan_batch_rows(plan),
-                                .samples = plan->env->samples.count,
-                                .columns = plan->env->model->config.hidden_size};
+    return (struct expert_batch){.most_rows = plan_batch_rows(plan),
+                                 .samples = plan->env->samples.count,
+                                 .rows.columns = plan->env->model->config.hidden_size};
 }
 
 static const graph_node *node_of(const segment_work *s)
@@ -97,72 +92,39 @@ static tare_status gather(run *r, const flow *f, const segment_work *s, const ba
                           size_t first, batch *out)
 {
     tare_status status = TARE_OK;
-    struct expert_rows *e = r->expert_rows;
+    struct expert_batch *e = r->expert_batch;
     const route_spec *route = &r->model->graphs[BLOCK_EXPERTS].route;
     float *x, *routing;
-    size_t rows = 0, row = 0;
+    e->rows.count = 0;
     TRY(stream_get(f->expert_input, first, all->rows, &x));
     TRY(stream_get(f->routing, first, all->rows, &routing));
-    for (size_t i = 0; i < all->samples; i++) {
-        size_t before = rows;
-        for (size_t end = row + all->lengths[i]; row < end; row++) {
-            const float *chosen = routing + row * 2 * route->chosen;
-            size_t c = 0;
-            while (c < route->chosen && chosen[c] != (float)s->expert)
-                c++;
-            if (c == route->chosen)
-                continue;
-            memcpy(e->x + rows * e->columns, x + row * e->columns, e->columns * sizeof *x);
-            e->weights[rows] = chosen[route->chosen + c];
-            e->places[rows++] = first + row;
-        }
-        e->lengths[i] = rows - before;
+    for (size_t i = 0, row = 0; i < all->samples; row += all->lengths[i++]) {
+        size_t before = e->rows.count;
+        expert_rows_gather(&e->rows, route, s->expert, x + row * e->rows.columns,
+                           routing + row * 2 * route->chosen, all->lengths[i], first + row);
+        e->lengths[i] = e->rows.count - before;
     }
     *out = (batch){
-        .first = all->first, .samples = all->samples, .lengths = e->lengths, .rows = rows};
+        .first = all->first, .samples = all->samples, .lengths = e->lengths, .rows = e->rows.count};
 done:
     return status;
-}
-
-typedef struct scatter_work {
-    const struct expert_rows *rows;
-    const kernels *kernels;
-    float *y, *sums;
-    tare_dtype round;
-} scatter_work;
-
-/* sum += weight * y */
-static void scatter_row(void *user, size_t row, int thread)
-{
-    const scatter_work *w = user;
-    size_t columns = w->rows->columns;
-    float *y = w->y + row * columns, *sum = w->sums + w->rows->places[row] * columns;
-    (void)thread;
-    for (size_t i = 0; i < columns; i++)
-        y[i] *= w->rows->weights[row];
-    round_values(y, columns, w->round);
-    w->kernels->add(sum, y, columns);
-    round_values(sum, columns, w->round);
 }
 
 static tare_status run_rows(run *r, const segment_pass *p, const flow *f, const batch *b)
 {
     tare_status status = TARE_OK;
     const block_graph *g = p->work.block->graph;
-    scatter_work work = {.rows = r->expert_rows,
-                         .kernels = kernels_get(r->ctx),
-                         .y = workspace_value(&r->work, g, (graph_value)g->num_values - 1),
-                         .round = r->work.round};
-    float max;
+    const expert_rows *rows = &r->expert_batch->rows;
+    float *y = workspace_value(&r->work, g, (graph_value)g->num_values - 1), *sums, max;
     bool finite = true;
     if (p->begin)
         p->begin(p->ops.user, b);
     TRY(block_forward(r->model, p->work.block, p->work.segment, p->norms, &p->ops, b, &r->work,
-                      r->expert_rows->x));
-    work.kernels->abs_max(work.y, b->rows * r->expert_rows->columns, &max, &finite);
+                      rows->x));
+    kernels_get(r->ctx)->abs_max(y, rows->count * rows->columns, &max, &finite);
     TRY(finite ? TARE_OK : TARE_FAIL(r->ctx, TARE_E_NUMERIC, "an activation is NaN or infinite"));
-    TRY(stream_get(f->sums, 0, f->tokens, &work.sums));
-    parallel_for(r->ctx, b->rows, scatter_row, &work);
+    TRY(stream_get(f->sums, 0, f->tokens, &sums));
+    expert_rows_add(r->ctx, rows, y, sums, r->work.round);
 done:
     return status;
 }
@@ -187,29 +149,31 @@ done:
 
 /* ---- all of a block ---- */
 
-/* How many tokens chose each expert; one warning for those that none did. */
-static tare_status note_coverage(run *r, const segment_work *s, const flow *f)
+/* One warning for the experts that no token chose. */
+static tare_status check_coverage(run *r, const segment_work *s, const flow *f)
 {
     tare_status status = TARE_OK;
     const route_spec *route = &s->block->graph->route;
-    size_t unreached = 0;
+    size_t unreached = route->experts;
     float *routing;
-    uint32_t *counts = arena_calloc(r->env->arena, route->experts, sizeof *counts);
-    TRY(counts ? TARE_OK : TARE_E_MEMORY);
+    bool *reached = mem_alloc_array(r->ctx, route->experts, sizeof *reached);
+    TRY(reached ? TARE_OK : TARE_E_MEMORY);
+    memset(reached, 0, route->experts * sizeof *reached);
     TRY(stream_get(f->routing, 0, f->tokens, &routing));
     for (size_t row = 0; row < f->tokens; row++) {
-        for (size_t i = 0; i < route->chosen; i++)
-            counts[(size_t)routing[row * 2 * route->chosen + i]]++;
+        for (size_t i = 0; i < route->chosen; i++) {
+            bool *expert = &reached[(size_t)routing[row * 2 * route->chosen + i]];
+            unreached -= !*expert;
+            *expert = true;
+        }
     }
-    for (size_t e = 0; e < route->experts; e++)
-        unreached += counts[e] == 0;
     if (unreached > 0)
         TARE_WARN(r->ctx,
                   "%s: no token of the samples reached %zu of %zu experts; they are quantized by "
                   "their weights alone, as all are",
                   s->block->name, unreached, route->experts);
-    r->coverage[s->block->index] = counts;
 done:
+    mem_free(r->ctx, reached);
     return status;
 }
 
@@ -217,11 +181,10 @@ tare_status experts_run(run *r, const segment_work *s,
                         tare_status (*each)(run *r, const segment_work *expert))
 {
     tare_status status = TARE_OK;
-    struct expert_rows rows = rows_of(r->plan);
+    struct expert_batch room = batch_of(r->plan);
     flow *flows[] = {&r->floats, &r->calibrated};
-    TRY(carver_alloc(r->ctx, lay_out, &rows));
-    r->expert_rows = rows.self;
-    *rows.self = rows;
+    TRY(carver_alloc(r->ctx, lay_out, &room));
+    *(r->expert_batch = room.self) = room;
     for (size_t i = 0; i < 2; i++) {
         if (flows[i]->states)
             TRY(begin_flow(r, s, flows[i]));
@@ -234,14 +197,14 @@ tare_status experts_run(run *r, const segment_work *s,
         TRY(each(r, &work));
     }
     if (r->calibrated.states)
-        TRY(note_coverage(r, s, &r->calibrated));
+        TRY(check_coverage(r, s, &r->calibrated));
     for (size_t i = 0; i < 2; i++) {
         if (flows[i]->states)
             end_flow(s, flows[i]);
     }
 done:
-    mem_free(r->ctx, r->expert_rows);
-    r->expert_rows = NULL;
+    mem_free(r->ctx, r->expert_batch);
+    r->expert_batch = NULL;
     return status;
 }
 
@@ -253,12 +216,13 @@ void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats
     const run_plan *plan = l->plan;
     const ledger before = *l;
     size_t columns = s->block->graph->experts.columns;
-    struct expert_rows rows = rows_of(plan);
+    struct expert_batch room = batch_of(plan);
     char name[EXPERT_NAME];
     model_block block = expert_block(plan->env->model, s->block, 0, name);
     segment_work work = plan_expert(plan, &block, 0);
-    rows.most_rows = l->rows;
-    l->now[TERM_WORKSPACE] += carver_bytes(lay_out, &rows);
+    room.most_rows = l->rows;
+    l->now[TERM_WORKSPACE] += carver_bytes(lay_out, &room) +
+                              mem_array_bytes(s->block->graph->route.experts, sizeof(bool));
     for (int i = 0; i < 2; i++) {
         size_t tokens = i == 0 ? plan->float_tokens : plan->env->samples.tokens;
         if (i == 0 ? !floats : !calibrates)

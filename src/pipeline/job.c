@@ -178,8 +178,7 @@ static tare_status begin_run(run_job *j)
     r->scores = arena_calloc(&j->arena, r->model->num_linears, sizeof *r->scores);
     r->attentions = arena_calloc(&j->arena, r->model->config.num_layers, sizeof *r->attentions);
     r->inputs = arena_calloc(&j->arena, r->model->num_units, sizeof *r->inputs);
-    r->coverage = arena_calloc(&j->arena, r->model->config.num_layers, sizeof *r->coverage);
-    if (!r->scores || !r->attentions || !r->inputs || !r->coverage)
+    if (!r->scores || !r->attentions || !r->inputs)
         return TARE_E_MEMORY;
     return smoothing_begin(r);
 }

@@ -121,8 +121,7 @@ typedef struct run {
     flow floats; /* the first samples, through the float model; states NULL: it does not run
                     beside */
     workspace work;
-    struct expert_rows *expert_rows; /* experts.c, while experts run */
-    uint32_t **coverage;             /* [layers], [experts]: tokens; NULL: has none, or not yet */
+    struct expert_batch *expert_batch; /* experts.c, while experts run */
     work_clock *clock;     /* NULL: nobody measures; else the run is a slice, and writes nothing */
     run_overlap *overlap;  /* overlap.c */
     weight_pieces *pieces; /* pieces.c */
