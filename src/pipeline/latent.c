@@ -8,9 +8,7 @@
 #include <string.h>
 
 #include "base/carver.h"
-#include "base/parallel.h"
 #include "pipeline/run.h"
-#include "tensor/kernels.h"
 
 #define LATENT_LINEAR ".self_attn.kv_b_proj"
 
@@ -18,7 +16,7 @@ struct latent_queries {
     struct latent_queries *self;
     size_t heads, nope, rank, head; /* columns of a query head: nope and the rotated ones */
     size_t tokens;                  /* of a sample, at most */
-    float *keys;                    /* [heads,rank,nope]: Wk transposed */
+    gemm_weight **keys;             /* [heads]: Wk of a head transposed, [rank,nope] */
     float *x, *y;                   /* [tokens,nope], [tokens,rank] of a head */
     float *absorbed;                /* [tokens,heads*rank] */
 };
@@ -27,7 +25,7 @@ static void lay_out(carver *c, void *component)
 {
     struct latent_queries *l = component;
     l->self = carve(c, 1, sizeof *l);
-    l->keys = carve(c, l->heads, l->rank * l->nope * sizeof *l->keys);
+    l->keys = carve(c, l->heads, sizeof *l->keys);
     l->x = carve(c, l->tokens, l->nope * sizeof *l->x);
     l->y = carve(c, l->tokens, l->rank * sizeof *l->y);
     l->absorbed = carve(c, l->tokens, l->heads * l->rank * sizeof *l->absorbed);
@@ -49,31 +47,31 @@ static const model_linear *latent_linear(const tare_model *m, const model_block 
     return block_linear(m, b, (size_t)(l - b->graph->linears));
 }
 
-/* The keys' rows of each head, smoothed if they are. */
+/* From the rows of each head that make its keys, smoothed if they are. */
 static tare_status load_keys(run *r, const model_block *b, struct latent_queries *l)
 {
     tare_status status = TARE_OK;
     const model_linear *linear = latent_linear(r->model, b);
-    size_t rows = linear->n / l->heads;
-    coded_rows raw = {0};
     const smooth_weight *smoothed = smoothing_of(r, linear);
-    smooth_weight weight = smoothed ? *smoothed : (smooth_weight){0};
+    smooth_weight weight = smoothed ? *smoothed : (smooth_weight){.k = l->rank};
+    coded_rows raw = {0};
     float *row = mem_alloc_array(r->ctx, l->rank, sizeof *row);
-    TRY(row ? TARE_OK : TARE_E_MEMORY);
+    float *transposed = mem_alloc_array(r->ctx, l->rank * l->nope, sizeof *transposed);
+    TRY(row && transposed ? TARE_OK : TARE_E_MEMORY);
     TRY(stored_load(r->model->checkpoint, &linear->weight, &raw));
     weight.raw = raw;
     for (size_t h = 0; h < l->heads; h++) {
         for (size_t i = 0; i < l->nope; i++) {
-            if (smoothed)
-                smooth_weight_row(r->ctx, &weight, h * rows + i, row);
-            else
-                coded_decode(kernels_get(r->ctx), &raw, h * rows + i, 0, l->rank, row);
+            smooth_weight_row(r->ctx, &weight, h * (linear->n / l->heads) + i, row);
             for (size_t j = 0; j < l->rank; j++)
-                l->keys[(h * l->rank + j) * l->nope + i] = row[j];
+                transposed[j * l->nope + i] = row[j];
         }
+        TRY(gemm_weight_create(r->ctx, GEMM_FP32, TARE_F32, transposed, l->rank, l->nope,
+                               &l->keys[h]));
     }
 done:
     coded_free(r->ctx, &raw);
+    mem_free(r->ctx, transposed);
     mem_free(r->ctx, row);
     return status;
 }
@@ -87,6 +85,7 @@ tare_status latent_create(run *r, const model_block *b, struct latent_queries **
         return TARE_OK;
     TRY(carver_alloc(r->ctx, lay_out, &l));
     *(*out = l.self) = l;
+    memset(l.keys, 0, l.heads * sizeof *l.keys);
     TRY(load_keys(r, b, *out));
 done:
     return status;
@@ -94,6 +93,8 @@ done:
 
 void latent_free(run *r, struct latent_queries *l)
 {
+    for (size_t h = 0; l && h < l->heads; h++)
+        gemm_weight_free(r->ctx, l->keys[h]);
     mem_free(r->ctx, l);
 }
 
@@ -101,21 +102,15 @@ void latent_free(run *r, struct latent_queries *l)
 static tare_status absorb(run *r, struct latent_queries *l, const float *q, size_t tokens)
 {
     tare_status status = TARE_OK;
-    gemm_weight *weight = NULL;
     for (size_t h = 0; h < l->heads; h++) {
         for (size_t t = 0; t < tokens; t++)
             memcpy(l->x + t * l->nope, q + (t * l->heads + h) * l->head, l->nope * sizeof *q);
-        TRY(gemm_weight_create(r->ctx, GEMM_FP32, TARE_F32, l->keys + h * l->rank * l->nope,
-                               l->rank, l->nope, &weight));
-        TRY(gemm_float(r->ctx, weight, l->x, tokens, NULL, l->y));
-        gemm_weight_free(r->ctx, weight);
-        weight = NULL;
+        TRY(gemm_float(r->ctx, l->keys[h], l->x, tokens, NULL, l->y));
         for (size_t t = 0; t < tokens; t++)
             memcpy(l->absorbed + (t * l->heads + h) * l->rank, l->y + t * l->rank,
                    l->rank * sizeof *q);
     }
 done:
-    gemm_weight_free(r->ctx, weight);
     return status;
 }
 
@@ -141,8 +136,9 @@ size_t latent_bytes(const run_plan *plan, const model_block *b)
 {
     struct latent_queries l = queries_of(plan);
     const model_linear *linear = latent_linear(plan->env->model, b);
+    size_t loading = linear_read_bytes(linear) + mem_array_bytes(l.rank, sizeof(float)) +
+                     mem_array_bytes(l.rank * l.nope, sizeof(float));
     return carver_bytes(lay_out, &l) +
-           size_max(linear_read_bytes(linear) + mem_array_bytes(l.rank, sizeof(float)),
-                    gemm_weight_bytes(GEMM_FP32, TARE_F32, l.rank, l.nope) +
-                        gemm_float_bytes(plan->env->ctx));
+           l.heads * gemm_weight_bytes(GEMM_FP32, TARE_F32, l.rank, l.nope) +
+           size_max(loading, gemm_float_bytes(plan->env->ctx));
 }
