@@ -141,12 +141,13 @@ static const linear_spec *projection(const block_graph *g, kv_kind kind)
     return graph_linear_of(g, name, strlen(name));
 }
 
-/* Statistics know them of every attention, but in compat, where nothing else needs them. */
+/* Statistics know them of every attention, but in compat, where nothing else needs them, and but
+ * latent attention, whose cache holds neither keys nor values. */
 size_t kv_observed_channels(const run_plan *plan, size_t layer)
 {
     const model_config *c = &plan->env->model->config;
-    return plan->keeps_statistics && !plan->env->num.compat ? c->num_kv_heads * c->head_dim
-                                                            : kv_cache_channels(plan, layer);
+    bool of_all = plan->keeps_statistics && !plan->env->num.compat && !c->arch->latent_attention;
+    return of_all ? c->num_kv_heads * c->head_dim : kv_cache_channels(plan, layer);
 }
 
 static tare_status create_observer(run *r, size_t layer, kv_observer **out)

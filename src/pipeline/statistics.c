@@ -165,7 +165,6 @@ tare_status statistics_input(run *r, size_t unit, const observer *o, channel_ran
         return TARE_OK;
     unit_statistics u = {.max = (uint16_t *)(void *)range->low, /* each after it was read */
                          .score = r->scores[m->first].value,
-
                          .scored = r->plan->wants_scores};
     for (size_t i = 0; i < m->k; i++)
         u.max[i] = float_to_bf16(fmaxf(-channel_low(range, i), channel_high(range, i)));

@@ -419,3 +419,16 @@ def test_key_value_scales_of_latent_attention(tmp_path):
     done = run(GOLDEN / "deepseek_v3" / "model", tmp_path / "out", "--scheme", "w8a8_dynamic",
                "--kv-cache", "c8")
     assert_refused(done, tmp_path / "out", 2, "deepseek_v3 models have latent attention")
+
+
+def test_statistics_of_latent_attention(tmp_path):
+    """Its cache holds one vector for keys and values: there is no range of either. (Values of this
+    model are narrower than keys, so that rows of one width would run into the next.)"""
+    folder = GOLDEN / "deepseek_v3_noq"
+    for out in ("a", "b"):
+        quantize(folder / "model", tmp_path / out, "--calib", folder / "calib_ids.json")
+    a, b = (tmp_path / out / "tare" / "tare_stats.safetensors" for out in ("a", "b"))
+    names = tensor_file.read(a)
+    assert any(name.endswith(".input_range") for name in names)
+    assert not [name for name in names if name.endswith((".key_range", ".value_range"))]
+    assert a.read_bytes() == b.read_bytes()
