@@ -166,7 +166,7 @@ tare_status kv_cache_observe_floats(run *r, const model_block *block, graph_unit
         return TARE_OK;
     for (int kind = 0; kind < KV_KINDS; kind++) {
         const linear_spec *l = projection(g, (kv_kind)kind);
-        if (l->unit != unit)
+        if (!l || l->unit != unit) /* an expert has neither */
             return TARE_OK;
         rows[kind] = y[(size_t)(l - g->linears) - g->units[unit].first];
     }

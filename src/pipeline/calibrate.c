@@ -9,7 +9,6 @@
 #include "base/parallel.h"
 #include "pipeline/run.h"
 #include "pipeline/statistics.h"
-#include "quantize/channel_range.h"
 #include "tensor/kernels.h"
 
 /* block_ops.linears and .attention with this as `user`. */
@@ -49,15 +48,13 @@ static tare_status observe(calibration *c, graph_unit unit, const batch *b, cons
         if (b->lengths[i] == 0) /* of an expert that none of its tokens chose */
             continue;
         status = observer_update(r->ctx, c->observers[unit], x + row * k, b->lengths[i] * k);
-        if (status == TARE_OK && c->is_static[unit])
+        if (status == TARE_OK && c->is_static[unit]) {
             status = observer_params(r->ctx, c->observers[unit], &c->sample_params[i]);
+            c->out->params[unit] = c->sample_params[i];
+        }
         if (status != TARE_OK)
             return TARE_WRAP(r->ctx, status, "input of group %s, sample %zu",
                              c->out->work.block->graph->units[unit].kind, b->first + i);
-    }
-    for (size_t i = 0; c->is_static[unit] && i < b->samples; i++) {
-        if (b->lengths[i] > 0)
-            c->out->params[unit] = c->sample_params[i];
     }
     if (c->ranges[unit].low)
         channel_range_update(r->ctx, &c->ranges[unit], x, b->rows, k);

@@ -7,7 +7,6 @@
 #include "base/carver.h"
 #include "forward/expert_rows.h"
 #include "pipeline/run.h"
-#include "tensor/kernels.h"
 
 /* What of a batch chose the expert in work. */
 struct expert_batch {
@@ -115,14 +114,12 @@ static tare_status run_rows(run *r, const segment_pass *p, const flow *f, const 
     tare_status status = TARE_OK;
     const block_graph *g = p->work.block->graph;
     const expert_rows *rows = &r->expert_batch->rows;
-    float *y = workspace_value(&r->work, g, (graph_value)g->num_values - 1), *sums, max;
-    bool finite = true;
+    float *y = workspace_value(&r->work, g, (graph_value)g->num_values - 1), *sums;
     if (p->begin)
         p->begin(p->ops.user, b);
     TRY(block_forward(r->model, p->work.block, p->work.segment, p->norms, &p->ops, b, &r->work,
                       rows->x));
-    kernels_get(r->ctx)->abs_max(y, rows->count * rows->columns, &max, &finite);
-    TRY(finite ? TARE_OK : TARE_FAIL(r->ctx, TARE_E_NUMERIC, "an activation is NaN or infinite"));
+    TRY(check_finite(r, y, rows->count * rows->columns));
     TRY(stream_get(f->sums, 0, f->tokens, &sums));
     expert_rows_add(r->ctx, rows, y, sums, r->work.round);
 done:
@@ -192,7 +189,7 @@ tare_status experts_run(run *r, const segment_work *s,
     for (size_t e = 0; e < block_experts(s->block); e++) {
         char name[EXPERT_NAME];
         model_block block = expert_block(r->model, s->block, e, name);
-        segment_work work = plan_expert(r->plan, &block, e);
+        segment_work work = plan_expert(&block, e);
         TRY(context_check_cancelled(r->ctx));
         TRY(each(r, &work));
     }
@@ -219,7 +216,7 @@ void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats
     struct expert_batch room = batch_of(plan);
     char name[EXPERT_NAME];
     model_block block = expert_block(plan->env->model, s->block, 0, name);
-    segment_work work = plan_expert(plan, &block, 0);
+    segment_work work = plan_expert(&block, 0);
     room.most_rows = l->rows;
     l->now[TERM_WORKSPACE] += carver_bytes(lay_out, &room) +
                               mem_array_bytes(s->block->graph->route.experts, sizeof(bool));

@@ -277,6 +277,16 @@ done:
     return status;
 }
 
+static tare_status make_linears(float_work *w, const layer_source *source)
+{
+    run *r = w->run;
+    if (r->plan->layout.whole_layer)
+        return float_block_create(r->model, w->block, w->work.segment, r->env->compute, source->raw,
+                                  &w->linears);
+    float_block_borrow(r->model, w->block, r->env->compute, source->raw, &w->linears);
+    return TARE_OK;
+}
+
 tare_status float_segment_pass(run *r, const segment_work *s, layer_source *source)
 {
     tare_status status = TARE_OK;
@@ -284,18 +294,15 @@ tare_status float_segment_pass(run *r, const segment_work *s, layer_source *sour
     const model_block *block = s->block;
     float_work w = {.run = r, .block = block, .work = *s, .linears = {.model = r->model}};
     if (s->is_expert) { /* nothing is asked of it but its part of the stream */
-        float_block_borrow(r->model, block, r->env->compute, source->raw, &w.linears);
-        return forward(&w, &norms);
+        TRY(make_linears(&w, source));
+        TRY(forward(&w, &norms));
+        goto done;
     }
     TRY(alloc_scoring(&w));
     if (r->env->goal == GOAL_SCORES)
         TRY(create_selectors(&w));
     TRY(block_norms_load(r->model, block, s->segment, &norms));
-    if (r->plan->layout.whole_layer)
-        TRY(float_block_create(r->model, block, s->segment, r->env->compute, source->raw,
-                               &w.linears));
-    else
-        float_block_borrow(r->model, block, r->env->compute, source->raw, &w.linears);
+    TRY(make_linears(&w, source));
     if (r->plan->smooths) {
         TRY(smooth_then_score(&w, &norms, source));
     } else {
@@ -375,7 +382,10 @@ void float_segment_hold(ledger *l, const segment_work *s)
     const run_plan *plan = l->plan;
     const ledger before = *l;
     if (s->is_expert) {
+        if (plan->layout.whole_layer)
+            packed_hold(l, s);
         ledger_moment(l, s->block->name, forward_bytes(plan, s));
+        memcpy(l->now, before.now, sizeof l->now);
         return;
     }
     size_t vectors = smoothing_solves(plan) ? smoothing_layer_bytes(plan, s->block) : 0;
@@ -454,10 +464,13 @@ static tare_status put_float_row(void *user, size_t index, const float *x)
     return stream_put(r->floats.states, index, 1, x);
 }
 
-static tare_status float_expert(run *r, const segment_work *s)
+/* Experts are read in turn. */
+static tare_status float_segment(run *r, const segment_work *s)
 {
     layer_source source = {0};
-    tare_status status = layer_source_load(r, s, &source);
+    tare_status status = s->is_expert ? TARE_OK : overlap_read(r, s, &source);
+    if (status == TARE_OK)
+        status = layer_source_load(r, s, &source);
     if (status == TARE_OK)
         status = TARE_WRAP(r->ctx, float_segment_pass(r, s, &source), "%s", s->block->name);
     layer_source_free(r, &source);
@@ -468,23 +481,20 @@ static tare_status float_block_pass(run *r, const model_block *block)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < plan_segment_count(r->plan, block) && status == TARE_OK; i++) {
-        layer_source source = {0};
         segment_work s = plan_segment(r->plan, block, i);
-        status = overlap_read(r, &s, &source);
-        if (status == TARE_OK && s.segment->experts) {
-            status = experts_run(r, &s, float_expert);
+        layer_source nothing = {0};
+        if (!s.segment->experts) {
+            status = float_segment(r, &s);
             continue;
         }
+        status = overlap_read(r, &s, &nothing);
         if (status == TARE_OK)
-            status = layer_source_load(r, &s, &source);
-        if (status == TARE_OK)
-            status = TARE_WRAP(r->ctx, float_segment_pass(r, &s, &source), "%s", block->name);
-        layer_source_free(r, &source);
+            status = experts_run(r, &s, float_segment);
     }
     return status;
 }
 
-static void float_expert_hold(ledger *l, const segment_work *s)
+static void float_weights_hold(ledger *l, const segment_work *s)
 {
     layer_source_hold(l, s);
     float_segment_hold(l, s);
@@ -492,21 +502,18 @@ static void float_expert_hold(ledger *l, const segment_work *s)
 
 static void float_block_hold(ledger *l, const model_block *block)
 {
-    size_t threads = overlap_bytes(l->plan, block->index, false);
-    l->now[TERM_WEIGHTS] += threads;
     for (size_t i = 0; i < plan_segment_count(l->plan, block); i++) {
         const ledger before = *l;
         segment_work s = plan_segment(l->plan, block, i);
+        l->now[TERM_WEIGHTS] += overlap_bytes(l->plan, plan_segment_index(l->plan, &s), false);
         if (s.segment->experts) {
-            experts_hold(l, &s, false, true, float_expert_hold);
-            continue;
+            experts_hold(l, &s, false, true, float_weights_hold);
+        } else {
+            l->now[TERM_ACTIVATIONS] += carried_bytes(l, &s, false, l->plan->float_tokens);
+            float_weights_hold(l, &s);
         }
-        l->now[TERM_ACTIVATIONS] += carried_bytes(l, &s, false, l->plan->float_tokens);
-        layer_source_hold(l, &s);
-        float_segment_hold(l, &s);
         memcpy(l->now, before.now, sizeof l->now);
     }
-    l->now[TERM_WEIGHTS] -= threads;
 }
 
 tare_status float_pass(run *r)

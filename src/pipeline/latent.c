@@ -62,7 +62,8 @@ static tare_status load_keys(run *r, const model_block *b, struct latent_queries
     weight.raw = raw;
     for (size_t h = 0; h < l->heads; h++) {
         for (size_t i = 0; i < l->nope; i++) {
-            smooth_weight_row(r->ctx, &weight, h * (linear->n / l->heads) + i, row);
+            /* of a probe's linear the rows that it has stand for all */
+            smooth_weight_row(r->ctx, &weight, (h * (linear->n / l->heads) + i) % linear->n, row);
             for (size_t j = 0; j < l->rank; j++)
                 transposed[j * l->nope + i] = row[j];
         }

@@ -4,8 +4,6 @@
 
 #include "pipeline/run.h"
 #include "pipeline/statistics.h"
-#include "quantize/channel_range.h"
-#include "tensor/convert.h"
 
 /* ---- the weights as they are stored ---- */
 
@@ -245,18 +243,14 @@ static void segment_hold(ledger *l, const segment_work *s)
 static tare_status write_correction(run *r, const model_block *b)
 {
     tare_status status = TARE_OK;
-    float *values = NULL;
-    void *stored = NULL;
+    coded_rows rows = {0};
     if (!b->correction)
         return TARE_OK;
-    tensor_info t = output_tensor(r->env, b->correction);
-    TRY(model_read_vector(r->model, b->correction, &values));
-    TRY((stored = mem_alloc(r->ctx, t.bytes)) ? TARE_OK : TARE_E_MEMORY);
-    narrow_from_float(r->ctx, t.dtype, values, tensor_elements(&t), stored);
-    TRY(output_write_float(r->out, t.name, 0, stored, t.bytes));
+    stored_weight correction = stored_whole(b->correction);
+    TRY(stored_load(r->model->checkpoint, &correction, &rows));
+    TRY(write_float_rows(r, &correction, 0, correction.n, &rows));
 done:
-    mem_free(r->ctx, values);
-    mem_free(r->ctx, stored);
+    coded_free(r->ctx, &rows);
     return status;
 }
 
@@ -290,16 +284,16 @@ done:
 
 void quantize_block_hold(ledger *l, const model_block *block)
 {
-    size_t threads = overlap_bytes(l->plan, block->index, true);
-    l->now[TERM_WEIGHTS] += threads;
     for (size_t i = 0; i < plan_segment_count(l->plan, block); i++) {
         segment_work s = plan_segment(l->plan, block, i);
+        size_t threads = overlap_bytes(l->plan, plan_segment_index(l->plan, &s), true);
+        l->now[TERM_WEIGHTS] += threads;
         if (s.segment->experts)
             experts_hold(l, &s, true, l->plan->float_beside, segment_hold);
         else
             segment_hold(l, &s);
+        l->now[TERM_WEIGHTS] -= threads;
     }
-    l->now[TERM_WEIGHTS] -= threads;
 }
 
 /* ---- the head ---- */

@@ -66,10 +66,7 @@ void overlap_stop(run *r)
 tare_status overlap_read(run *r, const segment_work *s, layer_source *out)
 {
     run_overlap *o = r->overlap;
-    const segment_list *list = &r->plan->segments[block_kind_of(s->block)];
-    o->index = (size_t)(s->segment - list->items);
-    for (size_t i = 0; i < s->block->index; i++)
-        o->index += plan_segment_count(r->plan, &r->model->blocks[i]);
+    o->index = plan_segment_index(r->plan, s);
     tare_status status = read_ahead_take(o->segments, o->index, &o->slot);
     if (status == TARE_OK) {
         *out = o->sources[o->slot];
@@ -91,24 +88,25 @@ tare_status overlap_wait(run *r)
     return read_ahead_wait(r->overlap->segments);
 }
 
-size_t overlap_bytes(const run_plan *plan, size_t layer, bool quantizes)
+size_t overlap_bytes(const run_plan *plan, size_t index, bool quantizes)
 {
     const tare_model *m = plan->env->model;
     size_t bytes = mem_block_bytes(sizeof(run_overlap)) + read_ahead_bytes(), reading = 0;
     if (!plan->layout.overlap)
         return bytes;
-    if (layer + 1 < m->config.num_layers) {
-        segment_work next = plan_segment(plan, &m->blocks[layer + 1], 0);
+    if (index + 1 < plan_segments_of_model(plan)) {
+        segment_work next = plan_segment_of_model(plan, index + 1);
         for (size_t i = segment_first(&next); i < segment_end(&next); i++) {
             size_t kept = linear_raw_bytes(&m->linears[i]);
             bytes += kept;
             reading = size_max(reading, linear_read_bytes(&m->linears[i]) - kept);
         }
     }
-    if (!quantizes || layer == 0)
+    if (!quantizes || index == 0)
         return bytes + reading;
-    segment_work last = plan_segment(plan, &m->blocks[layer - 1], 0);
+    segment_work last = plan_segment_of_model(plan, index - 1);
     for (size_t i = segment_first(&last); i < segment_end(&last); i++)
         bytes += live_linear_most(plan, i).weights + live_linear_write_bytes(plan, i);
-    return bytes + reading + block_norms_bytes(last.block) + kv_cache_kept_bytes(plan, layer - 1);
+    return bytes + reading + block_norms_bytes(last.block) +
+           kv_cache_kept_bytes(plan, last.block->index);
 }

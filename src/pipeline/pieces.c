@@ -130,6 +130,11 @@ static void add_step(weight_pieces *w, const weight_step *step)
     w->num_pieces += size_divide_up(s.source.n, rows);
     if (reads_ahead(s.kind))
         measure_step(w, &s, rows);
+    else
+        w->most.bias = size_max(w->most.bias,
+                                s.kind == STEP_BIAS
+                                    ? load_bias_bytes(w->plan, s.linear)
+                                    : kv_cache_write_bytes(w->plan, s.part - PART_LAYERS));
 }
 
 static void add_tensor(weight_pieces *w, const stored_weight *source)
@@ -157,38 +162,76 @@ static void add_linear(weight_pieces *w, const model_linear *l, const linear_pla
         add_step(w, &s);
 }
 
-/* The linears of a block that are float or not. */
-static void add_linears(weight_pieces *w, const model_block *b, bool floats)
+/* What steers the choice of experts. */
+static void add_correction(weight_pieces *w, const model_block *b)
 {
-    for (size_t i = b->first_linear; i < b->end_linear; i++) {
+    if (!b->correction)
+        return;
+    stored_weight correction = stored_whole(b->correction);
+    add_tensor(w, &correction);
+}
+
+/* The linears of a segment that are float or not. */
+static void add_linears(weight_pieces *w, const segment_work *s, bool floats)
+{
+    for (size_t i = segment_first(s); i < segment_end(s); i++) {
         if (plan_is_float(&w->plan->linears[i]) == floats)
             add_linear(w, &w->plan->env->model->linears[i], &w->plan->linears[i]);
     }
 }
 
-/* Those inside of its modules, or its own. */
-static void add_norms(weight_pieces *w, const model_block *b, bool inside)
+/* Those inside of the block's modules, or its own. */
+static void add_norms(weight_pieces *w, const segment_work *s, bool inside)
 {
+    const model_block *b = s->block;
     for (size_t i = 0; i < b->graph->num_norms; i++) {
-        if (graph_norm_is_inside(b->graph, i) == inside)
+        if (segment_has_norm(b->graph, s->segment, i) &&
+            graph_norm_is_inside(b->graph, i) == inside)
             add_norm(w, b->norms[i], i);
     }
 }
 
 /* Files that are streams have the order of layer_output_write. */
+static void add_observed_segment(weight_pieces *w, const segment_work *s)
+{
+    const model_block *b = s->block;
+    const attention_plan *a = &w->plan->attentions[b->index];
+    add_linears(w, s, true);
+    if (segment_attends(b->graph, s->segment) && (a->quantize || a->kv_cache))
+        add_step(w, &(weight_step){.kind = STEP_ATTENTION});
+    add_linears(w, s, false);
+    add_norms(w, s, false);
+    add_norms(w, s, true);
+}
+
+static void add_experts(weight_pieces *w, const model_block *b)
+{
+    add_correction(w, b);
+    for (size_t e = 0; e < block_experts(b); e++) {
+        char name[EXPERT_NAME];
+        model_block expert = expert_block(w->plan->env->model, b, e, name);
+        segment_work s = plan_expert(&expert, e);
+        add_linears(w, &s, true);
+        add_linears(w, &s, false);
+    }
+}
+
 static void add_observed_layer(weight_pieces *w, const model_block *b)
 {
-    const attention_plan *a = &w->plan->attentions[b->index];
-    add_linears(w, b, true);
-    if (a->quantize || a->kv_cache)
-        add_step(w, &(weight_step){.kind = STEP_ATTENTION});
-    add_linears(w, b, false);
-    add_norms(w, b, false);
-    add_norms(w, b, true);
+    block_segment segments[BLOCK_SEGMENTS];
+    size_t count = graph_segments(b->graph, CUT_NONE, false, segments);
+    for (size_t i = 0; i < count; i++) {
+        segment_work s = {.block = b, .segment = &segments[i]};
+        if (segments[i].experts)
+            add_experts(w, b);
+        else
+            add_observed_segment(w, &s);
+    }
 }
 
 static void add_layer(weight_pieces *w, const model_block *b)
 {
+    add_correction(w, b);
     for (size_t i = b->first_linear; i < b->end_linear; i++)
         add_linear(w, &w->plan->env->model->linears[i], &w->plan->linears[i]);
     for (size_t i = 0; i < b->graph->num_norms; i++) {
@@ -204,10 +247,6 @@ static void add_layers(weight_pieces *w)
     add_tensor(w, &m->embedding);
     for (size_t layer = 0; layer < m->config.num_layers; layer++) {
         w->part = PART_LAYERS + layer;
-        if (m->blocks[layer].correction) {
-            stored_weight correction = stored_whole(m->blocks[layer].correction);
-            add_tensor(w, &correction);
-        }
         (w->plan->weights_alone ? add_layer : add_observed_layer)(w, &m->blocks[layer]);
     }
 }

@@ -205,10 +205,17 @@ segment_work plan_segment_of_model(const run_plan *plan, size_t index)
     return plan_segment(plan, b, index);
 }
 
-segment_work plan_expert(const run_plan *plan, const model_block *block, size_t expert)
+size_t plan_segment_index(const run_plan *plan, const segment_work *s)
+{
+    size_t index = (size_t)(s->segment - plan->segments[block_kind_of(s->block)].items);
+    for (size_t i = 0; i < s->block->index; i++)
+        index += plan_segment_count(plan, &plan->env->model->blocks[i]);
+    return index;
+}
+
+segment_work plan_expert(const model_block *block, size_t expert)
 {
     static const block_segment whole = {.end_node = 3, .end_unit = 2, .end_linear = EXPERT_LINEARS};
-    (void)plan;
     return (segment_work){.block = block, .segment = &whole, .is_expert = true, .expert = expert};
 }
 

@@ -117,8 +117,9 @@ size_t plan_segment_count(const run_plan *plan, const model_block *block);
 /* All of the model, in order. */
 segment_work plan_segment_of_model(const run_plan *plan, size_t index);
 size_t plan_segments_of_model(const run_plan *plan);
+size_t plan_segment_index(const run_plan *plan, const segment_work *s);
 /* An expert, whole; `block` is it (expert_block). */
-segment_work plan_expert(const run_plan *plan, const model_block *block, size_t expert);
+segment_work plan_expert(const model_block *block, size_t expert);
 /* The segments of the blocks that a cut makes in this run. */
 void plan_segments(const run_plan *plan, graph_cut cut, segment_list out[BLOCK_KINDS]);
 

@@ -14,7 +14,6 @@
 #include "pipeline/ledger.h"
 #include "pipeline/plan.h"
 #include "pipeline/streams.h"
-#include "quantize/channel_range.h"
 #include "quantize/kv_observer.h"
 #include "quantize/layer_selector.h"
 #include "quantize/score.h"
@@ -160,6 +159,8 @@ typedef struct segment_pass {
     bool quiet;                                /* no progress */
 } segment_pass;
 
+/* TARE_E_NUMERIC: an activation is not. */
+tare_status check_finite(run *r, const float *x, size_t n);
 /* All samples of a flow through a segment. */
 tare_status segment_run(run *r, const segment_pass *p, flow *f);
 /* Streams of what a segment is carried, which go with segment_run, or of what the `next` one is,
@@ -406,9 +407,9 @@ tare_status overlap_read(run *r, const segment_work *s, layer_source *out);
 tare_status overlap_write(run *r, layer_output *segment);
 /* Until everything is written: before anybody else writes. */
 tare_status overlap_wait(run *r);
-/* What is held while a layer is computed; with threads the weights of the next one, too, and where
- * the pass `quantizes` the result of the last one. */
-size_t overlap_bytes(const run_plan *plan, size_t layer, bool quantizes);
+/* What is held while a segment (of the model) is computed; with threads the weights of the next
+ * one, too, and where the pass `quantizes` the result of the last one. */
+size_t overlap_bytes(const run_plan *plan, size_t index, bool quantizes);
 
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
 observer_kind observer_kind_of(const run_env *e, const linear_score *s);

@@ -38,7 +38,7 @@ static const char *carried_folder(const run *r, const segment_pass *p)
     return block_experts(p->work.block) ? NULL : run_spill_folder(r);
 }
 
-static tare_status check_finite(run *r, const float *x, size_t n)
+tare_status check_finite(run *r, const float *x, size_t n)
 {
     float max;
     bool finite = true;

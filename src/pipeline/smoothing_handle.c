@@ -182,8 +182,7 @@ static bool block_fits(const run_plan *plan, const tare_smoothing *s, const mode
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         const model_linear *l = block_linear(plan->env->model, block, i);
         const smooth_weight *w = &s->layers[block->index].weights[i];
-        bool bias = l->bias || smoothing_creates_bias(plan, l);
-        if (w->n != l->n || w->k != l->k || (w->bias != NULL) != bias)
+        if (w->n != l->n || w->k != l->k || (w->bias != NULL) != linear_has_bias(plan, l))
             return false;
     }
     return true;

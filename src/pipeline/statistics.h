@@ -4,6 +4,7 @@
 #define TARE_PIPELINE_STATISTICS_H
 
 #include "pipeline/run.h"
+#include "quantize/channel_range.h"
 
 /* ---- statistics.c: writing them as the run goes on; nothing happens where none are kept ---- */
 

@@ -169,10 +169,9 @@ static bool bias_changes(const run_plan *plan, const model_block *block, size_t 
                          const pair_spec *pair)
 {
     const model_linear *l = block_linear(plan->env->model, block, i);
-    bool has = l->bias || smoothing_creates_bias(plan, l);
     bool shifted = pair->of_norm && smoothing_shifts(plan) &&
                    block->graph->linears[i].unit == pair->unit;
-    return has && (shifted || (!pair->of_norm && pair->source == i));
+    return linear_has_bias(plan, l) && (shifted || (!pair->of_norm && pair->source == i));
 }
 
 /* The last pair that changes it knows it as it stays. */

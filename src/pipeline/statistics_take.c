@@ -2,7 +2,6 @@
  * scores, smoothing, scales of attention. What it must have in common with that run, and which of
  * the numbers would be others if samples passed it, as layers in front of them have other schemes.
  */
-#include <math.h>
 #include <string.h>
 
 #include "file/json.h"
@@ -169,11 +168,12 @@ static tare_status need_scores(const taking *t, const char *setting)
 {
     const run *r = t->run;
     for (size_t i = 0; i < r->model->num_linears; i++) {
-        if (!plan_is_float(&t->plan->linears[i]) && !r->scores[i].known)
+        const linear_plan *l = &t->plan->linears[i];
+        if (!plan_is_float(l) && !l->mixture && !r->scores[i].known)
             return TARE_FAIL(r->ctx, TARE_E_USAGE,
                              "%s: there is no score of %s in %s; tare quantize with "
                              "quant.act_method 3 or fallback.disable_level leaves them",
-                             setting, t->plan->linears[i].name, t->file.path);
+                             setting, l->name, t->file.path);
     }
     return TARE_OK;
 }
@@ -294,12 +294,20 @@ done:
 
 /* ---- where they come from ---- */
 
+/* Of a linear. They were written in the order of the model, so that none is searched for. */
+static const value *scheme_then(const value *schemes, const char *name, size_t index)
+{
+    bool there = schemes && schemes->type == VALUE_MAP && index < schemes->count &&
+                 strcmp(schemes->keys[index].text, name) == 0;
+    return there ? &schemes->items[index] : value_get(schemes, name);
+}
+
 /* Does a linear put out something else than it did then? */
 static bool changed(const taking *t, const value *now, const value *schemes, size_t index)
 {
     const linear_plan *l = &t->plan->linears[index];
     const value *recipe = value_get(t->from->record, "recipe");
-    const char *type = value_text(value_get(schemes, l->name));
+    const char *type = value_text(scheme_then(schemes, l->name, index));
     linear_scheme then = SCHEME_FLOAT;
     if (type)
         scheme_of_type(type, &then);

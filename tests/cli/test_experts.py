@@ -432,3 +432,35 @@ def test_statistics_of_latent_attention(tmp_path):
     assert any(name.endswith(".input_range") for name in names)
     assert not [name for name in names if name.endswith((".key_range", ".value_range"))]
     assert a.read_bytes() == b.read_bytes()
+
+
+@pytest.mark.parametrize("model", ["qwen3_moe", "mixtral", "deepseek_v3_noq"])
+@pytest.mark.parametrize("flags", [("--save", "numpy,safe_tensor"), ("--disable-level", "L1"),
+                                   ("--act-method", "3"), ("--anti-method", "m6", "--save", "numpy"),
+                                   ("--fa-quant", "--fa-amp", "0", "--save", "numpy")])
+def test_retype_makes_the_same(model, flags, tmp_path):
+    folder = GOLDEN / model
+    quantize(folder / "model", tmp_path / "a", "--calib", folder / "calib_ids.json", *flags)
+    done = run_tare("retype", tmp_path / "a", "--base", folder / "model", "--out", tmp_path / "b")
+    assert done.returncode == 0, done.stderr
+    a, b = (output_files(tmp_path / out) for out in ("a", "b"))
+    assert a.keys() == b.keys()
+    assert [name for name in a if a[name] != b[name] and not name.endswith("tare_run.json")] == []
+
+
+def test_key_value_scales_of_a_float_stream(tmp_path):
+    """compat looks at projections of the float stream, of which experts have none."""
+    folder = GOLDEN / "mixtral"
+    quantize(folder / "model", tmp_path / "out", "--calib", folder / "calib_ids.json",
+             "--kv-cache", "c8", "--compat", "msmodelslim", "--save", "safe_tensor")
+    tensors = tensor_file.read_folder(tmp_path / "out")
+    assert sum(name.endswith(".kv_cache_scale") for name in tensors) == 2 * 2
+
+
+@pytest.mark.parametrize("model", ["deepseek_v2", "deepseek_v3_noq"])
+def test_time_is_estimated_with_scales_of_latent_attention(model, tmp_path):
+    """The estimate runs on slices of weights, in which heads have not all their rows."""
+    folder = GOLDEN / model
+    done = run(folder / "model", tmp_path / "out", "--calib", folder / "calib_ids.json",
+               "--fa-quant", "--dry-run")
+    assert done.returncode == 0, done.stderr
