@@ -201,10 +201,10 @@ typedef struct tare_quantize_options {
     size_t skip_layouts;
     /* The folder of an earlier output of the same model: what its samples told (its
      * tare/tare_stats.safetensors) stands in for samples, which must not be given then, and no
-     * forward runs. recipe: what is to be other than in that run; its sections anti_outlier and
-     * run.dtype must be that run's. Where layers in front of a static linear have other schemes
-     * than in that run, tare_quantize would find other ranges; a warning and tare_run.json say so.
-     * NULL: none. */
+     * forward runs. recipe: what is to be other than in that run; its sections anti_outlier,
+     * run.dtype and run.compat must be that run's, unless weights alone are quantized. Where layers
+     * in front of a static linear have other schemes than in that run, tare_quantize would find
+     * other ranges; a warning and tare_run.json say so. NULL: none. */
     const char *statistics;
 } tare_quantize_options;
 
@@ -394,7 +394,8 @@ TARE_API tare_status tare_fa_fall_back(tare_context *ctx, const char *const *mod
 
 typedef enum tare_severity { TARE_FINDING_WARNING, TARE_FINDING_FAILURE } tare_severity;
 
-/* One broken rule of docs/verify.md. `rule` 0: the folder could not be recognised or read. */
+/* One broken rule of docs/verify.md. `rule` 0: the folder could not be recognised or read,
+ * or has no layout that the target reads. */
 typedef struct tare_finding {
     int rule;
     tare_severity severity;
