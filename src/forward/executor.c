@@ -137,8 +137,6 @@ void workspace_free(workspace *w)
 
 /* ---- row-wise work, in parallel over blocks of rows ---- */
 
-enum { ROW_BLOCK = 32 };
-
 typedef struct row_work {
     const kernels *k;
     size_t rows, cols;
@@ -147,11 +145,6 @@ typedef struct row_work {
     float eps, base;
     tare_dtype round;
 } row_work;
-
-static size_t row_blocks(size_t rows)
-{
-    return (rows + ROW_BLOCK - 1) / ROW_BLOCK;
-}
 
 static void norm_row(const row_work *w, const float *x, const float *weight, size_t n, float *y)
 {

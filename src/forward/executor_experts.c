@@ -7,13 +7,11 @@
 #include "base/parallel.h"
 #include "forward/executor_internal.h"
 #include "forward/expert_rows.h"
-#include "tensor/kernels.h"
-#include "tensor/rounded.h"
 
 /* For as many rows as the workspace has: all may choose one expert. */
 struct expert_room {
     expert_rows rows;
-    float *gate, *up, *y; /* [rows, width] twice, [rows, hidden] */
+    float *values; /* of an expert's graph */
 };
 
 void expert_room_lay_out(carver *c, const tare_model *model, workspace *w)
@@ -24,9 +22,7 @@ void expert_room_lay_out(carver *c, const tare_model *model, workspace *w)
         return;
     struct expert_room *at = carve(c, 1, sizeof room);
     expert_rows_lay_out(c, &room.rows, w->rows);
-    room.gate = carve(c, w->rows, e->width * sizeof *room.gate);
-    room.up = carve(c, w->rows, e->width * sizeof *room.up);
-    room.y = carve(c, w->rows, e->columns * sizeof *room.y);
+    room.values = carve(c, w->rows, model->expert.columns * sizeof *room.values);
     if (at)
         *at = room;
     w->experts = at;
@@ -34,29 +30,27 @@ void expert_room_lay_out(carver *c, const tare_model *model, workspace *w)
 
 /* ---- the choice ---- */
 
-enum { ROW_BLOCK = 32 };
-
 typedef struct route_work {
     const route_spec *spec;
     const float *correction; /* NULL: none */
-    const float *logits;     /* [rows, experts]; become the scores */
-    float *scores, *out;     /* [rows, 2*chosen] */
+    float *scores;           /* [rows, experts] logits, that become scores and are used up */
+    float *out;              /* [rows, 2*chosen] */
     size_t rows;
 } route_work;
 
 /* In double: FP32 softmax and sigmoid of different libraries differ by roundings, and near ties
  * must not hang on ours. */
-static void score_row(const route_spec *s, const float *logits, float *scores)
+static void score_row(const route_spec *s, float *scores)
 {
     float max = -INFINITY;
     double sum = 0;
     for (size_t e = 0; e < s->experts; e++)
-        max = fmaxf(max, logits[e]);
+        max = fmaxf(max, scores[e]);
     for (size_t e = 0; s->scores == ROUTE_SOFTMAX && e < s->experts; e++)
-        sum += exp((double)logits[e] - (double)max);
+        sum += exp((double)scores[e] - (double)max);
     for (size_t e = 0; e < s->experts; e++)
-        scores[e] = (float)(s->scores == ROUTE_SOFTMAX ? exp((double)logits[e] - (double)max) / sum
-                                                       : 1 / (1 + exp(-(double)logits[e])));
+        scores[e] = (float)(s->scores == ROUTE_SOFTMAX ? exp((double)scores[e] - (double)max) / sum
+                                                       : 1 / (1 + exp(-(double)scores[e])));
 }
 
 /* What an expert is chosen by. */
@@ -94,47 +88,44 @@ static bool group_is_chosen(const route_work *w, const float *scores, size_t gro
     return before < w->spec->chosen_groups;
 }
 
-/* Has `row` chosen the expert already? */
-static bool has_chosen(const float *chosen, size_t count, size_t expert)
+/* Experts of other groups cannot be chosen. Those of chosen groups stay, and come before all that
+ * go, so that one group after the other may go. */
+static void drop_groups(const route_work *w, float *scores)
 {
-    for (size_t i = 0; i < count; i++) {
-        if (chosen[i] == (float)expert)
-            return true;
+    size_t size = w->spec->experts / w->spec->groups;
+    for (size_t g = 0; g < w->spec->groups; g++) {
+        if (group_is_chosen(w, scores, g))
+            continue;
+        for (size_t e = g * size; e < (g + 1) * size; e++)
+            scores[e] = -INFINITY;
     }
-    return false;
 }
 
 /* The best that is left; of equals the first. */
-static size_t choose_next(const route_work *w, const float *scores, const float *chosen,
-                          size_t count)
+static size_t choose_next(const route_work *w, const float *scores)
 {
-    size_t best = w->spec->experts, size = w->spec->experts / w->spec->groups;
-    double most = 0;
-    for (size_t group = 0; group < w->spec->groups; group++) {
-        if (w->spec->groups > 1 && !group_is_chosen(w, scores, group))
-            continue;
-        for (size_t e = group * size; e < (group + 1) * size; e++) {
-            double x = corrected(w, scores, e);
-            if (has_chosen(chosen, count, e) || (best < w->spec->experts && x <= most))
-                continue;
+    size_t best = 0;
+    for (size_t e = 1; e < w->spec->experts; e++) {
+        if (corrected(w, scores, e) > corrected(w, scores, best))
             best = e;
-            most = x;
-        }
     }
     return best;
 }
 
-static void route_row(const route_work *w, const float *logits, float *scores, float *out)
+static void route_row(const route_work *w, float *scores, float *out)
 {
     const route_spec *s = w->spec;
     float *chosen = out, *weights = out + s->chosen;
     double sum = 0;
-    score_row(s, logits, scores);
+    score_row(s, scores);
+    if (s->groups > 1)
+        drop_groups(w, scores);
     for (size_t i = 0; i < s->chosen; i++) {
-        size_t e = choose_next(w, scores, chosen, i);
+        size_t e = choose_next(w, scores);
         chosen[i] = (float)e;
         weights[i] = scores[e];
         sum += (double)scores[e];
+        scores[e] = -INFINITY;
     }
     for (size_t i = 0; i < s->chosen; i++) {
         double x = (double)weights[i];
@@ -150,56 +141,32 @@ static void route_block(void *user, size_t index, int thread)
     const route_spec *s = w->spec;
     (void)thread;
     for (size_t r = index * ROW_BLOCK; r < w->rows && r < (index + 1) * ROW_BLOCK; r++)
-        route_row(w, w->logits + r * s->experts, w->scores + r * s->experts,
-                  w->out + r * 2 * s->chosen);
+        route_row(w, w->scores + r * s->experts, w->out + r * 2 * s->chosen);
 }
 
 tare_status run_route(const graph_run *r, const graph_node *n)
 {
-    float *logits = graph_run_value(r, n->in[0]);
     route_work work = {.spec = &r->block->graph->route,
                        .correction = r->norms->correction,
-                       .logits = logits,
-                       .scores = logits,
+                       .scores = graph_run_value(r, n->in[0]),
                        .out = graph_run_value(r, n->out),
                        .rows = r->b->rows};
-    parallel_for(r->w->ctx, (work.rows + ROW_BLOCK - 1) / ROW_BLOCK, route_block, &work);
+    parallel_for(r->w->ctx, row_blocks(work.rows), route_block, &work);
     return TARE_OK;
 }
 
 /* ---- the experts ---- */
 
-typedef struct gate_work {
-    const kernels *k;
-    const struct expert_room *room;
-    size_t width;
-    tare_dtype round;
-} gate_work;
+typedef struct expert_work {
+    const block_ops *ops;
+    size_t expert;
+} expert_work;
 
-static void gate_row(void *user, size_t row, int thread)
+static tare_status expert_linears(void *user, graph_unit unit, const batch *b, const float *x,
+                                  float *const *y)
 {
-    const gate_work *w = user;
-    float *gate = w->room->gate + row * w->width, *up = w->room->up + row * w->width;
-    (void)thread;
-    round_values(gate, w->width, w->round);
-    round_values(up, w->width, w->round);
-    if (w->round == TARE_F32)
-        w->k->silu_mul(gate, up, w->width);
-    else
-        rounded_silu_mul(gate, up, w->width, w->round);
-}
-
-static tare_status run_expert(const graph_run *r, size_t expert, gate_work *w)
-{
-    tare_status status = TARE_OK;
-    const struct expert_room *room = w->room;
-    float *inner[2] = {room->gate, room->up}, *y = room->y;
-    size_t rows = room->rows.count;
-    TRY(r->ops->expert(r->ops->user, expert, 0, rows, room->rows.x, inner));
-    parallel_for(r->w->ctx, rows, gate_row, w);
-    TRY(r->ops->expert(r->ops->user, expert, 1, rows, room->gate, &y));
-done:
-    return status;
+    const expert_work *w = user;
+    return w->ops->expert(w->ops->user, w->expert, unit, b->rows, x, y);
 }
 
 tare_status run_experts(const graph_run *r, const graph_node *n)
@@ -209,15 +176,21 @@ tare_status run_experts(const graph_run *r, const graph_node *n)
     const float *x = graph_run_value(r, n->in[0]), *routing = graph_run_value(r, n->in[1]);
     float *sums = graph_run_value(r, n->out);
     struct expert_room *room = r->w->experts;
-    gate_work work = {kernels_get(r->w->ctx), room, g->experts.width, r->w->round};
+    const model_block block = {.graph = &r->model->expert, .index = r->block->index};
+    expert_work expert = {.ops = r->ops};
+    const block_ops ops = {.user = &expert, .linears = expert_linears};
+    workspace inner = *r->w;
+    inner.values = room->values;
+    float *y = workspace_value(&inner, block.graph, (graph_value)block.graph->num_values - 1);
     memset(sums, 0, r->b->rows * g->experts.columns * sizeof *sums);
-    for (size_t expert = 0; expert < g->experts.count; expert++) {
+    for (; expert.expert < g->experts.count; expert.expert++) {
         room->rows.count = 0;
-        expert_rows_gather(&room->rows, &g->route, expert, x, routing, r->b->rows, 0);
-        if (room->rows.count == 0)
+        expert_rows_gather(&room->rows, &g->route, expert.expert, x, routing, r->b->rows, 0);
+        const batch b = {.rows = room->rows.count};
+        if (b.rows == 0)
             continue;
-        TRY(run_expert(r, expert, &work));
-        expert_rows_add(r->w->ctx, &room->rows, room->y, sums, r->w->round);
+        TRY(block_forward(r->model, &block, NULL, r->norms, &ops, &b, &inner, room->rows.x));
+        expert_rows_add(r->w->ctx, &room->rows, y, sums, r->w->round);
     }
 done:
     return status;

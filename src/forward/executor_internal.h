@@ -17,6 +17,13 @@ typedef struct graph_run {
 
 float *graph_run_value(const graph_run *r, graph_value v);
 
+/* Of one piece of parallel work. */
+enum { ROW_BLOCK = 32 };
+static inline size_t row_blocks(size_t rows)
+{
+    return (rows + ROW_BLOCK - 1) / ROW_BLOCK;
+}
+
 /* executor_experts.c */
 tare_status run_route(const graph_run *r, const graph_node *n);
 tare_status run_experts(const graph_run *r, const graph_node *n);

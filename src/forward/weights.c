@@ -180,49 +180,52 @@ done:
     return status;
 }
 
+/* `kept` NULL: it is read. */
+static tare_status apply_linear(weight_source *w, const model_linear *l, const float_linear *kept,
+                                size_t rows, const float *x, float *y)
+{
+    float_linear made = {0};
+    tare_status status = kept ? TARE_OK : float_linear_load(w->model, l, GEMM_FP32, &made);
+    if (status == TARE_OK)
+        status = multiply(w, l, kept ? kept : &made, rows, x, y);
+    float_linear_free(w->model->ctx, &made);
+    return TARE_WRAP(w->model->ctx, status, "%s", l->name);
+}
+
 tare_status weight_source_linears(void *user, graph_unit unit, const batch *b, const float *x,
                                   float *const *y)
 {
+    tare_status status = TARE_OK;
     weight_source *w = user;
     const model_block *block = &w->model->blocks[w->layer];
     const unit_spec *u = &block->graph->units[unit];
     const float_block *kept = w->mode == WEIGHTS_KEPT ? &w->kept->layers[w->layer] : &w->linears;
-    for (size_t i = u->first; i < u->first + u->count; i++) {
-        const model_linear *l = block_linear(w->model, block, i);
-        float_linear made = {0};
-        const float_linear *f = &kept->linears[i];
-        tare_status status = TARE_OK;
-        if (w->mode == WEIGHTS_LINEAR) {
-            status = float_linear_load(w->model, l, GEMM_FP32, &made);
-            f = &made;
-        }
-        if (status == TARE_OK)
-            status = multiply(w, l, f, b->rows, x, y[i - u->first]);
-        float_linear_free(w->model->ctx, &made);
-        if (status != TARE_OK)
-            return TARE_WRAP(w->model->ctx, status, "%s", l->name);
-    }
-    return TARE_OK;
+    for (size_t i = u->first; i < u->first + u->count; i++)
+        TRY(apply_linear(w, block_linear(w->model, block, i),
+                         w->mode == WEIGHTS_LINEAR ? NULL : &kept->linears[i], b->rows, x,
+                         y[i - u->first]));
+done:
+    return status;
 }
 
-/* Gate and up, or down. */
 tare_status weight_source_expert(void *user, size_t expert, graph_unit unit, size_t rows,
                                  const float *x, float *const *y)
 {
+    tare_status status = TARE_OK;
     weight_source *w = user;
     const model_block *block = &w->model->blocks[w->layer];
-    size_t first = unit == 0 ? 0 : 2, count = unit == 0 ? 2 : 1;
-    for (size_t i = 0; i < count; i++) {
-        const model_linear *l = expert_linear(w->model, block, expert, first + i);
-        float_linear made = {0};
-        tare_status status = float_linear_load(w->model, l, GEMM_FP32, &made);
-        if (status == TARE_OK)
-            status = multiply(w, l, &made, rows, x, y[i]);
-        float_linear_free(w->model->ctx, &made);
-        if (status != TARE_OK)
-            return TARE_WRAP(w->model->ctx, status, "%s", l->name);
-    }
-    return TARE_OK;
+    const unit_spec *u = &w->model->expert.units[unit];
+    for (size_t i = u->first; i < u->first + u->count; i++)
+        TRY(apply_linear(w, expert_linear(w->model, block, expert, i), NULL, rows, x,
+                         y[i - u->first]));
+done:
+    return status;
+}
+
+/* What loading a linear needs beside its result, at most. */
+static size_t loading_bytes(const model_linear *l)
+{
+    return size_max(linear_read_bytes(l), linear_raw_bytes(l) + float_linear_making_bytes(l));
 }
 
 /* Accounted bytes, at most, of an expert's linear while it is used. */
@@ -232,9 +235,7 @@ static size_t expert_bytes(const tare_model *model)
     for (size_t b = 0; b < model->config.num_layers; b++) {
         for (size_t i = 0; block_experts(&model->blocks[b]) && i < EXPERT_LINEARS; i++) {
             const model_linear *l = expert_linear(model, &model->blocks[b], 0, i);
-            most = size_max(most, float_linear_bytes(l, GEMM_FP32) +
-                                      size_max(linear_read_bytes(l),
-                                               linear_raw_bytes(l) + float_linear_making_bytes(l)));
+            most = size_max(most, float_linear_bytes(l, GEMM_FP32) + loading_bytes(l));
         }
     }
     return most;
@@ -275,8 +276,7 @@ static size_t block_bytes(const tare_model *model, const model_block *block, siz
     for (size_t i = 0; i < block->graph->num_linears; i++) {
         const model_linear *l = block_linear(model, block, i);
         bytes += float_linear_bytes(l, GEMM_FP32);
-        size_t making = linear_raw_bytes(l) + float_linear_making_bytes(l);
-        *loading = size_max(*loading, size_max(linear_read_bytes(l), making));
+        *loading = size_max(*loading, loading_bytes(l));
     }
     return bytes;
 }
@@ -328,10 +328,9 @@ size_t weight_source_bytes(const tare_model *model, weight_mode mode, size_t hea
         layer = size_max(layer, block_bytes(model, &model->blocks[i], &loading));
         norms = size_max(norms, block_norms_bytes(&model->blocks[i]));
         raw = size_max(raw, raw_block_bytes(model, &model->blocks[i]));
-    }
-    for (size_t i = 0; i + 1 < model->num_linears; i++) {
-        const model_linear *l = &model->linears[i];
-        linear = size_max(linear, float_linear_bytes(l, GEMM_FP32));
+        for (size_t l = 0; l < model->blocks[i].graph->num_linears; l++)
+            linear = size_max(
+                linear, float_linear_bytes(block_linear(model, &model->blocks[i], l), GEMM_FP32));
     }
     size_t fixed = experts + norms + model_read_vector_bytes(model->final_norm) +
                    read_ahead_bytes();

@@ -83,12 +83,10 @@ typedef struct dense_form {
     const char *before_mlp;                  /* its norm; NULL: "post_attention_layernorm" */
     const char *after_attention, *after_mlp; /* norms of what they add; NULL: none */
     bool smooth_values_first;                /* the order of the pairs */
-    bool no_mlp_pairs; /* none for the MLP, whose input a router reads too in other layers */
 } dense_form;
 
-void arch_dense_block(const struct model_config *config, const dense_form *form, block_graph *out);
-/* The same with experts in place of the MLP, if the block has any. */
-void arch_mixed_block(const struct model_config *config, const dense_form *form, bool experts,
+/* `experts`: a mixture of them is in place of the MLP. */
+void arch_dense_block(const struct model_config *config, const dense_form *form, bool experts,
                       block_graph *out);
 /* What a gated MLP, or a mixture of experts with what all rows go through beside it, makes of h. */
 graph_value arch_mlp(const struct model_config *config, const dense_form *form, block_graph *g,

@@ -7,9 +7,8 @@
  * outputs, so it stays float. */
 #include "model/config.h"
 
-enum {
-    NORM_EPS_INVERSE = 1000000
-}; /* of the norms inside of attention, whatever rms_norm_eps says */
+/* Of the norms inside of attention, whatever rms_norm_eps says. */
+static const float NORM_EPS = 1e-6f;
 
 static graph_value queries(const model_config *c, block_graph *g, graph_value h, graph_value *kv_a)
 {
@@ -24,7 +23,7 @@ static graph_value queries(const model_config *c, block_graph *g, graph_value h,
     graph_value q = graph_linear(g, unit, "self_attn.q_a_proj", c->query_rank, c->attention_bias);
     *kv_a = graph_linear(g, unit, kv_name, latent, c->attention_bias);
     q = graph_norm(g, q, "self_attn.q_a_layernorm");
-    graph_norm_eps(g, 1.0f / NORM_EPS_INVERSE);
+    graph_norm_eps(g, NORM_EPS);
     return graph_single(g, q, "q_b", "self_attn.q_b_proj", heads, false);
 }
 
@@ -34,7 +33,7 @@ static graph_value latent_attention(const model_config *c, block_graph *g, graph
     size_t nope = c->head_dim - c->rope_dim;
     graph_split(g, kv_a, (size_t[]){c->kv_rank, c->rope_dim}, 2, latent);
     graph_value normed = graph_norm(g, latent[0], "self_attn.kv_a_layernorm");
-    graph_norm_eps(g, 1.0f / NORM_EPS_INVERSE);
+    graph_norm_eps(g, NORM_EPS);
     graph_rope_latent(g, q, latent[1], c->head_dim, nope);
     graph_value both = graph_single(g, normed, "kv_b", "self_attn.kv_b_proj",
                                     c->num_heads * (nope + c->value_dim), false);

@@ -27,18 +27,19 @@ static void smooth_rows(const model_config *c, const dense_form *f, block_graph 
 
 static void smooth_pairs(const model_config *c, const dense_form *f, block_graph *g)
 {
-    bool values_first = f->smooth_values_first;
+    /* None for the MLP where a router reads its input in other layers. */
+    bool values_first = f->smooth_values_first, mlp = !c->arch->experts;
     if (values_first)
         smooth_rows(c, f, g, true);
     graph_smooth_norm(g, "input_layernorm", "qkv");
-    if (values_first && !f->no_mlp_pairs)
+    if (values_first && mlp)
         smooth_rows(c, f, g, false);
-    if (!f->no_mlp_pairs)
+    if (mlp)
         graph_smooth_norm(g, norm_before_mlp(f), "gate_up");
     if (values_first)
         return;
     smooth_rows(c, f, g, true);
-    if (!f->no_mlp_pairs)
+    if (mlp)
         smooth_rows(c, f, g, false);
 }
 
@@ -99,23 +100,16 @@ graph_value arch_mixture(const model_config *c, block_graph *g, graph_value h)
     graph_value m = graph_experts(g, h, routing, &c->experts);
     if (c->shared_width == 0)
         return m;
-    graph_unit unit = graph_linears(g, h, "shared_gate_up");
-    graph_value gate = graph_linear(g, unit, "mlp.shared_experts.gate_proj", c->shared_width,
-                                    false);
-    graph_value up = graph_linear(g, unit, "mlp.shared_experts.up_proj", c->shared_width, false);
-    gate = graph_gate(g, gate, up, GATE_SILU);
-    graph_add(g, m,
-              graph_single(g, gate, "shared_down", "mlp.shared_experts.down_proj", c->hidden_size,
-                           false));
+    graph_add(
+        g, m,
+        graph_gated(g, h, (const char *[]){"shared_gate_up", "shared_down"},
+                    (const char *[]){"mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj",
+                                     "mlp.shared_experts.down_proj"},
+                    c->shared_width));
     return m;
 }
 
-void arch_dense_block(const model_config *c, const dense_form *f, block_graph *g)
-{
-    arch_mixed_block(c, f, false, g);
-}
-
-void arch_mixed_block(const model_config *c, const dense_form *f, bool experts, block_graph *g)
+void arch_dense_block(const model_config *c, const dense_form *f, bool experts, block_graph *g)
 {
     graph_value x = graph_input(g, c->hidden_size);
     graph_value h = graph_norm(g, x, "input_layernorm");

@@ -5,7 +5,7 @@
 
 #include "model/config.h"
 
-static void gemma_block(const model_config *c, bool head_norms, block_graph *out)
+static void gemma_block(const model_config *c, bool head_norms, bool experts, block_graph *out)
 {
     dense_form form = {.qkv_bias = c->attention_bias,
                        .o_bias = c->attention_bias,
@@ -14,19 +14,17 @@ static void gemma_block(const model_config *c, bool head_norms, block_graph *out
                        .after_attention = "post_attention_layernorm",
                        .before_mlp = "pre_feedforward_layernorm",
                        .after_mlp = "post_feedforward_layernorm"};
-    arch_dense_block(c, &form, out);
+    arch_dense_block(c, &form, experts, out);
 }
 
 static void gemma2_block(const model_config *c, bool experts, block_graph *out)
 {
-    (void)experts;
-    gemma_block(c, false, out);
+    gemma_block(c, false, experts, out);
 }
 
 static void gemma3_block(const model_config *c, bool experts, block_graph *out)
 {
-    (void)experts;
-    gemma_block(c, true, out);
+    gemma_block(c, true, experts, out);
 }
 
 const architecture arch_gemma2 = {.model_type = "gemma2",

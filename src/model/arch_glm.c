@@ -4,21 +4,19 @@
 
 static void glm_block(const model_config *c, bool experts, block_graph *out)
 {
-    (void)experts;
     dense_form form = {
         .qkv_bias = c->attention_bias, .fused_gate_up = true, .pairing = ROPE_NEIGHBOURS};
-    arch_dense_block(c, &form, out);
+    arch_dense_block(c, &form, experts, out);
 }
 
 static void glm4_block(const model_config *c, bool experts, block_graph *out)
 {
-    (void)experts;
     dense_form form = {.qkv_bias = c->attention_bias,
                        .fused_gate_up = true,
                        .pairing = ROPE_NEIGHBOURS,
                        .after_attention = "post_self_attn_layernorm",
                        .after_mlp = "post_mlp_layernorm"};
-    arch_dense_block(c, &form, out);
+    arch_dense_block(c, &form, experts, out);
 }
 
 const architecture arch_glm = {.model_type = "glm",

@@ -3,16 +3,14 @@
 
 static void llama_block(const model_config *c, bool experts, block_graph *out)
 {
-    (void)experts;
     dense_form form = {
         .qkv_bias = c->attention_bias, .o_bias = c->attention_bias, .mlp_bias = c->mlp_bias};
-    arch_dense_block(c, &form, out);
+    arch_dense_block(c, &form, experts, out);
 }
 
 static void mistral_block(const model_config *c, bool experts, block_graph *out)
 {
-    (void)experts;
-    arch_dense_block(c, &(dense_form){0}, out);
+    arch_dense_block(c, &(dense_form){0}, experts, out);
 }
 
 const architecture arch_llama = {.model_type = "llama", .block = llama_block, .smooth_alpha = 0.9};

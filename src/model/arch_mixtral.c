@@ -3,7 +3,7 @@
 
 static void mixtral_block(const model_config *c, bool experts, block_graph *out)
 {
-    arch_mixed_block(c, &(dense_form){.no_mlp_pairs = true}, experts, out);
+    arch_dense_block(c, &(dense_form){0}, experts, out);
 }
 
 static const expert_form mixtral_experts = {.router = "block_sparse_moe.gate",

@@ -3,8 +3,7 @@
 
 static void phi3_block(const model_config *c, bool experts, block_graph *out)
 {
-    (void)experts;
-    arch_dense_block(c, &(dense_form){.fused_qkv = true, .fused_gate_up = true}, out);
+    arch_dense_block(c, &(dense_form){.fused_qkv = true, .fused_gate_up = true}, experts, out);
 }
 
 const architecture arch_phi3 = {.model_type = "phi3",

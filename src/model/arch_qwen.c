@@ -3,8 +3,7 @@
 
 static void qwen2_block(const model_config *c, bool experts, block_graph *out)
 {
-    (void)experts;
-    arch_dense_block(c, &(dense_form){.qkv_bias = true}, out);
+    arch_dense_block(c, &(dense_form){.qkv_bias = true}, experts, out);
 }
 
 static void qwen3_block(const model_config *c, bool experts, block_graph *out)
@@ -12,9 +11,8 @@ static void qwen3_block(const model_config *c, bool experts, block_graph *out)
     dense_form form = {.qkv_bias = c->attention_bias,
                        .o_bias = c->attention_bias,
                        .head_norms = true,
-                       .smooth_values_first = true,
-                       .no_mlp_pairs = c->arch->experts != NULL};
-    arch_mixed_block(c, &form, experts, out);
+                       .smooth_values_first = true};
+    arch_dense_block(c, &form, experts, out);
 }
 
 static const expert_form qwen3_experts = {.router = "mlp.gate",

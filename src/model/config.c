@@ -124,7 +124,7 @@ static tare_status yarn_number(parse *p, const value *map, const char *key, doub
 static tare_status parse_yarn(parse *p, const value *map, rope_config *r)
 {
     tare_status status = TARE_OK;
-    double mscale = 0, mscale_all = 0, given = NAN;
+    double mscale = 0, given = NAN;
     bool truncate = true;
     TRY(yarn_number(p, map, "beta_fast", 32, &r->beta_fast));
     TRY(yarn_number(p, map, "beta_slow", 1, &r->beta_slow));
@@ -132,16 +132,16 @@ static tare_status parse_yarn(parse *p, const value *map, rope_config *r)
                     &r->original_max_position));
     TRY(value_get_bool(p->ctx, map, p->what, "truncate", &truncate));
     TRY(value_get_double(p->ctx, map, p->what, "mscale", &mscale));
-    TRY(value_get_double(p->ctx, map, p->what, "mscale_all_dim", &mscale_all));
+    TRY(value_get_double(p->ctx, map, p->what, "mscale_all_dim", &r->mscale_all_dim));
     TRY(value_get_double(p->ctx, map, p->what, "attention_factor", &given));
     if (r->theta <= 1)
         return REFUSE(p, "rope_theta %g is too small for yarn, which needs one above 1", r->theta);
     r->keep_fractions = !truncate;
     if (!isnan(given))
         r->attention_factor = given;
-    else if (mscale != 0 && mscale_all != 0)
+    else if (mscale != 0 && r->mscale_all_dim != 0)
         r->attention_factor = rope_yarn_mscale(r->factor, mscale) /
-                              rope_yarn_mscale(r->factor, mscale_all);
+                              rope_yarn_mscale(r->factor, r->mscale_all_dim);
     else
         r->attention_factor = rope_yarn_mscale(r->factor, 1);
     if (!(fabs(r->attention_factor) < 1e30))
@@ -459,6 +459,12 @@ static tare_status parse_scores(parse *p)
     TRY(parse_own_number(p, "attn_logit_softcapping", arch->default_attention_softcap, &attention));
     TRY(parse_own_number(p, "final_logit_softcapping", arch->default_final_softcap, &final));
     c->attention_scale = scalar != 0 ? (float)(1 / sqrt(scalar)) : 0;
+    if (arch->latent_attention) { /* yarn sharpens the scores: the square is in their scale */
+        double m = c->rope.type == ROPE_YARN
+                       ? rope_yarn_mscale(c->rope.factor, c->rope.mscale_all_dim)
+                       : 1;
+        c->attention_scale = (float)(m * m / sqrt((double)c->head_dim));
+    }
     c->attention_softcap = (float)attention;
     c->final_softcap = (float) final;
 done:
@@ -508,7 +514,6 @@ tare_status model_config_parse(tare_context *ctx, arena *a, const char *json, si
     TRY(parse_windows(&p));
     TRY(parse_experts(&p));
     TRY(parse_scores(&p));
-    TRY(parse_latent_scale(&p));
     TRY(parse_rest(&p));
 done:
     return status;

@@ -53,10 +53,11 @@ done:
 
 /* ---- their router ---- */
 
+/* The first of those that are known stands for none. */
 static tare_status parse_choice(parse *p, const char *key, const char *const *known,
-                                const char *fallback, const char **out)
+                                const char **out)
 {
-    *out = fallback;
+    *out = known[0];
     if (value_get_string(p->ctx, p->root, p->what, key, out) != TARE_OK)
         return TARE_E_MODEL;
     for (const char *const *k = known; *k; k++) {
@@ -77,8 +78,7 @@ static tare_status parse_groups(parse *p)
     route_spec *r = &p->out->route;
     const char *method;
     bool sigmoid = r->scores == ROUTE_SIGMOID;
-    TRY(parse_choice(p, "topk_method", sigmoid ? v3 : v2, sigmoid ? "noaux_tc" : "greedy",
-                     &method));
+    TRY(parse_choice(p, "topk_method", sigmoid ? v3 : v2, &method));
     if (strcmp(method, "greedy") == 0)
         return TARE_OK;
     TRY(parse_size(p, "n_group", sigmoid ? 8 : 1, r->experts, &r->groups));
@@ -122,8 +122,7 @@ static tare_status parse_route(parse *p)
     TRY(value_get_double(p->ctx, p->root, p->what, "routed_scaling_factor", &r->scale));
     if (!(r->scale > 0 && r->scale < 1e6))
         return REFUSE(p, "routed_scaling_factor %g is out of range", r->scale);
-    TRY(parse_choice(p, "scoring_func", is_sigmoid ? sigmoid : softmax,
-                     is_sigmoid ? "sigmoid" : "softmax", &scores));
+    TRY(parse_choice(p, "scoring_func", is_sigmoid ? sigmoid : softmax, &scores));
     TRY(parse_groups(p));
     if (r->chosen > r->experts / r->groups * r->chosen_groups)
         return REFUSE(p, "num_experts_per_tok %zu is more than topk_group %zu groups have",
@@ -207,27 +206,4 @@ tare_status parse_latent_sizes(parse *p)
         return REFUSE(p, "num_attention_heads %zu times their sizes is out of range", c->num_heads);
 done:
     return status;
-}
-
-/* Yarn's mscale_all_dim sharpens the scores: its square is in their scale. */
-tare_status parse_latent_scale(parse *p)
-{
-    tare_status status = TARE_OK;
-    model_config *c = p->out;
-    double all = 0;
-    const value *map = value_get(p->root, "rope_parameters");
-    if (!c->arch->latent_attention)
-        return TARE_OK;
-    c->attention_scale = (float)(1 / sqrt((double)c->head_dim));
-    if (c->rope.type != ROPE_YARN)
-        return TARE_OK;
-    if (!map || map->type != VALUE_MAP)
-        map = value_get(p->root, "rope_scaling");
-    TRY(value_get_double(p->ctx, map, p->what, "mscale_all_dim", &all));
-    if (all != 0 && c->rope.factor > 1) {
-        double m = 0.1 * all * log(c->rope.factor) + 1;
-        c->attention_scale = (float)(m * m / sqrt((double)c->head_dim));
-    }
-done:
-    return status == TARE_OK ? status : TARE_E_MODEL;
 }

@@ -22,9 +22,8 @@ typedef struct parse {
 tare_status parse_size(parse *p, const char *key, size_t fallback, size_t limit, size_t *out);
 
 /* config_experts.c: which layers have experts, their sizes and their router; the geometry of latent
- * attention, before and after the rope settings are known. */
+ * attention. */
 tare_status parse_experts(parse *p);
 tare_status parse_latent_sizes(parse *p);
-tare_status parse_latent_scale(parse *p);
 
 #endif

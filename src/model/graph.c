@@ -139,8 +139,6 @@ graph_value graph_attend(block_graph *g, graph_value q, graph_value k, graph_val
                          size_t values)
 {
     graph_node *node = add_node(g, NODE_ATTEND, q, k, v);
-    node->head[0] = keys;
-    node->head[1] = values;
     node->out = add_value(g, g->values[q].columns / keys * values);
     g->num_nodes++;
     return node->out;
@@ -188,14 +186,20 @@ graph_value graph_experts(block_graph *g, graph_value x, graph_value routing,
     return node->out;
 }
 
+graph_value graph_gated(block_graph *g, graph_value x, const char *const kinds[2],
+                        const char *const names[EXPERT_LINEARS], size_t width)
+{
+    graph_unit unit = graph_linears(g, x, kinds[0]);
+    graph_value gate = graph_linear(g, unit, names[0], width, false);
+    graph_value up = graph_linear(g, unit, names[1], width, false);
+    gate = graph_gate(g, gate, up, GATE_SILU);
+    return graph_single(g, gate, kinds[1], names[2], g->values[x].columns, false);
+}
+
 void graph_expert(const experts_spec *e, block_graph *g)
 {
     graph_value x = graph_input(g, e->columns);
-    graph_unit unit = graph_linears(g, x, "expert_gate_up");
-    graph_value gate = graph_linear(g, unit, e->names[0], e->width, false);
-    graph_value up = graph_linear(g, unit, e->names[1], e->width, false);
-    gate = graph_gate(g, gate, up, GATE_SILU);
-    graph_single(g, gate, "expert_down", e->names[2], e->columns, false);
+    graph_gated(g, x, (const char *[]){"expert_gate_up", "expert_down"}, e->names, e->width);
     graph_finish(g);
 }
 

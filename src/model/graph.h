@@ -120,7 +120,7 @@ typedef struct graph_node {
     size_t index;   /* NORM: of the block's norms; LINEARS: of its units; SPLIT: how many parts */
     size_t width;   /* NORM; ROPE: columns of each head that turn */
     size_t skip;    /* ROPE: columns of each query head in front of them */
-    size_t head[2]; /* ROPE: columns of a head of in[0] and of in[1]; LATENT, ATTEND: of a head's
+    size_t head[2]; /* ROPE: columns of a head of in[0] and of in[1]; LATENT: of a head's
                        keys, and of its values */
     rope_pairing pairing;
     gate_activation activation;
@@ -200,6 +200,9 @@ void graph_add(block_graph *g, graph_value x, graph_value y);
 graph_value graph_route(block_graph *g, graph_value scores, const route_spec *route);
 graph_value graph_experts(block_graph *g, graph_value x, graph_value routing,
                           const experts_spec *experts);
+/* down(silu(gate(x)) * up(x)): units of gate and up, and of down; linears of the three. */
+graph_value graph_gated(block_graph *g, graph_value x, const char *const kinds[2],
+                        const char *const names[EXPERT_LINEARS], size_t width);
 /* The graph of one expert: value 0 is what it reads, the last value what it makes of that. */
 void graph_expert(const experts_spec *experts, block_graph *out);
 /* What is left of a block without its experts and what stands behind them: a graph that can be run,

@@ -85,72 +85,6 @@ done:
     return status;
 }
 
-static tare_status find_expert(tare_model *m, const model_block *b, size_t expert)
-{
-    tare_status status = TARE_OK;
-    const experts_spec *e = &b->graph->experts;
-    size_t at = b->first_linear + b->graph->num_linears + expert * EXPERT_LINEARS;
-    size_t unit = b->first_unit + b->graph->num_units + expert * EXPERT_UNITS;
-    for (size_t i = 0; i < EXPERT_LINEARS; i++) {
-        bool down = i + 1 == EXPERT_LINEARS;
-        char *name = arena_printf(&m->arena, "%s.%s.%zu.%s", b->name, e->module, expert,
-                                  e->names[i]);
-        if (!name)
-            return TARE_E_MEMORY;
-        m->linears[at + i] = (model_linear){.name = name,
-                                            .unit = unit + down,
-                                            .n = down ? e->columns : e->width,
-                                            .k = down ? e->width : e->columns};
-        TRY(find_weight(m, name, m->linears[at + i].n, m->linears[at + i].k,
-                        &m->linears[at + i].weight));
-    }
-    m->units[unit] = (model_unit){"expert_gate_up", b->index, at, 2, e->columns};
-    m->units[unit + 1] = (model_unit){"expert_down", b->index, at + 2, 1, e->width};
-done:
-    return status;
-}
-
-static tare_status find_experts(tare_model *m, model_block *b)
-{
-    tare_status status = TARE_OK;
-    const route_spec *r = &b->graph->route;
-    for (size_t e = 0; e < block_experts(b); e++)
-        TRY(find_expert(m, b, e));
-    if (block_experts(b) == 0 || !r->correction)
-        return TARE_OK;
-    const char *part = strrchr(r->correction, '.') + 1;
-    char *module = arena_printf(&m->arena, "%s.%.*s", b->name, (int)(part - 1 - r->correction),
-                                r->correction);
-    if (!module)
-        return TARE_E_MEMORY;
-    TRY(find_tensor(m, module, part, 1, r->experts, 0, &b->correction));
-done:
-    return status;
-}
-
-static tare_status find_block(tare_model *m, model_block *b)
-{
-    tare_status status = TARE_OK;
-    const block_graph *g = b->graph;
-    for (size_t i = 0; i < g->num_units; i++)
-        m->units[b->first_unit + i] = (model_unit){.kind = g->units[i].kind,
-                                                   .block = b->index,
-                                                   .first = b->first_linear + g->units[i].first,
-                                                   .count = g->units[i].count,
-                                                   .k = g->units[i].k};
-    for (size_t i = 0; i < g->num_linears; i++)
-        TRY(find_linear(m, b, i));
-    for (size_t i = 0; i < g->num_norms; i++) {
-        char *name = arena_printf(&m->arena, "%s.%s", b->name, g->norms[i].name);
-        if (!name)
-            return TARE_E_MEMORY;
-        TRY(find_tensor(m, name, "weight", 1, g->norms[i].size, 0, &b->norms[i]));
-    }
-    TRY(find_experts(m, b));
-done:
-    return status;
-}
-
 model_block expert_block(const tare_model *m, const model_block *b, size_t expert,
                          char name[EXPERT_NAME])
 {
@@ -162,6 +96,54 @@ model_block expert_block(const tare_model *m, const model_block *b, size_t exper
                          .first_linear = first,
                          .end_linear = first + EXPERT_LINEARS,
                          .first_unit = b->first_unit + b->graph->num_units + expert * EXPERT_UNITS};
+}
+
+/* And the units that they are in. */
+static tare_status find_linears(tare_model *m, const model_block *b)
+{
+    tare_status status = TARE_OK;
+    const block_graph *g = b->graph;
+    for (size_t i = 0; i < g->num_units; i++)
+        m->units[b->first_unit + i] = (model_unit){.kind = g->units[i].kind,
+                                                   .block = b->index,
+                                                   .first = b->first_linear + g->units[i].first,
+                                                   .count = g->units[i].count,
+                                                   .k = g->units[i].k};
+    for (size_t i = 0; i < g->num_linears; i++)
+        TRY(find_linear(m, b, i));
+done:
+    return status;
+}
+
+static tare_status find_experts(tare_model *m, model_block *b)
+{
+    tare_status status = TARE_OK;
+    const route_spec *r = &b->graph->route;
+    for (size_t e = 0; e < block_experts(b); e++) {
+        char name[EXPERT_NAME];
+        model_block expert = expert_block(m, b, e, name);
+        TRY(find_linears(m, &expert));
+    }
+    if (r->correction)
+        TRY(find_tensor(m, b->name, r->correction, 1, r->experts, 0, &b->correction));
+done:
+    return status;
+}
+
+static tare_status find_block(tare_model *m, model_block *b)
+{
+    tare_status status = TARE_OK;
+    const block_graph *g = b->graph;
+    TRY(find_linears(m, b));
+    for (size_t i = 0; i < g->num_norms; i++) {
+        char *name = arena_printf(&m->arena, "%s.%s", b->name, g->norms[i].name);
+        if (!name)
+            return TARE_E_MEMORY;
+        TRY(find_tensor(m, name, "weight", 1, g->norms[i].size, 0, &b->norms[i]));
+    }
+    TRY(find_experts(m, b));
+done:
+    return status;
 }
 
 static tare_status lay_blocks(tare_model *m)

@@ -26,6 +26,7 @@ typedef struct rope_config {
     double low_freq_factor, high_freq_factor;   /* llama3 */
     double original_max_position;               /* llama3, yarn; longrope: long ones are longer */
     double beta_fast, beta_slow;                /* yarn */
+    double mscale_all_dim;                      /* yarn; 0: not given */
     bool keep_fractions;                        /* yarn: truncate is false */
     const double *short_factors, *long_factors; /* longrope: what divides each frequency */
     double attention_factor;                    /* cos and sin are multiplied by it */
