@@ -33,10 +33,12 @@ SMOLLM2 = from_environment("TARE_SMOLLM2", "build/demo/SmolLM2-135M-Instruct")
 os.environ["TARE_LIBRARY"] = str(TARE_LIBRARY)  # for the package `tare`, here and in child processes
 
 
-def output_files(folder):
-    """{name below it: bytes} of every file of an output but its statistics, which name their run."""
+def output_files(folder, record=True):
+    """{name below it: bytes} of every file of an output but its statistics, which name their run, and
+    without its `record`, which tells where the data came from."""
+    left_out = {"tare_stats.safetensors"} | (set() if record else {"tare_run.json"})
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*")
-            if p.is_file() and p.name != "tare_stats.safetensors"}
+            if p.is_file() and p.name not in left_out}
 
 
 def run_tare(*args, timeout=600, **kwargs):

@@ -125,10 +125,9 @@ static tare_status publish_statistics(output *o)
 static tare_status remove_statistics(output *o)
 {
     tare_status status = remove_file(o, o->dir, STATISTICS_FILE);
-    char *folder = output_path(o, o->dir, STATISTICS_FILE);
+    char *folder = output_path(o, o->dir, STATISTICS_FOLDER);
     if (!folder)
         return TARE_E_MEMORY;
-    *strrchr(folder, '/') = '\0';
     rmdir(folder); /* if it is empty */
     return status;
 }

@@ -31,6 +31,24 @@ attention_config verify_attention(const reader_layout *f)
     return a;
 }
 
+const reader_tensor *verify_part(const reader_layout *f, const char *module, size_t length,
+                                 const char *end)
+{
+    char name[1024];
+    snprintf(name, sizeof name, "%.*s%s", (int)length, module, end);
+    return reader_find(f, name);
+}
+
+bool verify_is_first(const reader_layout *f, const char *name, size_t length, int which,
+                     const char *(*suffix)(int))
+{
+    for (int i = 0; i < which; i++) {
+        if (verify_part(f, name, length, suffix(i)))
+            return false;
+    }
+    return which >= 0;
+}
+
 /* What scales and offsets have to be; floats or I8. */
 typedef enum attention_values { VALUES_SCALES, VALUES_ZEROS, VALUES_OFFSETS } attention_values;
 
@@ -38,7 +56,7 @@ static bool is_value(const reader_layout *f, attention_values kind, float x)
 {
     if (kind == VALUES_SCALES)
         return isfinite(x) && x > 0 && round_native(x, f->num.dtype) == x;
-    return kind == VALUES_ZEROS ? x == 0 : x >= -128 && x <= 127 && x == rintf(x);
+    return kind == VALUES_ZEROS ? x == 0 : verify_is_offset(x);
 }
 
 static tare_status check_values(verify *v, reader_layout *f, int rule, const reader_tensor *t,
@@ -95,12 +113,7 @@ tare_status rule_kv(verify *v, reader_layout *f)
     for (size_t i = 0; i < f->num_tensors; i++) {
         const char *name = f->tensors[i].info.name;
         int which = kv_tensor_of_name(name, &length);
-        bool first = which >= 0; /* of the module's tensors that are there */
-        for (int j = 0; j < which && first; j++) {
-            char other[1024];
-            snprintf(other, sizeof other, "%.*s%s", (int)length, name, kv_suffix(j));
-            first = reader_find(f, other) == NULL;
-        }
+        bool first = verify_is_first(f, name, length, which, kv_suffix);
         for (int j = 0; j < KV_TENSORS && first; j++)
             TRY(check_kv_tensor(v, f, &a, name, length, j));
     }
@@ -155,13 +168,7 @@ tare_status rule_fa(verify *v, reader_layout *f)
     for (size_t i = 0; i < f->num_tensors; i++) {
         const char *name = f->tensors[i].info.name;
         int which = fa_tensor_of_name(name, &length);
-        /* A module is looked at when the first of its tensors that are there comes by. */
-        bool first = which >= 0;
-        for (int j = 0; j < which && first; j++) {
-            char other[1024];
-            snprintf(other, sizeof other, "%.*s%s", (int)length, name, fa_suffix(j));
-            first = reader_find(f, other) == NULL;
-        }
+        bool first = verify_is_first(f, name, length, which, fa_suffix);
         for (int j = 0; j < FA_TENSORS && first; j++)
             TRY(check_tensor(v, f, &a, name, length, j));
     }

@@ -53,8 +53,15 @@ tare_status verify_planned_target(tare_context *ctx, const tare_verify_options *
 tare_status verify_layers(verify *v, reader_layout *f);
 tare_status verify_layers_of_plan(verify *v, reader_layout *f);
 
-/* verify_attention.c */
+/* verify_attention.c; a tensor <module><end>; and is this one the first of its module's `which`
+ * tensors that is there? */
 attention_config verify_attention(const reader_layout *f);
+const reader_tensor *verify_part(const reader_layout *f, const char *module, size_t length,
+                                 const char *end);
+bool verify_is_first(const reader_layout *f, const char *name, size_t length, int which,
+                     const char *(*suffix)(int));
+/* verify_numbers.c: an integer of INT8 */
+bool verify_is_offset(float o);
 /* verify_types.c: the names of the architecture's linears and which of them have a bias; false: it
  * is not known. */
 bool verify_bias_graph(const reader_layout *f, block_graph *graph);

@@ -82,7 +82,7 @@ tare_status rule_scales(verify *v, reader_layout *f, const reader_linear *l,
     return TARE_OK;
 }
 
-static bool is_offset(float o)
+bool verify_is_offset(float o)
 {
     return o >= -128.0f && o <= 127.0f && o == rintf(o);
 }
@@ -99,11 +99,11 @@ tare_status rule_offsets(verify *v, reader_layout *f, const reader_linear *l,
     breach bad = {0};
     const char *expected = expected_offsets(l);
     /* compressed-tensors' zero point can be nothing else */
-    if (n->num_deq > 0 && !is_offset(n->input_offset))
+    if (n->num_deq > 0 && !verify_is_offset(n->input_offset))
         verify_fail(v, 9, part_name(l, TENSOR_INPUT_OFFSET), "an integer in -128..127", "%g",
                     (double)n->input_offset);
     for (size_t i = 0; i < n->num_scales; i++)
-        if (*expected == '0' ? n->weight_offset[i] != 0.0f : !is_offset(n->weight_offset[i]))
+        if (*expected == '0' ? n->weight_offset[i] != 0.0f : !verify_is_offset(n->weight_offset[i]))
             note(&bad, i);
     if (bad.count > 0)
         verify_fail(v, 9, part_name(l, TENSOR_WEIGHT_OFFSET), expected, "%g at %zu (%zu in all)",

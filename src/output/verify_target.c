@@ -38,6 +38,7 @@ typedef struct judgement {
     unsigned typed;       /* traits of all linears that are not float */
     const char **modules; /* [num_tensors] of the layout: of which layer it is the weight; NULL */
     bool *prefixes;       /* [num_linears] of the layout: its name begins a FLOAT sibling's */
+    uint32_t *kin_of;     /* [num_tensors] number of the layer's kin, from 1; 0: it has none */
     strmap kin_index, group_index;
     kin *kin;
     layer_group *groups;
@@ -118,11 +119,11 @@ static bool kin_key(const judgement *j, const char *module, buffer *key)
     return key->status == TARE_OK;
 }
 
-static tare_status find_kin(judgement *j, buffer *key, kin **out)
+/* *out: its number, from 1. */
+static tare_status find_kin(judgement *j, buffer *key, uint32_t *out)
 {
     uint32_t index;
     tare_status status = TARE_OK;
-    *out = NULL;
     if (!strmap_get(&j->kin_index, key->data, key->length, &index)) {
         const char *kept = arena_strndup(&j->f->arena, key->data, key->length);
         TRY(kept ? TARE_OK : TARE_E_MEMORY);
@@ -132,7 +133,7 @@ static tare_status find_kin(judgement *j, buffer *key, kin **out)
         j->kin[j->num_kin++] = (kin){0};
         TRY(strmap_put(&j->kin_index, kept, key->length, index, NULL));
     }
-    *out = &j->kin[index];
+    *out = index + 1;
 done:
     return status;
 }
@@ -173,17 +174,19 @@ static tare_status count_kin(judgement *j)
 {
     tare_status status = TARE_OK;
     buffer key;
-    kin *k;
     buffer_init(&key, j->v->ctx);
+    j->kin_of = arena_calloc(&j->f->arena, j->f->num_tensors + 1, sizeof *j->kin_of);
+    TRY(j->kin_of ? TARE_OK : TARE_E_MEMORY);
     for (size_t i = 0; i < j->f->num_tensors; i++) {
-        const reader_tensor *t = &j->f->tensors[i];
         const char *module = j->modules[i];
         bool has_kin = module && kin_key(j, module, &key);
         TRY(key.status);
         if (!has_kin)
             continue;
-        TRY(find_kin(j, &key, &k));
-        const char *type = type_of(t, reader_find_linear(j->f, module, strlen(module)));
+        TRY(find_kin(j, &key, &j->kin_of[i]));
+        kin *k = &j->kin[j->kin_of[i] - 1];
+        const char *type = type_of(&j->f->tensors[i],
+                                   reader_find_linear(j->f, module, strlen(module)));
         k->differ |= k->count > 0 && strcmp(k->type, type) != 0;
         k->type = k->count++ == 0 ? type : k->type;
     }
@@ -210,35 +213,16 @@ static tare_status find_prefixes(judgement *j)
     return TARE_OK;
 }
 
-static tare_status kin_traits(judgement *j, const char *module, target_layer *out)
+static unsigned kin_traits(const judgement *j, const kin *k, const target_layer *layer)
 {
-    tare_status status = TARE_OK;
-    buffer key;
-    kin *k;
-    buffer_init(&key, j->v->ctx);
-    bool has_kin = kin_key(j, module, &key);
-    TRY(key.status);
-    if (!has_kin)
-        goto done;
-    TRY(find_kin(j, &key, &k));
-    const linear_spec *spec = graph_linear_of(&j->f->graph, module, strlen(module));
+    const linear_spec *spec = graph_linear_of(&j->f->graph, layer->name, strlen(layer->name));
+    unsigned traits = 0;
     if (k->differ)
-        out->traits |= out->subject == SUBJECT_EXPERT ? TRAIT_EXPERTS_DIFFER : TRAIT_FUSED_DIFFER;
-    if (j->f->arch && spec && out->subject == SUBJECT_LINEAR &&
+        traits |= layer->subject == SUBJECT_EXPERT ? TRAIT_EXPERTS_DIFFER : TRAIT_FUSED_DIFFER;
+    if (j->f->arch && spec && layer->subject == SUBJECT_LINEAR &&
         k->count < j->f->graph.units[spec->unit].count)
-        out->traits |= TRAIT_FUSED_MISSING;
-done:
-    buffer_free(&key);
-    return status;
-}
-
-/* A tensor "<module><end>" */
-static const reader_tensor *find_part(const reader_layout *f, const char *module, size_t length,
-                                      const char *end)
-{
-    char name[PATTERN_MAX];
-    snprintf(name, sizeof name, "%.*s%s", (int)length, module, end);
-    return reader_find(f, name);
+        traits |= TRAIT_FUSED_MISSING;
+    return traits;
 }
 
 /* Is any element of a float tensor other than 0? One that cannot be read is other rules' to judge.
@@ -262,7 +246,7 @@ static bool is_new_bias(const judgement *j, const char *module)
 {
     const linear_spec *spec = graph_linear_of(&j->biases, module, strlen(module));
     return j->biases_known && spec && !spec->has_bias &&
-           find_part(j->f, module, strlen(module), role_suffix(TENSOR_BIAS));
+           verify_part(j->f, module, strlen(module), role_suffix(TENSOR_BIAS));
 }
 
 static bool has_groups(const judgement *j, const reader_linear *l, bool staged)
@@ -278,7 +262,7 @@ static tare_status quantized_traits(judgement *j, const reader_linear *l, target
     const reader_layout *f = j->f;
     const reader_tensor *deq = l->parts[TENSOR_DEQ_SCALE];
     bool offsets = false;
-    bool staged = find_part(f, l->module, strlen(l->module), ".weight_scale_second") != NULL;
+    bool staged = verify_part(f, l->module, strlen(l->module), ".weight_scale_second") != NULL;
     tare_status status = TARE_OK;
     if (f->layout == LAYOUT_COMPRESSED_TENSORS && !l->form.act_symmetric &&
         scheme_of(l->form.scheme)->activations == ACT_STATIC)
@@ -367,15 +351,18 @@ static target_layer begin_layer(const judgement *j, const char *name, unsigned s
                           .family = family ? family : ""};
 }
 
-static tare_status judge_linear(judgement *j, const reader_tensor *t, const char *module)
+/* Whose weight is tensor i. */
+static tare_status judge_linear(judgement *j, size_t i)
 {
     size_t block;
+    const char *module = j->modules[i];
     const reader_linear *l = reader_find_linear(j->f, module, strlen(module));
     tare_status status = TARE_OK;
     target_layer layer = begin_layer(
         j, module, verify_expert_of(module, &block) ? SUBJECT_EXPERT : SUBJECT_LINEAR,
-        target_type_of(type_of(t, l)));
-    TRY(kin_traits(j, module, &layer));
+        target_type_of(type_of(&j->f->tensors[i], l)));
+    if (j->kin_of[i])
+        layer.traits |= kin_traits(j, &j->kin[j->kin_of[i] - 1], &layer);
     if (layer.type != TYPE_FLOAT && l)
         TRY(quantized_traits(j, l, &layer));
     if (is_new_bias(j, module))
@@ -400,22 +387,12 @@ static tare_status judge_attention(judgement *j, const char *name, size_t length
         layer.traits |= TRAIT_NO_FAK;
     for (int i = 1; i < KV_TENSORS && type == TYPE_C8; i += 2) {
         bool offsets;
-        TRY(has_offsets(f, find_part(f, module, length, kv_suffix(i)), &offsets));
+        TRY(has_offsets(f, verify_part(f, module, length, kv_suffix(i)), &offsets));
         layer.traits |= offsets ? TRAIT_CACHE_OFFSETS : 0;
     }
     TRY(judge(j, &layer));
 done:
     return status;
-}
-
-/* Is this tensor the first of its module's `which` tensors that is there? */
-static bool is_first(const reader_layout *f, const char *name, size_t length, int which,
-                     const char *(*suffix)(int))
-{
-    for (int i = 0; i < which; i++)
-        if (find_part(f, name, length, suffix(i)))
-            return false;
-    return which >= 0;
 }
 
 static tare_status judge_layers(judgement *j)
@@ -426,12 +403,12 @@ static tare_status judge_layers(judgement *j)
         const reader_tensor *t = &f->tensors[i];
         size_t length;
         if (j->modules[i])
-            TRY(judge_linear(j, t, j->modules[i]));
+            TRY(judge_linear(j, i));
         int which = kv_tensor_of_name(t->info.name, &length);
-        if (is_first(f, t->info.name, length, which, kv_suffix))
+        if (verify_is_first(f, t->info.name, length, which, kv_suffix))
             TRY(judge_attention(j, t->info.name, length, TYPE_C8));
         which = fa_tensor_of_name(t->info.name, &length);
-        if (is_first(f, t->info.name, length, which, fa_suffix))
+        if (verify_is_first(f, t->info.name, length, which, fa_suffix))
             TRY(judge_attention(j, t->info.name, length, TYPE_FAQUANT));
     }
 done:

@@ -52,21 +52,25 @@ def models(tmp_path_factory):
     return {name: make_model(folder / name, name) for name in ("llama", "qwen3")}
 
 
-@pytest.fixture(scope="module")
-def outputs(models, tmp_path_factory):
-    """outputs(name): the folder of a good output, made once."""
-    folder, made = tmp_path_factory.mktemp("outputs"), {}
-    calib = tiny.write_prompts(folder / "prompts.jsonl")
+def output_maker(table, models, folder, calib):
+    """output(name): the folder of a good output, made once, of table[name] = (model, flags)."""
+    made = {}
 
     def output(name):
         if name not in made:
-            model_type, flags = OUTPUTS[name]
-            done = run_tare("quantize", models[model_type], "--out", folder / name, "--calib", calib,
+            model, flags = table[name]
+            done = run_tare("quantize", models[model], "--out", folder / name, "--calib", calib,
                             *flags)
             assert done.returncode == 0, done.stderr
             made[name] = folder / name
         return made[name]
     return output
+
+
+@pytest.fixture(scope="module")
+def outputs(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outputs")
+    return output_maker(OUTPUTS, models, folder, tiny.write_prompts(folder / "prompts.jsonl"))
 
 
 # ---- Changing them

@@ -78,8 +78,7 @@ def output(model, out, *flags):
     """The files of an output but for its record, which has digests of the inputs; and warnings."""
     done = run_tare("quantize", model, "--out", out, *flags)
     assert done.returncode == 0, done.stderr
-    files = output_files(out)
-    del files["tare_run.json"]
+    files = output_files(out, record=False)
     return files | {"warnings": [line.replace(str(model), "") for line in done.stderr.splitlines()
                                  if line.startswith("warning")]}
 

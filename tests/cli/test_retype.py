@@ -45,13 +45,8 @@ def retype(source, model, out, *flags):
     return call("retype", source, "--base", model, "--out", out, *flags)
 
 
-def files(folder):
-    """But for the run's record, which says how it was made."""
-    return {name: data for name, data in output_files(folder).items() if "tare_run.json" not in name}
-
-
 def assert_same_files(a, b):
-    a, b = files(a), files(b)
+    a, b = output_files(a, record=False), output_files(b, record=False)
     assert set(a) == set(b)
     assert [name for name in a if a[name] != b[name]] == []
 

@@ -11,12 +11,11 @@ import tensor_file
 import test_families
 import tiny
 from conftest import GOLDEN, SHARED, run_tare
-from test_broken_outputs import (ATTENTION, DOWN, GATE, K, LAYER, Q, UP, V, Output, kv, set_config,
-                                 type_of, types)
+from test_broken_outputs import (ATTENTION, DOWN, GATE, K, LAYER, Q, UP, V, Output, both, kv,
+                                 output_maker, put, set_config, types)
 
 A, S, N, C = "ascendv1", "safe_tensor", "numpy", "compressed-tensors"
 LOADS, FLOATS, REFUSED, UNKNOWN = "loads", "runs unquantized", "is refused", "not known"
-WIDE = dict(head_dim=32)
 OUTPUTS = {  # name: (model, flags of tare quantize)
     "w8a8": ("llama", []),
     "dynamic": ("llama", ["--scheme", "w8a8_dynamic"]),
@@ -69,17 +68,7 @@ def prompts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outputs(models, prompts, tmp_path_factory):
-    folder, made = tmp_path_factory.mktemp("target-outputs"), {}
-
-    def output(name):
-        if name not in made:
-            model, flags = OUTPUTS[name]
-            done = run_tare("quantize", models[model], "--out", folder / name, "--calib", prompts,
-                            *flags)
-            assert done.returncode == 0, done.stderr
-            made[name] = folder / name
-        return made[name]
-    return output
+    return output_maker(OUTPUTS, models, tmp_path_factory.mktemp("target-outputs"), prompts)
 
 
 def judge(folder, target, *flags):
@@ -111,10 +100,6 @@ def drop(*names):
     return apply
 
 
-def put(name, tag, data, kind="FLOAT"):
-    return lambda o: o.put(name, tag, data, kind)
-
-
 def name_by(o, kind):
     """A model of several types goes by another of them, in its files' names too."""
     o.types["model_quant_type"] = kind
@@ -122,13 +107,6 @@ def name_by(o, kind):
     for attribute, name in (("weights", f"quant_model_weight_{kind.lower()}.safetensors"),
                             ("description", f"quant_model_description_{kind.lower()}.json")):
         setattr(o, attribute, getattr(o, attribute).rename(o.folder / name))
-
-
-def both(*actions):
-    def apply(o):
-        for action in actions:
-            action(o)
-    return apply
 
 
 def experts(kind=None, model_type="qwen3_moe", block="mlp", names=("gate_proj", "up_proj", "down_proj"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import run_tare
+from conftest import output_files, run_tare
 
 LINEARS = [f"model.layers.{i}.{name}_proj" for i in range(2) for name in (
     "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")]
@@ -26,10 +26,6 @@ def quantize(model, out, *flags):
     done = run(model, out, *flags)
     assert done.returncode == 0, done.stderr
     return done
-
-
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def description(out):
@@ -203,8 +199,8 @@ def test_biases(tmp_path):
 def test_threads_and_runs_change_nothing(flags, model, tmp_path):
     for name, threads in (("a", 1), ("b", 2), ("c", 2), ("d", 5)):
         quantize(model, tmp_path / name, "--threads", threads, *flags)
-    a = files(tmp_path / "a")
-    assert a == files(tmp_path / "b") == files(tmp_path / "c") == files(tmp_path / "d")
+    a = output_files(tmp_path / "a")
+    assert a == output_files(tmp_path / "b") == output_files(tmp_path / "c") == output_files(tmp_path / "d")
 
 
 @pytest.mark.parametrize("flags", [[], ["--no-w-sym"]], ids=["sym", "asym"])
@@ -220,7 +216,7 @@ def test_prompts_are_not_read(model, tmp_path):
     plain, given = tmp_path / "a", tmp_path / "b"
     quantize(model, plain)
     done = quantize(model, given, "--calib", tmp_path / "absent.jsonl")
-    assert files(plain) == files(given)
+    assert output_files(plain) == output_files(given)
     assert "--calib is not read" in done.stderr
 
 

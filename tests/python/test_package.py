@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import ROOT, run_tare
+from conftest import ROOT, output_files, run_tare
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 import tare
@@ -41,11 +41,9 @@ def calib(tokenizer):
     return [[tokenizer(text, return_tensors="np").input_ids] for text in TEXTS]
 
 
-def output_files(folder):
-    """Bytes of every file of an output but tare_run.json, which tells where the data came from, and
-    the statistics, which a recording has not."""
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*")
-            if p.is_file() and p.name not in ("tare_run.json", "tare_stats.safetensors")}
+def assert_same_outputs(tmp_path):
+    py, cli = (output_files(tmp_path / name, record=False) for name in ("py", "cli"))
+    assert py == cli
 
 
 # ---- model and tokenizer
@@ -182,7 +180,7 @@ def test_calibrator_writes_what_the_command_writes(tmp_path, folder, model, cali
     calibrator = tare.Calibrator(fresh, config, calib_data=calib, disable_level="L2")
     calibrator.run()
     calibrator.save(str(tmp_path / "py"), save_type=["safe_tensor", "numpy"])
-    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    assert_same_outputs(tmp_path)
     assert calibrator.result["samples"] == len(TEXTS)
     calibrator.save(str(tmp_path / "named"), "weights.safetensors", "about.json", ["safe_tensor"])
     assert (tmp_path / "named" / "weights.safetensors").is_file()
@@ -200,7 +198,7 @@ def test_kv_cache(symmetric, tmp_path, folder, calib):
     calibrator = tare.Calibrator(tare.load(folder), config, calib_data=calib)
     calibrator.run()
     calibrator.save(str(tmp_path / "py"), save_type=["safe_tensor", "numpy"])
-    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    assert_same_outputs(tmp_path)
     assert (tmp_path / "py" / "kv_cache_scale.npy").is_file()
 
 
@@ -219,7 +217,7 @@ def test_kv_cache_of_the_smoothed_float_model(anti, tmp_path, folder, calib):
     calibrator = tare.Calibrator(fresh, config, calib_data=calib)
     calibrator.run()
     calibrator.save(str(tmp_path / "py"), save_type=["safe_tensor"])
-    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    assert_same_outputs(tmp_path)
 
 
 def test_kv_cache_needs_data(folder):
@@ -239,7 +237,7 @@ def test_forms_of_calibration_data(tmp_path, model, tokenizer, calib):
         calibrator = tare.Calibrator(model, tare.QuantConfig(), calib_data=form)
         calibrator.run()
         calibrator.save(tmp_path / str(i), save_type=["ascendv1"])
-        outputs.append(output_files(tmp_path / str(i)))
+        outputs.append(output_files(tmp_path / str(i), record=False))
     assert all(output == outputs[0] for output in outputs)
 
 
@@ -260,7 +258,7 @@ def test_dynamic_linears_need_no_data(tmp_path, folder, model):
     calibrator = tare.Calibrator(model, config)
     calibrator.run()
     calibrator.save(tmp_path / "py", save_type=["safe_tensor"])
-    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    assert_same_outputs(tmp_path)
     assert (tmp_path / "py" / "quant_model_weight_w8a8_dynamic.safetensors").is_file()
 
 
@@ -275,7 +273,7 @@ def test_symmetry_is_a_sym(symmetric, tmp_path, folder, model, calib):
     calibrator = tare.Calibrator(model, config, calib)
     calibrator.run()
     calibrator.save(tmp_path / "py", save_type=["compressed-tensors"])
-    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    assert_same_outputs(tmp_path)
 
 
 def test_pdmix_is_w8a8_mix(tmp_path, folder, model, calib):
@@ -288,7 +286,7 @@ def test_pdmix_is_w8a8_mix(tmp_path, folder, model, calib):
     calibrator = tare.Calibrator(model, config, calib, mix_cfg=mix)
     calibrator.run()
     calibrator.save(tmp_path / "py", save_type=["ascendv1"])
-    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    assert_same_outputs(tmp_path)
 
 
 def test_mix_cfg_is_mix(tmp_path, folder, model, calib):
@@ -302,7 +300,7 @@ def test_mix_cfg_is_mix(tmp_path, folder, model, calib):
     calibrator = tare.Calibrator(model, tare.QuantConfig(mm_tensor=False), calib, mix_cfg=mix)
     calibrator.run()
     calibrator.save(tmp_path / "py", save_type=["ascendv1"])
-    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    assert_same_outputs(tmp_path)
     types = json.loads((tmp_path / "py" / "quant_model_description.json").read_text())
     assert {n: types[f"model.layers.0.{n}.weight"] for n in (
         "mlp.up_proj", "mlp.down_proj", "self_attn.o_proj")} == {
@@ -320,7 +318,7 @@ def test_smoothed_dynamic_linears(tmp_path, folder, calib):
     calibrator = tare.Calibrator(fresh, config, calib_data=calib)
     calibrator.run()
     calibrator.save(tmp_path / "py", save_type=["ascendv1"])
-    assert output_files(tmp_path / "py") == output_files(tmp_path / "cli")
+    assert_same_outputs(tmp_path)
 
 
 def test_smoothing_leaves_the_model_and_has_vectors(folder, calib):

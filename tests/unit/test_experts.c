@@ -1,11 +1,9 @@
 /* Mixtures of experts and latent attention: config.json (specification: spec/models.md 1.1, 1.8,
  * 1.9) and which scheme each linear gets (spec/schemes.md 7.2, 8). */
-#include "recipe_fixture.h"
+#include "config_fixture.h"
+#include "rules_fixture.h"
 
 #include <math.h>
-
-#include "model/config.h"
-#include "quantize/rules.h"
 
 #define GEOMETRY                                                                                   \
     "\"hidden_size\": 8, \"intermediate_size\": 12, \"vocab_size\": 10, \"num_hidden_layers\": 5," \
@@ -18,11 +16,6 @@
 #define YARN                                                                                       \
     "{\"rope_type\": \"yarn\", \"factor\": 40, \"original_max_position_embeddings\": 4096, "       \
     "\"mscale\": 1.0, \"mscale_all_dim\": 1.0}"
-
-static tare_status parse(tare_context *ctx, arena *a, const char *json, model_config *out)
-{
-    return model_config_parse(ctx, a, json, strlen(json), "config.json", out);
-}
 
 /* A letter a layer: e experts, - a plain MLP. */
 static void expect_layers(const model_config *c, const char *letters)
@@ -41,22 +34,22 @@ static void test_defaults(void **state)
     model_config c;
     arena a;
     arena_init(&a, ctx);
-    assert_ok(ctx, parse(ctx, &a, "{" MODEL("deepseek_v3") "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" MODEL("deepseek_v3") "}", &c));
     expect_layers(&c, "---ee");
     assert_true(c.experts.count == 256 && c.experts.width == 2048 && c.shared_width == 2048);
     assert_true(c.route.chosen == 8 && c.route.groups == 8 && c.route.chosen_groups == 4);
     assert_true(c.route.normalizes && c.route.scale == 2.5 && c.route.scores == ROUTE_SIGMOID);
     assert_true(c.query_rank == 1536 && c.kv_rank == 512 && c.rope_dim == 64);
     assert_true(c.head_dim == 192 && c.value_dim == 128 && c.max_position_embeddings == 4096);
-    assert_ok(ctx, parse(ctx, &a, "{" V2 "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" V2 "}", &c));
     expect_layers(&c, "eeeee");
     assert_true(c.experts.width == 1407 && c.shared_width == 2 * 1407 && c.route.groups == 1);
     assert_true(!c.route.normalizes && c.route.scale == 1 && c.route.scores == ROUTE_SOFTMAX);
-    assert_ok(ctx, parse(ctx, &a, "{" MIXTRAL "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" MIXTRAL "}", &c));
     expect_layers(&c, "eeeee");
     assert_true(c.experts.count == 8 && c.route.chosen == 2 && c.experts.width == 12);
     assert_true(c.route.normalizes && !c.windows && c.rope.theta == 1e6);
-    assert_ok(ctx, parse(ctx, &a, "{" QWEN3_MOE "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" QWEN3_MOE "}", &c));
     expect_layers(&c, "eeeee");
     assert_true(c.experts.count == 128 && c.route.chosen == 8 && c.experts.width == 768);
     assert_false(c.route.normalizes || c.shared_width);
@@ -85,7 +78,7 @@ static void test_which_layers_have_experts(void **state)
         model_config c;
         arena a;
         arena_init(&a, ctx);
-        assert_ok(ctx, parse(ctx, &a, cases[i].json, &c));
+        assert_ok(ctx, parse_config(ctx, &a, cases[i].json, &c));
         expect_layers(&c, cases[i].letters);
         arena_free(&a);
     }
@@ -100,11 +93,11 @@ static void test_scale_of_scores(void **state)
     model_config c;
     arena a;
     arena_init(&a, ctx);
-    assert_ok(ctx, parse(ctx, &a, "{" V3 "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" V3 "}", &c));
     assert_true(fabsf(c.attention_scale - 0.072168784f) < 1e-8f);
-    assert_ok(ctx, parse(ctx, &a, "{" V3 ", \"rope_scaling\": " YARN "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" V3 ", \"rope_scaling\": " YARN "}", &c));
     assert_true(fabsf(c.attention_scale - 0.13523377f) < 1e-7f);
-    assert_ok(ctx, parse(ctx, &a, "{" V2 ", \"rope_parameters\": " YARN "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" V2 ", \"rope_parameters\": " YARN "}", &c));
     assert_true(fabsf(c.attention_scale - 0.13523377f) < 1e-7f);
     arena_free(&a);
     free_context(ctx);
@@ -145,9 +138,7 @@ static void test_refusals(void **state)
         model_config c;
         arena a;
         arena_init(&a, ctx);
-        tare_status status = parse(ctx, &a, cases[i].json, &c);
-        if (status != TARE_E_MODEL || !strstr(tare_last_error(ctx), cases[i].message))
-            fail_msg("%s: status %d: %s", cases[i].json, (int)status, tare_last_error(ctx));
+        assert_fails(ctx, parse_config(ctx, &a, cases[i].json, &c), TARE_E_MODEL, cases[i].message);
         arena_free(&a);
     }
     free_context(ctx);
@@ -171,41 +162,11 @@ static const linear_plan model[LINEARS] = {
     {.name = "0.mlp.experts.1.down", .unit = 8, .is_mlp = true, .mixture = 1},
     {.name = "head", .unit = 9, .is_head = true}};
 
-typedef struct rule_case {
-    const char *scheme, *mix, *disable; /* NULL: not set */
-    const char *letters; /* 8 W8A8, d W8A8_DYNAMIC, w W8A16, - float; NULL: refused */
-    const char *message;
-} rule_case;
-
 static void check(const rule_case *c)
 {
-    static const char of[SCHEMES] = {[SCHEME_FLOAT] = '-',
-                                     [SCHEME_W8A8_DYNAMIC] = 'd',
-                                     [SCHEME_W8A8] = '8',
-                                     [SCHEME_W8A8_MIX] = 'm',
-                                     [SCHEME_W8A16] = 'w'};
-    tare_context *ctx = new_context(1);
-    tare_recipe *r = new_recipe(ctx);
     linear_plan l[LINEARS];
-    char found[LINEARS + 1] = "";
     memcpy(l, model, sizeof l);
-    if (c->scheme)
-        assert_ok(ctx, tare_recipe_set(r, "quant.scheme", c->scheme));
-    if (c->disable)
-        assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", c->disable));
-    if (c->mix)
-        assert_ok(ctx, tare_recipe_set(r, "mix", c->mix));
-    tare_status status = rules_apply(r, l, LINEARS, NULL, 0);
-    for (size_t i = 0; i < LINEARS; i++)
-        found[i] = of[l[i].scheme];
-    if (c->letters) {
-        assert_ok(ctx, status);
-        assert_string_equal(found, c->letters);
-    } else {
-        assert_fails(ctx, status, TARE_E_USAGE, c->message);
-    }
-    tare_recipe_free(r);
-    free_context(ctx);
+    check_rules(l, LINEARS, c);
 }
 
 static void test_which_rule_decides(void **state)

@@ -1,8 +1,6 @@
 /* quantize/recipe and rules: several schemes in one model (specification: spec/schemes.md 7.1 and
  * 7.2). */
-#include "recipe_fixture.h"
-
-#include "quantize/rules.h"
+#include "rules_fixture.h"
 
 enum { LINEARS = 8 };
 
@@ -16,54 +14,17 @@ static void reset(linear_plan *l)
         l[i] = (linear_plan){.name = names[i], .unit = units[i], .is_head = i == LINEARS - 1};
 }
 
-/* A letter a linear: 8 W8A8, d W8A8_DYNAMIC, w W8A16, - float. */
-static void expect_schemes(const linear_plan *l, const char *letters)
+static void check(const rule_case *c)
 {
-    static const char of[SCHEMES] = {[SCHEME_FLOAT] = '-',
-                                     [SCHEME_W8A8_DYNAMIC] = 'd',
-                                     [SCHEME_W8A8] = '8',
-                                     [SCHEME_W8A16] = 'w'};
-    char found[LINEARS + 1] = "";
-    for (size_t i = 0; i < LINEARS; i++)
-        found[i] = of[l[i].scheme];
-    assert_string_equal(found, letters);
-}
-
-typedef struct mix_case {
-    const char *scheme, *mix, *disable; /* NULL: not set */
-    const char *letters;                /* NULL: refused */
-    const char *message;
-    bool compat;
-} mix_case;
-
-static void check(const mix_case *c)
-{
-    tare_context *ctx = new_context(1);
-    tare_recipe *r = new_recipe(ctx);
     linear_plan l[LINEARS];
     reset(l);
-    r->compat = c->compat;
-    if (c->scheme)
-        assert_ok(ctx, tare_recipe_set(r, "quant.scheme", c->scheme));
-    if (c->disable)
-        assert_ok(ctx, tare_recipe_set(r, "fallback.disable_names", c->disable));
-    if (c->mix)
-        assert_ok(ctx, tare_recipe_set(r, "mix", c->mix));
-    tare_status status = rules_apply(r, l, LINEARS, NULL, 0);
-    if (c->letters) {
-        assert_ok(ctx, status);
-        expect_schemes(l, c->letters);
-    } else {
-        assert_fails(ctx, status, TARE_E_USAGE, c->message);
-    }
-    tare_recipe_free(r);
-    free_context(ctx);
+    check_rules(l, LINEARS, c);
 }
 
 static void test_which_rule_decides(void **state)
 {
     (void)state;
-    static const mix_case cases[] = {
+    static const rule_case cases[] = {
         {.letters = "8888888-"},
         {.scheme = "w8a8_dynamic", .letters = "ddddddd-"},
         {.scheme = "w8a16", .letters = "wwwwwww-"},
@@ -98,7 +59,7 @@ static void test_which_rule_decides(void **state)
 static void test_fused_units(void **state)
 {
     (void)state;
-    static const mix_case cases[] = {
+    static const rule_case cases[] = {
         {.mix = "*.k=w8a16",
          .message = "mix: engines fuse 0.attn.q, 0.attn.k, 0.attn.v, which need one type: 0.attn.q "
                     "(w8a8, by the scheme of the run) and 0.attn.k (w8a16, by *.k)"},
@@ -134,7 +95,7 @@ static void test_level(void **state)
         reset(l);
         assert_ok(ctx, rules_apply(r, l, LINEARS, NULL, 0));
         assert_ok(ctx, rules_apply_level(r, l, scores, LINEARS));
-        expect_schemes(l, expected[level]);
+        expect_schemes(l, LINEARS, expected[level]);
     }
     tare_recipe_free(r);
     free_context(ctx);
@@ -261,7 +222,7 @@ static tare_status load_and_apply(tare_context *ctx, void *user)
     TRY(tare_recipe_load(r, user));
     TRY(tare_recipe_append(r, "mix", "*.o=w8a16"));
     TRY(rules_apply(r, l, LINEARS, NULL, 0));
-    expect_schemes(l, "888wdd--");
+    expect_schemes(l, LINEARS, "888wdd--");
 done:
     tare_recipe_free(r);
     return status;

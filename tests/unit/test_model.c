@@ -1,4 +1,5 @@
 /* model/: config.json, rope frequencies, and opening checkpoints with one thing wrong each. */
+#include "config_fixture.h"
 #include "fixture.h"
 
 #include <math.h>
@@ -17,11 +18,6 @@
 #define PHI3    "\"model_type\": \"phi3\", " GEOMETRY
 #define MISTRAL "\"model_type\": \"mistral\", " GEOMETRY ", \"num_key_value_heads\": null"
 
-static tare_status parse(tare_context *ctx, arena *a, const char *json, model_config *out)
-{
-    return model_config_parse(ctx, a, json, strlen(json), "config.json", out);
-}
-
 static void test_config_defaults(void **state)
 {
     (void)state;
@@ -29,7 +25,7 @@ static void test_config_defaults(void **state)
     model_config c;
     arena a;
     arena_init(&a, ctx);
-    assert_ok(ctx, parse(ctx, &a, "{" LLAMA "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" LLAMA "}", &c));
     assert_int_equal(c.head_dim, 4);
     assert_int_equal(c.num_kv_heads, 1);
     assert_false(c.tie_word_embeddings || c.attention_bias || c.mlp_bias || c.has_dtype);
@@ -38,30 +34,34 @@ static void test_config_defaults(void **state)
     c.arch->block(&c, false, &g);
     assert_int_equal(graph_linear_of(&g, "model.layers.0.self_attn.q_proj", 31)->n, 8);
     assert_int_equal(graph_linear_of(&g, "model.layers.0.self_attn.k_proj", 31)->n, 4);
-    assert_ok(ctx, parse(ctx, &a,
-                         "{" LLAMA
-                         ", \"head_dim\": null, \"dtype\": \"bfloat16\", \"rope_scaling\": null}",
-                         &c));
+    assert_ok(ctx,
+              parse_config(ctx, &a,
+                           "{" LLAMA
+                           ", \"head_dim\": null, \"dtype\": \"bfloat16\", \"rope_scaling\": null}",
+                           &c));
     assert_true(c.head_dim == 4 && c.has_dtype && c.dtype == TARE_BF16);
     /* Of two dtypes transformers takes `dtype`; torch.half is float16, torch.float float32. */
-    assert_ok(
-        ctx, parse(ctx, &a, "{" LLAMA ", \"torch_dtype\": \"bfloat16\", \"dtype\": \"half\"}", &c));
+    assert_ok(ctx,
+              parse_config(ctx, &a,
+                           "{" LLAMA ", \"torch_dtype\": \"bfloat16\", \"dtype\": \"half\"}", &c));
     assert_true(c.has_dtype && c.dtype == TARE_F16);
-    assert_ok(ctx, parse(ctx, &a, "{" LLAMA ", \"torch_dtype\": \"float\", \"dtype\": null}", &c));
+    assert_ok(
+        ctx, parse_config(ctx, &a, "{" LLAMA ", \"torch_dtype\": \"float\", \"dtype\": null}", &c));
     assert_true(c.has_dtype && c.dtype == TARE_F32);
     /* Settings that say the same twice, and null, are no contradiction. */
-    assert_ok(ctx, parse(ctx, &a,
-                         "{" LLAMA ", \"partial_rotary_factor\": 1.0, \"rope_theta\": 500, "
-                         "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}, "
-                         "\"rope_parameters\": {\"rope_type\": \"linear\", \"type\": \"linear\", "
-                         "\"factor\": 2.0, \"rope_theta\": 500.0, "
-                         "\"partial_rotary_factor\": null}}",
-                         &c));
+    assert_ok(ctx,
+              parse_config(ctx, &a,
+                           "{" LLAMA ", \"partial_rotary_factor\": 1.0, \"rope_theta\": 500, "
+                           "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}, "
+                           "\"rope_parameters\": {\"rope_type\": \"linear\", \"type\": \"linear\", "
+                           "\"factor\": 2.0, \"rope_theta\": 500.0, "
+                           "\"partial_rotary_factor\": null}}",
+                           &c));
     assert_true(c.rope.type == ROPE_LINEAR && c.rope.theta == 500 && c.rope.factor == 2);
     /* Qwen3: head_dim 128 unless given (spec/models.md 1.1). */
     assert_ok(
         ctx,
-        parse(
+        parse_config(
             ctx, &a,
             "{\"model_type\": \"qwen3\", \"hidden_size\": 64, \"intermediate_size\": 8, "
             "\"vocab_size\": 4, "
@@ -75,19 +75,20 @@ static void test_config_defaults(void **state)
     /* Mistral: a window of 4096 in all layers unless the key is null; null K means as many as
      * heads.
      */
-    assert_ok(ctx, parse(ctx, &a, "{" MISTRAL "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" MISTRAL "}", &c));
     assert_true(c.num_kv_heads == 2 && model_config_window(&c, 0) == 4096);
-    assert_ok(ctx, parse(ctx, &a, "{" MISTRAL ", \"sliding_window\": null}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" MISTRAL ", \"sliding_window\": null}", &c));
     assert_int_equal(model_config_window(&c, 0), 0);
     /* Phi-3: eps 1e-5, no window unless given, then in all layers; part of a head may turn. */
-    assert_ok(ctx, parse(ctx, &a, "{" PHI3 "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{" PHI3 "}", &c));
     assert_true(c.rms_norm_eps == 1e-5f && c.max_position_embeddings == 4096 && !c.windows);
     assert_int_equal(c.rotary_dim, 4);
-    assert_ok(ctx, parse(ctx, &a,
-                         "{" PHI3 ", \"sliding_window\": 9, \"partial_rotary_factor\": 0.5}", &c));
+    assert_ok(ctx, parse_config(ctx, &a,
+                                "{" PHI3 ", \"sliding_window\": 9, \"partial_rotary_factor\": 0.5}",
+                                &c));
     assert_true(c.rotary_dim == 2 && model_config_window(&c, 0) == 9);
     /* GLM-4: head_dim 128, half of which turns, 2 key/value heads, biases. */
-    assert_ok(ctx, parse(ctx, &a, "{\"model_type\": \"glm4\", " GEOMETRY "}", &c));
+    assert_ok(ctx, parse_config(ctx, &a, "{\"model_type\": \"glm4\", " GEOMETRY "}", &c));
     assert_true(c.head_dim == 128 && c.rotary_dim == 64 && c.num_kv_heads == 2);
     assert_true(c.attention_bias && c.rms_norm_eps == 1.5625e-7f);
     arena_free(&a);
@@ -121,7 +122,7 @@ static void test_max_tokens(void **state)
         snprintf(json, sizeof json,
                  "{" LLAMA ", \"max_position_embeddings\": 100, \"rope_scaling\": %s}",
                  cases[i].rope);
-        assert_ok(ctx, parse(ctx, &a, json, &c));
+        assert_ok(ctx, parse_config(ctx, &a, json, &c));
         assert_int_equal(model_config_max_tokens(&c), cases[i].tokens);
         arena_free(&a);
     }
@@ -198,7 +199,7 @@ static void test_config_refusals(void **state)
         model_config c;
         arena a;
         arena_init(&a, ctx);
-        tare_status status = parse(ctx, &a, cases[i].json, &c);
+        tare_status status = parse_config(ctx, &a, cases[i].json, &c);
         if (status == TARE_OK || !strstr(tare_last_error(ctx), cases[i].message))
             fail_msg("%s: status %d: %s", cases[i].json, (int)status, tare_last_error(ctx));
         arena_free(&a);
@@ -442,11 +443,11 @@ static void test_uses_of_tensors(void **state)
     arena a;
     model_config llama, qwen3;
     arena_init(&a, ctx);
-    assert_ok(ctx, parse(ctx, &a, "{" LLAMA "}", &llama));
-    assert_ok(ctx, parse(ctx, &a,
-                         "{\"model_type\": \"qwen3\", \"attention_bias\": true, "
-                         "\"num_key_value_heads\": 1, " GEOMETRY "}",
-                         &qwen3));
+    assert_ok(ctx, parse_config(ctx, &a, "{" LLAMA "}", &llama));
+    assert_ok(ctx, parse_config(ctx, &a,
+                                "{\"model_type\": \"qwen3\", \"attention_bias\": true, "
+                                "\"num_key_value_heads\": 1, " GEOMETRY "}",
+                                &qwen3));
     block_graph llama_blocks[BLOCK_KINDS], qwen3_blocks[BLOCK_KINDS];
     model_config_graphs(&llama, llama_blocks);
     model_config_graphs(&qwen3, qwen3_blocks);
