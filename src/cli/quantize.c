@@ -44,6 +44,8 @@ static const char usage[] =
     "                             compressed-tensors alone)\n"
     "  --mm-tensor                one weight scale per matrix instead of one per output channel "
     "(not w8a8_dynamic)\n"
+    "  --weight-method ssz|minmax scales of w4a8_dynamic: a least-squares search, or the largest "
+    "weight (default ssz)\n"
     "  --anti-method m1..m6       smooth outliers of activations into the weights first (default: "
     "none)\n"
     "  --disable-anti-names NAMES linears whose group is not smoothed; comma-separated; "

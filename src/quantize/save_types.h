@@ -24,7 +24,8 @@ enum {
 
 enum {                       /* what a save type is */
        SAVE_PLAIN = 1,       /* without a place for FA scales, weight offsets, biases of norms */
-       SAVE_DROPS_BIASES = 2 /* for engines that drop a bias which the architecture does not have */
+       SAVE_DROPS_BIASES = 2, /* for engines that drop a bias which the architecture does not have */
+       SAVE_NO_INT4 = 4       /* without 4-bit weights of one scale a row */
 };
 
 typedef struct save_type {
