@@ -6,7 +6,7 @@
 #include "file/json.h"
 #include "output/output_internal.h"
 
-enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 9 };
+enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 12 };
 
 /* Changes to one map: a key without a value is removed. */
 typedef struct edit {
@@ -109,11 +109,24 @@ static tare_status attention_quantization(arena *a, const char *key, const char 
     return TARE_OK;
 }
 
+/* What MindIE goes by in DeepSeek's models with 4-bit experts (spec/schemes.md 6.2). */
+static void add_mindie_keys(const output *o, edit *edits, size_t *n, value texts[3])
+{
+    static const char *const KEYS[] = {"quantize", "moe_quantize", "mla_quantize"};
+    if (!o->options.fa_latent || !(o->schemes >> SCHEME_W4A8_DYNAMIC & 1))
+        return;
+    texts[0] = string_value("w8a8_dynamic");
+    texts[1] = string_value("w4a8_dynamic");
+    texts[2] = string_value(o->fa_kept > 0 ? "w8a8" : "w8a8_dynamic");
+    for (size_t i = 0; i < 3; i++)
+        edits[(*n)++] = (edit){.key = KEYS[i], .to = &texts[i]};
+}
+
 static tare_status edit_config(output *o, output_folder *f, arena *a, const value *config,
                                value *out)
 {
     value dtype = string_value(torch_name(o->options.num.dtype)), no = {.type = VALUE_BOOL};
-    value text_config, type = {0}, quantization;
+    value text_config, type = {0}, quantization, mindie[3];
     const value *compressed = NULL;
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
@@ -150,6 +163,7 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     }
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files)
         edits[n++] = (edit){.key = "quantize", .to = &type};
+    add_mindie_keys(o, edits, &n, mindie);
     if (auto_map && !keep_auto_map(o, auto_map)) {
         if (!o->options.rehearsed && f == o->folders)
             TARE_WARN(o->ctx, "config.json: auto_map is dropped, the code it names is not copied");

@@ -90,8 +90,7 @@ static bool has_tensor(layout which, const linear_form *linear, tensor_role role
 {
     bool packed = is_packed(linear->scheme);
     if (which != LAYOUT_COMPRESSED_TENSORS)
-        return form_has_part(linear, role) ||
-               (role == TENSOR_SCALE_BIAS && form_is_int4(linear));
+        return form_has_part(linear, role) || (role == TENSOR_SCALE_BIAS && form_is_int4(linear));
     switch (role) {
     case TENSOR_WEIGHT:
         return !packed;

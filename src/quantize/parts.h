@@ -16,8 +16,8 @@ typedef enum tensor_role {
     TENSOR_INPUT_OFFSET,
     TENSOR_QUANT_BIAS,
     TENSOR_DEQ_SCALE,
-    /* no parts: what ascendv1 makes of 4-bit weights and scales (section 5.3), and compressed-tensors
-     * of parts (section 7) */
+    /* no parts: what ascendv1 makes of 4-bit weights and scales (section 5.3), and
+     * compressed-tensors of parts (section 7) */
     TENSOR_SCALE_BIAS,
     TENSOR_INPUT_ZERO_POINT,
     TENSOR_WEIGHT_PACKED,
@@ -33,8 +33,8 @@ enum { INT4_SLICES = 16 };
 typedef struct linear_form {
     linear_scheme scheme;
     size_t n, k;
-    size_t slices;        /* of 4-bit weights: sums of a row in scale_bias, each of k / slices columns */
-    bool per_tensor;      /* one weight scale */
+    size_t slices;   /* of 4-bit weights: sums of a row in scale_bias, each of k / slices columns */
+    bool per_tensor; /* one weight scale */
     tare_dtype act_dtype; /* of input_scale and input_offset in compat mode */
     bool act_symmetric;   /* input_offset is 0, and compressed-tensors has no zero point */
     bool has_bias;

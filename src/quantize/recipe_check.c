@@ -156,9 +156,10 @@ tare_status recipe_check_save(const tare_recipe *r)
             save_types_text(plain));
     unsigned no_int4 = save_types_with(save, SAVE_NO_INT4);
     if (no_int4 && recipe_uses(r, SCHEME_W4A8_DYNAMIC))
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "save.types: %s has no w4a8_dynamic with one scale a row; save as ascendv1",
-                         save_types_text(no_int4));
+        return TARE_FAIL(
+            r->ctx, TARE_E_USAGE,
+            "save.types: %s has no w4a8_dynamic with one scale a row; save as ascendv1",
+            save_types_text(no_int4));
     if (plain && !r->w_sym)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "save.types: %s needs symmetric weights (quant.w_sym true)",

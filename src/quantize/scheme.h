@@ -1,6 +1,6 @@
 /* Numeric rules of W8A8, W8A16 and W4A8 (specification: spec/w8a8.md, sections 2 to 4, 7, 8.1 and
- * 9; spec/schemes.md 6). One `numerics` value says how scales are rounded and which arithmetic is used; everything in
- * quantize/ takes it. */
+ * 9; spec/schemes.md 6). One `numerics` value says how scales are rounded and which arithmetic is
+ * used; everything in quantize/ takes it. */
 #ifndef TARE_QUANTIZE_SCHEME_H
 #define TARE_QUANTIZE_SCHEME_H
 
@@ -37,8 +37,8 @@ struct smooth_weight;
 
 typedef enum weight_method {
     WEIGHT_INT8,
-    /* Integers in -8..7, scales in FP32 (spec/schemes.md 6.1): s = max(max|w|/7, eps), or what least
-     * squares make of that. */
+    /* Integers in -8..7, scales in FP32 (spec/schemes.md 6.1): s = max(max|w|/7, eps), or what
+     * least squares make of that. */
     WEIGHT_INT4_MINMAX,
     WEIGHT_INT4_SSZ
 } weight_method;

@@ -12,7 +12,8 @@ typedef enum linear_scheme {
     SCHEME_W8A8_MIX,     /* W8A8's tensors, of which an engine takes either half: section 3 */
     SCHEME_W8A8,         /* static activations: one scale and offset, calibrated */
     SCHEME_W8A16,        /* weights alone, a scale for each row or for the matrix */
-    SCHEME_W4A8_DYNAMIC, /* of routed experts: 4-bit weights, each token's activations (section 6) */
+    SCHEME_W4A8_DYNAMIC, /* of routed experts: 4-bit weights, each token's activations (section 6)
+                          */
     SCHEMES
 } linear_scheme;
 

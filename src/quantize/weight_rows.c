@@ -1,4 +1,5 @@
-/* Integer weights row by row: load and widen, range, scale, integers, while the row is in the cache.
+/* Integer weights row by row: load and widen, range, scale, integers, while the row is in the
+ * cache.
  */
 #include <math.h>
 #include <stdatomic.h>

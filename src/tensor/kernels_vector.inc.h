@@ -629,8 +629,8 @@ static void v_softmax(float *x, size_t n)
     .name = (set), .bf16_to_float = v_bf16_to_float, .fp16_to_float = v_fp16_to_float,             \
     .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16,                            \
     .fp8_to_float = v_fp8_to_float, .min_max = v_min_max, .abs_max = v_abs_max,                    \
-    .quantize_symmetric = v_quantize_symmetric, .quantize_int4 = v_quantize_int4, .multiply = v_multiply,                            \
-    .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,                          \
+    .quantize_symmetric = v_quantize_symmetric, .quantize_int4 = v_quantize_int4,                  \
+    .multiply = v_multiply, .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,  \
     .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,          \
     .silu_mul = v_silu_mul, .gelu_mul = v_gelu_mul, .softcap = v_softcap, .add = v_add,            \
     .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax, .dequantize_row = v_dequantize_row,        \
