@@ -216,7 +216,7 @@ static void test_shipped_recipes(void **state)
 {
     (void)state;
     tare_context *ctx = new_context(1);
-    assert_int_equal(num_shipped_recipes, 3);
+    assert_int_equal(num_shipped_recipes, 9);
     for (size_t i = 0; i < num_shipped_recipes; i++) {
         char path[1024];
         buffer texts[2];
