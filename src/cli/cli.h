@@ -17,13 +17,14 @@ typedef enum flag_kind {
     FLAG_COUNT,      /* *(size_t *) = value, above 0 */
     FLAG_SETTING,    /* recipe setting = value */
     FLAG_ON_SETTING, /* recipe setting = "true" */
-    FLAG_OFF_SETTING /* recipe setting = "false" */
+    FLAG_OFF_SETTING, /* recipe setting = "false" */
+    FLAG_SECTION      /* recipe setting = "true", and with a number behind it `target`, another one */
 } flag_kind;
 
 typedef struct flag {
     const char *name; /* with its dashes; NULL ends a table */
     flag_kind kind;
-    void *target;        /* bool, const char * or size_t */
+    void *target;        /* bool, const char * or size_t; of FLAG_SECTION char */
     const char *setting; /* "quant.w_bit" */
 } flag;
 

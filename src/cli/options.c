@@ -61,6 +61,15 @@ static int apply_count(const command *c, const flag *f, const char *value)
     return 0;
 }
 
+static int add_setting(const command *c, const flag *f, const char *setting, const char *value,
+                       common *out)
+{
+    if (out->num_settings == MAX_SETTINGS)
+        return refuse(c, "too many settings (at %s)", f->name);
+    out->settings[out->num_settings++] = (given_setting){setting, value};
+    return 0;
+}
+
 static int apply_flag(const command *c, const flag *f, const char *value, common *out)
 {
     switch (f->kind) {
@@ -83,11 +92,18 @@ static int apply_flag(const command *c, const flag *f, const char *value, common
     case FLAG_OFF_SETTING:
         value = "false";
         break;
+    case FLAG_SECTION:
+        if (value && add_setting(c, f, f->target, value, out) != 0)
+            return EXIT_USAGE;
+        value = "true";
+        break;
     }
-    if (out->num_settings == MAX_SETTINGS)
-        return refuse(c, "too many settings (at %s)", f->name);
-    out->settings[out->num_settings++] = (given_setting){f->setting, value};
-    return 0;
+    return add_setting(c, f, f->setting, value, out);
+}
+
+static bool is_number(const char *text)
+{
+    return *text && strspn(text, "0123456789") == strlen(text);
 }
 
 static int parse_flag(const command *c, const flag *flags, const flag *common_flags, char **argv,
@@ -103,7 +119,7 @@ static int parse_flag(const command *c, const flag *flags, const flag *common_fl
     if (!f)
         return refuse(c, "unknown option %s", text);
     bool wants_value = f->kind == FLAG_TEXT || f->kind == FLAG_COUNT || f->kind == FLAG_SETTING;
-    if (!wants_value && equals)
+    if (!wants_value && equals && f->kind != FLAG_SECTION)
         return refuse(c, "%s takes no value", f->name);
     const char *value = equals ? equals + 1 : NULL;
     if (wants_value && !value) {
@@ -111,6 +127,8 @@ static int parse_flag(const command *c, const flag *flags, const flag *common_fl
             return refuse(c, "%s needs a value", f->name);
         value = argv[++*i];
     }
+    if (f->kind == FLAG_SECTION && !value && *i + 1 < argc && is_number(argv[*i + 1]))
+        value = argv[++*i];
     return apply_flag(c, f, value, out);
 }
 

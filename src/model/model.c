@@ -7,6 +7,7 @@
 
 #include "file/io.h"
 #include "model/quantized.h"
+#include "model/rotate.h"
 #include "model/tensor_names.h"
 
 enum { CONFIG_LIMIT = 4 << 20 };
@@ -467,6 +468,7 @@ void tare_model_free(tare_model *m)
     if (!m || atomic_fetch_sub(&m->owners, 1) > 1)
         return;
     tare_model_unload(m);
+    model_rotation_free(m);
     checkpoint_close(m->checkpoint);
     mem_free(m->ctx, m->config_json);
     mem_free(m->ctx, m->folder);
@@ -488,11 +490,18 @@ void model_load_as(tare_model *m, tare_dtype dtype)
         m->linears[i].weight.dtype = dtype;
 }
 
-tare_status model_read_vector(tare_model *m, const tensor_info *tensor, float **out)
+stored_weight model_vector(const tare_model *m, const tensor_info *tensor)
 {
     stored_weight w = stored_tensor(tensor, 1);
+    w.edit = model_vector_edit(m, tensor);
     if (m->load_dtype != TARE_DTYPE_COUNT)
         w.dtype = m->load_dtype;
+    return w;
+}
+
+tare_status model_read_vector(tare_model *m, const tensor_info *tensor, float **out)
+{
+    stored_weight w = model_vector(m, tensor);
     *out = mem_alloc_array(m->ctx, w.k, sizeof **out);
     if (!*out)
         return TARE_E_MEMORY;

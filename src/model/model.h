@@ -65,6 +65,7 @@ struct tare_model {
     /* TARE_DTYPE_COUNT: weights are used as stored. F16, BF16, F32: float tensors are rounded to it
      * when they are read, as loading the model in that dtype does (model_load_as). */
     tare_dtype load_dtype;
+    struct model_rotation *rotation; /* rotate.h; NULL: weights are as they are stored */
     struct generation *generation; /* what generation keeps between calls (generate.h); NULL yet */
 };
 
@@ -117,8 +118,13 @@ tare_model *model_keep(tare_model *model);
 /* The same model once more, for a caller that sets load_dtype; `source` must outlive it. */
 tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model **out);
 
+/* What rotation makes of a norm or bias; NULL: nothing. */
+const weight_edit *model_vector_edit(const tare_model *model, const tensor_info *tensor);
+
 /* Sets load_dtype: of the model and of its stored weights. */
 void model_load_as(tare_model *model, tare_dtype dtype);
+/* A norm's weight, a bias: one row of numbers. */
+stored_weight model_vector(const tare_model *model, const tensor_info *tensor);
 /* Reads a float tensor of at most a few MB whole, widened to FP32 [elements]; freed with mem_free.
  */
 tare_status model_read_vector(tare_model *model, const tensor_info *tensor, float **out);

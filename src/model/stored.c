@@ -55,15 +55,41 @@ tensor_info stored_values(const stored_weight *w)
 
 /* ---- sizes ---- */
 
-size_t stored_row_bytes(const stored_weight *w)
+bool stored_is_whole(const stored_weight *w)
+{
+    return w->edit && edit_mixes_rows(w->edit);
+}
+
+/* In the checkpoint. */
+static size_t disk_row_bytes(const stored_weight *w)
 {
     return w->k * dtype_size(w->tensor->dtype);
+}
+
+/* Is what was read edited where it stands? Else it is read to memory of its own. */
+static bool edits_in_place(const stored_weight *w)
+{
+    return w->tensor->dtype == w->dtype;
+}
+
+size_t stored_row_bytes(const stored_weight *w)
+{
+    return w->k * dtype_size(w->edit ? w->dtype : w->tensor->dtype);
+}
+
+/* Of rows as they are stored, where they are edited elsewhere. */
+static stored_weight unedited(const stored_weight *w)
+{
+    stored_weight plain = *w;
+    plain.edit = NULL;
+    plain.dtype = w->codec->values;
+    return plain;
 }
 
 /* The rows may begin and end in the middle of a block. */
 size_t stored_scales(const stored_weight *w, size_t rows)
 {
-    size_t block = w->scales ? w->codec->block : 0;
+    size_t block = w->scales && !w->edit ? w->codec->block : 0;
     return block ? (rows / block + 2) * size_divide_up(w->k, block) : 0;
 }
 
@@ -73,18 +99,23 @@ uint64_t stored_bytes(const stored_weight *w)
     if (w->scales)
         scales = size_divide_up(w->n, w->codec->block) * size_divide_up(w->k, w->codec->block) *
                  dtype_size(w->scales->dtype);
-    return (uint64_t)w->n * stored_row_bytes(w) + scales;
+    return (uint64_t)w->n * disk_row_bytes(w) + scales;
 }
 
 size_t stored_room_bytes(const stored_weight *w, size_t rows)
 {
     return mem_array_bytes(rows, stored_row_bytes(w)) +
-           (w->scales ? mem_array_bytes(stored_scales(w, rows), sizeof(float)) : 0);
+           (w->scales && !w->edit ? mem_array_bytes(stored_scales(w, rows), sizeof(float)) : 0);
 }
 
 size_t stored_reading_bytes(const stored_weight *w, size_t rows)
 {
     size_t scales = stored_scales(w, rows) * sizeof(float);
+    if (w->edit) {
+        stored_weight plain = unedited(w);
+        return stored_reading_bytes(&plain, rows) +
+               (edits_in_place(w) ? 0 : stored_room_bytes(&plain, rows));
+    }
     return file_read_bytes(size_max(rows * stored_row_bytes(w), scales)) +
            (w->scales ? mem_block_bytes(scales) : 0);
 }
@@ -92,6 +123,8 @@ size_t stored_reading_bytes(const stored_weight *w, size_t rows)
 size_t stored_step(const stored_weight *w)
 {
     size_t row_bytes = stored_row_bytes(w);
+    if (stored_is_whole(w))
+        return w->n;
     return row_bytes ? size_min(w->n, size_max(PIECE_BYTES / row_bytes, 1)) : 0;
 }
 
@@ -103,14 +136,22 @@ size_t stored_stream_bytes(const stored_weight *w)
 
 /* ---- rows as they are stored ---- */
 
+static coded_rows rows_of(const stored_weight *w)
+{
+    if (w->edit)
+        return coded_plain(w->dtype, NULL, w->k);
+    return (coded_rows){.codec = w->codec, .dtype = w->dtype, .k = w->k};
+}
+
 tare_status stored_room(const checkpoint *c, const stored_weight *w, size_t rows, coded_rows *out)
 {
     tare_context *ctx = checkpoint_context(c);
-    *out = (coded_rows){.codec = w->codec, .dtype = w->dtype, .k = w->k};
+    *out = rows_of(w);
     out->data = mem_alloc_array(ctx, rows, stored_row_bytes(w));
-    if (w->scales)
+    bool scales = w->scales && !w->edit;
+    if (scales)
         out->scales = mem_alloc_array(ctx, stored_scales(w, rows), sizeof *out->scales);
-    if (out->data && (out->scales || !w->scales))
+    if (out->data && (out->scales || !scales))
         return TARE_OK;
     coded_free(ctx, out);
     return TARE_E_MEMORY;
@@ -155,10 +196,34 @@ done:
     return status;
 }
 
+/* Rows into `room`, of stored_row_bytes each. */
+static tare_status read_edited(checkpoint *c, const stored_weight *w, size_t first, size_t count,
+                               void *room)
+{
+    tare_status status = TARE_OK;
+    tare_context *ctx = checkpoint_context(c);
+    stored_weight plain = unedited(w);
+    coded_rows rows = rows_of(&plain), own = {0};
+    if (w->edit->values)
+        return edit_rows(ctx, w->edit, w->n, first, count, &rows, w->dtype, room);
+    rows.data = room;
+    if (!edits_in_place(w)) {
+        TRY(stored_room(c, &plain, count, &own));
+        rows = own;
+    }
+    TRY(stored_read(c, &plain, first, count, &rows));
+    TRY(edit_rows(ctx, w->edit, w->n, first, count, &rows, w->dtype, room));
+done:
+    coded_free(ctx, &own);
+    return status;
+}
+
 tare_status stored_read(checkpoint *c, const stored_weight *w, size_t first, size_t count,
                         coded_rows *room)
 {
     size_t row_bytes = stored_row_bytes(w);
+    if (w->edit)
+        return read_edited(c, w, first, count, room->data);
     tare_status status = checkpoint_read(c, w->tensor, (uint64_t)(w->first + first) * row_bytes,
                                          room->data, count * row_bytes);
     return status == TARE_OK ? read_scales(c, w, first, count, room->scales, &room->first) : status;
@@ -168,7 +233,12 @@ tare_status stored_read_in(checkpoint *c, const stored_weight *w, size_t first, 
                            void *room, float *scales, coded_rows *out)
 {
     size_t row_bytes = stored_row_bytes(w);
-    *out = (coded_rows){.codec = w->codec, .dtype = w->dtype, .scales = scales, .k = w->k};
+    *out = rows_of(w);
+    if (w->edit) {
+        out->data = room;
+        return read_edited(c, w, first, count, room);
+    }
+    out->scales = scales;
     tare_status status = checkpoint_read_in(c, w->tensor, (uint64_t)(w->first + first) * row_bytes,
                                             count * row_bytes, room, &out->data);
     return status == TARE_OK ? read_scales(c, w, first, count, scales, &out->first) : status;
@@ -209,7 +279,7 @@ tare_status stored_read_rows(checkpoint *c, const stored_weight *w, size_t first
 {
     tare_status status = TARE_OK;
     coded_rows rows = {0};
-    if (w->tensor->dtype == dtype && w->dtype == dtype)
+    if (w->tensor->dtype == dtype && w->dtype == dtype && !w->edit)
         return checkpoint_read(c, w->tensor, (uint64_t)(w->first + first) * stored_row_bytes(w),
                                out, count * stored_row_bytes(w));
     TRY(stored_room(c, w, count, &rows));

@@ -6,7 +6,7 @@
 #define TARE_MODEL_STORED_H
 
 #include "model/checkpoint.h"
-#include "tensor/codec.h"
+#include "model/edit.h"
 
 typedef struct stored_weight {
     const char *name;                   /* of the tensor that its numbers make */
@@ -16,6 +16,7 @@ typedef struct stored_weight {
     size_t n, k;                        /* rows and their elements */
     size_t first; /* of the tensor's rows of k elements, the matrices of [E,n,k] one after another;
                      all of them in one matrix */
+    const weight_edit *edit; /* NULL: the numbers are as they are stored. Else rows come as `dtype` */
 } stored_weight;
 
 /* A tensor without scales as `rows` rows. */
@@ -60,7 +61,9 @@ tare_status stored_read_rows(checkpoint *c, const stored_weight *w, size_t first
 
 /* ---- sizes ---- */
 
-/* Bytes of a row, and floats that scale `rows` rows at most. */
+/* Do its rows come one from another, so that all of them have to be read together? */
+bool stored_is_whole(const stored_weight *w);
+/* Bytes of a row in memory, and floats that scale `rows` rows at most. */
 size_t stored_row_bytes(const stored_weight *w);
 size_t stored_scales(const stored_weight *w, size_t rows);
 /* Bytes in the checkpoint. */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/sized.h"
+#include "model/rotate.h"
 #include "model/zeros.h"
 
 void tare_quantize_options_init_sized(tare_quantize_options *options, size_t size)
@@ -49,6 +50,10 @@ static tare_status open_model(run_env *e)
     e->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype : c->dtype;
     if (e->num.compat)
         model_load_as(e->model, e->num.dtype);
+    if (recipe->rotation)
+        TRY(model_rotate(e->model, &(rotation_settings){.seed = (uint64_t)recipe->rotation_seed,
+                                                        .r1 = recipe->rotation_r1,
+                                                        .r2 = recipe->rotation_r2}));
     if (e->num.dtype == TARE_F32 && !e->num.compat && e->goal == GOAL_OUTPUT)
         TARE_WARN(
             e->ctx,

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "forward/executor.h"
+#include "model/rotate.h"
 #include "pipeline/streams.h"
 
 /* Batches hold whole samples, as batch_next cuts them. */
@@ -11,7 +12,8 @@ void ledger_begin(ledger *l, const run_plan *plan, size_t fixed)
 {
     const sample_set *s = &plan->env->samples;
     *l = (ledger){.plan = plan};
-    l->now[TERM_FIXED] = fixed;
+    /* In the thread that reads ahead too. */
+    l->now[TERM_FIXED] = fixed + 2 * model_edit_bytes(plan->env->model);
     for (size_t first = 0; first < s->count;) {
         batch b = batch_next(s->lengths, first, s->count, plan->layout.batch_rows);
         l->samples = size_max(l->samples, b.samples);

@@ -56,7 +56,7 @@ struct weight_pieces {
     weight_step *steps;
     size_t num_steps, num_pieces, part; /* so far, while they are listed */
     struct {                            /* bytes and rows of the largest piece */
-        size_t stored, blocks, quantized, rows, bias, columns, packed, converted, smoothed;
+        size_t stored, blocks, edited, quantized, rows, bias, columns, packed, converted, smoothed;
     } most;
     size_t next;           /* piece */
     weight_range range;    /* of the matrix in work */
@@ -80,7 +80,7 @@ static size_t rows_of_piece(const weight_step *s)
         return 1;
     size_t rows = s->source.n, fit = PIECE_BYTES / stored_row_bytes(&s->source);
     size_t least = scheme_of(s->scheme)->weight_bits == 4 ? 2 : 1; /* which are packed together */
-    return s->kind == STEP_NORM ? rows : size_max(size_min(fit, rows) / least * least, least);
+    return s->kind == STEP_NORM || stored_is_whole(&s->source) ? rows : size_max(size_min(fit, rows) / least * least, least);
 }
 
 /* Where anything depends on samples, all weights are symmetric. */
@@ -97,6 +97,8 @@ static void measure_step(weight_pieces *w, const weight_step *s, size_t rows)
     bool quantizes = s->kind == STEP_MEASURE || s->kind == STEP_QUANTIZE;
     w->most.stored = size_max(w->most.stored, rows * stored_row_bytes(source));
     w->most.blocks = size_max(w->most.blocks, stored_scales(source, rows));
+    if (source->edit)
+        w->most.edited = size_max(w->most.edited, stored_reading_bytes(source, rows));
     if (!quantizes)
         w->most.converted = size_max(w->most.converted, converted_bytes(w->plan->env, source));
     if (!quantizes && w->plan->smooths && l) {
@@ -145,7 +147,9 @@ static void add_tensor(weight_pieces *w, const stored_weight *source)
 
 static void add_norm(weight_pieces *w, const tensor_info *tensor, size_t norm)
 {
-    add_step(w, &(weight_step){.kind = STEP_NORM, .source = stored_whole(tensor), .norm = norm});
+    stored_weight source = stored_whole(tensor);
+    source.edit = model_vector_edit(w->plan->env->model, tensor);
+    add_step(w, &(weight_step){.kind = STEP_NORM, .source = source, .norm = norm});
 }
 
 static void add_linear(weight_pieces *w, const model_linear *l, const linear_plan *f)
@@ -308,7 +312,7 @@ size_t pieces_bytes(const run_plan *plan)
     add_steps(&w);
     return carver_bytes(lay_out_slots, &w) + mem_block_bytes(sizeof w) + read_ahead_bytes() +
            mem_array_bytes(w.num_steps, sizeof(weight_step)) +
-           2 * mem_array_bytes(w.most.blocks, sizeof(float)) +
+           2 * (mem_array_bytes(w.most.blocks, sizeof(float)) + w.most.edited) +
            weight_quantize_bytes(plan->env->ctx, w.most.rows, w.most.columns) +
            live_linear_rows_bytes(w.most.rows) + w.most.packed + w.most.bias + w.most.converted;
 }
@@ -362,9 +366,11 @@ static tare_status make_float(weight_pieces *w, const weight_piece *p, piece_slo
     smooth_weight rows;
     const stored_weight *source = &p->step->source;
     size_t row_bytes = stored_row_bytes(source);
-    tare_status status = checkpoint_check_finite(r->model->checkpoint, source->tensor,
-                                                 (uint64_t)(source->first + p->first) * row_bytes,
-                                                 at->rows.data, p->count * row_bytes);
+    tare_status status = TARE_OK;
+    if (!source->edit) /* else it was read to its end, which looks at this */
+        status = checkpoint_check_finite(r->model->checkpoint, source->tensor,
+                                         (uint64_t)(source->first + p->first) * row_bytes,
+                                         at->rows.data, p->count * row_bytes);
     if (status == TARE_OK && smoothed_rows(w, p, at, &rows)) {
         tare_dtype dtype = output_weight(r->env, source).dtype;
         status = smoothing_store_rows(r, &rows, dtype, at->smoothed);

@@ -46,6 +46,10 @@ const setting recipe_settings[] = {
     {"quant", "kv_cache", SETTING_CHOICE, AT(kv_cache), 0, 0, kv_choices},
     {"quant", "kv_sym", SETTING_BOOL, AT(kv_sym), 0, 0, NULL},
     {"mix", "", SETTING_MIX, AT(mix), 0, 0, NULL},
+    {"rotation", "", SETTING_SECTION, AT(rotation), 0, 0, NULL},
+    {"rotation", "seed", SETTING_INT, AT(rotation_seed), 0, INT64_LIMIT, NULL},
+    {"rotation", "r1", SETTING_BOOL, AT(rotation_r1), 0, 0, NULL},
+    {"rotation", "r2", SETTING_BOOL, AT(rotation_r2), 0, 0, NULL},
     {"anti_outlier", "anti_method", SETTING_CHOICE, AT(anti_method), 0, 0, anti_choices},
     {"anti_outlier", "w_bit", SETTING_INT, AT(anti_w_bit), 4, 8, NULL},
     {"anti_outlier", "a_bit", SETTING_INT, AT(anti_a_bit), 8, 16, NULL},
@@ -172,7 +176,7 @@ static tare_status set_amp(tare_recipe *r, const setting *s, const char *text)
 static tare_status set_section(tare_recipe *r, const setting *s, const char *text)
 {
     tare_status status = set_bool(r, s, text);
-    if (status == TARE_OK && !r->fa_quant) {
+    if (status == TARE_OK && setting_at(r, s) == &r->fa_quant && !r->fa_quant) {
         r->fa_amp = 0;
         r->fa_amp_given = false;
     }

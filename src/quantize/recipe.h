@@ -49,6 +49,10 @@ struct tare_recipe {
     int64_t kv_cache; /* 1: c8, INT8 keys and values; 0: as they are */
     bool kv_sym;      /* their offsets are 0 */
     mix_list mix;     /* in order; the first that matches counts */
+    /* rotation */
+    bool rotation; /* the section itself */
+    int64_t rotation_seed;
+    bool rotation_r1, rotation_r2; /* of the residual stream; of values */
     /* anti_outlier */
     int64_t anti_method;            /* 1 to 6: m1 to m6; 0: none */
     int64_t anti_w_bit, anti_a_bit; /* seen by m3 alone */

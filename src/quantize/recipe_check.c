@@ -180,6 +180,16 @@ static tare_status check_kv_cache(const tare_recipe *r)
     return TARE_OK;
 }
 
+static tare_status check_rotation(const tare_recipe *r)
+{
+    if (r->rotation && r->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "rotation: msModelSlim's classes have none; leave run.compat out");
+    if (r->rotation && !r->rotation_r1 && !r->rotation_r2)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE, "rotation: r1 and r2 are both false");
+    return TARE_OK;
+}
+
 tare_status recipe_check_scheme(const tare_recipe *r)
 {
     tare_status status = TARE_OK;
@@ -189,6 +199,7 @@ tare_status recipe_check_scheme(const tare_recipe *r)
     if (!quantizes_activations(r))
         TRY(check_weights_alone(r));
     TRY(check_kv_cache(r));
+    TRY(check_rotation(r));
     TRY(check_widths(r));
     TRY(check_anti_outlier(r));
 done:

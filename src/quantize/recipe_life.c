@@ -65,6 +65,8 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
                        .w_sym = true,
                        .weight_method = WEIGHT_INT4_SSZ,
                        .kv_sym = true,
+                       .rotation_r1 = true,
+                       .rotation_r2 = true,
                        .pr = 1.0,
                        .anti_w_bit = 8,
                        .anti_a_bit = 8,

@@ -73,6 +73,8 @@ struct kernels {
     void (*softcap)(float *x, size_t n, float cap);
     /* y[i] += x[i]. */
     void (*add)(float *y, const float *x, size_t n);
+    /* x[i], y[i] = x[i] + y[i], x[i] - y[i]. */
+    void (*butterfly)(float *x, float *y, size_t n);
     float (*dot)(const float *x, const float *y, size_t n);
     /* y[i] += a * x[i]. */
     void (*axpy)(float a, const float *x, size_t n, float *y);

@@ -179,6 +179,15 @@ static void scalar_add(float *y, const float *x, size_t n)
         y[i] += x[i];
 }
 
+static void scalar_butterfly(float *x, float *y, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        float sum = x[i] + y[i], difference = x[i] - y[i];
+        x[i] = sum;
+        y[i] = difference;
+    }
+}
+
 static float scalar_dot(const float *x, const float *y, size_t n)
 {
     double sum = 0;
@@ -287,6 +296,7 @@ const kernels kernels_scalar = {
     .gelu_mul = scalar_gelu_mul,
     .softcap = scalar_softcap,
     .add = scalar_add,
+    .butterfly = scalar_butterfly,
     .dot = scalar_dot,
     .axpy = scalar_axpy,
     .softmax = scalar_softmax,

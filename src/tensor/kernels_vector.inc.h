@@ -546,6 +546,21 @@ static void v_add(float *y, const float *x, size_t n)
         y[i] += x[i];
 }
 
+static void v_butterfly(float *x, float *y, size_t n)
+{
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES) {
+        v_float a = v_load(x + i), b = v_load(y + i);
+        v_store(x + i, a + b);
+        v_store(y + i, a - b);
+    }
+    for (; i < n; i++) {
+        float sum = x[i] + y[i], difference = x[i] - y[i];
+        x[i] = sum;
+        y[i] = difference;
+    }
+}
+
 static float v_dot(const float *x, const float *y, size_t n)
 {
     v_float sums[4][V_PARTS] = {{{0}}};
@@ -633,6 +648,6 @@ static void v_softmax(float *x, size_t n)
     .multiply = v_multiply, .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,  \
     .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,          \
     .silu_mul = v_silu_mul, .gelu_mul = v_gelu_mul, .softcap = v_softcap, .add = v_add,            \
-    .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax, .dequantize_row = v_dequantize_row,        \
+    .butterfly = v_butterfly, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax, .dequantize_row = v_dequantize_row,        \
     .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile, .gemm_few_f32 = v_gemm_few_f32,            \
     .gemm_few_bf16 = v_gemm_few_bf16, .gemm_few_fp16 = v_gemm_few_fp16, .gemm_u8s8 = v_gemm_u8s8

@@ -1,0 +1,341 @@
+#include "model/rotate.h"
+
+#include <string.h>
+
+/* What the linears of a block have to do with the residual stream. */
+typedef struct stream_role {
+    bool reads, writes;
+    int norm; /* between the stream and what reads it; -1: none */
+} stream_role;
+
+typedef struct stream_roles {
+    stream_role linears[BLOCK_LINEARS], experts;
+    bool norms[BLOCK_NORMS]; /* those that read the stream */
+    const char *obstacle;    /* NULL: a rotation passes through */
+} stream_roles;
+
+struct model_rotation {
+    rotation_settings settings;
+    rotation stream;
+    rotation **values; /* [blocks] of heads each; NULL: none */
+    size_t *heads;     /* [blocks] */
+    float *ones;       /* [hidden_size]: what folded norms are */
+    stream_roles roles[BLOCK_KINDS];
+    weight_edit *vectors; /* of norms and biases, by name: */
+    size_t num_vectors, vectors_capacity;
+    strmap by_name;
+};
+
+/* ---- roles ---- */
+
+/* What is added to the stream, straight or by way of other sums. */
+static void mark_written(const block_graph *g, bool written[GRAPH_VALUES])
+{
+    memset(written, 0, GRAPH_VALUES * sizeof *written);
+    for (size_t n = g->num_nodes; n-- > 0;) {
+        const graph_node *node = &g->nodes[n];
+        if (node->kind == NODE_ADD && (node->in[0] == 0 || written[node->in[0]]))
+            written[node->in[1]] = true;
+    }
+}
+
+static void find_roles(const block_graph *g, stream_roles *out)
+{
+    bool written[GRAPH_VALUES];
+    int norm_of[GRAPH_VALUES];
+    *out = (stream_roles){0};
+    mark_written(g, written);
+    for (size_t v = 0; v < GRAPH_VALUES; v++)
+        norm_of[v] = -1;
+    for (size_t n = 0; n < g->num_nodes; n++) {
+        const graph_node *node = &g->nodes[n];
+        graph_value in = node->in[0];
+        stream_role role = {.reads = in == 0 || norm_of[in] >= 0, .norm = norm_of[in]};
+        const unit_spec *unit = &g->units[node->kind == NODE_LINEARS ? node->index : 0];
+        switch (node->kind) {
+        case NODE_NORM:
+            if (in == 0 && node->out != 0) {
+                norm_of[node->out] = (int)node->index;
+                out->norms[node->index] = true;
+            } else if (role.reads || written[in]) {
+                out->obstacle = "it norms what it adds to the stream";
+            }
+            break;
+        case NODE_LINEARS:
+            for (size_t i = 0; i < unit->count; i++) {
+                role.writes = written[(size_t)node->out + i];
+                out->linears[unit->first + i] = role;
+            }
+            break;
+        case NODE_EXPERTS:
+            role.writes = written[node->out];
+            out->experts = role;
+            break;
+        case NODE_ADD:
+            if (norm_of[in] >= 0 || norm_of[node->in[1]] >= 0)
+                out->obstacle = "it adds to a norm's output";
+            break;
+        default:
+            if (role.reads)
+                out->obstacle = "its stream passes more than norms and linears";
+            break;
+        }
+    }
+}
+
+static tare_status check_architecture(tare_model *m, const struct model_rotation *r)
+{
+    for (int kind = 0; kind < BLOCK_KINDS; kind++) {
+        if (r->settings.r1 && r->roles[kind].obstacle)
+            return TARE_FAIL(m->ctx, TARE_E_USAGE, "rotation: %s models cannot be rotated: %s",
+                             m->config.arch->model_type, r->roles[kind].obstacle);
+    }
+    return TARE_OK;
+}
+
+/* ---- norms and biases ---- */
+
+static tare_status add_vector(tare_model *m, const tensor_info *t, const float *values)
+{
+    tare_status status = TARE_OK;
+    struct model_rotation *r = m->rotation;
+    TRY(mem_grow(m->ctx, (void **)&r->vectors, &r->vectors_capacity, r->num_vectors + 1,
+                 sizeof *r->vectors));
+    TRY(strmap_put(&r->by_name, t->name, strlen(t->name), (uint32_t)r->num_vectors, NULL));
+    r->vectors[r->num_vectors++] = (weight_edit){.values = values};
+done:
+    return status;
+}
+
+/* A weight with which a norm multiplies by 1. */
+static tare_status fold_norm(tare_model *m, const tensor_info *norm, const float **factors)
+{
+    tare_status status = TARE_OK;
+    float *read = NULL, *kept;
+    size_t size = norm->shape[0];
+    TRY(model_read_vector(m, norm, &read));
+    kept = arena_alloc_array(&m->arena, size, sizeof *kept);
+    TRY(kept ? TARE_OK : TARE_E_MEMORY);
+    for (size_t i = 0; i < size; i++)
+        kept[i] = m->config.arch->norm_base + read[i];
+    *factors = kept;
+    TRY(add_vector(m, norm, m->rotation->ones));
+done:
+    mem_free(m->ctx, read);
+    return status;
+}
+
+/* The bias of a linear whose rows are mixed: one column of its weight. */
+static tare_status turn_bias(tare_model *m, const model_linear *l, const weight_edit *e)
+{
+    tare_status status = TARE_OK;
+    float *read = NULL, *kept;
+    weight_edit column = {.left = e->left, .left_blocks = e->left_blocks};
+    if (!l->bias || !e->left)
+        return TARE_OK;
+    TRY(model_read_vector(m, l->bias, &read));
+    kept = arena_alloc_array(&m->arena, l->n, sizeof *kept);
+    TRY(kept ? TARE_OK : TARE_E_MEMORY);
+    coded_rows rows = coded_plain(TARE_F32, read, 1);
+    TRY(edit_rows(m->ctx, &column, l->n, 0, l->n, &rows, TARE_F32, kept));
+    TRY(add_vector(m, l->bias, kept));
+done:
+    mem_free(m->ctx, read);
+    return status;
+}
+
+/* ---- weights ---- */
+
+static weight_edit *add_edit(tare_model *m, model_linear *l)
+{
+    weight_edit *e = arena_calloc(&m->arena, 1, sizeof *e);
+    if (e) {
+        e->right_blocks = e->right_share = 1;
+        l->weight.edit = e;
+    }
+    return e;
+}
+
+static tare_status edit_linear(tare_model *m, model_linear *l, const stream_role *role,
+                               const float *const *norms)
+{
+    const struct model_rotation *r = m->rotation;
+    if (!role->reads && !role->writes)
+        return TARE_OK;
+    weight_edit *e = add_edit(m, l);
+    if (!e)
+        return TARE_E_MEMORY;
+    if (role->reads) {
+        e->columns = role->norm >= 0 ? norms[role->norm] : NULL;
+        e->right = &r->stream;
+    }
+    if (role->writes)
+        e->left = &r->stream;
+    return TARE_OK;
+}
+
+static tare_status edit_experts(tare_model *m, const model_block *b, const stream_role *role,
+                                const float *const *norms)
+{
+    tare_status status = TARE_OK;
+    stream_role reader = {.reads = role->reads, .norm = role->norm},
+                writer = {.writes = role->writes, .norm = -1};
+    for (size_t e = 0; e < block_experts(b); e++) {
+        for (size_t i = 0; i < EXPERT_LINEARS; i++) {
+            model_linear *l = (model_linear *)(uintptr_t)expert_linear(m, b, e, i);
+            TRY(edit_linear(m, l, i + 1 == EXPERT_LINEARS ? &writer : &reader, norms));
+        }
+    }
+done:
+    return status;
+}
+
+static tare_status edit_stream(tare_model *m, const model_block *b)
+{
+    tare_status status = TARE_OK;
+    const block_graph *g = b->graph;
+    const stream_roles *roles = &m->rotation->roles[block_kind_of(b)];
+    const float *norms[BLOCK_NORMS] = {0};
+    for (size_t i = 0; i < g->num_norms; i++)
+        if (roles->norms[i])
+            TRY(fold_norm(m, b->norms[i], &norms[i]));
+    for (size_t i = 0; i < g->num_linears; i++)
+        TRY(edit_linear(m, &m->linears[b->first_linear + i], &roles->linears[i], norms));
+    TRY(edit_experts(m, b, &roles->experts, norms));
+done:
+    return status;
+}
+
+/* Between the rows that make values and the unit that reads what attention makes of them scales may
+ * move, head by head (graph.h): so may a rotation. */
+static tare_status edit_values(tare_model *m, const model_block *b)
+{
+    tare_status status = TARE_OK;
+    struct model_rotation *r = m->rotation;
+    const block_graph *g = b->graph;
+    for (size_t p = 0; p < g->num_pairs; p++) {
+        const pair_spec *pair = &g->pairs[p];
+        const unit_spec *unit = &g->units[pair->unit];
+        if (pair->of_norm || strcmp(unit->kind, "o") != 0)
+            continue;
+        r->heads[b->index] = pair->heads;
+        rotation *heads = r->values[b->index] = mem_calloc(m->ctx, pair->heads, sizeof *heads);
+        TRY(heads ? TARE_OK : TARE_E_MEMORY);
+        for (size_t h = 0; h < pair->heads; h++)
+            TRY(rotation_create(m->ctx, pair->width, r->settings.seed,
+                                (uint32_t)(1 + b->index * pair->heads + h), &heads[h]));
+        model_linear *from = &m->linears[b->first_linear + pair->source],
+                     *to = &m->linears[b->first_linear + unit->first];
+        weight_edit *rows = (weight_edit *)(uintptr_t)from->weight.edit,
+                    *columns = (weight_edit *)(uintptr_t)to->weight.edit;
+        rows = rows ? rows : add_edit(m, from);
+        columns = columns ? columns : add_edit(m, to);
+        TRY(rows && columns ? TARE_OK : TARE_E_MEMORY);
+        rows->left = heads;
+        rows->left_blocks = (block_rows){pair->first, pair->stride, pair->width, pair->heads};
+        columns->right = heads;
+        columns->right_blocks = pair->heads;
+        columns->right_share = pair->repeat;
+    }
+done:
+    return status;
+}
+
+/* A tied head becomes a matrix of its own, read from the embedding. */
+static tare_status edit_ends(tare_model *m)
+{
+    tare_status status = TARE_OK;
+    const float *final_norm;
+    weight_edit *embedding = arena_calloc(&m->arena, 1, sizeof *embedding), *head;
+    TRY(fold_norm(m, m->final_norm, &final_norm));
+    m->head_is_unlike |= m->head_is_tied;
+    m->head_is_tied = false;
+    m->head->weight.name = "lm_head.weight";
+    head = add_edit(m, m->head);
+    TRY(embedding && head ? TARE_OK : TARE_E_MEMORY);
+    *embedding = (weight_edit){.right = &m->rotation->stream, .right_blocks = 1, .right_share = 1};
+    head->right = &m->rotation->stream;
+    head->columns = final_norm;
+    m->embedding.edit = embedding;
+done:
+    return status;
+}
+
+static tare_status turn_biases(tare_model *m)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < m->num_linears; i++)
+        if (m->linears[i].weight.edit)
+            TRY(turn_bias(m, &m->linears[i], m->linears[i].weight.edit));
+done:
+    return status;
+}
+
+tare_status model_rotate(tare_model *m, const rotation_settings *settings)
+{
+    tare_status status = TARE_OK;
+    size_t hidden = m->config.hidden_size, layers = m->config.num_layers;
+    struct model_rotation *r = m->rotation = mem_calloc(m->ctx, 1, sizeof *r);
+    if (!r)
+        return TARE_E_MEMORY;
+    strmap_init(&r->by_name, m->ctx);
+    r->settings = *settings;
+    for (int kind = 0; kind < BLOCK_KINDS; kind++)
+        find_roles(&m->graphs[kind], &r->roles[kind]);
+    TRY(check_architecture(m, r));
+    r->ones = mem_alloc_array(m->ctx, hidden, sizeof *r->ones);
+    r->values = mem_calloc(m->ctx, layers, sizeof *r->values);
+    r->heads = mem_calloc(m->ctx, layers, sizeof *r->heads);
+    TRY(r->ones && r->values && r->heads ? TARE_OK : TARE_E_MEMORY);
+    for (size_t i = 0; i < hidden; i++)
+        r->ones[i] = 1 - m->config.arch->norm_base;
+    if (settings->r1) {
+        TRY(rotation_create(m->ctx, hidden, settings->seed, 0, &r->stream));
+        for (size_t i = 0; i < layers; i++)
+            TRY(edit_stream(m, &m->blocks[i]));
+        TRY(edit_ends(m));
+    }
+    for (size_t i = 0; settings->r2 && i < layers; i++)
+        TRY(edit_values(m, &m->blocks[i]));
+    TRY(turn_biases(m));
+done:
+    return status;
+}
+
+const weight_edit *model_vector_edit(const tare_model *m, const tensor_info *t)
+{
+    uint32_t index;
+    bool found = m->rotation && strmap_get(&m->rotation->by_name, t->name, strlen(t->name), &index);
+    return found ? &m->rotation->vectors[index] : NULL;
+}
+
+size_t model_edit_bytes(const tare_model *m)
+{
+    size_t most = 0;
+    for (size_t i = 0; m->rotation && i < m->num_linears; i++) {
+        const model_linear *l = &m->linears[i];
+        if (l->weight.edit)
+            most = size_max(most, edit_bytes(m->ctx, l->weight.edit, l->n, l->k));
+    }
+    return most;
+}
+
+void model_rotation_free(tare_model *m)
+{
+    struct model_rotation *r = m->rotation;
+    if (!r)
+        return;
+    for (size_t i = 0; r->values && i < m->config.num_layers; i++) {
+        for (size_t h = 0; r->values[i] && h < r->heads[i]; h++)
+            rotation_free(m->ctx, &r->values[i][h]);
+        mem_free(m->ctx, r->values[i]);
+    }
+    rotation_free(m->ctx, &r->stream);
+    strmap_free(&r->by_name);
+    mem_free(m->ctx, r->vectors);
+    mem_free(m->ctx, r->values);
+    mem_free(m->ctx, r->heads);
+    mem_free(m->ctx, r->ones);
+    mem_free(m->ctx, r);
+    m->rotation = NULL;
+}
