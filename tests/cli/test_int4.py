@@ -1,5 +1,5 @@
 """Experts with 4-bit weights (W4A8_DYNAMIC) from outside: where they are possible, that every way to
-make them gives the same, and what `tare verify` sees. (Numbers: tests/golden/test_int4.py.)"""
+make them gives the same, and what `tare verify` sees. (Numbers: tests/golden/test_int4_weights.py.)"""
 import json
 import shutil
 
