@@ -109,7 +109,8 @@ static tare_status attention_quantization(arena *a, const char *key, const char 
     return TARE_OK;
 }
 
-/* What MindIE goes by in DeepSeek's models with 4-bit experts (spec/schemes.md 6.2). */
+/* What msModelSlim's service writes for DeepSeek's models with 4-bit experts, whatever attention is
+ * but for FA3 (spec/schemes.md 6.2). */
 static void add_mindie_keys(const output *o, edit *edits, size_t *n, value texts[3])
 {
     static const char *const KEYS[] = {"quantize", "moe_quantize", "mla_quantize"};
