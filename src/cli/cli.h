@@ -11,14 +11,14 @@
 enum { EXIT_USAGE = 2, MAX_POSITIONAL = 4, MAX_SETTINGS = 256 };
 
 typedef enum flag_kind {
-    FLAG_SWITCH,     /* *(bool *) = true */
-    FLAG_OFF,        /* *(bool *) = false */
-    FLAG_TEXT,       /* *(const char **) = value */
-    FLAG_COUNT,      /* *(size_t *) = value, above 0 */
-    FLAG_SETTING,    /* recipe setting = value */
-    FLAG_ON_SETTING, /* recipe setting = "true" */
+    FLAG_SWITCH,      /* *(bool *) = true */
+    FLAG_OFF,         /* *(bool *) = false */
+    FLAG_TEXT,        /* *(const char **) = value */
+    FLAG_COUNT,       /* *(size_t *) = value, above 0 */
+    FLAG_SETTING,     /* recipe setting = value */
+    FLAG_ON_SETTING,  /* recipe setting = "true" */
     FLAG_OFF_SETTING, /* recipe setting = "false" */
-    FLAG_SECTION      /* recipe setting = "true", and with a number behind it `target`, another one */
+    FLAG_SECTION /* recipe setting = "true", and with a number behind it `target`, another one */
 } flag_kind;
 
 typedef struct flag {

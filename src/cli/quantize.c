@@ -51,7 +51,8 @@ static const char usage[] =
     "(not per token)\n"
     "  --weight-method ssz|minmax scales of w4a8_dynamic: a least-squares search, or the largest "
     "weight (default ssz)\n"
-    "  --rotate [SEED]            turn the residual stream and attention's values by random rotations, "
+    "  --rotate [SEED]            turn the residual stream and attention's values by random "
+    "rotations, "
     "folded into\n"
     "                             the weights, so that nothing stands out (default seed 0)\n"
     "  --anti-method m1..m6       smooth outliers of activations into the weights first (default: "
@@ -225,7 +226,7 @@ static int run(int argc, char **argv)
         {"--a-bit", FLAG_SETTING, NULL, "quant.a_bit"},
         {"--pr", FLAG_SETTING, NULL, "quant.pr"},
         {"--seed", FLAG_SETTING, NULL, "quant.seed"},
-        {"--rotate", FLAG_SECTION, (void *)(uintptr_t)"rotation.seed", "rotation"},
+        {"--rotate", FLAG_SECTION, (void *)(uintptr_t) "rotation.seed", "rotation"},
         {"--anti-method", FLAG_SETTING, NULL, "anti_outlier.anti_method"},
         {"--disable-anti-names", FLAG_SETTING, NULL, "anti_outlier.disable_anti_names"},
         {"--alpha", FLAG_SETTING, NULL, "anti_outlier.alpha"},

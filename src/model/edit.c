@@ -115,8 +115,8 @@ static void run_piece(const edit_job *job, const edit_piece *p, int thread)
 static void run_columns(void *user, size_t index, int thread)
 {
     const edit_job *job = user;
-    edit_piece p = {.row = 0, .rows = job->count, .column = index * job->most_columns,
-                    .left = job->edit->left};
+    edit_piece p = {
+        .row = 0, .rows = job->count, .column = index * job->most_columns, .left = job->edit->left};
     p.columns = size_min(job->k - p.column, job->most_columns);
     run_piece(job, &p, thread);
 }
@@ -136,8 +136,8 @@ static void run_rows(void *user, size_t index, int thread)
     run_plain_rows(job, row, size_min(row + ROWS, end), thread);
 }
 
-/* Block `index` of the rows that are mixed, and the rows between it and the one before; behind the last
- * one comes the rest. */
+/* Block `index` of the rows that are mixed, and the rows between it and the one before; behind the
+ * last one comes the rest. */
 static void run_block(void *user, size_t index, int thread)
 {
     const edit_job *job = user;
@@ -157,8 +157,15 @@ tare_status edit_rows(tare_context *ctx, const weight_edit *e, size_t n, size_t 
                       const coded_rows *in, tare_dtype dtype, void *out)
 {
     tare_status status = TARE_OK;
-    edit_job job = {.ctx = ctx, .kern = kernels_get(ctx), .edit = e, .in = in, .first = first,
-                    .count = count, .k = in->k, .dtype = dtype, .out = out};
+    edit_job job = {.ctx = ctx,
+                    .kern = kernels_get(ctx),
+                    .edit = e,
+                    .in = in,
+                    .first = first,
+                    .count = count,
+                    .k = in->k,
+                    .dtype = dtype,
+                    .out = out};
     if (e->values) {
         narrow_from_float(ctx, dtype, e->values + first * in->k, count * in->k, out);
         return TARE_OK;

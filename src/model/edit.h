@@ -1,6 +1,7 @@
 /* What is done to a stored weight [n,k] before anybody sees its numbers (specification:
- * spec/rotation.md): a norm's weight folded into its columns, a rotation from either side. The stages
- * are done one after the other in FP32, and the result is rounded once, to the weight's dtype. */
+ * spec/rotation.md): a norm's weight folded into its columns, a rotation from either side. The
+ * stages are done one after the other in FP32, and the result is rounded once, to the weight's
+ * dtype. */
 #ifndef TARE_MODEL_EDIT_H
 #define TARE_MODEL_EDIT_H
 
@@ -24,10 +25,10 @@ typedef struct weight_edit {
     block_rows left_blocks;
 } weight_edit;
 
-/* Rows [first, first+count) of `n`, read as `in`, become `out` [count,k] in `dtype`, which may be the
- * same memory. All rows, where rows are mixed (edit_mixes_rows). */
-tare_status edit_rows(tare_context *ctx, const weight_edit *edit, size_t n, size_t first, size_t count,
-                      const coded_rows *in, tare_dtype dtype, void *out);
+/* Rows [first, first+count) of `n`, read as `in`, become `out` [count,k] in `dtype`, which may be
+ * the same memory. All rows, where rows are mixed (edit_mixes_rows). */
+tare_status edit_rows(tare_context *ctx, const weight_edit *edit, size_t n, size_t first,
+                      size_t count, const coded_rows *in, tare_dtype dtype, void *out);
 bool edit_mixes_rows(const weight_edit *edit);
 /* Accounted bytes, at most, that edit_rows needs for itself. */
 size_t edit_bytes(const tare_context *ctx, const weight_edit *edit, size_t n, size_t k);

@@ -21,8 +21,8 @@ struct model_rotation {
     size_t *heads;     /* [blocks] */
     float *ones;       /* [hidden_size]: what folded norms are */
     stream_roles roles[BLOCK_KINDS];
-    weight_edit *vectors; /* of norms and biases, by name: */
-    size_t num_vectors, vectors_capacity;
+    stored_weight *edited; /* all that is, norms and biases among it, by name: */
+    size_t num_edited, edited_capacity;
     strmap by_name;
 };
 
@@ -95,16 +95,27 @@ static tare_status check_architecture(tare_model *m, const struct model_rotation
 
 /* ---- norms and biases ---- */
 
-static tare_status add_vector(tare_model *m, const tensor_info *t, const float *values)
+static tare_status add_edited(tare_model *m, const stored_weight *w)
 {
     tare_status status = TARE_OK;
     struct model_rotation *r = m->rotation;
-    TRY(mem_grow(m->ctx, (void **)&r->vectors, &r->vectors_capacity, r->num_vectors + 1,
-                 sizeof *r->vectors));
-    TRY(strmap_put(&r->by_name, t->name, strlen(t->name), (uint32_t)r->num_vectors, NULL));
-    r->vectors[r->num_vectors++] = (weight_edit){.values = values};
+    TRY(mem_grow(m->ctx, (void **)&r->edited, &r->edited_capacity, r->num_edited + 1,
+                 sizeof *r->edited));
+    TRY(strmap_put(&r->by_name, w->name, strlen(w->name), (uint32_t)r->num_edited, NULL));
+    r->edited[r->num_edited++] = *w;
 done:
     return status;
+}
+
+static tare_status add_vector(tare_model *m, const tensor_info *t, const float *values)
+{
+    stored_weight w = stored_whole(t);
+    weight_edit *e = arena_calloc(&m->arena, 1, sizeof *e);
+    if (!e)
+        return TARE_E_MEMORY;
+    e->values = values;
+    w.edit = e;
+    return add_edited(m, &w);
 }
 
 /* A weight with which a norm multiplies by 1. */
@@ -261,12 +272,18 @@ done:
     return status;
 }
 
-static tare_status turn_biases(tare_model *m)
+static tare_status list_edited(tare_model *m)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; i < m->num_linears; i++)
-        if (m->linears[i].weight.edit)
-            TRY(turn_bias(m, &m->linears[i], m->linears[i].weight.edit));
+    if (m->embedding.edit)
+        TRY(add_edited(m, &m->embedding));
+    for (size_t i = 0; i < m->num_linears; i++) {
+        const model_linear *l = &m->linears[i];
+        if (!l->weight.edit)
+            continue;
+        TRY(add_edited(m, &l->weight));
+        TRY(turn_bias(m, l, l->weight.edit));
+    }
 done:
     return status;
 }
@@ -297,16 +314,24 @@ tare_status model_rotate(tare_model *m, const rotation_settings *settings)
     }
     for (size_t i = 0; settings->r2 && i < layers; i++)
         TRY(edit_values(m, &m->blocks[i]));
-    TRY(turn_biases(m));
+    TRY(list_edited(m));
 done:
     return status;
 }
 
-const weight_edit *model_vector_edit(const tare_model *m, const tensor_info *t)
+bool model_find_rotated(const tare_model *m, const char *name, stored_weight *out)
 {
     uint32_t index;
-    bool found = m->rotation && strmap_get(&m->rotation->by_name, t->name, strlen(t->name), &index);
-    return found ? &m->rotation->vectors[index] : NULL;
+    if (!m->rotation || !strmap_get(&m->rotation->by_name, name, strlen(name), &index))
+        return false;
+    *out = m->rotation->edited[index];
+    return true;
+}
+
+const weight_edit *model_vector_edit(const tare_model *m, const tensor_info *t)
+{
+    stored_weight w;
+    return model_find_rotated(m, t->name, &w) ? w.edit : NULL;
 }
 
 size_t model_edit_bytes(const tare_model *m)
@@ -332,7 +357,7 @@ void model_rotation_free(tare_model *m)
     }
     rotation_free(m->ctx, &r->stream);
     strmap_free(&r->by_name);
-    mem_free(m->ctx, r->vectors);
+    mem_free(m->ctx, r->edited);
     mem_free(m->ctx, r->values);
     mem_free(m->ctx, r->heads);
     mem_free(m->ctx, r->ones);

@@ -1,8 +1,8 @@
-/* Rotating a model: edits of its stored weights (edit.h) after which it computes the same numbers, while
- * nothing of the residual stream, and of attention's values, stands out any more (specification:
- * spec/rotation.md 1, 2). Weights of norms move into the linears that read them; readers of the stream
- * become W R1, its writers R1^T W; each head of values is turned by an R2 of its own, which what reads
- * them undoes. The head of a tied model gets a weight of its own. */
+/* Rotating a model: edits of its stored weights (edit.h) after which it computes the same numbers,
+ * while nothing of the residual stream, and of attention's values, stands out any more
+ * (specification: spec/rotation.md 1, 2). Weights of norms move into the linears that read them;
+ * readers of the stream become W R1, its writers R1^T W; each head of values is turned by an R2 of
+ * its own, which what reads them undoes. The head of a tied model gets a weight of its own. */
 #ifndef TARE_MODEL_ROTATE_H
 #define TARE_MODEL_ROTATE_H
 
@@ -13,10 +13,13 @@ typedef struct rotation_settings {
     bool r1, r2; /* of the stream; of values */
 } rotation_settings;
 
-/* The model's weights from now on. TARE_E_USAGE for an architecture whose stream passes something that
- * a rotation does not pass through. */
+/* The model's weights from now on. TARE_E_USAGE for an architecture whose stream passes something
+ * that a rotation does not pass through. */
 tare_status model_rotate(tare_model *model, const rotation_settings *settings);
-/* Accounted bytes, at most, that reading an edited weight needs beside what stored_reading_bytes says. */
+/* The weight, norm or bias that the tensor `name` has become; false: it is as it was. */
+bool model_find_rotated(const tare_model *model, const char *name, stored_weight *out);
+/* Accounted bytes, at most, that reading an edited weight needs beside what stored_reading_bytes
+ * says. */
 size_t model_edit_bytes(const tare_model *model);
 void model_rotation_free(tare_model *model);
 

@@ -16,7 +16,8 @@ typedef struct stored_weight {
     size_t n, k;                        /* rows and their elements */
     size_t first; /* of the tensor's rows of k elements, the matrices of [E,n,k] one after another;
                      all of them in one matrix */
-    const weight_edit *edit; /* NULL: the numbers are as they are stored. Else rows come as `dtype` */
+    const weight_edit
+        *edit; /* NULL: the numbers are as they are stored. Else rows come as `dtype` */
 } stored_weight;
 
 /* A tensor without scales as `rows` rows. */

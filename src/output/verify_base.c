@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "model/stored.h"
+#include "model/rotate.h"
 #include "model/tensor_names.h"
 #include "output/copy_files.h"
 #include "output/verify_internal.h"
@@ -15,6 +15,61 @@ enum { PIECE_BYTES = 1 << 20, PIECE_ELEMENTS = 1 << 18 };
 static float element(tare_dtype dtype, const char *raw, size_t index)
 {
     return reader_element(dtype, raw + index * dtype_size(dtype));
+}
+
+/* ---- the base ---- */
+
+/* The rows of a tensor of the base as it is stored; false: its numbers are not known. */
+static bool stored_rows(const verify *v, const tensor_info *t, stored_weight *out)
+{
+    char name[512];
+    const codec *c = codec_of(t->dtype);
+    const tensor_info *scales;
+    *out = stored_whole(t);
+    if (!c || !c->block)
+        return c != NULL;
+    size_t length = strlen(t->name) - (str_ends_with(t->name, "weight") ? strlen("weight") : 0);
+    snprintf(name, sizeof name, "%.*s%s", (int)length, t->name, c->scales);
+    scales = checkpoint_find(v->base, name);
+    if (t->rank != 2 || !scales || scales->rank != 2 || !dtype_is_float(scales->dtype) ||
+        scales->shape[0] != size_divide_up(t->shape[0], c->block) ||
+        scales->shape[1] != size_divide_up(t->shape[1], c->block))
+        return false;
+    *out = stored_matrix(t->name, t, scales, 0, t->shape[0]);
+    return true;
+}
+
+/* A tensor of the base, as the output's run turned it. */
+typedef struct base_tensor {
+    checkpoint *from;
+    stored_weight w;
+    bool has_numbers;
+    coded_rows whole; /* where rows come one from another */
+} base_tensor;
+
+static void base_close(const verify *v, base_tensor *t)
+{
+    coded_free(v->ctx, &t->whole);
+}
+
+/* What makes the tensor `name` of the output. */
+static tare_status base_open(const verify *v, const char *name, const tensor_info *source,
+                             base_tensor *out)
+{
+    *out = (base_tensor){.from = v->base};
+    out->has_numbers = stored_rows(v, source, &out->w);
+    if (v->rotated && model_find_rotated(v->rotated, name, &out->w))
+        out->from = v->rotated->checkpoint;
+    return stored_is_whole(&out->w) ? stored_load(out->from, &out->w, &out->whole) : TARE_OK;
+}
+
+static tare_status base_read(const verify *v, const base_tensor *t, size_t first, size_t count,
+                             tare_dtype dtype, void *out)
+{
+    if (!t->whole.data)
+        return stored_read_rows(t->from, &t->w, first, count, dtype, out);
+    coded_convert_rows(v->ctx, &t->whole, first, count, dtype, out);
+    return TARE_OK;
 }
 
 /* ---- smoothing ---- */
@@ -35,6 +90,7 @@ static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, dou
     const reader_tensor *t = reader_find(f, name);
     const tensor_info *source = checkpoint_find(v->base, name);
     char *a = NULL, *b = NULL;
+    base_tensor from;
     tare_status status = TARE_OK;
     double base = f->arch ? (double)f->arch->norm_base : 0;
     *ratio = NULL;
@@ -48,7 +104,8 @@ static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, dou
         goto done;
     }
     TRY(reader_read(f, t, 0, a, t->info.bytes));
-    TRY(checkpoint_read(v->base, source, 0, b, source->bytes));
+    TRY(base_open(v, name, source, &from));
+    TRY(base_read(v, &from, 0, from.w.n, source->dtype, b));
     for (size_t i = 0; i < n; i++) {
         double here = element(t->info.dtype, a, i), there = element(source->dtype, b, i);
         if (f->num.compat)
@@ -103,26 +160,6 @@ done:
 
 /* ---- rule 14 ---- */
 
-/* The rows of a tensor of the base; false: its numbers are not known. */
-static bool base_rows(const verify *v, const tensor_info *t, stored_weight *out)
-{
-    char name[512];
-    const codec *c = codec_of(t->dtype);
-    const tensor_info *scales;
-    *out = stored_whole(t);
-    if (!c || !c->block)
-        return c != NULL;
-    size_t length = strlen(t->name) - (str_ends_with(t->name, "weight") ? strlen("weight") : 0);
-    snprintf(name, sizeof name, "%.*s%s", (int)length, t->name, c->scales);
-    scales = checkpoint_find(v->base, name);
-    if (t->rank != 2 || !scales || scales->rank != 2 || !dtype_is_float(scales->dtype) ||
-        scales->shape[0] != size_divide_up(t->shape[0], c->block) ||
-        scales->shape[1] != size_divide_up(t->shape[1], c->block))
-        return false;
-    *out = stored_matrix(t->name, t, scales, 0, t->shape[0]);
-    return true;
-}
-
 /* Stored bytes against the source's; if the dtypes differ (compat), against its rounded values. */
 static bool pieces_equal(const tensor_info *stored, const char *a, const stored_weight *source,
                          const char *b, size_t count)
@@ -141,16 +178,17 @@ static tare_status check_float(verify *v, reader_layout *f, const reader_tensor 
                                const tensor_info *source)
 {
     tare_context *ctx = f->ctx;
-    stored_weight w;
-    bool has_numbers = base_rows(v, source, &w);
+    base_tensor from;
+    tare_status status = base_open(v, source->name, source, &from);
+    const stored_weight w = from.w;
     size_t step = size_max(PIECE_ELEMENTS / size_max(w.k, 1), 1), widest = sizeof(double);
     size_t row_bytes = w.k * dtype_size(t->info.dtype);
     bool comparable = t->info.dtype == w.dtype ||
-                      (f->num.compat && dtype_is_float(t->info.dtype) && has_numbers);
+                      (f->num.compat && dtype_is_float(t->info.dtype) && from.has_numbers);
     char *a = mem_alloc_array(ctx, step * w.k, widest),
          *b = mem_alloc_array(ctx, step * w.k, widest);
-    tare_status status = TARE_OK;
 
+    TRY(status);
     TRY(a && b ? TARE_OK : TARE_E_MEMORY);
     if (!comparable) {
         verify_fail(v, 14, t->info.name, dtype_name(w.dtype), "%s", dtype_name(t->info.dtype));
@@ -159,13 +197,14 @@ static tare_status check_float(verify *v, reader_layout *f, const reader_tensor 
     for (size_t at = 0; at < w.n && w.k > 0; at += step) {
         size_t n = size_min(w.n - at, step);
         TRY(reader_read(f, t, (uint64_t)at * row_bytes, a, n * row_bytes));
-        TRY(stored_read_rows(v->base, &w, at, n, w.dtype, b));
+        TRY(base_read(v, &from, at, n, w.dtype, b));
         if (!pieces_equal(&t->info, a, &w, b, n * w.k)) {
             verify_fail(v, 14, t->info.name, "the values of the base", "others");
             break;
         }
     }
 done:
+    base_close(v, &from);
     mem_free(ctx, a);
     mem_free(ctx, b);
     return status;
@@ -253,7 +292,7 @@ static double quotient_slack(const reader_layout *f)
 }
 
 static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
-                           const reader_numbers *n, const stored_weight *source,
+                           const reader_numbers *n, const base_tensor *source,
                            const double *columns, distance *d)
 {
     tare_context *ctx = f->ctx;
@@ -271,7 +310,7 @@ static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
         size_t rows = size_min(n->n - first, step);
         TRY(context_check_cancelled(ctx));
         TRY(reader_codes(f, l, first * k, rows * k, q));
-        TRY(stored_read_rows(v->base, source, first, rows, TARE_F32, w));
+        TRY(base_read(v, source, first, rows, TARE_F32, w));
         for (size_t i = 0; i < rows * k; i++) {
             size_t row = first + i / k;
             float x = w[i];
@@ -293,8 +332,7 @@ done:
 /* A tied model's head is quantized from the embedding, whatever lm_head.weight holds. */
 static const tensor_info *base_weight(const verify *v, const char *name)
 {
-    const tensor_info *own = checkpoint_find(v->base, name);
-    bool tied = own && v->base_config && v->base_config->tie_word_embeddings;
+    bool tied = v->base_config && v->base_config->tie_word_embeddings;
     return checkpoint_find(
         v->base, tied && strcmp(name, "lm_head.weight") == 0 ? "model.embed_tokens.weight" : name);
 }
@@ -306,24 +344,24 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
     const tensor_info *source = name ? base_weight(v, name) : NULL;
     const tensor_info matrix = {.rank = 2, .shape = {n->n, n->k}};
     distance d = {0};
-    stored_weight rows;
+    smoothing s = {0};
+    base_tensor from = {0};
+    tare_status status = TARE_OK;
     if (!name)
         return TARE_E_MEMORY;
-    if (!source || !tensor_same_shape(&matrix, source) || !base_rows(v, source, &rows))
+    if (!source || !tensor_same_shape(&matrix, source))
         return TARE_OK; /* rule 14 */
-    smoothing s;
-    tare_status status = find_smoothing(v, f, name, &s);
-    if (status == TARE_OK)
-        status = measure(v, f, l, n, &rows, s.columns, &d);
-    mem_free(v->ctx, s.columns);
-    if (status != TARE_OK)
-        return status;
+    TRY(base_open(v, name, source, &from));
+    if (!from.has_numbers)
+        goto done;
+    TRY(find_smoothing(v, f, name, &s));
+    TRY(measure(v, f, l, n, &from, s.columns, &d));
     if (d.bad > 0 && s.found) {
         /* The ratio of stored norms is rounded, and m4 and m6 also move scales that no file
          * records. */
         verify_warn(v, 15, name, "within half a scale of the base, smoothed as its norms tell",
                     "up to %.3g scales: smoothing is more than the norms record", d.max);
-        return TARE_OK;
+        goto done;
     }
     if (d.bad > 0)
         verify_fail(v, 15, name, "within half a scale of the base",
@@ -333,7 +371,10 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
     e->max = d.max > e->max ? d.max : e->max;
     e->sum += d.sum;
     e->count += d.count;
-    return TARE_OK;
+done:
+    base_close(v, &from);
+    mem_free(v->ctx, s.columns);
+    return status;
 }
 
 /* ---- rule 25 ---- */

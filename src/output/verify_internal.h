@@ -5,7 +5,7 @@
 #ifndef TARE_OUTPUT_VERIFY_INTERNAL_H
 #define TARE_OUTPUT_VERIFY_INTERNAL_H
 
-#include "model/checkpoint.h"
+#include "model/model.h"
 #include "output/reader.h"
 #include "quantize/engines.h"
 
@@ -21,7 +21,8 @@ typedef struct verify {
     tare_verify_result *result;
     checkpoint *base; /* NULL: no --base */
     const char *base_dir;
-    const model_config *base_config;      /* NULL: not known */
+    tare_model *rotated;             /* the base as the output's run turned it; NULL: it did not */
+    const model_config *base_config; /* NULL: not known */
     block_graph base_graphs[BLOCK_KINDS]; /* of its blocks */
     reader output;
     base_error errors[SCHEMES];

@@ -37,6 +37,7 @@ static tare_recipe of_plain_model(const tare_recipe *recipe)
     r.anti_method = 0;
     r.anti_alpha = r.anti_beta = NAN;
     r.disable_anti_names = r.disable_names = (string_list){0};
+    r.rotation = false;
     return r;
 }
 

@@ -80,7 +80,9 @@ static size_t rows_of_piece(const weight_step *s)
         return 1;
     size_t rows = s->source.n, fit = PIECE_BYTES / stored_row_bytes(&s->source);
     size_t least = scheme_of(s->scheme)->weight_bits == 4 ? 2 : 1; /* which are packed together */
-    return s->kind == STEP_NORM || stored_is_whole(&s->source) ? rows : size_max(size_min(fit, rows) / least * least, least);
+    return s->kind == STEP_NORM || stored_is_whole(&s->source)
+               ? rows
+               : size_max(size_min(fit, rows) / least * least, least);
 }
 
 /* Where anything depends on samples, all weights are symmetric. */

@@ -107,6 +107,9 @@ static const setting_name COMMON[] = {{"anti_outlier", "anti_method"},
                                       {"anti_outlier", "disable_anti_names"},
                                       {"anti_outlier", "alpha"},
                                       {"anti_outlier", "beta"},
+                                      {"rotation", "seed"},
+                                      {"rotation", "r1"},
+                                      {"rotation", "r2"},
                                       {"run", "compat"},
                                       {NULL, NULL}};
 /* And what a quantized linear, or a static one, puts out on these. */

@@ -648,6 +648,7 @@ static void v_softmax(float *x, size_t n)
     .multiply = v_multiply, .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,  \
     .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,          \
     .silu_mul = v_silu_mul, .gelu_mul = v_gelu_mul, .softcap = v_softcap, .add = v_add,            \
-    .butterfly = v_butterfly, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax, .dequantize_row = v_dequantize_row,        \
-    .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile, .gemm_few_f32 = v_gemm_few_f32,            \
-    .gemm_few_bf16 = v_gemm_few_bf16, .gemm_few_fp16 = v_gemm_few_fp16, .gemm_u8s8 = v_gemm_u8s8
+    .butterfly = v_butterfly, .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax,                  \
+    .dequantize_row = v_dequantize_row, .tile_rows = V_TILE_ROWS, .gemm_tile = v_gemm_tile,        \
+    .gemm_few_f32 = v_gemm_few_f32, .gemm_few_bf16 = v_gemm_few_bf16,                              \
+    .gemm_few_fp16 = v_gemm_few_fp16, .gemm_u8s8 = v_gemm_u8s8

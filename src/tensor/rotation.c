@@ -56,8 +56,8 @@ static int legendre(size_t x, size_t q)
     return base == 0 || x % q == 0 ? 0 : power == 1 ? 1 : -1;
 }
 
-/* Element of [[0, 1^T], [s 1, Q]] with Q of the differences' characters: skew for q = 3 mod 4 (s = -1),
- * symmetric for 1 mod 4 (s = 1). */
+/* Element of [[0, 1^T], [s 1, Q]] with Q of the differences' characters: skew for q = 3 mod 4 (s =
+ * -1), symmetric for 1 mod 4 (s = 1). */
 static int conference(size_t i, size_t j, size_t q)
 {
     int sign = q % 4 == 3 ? -1 : 1;
@@ -70,7 +70,7 @@ static int paley_element(size_t order, size_t i, size_t j)
 {
     if (paley_first(order))
         return conference(i, j, order - 1) + (i == j);
-    int plus = i % 2 && j % 2 ? -1 : 1;      /* [[1, 1], [1, -1]] */
+    int plus = i % 2 && j % 2 ? -1 : 1;            /* [[1, 1], [1, -1]] */
     int minus = i % 2 == 0 && j % 2 == 0 ? 1 : -1; /* [[1, -1], [-1, -1]] */
     return conference(i / 2, j / 2, order / 2 - 1) * plus + (i / 2 == j / 2) * minus;
 }
@@ -84,8 +84,8 @@ static double normal(rng *r)
     return sqrt(-2 * log(u)) * cos(2 * acos(-1.0) * v);
 }
 
-/* Rows of normal numbers made orthogonal one after the other, twice over for FP64's sake: the Q of a QR
- * decomposition whose R has a positive diagonal. */
+/* Rows of normal numbers made orthogonal one after the other, twice over for FP64's sake: the Q of
+ * a QR decomposition whose R has a positive diagonal. */
 static tare_status random_orthogonal(tare_context *ctx, rng *r, size_t order, float *out)
 {
     double *q = mem_alloc_array(ctx, order * order, sizeof *q);
@@ -116,14 +116,15 @@ static tare_status random_orthogonal(tare_context *ctx, rng *r, size_t order, fl
 
 /* ---- life ---- */
 
-tare_status rotation_create(tare_context *ctx, size_t n, uint64_t seed, uint32_t part, rotation *out)
+tare_status rotation_create(tare_context *ctx, size_t n, uint64_t seed, uint32_t part,
+                            rotation *out)
 {
     tare_status status = TARE_OK;
     bool paley;
     rng r;
     *out = (rotation){.n = n, .order = rotation_order(n, &paley)};
     size_t order = out->order;
-    double scale = 1 / sqrt((double)(n / order));
+    double scale = 1 / sqrt((double)(paley ? n : n / order));
     rng_seed(&r, (const uint32_t[]){(uint32_t)seed, (uint32_t)(seed >> 32), part}, 3);
     out->signs = mem_alloc_array(ctx, n, sizeof *out->signs);
     out->dense = mem_alloc_array(ctx, order * order, sizeof *out->dense);
@@ -133,9 +134,7 @@ tare_status rotation_create(tare_context *ctx, size_t n, uint64_t seed, uint32_t
     if (!paley)
         TRY(random_orthogonal(ctx, &r, order, out->dense));
     for (size_t i = 0; paley && i < order * order; i++)
-        out->dense[i] = order == 1 ? 1
-                                   : (float)(paley_element(order, i / order, i % order) /
-                                             sqrt((double)order));
+        out->dense[i] = order == 1 ? 1 : (float)paley_element(order, i / order, i % order);
 done:
     if (status != TARE_OK)
         rotation_free(ctx, out);
@@ -162,7 +161,8 @@ static void multiply_dense(const kernels *k, const rotation *r, const float *x, 
     }
 }
 
-void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t columns, float *room)
+void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t columns,
+                    float *room)
 {
     const kernels *k = kernels_get(ctx);
     size_t n = r->n, block = r->order * columns, all = n * columns;

@@ -1,6 +1,7 @@
-/* Orthogonal matrices that are quick to multiply with (specification: spec/rotation.md 2): random signs
- * times a Hadamard matrix, the Kronecker product of Sylvester's 2^a and of a small dense one, by Paley's
- * constructions; where no such order divides n, of a seeded orthogonal matrix of n's odd part. */
+/* Orthogonal matrices that are quick to multiply with (specification: spec/rotation.md 2): random
+ * signs times a Hadamard matrix, the Kronecker product of Sylvester's 2^a and of a small dense one,
+ * by Paley's constructions; where no such order divides n, of a seeded orthogonal matrix of n's odd
+ * part. */
 #ifndef TARE_TENSOR_ROTATION_H
 #define TARE_TENSOR_ROTATION_H
 
@@ -9,20 +10,22 @@
 /* R = diag(signs) * (Sylvester (x) dense), [n,n], R R^T = 1. */
 typedef struct rotation {
     size_t n, order; /* n = 2^a * order */
-    float *signs;    /* [n] +-1, divided by sqrt(2^a) */
-    float *dense;    /* [order,order], orthogonal */
+    float *signs;    /* [n] +-1, divided by what makes the other two orthogonal */
+    float *dense;    /* [order,order]: +-1 by Paley, so that products with it are the same on every
+                        CPU;    or orthogonal */
 } rotation;
 
 /* What a seed and `part` (which of a model's rotations) determine. */
 tare_status rotation_create(tare_context *ctx, size_t n, uint64_t seed, uint32_t part,
                             rotation *out);
 void rotation_free(tare_context *ctx, rotation *r);
-/* The order of the dense matrix of rotation_create, 1 for powers of two; *paley false: it is no Hadamard
- * matrix. */
+/* The order of the dense matrix of rotation_create, 1 for powers of two; *paley false: it is no
+ * Hadamard matrix. */
 size_t rotation_order(size_t n, bool *paley);
 
-/* x [n,columns] <- R^T x, in FP32; `room` of as many floats is overwritten. Of a row vector in a column
- * this is x R. */
-void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t columns, float *room);
+/* x [n,columns] <- R^T x, in FP32; `room` of as many floats is overwritten. Of a row vector in a
+ * column this is x R. */
+void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t columns,
+                    float *room);
 
 #endif
