@@ -6,7 +6,7 @@
 #include "file/json.h"
 #include "output/output_internal.h"
 
-enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 9 };
+enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 11 };
 
 /* Changes to one map: a key without a value is removed. */
 typedef struct edit {
@@ -109,11 +109,29 @@ static tare_status attention_quantization(arena *a, const char *key, const char 
     return TARE_OK;
 }
 
+/* What the linears of MTP layers are quantized to, by the naming rule of the whole; SCHEME_FLOAT:
+ * there are none. */
+static linear_scheme mtp_scheme(const output *o, const value *config)
+{
+    const value *layers = value_get(config, "num_hidden_layers");
+    unsigned schemes = 0;
+    for (size_t i = 0; layers && layers->is_integer && i < o->num_units; i++) {
+        const output_unit *u = &o->units[i];
+        long long layer;
+        if (u->kind == UNIT_LINEAR && sscanf(u->name, "model.layers.%lld.", &layer) == 1 &&
+            layer >= layers->integer)
+            schemes |= 1u << u->linear.scheme;
+    }
+    return scheme_naming(schemes);
+}
+
 static tare_status edit_config(output *o, output_folder *f, arena *a, const value *config,
                                value *out)
 {
     value dtype = string_value(torch_name(o->options.num.dtype)), no = {.type = VALUE_BOOL};
-    value text_config, type = {0}, quantization;
+    value text_config, type = {0}, mtp_type = {0}, quantization;
+    value none = {.type = VALUE_NUMBER, .text = "0", .length = 1, .is_integer = true};
+    linear_scheme mtp = mtp_scheme(o, config);
     const value *compressed = NULL;
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
@@ -123,8 +141,10 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     edit edits[MAX_EDITS], inner[MAX_EDITS];
     size_t n = 0, m;
 
-    TRY(name ? TARE_OK : TARE_E_MEMORY);
+    char *mtp_name = layout_lower_case(a, output_type(o, f->layout, mtp));
+    TRY(name && mtp_name ? TARE_OK : TARE_E_MEMORY);
     type = string_value(name);
+    mtp_type = string_value(mtp_name);
     edits[n++] = (edit){.key = "quantization_config"};
     edits[n++] = (edit){.key = "compression_config"};
     edits[n++] = (edit){.key = "quantization"};
@@ -150,6 +170,11 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     }
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files)
         edits[n++] = (edit){.key = "quantize", .to = &type};
+    if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files && mtp != SCHEME_FLOAT)
+        edits[n++] = (edit){.key = "mtp_quantize", .to = &mtp_type};
+    if (o->options.no_mtp)
+        edits[n++] = (edit){
+            .key = "num_nextn_predict_layers", .to = &none, .only_if_present = true};
     if (auto_map && !keep_auto_map(o, auto_map)) {
         if (!o->options.rehearsed && f == o->folders)
             TARE_WARN(o->ctx, "config.json: auto_map is dropped, the code it names is not copied");
