@@ -51,6 +51,20 @@ static double float_operations(const run_plan *plan, const model_linear *l, cons
     return 2.0 * tokens * elements(l);
 }
 
+/* In front of the MTP layers: their projections, and what a head says of the last tokens. */
+static double mtp_operations(const run_plan *plan)
+{
+    const model_config *c = &plan->env->model->config;
+    double h = (double)c->hidden_size, tokens = (double)plan->float_tokens,
+           samples = (double)plan->float_samples;
+    if (plan->calibrates) {
+        tokens += (double)plan->env->samples.tokens;
+        samples += (double)plan->env->samples.count;
+    }
+    return 2.0 * h * (tokens * 2 * h + samples * (double)c->vocab_size) *
+           (double)mtp_blocks(plan->env->model);
+}
+
 static double smoothed_weights(const run_plan *plan, const model_linear *l, const linear_plan *f)
 {
     (void)f;
@@ -186,7 +200,8 @@ void work_plan_amounts(const run_plan *plan, tare_plan *out)
         double amount;
     } kinds[WORK_COUNT] = {
         [WORK_INT8] = {"INT8 products", "operations", sum_linears(plan, int8_operations)},
-        [WORK_FLOAT] = {"float products", "operations", sum_linears(plan, float_operations)},
+        [WORK_FLOAT] = {"float products", "operations",
+                        sum_linears(plan, float_operations) + mtp_operations(plan)},
         [WORK_SMOOTHING] = {"smoothing search", "weights", sum_linears(plan, smoothed_weights)},
         [WORK_ATTENTION] = {"attention", "operations",
                             attention_operations(plan,
