@@ -11,8 +11,7 @@ from ._native import encode, ffi, lib
 from .quant_config import QuantConfig
 
 _RESULT = ("linears", "linears_quantized", "samples", "tokens", "saturated_rows", "seconds")
-_MIX_TYPES = ("float", "w8a8", "w8a8_dynamic", "w8a16", "w8a8_mix")
-_LATER_MIX_TYPES = ("w4a8_dynamic",)
+_MIX_TYPES = ("float", "w8a8", "w8a8_dynamic", "w8a16", "w8a8_mix", "w4a8_dynamic")
 _SAVE_TYPES = ("numpy", "safe_tensor", "ascendV1", "ascendv1", "compressed-tensors")
 
 
@@ -23,7 +22,8 @@ class Calibrator:
     calib_data: a list, each element [input_ids], [input_ids, attention_mask] or a dict with these
     names; torch or numpy, [rows, n] or [n]. disable_level "Ln": about n more linears stay float.
     mix_cfg: {name or pattern: type}, the types of linears that have another than the cfg's: "w8a8",
-    "w8a8_dynamic", "w8a16", "w8a8_mix", "float"; a name wins over patterns, of which the first counts.
+    "w8a8_dynamic", "w8a16", "w8a8_mix", "float", of routed experts "w4a8_dynamic" (which save_type
+    ascendv1 alone can hold); a name wins over patterns, of which the first counts.
     all_tensors is accepted where it asks for nothing. scratch_dir: where run() puts what save() will
     write, about as large as the output, and hidden states that do not fit in
     memory (None: the system's folder for temporary files). `result`: counts, after run().
@@ -109,16 +109,13 @@ class Calibrator:
         for name, kind in mix_cfg.items():
             check_type(name, str, "mix_cfg's name")
             check_type(kind, str, f"mix_cfg[{name!r}]")
-            if kind in _LATER_MIX_TYPES:
-                raise NotImplementedError(f"mix_cfg[{name!r}]: {kind} is not available in this "
-                                          f"version of tare; {', '.join(_MIX_TYPES)} are")
             if kind not in _MIX_TYPES:
                 raise ValueError(f"mix_cfg[{name!r}] {kind!r} is not known; possible: "
                                  f"{', '.join(_MIX_TYPES)}")
         types = {cfg.model_quant_type.lower(), *mix_cfg.values()}
-        if cfg.mm_tensor and "w8a8_dynamic" in types:
-            raise ValueError("mm_tensor=True is one weight scale for a matrix; W8A8_DYNAMIC needs "
-                             "one for each row: QuantConfig(mm_tensor=False)")
+        if cfg.mm_tensor and types & {"w8a8_dynamic", "w4a8_dynamic"}:
+            raise ValueError("mm_tensor=True is one weight scale for a matrix; W8A8_DYNAMIC and "
+                             "W4A8_DYNAMIC need one for each row: QuantConfig(mm_tensor=False)")
         return mix_cfg
 
     @staticmethod

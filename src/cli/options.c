@@ -22,6 +22,7 @@ const flag cli_output_settings[] = {
     {"--w-sym", FLAG_ON_SETTING, NULL, "quant.w_sym"},
     {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},
     {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},
+    {"--weight-method", FLAG_SETTING, NULL, "quant.weight_method"},
     {"--kv-cache", FLAG_SETTING, NULL, "quant.kv_cache"},
     {"--kv-sym", FLAG_ON_SETTING, NULL, "quant.kv_sym"},
     {"--no-kv-sym", FLAG_OFF_SETTING, NULL, "quant.kv_sym"},

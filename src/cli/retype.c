@@ -32,6 +32,8 @@ static const char usage[] =
     "  --act-sym, --no-act-sym    static activations with offset 0, or with one\n"
     "  --w-sym, --no-w-sym        symmetric weights, or (w8a16 alone) not\n"
     "  --mm-tensor                one weight scale per matrix instead of one per output channel\n"
+    "  --weight-method ssz|minmax scales of w4a8_dynamic: a least-squares search, or the largest "
+    "weight\n"
     "  --kv-cache c8|none         INT8 scales for the key/value cache, or none\n"
     "  --kv-sym, --no-kv-sym      those of the cache with offset 0, or with one\n"
     "  --fa-quant, --no-fa-quant  INT8 scales for attention's q, k and v, if DIR's run had them, "

@@ -6,7 +6,7 @@
 #include "file/json.h"
 #include "output/output_internal.h"
 
-enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 11 };
+enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 13 };
 
 /* Changes to one map: a key without a value is removed. */
 typedef struct edit {
@@ -125,13 +125,50 @@ static linear_scheme mtp_scheme(const output *o, const value *config)
     return scheme_naming(schemes);
 }
 
+/* Has it the keys of MindIE for DeepSeek's models with 4-bit experts? */
+static bool has_narrow_experts(const output *o)
+{
+    return o->options.fa_latent && (o->schemes >> SCHEME_W4A8_DYNAMIC & 1);
+}
+
+/* What MindIE goes by in those (spec/schemes.md 6.2). */
+static void add_mindie_keys(const output *o, edit *edits, size_t *n, value texts[3])
+{
+    static const char *const KEYS[] = {"quantize", "moe_quantize", "mla_quantize"};
+    if (!has_narrow_experts(o))
+        return;
+    texts[0] = string_value("w8a8_dynamic");
+    texts[1] = string_value("w4a8_dynamic");
+    texts[2] = string_value(o->fa_kept > 0 ? "w8a8" : "w8a8_dynamic");
+    for (size_t i = 0; i < 3; i++)
+        edits[(*n)++] = (edit){.key = KEYS[i], .to = &texts[i]};
+}
+
+/* What MindIE goes by in quantized MTP layers; and that there are none. */
+static tare_status add_mtp_keys(output *o, output_folder *f, arena *a, const value *config,
+                                edit *edits, size_t *n, value *text)
+{
+    static const value none = {.type = VALUE_NUMBER, .text = "0", .length = 1, .is_integer = true};
+    linear_scheme scheme = mtp_scheme(o, config);
+    bool mindie = (f->layout == LAYOUT_SAFE_TENSOR && f->has_files) || has_narrow_experts(o);
+    if (o->options.no_mtp)
+        edits[(*n)++] = (edit){
+            .key = "num_nextn_predict_layers", .to = &none, .only_if_present = true};
+    if (!mindie || scheme == SCHEME_FLOAT)
+        return TARE_OK;
+    char *name = layout_lower_case(a, output_type(o, f->layout, scheme));
+    if (!name)
+        return TARE_E_MEMORY;
+    *text = string_value(name);
+    edits[(*n)++] = (edit){.key = "mtp_quantize", .to = text};
+    return TARE_OK;
+}
+
 static tare_status edit_config(output *o, output_folder *f, arena *a, const value *config,
                                value *out)
 {
     value dtype = string_value(torch_name(o->options.num.dtype)), no = {.type = VALUE_BOOL};
-    value text_config, type = {0}, mtp_type = {0}, quantization;
-    value none = {.type = VALUE_NUMBER, .text = "0", .length = 1, .is_integer = true};
-    linear_scheme mtp = mtp_scheme(o, config);
+    value text_config, type = {0}, quantization, mindie[3], mtp;
     const value *compressed = NULL;
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
@@ -141,10 +178,8 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     edit edits[MAX_EDITS], inner[MAX_EDITS];
     size_t n = 0, m;
 
-    char *mtp_name = layout_lower_case(a, output_type(o, f->layout, mtp));
-    TRY(name && mtp_name ? TARE_OK : TARE_E_MEMORY);
+    TRY(name ? TARE_OK : TARE_E_MEMORY);
     type = string_value(name);
-    mtp_type = string_value(mtp_name);
     edits[n++] = (edit){.key = "quantization_config"};
     edits[n++] = (edit){.key = "compression_config"};
     edits[n++] = (edit){.key = "quantization"};
@@ -170,11 +205,8 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     }
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files)
         edits[n++] = (edit){.key = "quantize", .to = &type};
-    if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files && mtp != SCHEME_FLOAT)
-        edits[n++] = (edit){.key = "mtp_quantize", .to = &mtp_type};
-    if (o->options.no_mtp)
-        edits[n++] = (edit){
-            .key = "num_nextn_predict_layers", .to = &none, .only_if_present = true};
+    add_mindie_keys(o, edits, &n, mindie);
+    TRY(add_mtp_keys(o, f, a, config, edits, &n, &mtp));
     if (auto_map && !keep_auto_map(o, auto_map)) {
         if (!o->options.rehearsed && f == o->folders)
             TARE_WARN(o->ctx, "config.json: auto_map is dropped, the code it names is not copied");

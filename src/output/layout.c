@@ -12,6 +12,7 @@ static const char *const SUFFIXES[TENSOR_COUNT] = {
     [TENSOR_INPUT_OFFSET] = ".input_offset",
     [TENSOR_QUANT_BIAS] = ".quant_bias",
     [TENSOR_DEQ_SCALE] = ".deq_scale",
+    [TENSOR_SCALE_BIAS] = ".scale_bias",
     [TENSOR_INPUT_ZERO_POINT] = ".input_zero_point",
     [TENSOR_WEIGHT_PACKED] = ".weight_packed",
     [TENSOR_WEIGHT_SHAPE] = ".weight_shape",
@@ -89,7 +90,7 @@ static bool has_tensor(layout which, const linear_form *linear, tensor_role role
 {
     bool packed = is_packed(linear->scheme);
     if (which != LAYOUT_COMPRESSED_TENSORS)
-        return form_has_part(linear, role);
+        return form_has_part(linear, role) || (role == TENSOR_SCALE_BIAS && form_is_int4(linear));
     switch (role) {
     case TENSOR_WEIGHT:
         return !packed;
@@ -115,7 +116,8 @@ size_t packed_words(size_t k)
 bool linear_tensor(layout which, const numerics *num, const linear_form *linear, tensor_role role,
                    tensor_info *out)
 {
-    tare_dtype scale = layout_scale_dtype(which, num);
+    bool int4 = form_is_int4(linear); /* whose engine has FP32 scales */
+    tare_dtype scale = int4 ? TARE_F32 : layout_scale_dtype(which, num);
     tare_dtype act = num->compat ? linear->act_dtype : scale;
     /* Engines assert [N,1] and [N], so a single scale is repeated where they load the file. */
     bool single = linear->per_tensor && (which == LAYOUT_SAFE_TENSOR || which == LAYOUT_NUMPY);
@@ -124,7 +126,7 @@ bool linear_tensor(layout which, const numerics *num, const linear_form *linear,
         return false;
     switch (role) {
     case TENSOR_WEIGHT:
-        set_shape(out, TARE_I8, 2, linear->n, linear->k);
+        set_shape(out, TARE_I8, 2, int4 ? linear->n / 2 : linear->n, linear->k);
         break;
     case TENSOR_BIAS:
         set_shape(out, linear->bias_dtype, 1, linear->n, 0);
@@ -142,6 +144,9 @@ bool linear_tensor(layout which, const numerics *num, const linear_form *linear,
         break;
     case TENSOR_DEQ_SCALE:
         set_shape(out, deq_scale_dtype(num->dtype), 1, single ? 1 : linear->n, 0);
+        break;
+    case TENSOR_SCALE_BIAS:
+        set_shape(out, TARE_F32, 2, linear->n, linear->slices);
         break;
     case TENSOR_INPUT_ZERO_POINT:
         set_shape(out, TARE_I8, 1, 1, 0);

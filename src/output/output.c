@@ -380,9 +380,11 @@ size_t output_write_bytes(size_t n)
     return mem_array_bytes(n, sizeof(int64_t)) + mem_array_bytes(32768, sizeof(float));
 }
 
-size_t output_rows_bytes(size_t rows, size_t k, unsigned save)
+size_t output_rows_bytes(linear_scheme scheme, size_t rows, size_t k, unsigned save)
 {
-    return save & SAVE_COMPRESSED_TENSORS
+    if (scheme_of(scheme)->weight_bits == 4)
+        return mem_array_bytes(rows / 2, k) + mem_array_bytes(rows * INT4_SLICES, sizeof(float));
+    return scheme == SCHEME_W8A16 && (save & SAVE_COMPRESSED_TENSORS)
                ? mem_array_bytes(rows * packed_words(k), sizeof(uint32_t))
                : 0;
 }

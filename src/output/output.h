@@ -154,9 +154,8 @@ void output_free(output *o);
  * verification of linears of up to `n` rows included. */
 size_t output_state_bytes(size_t tensors, unsigned save);
 size_t output_write_bytes(size_t n);
-/* And, beside that, of writing `rows` rows of `k` integers of a linear whose weights alone are
- * quantized. */
-size_t output_rows_bytes(size_t rows, size_t k, unsigned save);
+/* And, beside that, of packing `rows` rows of `k` integers. */
+size_t output_rows_bytes(linear_scheme scheme, size_t rows, size_t k, unsigned save);
 size_t output_finish_bytes(size_t tensors, size_t n);
 
 #endif

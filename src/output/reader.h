@@ -29,6 +29,7 @@ typedef struct reader_linear {
     const reader_tensor *parts[TENSOR_COUNT]; /* NULL: absent */
     bool targeted;    /* compressed-tensors: config.json says how it is quantized */
     linear_form form; /* as its tensors tell; n or k 0: they do not */
+    bool staged;      /* W4A8_DYNAMIC by groups: further tensors, which are not read here */
     bool complete;    /* its tensors are those of its form: numbers can be read */
 } reader_linear;
 
@@ -44,6 +45,8 @@ typedef struct reader_numbers {
     float *deq_scale;  /* decoded */
     int64_t *deq_bits; /* as stored in I64; NULL: F32 */
     int64_t *row_sums; /* of the integers of a row; NULL: not looked at */
+    int64_t *sums;     /* [n,slices] the same by slices; NULL: no 4-bit weights */
+    float *scale_bias; /* [n,slices] of those */
     int8_t *row_min, *row_max;
 } reader_numbers;
 

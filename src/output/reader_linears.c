@@ -224,6 +224,32 @@ bool tensor_same_shape(const tensor_info *a, const tensor_info *b)
     return same;
 }
 
+/* The role decides, not what is stored - unless the architecture is not known. */
+static size_t expected_slices(const reader_layout *f, const reader_linear *l)
+{
+    const reader_tensor *t = l->parts[TENSOR_SCALE_BIAS];
+    if (f->arch && f->arch->experts)
+        return str_ends_with(l->module, f->arch->experts->names[EXPERT_LINEARS - 1]) ? INT4_SLICES
+                                                                                     : 1;
+    return t && t->info.rank == 2 && t->info.shape[1] == INT4_SLICES ? INT4_SLICES : 1;
+}
+
+/* Two rows are a row of bytes. */
+static tare_status settle_int4(reader_layout *f, reader_linear *l)
+{
+    tare_status status = TARE_OK;
+    buffer second;
+    buffer_init(&second, f->ctx);
+    buffer_printf(&second, "%s.weight_scale_second", l->module);
+    TRY(second.status);
+    l->staged = reader_find(f, second.data) != NULL;
+    l->form.n *= 2;
+    l->form.slices = expected_slices(f, l);
+done:
+    buffer_free(&second);
+    return status;
+}
+
 static tare_status settle_form(reader_layout *f, reader_linear *l)
 {
     const reader_tensor *w = reader_weight(l), *scale = l->parts[TENSOR_WEIGHT_SCALE];
@@ -239,13 +265,19 @@ static tare_status settle_form(reader_layout *f, reader_linear *l)
     form->act_dtype = act && act->info.dtype == TARE_F32 ? TARE_F32 : f->num.dtype;
     form->has_bias = bias != NULL;
     form->bias_dtype = bias && dtype_is_float(bias->info.dtype) ? bias->info.dtype : TARE_F32;
+    if (form_is_int4(form)) {
+        tare_status status = settle_int4(f, l);
+        if (status != TARE_OK)
+            return status;
+    }
     if (w == l->parts[TENSOR_WEIGHT_PACKED]) {
         tare_status status = packed_columns(f, l, &form->k);
         if (status != TARE_OK)
             return status;
     }
     /* a type that nobody knows is rule 5's to judge */
-    l->complete = form->k > 0 &&
+    l->complete = form->k > 0 && !l->staged &&
+                  (!form_is_int4(form) || form->k % form->slices == 0) &&
                   (!w->type || scheme_of_type(w->type, &scheme) || !reader_is_known_type(w->type));
     for (int role = 0; role < TENSOR_COUNT && l->complete; role++) {
         const reader_tensor *t = l->parts[role];

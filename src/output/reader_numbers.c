@@ -35,12 +35,37 @@ tare_status reader_read(const reader_layout *f, const reader_tensor *t, uint64_t
     return safetensors_read(f->files[t->source], &t->info, offset, data, size);
 }
 
+/* The low or the high nibble of a byte, two's complement. */
+static int8_t nibble(uint8_t byte, bool high)
+{
+    return (int8_t)((int8_t)(high ? byte & 0xf0 : byte << 4) / 16);
+}
+
+static tare_status int4_codes(const reader_layout *f, const reader_tensor *t, size_t k,
+                              size_t first, size_t count, int8_t *out)
+{
+    tare_status status = TARE_OK;
+    while (count > 0) {
+        size_t row = first / k, column = first % k, n = size_min(count, k - column);
+        TRY(reader_read(f, t, (uint64_t)(row / 2) * k + column, out, n));
+        for (size_t i = 0; i < n; i++)
+            out[i] = nibble((uint8_t)out[i], row % 2 == 1);
+        first += n;
+        out += n;
+        count -= n;
+    }
+done:
+    return status;
+}
+
 tare_status reader_codes(const reader_layout *f, const reader_linear *l, size_t first, size_t count,
                          int8_t *out)
 {
     const reader_tensor *t = reader_weight(l);
     size_t k = l->form.k, stride = packed_words(k) * sizeof(uint32_t);
     tare_status status = TARE_OK;
+    if (form_is_int4(&l->form))
+        return int4_codes(f, t, k, first, count, out);
     if (t == l->parts[TENSOR_WEIGHT])
         return reader_read(f, t, first, out, count);
     while (count > 0) {
@@ -219,12 +244,37 @@ static void scan_rows(const int8_t *q, uint64_t begin, size_t size, reader_numbe
     }
 }
 
+/* The same of nibbles, slice by slice: a byte is of two rows. */
+static void scan_int4(const uint8_t *bytes, uint64_t begin, size_t size, size_t slices,
+                      reader_numbers *n)
+{
+    enum { STRETCH = 4096 };
+    int8_t q[STRETCH];
+    size_t width = n->k / slices;
+    for (size_t at = 0, count; at < size; at += count) {
+        size_t row = 2 * (size_t)((begin + at) / n->k), column = (size_t)((begin + at) % n->k);
+        size_t slice = column / width;
+        count = size_min(size_min(size - at, (slice + 1) * width - column), STRETCH);
+        for (size_t high = 0; high < 2; high++) {
+            size_t r = row + high;
+            int64_t sum = 0;
+            for (size_t i = 0; i < count; i++)
+                q[i] = nibble(bytes[at + i], high == 1);
+            scan_segment(q, count, &sum, &n->row_min[r], &n->row_max[r]);
+            n->row_sums[r] += sum;
+            n->sums[r * slices + slice] += sum;
+        }
+    }
+}
+
 /* Streams the weight once: one piece is read while the one before it is looked at. */
-static tare_status scan_weight(const reader_layout *f, const reader_tensor *t, reader_numbers *n)
+static tare_status scan_weight(const reader_layout *f, const reader_linear *l, reader_numbers *n)
 {
     tare_context *ctx = f->ctx;
     tare_status status = TARE_OK;
     read_ahead *pieces = NULL;
+    const reader_tensor *t = l->parts[TENSOR_WEIGHT];
+    bool int4 = form_is_int4(&l->form);
     scan_work w = {.f = f, .t = t};
     size_t slot, most = t->info.bytes < SCAN_PIECE ? (size_t)t->info.bytes : SCAN_PIECE;
     read_ahead_work work = {.user = &w,
@@ -236,8 +286,11 @@ static tare_status scan_weight(const reader_layout *f, const reader_tensor *t, r
     n->row_sums = mem_calloc(ctx, n->n, sizeof *n->row_sums);
     n->row_min = mem_alloc(ctx, n->n);
     n->row_max = mem_alloc(ctx, n->n);
+    if (int4)
+        n->sums = mem_calloc(ctx, n->n * l->form.slices, sizeof *n->sums);
     for (int i = 0; i < 2; i++)
         w.room[i] = mem_alloc(ctx, file_read_room(most));
+    TRY(!int4 || n->sums ? TARE_OK : TARE_E_MEMORY);
     TRY(n->row_sums && n->row_min && n->row_max && w.room[0] && w.room[1] ? TARE_OK
                                                                           : TARE_E_MEMORY);
     memset(n->row_min, INT8_MAX, n->n);
@@ -245,7 +298,10 @@ static tare_status scan_weight(const reader_layout *f, const reader_tensor *t, r
     TRY(read_ahead_start(ctx, &work, &pieces));
     for (size_t i = 0; i < work.count; i++) {
         TRY(read_ahead_take(pieces, i, &slot));
-        scan_rows(w.data[slot], (uint64_t)i * SCAN_PIECE, piece_size(&w, i), n);
+        if (int4)
+            scan_int4(w.data[slot], (uint64_t)i * SCAN_PIECE, piece_size(&w, i), l->form.slices, n);
+        else
+            scan_rows(w.data[slot], (uint64_t)i * SCAN_PIECE, piece_size(&w, i), n);
     }
 done:
     read_ahead_stop(pieces);
@@ -290,10 +346,12 @@ tare_status reader_numbers_load(const reader_layout *f, const reader_linear *l, 
     TRY(out->weight_offset ? TARE_OK : TARE_E_MEMORY);
     if (parts[TENSOR_BIAS])
         TRY(reader_floats(f, parts[TENSOR_BIAS], &out->bias));
+    if (form_is_int4(&l->form))
+        TRY(reader_floats(f, parts[TENSOR_SCALE_BIAS], &out->scale_bias));
     if (scheme_of(l->form.scheme)->activations == ACT_STATIC)
         TRY(load_activations(f, parts, out));
     if (f->layout != LAYOUT_COMPRESSED_TENSORS)
-        TRY(scan_weight(f, parts[TENSOR_WEIGHT], out));
+        TRY(scan_weight(f, l, out));
 done:
     if (status != TARE_OK)
         reader_numbers_free(f->ctx, out);
@@ -304,6 +362,8 @@ size_t reader_numbers_bytes(size_t n)
 {
     return 4 * mem_array_bytes(n, sizeof(float)) + 2 * mem_array_bytes(n, sizeof(int32_t)) +
            2 * mem_array_bytes(n, sizeof(int64_t)) + 2 * mem_block_bytes(n) +
+           mem_array_bytes(n * INT4_SLICES, sizeof(int64_t)) +
+           mem_array_bytes(n * INT4_SLICES, sizeof(float)) +
            2 * mem_block_bytes(file_read_room(SCAN_PIECE)) + read_ahead_bytes();
 }
 
@@ -316,6 +376,8 @@ void reader_numbers_free(tare_context *ctx, reader_numbers *n)
     mem_free(ctx, n->deq_scale);
     mem_free(ctx, n->deq_bits);
     mem_free(ctx, n->row_sums);
+    mem_free(ctx, n->sums);
+    mem_free(ctx, n->scale_bias);
     mem_free(ctx, n->row_min);
     mem_free(ctx, n->row_max);
     memset(n, 0, sizeof *n);

@@ -36,6 +36,7 @@ static const verify_rule RULES[] = {
     {9, A | S | N | C, NEEDS_TENSORS, NULL, rule_offsets},
     {10, A | S | N, NEEDS_TENSORS, NULL, rule_deq_product},
     {11, A | S | N, NEEDS_TENSORS, NULL, rule_quant_bias},
+    {11, A, NEEDS_TENSORS, NULL, rule_scale_bias},
     {12, A | S | N, NEEDS_TENSORS, NULL, rule_integer_range},
     {13, A | S | C, NEEDS_TENSORS, rule_fused, NULL},
     {14, A | S, NEEDS_TENSORS | NEEDS_BASE, rule_base_tensors, NULL},

@@ -183,6 +183,19 @@ static bool is_left_out(const verify *v, bool has_mtp, const char *name)
            (v->base_config->tie_word_embeddings && strcmp(name, "lm_head.weight") == 0);
 }
 
+/* A row of bytes holds two of 4-bit weights. */
+static tensor_info unpacked(const reader_layout *f, const reader_tensor *t)
+{
+    size_t length;
+    tensor_info info = t->info;
+    const reader_linear *l = role_of_name(t->info.name, &length) == TENSOR_WEIGHT
+                                 ? reader_find_linear(f, t->info.name, length)
+                                 : NULL;
+    if (l && form_is_int4(&l->form))
+        info.shape[0] *= 2;
+    return info;
+}
+
 tare_status rule_base_tensors(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
@@ -190,14 +203,15 @@ tare_status rule_base_tensors(verify *v, reader_layout *f)
     for (size_t i = 0; i < checkpoint_count(v->base); i++) {
         const tensor_info *source = checkpoint_at(v->base, i);
         const reader_tensor *t = reader_find(f, source->name);
+        const tensor_info here = t ? unpacked(f, t) : (tensor_info){0};
         TRY(context_check_cancelled(f->ctx));
         if (!t) {
             if (str_ends_with(source->name, ".weight") && !is_left_out(v, has_mtp, source->name))
                 verify_fail(v, 14, source->name, "every weight of the base", "no such tensor");
-        } else if (!tensor_same_shape(&t->info, source)) {
+        } else if (!tensor_same_shape(&here, source)) {
             char want[96], have[96];
             tensor_shape_text(source, want, sizeof want);
-            tensor_shape_text(&t->info, have, sizeof have);
+            tensor_shape_text(&here, have, sizeof have);
             verify_fail(v, 14, source->name, want, "%s", have);
         } else if (!t->type || strcmp(t->type, "FLOAT") == 0) {
             smoothing s;
@@ -218,13 +232,13 @@ typedef struct distance {
     size_t count, bad, first_bad;
 } distance;
 
-/* Half a step, and what lies beyond -127..127 (with an offset: -128). The arithmetic is FP32
- * (compat: in the model dtype, where a quotient near 127 has lost bits). */
+/* Half a step, and what lies beyond the integers. The arithmetic is FP32 (compat: in the model
+ * dtype, where a quotient near 127 has lost bits). */
 static void add_distance(distance *d, size_t row, int8_t q, double w, double scale, double offset,
-                         double slack)
+                         const double limits[2], double slack)
 {
     double exact = w / scale + offset, error = fabs((double)q - exact);
-    double clipped = fmax(fmax(exact - 127.0, (offset != 0 ? -128.0 : -127.0) - exact), 0.0);
+    double clipped = fmax(fmax(exact - limits[1], limits[0] - exact), 0.0);
     if (error > d->max)
         d->max = error;
     d->sum += error;
@@ -247,6 +261,7 @@ static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
 {
     tare_context *ctx = f->ctx;
     size_t k = n->k, step = size_max(PIECE_BYTES / size_max(k, 1), 1);
+    bool int4 = form_is_int4(&l->form);
     double slack = quotient_slack(f);
     int8_t *q = mem_alloc_array(ctx, step, k);
     float *w = mem_alloc_array(ctx, step * k, sizeof *w);
@@ -264,9 +279,10 @@ static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
             if (f->num.compat) /* the reference loads the model in this dtype */
                 x = round_to_dtype((double)x, f->num.dtype);
             size_t of_scale = n->num_scales == 1 ? 0 : row;
+            double offset = (double)n->weight_offset[of_scale];
+            const double limits[2] = {int4 ? -8 : offset != 0 ? -128 : -127, int4 ? 7 : 127};
             add_distance(d, row, q[i], (double)x * (columns ? columns[i % k] : 1.0),
-                         (double)n->weight_scale[of_scale], (double)n->weight_offset[of_scale],
-                         slack);
+                         (double)n->weight_scale[of_scale], offset, limits, slack);
         }
     }
 done:

@@ -120,6 +120,8 @@ tare_status rule_offsets(verify *v, reader_layout *f, const reader_linear *l,
                          const reader_numbers *n); /* 9 */
 tare_status rule_deq_product(verify *v, reader_layout *f, const reader_linear *l,
                              const reader_numbers *n); /* 10 */
+tare_status rule_scale_bias(verify *v, reader_layout *f, const reader_linear *l,
+                            const reader_numbers *n);
 tare_status rule_quant_bias(verify *v, reader_layout *f, const reader_linear *l,
                             const reader_numbers *n); /* 11 */
 tare_status rule_integer_range(verify *v, reader_layout *f, const reader_linear *l,

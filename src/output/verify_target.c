@@ -249,11 +249,11 @@ static bool is_new_bias(const judgement *j, const char *module)
            verify_part(j->f, module, strlen(module), role_suffix(TENSOR_BIAS));
 }
 
-static bool has_groups(const judgement *j, const reader_linear *l, bool staged)
+static bool has_groups(const judgement *j, const reader_linear *l)
 {
     const reader_tensor *scale = l->parts[TENSOR_WEIGHT_SCALE];
     const value *size = value_get(j->f->description, "group_size");
-    return staged || (scale && scale->info.rank == 2 && scale->info.shape[1] > 1) ||
+    return l->staged || (scale && scale->info.rank == 2 && scale->info.shape[1] > 1) ||
            (size && size->is_integer && size->integer > 0);
 }
 
@@ -262,7 +262,6 @@ static tare_status quantized_traits(judgement *j, const reader_linear *l, target
     const reader_layout *f = j->f;
     const reader_tensor *deq = l->parts[TENSOR_DEQ_SCALE];
     bool offsets = false;
-    bool staged = verify_part(f, l->module, strlen(l->module), ".weight_scale_second") != NULL;
     tare_status status = TARE_OK;
     if (f->layout == LAYOUT_COMPRESSED_TENSORS && !l->form.act_symmetric &&
         scheme_of(l->form.scheme)->activations == ACT_STATIC)
@@ -272,8 +271,8 @@ static tare_status quantized_traits(judgement *j, const reader_linear *l, target
     if (offsets || (out->type == TYPE_W8A16 && f->plan && f->plan->weight_offsets))
         out->traits |= TRAIT_WEIGHT_OFFSETS;
     out->traits |= j->typed;
-    out->traits |= staged ? TRAIT_STAGED : 0;
-    out->traits |= has_groups(j, l, staged) ? TRAIT_GROUPS : 0;
+    out->traits |= l->staged ? TRAIT_STAGED : 0;
+    out->traits |= has_groups(j, l) ? TRAIT_GROUPS : 0;
     out->traits |= l->parts[TENSOR_WEIGHT_SCALE] ? 0 : TRAIT_NO_WEIGHT_SCALE;
     out->traits |= deq && deq->info.dtype != deq_scale_dtype(f->num.dtype) ? TRAIT_DEQ_DTYPE : 0;
     out->traits |= j->prefixes[l - f->linears] ? TRAIT_PREFIX : 0;

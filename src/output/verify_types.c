@@ -131,8 +131,9 @@ static tare_status check_linear(verify *v, reader_layout *f, const reader_linear
         return TARE_OK;
     if (type && strcmp(type, "FLOAT") == 0) {
         verify_fail(v, 6, l->module, "a FLOAT weight alone", "tensors of a quantized linear");
-    } else if (type && !scheme_of_type(type, &scheme) && reader_is_known_type(type)) {
-        verify_warn(v, 6, l->module, "W8A8, W8A8_DYNAMIC, W8A8_MIX or W8A16",
+    } else if (type && reader_is_known_type(type) &&
+               (l->staged || !scheme_of_type(type, &scheme))) {
+        verify_warn(v, 6, l->module, "W8A8, W8A8_DYNAMIC, W8A8_MIX, W8A16 or W4A8_DYNAMIC",
                     "%s, whose tensors this version does not check", type);
     } else if (l->form.n == 0) {
         verify_fail(v, rule_of_tensors(f), l->module, "a weight [N,K]", "%s",
@@ -150,6 +151,14 @@ done:
     return status;
 }
 
+/* Is it one of the further tensors of a linear with groups? */
+static bool is_of_staged(const reader_layout *f, const char *name)
+{
+    const char *dot = strrchr(name, '.');
+    const reader_linear *l = dot ? reader_find_linear(f, name, (size_t)(dot - name)) : NULL;
+    return l && l->staged;
+}
+
 tare_status rule_linear_tensors(verify *v, reader_layout *f)
 {
     size_t length;
@@ -160,7 +169,7 @@ tare_status rule_linear_tensors(verify *v, reader_layout *f)
     for (size_t i = 0; i < f->num_tensors; i++) {
         const reader_tensor *t = &f->tensors[i];
         if (t->type && scheme_of_type(t->type, &scheme) && !strstr(t->info.name, ".module.") &&
-            role_of_name(t->info.name, &length) == TENSOR_FLOAT)
+            role_of_name(t->info.name, &length) == TENSOR_FLOAT && !is_of_staged(f, t->info.name))
             verify_fail(v, 6, t->info.name, "a tensor that quantized linears have", "an extra one");
     }
 done:

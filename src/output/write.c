@@ -99,7 +99,8 @@ static void fill_small(const tensor_info *t, const float *values, size_t count, 
 /* What a linear's parts become on their way into files. */
 typedef struct part_room {
     void *small;  /* [count] of 8 bytes */
-    char *packed; /* rows of packed_words; NULL: no folder holds them */
+    char *packed; /* rows of packed_words, or pairs of rows of 4 bits; NULL: no folder holds any */
+    float *scale_bias;
     int64_t shape[2];
 } part_room;
 
@@ -114,6 +115,41 @@ static void pack_rows(const int8_t *q, size_t count, size_t k, char *out)
     }
 }
 
+/* Two's complement nibbles, of each two rows the first one low (spec/output_formats.md 5.2). */
+static void pack_int4(const int8_t *q, size_t count, size_t k, char *out)
+{
+    for (size_t i = 0; i < count / 2; i++, q += 2 * k, out += k) {
+        for (size_t j = 0; j < k; j++)
+            out[j] = (char)((q[j] & 15) | (uint8_t)q[k + j] << 4);
+    }
+}
+
+/* 8 * sum of the dequantized weights, slice by slice: the kernel reads nibbles as unsigned. */
+static void sum_int4(const int8_t *q, const float *scales, size_t count, const linear_form *form,
+                     float *out)
+{
+    size_t width = form->k / form->slices;
+    for (size_t i = 0; i < count * form->slices; i++, q += width) {
+        int64_t sum = 0;
+        for (size_t j = 0; j < width; j++)
+            sum += q[j];
+        out[i] = (float)(8.0 * (double)sum * (double)scales[i / form->slices]);
+    }
+}
+
+static tare_status make_int4(output *o, const linear_form *form, const linear_parts *p,
+                             part_room *room)
+{
+    room->packed = mem_alloc_array(o->ctx, p->count / 2, form->k);
+    room->scale_bias = mem_alloc_array(o->ctx, p->count * form->slices, sizeof(float));
+    if (!room->packed || !room->scale_bias)
+        return TARE_E_MEMORY;
+    pack_int4(p->data[TENSOR_WEIGHT], p->count, form->k, room->packed);
+    sum_int4(p->data[TENSOR_WEIGHT], p->data[TENSOR_WEIGHT_SCALE], p->count, form,
+             room->scale_bias);
+    return TARE_OK;
+}
+
 static tare_status make_room(output *o, const linear_form *form, const linear_parts *p,
                              part_room *room)
 {
@@ -124,6 +160,8 @@ static tare_status make_room(output *o, const linear_form *form, const linear_pa
     *room = (part_room){.shape = {(int64_t)form->n, (int64_t)form->k}};
     if (!(room->small = mem_alloc_array(o->ctx, p->count, sizeof(int64_t))))
         return TARE_E_MEMORY;
+    if (form_is_int4(form))
+        return make_int4(o, form, p, room);
     if (!packs)
         return TARE_OK;
     room->packed = mem_alloc_array(o->ctx, p->count * packed_words(form->k), sizeof(uint32_t));
@@ -140,9 +178,12 @@ static const void *part_data(const tensor_info *t, tensor_role role, const linea
     tensor_role part = role == TENSOR_INPUT_ZERO_POINT ? TENSOR_INPUT_OFFSET : role;
     switch (role) {
     case TENSOR_WEIGHT:
+        return form_is_int4(form) ? room->packed : p->data[role];
     case TENSOR_BIAS:
     case TENSOR_QUANT_BIAS:
         return p->data[role];
+    case TENSOR_SCALE_BIAS:
+        return room->scale_bias;
     case TENSOR_WEIGHT_PACKED:
         return room->packed;
     case TENSOR_WEIGHT_SHAPE:
@@ -158,15 +199,18 @@ static const void *part_data(const tensor_info *t, tensor_role role, const linea
 static tare_status write_part(output *o, output_folder *f, const planned_tensor *t,
                               const linear_form *form, const linear_parts *p, const part_room *room)
 {
-    bool by_row = part_is_by_row(t->role) && t->info.shape[0] == form->n;
+    bool int4 = t->role == TENSOR_WEIGHT && form_is_int4(form);
+    size_t height = int4 ? 2 : 1; /* rows of the linear in one of the tensor */
+    bool by_row = part_is_by_row(t->role) && t->info.shape[0] == form->n / height;
     tensor_info rows = t->info;
     uint64_t offset = 0;
     if (!by_row && p->first + p->count < form->n)
         return TARE_OK;
     if (by_row) {
-        rows.shape[0] = p->count;
-        rows.bytes = t->info.bytes / form->n * p->count;
-        offset = t->info.bytes / form->n * p->first;
+        uint64_t row_bytes = t->info.bytes / t->info.shape[0];
+        rows.shape[0] = p->count / height;
+        rows.bytes = row_bytes * rows.shape[0];
+        offset = row_bytes * (p->first / height);
     }
     return output_write_tensor(o, f, t, offset, part_data(&rows, t->role, form, p, room),
                                rows.bytes);
@@ -194,6 +238,8 @@ static bool parts_fit(const output_unit *u, const linear_parts *p)
 {
     const linear_form *form = &u->linear;
     if (u->complete || p->count == 0 || p->first != u->written || p->count > form->n - u->written)
+        return false;
+    if (form_is_int4(form) && p->count % 2 != 0)
         return false;
     for (int role = 0; role < TENSOR_COUNT; role++) {
         bool due = form_has_part(form, (tensor_role)role) &&
@@ -224,6 +270,7 @@ tare_status output_write_linear(output *o, const char *module, const linear_part
 done:
     mem_free(o->ctx, room.small);
     mem_free(o->ctx, room.packed);
+    mem_free(o->ctx, room.scale_bias);
     return TARE_WRAP(o->ctx, status, "%s", module);
 }
 

@@ -56,6 +56,7 @@ static tare_status declare_linear(run *r, const model_linear *l, const linear_pl
     linear_form form = {.scheme = f->scheme,
                         .n = l->n,
                         .k = l->k,
+                        .slices = f->slices,
                         .per_tensor = r->env->recipe->mm_tensor,
                         .act_dtype = wide ? TARE_F32 : r->env->num.dtype,
                         .new_bias = bias.name && !l->bias};

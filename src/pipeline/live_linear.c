@@ -111,7 +111,10 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
     if (smooth)
         smooth->raw = *raw;
     if (quantize) {
-        weight_rows rows = {.stored = *raw, .smooth = smooth, .count = linear->n};
+        weight_rows rows = {.stored = *raw,
+                            .smooth = smooth,
+                            .count = linear->n,
+                            .method = recipe_weight_method(r->env->recipe, scheme)};
         TRY(weight_quantize_rows(r->ctx, &r->env->num, &rows, r->env->recipe->mm_tensor, &l->q));
         run_spent(r, WORK_QUANTIZE);
     } else {
@@ -248,13 +251,11 @@ size_t live_linear_rows_bytes(size_t rows)
            output_write_bytes(rows);
 }
 
-/* compressed-tensors packs the integers of W8A16. */
 size_t live_linear_write_bytes(const run_plan *plan, size_t index)
 {
     const model_linear *l = &plan->env->model->linears[index];
-    bool packs = plan->linears[index].scheme == SCHEME_W8A16;
     return live_linear_rows_bytes(l->n) + converted_bytes(plan->env, &l->weight) +
-           (packs ? output_rows_bytes(l->n, l->k, plan->env->save) : 0);
+           output_rows_bytes(plan->linears[index].scheme, l->n, l->k, plan->env->save);
 }
 
 observer_kind observer_kind_of(const run_env *e, const linear_score *s)

@@ -79,7 +79,8 @@ static size_t rows_of_piece(const weight_step *s)
     if (!reads_ahead(s->kind))
         return 1;
     size_t rows = s->source.n, fit = PIECE_BYTES / stored_row_bytes(&s->source);
-    return s->kind == STEP_NORM ? rows : size_max(size_min(fit, rows), 1);
+    size_t least = scheme_of(s->scheme)->weight_bits == 4 ? 2 : 1; /* which are packed together */
+    return s->kind == STEP_NORM ? rows : size_max(size_min(fit, rows) / least * least, least);
 }
 
 /* Where anything depends on samples, all weights are symmetric. */
@@ -109,7 +110,7 @@ static void measure_step(weight_pieces *w, const weight_step *s, size_t rows)
     w->most.rows = size_max(w->most.rows, rows);
     w->most.columns = size_max(w->most.columns, source->k);
     w->most.packed = size_max(w->most.packed,
-                              output_rows_bytes(rows, source->k, w->plan->env->save));
+                              output_rows_bytes(s->scheme, rows, source->k, w->plan->env->save));
     w->most.bias = size_max(w->most.bias, load_bias_bytes(w->plan, l));
 }
 
@@ -387,7 +388,8 @@ static tare_status make_piece(weight_pieces *w, const weight_piece *p, piece_slo
                         .smooth = smoothed_rows(w, p, at, &smooth) ? &smooth : NULL,
                         .first = p->first,
                         .count = p->count,
-                        .asymmetric = is_asymmetric(w->plan)};
+                        .asymmetric = is_asymmetric(w->plan),
+                        .method = recipe_weight_method(r->env->recipe, s->scheme)};
     weight_codes codes = {at->q, at->scales, at->offsets, at->row_sums, at->zero_rows};
     if (s->kind == STEP_MEASURE && p->first == 0)
         w->range = (weight_range){0};

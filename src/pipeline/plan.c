@@ -16,6 +16,9 @@ static void list_block(run_plan *plan, const model_block *b)
         l->stays_float = !expert && g->linears[own].stays_float;
         l->is_mlp = mixed && (expert || !strstr(m->linears[i].name, ".self_attn."));
         l->mixture = expert ? b->index + 1 : 0;
+        l->n = m->linears[i].n;
+        l->k = m->linears[i].k;
+        l->slices = expert && (own - g->num_linears + 1) % EXPERT_LINEARS == 0 ? INT4_SLICES : 1;
     }
 }
 

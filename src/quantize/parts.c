@@ -8,11 +8,17 @@ bool form_has_part(const linear_form *form, tensor_role part)
     return part == TENSOR_BIAS ? form->has_bias : scheme_of(form->scheme)->parts >> part & 1;
 }
 
+bool form_is_int4(const linear_form *form)
+{
+    return scheme_of(form->scheme)->weight_bits == 4;
+}
+
 bool part_is_by_row(tensor_role part)
 {
     switch (part) {
     case TENSOR_WEIGHT:
     case TENSOR_WEIGHT_PACKED:
+    case TENSOR_SCALE_BIAS:
     case TENSOR_WEIGHT_SCALE:
     case TENSOR_WEIGHT_OFFSET:
     case TENSOR_QUANT_BIAS:

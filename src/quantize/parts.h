@@ -16,7 +16,9 @@ typedef enum tensor_role {
     TENSOR_INPUT_OFFSET,
     TENSOR_QUANT_BIAS,
     TENSOR_DEQ_SCALE,
-    /* no parts: what compressed-tensors makes of them (section 7) */
+    /* no parts: what ascendv1 makes of 4-bit weights and scales (section 5.3), and
+     * compressed-tensors of parts (section 7) */
+    TENSOR_SCALE_BIAS,
     TENSOR_INPUT_ZERO_POINT,
     TENSOR_WEIGHT_PACKED,
     TENSOR_WEIGHT_SHAPE,
@@ -24,11 +26,15 @@ typedef enum tensor_role {
     TENSOR_FLOAT = TENSOR_COUNT /* a tensor on its own */
 } tensor_role;
 
+/* Of the down projection of an expert with 4-bit weights (spec/schemes.md 6.2). */
+enum { INT4_SLICES = 16 };
+
 /* A quantized linear. */
 typedef struct linear_form {
     linear_scheme scheme;
     size_t n, k;
-    bool per_tensor;      /* one weight scale */
+    size_t slices;   /* of 4-bit weights: sums of a row in scale_bias, each of k / slices columns */
+    bool per_tensor; /* one weight scale */
     tare_dtype act_dtype; /* of input_scale and input_offset in compat mode */
     bool act_symmetric;   /* input_offset is 0, and compressed-tensors has no zero point */
     bool has_bias;
@@ -38,7 +44,7 @@ typedef struct linear_form {
 
 /* Rows [first, first+count) of a linear; NULL: a part that it does not have. By row are
 
-       weight                       I8 [count,k]
+       weight                       I8 [count,k], of 4-bit weights in -8..7, and an even count
        weight_scale, deq_scale      F32 [count], or [1] with per_tensor
        weight_offset                the same; NULL: zeros
        quant_bias                   I32 [count]
@@ -54,6 +60,8 @@ typedef struct linear_parts {
 
 /* Does a linear of this form have the part? */
 bool form_has_part(const linear_form *form, tensor_role part);
+/* Are its weights of 4 bits? */
+bool form_is_int4(const linear_form *form);
 bool part_is_by_row(tensor_role part);
 /* Bytes of a part of `count` rows. */
 size_t part_bytes(const linear_form *form, tensor_role part, size_t count);

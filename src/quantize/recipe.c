@@ -17,6 +17,8 @@ static const choice scheme_choices[] = {{"w8a8", SCHEME_W8A8},
                                         {"w8a16", SCHEME_W8A16},
                                         {"w8a8_mix", SCHEME_W8A8_MIX},
                                         {NULL, -1}};
+static const choice weight_choices[] = {
+    {"ssz", WEIGHT_INT4_SSZ}, {"minmax", WEIGHT_INT4_MINMAX}, {NULL, 0}};
 static const choice kv_choices[] = {{"none", 0}, {"c8", 1}, {NULL, 0}};
 static const choice mtp_choices[] = {
     {"none", MTP_NONE}, {"float", MTP_FLOAT}, {"mix", MTP_MIX}, {NULL, -1}};
@@ -40,6 +42,7 @@ const setting recipe_settings[] = {
     {"quant", "a_sym", SETTING_SWITCH, AT(a_sym), 0, 0, NULL},
     {"quant", "mm_tensor", SETTING_BOOL, AT(mm_tensor), 0, 0, NULL},
     {"quant", "w_sym", SETTING_BOOL, AT(w_sym), 0, 0, NULL},
+    {"quant", "weight_method", SETTING_CHOICE, AT(weight_method), 0, 0, weight_choices},
     {"quant", "pr", SETTING_FLOAT, AT(pr), 0, 1, NULL},
     {"quant", "seed", SETTING_INT, AT(seed), 0, INT64_LIMIT, NULL},
     {"quant", "kv_cache", SETTING_CHOICE, AT(kv_cache), 0, 0, kv_choices},
@@ -229,7 +232,8 @@ static tare_status add_mix(tare_recipe *r, const setting *s, const char *pattern
         return REFUSE(r, s, "a type without a pattern before it");
     if (!scheme_of_name(type, &scheme))
         return REFUSE(r, s,
-                      "\"%.80s\" is no type; possible: w8a8, w8a8_dynamic, w8a16, w8a8_mix, float",
+                      "\"%.80s\" is no type; possible: w8a8, w8a8_dynamic, w8a16, w8a8_mix, "
+                      "w4a8_dynamic, float",
                       type);
     return mix_list_add(r->ctx, l, pattern, length, scheme);
 }

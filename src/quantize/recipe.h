@@ -9,6 +9,7 @@
 #include "model/mtp.h"
 #include "quantize/engines.h"
 #include "quantize/max_memory.h"
+#include "quantize/scheme.h"
 #include "quantize/schemes.h"
 
 /* A list of strings that the recipe owns. */
@@ -44,6 +45,7 @@ struct tare_recipe {
     int64_t w_bit, a_bit, act_method, seed;
     int64_t a_sym; /* 1: symmetric static activations; -1: as the save types say */
     bool mm_tensor, w_sym;
+    int64_t weight_method; /* of 4-bit weights: a weight_method */
     double pr;
     int64_t kv_cache; /* 1: c8, INT8 keys and values; 0: as they are */
     bool kv_sym;      /* their offsets are 0 */
@@ -81,6 +83,8 @@ struct tare_recipe {
 linear_scheme recipe_scheme(const tare_recipe *recipe);
 /* May a linear have this scheme by the run's own or by mix? */
 bool recipe_uses(const tare_recipe *recipe, linear_scheme scheme);
+/* How weights of that scheme are quantized. */
+weight_method recipe_weight_method(const tare_recipe *recipe, linear_scheme scheme);
 /* Do npy files hold torch tensors? By default only under compat, as in the reference's. */
 bool recipe_npy_torch(const tare_recipe *recipe);
 /* Checks what no single setting shows: widths that go together, settings without the one that they

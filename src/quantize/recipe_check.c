@@ -65,6 +65,11 @@ linear_scheme recipe_scheme(const tare_recipe *r)
     return r->a_bit == 16 ? SCHEME_W8A16 : SCHEME_W8A8;
 }
 
+weight_method recipe_weight_method(const tare_recipe *r, linear_scheme scheme)
+{
+    return scheme_of(scheme)->weight_bits == 4 ? (weight_method)r->weight_method : WEIGHT_INT8;
+}
+
 bool recipe_uses(const tare_recipe *r, linear_scheme scheme)
 {
     bool uses = recipe_scheme(r) == scheme;
@@ -99,9 +104,12 @@ static tare_status check_widths(const tare_recipe *r)
     if (r->a_sym > 0 && r->compat)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.a_sym: static activations are asymmetric under run.compat (false)");
-    if (r->mm_tensor && recipe_uses(r, SCHEME_W8A8_DYNAMIC))
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "quant.mm_tensor: w8a8_dynamic needs a scale for each row (false)");
+    for (int i = 0; i < SCHEMES; i++)
+        if (r->mm_tensor && scheme_of((linear_scheme)i)->activations == ACT_PER_TOKEN &&
+            recipe_uses(r, (linear_scheme)i))
+            return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                             "quant.mm_tensor: %s needs a scale for each row (false)",
+                             scheme_of((linear_scheme)i)->name);
     return TARE_OK;
 }
 
@@ -146,6 +154,12 @@ tare_status recipe_check_save(const tare_recipe *r)
             "save.types: %s has no w8a8_mix, whose linears are static and per token in "
             "one; quantize as w8a8 or w8a8_dynamic, or save as ascendv1 or safe_tensor",
             save_types_text(plain));
+    unsigned no_int4 = save_types_with(save, SAVE_NO_INT4);
+    if (no_int4 && recipe_uses(r, SCHEME_W4A8_DYNAMIC))
+        return TARE_FAIL(
+            r->ctx, TARE_E_USAGE,
+            "save.types: %s has no w4a8_dynamic with one scale a row; save as ascendv1",
+            save_types_text(no_int4));
     if (plain && !r->w_sym)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "save.types: %s needs symmetric weights (quant.w_sym true)",

@@ -63,6 +63,7 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
                        .a_bit = 8,
                        .act_method = 1,
                        .w_sym = true,
+                       .weight_method = WEIGHT_INT4_SSZ,
                        .kv_sym = true,
                        .pr = 1.0,
                        .anti_w_bit = 8,

@@ -76,6 +76,14 @@ static tare_status refuse_kept(const tare_recipe *r, const mix_entry *e, const l
                      e->pattern, scheme_of(e->scheme)->name, kept->name);
 }
 
+static tare_status refuse_int4(const tare_recipe *r, const mix_entry *e, const linear_plan *l)
+{
+    return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                     "mix: \"%s\" says w4a8_dynamic of %s, which is no routed expert: engines have "
+                     "it for those alone",
+                     e->pattern, l->name);
+}
+
 /* An exact name wins over patterns, of which the first counts. */
 static tare_status apply_mix(const tare_recipe *r, linear_plan *linears, size_t count)
 {
@@ -91,9 +99,12 @@ static tare_status apply_mix(const tare_recipe *r, linear_plan *linears, size_t 
             found = true;
             settable = settable || !l->stays_float;
             kept = l->stays_float ? l : kept;
-            if (l->why == WHY_SCHEME ||
-                (exact && l->why == WHY_MIX && strcmp(l->rule, l->name) != 0))
-                decide(l, mixed_scheme(r, e->scheme), WHY_MIX, e->pattern);
+            if (l->why != WHY_SCHEME &&
+                !(exact && l->why == WHY_MIX && strcmp(l->rule, l->name) != 0))
+                continue;
+            if (e->scheme == SCHEME_W4A8_DYNAMIC && !l->mixture)
+                return refuse_int4(r, e, l);
+            decide(l, mixed_scheme(r, e->scheme), WHY_MIX, e->pattern);
         }
         if (!found)
             return refuse_name(r, "mix", e->pattern, linears, count, NULL, 0);
@@ -190,8 +201,21 @@ static tare_status refuse_static_expert(const tare_recipe *r, const linear_plan 
     return TARE_FAIL(
         r->ctx, TARE_E_USAGE,
         "%s would be %s (by %s), for which no engine has a kernel in experts; possible: "
-        "w8a8_dynamic, float",
+        "w8a8_dynamic, w4a8_dynamic, float",
         l->name, scheme_of(l->scheme)->name, rule_text(l));
+}
+
+/* Two rows are a byte, and engines view rows as 32-bit words; they share out the columns of what
+ * comes last among up to `slices` of them. */
+static tare_status check_int4(const tare_recipe *r, const linear_plan *l)
+{
+    size_t rows = l->slices > 1 ? 8 : 4;
+    if (l->scheme != SCHEME_W4A8_DYNAMIC || (l->n % rows == 0 && l->k % l->slices == 0))
+        return TARE_OK;
+    return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                     "%s [%zu,%zu] would be w4a8_dynamic (by %s), which needs rows in multiples of "
+                     "%zu and columns in multiples of %zu",
+                     l->name, l->n, l->k, rule_text(l), rows, l->slices);
 }
 
 /* Engines read the type of all experts from the first. */
@@ -203,6 +227,9 @@ static tare_status settle_mixture(const tare_recipe *r, linear_plan *experts, si
         const linear_plan *l = &experts[i];
         if (is_static(l))
             return refuse_static_expert(r, l);
+        tare_status status = check_int4(r, l);
+        if (status != TARE_OK)
+            return status;
         if (l->scheme != experts[0].scheme && (l->why == WHY_MIX || experts[0].why == WHY_MIX))
             return TARE_FAIL(
                 r->ctx, TARE_E_USAGE,

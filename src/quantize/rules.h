@@ -27,6 +27,7 @@ typedef struct linear_plan {
     bool is_mlp;          /* in a model with experts, which engines take per token at most */
     size_t mixture;       /* equal for all experts of a layer, which stand next to each other; 0: it
                              is no expert's */
+    size_t n, k, slices;  /* of an expert: its shape, and linear_form.slices */
     linear_scheme scheme; /* out, from here on */
     plan_reason why;
     const char *rule; /* the entry of MIX and NAME; the recipe's */
@@ -45,12 +46,13 @@ static inline bool plan_is_float(const linear_plan *l)
 
 /* Everything but disable_level. An MLP of a model with experts is W8A8_DYNAMIC where the run's own
  * scheme is static; experts cannot be static, and those of a layer have one type (spec/schemes.md
- * 8). Entries are names or patterns (in compat too, where the reference knows names alone for
- * disable_names and refuses a pattern, so that shipped recipes work). `extra` [num_extra] are
- * further module names that disable_names may name without effect here (attention modules). An
- * entry that matches nothing: TARE_E_USAGE with the nearest names. A unit of which disable_names
- * leaves a part float is completed with a warning (compat: left as given, with a warning); a mix
- * that splits a unit is TARE_E_USAGE that names both rules (compat: a warning). */
+ * 8); W4A8_DYNAMIC is theirs alone, and engines limit its shapes (section 6.2). Entries are names
+ * or patterns (in compat too, where the reference knows names alone for disable_names and refuses a
+ * pattern, so that shipped recipes work). `extra` [num_extra] are further module names that
+ * disable_names may name without effect here (attention modules). An entry that matches nothing:
+ * TARE_E_USAGE with the nearest names. A unit of which disable_names leaves a part float is
+ * completed with a warning (compat: left as given, with a warning); a mix that splits a unit is
+ * TARE_E_USAGE that names both rules (compat: a warning). */
 tare_status rules_apply(const tare_recipe *recipe, linear_plan *linears, size_t count,
                         const char *const *extra, size_t num_extra);
 

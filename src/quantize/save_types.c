@@ -16,11 +16,11 @@ const choice save_type_names[] = {{"ascendv1", LAYOUT_ASCENDV1},
 
 static const save_type types[SAVE_TYPES] = {
     [LAYOUT_ASCENDV1] = {.folder = "ascendv1", .part_gib = 4, .flags = SAVE_DROPS_BIASES},
-    [LAYOUT_SAFE_TENSOR] = {.folder = "safe_tensor"},
-    [LAYOUT_NUMPY] = {.folder = "safe_tensor"},
+    [LAYOUT_SAFE_TENSOR] = {.folder = "safe_tensor", .flags = SAVE_NO_INT4},
+    [LAYOUT_NUMPY] = {.folder = "safe_tensor", .flags = SAVE_NO_INT4},
     [LAYOUT_COMPRESSED_TENSORS] = {.folder = "compressed-tensors",
                                    .part_gib = 4,
-                                   .flags = SAVE_PLAIN | SAVE_DROPS_BIASES},
+                                   .flags = SAVE_PLAIN | SAVE_DROPS_BIASES | SAVE_NO_INT4},
 };
 
 const save_type *save_type_of(layout which)

@@ -22,9 +22,11 @@ enum {
     SAVE_COMPRESSED_TENSORS = 1 << LAYOUT_COMPRESSED_TENSORS
 };
 
-enum {                       /* what a save type is */
-       SAVE_PLAIN = 1,       /* without a place for FA scales, weight offsets, biases of norms */
-       SAVE_DROPS_BIASES = 2 /* for engines that drop a bias which the architecture does not have */
+enum {                 /* what a save type is */
+       SAVE_PLAIN = 1, /* without a place for FA scales, weight offsets, biases of norms */
+       SAVE_DROPS_BIASES =
+           2,           /* for engines that drop a bias which the architecture does not have */
+       SAVE_NO_INT4 = 4 /* without 4-bit weights of one scale a row */
 };
 
 typedef struct save_type {

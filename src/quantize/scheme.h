@@ -1,6 +1,6 @@
-/* Numeric rules of W8A8 and W8A16 (specification: spec/w8a8.md, sections 2 to 4, 7, 8.1 and 9). One
- * `numerics` value says how scales are rounded and which arithmetic is used; everything in
- * quantize/ takes it. */
+/* Numeric rules of W8A8, W8A16 and W4A8 (specification: spec/w8a8.md, sections 2 to 4, 7, 8.1 and
+ * 9; spec/schemes.md 6). One `numerics` value says how scales are rounded and which arithmetic is
+ * used; everything in quantize/ takes it. */
 #ifndef TARE_QUANTIZE_SCHEME_H
 #define TARE_QUANTIZE_SCHEME_H
 
@@ -35,6 +35,14 @@ act_params act_params_of(const numerics *num, double lo, double hi, bool histogr
 
 struct smooth_weight;
 
+typedef enum weight_method {
+    WEIGHT_INT8,
+    /* Integers in -8..7, scales in FP32 (spec/schemes.md 6.1): s = max(max|w|/7, eps), or what
+     * least squares make of that. */
+    WEIGHT_INT4_MINMAX,
+    WEIGHT_INT4_SSZ
+} weight_method;
+
 /* Rows of a weight, which need not be in memory as a whole. */
 typedef struct weight_rows {
     coded_rows stored; /* [count,k], borrowed */
@@ -47,6 +55,7 @@ typedef struct weight_rows {
      * and q in -127..127. Its compat arithmetic is that of section 9.1's "Range", by analogy: the
      * reference's is not covered by a golden case. */
     bool asymmetric;
+    weight_method method; /* of 4 bits: symmetric, a scale for each row, never zero_rows */
 } weight_rows;
 
 /* Extremes of what was measured so far, 0 always among them, and their rows; {0} to begin with. */
@@ -78,7 +87,7 @@ tare_status weight_rows_quantize(tare_context *ctx, const numerics *num, const w
 typedef struct quantized_weight {
     size_t n, k;
     int8_t *q;         /* [n,k] */
-    float *scales;     /* [num_scales], rounded to numerics.dtype */
+    float *scales;     /* [num_scales], of 8 bits rounded to numerics.dtype */
     size_t num_scales; /* n, or 1 with one scale per matrix */
     int64_t *row_sums; /* [n] sum of q over the row */
     bool *zero_rows;   /* [n] */

@@ -12,11 +12,12 @@ enum {
 };
 
 static const scheme_row rows[SCHEMES] = {
-    [SCHEME_FLOAT] = {"FLOAT", "float", ACT_FLOAT, 0, true},
-    [SCHEME_W8A8_DYNAMIC] = {"W8A8_DYNAMIC", "w8a8_dynamic", ACT_PER_TOKEN, INTEGERS, true},
-    [SCHEME_W8A8_MIX] = {"W8A8_MIX", "w8a8_mix", ACT_STATIC, INTEGERS | CALIBRATED, true},
-    [SCHEME_W8A8] = {"W8A8", "w8a8", ACT_STATIC, INTEGERS | CALIBRATED, false},
-    [SCHEME_W8A16] = {"W8A16", "w8a16", ACT_FLOAT, INTEGERS, true},
+    [SCHEME_FLOAT] = {"FLOAT", "float", ACT_FLOAT, 0, 0, true},
+    [SCHEME_W8A8_DYNAMIC] = {"W8A8_DYNAMIC", "w8a8_dynamic", ACT_PER_TOKEN, INTEGERS, 8, true},
+    [SCHEME_W8A8_MIX] = {"W8A8_MIX", "w8a8_mix", ACT_STATIC, INTEGERS | CALIBRATED, 8, true},
+    [SCHEME_W8A8] = {"W8A8", "w8a8", ACT_STATIC, INTEGERS | CALIBRATED, 8, false},
+    [SCHEME_W8A16] = {"W8A16", "w8a16", ACT_FLOAT, INTEGERS, 8, true},
+    [SCHEME_W4A8_DYNAMIC] = {"W4A8_DYNAMIC", "w4a8_dynamic", ACT_PER_TOKEN, INTEGERS, 4, true},
 };
 
 const scheme_row *scheme_of(linear_scheme scheme)

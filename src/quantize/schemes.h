@@ -12,6 +12,8 @@ typedef enum linear_scheme {
     SCHEME_W8A8_MIX,     /* W8A8's tensors, of which an engine takes either half: section 3 */
     SCHEME_W8A8,         /* static activations: one scale and offset, calibrated */
     SCHEME_W8A16,        /* weights alone, a scale for each row or for the matrix */
+    SCHEME_W4A8_DYNAMIC, /* of routed experts: 4-bit weights, each token's activations (section 6)
+                          */
     SCHEMES
 } linear_scheme;
 
@@ -27,6 +29,7 @@ typedef struct scheme_row {
     const char *name; /* in recipes: "w8a8" */
     act_kind activations;
     unsigned parts; /* 1 << tensor_role; a bias is its layer's own */
+    int weight_bits;
     /* Engines add the layer's own bias, if the architecture has one there, and not (or not always)
      * quant_bias: one that smoothing made is lost. */
     bool adds_bias;

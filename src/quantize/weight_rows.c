@@ -1,4 +1,5 @@
-/* 8-bit weights row by row: load and widen, range, scale, integers, while the row is in the cache.
+/* Integer weights row by row: load and widen, range, scale, integers, while the row is in the
+ * cache.
  */
 #include <math.h>
 #include <stdatomic.h>
@@ -171,6 +172,82 @@ static void quantize_row(rows_job *job, size_t row, const float *x, size_t scale
         out->row_sums[row] = sum;
 }
 
+/* ---- 4 bits ---- */
+
+enum { SSZ_STEPS = 50 };
+
+/* compat: every operation rounded to the model dtype, sums and mean too. */
+static void fit_native(tare_dtype m, const float *x, size_t k, float scale, int8_t *q,
+                       int4_fit *fit)
+{
+    *fit = (int4_fit){0};
+    for (size_t i = 0; i < k; i++) {
+        float t = rintf(round_native(x[i] / scale, m));
+        float v = fminf(fmaxf(t, -8.0f), 7.0f);
+        float difference = round_native(x[i] - round_native(v * scale, m), m);
+        q[i] = (int8_t)v;
+        fit->error += round_native(difference * difference, m);
+        fit->product += round_native(x[i] * v, m);
+        fit->squares += (int64_t)(v * v);
+        fit->sum += (int64_t)v;
+    }
+    fit->error = round_native((float)(fit->error / (double)k), m);
+    fit->product = round_native((float)fit->product, m);
+}
+
+static void fit_row(const rows_job *job, const float *x, float scale, int8_t *q, int4_fit *fit)
+{
+    size_t k = job->rows->stored.k;
+    if (job->num->compat && job->num->dtype != TARE_F32)
+        fit_native(job->num->dtype, x, k, scale, q, fit);
+    else
+        job->kern->quantize_int4(x, k, scale, q, fit);
+}
+
+static float native_int4(const rows_job *job, float x)
+{
+    return job->num->compat ? round_native(x, job->num->dtype) : x;
+}
+
+/* The reference stops when no row of the matrix gets closer any more; here each row goes on until
+ * its integers stay as they are, so that it depends on no other. */
+static float search_scale(const rows_job *job, const float *x, float scale, int8_t *q)
+{
+    int4_fit fit;
+    float keep = scale;
+    fit_row(job, x, scale, q, &fit);
+    double best = fit.error;
+    for (int step = 0; step < SSZ_STEPS && fit.squares > 0; step++) {
+        float squares = native_int4(job, (float)fit.squares);
+        float next = native_int4(job, (float)(fit.product / (double)squares));
+        if (next == scale)
+            break;
+        scale = next;
+        fit_row(job, x, scale, q, &fit);
+        if (fit.error < best) {
+            best = fit.error;
+            keep = scale;
+        }
+    }
+    return keep;
+}
+
+static void quantize_int4_row(rows_job *job, size_t row, const float *x)
+{
+    const weight_codes *out = job->out;
+    int8_t *q = out->q + row * job->rows->stored.k;
+    int4_fit fit;
+    float scale = fmaxf(native_int4(job, abs_max(&job->ranges[row]) / 7.0f), ROUND_EPS);
+    if (job->rows->method == WEIGHT_INT4_SSZ)
+        scale = search_scale(job, x, scale, q);
+    fit_row(job, x, scale, q, &fit);
+    out->scales[row] = scale;
+    if (out->row_sums)
+        out->row_sums[row] = fit.sum;
+    if (out->zero_rows)
+        out->zero_rows[row] = false;
+}
+
 /* ---- pieces ---- */
 
 static size_t piece_end(const rows_job *job, size_t index)
@@ -193,6 +270,10 @@ static void quantize_piece(void *user, size_t index, int thread)
         const float *x = load_row(job, row, thread);
         if (!measure_row(job, row, x))
             continue;
+        if (job->rows->method != WEIGHT_INT8) {
+            quantize_int4_row(job, row, x);
+            continue;
+        }
         if (!job->one_scale && !set_scale(job, &job->ranges[row], row)) {
             keep_smallest(&job->large_row, row);
             continue;

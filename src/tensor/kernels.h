@@ -21,6 +21,12 @@ typedef struct kernel_grid {
     float step, zero, low, high;
 } kernel_grid;
 
+/* How well 4-bit integers fit a row: sum (x - q * scale)^2, sum x * q, sum q^2, sum q. */
+typedef struct int4_fit {
+    double error, product;
+    int64_t squares, sum;
+} int4_fit;
+
 typedef struct kernels kernels;
 struct kernels {
     const char *name;
@@ -41,6 +47,9 @@ struct kernels {
     /* Weights: q[i] = clamp(rne(x[i] / scale), -limit, limit). Exact: one FP32 division, half to
      * even. Returns the sum of q. */
     int64_t (*quantize_symmetric)(const float *x, size_t n, float scale, int limit, int8_t *q);
+    /* 4-bit weights: q[i] = clamp(rne(x[i] / scale), -8, 7), exact as above, and how they fit: FP32
+     * products and differences, sums in FP64; n < 2^24. */
+    void (*quantize_int4)(const float *x, size_t n, float scale, int8_t *q, int4_fit *fit);
     /* y[i] = x[i] * s[i]. */
     void (*multiply)(const float *x, const float *s, size_t n, float *y);
     /* Extremes of x[i] * s[i], n > 0, no NaN. Exact. */

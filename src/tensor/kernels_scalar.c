@@ -82,6 +82,21 @@ static int64_t scalar_quantize_symmetric(const float *x, size_t n, float scale, 
     return sum;
 }
 
+static void scalar_quantize_int4(const float *x, size_t n, float scale, int8_t *q, int4_fit *fit)
+{
+    *fit = (int4_fit){0};
+    for (size_t i = 0; i < n; i++) {
+        int v = clamp_round(x[i] / scale, -8, 7);
+        float product = x[i] * (float)v, there = (float)v * scale, difference = x[i] - there;
+        float square = difference * difference;
+        q[i] = (int8_t)v;
+        fit->error += square;
+        fit->product += product;
+        fit->squares += v * v;
+        fit->sum += v;
+    }
+}
+
 static void scalar_multiply(const float *x, const float *s, size_t n, float *y)
 {
     for (size_t i = 0; i < n; i++)
@@ -261,6 +276,7 @@ const kernels kernels_scalar = {
     .min_max = scalar_min_max,
     .abs_max = scalar_abs_max,
     .quantize_symmetric = scalar_quantize_symmetric,
+    .quantize_int4 = scalar_quantize_int4,
     .multiply = scalar_multiply,
     .product_min_max = scalar_product_min_max,
     .grid_error = scalar_grid_error,

@@ -286,6 +286,52 @@ static int64_t v_quantize_symmetric(const float *x, size_t n, float scale, int l
     return total;
 }
 
+/* Sums of a row in lanes. */
+typedef struct v_fit {
+    v_double error[VD_PARTS], product[VD_PARTS];
+    v_int squares, sum;
+} v_fit;
+
+/* sum += v, element i in lane i % VD_SUM_LANES. */
+static inline void vd_add_float(v_double *sum, v_float v)
+{
+    for (size_t half = 0; half < 2; half++) {
+        v_half_float h;
+        memcpy(&h, (const char *)&v + half * sizeof h, sizeof h);
+        sum[half % VD_PARTS] += __builtin_convertvector(h, v_double);
+    }
+}
+
+static inline v_int v_fit_int4(v_float x, v_float scale, v_fit *fit)
+{
+    v_int level = v_clamp_round(x / scale, -8, 7);
+    v_float f = __builtin_convertvector(level, v_float), there = f * scale, difference = x - there;
+    vd_add_float(fit->error, difference * difference);
+    vd_add_float(fit->product, x * f);
+    fit->squares += level * level;
+    fit->sum += level;
+    return level;
+}
+
+static void v_quantize_int4(const float *x, size_t n, float scale, int8_t *q, int4_fit *fit)
+{
+    v_float s = v_set1(scale);
+    v_fit lanes = {{{0}}, {{0}}, {0}, {0}};
+    size_t i = 0;
+    for (; i + V_LANES <= n; i += V_LANES)
+        v_store_bytes(q + i, v_fit_int4(v_load(x + i), s, &lanes));
+    if (i < n) { /* zeros add nothing */
+        int8_t bytes[V_LANES];
+        v_store_bytes(bytes, v_fit_int4(v_load_part(x + i, n - i, 0), s, &lanes));
+        memcpy(q + i, bytes, n - i);
+    }
+    *fit = (int4_fit){vd_sum(lanes.error), vd_sum(lanes.product), 0, 0};
+    for (size_t j = 0; j < V_LANES; j++) {
+        fit->squares += lanes.squares[j];
+        fit->sum += lanes.sum[j];
+    }
+}
+
 static void v_multiply(const float *x, const float *s, size_t n, float *y)
 {
     size_t i = 0;
@@ -583,8 +629,8 @@ static void v_softmax(float *x, size_t n)
     .name = (set), .bf16_to_float = v_bf16_to_float, .fp16_to_float = v_fp16_to_float,             \
     .float_to_bf16 = v_float_to_bf16, .float_to_fp16 = v_float_to_fp16,                            \
     .fp8_to_float = v_fp8_to_float, .min_max = v_min_max, .abs_max = v_abs_max,                    \
-    .quantize_symmetric = v_quantize_symmetric, .multiply = v_multiply,                            \
-    .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,                          \
+    .quantize_symmetric = v_quantize_symmetric, .quantize_int4 = v_quantize_int4,                  \
+    .multiply = v_multiply, .product_min_max = v_product_min_max, .grid_error = v_grid_error_row,  \
     .quantize_asymmetric = v_quantize_asymmetric, .rms_norm = v_rms_norm, .rope = v_rope,          \
     .silu_mul = v_silu_mul, .gelu_mul = v_gelu_mul, .softcap = v_softcap, .add = v_add,            \
     .dot = v_dot, .axpy = v_axpy, .softmax = v_softmax, .dequantize_row = v_dequantize_row,        \

@@ -276,7 +276,7 @@ SETTINGS = {
     "fa-amp alone": (["--fa-amp", "1"], ["fa_amp", "--fa-quant"]),
     "fa-amp negative": (["--fa-quant", "--fa-amp", "-1"], ["fa_amp = -1 is smaller than 0."]),
     "fa-amp float": (["--fa-quant", "--fa-amp", "1.5"], ["fa_amp must be int, not float."]),
-    "shipped recipe": (["--recipe", "llama"], ["default, llama3.1-70b, qwen2.5-72b"]),
+    "shipped recipe": (["--recipe", "llama"], ["default, llama3.1-70b, qwen2.5-72b, qwen3-moe-w8a8"]),
     "unknown flag": (["--turbo"], ["--turbo"]),
     "flag without value": (["--act-method"], ["--act-method"]),
 }

@@ -120,8 +120,11 @@ class Quantized(torch.nn.Module):
     def __init__(self, out, name, linear):
         super().__init__()
         self.n, self.k = linear.weight.shape
-        self.w = int8_weight(out, name, self.n, self.k)
+        self.w = self.read_weight(out, name)
         self.bias = None
+
+    def read_weight(self, out, name):
+        return int8_weight(out, name, self.n, self.k)
 
     def read_scale(self, out, name):
         scale = out.get(name + ".weight_scale", FLOATS, (self.n, 1), (self.n,), (1,))
@@ -174,6 +177,23 @@ class PerToken(Quantized):
         return self.finish(x, integer_product(q, self.w) * s)
 
 
+class Int4PerToken(PerToken):
+    """A byte holds two rows, the even one low. scale_bias, by which a kernel mends that it reads nibbles
+    as 0..15, is what it has to be: 8 * the sum of the row's weights, here of each slice of columns."""
+
+    def read_weight(self, out, name):
+        rows = out.get(name + ".weight", (torch.int8,), (self.n // 2, self.k))
+        nibbles = torch.stack([rows << 4 >> 4, rows >> 4], 1)
+        return nibbles.reshape(self.n, self.k).float()
+
+    def read_scale(self, out, name):
+        self.d = out.get(name + ".weight_scale", (torch.float32,), (self.n, 1)).double().reshape(-1)
+        bias = out.get(name + ".scale_bias", (torch.float32,), (self.n, 1), (self.n, 16))
+        sums = self.w.double().reshape(self.n, bias.shape[1], -1).sum(-1) * self.d[:, None] * 8
+        if (bias - sums).abs().max() > 1e-6 * sums.abs().max():
+            sys.exit(f"{name}.scale_bias: not the sums of its rows")
+
+
 class WeightOnly(Quantized):
     """weight_scale [n,1], or [n,groups] of as many columns each."""
 
@@ -193,7 +213,8 @@ class WeightOnly(Quantized):
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
-KINDS = {"W8A8": Static, "W8A8_DYNAMIC": PerToken, "W8A16": WeightOnly}
+KINDS = {"W8A8": Static, "W8A8_DYNAMIC": PerToken, "W8A16": WeightOnly,
+         "W4A8_DYNAMIC": Int4PerToken}
 FORMS = {"prefill": PerToken, "decode": Static}  # of W8A8_MIX
 
 

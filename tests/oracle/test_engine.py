@@ -50,7 +50,9 @@ def golden_output(case, folder, types=(), more=()):
 
 def run(model, folder, form="prefill"):
     """Logits of sample 0."""
-    return engine.logits(engine.build(find(model) / "model", engine.Output(folder), form), IDS[0])
+    own = find(f"{model}/calib_ids.json")
+    ids = json.loads(own.read_text()) if own else IDS
+    return engine.logits(engine.build(find(model) / "model", engine.Output(folder), form), ids[0])
 
 
 def recorded(case, name):
@@ -63,7 +65,7 @@ def recorded(case, name):
 # Static and weights alone: the reference's fake-quantized model is what an engine computes where no
 # bias is rounded to quant_bias. Of W8A8_MIX it is the decoding half.
 LOGITS = [("engine_logits", "prefill", case)
-          for case in ("qwen2/w8a8-dynamic", "qwen2/mix-level", "qwen3/pdmix")]
+          for case in ("qwen2/w8a8-dynamic", "qwen2/mix-level", "qwen3/pdmix", "qwen3_moe/v1-w4a8")]
 LOGITS += [("fake_quant_logits", "decode", case)
            for case in ("qwen3/pdmix", "llama/w8a16", "llama/w8a8-act1", "llama/anti-m4",
                         "qwen3/w8a8-act1")]

@@ -180,7 +180,8 @@ def test_anti_outlier_names_must_exist(model):
     (dict(mix_cfg={"*": "w8a8_dynamic"}), ValueError, "mm_tensor"),
     (dict(mix_cfg=[("*", "w8a8")]), TypeError, "mix_cfg"),
     (dict(mix_cfg={1: "w8a8"}), TypeError, "mix_cfg"), (dict(mix_cfg={"*": 8}), TypeError, "mix_cfg"),
-    (dict(mix_cfg={"*": "w4a8_dynamic"}), NotImplementedError, "w4a8_dynamic"),
+    (dict(mix_cfg={"*": "w4a8_dynamic"}), ValueError, "mm_tensor"),
+    (dict(mix_cfg={"*": "w4a4"}), ValueError, "possible: .*, w4a8_dynamic"),
     (dict(mix_cfg={"*": "W8A8"}), ValueError, "possible: float, w8a8, w8a8_dynamic, w8a16"),
 ])
 def test_calibrator_refuses(model, arguments, error, word):

@@ -144,6 +144,41 @@ static void check_quantization(const kernels *k, size_t n, random_state *r)
     free(x), free(q);
 }
 
+/* Integers as above; how they fit, from them and the formulas of the header, in double: sums of so
+ * few FP32 numbers are exact to some 2^-40. */
+static void check_int4(const kernels *k, size_t n, random_state *r)
+{
+    float *x = malloc(n * 4);
+    int8_t *q = malloc(n + 1);
+    int4_fit fit;
+    for (int round = 0; round < 4; round++) {
+        float scale = round % 2 ? 0.13f : 0.5f;
+        double error = 0, product = 0, most = 0;
+        int64_t squares = 0, sum = 0;
+        for (size_t i = 0; i < n; i++)
+            x[i] = random_bits(r) % 2 ? ((float)(random_bits(r) % 20) - 9.5f) * scale
+                                      : random_float(r, -6, 6);
+        q[n] = GUARD;
+        k->quantize_int4(x, n, scale, q, &fit);
+        for (size_t i = 0; i < n; i++) {
+            assert_int_equal(q[i], clamp_round(x[i] / scale, -8, 7));
+            float there = (float)q[i] * scale, difference = x[i] - there;
+            float square = difference * difference, p = x[i] * (float)q[i];
+            error += square;
+            product += p;
+            most += fabs(p) + square;
+            squares += q[i] * q[i];
+            sum += q[i];
+        }
+        assert_int_equal(q[n], GUARD);
+        assert_int_equal(fit.squares, squares);
+        assert_int_equal(fit.sum, sum);
+        assert_true(fabs(fit.error - error) <= 1e-12 * most);
+        assert_true(fabs(fit.product - product) <= 1e-12 * most);
+    }
+    free(x), free(q);
+}
+
 /* Against the formula of the header, operation by operation: the same bits. */
 static void check_scaled(const kernels *k, size_t n, random_state *r)
 {
@@ -182,6 +217,7 @@ static void test_quantization(void **state)
     tare_cpu cpu = this_cpu(state);
     const kernels *k = kernels_of(cpu);
     for_lengths(cpu, check_quantization);
+    for_lengths(cpu, check_int4);
     for_lengths(cpu, check_scaled);
     enum { LONG = (1 << 20) + 5 };
     float *x = malloc(LONG * 4);
@@ -460,6 +496,8 @@ static void test_vector_sets_agree(void **state)
     const kernels *sets[] = {kernels_of(TARE_CPU_AVX2), kernels_of(TARE_CPU_AVX512)};
     random_state r = {7};
     float x[MOST], y[MOST], out[2][5][MOST];
+    int8_t q[2][MOST];
+    int4_fit fits[2];
     for (size_t n = 1; n <= MOST; n++) {
         random_fill(&r, x, n, -4, 4);
         random_fill(&r, y, n, -4, 4);
@@ -472,7 +510,10 @@ static void test_vector_sets_agree(void **state)
             sets[i]->gelu_mul(out[i][3], y, n);
             memcpy(out[i][4], x, n * sizeof *x);
             sets[i]->softcap(out[i][4], n, 3);
+            sets[i]->quantize_int4(x, n, 0.6f, q[i], &fits[i]);
         }
+        assert_memory_equal(q[0], q[1], n);
+        assert_memory_equal(&fits[0], &fits[1], sizeof *fits);
         assert_int_equal(bits_of_float(out[0][0][0]), bits_of_float(out[1][0][0]));
         for (size_t kernel = 1; kernel < 5; kernel++)
             assert_memory_equal(out[0][kernel], out[1][kernel], n * sizeof *x);

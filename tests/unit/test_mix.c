@@ -144,7 +144,8 @@ static void test_refused_forms(void **state)
         {"=w8a8", "mix: a type without a pattern"},
         {"", "is not PATTERN=TYPE"},
         {"*=w4a8",
-         "mix: \"w4a8\" is no type; possible: w8a8, w8a8_dynamic, w8a16, w8a8_mix, float"},
+         "mix: \"w4a8\" is no type; possible: w8a8, w8a8_dynamic, w8a16, w8a8_mix, w4a8_dynamic, "
+         "float"},
         {"*=W8A8", "\"W8A8\" is no type"}, /* types of recipes are lower-case */
         {"*=", "\"\" is no type"},
         {"*=w8a8,", "is not PATTERN=TYPE"}};

@@ -439,6 +439,38 @@ static void test_golden(void **state)
     free_context(ctx);
 }
 
+/* The largest weight is 7 steps; a row of zeros has the smallest scale there is. Least squares: of
+ * {7, -3.4, 0.5, -7}, whose integers are 7, -3, 0 (a tie) and -7, the scale is (49 + 10.2 + 49) /
+ * (49 + 9 + 49); of {7, 3.4, 3.4, 3.4} integers are 7, 3, 3, 3 and the scale is (49 + 3 * 10.2) /
+ * (49 + 27), which leaves them as they are; error 0.48 before, 0.309 then. {-8.4, 7, 7, 7}: 1.2
+ * gives -7, 6, 6, 6 (7 / 1.2 = 5.83), then (58.8 + 126) / (49 + 108) = 1.17707, the same integers.
+ */
+static void test_int4(void **state)
+{
+    (void)state;
+    static const float w[4][4] = {
+        {7, -3.4f, 0.5f, -7}, {0, -0.0f, 0, 0}, {7, 3.4f, 3.4f, 3.4f}, {-8.4f, 7, 7, 7}};
+    static const int8_t want[4][4] = {{7, -3, 0, -7}, {0}, {7, 3, 3, 3}, {-7, 6, 6, 6}};
+    static const double searched[4] = {108.2 / 107, 0x1p-23, 79.6 / 76, 184.8 / 157};
+    tare_context *ctx = new_context(2);
+    for (int method = WEIGHT_INT4_MINMAX; method <= WEIGHT_INT4_SSZ; method++) {
+        quantized_weight q;
+        weight_rows rows = {
+            .stored = coded_plain(TARE_F32, w, 4), .count = 4, .method = (weight_method)method};
+        /* The serving dtype does not count. */
+        assert_ok(ctx, weight_quantize_rows(ctx, &exact_bf16, &rows, false, &q));
+        assert_memory_equal(q.q, want, sizeof want);
+        assert_true(q.scales[1] == 0x1p-23f);
+        assert_int_equal(q.row_sums[2], 16);
+        if (method == WEIGHT_INT4_MINMAX)
+            assert_true(q.scales[0] == 1 && q.scales[2] == 1 && q.scales[3] == 8.4f / 7);
+        for (size_t row = 0; method == WEIGHT_INT4_SSZ && row < 4; row++)
+            assert_true(fabs(q.scales[row] / searched[row] - 1) < 1e-7);
+        weight_quantized_free(ctx, &q);
+    }
+    free_context(ctx);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -455,6 +487,7 @@ int main(void)
         cmocka_unit_test(test_asymmetric),
         cmocka_unit_test(test_asymmetric_per_tensor),
         cmocka_unit_test(test_asymmetric_bf16),
+        cmocka_unit_test(test_int4),
         cmocka_unit_test(test_bad_rows),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_golden),
