@@ -198,6 +198,19 @@ def test_type_of_static_linears_alone(tmp_path):
     assert "mtp_quantize" not in config_of(tmp_path / "float")
 
 
+def test_four_bit_experts(tmp_path):
+    """MindIE's keys stand in ascendv1 then (spec/schemes.md 6.2)."""
+    out = tmp_path / "out"
+    quantize(MODEL, out, *STATIC, "--mtp", "mix", "--mix",
+             "*.experts.*=w4a8_dynamic,*.mlp.*=w8a8_dynamic")
+    config, types = config_of(out), description(out)
+    assert {key: config[key] for key in config if key.endswith("quantize")} == {
+        "quantize": "w8a8_dynamic", "moe_quantize": "w4a8_dynamic", "mla_quantize": "w8a8_dynamic",
+        "mtp_quantize": "w8a8_dynamic"}
+    assert types[MTP + "mlp.experts.7.up_proj.weight"] == "W4A8_DYNAMIC"
+    assert verify(out, "--base", MODEL) == []
+
+
 # ---- what its linears read, by numpy. The layers in front add nothing, so that it is told the
 # embeddings.
 
