@@ -131,7 +131,8 @@ static bool has_narrow_experts(const output *o)
     return o->options.fa_latent && (o->schemes >> SCHEME_W4A8_DYNAMIC & 1);
 }
 
-/* What MindIE goes by in those (spec/schemes.md 6.2). */
+/* What msModelSlim's service writes for DeepSeek's models with 4-bit experts, whatever attention is
+ * but for FA3 (spec/schemes.md 6.2). */
 static void add_mindie_keys(const output *o, edit *edits, size_t *n, value texts[3])
 {
     static const char *const KEYS[] = {"quantize", "moe_quantize", "mla_quantize"};

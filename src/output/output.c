@@ -389,7 +389,7 @@ size_t output_rows_bytes(linear_scheme scheme, size_t rows, size_t k, unsigned s
                : 0;
 }
 
-size_t output_finish_bytes(size_t tensors, size_t n)
+size_t output_finish_bytes(size_t tensors, size_t n, size_t int4)
 {
-    return 2 * SMALL_THINGS + 2 * tensors * VERIFY_ENTRY + reader_numbers_bytes(n);
+    return 2 * SMALL_THINGS + 2 * tensors * VERIFY_ENTRY + reader_numbers_bytes(n, int4);
 }

@@ -151,11 +151,11 @@ tare_status output_finish(output *o, const char *run_json, uint64_t *bytes);
 void output_free(output *o);
 /* Accounted bytes, at most, for a run with `tensors` tensors in each folder: of the output while it
  * is written; of writing a linear of `n` rows (0: a piece of a FLOAT tensor); of output_finish, the
- * verification of linears of up to `n` rows included. */
+ * verification of linears of up to `n` rows included, of 4-bit weights `int4`. */
 size_t output_state_bytes(size_t tensors, unsigned save);
 size_t output_write_bytes(size_t n);
 /* And, beside that, of packing `rows` rows of `k` integers. */
 size_t output_rows_bytes(linear_scheme scheme, size_t rows, size_t k, unsigned save);
-size_t output_finish_bytes(size_t tensors, size_t n);
+size_t output_finish_bytes(size_t tensors, size_t n, size_t int4);
 
 #endif

@@ -222,7 +222,7 @@ bool output_is_description(const output *o, const char *name);
 tare_status output_make_parent(output *o, const char *dir, const char *name);
 
 /* reader_read.c: accounted bytes, at most, of the numbers of a linear with `n` rows. */
-size_t reader_numbers_bytes(size_t n);
+size_t reader_numbers_bytes(size_t n, size_t int4);
 /* resume.c */
 /* Notes a written piece of a safetensors file. */
 tare_status output_note_range(output *o, output_folder *f, const planned_tensor *t, uint64_t offset,

@@ -29,7 +29,8 @@ typedef struct reader_linear {
     const reader_tensor *parts[TENSOR_COUNT]; /* NULL: absent */
     bool targeted;    /* compressed-tensors: config.json says how it is quantized */
     linear_form form; /* as its tensors tell; n or k 0: they do not */
-    bool staged;      /* W4A8_DYNAMIC by groups: further tensors, which are not read here */
+    bool staged;      /* W4A8_DYNAMIC with groups: further tensors, which are not read here */
+    bool packed;      /* a row of bytes holds two of 4-bit weights */
     bool complete;    /* its tensors are those of its form: numbers can be read */
 } reader_linear;
 
@@ -45,7 +46,7 @@ typedef struct reader_numbers {
     float *deq_scale;  /* decoded */
     int64_t *deq_bits; /* as stored in I64; NULL: F32 */
     int64_t *row_sums; /* of the integers of a row; NULL: not looked at */
-    int64_t *sums;     /* [n,slices] the same by slices; NULL: no 4-bit weights */
+    int64_t *sums;     /* [n,slices] of 4-bit weights, slice by slice, instead of the rows' */
     float *scale_bias; /* [n,slices] of those */
     int8_t *row_min, *row_max;
 } reader_numbers;
@@ -186,7 +187,8 @@ bool reader_is_known_type(const char *type);
 tare_status reader_numbers_load(const reader_layout *f, const reader_linear *l,
                                 reader_numbers *out);
 void reader_numbers_free(tare_context *ctx, reader_numbers *n);
-/* Accounted bytes, at most, of the numbers of a linear with `n` rows. */
-size_t reader_numbers_bytes(size_t n);
+/* Accounted bytes, at most, of the numbers of linears with up to `n` rows, of 4-bit weights `int4`.
+ */
+size_t reader_numbers_bytes(size_t n, size_t int4);
 
 #endif

@@ -224,17 +224,17 @@ bool tensor_same_shape(const tensor_info *a, const tensor_info *b)
     return same;
 }
 
-/* The role decides, not what is stored - unless the architecture is not known. */
+/* An expert's role decides, not what is stored - unless the architecture is not known. */
 static size_t expected_slices(const reader_layout *f, const reader_linear *l)
 {
     const reader_tensor *t = l->parts[TENSOR_SCALE_BIAS];
-    if (f->arch && f->arch->experts)
+    if (f->arch && f->arch->experts && strstr(l->module, ".experts."))
         return str_ends_with(l->module, f->arch->experts->names[EXPERT_LINEARS - 1]) ? INT4_SLICES
                                                                                      : 1;
     return t && t->info.rank == 2 && t->info.shape[1] == INT4_SLICES ? INT4_SLICES : 1;
 }
 
-/* Two rows are a row of bytes. */
+/* safe_tensor knows the form with groups alone, whose integers are not packed there. */
 static tare_status settle_int4(reader_layout *f, reader_linear *l)
 {
     tare_status status = TARE_OK;
@@ -242,8 +242,9 @@ static tare_status settle_int4(reader_layout *f, reader_linear *l)
     buffer_init(&second, f->ctx);
     buffer_printf(&second, "%s.weight_scale_second", l->module);
     TRY(second.status);
-    l->staged = reader_find(f, second.data) != NULL;
-    l->form.n *= 2;
+    l->packed = f->layout == LAYOUT_ASCENDV1;
+    l->staged = reader_find(f, second.data) != NULL || !l->packed;
+    l->form.n *= l->packed ? 2 : 1;
     l->form.slices = expected_slices(f, l);
 done:
     buffer_free(&second);
@@ -277,7 +278,7 @@ static tare_status settle_form(reader_layout *f, reader_linear *l)
     }
     /* a type that nobody knows is rule 5's to judge */
     l->complete = form->k > 0 && !l->staged &&
-                  (!form_is_int4(form) || form->k % form->slices == 0) &&
+                  (!form_is_int4(form) || int4_shape_fits(form->n, form->k, form->slices)) &&
                   (!w->type || scheme_of_type(w->type, &scheme) || !reader_is_known_type(w->type));
     for (int role = 0; role < TENSOR_COUNT && l->complete; role++) {
         const reader_tensor *t = l->parts[role];

@@ -41,15 +41,49 @@ static int8_t nibble(uint8_t byte, bool high)
     return (int8_t)((int8_t)(high ? byte & 0xf0 : byte << 4) / 16);
 }
 
+/* One row. */
+static tare_status int4_row(const reader_layout *f, const reader_tensor *t, size_t k, size_t row,
+                            size_t column, size_t count, int8_t *out)
+{
+    tare_status status = reader_read(f, t, (uint64_t)(row / 2) * k + column, out, count);
+    for (size_t i = 0; i < count && status == TARE_OK; i++)
+        out[i] = nibble((uint8_t)out[i], row % 2 == 1);
+    return status;
+}
+
+/* Pairs of rows: their bytes are read to the second half of `out` and spread from the front. The
+ * last pair's high rows stand where its bytes were. */
+static tare_status int4_pairs(const reader_layout *f, const reader_tensor *t, size_t k, size_t pair,
+                              size_t pairs, int8_t *out)
+{
+    tare_status status = TARE_OK;
+    int8_t *packed = out + pairs * k;
+    TRY(reader_read(f, t, (uint64_t)pair * k, packed, pairs * k));
+    for (size_t p = 0; p < pairs; p++) {
+        const int8_t *bytes = packed + p * k;
+        int8_t *low = out + 2 * p * k, *high = low + k;
+        for (size_t i = 0; i < k; i++) {
+            uint8_t byte = (uint8_t)bytes[i];
+            low[i] = nibble(byte, false);
+            high[i] = nibble(byte, true);
+        }
+    }
+done:
+    return status;
+}
+
 static tare_status int4_codes(const reader_layout *f, const reader_tensor *t, size_t k,
                               size_t first, size_t count, int8_t *out)
 {
     tare_status status = TARE_OK;
     while (count > 0) {
-        size_t row = first / k, column = first % k, n = size_min(count, k - column);
-        TRY(reader_read(f, t, (uint64_t)(row / 2) * k + column, out, n));
-        for (size_t i = 0; i < n; i++)
-            out[i] = nibble((uint8_t)out[i], row % 2 == 1);
+        size_t column = first % k, n = size_min(count, k - column), pairs = count / (2 * k);
+        if (first % (2 * k) == 0 && pairs > 0) {
+            n = pairs * 2 * k;
+            TRY(int4_pairs(f, t, k, first / (2 * k), pairs, out));
+        } else {
+            TRY(int4_row(f, t, k, first / k, column, n, out));
+        }
         first += n;
         out += n;
         count -= n;
@@ -244,27 +278,35 @@ static void scan_rows(const int8_t *q, uint64_t begin, size_t size, reader_numbe
     }
 }
 
-/* The same of nibbles, slice by slice: a byte is of two rows. */
+/* Sums of nibbles, slice by slice: a byte is of two rows. */
 static void scan_int4(const uint8_t *bytes, uint64_t begin, size_t size, size_t slices,
                       reader_numbers *n)
 {
-    enum { STRETCH = 4096 };
-    int8_t q[STRETCH];
     size_t width = n->k / slices;
     for (size_t at = 0, count; at < size; at += count) {
         size_t row = 2 * (size_t)((begin + at) / n->k), column = (size_t)((begin + at) % n->k);
         size_t slice = column / width;
-        count = size_min(size_min(size - at, (slice + 1) * width - column), STRETCH);
-        for (size_t high = 0; high < 2; high++) {
-            size_t r = row + high;
-            int64_t sum = 0;
-            for (size_t i = 0; i < count; i++)
-                q[i] = nibble(bytes[at + i], high == 1);
-            scan_segment(q, count, &sum, &n->row_min[r], &n->row_max[r]);
-            n->row_sums[r] += sum;
-            n->sums[r * slices + slice] += sum;
+        int64_t low = 0, high = 0;
+        count = size_min(size - at, (slice + 1) * width - column);
+        for (size_t i = 0; i < count; i++) {
+            low += nibble(bytes[at + i], false);
+            high += nibble(bytes[at + i], true);
         }
+        n->sums[row * slices + slice] += low;
+        n->sums[(row + 1) * slices + slice] += high;
     }
+}
+
+static tare_status allocate_rows(tare_context *ctx, reader_numbers *n)
+{
+    n->row_sums = mem_calloc(ctx, n->n, sizeof *n->row_sums);
+    n->row_min = mem_alloc(ctx, n->n);
+    n->row_max = mem_alloc(ctx, n->n);
+    if (!n->row_sums || !n->row_min || !n->row_max)
+        return TARE_E_MEMORY;
+    memset(n->row_min, INT8_MAX, n->n);
+    memset(n->row_max, (unsigned char)INT8_MIN, n->n);
+    return TARE_OK;
 }
 
 /* Streams the weight once: one piece is read while the one before it is looked at. */
@@ -283,18 +325,13 @@ static tare_status scan_weight(const reader_layout *f, const reader_linear *l, r
                             .readers = 1,
                             .ahead = 1};
 
-    n->row_sums = mem_calloc(ctx, n->n, sizeof *n->row_sums);
-    n->row_min = mem_alloc(ctx, n->n);
-    n->row_max = mem_alloc(ctx, n->n);
     if (int4)
         n->sums = mem_calloc(ctx, n->n * l->form.slices, sizeof *n->sums);
+    else
+        TRY(allocate_rows(ctx, n));
     for (int i = 0; i < 2; i++)
         w.room[i] = mem_alloc(ctx, file_read_room(most));
-    TRY(!int4 || n->sums ? TARE_OK : TARE_E_MEMORY);
-    TRY(n->row_sums && n->row_min && n->row_max && w.room[0] && w.room[1] ? TARE_OK
-                                                                          : TARE_E_MEMORY);
-    memset(n->row_min, INT8_MAX, n->n);
-    memset(n->row_max, (unsigned char)INT8_MIN, n->n);
+    TRY((n->sums || !int4) && w.room[0] && w.room[1] ? TARE_OK : TARE_E_MEMORY);
     TRY(read_ahead_start(ctx, &work, &pieces));
     for (size_t i = 0; i < work.count; i++) {
         TRY(read_ahead_take(pieces, i, &slot));
@@ -358,12 +395,12 @@ done:
     return status;
 }
 
-size_t reader_numbers_bytes(size_t n)
+size_t reader_numbers_bytes(size_t n, size_t int4)
 {
     return 4 * mem_array_bytes(n, sizeof(float)) + 2 * mem_array_bytes(n, sizeof(int32_t)) +
            2 * mem_array_bytes(n, sizeof(int64_t)) + 2 * mem_block_bytes(n) +
-           mem_array_bytes(n * INT4_SLICES, sizeof(int64_t)) +
-           mem_array_bytes(n * INT4_SLICES, sizeof(float)) +
+           mem_array_bytes(int4 * INT4_SLICES, sizeof(int64_t)) +
+           mem_array_bytes(int4 * INT4_SLICES, sizeof(float)) +
            2 * mem_block_bytes(file_read_room(SCAN_PIECE)) + read_ahead_bytes();
 }
 

@@ -191,7 +191,7 @@ static tensor_info unpacked(const reader_layout *f, const reader_tensor *t)
     const reader_linear *l = role_of_name(t->info.name, &length) == TENSOR_WEIGHT
                                  ? reader_find_linear(f, t->info.name, length)
                                  : NULL;
-    if (l && form_is_int4(&l->form))
+    if (l && l->packed)
         info.shape[0] *= 2;
     return info;
 }
@@ -260,8 +260,10 @@ static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
                            const double *columns, distance *d)
 {
     tare_context *ctx = f->ctx;
-    size_t k = n->k, step = size_max(PIECE_BYTES / size_max(k, 1), 1);
     bool int4 = form_is_int4(&l->form);
+    /* Whole pairs of rows, where these are packed together. */
+    size_t k = n->k, least = int4 ? 2 : 1,
+           step = size_max(PIECE_BYTES / size_max(k, 1) / least * least, least);
     double slack = quotient_slack(f);
     int8_t *q = mem_alloc_array(ctx, step, k);
     float *w = mem_alloc_array(ctx, step * k, sizeof *w);

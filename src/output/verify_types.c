@@ -133,8 +133,10 @@ static tare_status check_linear(verify *v, reader_layout *f, const reader_linear
         verify_fail(v, 6, l->module, "a FLOAT weight alone", "tensors of a quantized linear");
     } else if (type && reader_is_known_type(type) &&
                (l->staged || !scheme_of_type(type, &scheme))) {
-        verify_warn(v, 6, l->module, "W8A8, W8A8_DYNAMIC, W8A8_MIX, W8A16 or W4A8_DYNAMIC",
-                    "%s, whose tensors this version does not check", type);
+        verify_warn(v, 6, l->module,
+                    "W8A8, W8A8_DYNAMIC, W8A8_MIX, W8A16, or W4A8_DYNAMIC with a scale a row",
+                    "%s, whose tensors this version does not check",
+                    l->staged ? "W4A8_DYNAMIC with groups" : type);
     } else if (l->form.n == 0) {
         verify_fail(v, rule_of_tensors(f), l->module, "a weight [N,K]", "%s",
                     w ? "another shape" : "none");
@@ -144,6 +146,9 @@ static tare_status check_linear(verify *v, reader_layout *f, const reader_linear
                     "the shape of the packed weight", "[%lld,%lld]", (long long)shape[0],
                     (long long)shape[1]);
     } else {
+        if (form_is_int4(&l->form) && !int4_shape_fits(l->form.n, l->form.k, l->form.slices))
+            verify_fail(v, 6, l->module, "4-bit weights of a shape that engines can view",
+                        "[%zu,%zu]", l->form.n, l->form.k);
         for (int role = 0; role < TENSOR_COUNT; role++)
             check_part(v, f, l, (tensor_role)role);
     }

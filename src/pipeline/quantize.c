@@ -262,10 +262,13 @@ static size_t files_bytes(const run_plan *plan)
 static size_t finish_bytes(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
-    size_t widest = m->config.vocab_size;
-    for (size_t i = 0; i < m->num_linears; i++)
+    size_t widest = m->config.vocab_size, int4 = 0;
+    for (size_t i = 0; i < m->num_linears; i++) {
         widest = size_max(widest, m->linears[i].n);
-    return output_finish_bytes(plan_tensors(plan), widest);
+        if (scheme_of(plan->linears[i].scheme)->weight_bits == 4)
+            int4 = size_max(int4, m->linears[i].n);
+    }
+    return output_finish_bytes(plan_tensors(plan), widest, int4);
 }
 
 /* What the float pass knows of all layers waits for the second one. */

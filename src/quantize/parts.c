@@ -13,6 +13,11 @@ bool form_is_int4(const linear_form *form)
     return scheme_of(form->scheme)->weight_bits == 4;
 }
 
+bool int4_shape_fits(size_t n, size_t k, size_t slices)
+{
+    return n % (slices > 1 ? INT4_SLICED_ROWS : INT4_ROWS) == 0 && k % slices == 0;
+}
+
 bool part_is_by_row(tensor_role part)
 {
     switch (part) {

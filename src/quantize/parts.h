@@ -26,8 +26,10 @@ typedef enum tensor_role {
     TENSOR_FLOAT = TENSOR_COUNT /* a tensor on its own */
 } tensor_role;
 
-/* Of the down projection of an expert with 4-bit weights (spec/schemes.md 6.2). */
-enum { INT4_SLICES = 16 };
+/* Slices of the down projection of an expert with 4-bit weights; its rows, and those of linears
+ * with one slice, come in multiples of these, as two rows are a byte and engines view rows as
+ * 32-bit words (spec/schemes.md 6.2). */
+enum { INT4_SLICES = 16, INT4_SLICED_ROWS = 8, INT4_ROWS = 4 };
 
 /* A quantized linear. */
 typedef struct linear_form {
@@ -62,6 +64,8 @@ typedef struct linear_parts {
 bool form_has_part(const linear_form *form, tensor_role part);
 /* Are its weights of 4 bits? */
 bool form_is_int4(const linear_form *form);
+/* Do engines take 4-bit weights of this shape? */
+bool int4_shape_fits(size_t n, size_t k, size_t slices);
 bool part_is_by_row(tensor_role part);
 /* Bytes of a part of `count` rows. */
 size_t part_bytes(const linear_form *form, tensor_role part, size_t count);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/sort.h"
+#include "quantize/parts.h"
 
 static tare_status refuse_name(const tare_recipe *r, const char *setting, const char *entry,
                                const linear_plan *linears, size_t count, const char *const *extra,
@@ -205,17 +206,15 @@ static tare_status refuse_static_expert(const tare_recipe *r, const linear_plan 
         l->name, scheme_of(l->scheme)->name, rule_text(l));
 }
 
-/* Two rows are a byte, and engines view rows as 32-bit words; they share out the columns of what
- * comes last among up to `slices` of them. */
 static tare_status check_int4(const tare_recipe *r, const linear_plan *l)
 {
-    size_t rows = l->slices > 1 ? 8 : 4;
-    if (l->scheme != SCHEME_W4A8_DYNAMIC || (l->n % rows == 0 && l->k % l->slices == 0))
+    if (l->scheme != SCHEME_W4A8_DYNAMIC || int4_shape_fits(l->n, l->k, l->slices))
         return TARE_OK;
     return TARE_FAIL(r->ctx, TARE_E_USAGE,
                      "%s [%zu,%zu] would be w4a8_dynamic (by %s), which needs rows in multiples of "
-                     "%zu and columns in multiples of %zu",
-                     l->name, l->n, l->k, rule_text(l), rows, l->slices);
+                     "%d and columns in multiples of %zu",
+                     l->name, l->n, l->k, rule_text(l),
+                     l->slices > 1 ? INT4_SLICED_ROWS : INT4_ROWS, l->slices);
 }
 
 /* Engines read the type of all experts from the first. */

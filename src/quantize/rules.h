@@ -27,7 +27,7 @@ typedef struct linear_plan {
     bool is_mlp;          /* in a model with experts, which engines take per token at most */
     size_t mixture;       /* equal for all experts of a layer, which stand next to each other; 0: it
                              is no expert's */
-    size_t n, k, slices;  /* of an expert: its shape, and linear_form.slices */
+    size_t n, k, slices;  /* its shape, and linear_form.slices if its weights are of 4 bits */
     linear_scheme scheme; /* out, from here on */
     plan_reason why;
     const char *rule; /* the entry of MIX and NAME; the recipe's */

@@ -48,7 +48,7 @@ struct kernels {
      * even. Returns the sum of q. */
     int64_t (*quantize_symmetric)(const float *x, size_t n, float scale, int limit, int8_t *q);
     /* 4-bit weights: q[i] = clamp(rne(x[i] / scale), -8, 7), exact as above, and how they fit: FP32
-     * products and differences, sums in FP64; n < 2^24. */
+     * products and differences, sums in FP64, the same in every set; n < 2^24. */
     void (*quantize_int4)(const float *x, size_t n, float scale, int8_t *q, int4_fit *fit);
     /* y[i] = x[i] * s[i]. */
     void (*multiply)(const float *x, const float *s, size_t n, float *y);

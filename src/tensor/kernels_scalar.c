@@ -82,18 +82,25 @@ static int64_t scalar_quantize_symmetric(const float *x, size_t n, float scale, 
     return sum;
 }
 
+/* In the lanes of the vector kernels, so that every set finds the same scales. */
 static void scalar_quantize_int4(const float *x, size_t n, float scale, int8_t *q, int4_fit *fit)
 {
+    enum { LANES = 8 };
+    double error[LANES] = {0}, dots[LANES] = {0};
     *fit = (int4_fit){0};
     for (size_t i = 0; i < n; i++) {
         int v = clamp_round(x[i] / scale, -8, 7);
         float product = x[i] * (float)v, there = (float)v * scale, difference = x[i] - there;
         float square = difference * difference;
         q[i] = (int8_t)v;
-        fit->error += square;
-        fit->product += product;
+        error[i % LANES] += square;
+        dots[i % LANES] += product;
         fit->squares += v * v;
         fit->sum += v;
+    }
+    for (size_t i = 0; i < LANES; i++) {
+        fit->error += error[i];
+        fit->product += dots[i];
     }
 }
 

@@ -1,5 +1,5 @@
 """Experts with 4-bit weights (W4A8_DYNAMIC) from outside: where they are possible, that every way to
-make them gives the same, and what `tare verify` sees. (Numbers: tests/golden/test_int4.py.)"""
+make them gives the same, and what `tare verify` sees. (Numbers: tests/golden/test_int4_weights.py.)"""
 import json
 import shutil
 
@@ -164,6 +164,38 @@ def test_verify_compares_with_the_base(made, tmp_path):
     code, report = verify(changed(made, tmp_path / "out", change), "--base", model_of("deepseek_v3"))
     assert code == 1
     assert {f["rule"] for f in report["findings"] if f["tensor"].startswith(EXPERT)} == {15}
+
+
+def test_verify_looks_at_shapes(made, tmp_path):
+    """24 columns, of which 16 slices have no equal part; 2 rows, which are no words of 32 bits."""
+    def change(data, tensors):
+        for part, n, k, slices in (("down_proj", 8, 24, 16), ("up_proj", 2, 64, 1)):
+            for name, shape in (("weight", (n // 2, k)), ("weight_scale", (n, 1)),
+                                ("weight_offset", (n, 1)), ("scale_bias", (n, slices))):
+                full = f"{EXPERT}{part}.{name}"
+                tensors[full] = tensor_file.Tensor(tensors[full].tag, np.zeros(shape, data[full].dtype))
+    code, report = verify(changed(made, tmp_path / "out", change))
+    found = {f["tensor"]: f["found"] for f in report["findings"] if f["rule"] == 6}
+    assert code == 1 and found == {EXPERT + "down_proj": "[8,24]", EXPERT + "up_proj": "[2,64]"}
+
+
+def test_verify_leaves_groups_alone(tmp_path):
+    """msModelSlim's form with groups, in safe_tensor not packed: a warning that it is not checked."""
+    quantize("deepseek_v3", tmp_path / "out", *WEIGHTS_ALONE, "--save", "safe_tensor")
+    weights, = (tmp_path / "out").glob("*.safetensors")
+    description, = (tmp_path / "out").glob("quant_model_description*.json")
+    tensors, types = tensor_file.read(weights), json.loads(description.read_text())
+    experts = [name for name in types if ".mlp.experts." in name]
+    types |= dict.fromkeys(experts, "W4A8_DYNAMIC")
+    for name in [name for name in experts if name.endswith(".weight_scale")]:
+        tensors[name + "_second"] = tensors[name]
+        types[name + "_second"] = "W4A8_DYNAMIC"
+    tensor_file.write(weights, tensors)
+    description.write_text(json.dumps(types))
+    code, report = verify(tmp_path / "out", "--base", model_of("deepseek_v3"))
+    warned = {f["tensor"] for f in report["findings"] if f["rule"] == 6}
+    assert code == 0 and warned == {name.removesuffix(".weight") for name in experts
+                                    if name.endswith(".weight")}
 
 
 # ---- refusals

@@ -145,12 +145,12 @@ static void check_quantization(const kernels *k, size_t n, random_state *r)
 }
 
 /* Integers as above; how they fit, from them and the formulas of the header, in double: sums of so
- * few FP32 numbers are exact to some 2^-40. */
+ * few FP32 numbers are exact to some 2^-40. Every set has the same. */
 static void check_int4(const kernels *k, size_t n, random_state *r)
 {
     float *x = malloc(n * 4);
-    int8_t *q = malloc(n + 1);
-    int4_fit fit;
+    int8_t *q = malloc(n + 1), *same = malloc(n);
+    int4_fit fit, other;
     for (int round = 0; round < 4; round++) {
         float scale = round % 2 ? 0.13f : 0.5f;
         double error = 0, product = 0, most = 0;
@@ -175,8 +175,11 @@ static void check_int4(const kernels *k, size_t n, random_state *r)
         assert_int_equal(fit.sum, sum);
         assert_true(fabs(fit.error - error) <= 1e-12 * most);
         assert_true(fabs(fit.product - product) <= 1e-12 * most);
+        kernels_of(TARE_CPU_SCALAR)->quantize_int4(x, n, scale, same, &other);
+        assert_memory_equal(same, q, n);
+        assert_memory_equal(&other, &fit, sizeof fit);
     }
-    free(x), free(q);
+    free(x), free(q), free(same);
 }
 
 /* Against the formula of the header, operation by operation: the same bits. */
