@@ -38,3 +38,9 @@ def check_compat(value):
     if value not in (None, "none", "msmodelslim"):
         raise ValueError(f"compat {value!r} is not known; possible: None, 'none', 'msmodelslim'")
     return default_compat if value is None else None if value == "none" else value
+
+
+def check_mtp(value):
+    """What becomes of MTP layers; None: they are left out, with a warning."""
+    if value not in (None, "none", "float", "mix"):
+        raise ValueError(f"mtp {value!r} is not known; possible: None, 'none', 'float', 'mix'")

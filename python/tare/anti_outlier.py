@@ -1,6 +1,6 @@
 """AntiOutlierConfig and AntiOutlier: outlier suppression, with msModelSlim's parameters."""
 from . import _memory, _samples, _sources
-from ._checks import check_compat, check_elements, check_type
+from ._checks import check_compat, check_elements, check_mtp, check_type
 from ._context import NEW, recipe
 from ._devices import host_device
 from ._log import logger
@@ -13,10 +13,10 @@ _FLEX_KEYS = ("alpha", "beta")
 class AntiOutlierConfig:
     """Which method, and what its search assumes. `w_bit`, `a_bit` and `w_sym` are seen by m3 alone,
     `flex_config` ({"alpha": …, "beta": …}; None: searched) by m6. `disable_anti_names`: linears
-    whose group is left as it is."""
+    whose group is left as it is. `mtp`: as the QuantConfig that follows has it."""
 
     def __init__(self, w_bit=8, a_bit=8, anti_method="m2", dev_type="cpu", dev_id=None, w_sym=True,
-                 disable_anti_names=None, flex_config=None):
+                 disable_anti_names=None, flex_config=None, *, mtp=None):
         self.w_bit, self.a_bit, self.anti_method, self.w_sym = w_bit, a_bit, anti_method, w_sym
         self.dev_type = dev_type
         self.disable_anti_names = [] if disable_anti_names is None else disable_anti_names
@@ -39,6 +39,8 @@ class AntiOutlierConfig:
         if not w_sym:
             logger.warning("w_sym is False: use the same in QuantConfig.")
         self.flex_config = self._flex(flex_config)
+        check_mtp(mtp)
+        self.mtp = mtp
 
     @staticmethod
     def _flex(flex_config):
@@ -59,6 +61,8 @@ class AntiOutlierConfig:
         settings = [("anti_outlier.anti_method", self.anti_method),
                     ("anti_outlier.w_bit", self.w_bit), ("anti_outlier.a_bit", self.a_bit),
                     ("anti_outlier.w_sym", self.w_sym)]
+        if self.mtp is not None:
+            settings.append(("quant.mtp", self.mtp))
         if self.disable_anti_names:
             settings.append(("anti_outlier.disable_anti_names", self.disable_anti_names))
         return settings + [(f"anti_outlier.{key}", float(value))

@@ -1,5 +1,5 @@
 """QuantConfig: what is quantized and how, with msModelSlim's parameters, defaults and checks."""
-from ._checks import check_compat, check_elements, check_number, check_type
+from ._checks import check_compat, check_elements, check_mtp, check_number, check_type
 from ._devices import host_device
 from ._log import logger
 
@@ -18,8 +18,9 @@ class QuantConfig:
     """Settings of a Calibrator. The chained calls set what belongs to one scheme and check all
     again: QuantConfig(a_bit=16).weight_quant(w_sym=False), QuantConfig().fa_quant(fa_amp=2), …
 
-    `seed` (the generator for pr below 1), `a_sym` (static activations with offset 0) and `compat`
-    ("msmodelslim": the reference's arithmetic and file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
+    `seed` (the generator for pr below 1), `a_sym` (static activations with offset 0), `mtp`
+    (what becomes of MTP layers: "none", "float", "mix") and `compat` ("msmodelslim": the reference's
+    arithmetic and file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
     """
 
     def __init__(self, w_bit=8, a_bit=8, act_method=1, w_method="MinMax", disable_names=None,
@@ -27,7 +28,7 @@ class QuantConfig:
                  nonuniform=False, co_sparse=False, w_sym=True, is_lowbit=False, do_smooth=False,
                  use_sigma=False, sigma_factor=3.0, disable_last_linear=True, use_kvcache_quant=False,
                  open_outlier=True, is_dynamic=False, group_size=64, percdamp=0.01, pdmix=False, *,
-                 seed=0, a_sym=False, compat=None):
+                 seed=0, a_sym=False, mtp=None, compat=None):
         self.w_bit, self.a_bit, self.act_method, self.w_method = w_bit, a_bit, act_method, w_method
         self.disable_names = [] if disable_names is None else disable_names
         self.pr, self.mm_tensor, self.dev_type, self.dev_id = pr, mm_tensor, dev_type, dev_id
@@ -37,7 +38,7 @@ class QuantConfig:
         self.disable_last_linear, self.use_kvcache_quant = disable_last_linear, use_kvcache_quant
         self.open_outlier, self.is_dynamic, self.group_size = open_outlier, is_dynamic, group_size
         self.percdamp, self.pdmix, self.seed, self.compat = percdamp, pdmix, seed, compat
-        self.a_sym = a_sym
+        self.a_sym, self.mtp = a_sym, mtp
         self.kv_sym, self.use_fa_quant, self.fa_amp = True, False, 0
         self.block_size = self.tp_size = self.max_dynamic_step = None
         self.device, self.dev_id = host_device(dev_type, dev_id)
@@ -118,6 +119,7 @@ class QuantConfig:
         check_number(self.sigma_factor, (int, float), 3.0, 4.0, "sigma_factor")
         check_number(self.seed, int, 0, 2**64 - 1, "seed")
         self.compat = check_compat(self.compat)
+        check_mtp(self.mtp)
         if self.use_kvcache_quant and self.use_fa_quant:
             raise ValueError("KV-cache and FA cannot be quantized at the same time!")
         self._check_sparse()
@@ -248,6 +250,8 @@ class QuantConfig:
             settings.append(("quant.scheme", self.model_quant_type.lower()))
         if self.disable_names:
             settings.append(("fallback.disable_names", self.disable_names))
+        if self.mtp is not None:
+            settings.append(("quant.mtp", self.mtp))
         if self.use_kvcache_quant:
             settings += [("quant.kv_cache", "c8"), ("quant.kv_sym", self.kv_sym)]
         if self.use_fa_quant:

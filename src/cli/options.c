@@ -26,6 +26,7 @@ const flag cli_output_settings[] = {
     {"--kv-cache", FLAG_SETTING, NULL, "quant.kv_cache"},
     {"--kv-sym", FLAG_ON_SETTING, NULL, "quant.kv_sym"},
     {"--no-kv-sym", FLAG_OFF_SETTING, NULL, "quant.kv_sym"},
+    {"--mtp", FLAG_SETTING, NULL, "quant.mtp"},
     {"--fa-quant", FLAG_ON_SETTING, NULL, "fa_quant"},
     {"--no-fa-quant", FLAG_OFF_SETTING, NULL, "fa_quant"},
     {"--fa-amp", FLAG_SETTING, NULL, "fa_quant.fa_amp"},

@@ -359,7 +359,7 @@ static void rotate_sample(void *user, size_t index, int thread)
     rope_sequence rope = rope_sequence_begin(w->table, tokens, thread);
     for (size_t p = past; p < tokens; p++, row++) {
         const float *cos, *sin;
-        rope_sequence_at(&rope, p, &cos, &sin);
+        rope_sequence_at(&rope, b->turn ? (p + b->turn) % tokens : p, &cos, &sin);
         rotate_heads(w, w->q + row * w->q_columns, w->q_columns, w->node->head[0], w->node->skip,
                      cos, sin);
         rotate_heads(w, w->k + row * w->k_columns, w->k_columns, w->node->head[1], 0, cos, sin);

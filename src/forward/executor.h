@@ -14,6 +14,8 @@ typedef struct batch {
     const size_t *lengths; /* [samples] tokens of each */
     size_t rows;           /* sum of the lengths */
     const size_t *past;    /* [samples] tokens of each that went through before; NULL: none did */
+    size_t turn; /* positions begin here, and behind the last one comes 0; only without past
+                    (MTP layers) */
 } batch;
 
 /* What a block asks of its owner. */

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "tensor/rounded.h"
+
 enum { HEAD_PANEL = 4096 };
 
 static size_t panel_rows(const tare_model *model, size_t first)
@@ -25,7 +27,12 @@ typedef struct head_stream {
     const float *x; /* [count, hidden] */
     size_t count;
     float *y; /* [count, HEAD_PANEL] */
+    /* Columns [first, first+n) of the logits, as they are in y. */
+    void (*panel)(const struct head_stream *s, size_t first, size_t n);
     float *logits;
+    tare_dtype round;
+    float *most;
+    uint32_t *best;
 } head_stream;
 
 /* stored_stream gives pieces by bytes; a piece is cut into panels so that y stays small. */
@@ -42,7 +49,7 @@ static tare_status stream_rows(void *user, size_t first, size_t count, const cod
         gemm_weight_free(s->model->ctx, w);
         if (status != TARE_OK)
             return status;
-        place(s->model, s->y, s->count, first + at, n, s->logits);
+        s->panel(s, first + at, n);
     }
     return TARE_OK;
 }
@@ -55,14 +62,50 @@ static float *panel_results(tare_model *model, size_t count)
     return mem_alloc_array(model->ctx, cells, sizeof(float));
 }
 
+static tare_status stream_head(head_stream *s, const stored_weight *head)
+{
+    if (!(s->y = panel_results(s->model, s->count)))
+        return TARE_E_MEMORY;
+    tare_status status = stored_stream(s->model->checkpoint, head, stream_rows, s);
+    mem_free(s->model->ctx, s->y);
+    return status;
+}
+
+static void place_panel(const head_stream *s, size_t first, size_t n)
+{
+    place(s->model, s->y, s->count, first, n, s->logits);
+}
+
 tare_status head_logits(tare_model *model, const float *x, size_t count, float *logits)
 {
-    head_stream s = {.model = model, .x = x, .count = count, .logits = logits};
-    s.y = panel_results(model, count);
-    if (!s.y)
+    head_stream s = {
+        .model = model, .x = x, .count = count, .panel = place_panel, .logits = logits};
+    return stream_head(&s, &model->head->weight);
+}
+
+static void keep_best(const head_stream *s, size_t first, size_t n)
+{
+    round_values(s->y, s->count * n, s->round);
+    for (size_t row = 0; row < s->count; row++) {
+        for (size_t i = 0; i < n; i++) {
+            float logit = s->y[row * n + i];
+            if (first + i > 0 && !(logit > s->most[row]))
+                continue;
+            s->most[row] = logit;
+            s->best[row] = (uint32_t)(first + i);
+        }
+    }
+}
+
+tare_status head_best(tare_model *model, const stored_weight *head, const float *x, size_t count,
+                      tare_dtype round, uint32_t *best)
+{
+    head_stream s = {
+        .model = model, .x = x, .count = count, .panel = keep_best, .round = round, .best = best};
+    if (!(s.most = mem_alloc_array(model->ctx, count, sizeof *s.most)))
         return TARE_E_MEMORY;
-    tare_status status = stored_stream(model->checkpoint, &model->head->weight, stream_rows, &s);
-    mem_free(model->ctx, s.y);
+    tare_status status = stream_head(&s, head);
+    mem_free(model->ctx, s.most);
     return status;
 }
 
@@ -138,6 +181,13 @@ size_t head_weights_loading_bytes(const tare_model *model)
 size_t head_kept_bytes(const tare_model *model, size_t count)
 {
     return mem_array_bytes(count, HEAD_PANEL * sizeof(float)) + gemm_float_bytes(model->ctx);
+}
+
+size_t head_best_bytes(const tare_model *model, const stored_weight *head, size_t count)
+{
+    return head_kept_bytes(model, count) + mem_array_bytes(count, sizeof(float)) +
+           gemm_weight_bytes(GEMM_FP32, head->dtype, HEAD_PANEL, head->k) +
+           stored_stream_bytes(head);
 }
 
 size_t head_logits_bytes(const tare_model *model, size_t count)

@@ -20,6 +20,12 @@ tare_status head_logits_kept(tare_model *model, const head_weights *h, const flo
                              float *logits);
 tare_status head_logits(tare_model *model, const float *x, size_t count, float *logits);
 
+/* best [count] <- for each row of x [count, hidden] the first of its largest logits, rounded to
+ * `round`, by any head; streamed, and no more logits are held than a panel has. */
+tare_status head_best(tare_model *model, const stored_weight *head, const float *x, size_t count,
+                      tare_dtype round, uint32_t *best);
+size_t head_best_bytes(const tare_model *model, const stored_weight *head, size_t count);
+
 /* Accounted bytes, at most: of packed weights, what loading needs beside them, and what the two
  * products need. */
 size_t head_weights_bytes(const tare_model *model);

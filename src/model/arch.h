@@ -60,6 +60,7 @@ typedef struct architecture {
     window_rule window;
     const expert_form *experts; /* of families that may have any */
     bool latent_attention;      /* MLA: its own geometry (config_experts.c) */
+    bool mtp;                   /* num_nextn_predict_layers is read (mtp.h) */
 } architecture;
 
 /* NULL if unknown. */

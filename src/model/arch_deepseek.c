@@ -106,6 +106,7 @@ const architecture arch_deepseek_v3 = {.model_type = "deepseek_v3",
                                        .smooth_shift = true,
                                        .default_positions = 4096,
                                        .experts = &v3_experts,
+                                       .mtp = true,
                                        .latent_attention = true};
 
 /* Its config.json and tensors are a DeepSeek-V3's, in sizes of its own. */
@@ -115,4 +116,5 @@ const architecture arch_kimi_k2 = {.model_type = "kimi_k2",
                                    .smooth_shift = true,
                                    .default_positions = 4096,
                                    .experts = &v3_experts,
+                                   .mtp = true,
                                    .latent_attention = true};

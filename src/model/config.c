@@ -54,6 +54,10 @@ static tare_status parse_geometry(parse *p)
     TRY(parse_size(p, "intermediate_size", 0, MAX_DIM, &c->intermediate_size));
     TRY(parse_size(p, "vocab_size", 0, MAX_DIM, &c->vocab_size));
     TRY(parse_size(p, "num_hidden_layers", 0, MAX_LAYERS, &c->num_layers));
+    if (c->arch->mtp)
+        TRY(value_get_size(p->ctx, p->root, p->what, "num_nextn_predict_layers", &c->num_mtp));
+    if (c->num_mtp > MAX_LAYERS)
+        return REFUSE(p, "num_nextn_predict_layers %zu is out of range", c->num_mtp);
     TRY(parse_size(p, "num_attention_heads", 0, MAX_LAYERS, &c->num_heads));
     if (c->arch->latent_attention)
         return parse_latent_sizes(p);
@@ -539,7 +543,7 @@ void model_config_names(const architecture *arch, const config_flags *flags, blo
 void model_config_graphs(const model_config *c, block_graph graphs[BLOCK_KINDS])
 {
     memset(graphs, 0, BLOCK_KINDS * sizeof *graphs);
-    for (size_t i = 0; i < c->num_layers; i++) {
+    for (size_t i = 0; i < c->num_layers + c->num_mtp; i++) {
         bool sparse = model_config_sparse(c, i);
         block_graph *g = &graphs[sparse ? BLOCK_EXPERTS : BLOCK_PLAIN];
         if (g->num_nodes == 0)

@@ -5,12 +5,14 @@
 #include "base/dtype.h"
 #include "base/memory.h"
 #include "model/arch.h"
+#include "model/mtp.h"
 #include "model/rope.h"
 
 typedef struct model_config {
     const architecture *arch;
     size_t hidden_size, intermediate_size, vocab_size, max_position_embeddings;
     size_t num_layers, num_heads, num_kv_heads, head_dim;
+    size_t num_mtp;    /* MTP layers behind those (mtp.h) */
     size_t rotary_dim; /* columns at the front of each head that turn */
     float rms_norm_eps;
     float attention_scale;                  /* of scores; 0: 1 / sqrt(head_dim) */
@@ -25,7 +27,7 @@ typedef struct model_config {
     size_t value_dim;                     /* of a head's values; head_dim but in latent attention */
     size_t query_rank, kv_rank, rope_dim; /* of latent attention: q_lora_rank (0: queries have one
                                              linear), kv_lora_rank, qk_rope_head_dim */
-    const bool *sparse; /* [num_layers] which have experts; NULL: none. In the arena */
+    const bool *sparse; /* [num_layers + num_mtp] which have experts; NULL: none. In the arena */
     route_spec route;   /* of those */
     experts_spec experts;
     size_t shared_width;   /* of what all rows go through beside them; 0: nothing */

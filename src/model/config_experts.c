@@ -34,7 +34,8 @@ static tare_status find_sparse(parse *p)
     const expert_form *form = c->arch->experts;
     size_t step = 1, first = form->default_first, any = 0;
     const value *dense = value_get(p->root, "mlp_only_layers");
-    bool *sparse = arena_calloc(p->arena, c->num_layers, sizeof *sparse);
+    size_t layers = c->num_layers + c->num_mtp;
+    bool *sparse = arena_calloc(p->arena, layers, sizeof *sparse);
     TRY(sparse ? TARE_OK : TARE_E_MEMORY);
     if (form->by_step) {
         TRY(parse_size(p, "decoder_sparse_step", 1, SIZE_MAX, &step));
@@ -42,7 +43,7 @@ static tare_status find_sparse(parse *p)
     }
     if (form->from_first)
         TRY(value_get_size(p->ctx, p->root, p->what, "first_k_dense_replace", &first));
-    for (size_t i = first; i < c->num_layers; i++) {
+    for (size_t i = first; i < layers; i++) {
         sparse[i] = (i + 1) % step == 0 && !(form->by_step && lists_number(dense, i));
         any += sparse[i];
     }

@@ -321,12 +321,13 @@ static size_t node_of_unit(const block_graph *g, size_t unit)
     return n;
 }
 
-/* Where to cut between a unit and the next one. */
+/* Where to cut between a unit and the next one: of equals first, so that a norm stays with the unit
+ * that reads it, as smoothing changes both. */
 static size_t best_cut(const block_graph *g, size_t unit)
 {
     size_t end = node_of_unit(g, unit + 1), best = end;
     for (size_t at = end; at > node_of_unit(g, unit); at--) {
-        if (carried_columns(g, at) < carried_columns(g, best))
+        if (carried_columns(g, at) <= carried_columns(g, best))
             best = at;
     }
     return best;

@@ -1,6 +1,6 @@
 /* Opening a model: every tensor that the architecture needs is found, and its dtype and shape
  * checked, before any work. */
-#include "model/model.h"
+#include "model/model_internal.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -8,7 +8,6 @@
 #include "file/io.h"
 #include "model/quantized.h"
 #include "model/rotate.h"
-#include "model/tensor_names.h"
 
 enum { CONFIG_LIMIT = 4 << 20 };
 
@@ -28,9 +27,8 @@ static tare_status check_shape(tare_model *m, const tensor_info *t, int rank, si
                      m->dir, t->name, found, rows, cols);
 }
 
-/* Finds the float tensor `module`.`part` and checks it. */
-static tare_status find_tensor(tare_model *m, const char *module, const char *part, int rank,
-                               size_t rows, size_t cols, const tensor_info **out)
+tare_status model_find_tensor(tare_model *m, const char *module, const char *part, int rank,
+                              size_t rows, size_t cols, const tensor_info **out)
 {
     char *name = arena_printf(&m->arena, "%s.%s", module, part);
     if (!name)
@@ -46,9 +44,8 @@ static tare_status find_tensor(tare_model *m, const char *module, const char *pa
     return check_shape(m, *out, rank, rows, cols);
 }
 
-/* The matrix `module`.weight: floats, or in the form that config.json tells. */
-static tare_status find_weight(tare_model *m, const char *module, size_t n, size_t k,
-                               stored_weight *out)
+tare_status model_find_weight(tare_model *m, const char *module, size_t n, size_t k,
+                              stored_weight *out)
 {
     tare_status status = TARE_OK;
     const tensor_info *t, *scales = NULL;
@@ -59,10 +56,10 @@ static tare_status find_weight(tare_model *m, const char *module, size_t n, size
     const codec *c = t ? codec_of(t->dtype) : NULL;
     if (c && c->block && m->fp8_blocks) {
         TRY(check_shape(m, t, 2, n, k));
-        TRY(find_tensor(m, module, c->scales, 2, size_divide_up(n, c->block),
-                        size_divide_up(k, c->block), &scales));
+        TRY(model_find_tensor(m, module, c->scales, 2, size_divide_up(n, c->block),
+                              size_divide_up(k, c->block), &scales));
     } else {
-        TRY(find_tensor(m, module, "weight", 2, n, k, &t));
+        TRY(model_find_tensor(m, module, "weight", 2, n, k, &t));
     }
     *out = stored_matrix(t->name, t, scales, 0, n);
 done:
@@ -79,9 +76,9 @@ static tare_status find_linear(tare_model *m, const model_block *b, size_t index
         return TARE_E_MEMORY;
     *out = (model_linear){
         .name = name, .unit = b->first_unit + spec->unit, .n = spec->n, .k = spec->k};
-    TRY(find_weight(m, name, out->n, out->k, &out->weight));
+    TRY(model_find_weight(m, name, out->n, out->k, &out->weight));
     if (spec->has_bias)
-        TRY(find_tensor(m, name, "bias", 1, out->n, 0, &out->bias));
+        TRY(model_find_tensor(m, name, "bias", 1, out->n, 0, &out->bias));
 done:
     return status;
 }
@@ -126,12 +123,12 @@ static tare_status find_experts(tare_model *m, model_block *b)
         TRY(find_linears(m, &expert));
     }
     if (r->correction)
-        TRY(find_tensor(m, b->name, r->correction, 1, r->experts, 0, &b->correction));
+        TRY(model_find_tensor(m, b->name, r->correction, 1, r->experts, 0, &b->correction));
 done:
     return status;
 }
 
-static tare_status find_block(tare_model *m, model_block *b)
+tare_status model_find_block(tare_model *m, model_block *b)
 {
     tare_status status = TARE_OK;
     const block_graph *g = b->graph;
@@ -140,26 +137,37 @@ static tare_status find_block(tare_model *m, model_block *b)
         char *name = arena_printf(&m->arena, "%s.%s", b->name, g->norms[i].name);
         if (!name)
             return TARE_E_MEMORY;
-        TRY(find_tensor(m, name, "weight", 1, g->norms[i].size, 0, &b->norms[i]));
+        TRY(model_find_tensor(m, name, "weight", 1, g->norms[i].size, 0, &b->norms[i]));
     }
     TRY(find_experts(m, b));
 done:
     return status;
 }
 
+/* The head is the last linear that the model has: MTP layers which are no blocks of it are laid out
+ * behind the head, only to be looked for. */
+static void lay_head(tare_model *m, size_t *linears, size_t *units)
+{
+    m->num_linears = ++*linears;
+    m->num_units = ++*units;
+}
+
 static tare_status lay_blocks(tare_model *m)
 {
     const model_config *c = &m->config;
-    size_t linears = 0, units = 0;
+    size_t linears = 0, units = 0, all = c->num_layers + (m->mtp == MTP_NONE ? 0 : c->num_mtp);
     model_config_graphs(c, m->graphs);
     if (m->graphs[BLOCK_EXPERTS].experts.count)
         graph_expert(&m->graphs[BLOCK_EXPERTS].experts, &m->expert);
-    m->blocks = arena_calloc(&m->arena, c->num_layers, sizeof *m->blocks);
+    m->num_blocks = m->mtp == MTP_MIX ? all : c->num_layers;
+    m->blocks = arena_calloc(&m->arena, all, sizeof *m->blocks);
     if (!m->blocks)
         return TARE_E_MEMORY;
-    for (size_t i = 0; i < c->num_layers; i++) {
+    for (size_t i = 0; i < all; i++) {
         model_block *b = &m->blocks[i];
         const block_graph *g = &m->graphs[model_config_sparse(c, i) ? BLOCK_EXPERTS : BLOCK_PLAIN];
+        if (i == m->num_blocks)
+            lay_head(m, &linears, &units);
         *b = (model_block){.name = arena_printf(&m->arena, "model.layers.%zu", i),
                            .graph = g,
                            .index = i,
@@ -171,16 +179,17 @@ static tare_status lay_blocks(tare_model *m)
         units += g->num_units + g->experts.count * EXPERT_UNITS;
         b->end_linear = linears;
     }
-    m->num_linears = linears + 1;
-    m->num_units = units + 1;
-    m->linears = arena_calloc(&m->arena, m->num_linears, sizeof *m->linears);
-    m->units = arena_calloc(&m->arena, m->num_units, sizeof *m->units);
+    if (m->num_blocks == all)
+        lay_head(m, &linears, &units);
+    m->linears = arena_calloc(&m->arena, linears, sizeof *m->linears);
+    m->units = arena_calloc(&m->arena, units, sizeof *m->units);
     return m->linears && m->units ? TARE_OK : TARE_E_MEMORY;
 }
 
 /* Where a model comes from. */
 typedef struct model_origin {
     const char *dir, *folder;
+    mtp_mode mtp;
     const char *config_json; /* NULL: folder/config.json is read */
     size_t config_length;
     const tare_tensor *tensors; /* NULL: of the model `again`, or of the folder */
@@ -220,13 +229,13 @@ static tare_status find_head(tare_model *m, const tare_model *again)
     *m->head = (model_linear){
         .name = "lm_head", .unit = m->num_units - 1, .n = c->vocab_size, .k = c->hidden_size};
     m->units[m->head->unit] = (model_unit){.kind = "head",
-                                           .block = c->num_layers,
+                                           .block = m->num_blocks,
                                            .first = m->num_linears - 1,
                                            .count = 1,
                                            .k = c->hidden_size};
     const tensor_info *own = checkpoint_find(m->checkpoint, "lm_head.weight");
     if (own || !c->tie_word_embeddings)
-        TRY(find_weight(m, "lm_head", c->vocab_size, c->hidden_size, &m->head->weight));
+        TRY(model_find_weight(m, "lm_head", c->vocab_size, c->hidden_size, &m->head->weight));
     if (again) {
         m->head_is_tied = again->head_is_tied;
         m->head_is_unlike = again->head_is_unlike;
@@ -239,102 +248,21 @@ done:
     return status;
 }
 
-/* Names of tensors that are left out for one reason: how many, and the first few. */
-typedef struct left_out {
-    size_t count;
-    buffer names;
-} left_out;
-
-enum { NAMES_SHOWN = 4 };
-
-static void note_left_out(left_out *l, const char *name)
-{
-    if (l->count++ < NAMES_SHOWN)
-        buffer_printf(&l->names, "%s%.200s", l->count > 1 ? ", " : "", name);
-    else if (l->count == NAMES_SHOWN + 1)
-        buffer_puts(&l->names, ", …");
-}
-
-/* A tensor that is copied: in FP8 as the numbers that it stands for. */
-static tare_status add_extra(tare_model *m, const tensor_info *t)
-{
-    tare_status status = TARE_OK;
-    static const char ending[] = ".weight";
-    stored_weight *out = &m->extra[m->num_extra];
-    const codec *c = codec_of(t->dtype);
-    const tensor_info *scales;
-    char *module = arena_strndup(&m->arena, t->name, strlen(t->name));
-    TRY(module ? TARE_OK : TARE_E_MEMORY);
-    *out = stored_whole(t);
-    if (m->fp8_blocks && c && c->block && t->rank == 2 && str_ends_with(module, ending)) {
-        module[strlen(module) - strlen(ending)] = '\0';
-        TRY(find_tensor(m, module, c->scales, 2, size_divide_up(t->shape[0], c->block),
-                        size_divide_up(t->shape[1], c->block), &scales));
-        *out = stored_matrix(t->name, t, scales, 0, t->shape[0]);
-    }
-    m->num_extra++;
-done:
-    return status;
-}
-
-/* What no layer needs; `quiet`: this model was opened, and warned about, before. */
-static tare_status collect_others(tare_model *m, bool quiet)
-{
-    tare_status status = TARE_OK;
-    size_t count = checkpoint_count(m->checkpoint);
-    left_out unused = {0}, beyond = {0};
-    buffer_init(&unused.names, m->ctx);
-    buffer_init(&beyond.names, m->ctx);
-    m->extra = arena_alloc_array(&m->arena, count, sizeof *m->extra);
-    TRY(m->extra ? TARE_OK : TARE_E_MEMORY);
-    for (size_t i = 0; i < count; i++) {
-        const tensor_info *t = checkpoint_at(m->checkpoint, i);
-        tensor_use use = tensor_use_of(&m->config, m->graphs, t->name);
-        if (quantized_is_scale(m, t->name))
-            continue;
-        if (use == TENSOR_FOREIGN)
-            TRY(add_extra(m, t));
-        else if (use == TENSOR_UNUSED || use == TENSOR_BEYOND)
-            note_left_out(use == TENSOR_UNUSED ? &unused : &beyond, t->name);
-    }
-    TRY(unused.names.status);
-    TRY(beyond.names.status);
-    if (m->num_extra && !quiet)
-        TARE_WARN(
-            m->ctx,
-            "%s: %zu tensors are unknown to model_type %s and are copied as they are (first: %s)",
-            m->dir, m->num_extra, m->config.arch->model_type, m->extra[0].name);
-    if (unused.count && !quiet)
-        TARE_WARN(m->ctx,
-                  "%s: %zu tensors have no place in a %s model with this config.json and are left "
-                  "out, as transformers does: %s",
-                  m->dir, unused.count, m->config.arch->model_type, unused.names.data);
-    if (beyond.count && !quiet)
-        TARE_WARN(
-            m->ctx,
-            "%s: %zu tensors are of layers that num_hidden_layers (%zu) excludes and are left "
-            "out, as transformers does: %s",
-            m->dir, beyond.count, m->config.num_layers, beyond.names.data);
-done:
-    buffer_free(&unused.names);
-    buffer_free(&beyond.names);
-    return status;
-}
-
 static tare_status find_tensors(tare_model *m, const tare_model *again)
 {
     tare_status status = TARE_OK;
     const model_config *c = &m->config;
     const tensor_info *embedding;
     TRY(lay_blocks(m));
-    TRY(find_tensor(m, "model.embed_tokens", "weight", 2, c->vocab_size, c->hidden_size,
-                    &embedding));
+    TRY(model_find_tensor(m, "model.embed_tokens", "weight", 2, c->vocab_size, c->hidden_size,
+                          &embedding));
     m->embedding = stored_tensor(embedding, c->vocab_size);
     for (size_t i = 0; i < c->num_layers; i++)
-        TRY(find_block(m, &m->blocks[i]));
-    TRY(find_tensor(m, "model.norm", "weight", 1, c->hidden_size, 0, &m->final_norm));
+        TRY(model_find_block(m, &m->blocks[i]));
+    TRY(mtp_find(m));
+    TRY(model_find_tensor(m, "model.norm", "weight", 1, c->hidden_size, 0, &m->final_norm));
     TRY(find_head(m, again));
-    TRY(collect_others(m, again != NULL));
+    TRY(model_collect_others(m, again != NULL));
 done:
     return status;
 }
@@ -414,6 +342,7 @@ static tare_status open_model(tare_context *ctx, const model_origin *from, tare_
     m->ctx = ctx;
     atomic_init(&m->owners, 1);
     m->load_dtype = TARE_DTYPE_COUNT;
+    m->mtp = from->mtp;
     arena_init(&m->arena, ctx);
     tare_status status = open_origin(m, from);
     if (status == TARE_OK)
@@ -423,9 +352,14 @@ static tare_status open_model(tare_context *ctx, const model_origin *from, tare_
     return status;
 }
 
+tare_status model_open(tare_context *ctx, const char *path, mtp_mode mtp, tare_model **out)
+{
+    return open_model(ctx, &(model_origin){.dir = path, .folder = path, .mtp = mtp}, out);
+}
+
 tare_status tare_model_open(tare_context *ctx, const char *path, tare_model **out)
 {
-    return open_model(ctx, &(model_origin){.dir = path, .folder = path}, out);
+    return model_open(ctx, path, MTP_NONE, out);
 }
 
 tare_status tare_model_from_tensors(tare_context *ctx, const char *config_json, const char *folder,
@@ -447,9 +381,10 @@ tare_status tare_model_from_tensors(tare_context *ctx, const char *config_json, 
                       out);
 }
 
-tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model **out)
+tare_status model_reopen(tare_context *ctx, const tare_model *source, mtp_mode mtp,
+                         tare_model **out)
 {
-    model_origin from = {.dir = source->dir, .folder = source->folder, .again = source};
+    model_origin from = {.dir = source->dir, .folder = source->folder, .mtp = mtp, .again = source};
     if (source->config_given) {
         from.config_json = source->config_json;
         from.config_length = source->config_length;
@@ -488,6 +423,10 @@ void model_load_as(tare_model *m, tare_dtype dtype)
     m->embedding.dtype = dtype;
     for (size_t i = 0; i < m->num_linears; i++)
         m->linears[i].weight.dtype = dtype;
+    for (size_t i = 0; m->mtp_layers && i < m->config.num_mtp; i++) {
+        mtp_layer *layer = &m->mtp_layers[i];
+        layer->projection.weight.dtype = layer->embedding.dtype = layer->head.dtype = dtype;
+    }
 }
 
 stored_weight model_vector(const tare_model *m, const tensor_info *tensor)

@@ -16,10 +16,19 @@ typedef struct model_linear {
     const tensor_info *bias; /* NULL: none */
 } model_linear;
 
+/* What surrounds the block of an MTP layer (mtp.h). */
+typedef struct mtp_layer {
+    const tensor_info *enorm, *hnorm; /* [hidden] */
+    model_linear projection;          /* [hidden, 2 hidden] */
+    stored_weight embedding;          /* [vocab, hidden] */
+    const tensor_info *head_norm;
+    stored_weight head; /* [vocab, hidden] */
+} mtp_layer;
+
 /* Linears that read one input and are fused by engines: model.linears [first, first+count). */
 typedef struct model_unit {
     const char *kind; /* "qkv", "o", …, "head" */
-    size_t block;     /* config.num_layers for the head */
+    size_t block;     /* num_blocks for the head */
     size_t first, count;
     size_t k;
 } model_unit;
@@ -53,9 +62,13 @@ struct tare_model {
     bool head_is_unlike; /* in memory: not the embedding, though config.json ties them */
     block_graph expert;  /* of each of its experts, if it has any */
     block_graph graphs[BLOCK_KINDS]; /* of its blocks; without nodes: there is no such block */
-    model_block *blocks;             /* [config.num_layers] */
-    model_linear *linears;           /* [num_linears] in module order, the head last */
-    model_unit *units;               /* [num_units], the head's last */
+    mtp_mode mtp;                    /* what it was opened for */
+    model_block *blocks;             /* [num_blocks] config.num_layers, and with MTP_MIX those of
+                                      * the MTP layers behind them */
+    size_t num_blocks;
+    mtp_layer *mtp_layers; /* [config.num_mtp]; NULL with MTP_NONE */
+    model_linear *linears; /* [num_linears] in module order, the head last */
+    model_unit *units;     /* [num_units], the head's last */
     size_t num_linears, num_units;
     model_linear *head;
     stored_weight *extra; /* tensors of modules that the architecture does not have
@@ -113,10 +126,24 @@ static inline bool linear_is_head(const tare_model *m, const model_linear *l)
     return l == m->head;
 }
 
+/* The MTP layer that a block is of; NULL: it is none of one. */
+static inline const mtp_layer *block_mtp(const tare_model *m, const model_block *b)
+{
+    return b->index < m->config.num_layers ? NULL : &m->mtp_layers[b->index - m->config.num_layers];
+}
+
 /* One owner more. */
 tare_model *model_keep(tare_model *model);
+/* tare_model_open with its MTP layers, which must be there unless the mode is MTP_NONE. */
+tare_status model_open(tare_context *ctx, const char *path, mtp_mode mtp, tare_model **out);
 /* The same model once more, for a caller that sets load_dtype; `source` must outlive it. */
-tare_status model_reopen(tare_context *ctx, const tare_model *source, tare_model **out);
+tare_status model_reopen(tare_context *ctx, const tare_model *source, mtp_mode mtp,
+                         tare_model **out);
+/* The name (in `a`) of the linear whose weight an extra tensor is, if it is one of an MTP layer;
+ * NULL: it is none, or there is no memory. */
+const char *model_extra_linear(const tare_model *model, const stored_weight *w, arena *a);
+/* How many tensors of MTP layers the checkpoint has. */
+size_t model_mtp_tensors(const tare_model *model);
 
 /* What rotation makes of a norm or bias; NULL: nothing. */
 const weight_edit *model_vector_edit(const tare_model *model, const tensor_info *tensor);

@@ -56,6 +56,30 @@ static bool is_in_block(const block_graph *graph, const char *name)
     return false;
 }
 
+static bool is_around_mtp(const char *name)
+{
+    for (int i = 0; i < MTP_MODULES; i++) {
+        if (is_part(name, mtp_module_name((mtp_module)i), false))
+            return true;
+    }
+    return false;
+}
+
+/* Of a layer, by its name in the layer. */
+static tensor_use use_in_layer(const model_config *c, const block_graph graphs[BLOCK_KINDS],
+                               size_t layer, const char *name)
+{
+    if (layer == SIZE_MAX)
+        return TENSOR_UNUSED;
+    if (layer >= c->num_layers + c->num_mtp)
+        return TENSOR_BEYOND;
+    if (layer >= c->num_layers && is_around_mtp(name))
+        return TENSOR_MTP;
+    if (!is_in_block(&graphs[model_config_sparse(c, layer)], name))
+        return TENSOR_UNUSED;
+    return layer < c->num_layers ? TENSOR_NEEDED : TENSOR_MTP_BLOCK;
+}
+
 tensor_use tensor_use_of(const model_config *config, const block_graph graphs[BLOCK_KINDS],
                          const char *name)
 {
@@ -66,11 +90,7 @@ tensor_use tensor_use_of(const model_config *config, const block_graph graphs[BL
     if (str_starts_with(name, layers)) {
         size_t layer;
         const char *rest = skip_number(name + sizeof layers - 1, &layer);
-        if (layer != SIZE_MAX && layer >= config->num_layers)
-            return TENSOR_BEYOND;
-        return layer != SIZE_MAX && is_in_block(&graphs[model_config_sparse(config, layer)], rest)
-                   ? TENSOR_NEEDED
-                   : TENSOR_UNUSED;
+        return use_in_layer(config, graphs, layer, rest);
     }
     for (size_t i = 0; i < sizeof modules / sizeof *modules; i++) {
         size_t length = strlen(modules[i]);

@@ -90,7 +90,7 @@ static tare_status look_at_all(search *s)
     tare_status status = TARE_OK;
     const tare_model *m = s->model;
     TRY(look_at(s, m->embedding.tensor));
-    for (size_t layer = 0; layer < m->config.num_layers; layer++)
+    for (size_t layer = 0; layer < m->num_blocks; layer++)
         TRY(look_at_block(s, &m->blocks[layer]));
     TRY(look_at_norm(s, m->final_norm));
     if (m->head->weight.tensor != m->embedding.tensor)

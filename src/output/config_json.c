@@ -6,7 +6,7 @@
 #include "file/json.h"
 #include "output/output_internal.h"
 
-enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 12 };
+enum { CONFIG_MAX_BYTES = 16 << 20, MAX_EDITS = 13 };
 
 /* Changes to one map: a key without a value is removed. */
 typedef struct edit {
@@ -109,12 +109,34 @@ static tare_status attention_quantization(arena *a, const char *key, const char 
     return TARE_OK;
 }
 
+/* What the linears of MTP layers are quantized to, by the naming rule of the whole; SCHEME_FLOAT:
+ * there are none. */
+static linear_scheme mtp_scheme(const output *o, const value *config)
+{
+    const value *layers = value_get(config, "num_hidden_layers");
+    unsigned schemes = 0;
+    for (size_t i = 0; layers && layers->is_integer && i < o->num_units; i++) {
+        const output_unit *u = &o->units[i];
+        long long layer;
+        if (u->kind == UNIT_LINEAR && sscanf(u->name, "model.layers.%lld.", &layer) == 1 &&
+            layer >= layers->integer)
+            schemes |= 1u << u->linear.scheme;
+    }
+    return scheme_naming(schemes);
+}
+
+/* Has it the keys of MindIE for DeepSeek's models with 4-bit experts? */
+static bool has_narrow_experts(const output *o)
+{
+    return o->options.fa_latent && (o->schemes >> SCHEME_W4A8_DYNAMIC & 1);
+}
+
 /* What msModelSlim's service writes for DeepSeek's models with 4-bit experts, whatever attention is
  * but for FA3 (spec/schemes.md 6.2). */
 static void add_mindie_keys(const output *o, edit *edits, size_t *n, value texts[3])
 {
     static const char *const KEYS[] = {"quantize", "moe_quantize", "mla_quantize"};
-    if (!o->options.fa_latent || !(o->schemes >> SCHEME_W4A8_DYNAMIC & 1))
+    if (!has_narrow_experts(o))
         return;
     texts[0] = string_value("w8a8_dynamic");
     texts[1] = string_value("w4a8_dynamic");
@@ -123,11 +145,31 @@ static void add_mindie_keys(const output *o, edit *edits, size_t *n, value texts
         edits[(*n)++] = (edit){.key = KEYS[i], .to = &texts[i]};
 }
 
+/* What MindIE goes by in quantized MTP layers; and that there are none. */
+static tare_status add_mtp_keys(output *o, output_folder *f, arena *a, const value *config,
+                                edit *edits, size_t *n, value *text)
+{
+    static const value none = {.type = VALUE_NUMBER, .text = "0", .length = 1, .is_integer = true};
+    linear_scheme scheme = mtp_scheme(o, config);
+    bool mindie = (f->layout == LAYOUT_SAFE_TENSOR && f->has_files) || has_narrow_experts(o);
+    if (o->options.no_mtp)
+        edits[(*n)++] = (edit){
+            .key = "num_nextn_predict_layers", .to = &none, .only_if_present = true};
+    if (!mindie || scheme == SCHEME_FLOAT)
+        return TARE_OK;
+    char *name = layout_lower_case(a, output_type(o, f->layout, scheme));
+    if (!name)
+        return TARE_E_MEMORY;
+    *text = string_value(name);
+    edits[(*n)++] = (edit){.key = "mtp_quantize", .to = text};
+    return TARE_OK;
+}
+
 static tare_status edit_config(output *o, output_folder *f, arena *a, const value *config,
                                value *out)
 {
     value dtype = string_value(torch_name(o->options.num.dtype)), no = {.type = VALUE_BOOL};
-    value text_config, type = {0}, quantization, mindie[3];
+    value text_config, type = {0}, quantization, mindie[3], mtp;
     const value *compressed = NULL;
     const value *nested = value_get(config, "text_config");
     const value *auto_map = value_get(config, "auto_map");
@@ -165,6 +207,7 @@ static tare_status edit_config(output *o, output_folder *f, arena *a, const valu
     if (f->layout == LAYOUT_SAFE_TENSOR && f->has_files)
         edits[n++] = (edit){.key = "quantize", .to = &type};
     add_mindie_keys(o, edits, &n, mindie);
+    TRY(add_mtp_keys(o, f, a, config, edits, &n, &mtp));
     if (auto_map && !keep_auto_map(o, auto_map)) {
         if (!o->options.rehearsed && f == o->folders)
             TARE_WARN(o->ctx, "config.json: auto_map is dropped, the code it names is not copied");

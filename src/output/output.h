@@ -41,6 +41,7 @@ typedef struct output_options {
     bool npy_torch; /* the npy files hold torch tensors, not numpy arrays */
     numerics num;
     bool untie;       /* the model's own head is not its embedding, whatever config.json says */
+    bool no_mtp;      /* the output's config.json says that it has no MTP layers */
     bool dtype_given; /* the recipe names a dtype, or the model's config.json none, or two:
                        * the output's torch_dtype is set to num.dtype */
     /* Of the run. In compat mode it is the model's type, whatever its linears have. */

@@ -55,6 +55,7 @@ static const verify_rule RULES[] = {
     {27, A | S | N | C, NEEDS_TENSORS | NEEDS_DATA, rule_layouts_agree, NULL},
     {28, A, NEEDS_TENSORS, rule_new_biases, NULL},
     {29, A, NEEDS_TENSORS, rule_prefixes, NULL},
+    {31, A | S | C, NEEDS_TENSORS, rule_mtp, NULL}, /* 30: verify_target.c */
 };
 enum { NUM_RULES = sizeof RULES / sizeof *RULES };
 

@@ -211,11 +211,13 @@ done:
 }
 
 /* What a model does not use is left out of the output, a tied head too. */
-static bool is_left_out(const verify *v, const char *name)
+static bool is_left_out(const verify *v, bool has_mtp, const char *name)
 {
     if (!v->base_config)
         return false;
     tensor_use use = tensor_use_of(v->base_config, v->base_graphs, name);
+    if ((use == TENSOR_MTP || use == TENSOR_MTP_BLOCK) && !has_mtp)
+        return true;
     return use == TENSOR_BEYOND || use == TENSOR_UNUSED ||
            (v->base_config->tie_word_embeddings && strcmp(name, "lm_head.weight") == 0);
 }
@@ -236,13 +238,14 @@ static tensor_info unpacked(const reader_layout *f, const reader_tensor *t)
 tare_status rule_base_tensors(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
+    bool has_mtp = verify_has_mtp(f);
     for (size_t i = 0; i < checkpoint_count(v->base); i++) {
         const tensor_info *source = checkpoint_at(v->base, i);
         const reader_tensor *t = reader_find(f, source->name);
         const tensor_info here = t ? unpacked(f, t) : (tensor_info){0};
         TRY(context_check_cancelled(f->ctx));
         if (!t) {
-            if (str_ends_with(source->name, ".weight") && !is_left_out(v, source->name))
+            if (str_ends_with(source->name, ".weight") && !is_left_out(v, has_mtp, source->name))
                 verify_fail(v, 14, source->name, "every weight of the base", "no such tensor");
         } else if (!tensor_same_shape(&here, source)) {
             char want[96], have[96];

@@ -73,6 +73,9 @@ const reader_linear *verify_quantized_prefix(const reader_layout *f, const char 
  * its block's name. */
 bool verify_expert_of(const char *name, size_t *block);
 
+/* verify_mtp.c: has the output any tensor of an MTP layer? */
+bool verify_has_mtp(const reader_layout *f);
+
 /* verify_files.c: is this description key about the model, not about a tensor? */
 bool verify_is_global_key(const char *key);
 
@@ -107,6 +110,7 @@ tare_status rule_npy_keys(verify *v, reader_layout *f);      /* 26 */
 tare_status rule_layouts_agree(verify *v, reader_layout *f); /* 27 */
 tare_status rule_new_biases(verify *v, reader_layout *f);    /* 28 */
 tare_status rule_prefixes(verify *v, reader_layout *f);      /* 29 */
+tare_status rule_mtp(verify *v, reader_layout *f);           /* 31 */
 
 /* Rules on one complete linear. */
 tare_status rule_deq_bits(verify *v, reader_layout *f, const reader_linear *l,

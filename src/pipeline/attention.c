@@ -72,7 +72,7 @@ tare_status attention_write(run *r, size_t layer)
 tare_status write_late_attentions(run *r)
 {
     tare_status status = TARE_OK;
-    size_t layers = r->model->config.num_layers, n = 0;
+    size_t layers = r->model->num_blocks, n = 0;
     if (r->env->recipe->fa_amp == 0 || r->plan->num_fa == 0)
         return TARE_OK;
     fa_module *modules = mem_alloc_array(r->ctx, r->plan->num_fa, sizeof *modules);

@@ -87,18 +87,30 @@ done:
     return status;
 }
 
+/* Of an MTP layer linears that stay float are among them. */
+static tare_status declare_extra(run *r, const stored_weight *w)
+{
+    tare_status status = TARE_OK;
+    const char *name = model_extra_linear(r->model, w, r->env->arena);
+    TRY(declare_weight(r, w));
+    if (name)
+        TRY(output_declare_float_linear(r->out, name));
+done:
+    return status;
+}
+
 static tare_status declare_all(run *r)
 {
     tare_status status = TARE_OK;
     tare_model *m = r->model;
     r->num_quantized = 0;
     TRY(declare_weight(r, &m->embedding));
-    for (size_t i = 0; i < m->config.num_layers; i++)
+    for (size_t i = 0; i < m->num_blocks; i++)
         TRY(declare_block(r, &m->blocks[i]));
     TRY(declare_norm(r, m->final_norm));
     TRY(declare_linear(r, m->head, &r->plan->linears[m->num_linears - 1]));
     for (size_t i = 0; i < m->num_extra; i++)
-        TRY(declare_weight(r, &m->extra[i]));
+        TRY(declare_extra(r, &m->extra[i]));
 done:
     return status;
 }

@@ -273,7 +273,7 @@ static tare_status smooth_then_score(float_work *w, const block_norms *norms, la
         TRY(score_again(w, norms, &again));
 done:
     smoothing_unwatch(r, w->watch);
-    flow_free(&again);
+    flow_free(r, &again);
     return status;
 }
 
@@ -519,7 +519,8 @@ static void float_block_hold(ledger *l, const model_block *block)
 tare_status float_pass(run *r)
 {
     tare_status status = TARE_OK;
-    size_t layers = r->model->config.num_layers;
+    size_t layers = r->model->num_blocks;
+    bool scores = r->env->goal == GOAL_SCORES || r->plan->wants_scores;
     progress_begin(&r->progress, r->ctx, r->env->goal == GOAL_SMOOTHING ? "smooth" : "score",
                    "layer", layers);
     if (!r->resume.restores) {
@@ -531,15 +532,18 @@ tare_status float_pass(run *r)
     TRY(overlap_start(r));
     progress_skip(&r->progress, r->resume.layer);
     for (size_t i = r->resume.layer; i < layers; i++) {
+        if (i == r->model->config.num_layers && scores)
+            TRY(score_head(r));
+        TRY(mtp_enter(r, &r->model->blocks[i]));
         TRY(float_block_pass(r, &r->model->blocks[i]));
         progress_unit_done(&r->progress);
         if (resume_due(r, true))
             TRY(resume_save(r, i + 1));
     }
-    if (r->env->goal == GOAL_SCORES || r->plan->wants_scores)
+    if (scores && mtp_blocks(r->model) == 0)
         TRY(score_head(r));
     overlap_stop(r);
-    flow_free(&r->floats);
+    flow_free(r, &r->floats);
     r->resume.layer = 0;
     r->resume.restores = false; /* the second pass begins at its beginning */
 done:
@@ -551,10 +555,13 @@ void float_pass_hold(ledger *l)
     const run_plan *plan = l->plan;
     const tare_model *m = plan->env->model;
     const ledger before = *l;
-    l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, plan->float_tokens, m->config.hidden_size);
+    l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, plan->float_tokens, m->config.hidden_size) +
+                                mtp_flow_bytes(plan, plan->float_samples);
     ledger_moment(l, "model.embed_tokens", embed_tokens_bytes(m, plan->float_tokens));
-    for (size_t i = 0; i < m->config.num_layers; i++)
+    for (size_t i = 0; i < m->num_blocks; i++) {
+        mtp_enter_hold(l, &m->blocks[i], false);
         float_block_hold(l, &m->blocks[i]);
+    }
     ledger_moment(l, m->head->name, score_head_bytes(plan));
     memcpy(l->now, before.now, sizeof l->now);
 }

@@ -37,15 +37,30 @@ tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
 
 /* ---- what is given ---- */
 
+/* Nobody said what becomes of the MTP layers. */
+static void tell_left_out(const run_env *e)
+{
+    size_t count = model_mtp_tensors(e->model);
+    if (count > 0)
+        TARE_WARN(e->ctx,
+                  "%s: the %zu tensors of its MTP layers (from model.layers.%zu on) are left out; "
+                  "--mtp mix quantizes them, float copies them, none leaves them out without this "
+                  "warning",
+                  e->model->dir, count, e->model->config.num_layers);
+}
+
 static tare_status open_model(run_env *e)
 {
     tare_status status = TARE_OK;
     const tare_recipe *recipe = e->recipe;
+    mtp_mode mtp = recipe->mtp < 0 ? MTP_NONE : (mtp_mode)recipe->mtp;
     if (e->options->source)
-        TRY(model_reopen(e->ctx, e->options->source, &e->model));
+        TRY(model_reopen(e->ctx, e->options->source, mtp, &e->model));
     else
-        TRY(tare_model_open(e->ctx, e->options->model, &e->model));
+        TRY(model_open(e->ctx, e->options->model, mtp, &e->model));
     const model_config *c = &e->model->config;
+    if (recipe->mtp < 0 && e->goal == GOAL_OUTPUT)
+        tell_left_out(e);
     e->num.compat = recipe->compat;
     e->num.dtype = recipe->dtype >= 0 ? (tare_dtype)recipe->dtype : c->dtype;
     if (e->num.compat)
@@ -163,7 +178,7 @@ size_t job_end(run_job *j)
     ctx->options.memory_limit = j->owners_limit;
     size_t own = tare_memory_peak(ctx);
     mem_keep_scratch(ctx, false);
-    for (size_t i = 0; j->run.smoothing && i < j->env.model->config.num_layers; i++)
+    for (size_t i = 0; j->run.smoothing && i < j->env.model->num_blocks; i++)
         smoothing_free_layer(&j->run, i);
     statistics_let_go(&j->run);
     sample_set_free(ctx, &j->env.samples);
@@ -181,7 +196,7 @@ static tare_status begin_run(run_job *j)
     run *r = &j->run;
     r->model = j->env.model;
     r->scores = arena_calloc(&j->arena, r->model->num_linears, sizeof *r->scores);
-    r->attentions = arena_calloc(&j->arena, r->model->config.num_layers, sizeof *r->attentions);
+    r->attentions = arena_calloc(&j->arena, r->model->num_blocks, sizeof *r->attentions);
     r->inputs = arena_calloc(&j->arena, r->model->num_units, sizeof *r->inputs);
     if (!r->scores || !r->attentions || !r->inputs)
         return TARE_E_MEMORY;

@@ -306,26 +306,31 @@ tare_status observe_head(run *r)
     size_t h = r->model->config.hidden_size, unit = r->model->num_units - 1;
     linear_scheme scheme = r->plan->linears[r->model->num_linears - 1].scheme;
     observer *o = NULL;
-    float *norm = NULL, *x;
+    float *norm = NULL, *x, *y = NULL; /* MTP layers read x: it has to stay */
     int32_t *extremes = mem_alloc_array(r->ctx, 2 * h, sizeof *extremes);
     channel_range range = {extremes, extremes + h};
     TRY(extremes ? TARE_OK : TARE_E_MEMORY);
     channel_range_clear(&range, h);
+    if (mtp_blocks(r->model) > 0)
+        TRY((y = mem_alloc_array(r->ctx, r->env->samples.longest * h, sizeof *y)) ? TARE_OK
+                                                                                  : TARE_E_MEMORY);
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
     TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[r->model->num_linears - 1]),
                         &r->env->num, &o));
     for (size_t i = 0, row = 0; i < r->env->samples.count; row += r->env->samples.lengths[i++]) {
         size_t rows = r->env->samples.lengths[i];
         TRY(stream_get(r->calibrated.states, row, rows, &x));
-        norm_rows(r->model, x, norm, NULL, rows, h, r->work.round, x);
-        TRY(observer_update(r->ctx, o, x, rows * h));
-        channel_range_update(r->ctx, &range, x, rows, h);
+        float *normed = y ? y : x;
+        norm_rows(r->model, x, norm, NULL, rows, h, r->work.round, normed);
+        TRY(observer_update(r->ctx, o, normed, rows * h));
+        channel_range_update(r->ctx, &range, normed, rows, h);
     }
     if (scheme_of(scheme)->activations == ACT_STATIC)
         TRY(observer_params(r->ctx, o, &r->inputs[unit]));
     TRY(statistics_input(r, unit, o, &range));
 done:
     observer_free(r->ctx, o);
+    mem_free(r->ctx, y);
     mem_free(r->ctx, norm);
     mem_free(r->ctx, extremes);
     return TARE_WRAP(r->ctx, status, "%s", r->model->head->name);
@@ -335,9 +340,12 @@ void observe_head_hold(ledger *l)
 {
     const run_plan *plan = l->plan;
     const tare_model *m = plan->env->model;
+    size_t h = m->config.hidden_size;
+    size_t copy = mtp_blocks(m) ? mem_array_bytes(plan->env->samples.longest * h, sizeof(float))
+                                : 0;
     ledger_moment(l, m->head->name,
-                  model_read_vector_bytes(m->final_norm) +
-                      mem_array_bytes(2 * m->config.hidden_size, sizeof(int32_t)) +
+                  copy + model_read_vector_bytes(m->final_norm) +
+                      mem_array_bytes(2 * h, sizeof(int32_t)) +
                       observer_bytes(plan->env->samples.count) +
                       observer_update_bytes(plan->env->ctx) + score_head_bytes(plan));
 }

@@ -252,7 +252,7 @@ static void add_layers(weight_pieces *w)
     const tare_model *m = w->plan->env->model;
     w->part = PART_EMBEDDING;
     add_tensor(w, &m->embedding);
-    for (size_t layer = 0; layer < m->config.num_layers; layer++) {
+    for (size_t layer = 0; layer < m->num_blocks; layer++) {
         w->part = PART_LAYERS + layer;
         (w->plan->weights_alone ? add_layer : add_observed_layer)(w, &m->blocks[layer]);
     }
@@ -264,7 +264,7 @@ static void add_steps(weight_pieces *w)
     w->num_steps = w->num_pieces = 0;
     if (!w->plan->calibrates)
         add_layers(w);
-    w->part = PART_LAYERS + m->config.num_layers;
+    w->part = PART_LAYERS + m->num_blocks;
     add_norm(w, m->final_norm, 0);
     add_linear(w, m->head, &w->plan->linears[m->num_linears - 1]);
     for (size_t i = 0; i < m->num_extra; i++)
@@ -454,7 +454,7 @@ static tare_status write_vector(run *r, const weight_step *s, const coded_rows *
 {
     tensor_info t = output_weight(r->env, &s->source);
     size_t layer = s->part - PART_LAYERS;
-    const smooth_norm *smoothed = r->smoothing && layer < r->model->config.num_layers
+    const smooth_norm *smoothed = r->smoothing && layer < r->model->num_blocks
                                       ? &r->smoothing[layer].norms[s->norm]
                                       : NULL;
     if (smoothed && smoothed->weight)

@@ -29,7 +29,7 @@ static void list_linears(run_plan *plan)
         plan->linears[i] = (linear_plan){.name = m->linears[i].name,
                                          .unit = m->linears[i].unit,
                                          .is_head = linear_is_head(m, &m->linears[i])};
-    for (size_t i = 0; i < m->config.num_layers; i++)
+    for (size_t i = 0; i < m->num_blocks; i++)
         list_block(plan, &m->blocks[i]);
 }
 
@@ -66,7 +66,7 @@ static tare_status plan_attentions(run_plan *plan, const char ***names)
 {
     tare_status status = TARE_OK;
     const run_env *e = plan->env;
-    size_t layers = e->model->config.num_layers;
+    size_t layers = e->model->num_blocks;
     plan->attentions = arena_calloc(e->arena, layers, sizeof *plan->attentions);
     *names = arena_alloc_array(e->arena, layers, sizeof **names);
     if (!plan->attentions || !*names)
@@ -98,7 +98,7 @@ tare_status plan_linears(run_plan *plan)
     list_linears(plan);
     TRY(plan_attentions(plan, &attentions));
     TRY(rules_apply(plan->env->recipe, plan->linears, count, attentions,
-                    plan->env->model->config.num_layers));
+                    plan->env->model->num_blocks));
     TRY(smoothing_plan(plan));
     const run_env *e = plan->env;
     plan->weights_alone = e->goal == GOAL_OUTPUT && !plan_uses_static(plan) && !plan->smooths &&
@@ -195,7 +195,7 @@ segment_work plan_segment(const run_plan *plan, const model_block *block, size_t
 size_t plan_segments_of_model(const run_plan *plan)
 {
     size_t count = 0;
-    for (size_t i = 0; i < plan->env->model->config.num_layers; i++)
+    for (size_t i = 0; i < plan->env->model->num_blocks; i++)
         count += plan_segment_count(plan, &plan->env->model->blocks[i]);
     return count;
 }
@@ -245,5 +245,5 @@ size_t plan_tensors(const run_plan *plan)
     size_t a_block = 4 * model_graph(m)->num_norms + FA_KINDS * 2, count = 0;
     for (size_t i = 0; i < m->num_linears; i++)
         count += scheme_of(plan->linears[i].scheme)->activations == ACT_STATIC ? 8 : 4;
-    return count + m->config.num_layers * a_block + m->num_extra + 16;
+    return count + m->num_blocks * a_block + m->num_extra + 16;
 }

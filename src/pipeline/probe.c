@@ -70,7 +70,7 @@ static const model_block *choose_block(const run_plan *plan)
     const tare_model *m = plan->env->model;
     const model_block *best = NULL;
     size_t most = 0;
-    for (size_t i = 0; i < m->config.num_layers; i++) {
+    for (size_t i = 0; i < m->num_blocks; i++) {
         const model_block *b = &m->blocks[i];
         size_t done = 1 + plan->attentions[i].quantize;
         for (size_t l = b->first_linear; l < b->first_linear + b->graph->num_linears; l++)
@@ -113,7 +113,7 @@ static void cut_model(slice *s, const model_block *block, size_t rows)
     if (!checkpoint_has_data(m->checkpoint, block->norms[0], 0, block->norms[0]->bytes))
         s->arch.norm_base = 1; /* with weights that read as zeros */
     m->config.arch = &s->arch;
-    m->config.num_layers = 1;
+    m->num_blocks = 1;
     s->block = *block;
     s->block.graph = g;
     s->block.index = s->block.first_linear = s->block.first_unit = 0;

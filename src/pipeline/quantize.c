@@ -23,6 +23,7 @@ tare_status open_output(run *r, bool rehearsal)
                         .npy_torch = recipe_npy_torch(r->env->recipe),
                         .num = r->env->num,
                         .untie = r->model->head_is_unlike,
+                        .no_mtp = r->env->recipe->mtp == MTP_NONE,
                         .dtype_given = r->env->recipe->dtype >= 0 || !c->has_dtype ||
                                        c->has_two_dtypes,
                         .scheme = recipe_scheme(r->env->recipe),
@@ -46,8 +47,10 @@ tare_status create_states(run *r, bool of_floats)
     flow *f = of_floats ? &r->floats : &r->calibrated;
     *f = of_floats ? (flow){.samples = p->float_samples, .tokens = p->float_tokens}
                    : (flow){.samples = s->count, .tokens = s->tokens};
-    return stream_create(r->ctx, f->tokens, r->model->config.hidden_size, plan_most_rows(p),
-                         run_spill_folder(r), &f->states);
+    tare_status status = mtp_begin_flow(r, f);
+    return status != TARE_OK ? status
+                             : stream_create(r->ctx, f->tokens, r->model->config.hidden_size,
+                                             plan_most_rows(p), run_spill_folder(r), &f->states);
 }
 
 void run_stop(run *r)
@@ -56,9 +59,9 @@ void run_stop(run *r)
     pieces_stop(r);
     workspace_free(&r->work);
     r->work = (workspace){0};
-    flow_free(&r->calibrated);
-    flow_free(&r->floats);
-    for (size_t i = 0; r->attentions && i < r->model->config.num_layers; i++) {
+    flow_free(r, &r->calibrated);
+    flow_free(r, &r->floats);
+    for (size_t i = 0; r->attentions && i < r->model->num_blocks; i++) {
         kv_observer_free(r->attentions[i].kv);
         r->attentions[i].kv = NULL;
     }
@@ -103,9 +106,36 @@ static tare_status begin(run *r)
     bool calibrates = r->plan->calibrates;
     progress_begin(&r->progress, r->ctx, calibrates ? "calibrate" : "quantize",
                    calibrates ? "layer" : "tensor",
-                   calibrates ? r->model->config.num_layers : pieces_steps(r->plan));
+                   calibrates ? r->model->num_blocks : pieces_steps(r->plan));
     progress_skip(&r->progress, r->resume.layer);
     return calibrates ? overlap_start(r) : pieces_start(r, r->resume.layer);
+}
+
+/* What the samples tell of the head, which reads what the last layer put out. */
+static tare_status see_head(run *r)
+{
+    tare_status status = TARE_OK;
+    linear_scheme scheme = r->plan->linears[r->model->num_linears - 1].scheme;
+    if (r->floats.states && r->plan->wants_scores)
+        TRY(score_head(r));
+    if (scheme_of(scheme)->activations == ACT_STATIC || r->plan->keeps_statistics)
+        TRY(observe_head(r));
+done:
+    return status;
+}
+
+/* In front of the MTP layers, each of which changes what it reads. */
+static tare_status enter_mtp(run *r, size_t layer)
+{
+    tare_status status = TARE_OK;
+    if (layer < r->model->config.num_layers)
+        return TARE_OK;
+    TRY(overlap_wait(r));
+    if (layer == r->model->config.num_layers)
+        TRY(see_head(r));
+    TRY(mtp_enter(r, &r->model->blocks[layer]));
+done:
+    return status;
 }
 
 static tare_status calibrate_layer(run *r, size_t layer)
@@ -113,6 +143,7 @@ static tare_status calibrate_layer(run *r, size_t layer)
     tare_status status = TARE_OK;
     if (layer < r->resume.layer)
         return TARE_OK;
+    TRY(enter_mtp(r, layer));
     TRY(quantize_block(r, &r->model->blocks[layer]));
     progress_unit_done(&r->progress);
     if (resume_due(r, true)) {
@@ -123,17 +154,14 @@ done:
     return status;
 }
 
-/* Behind the last layer: what the samples tell of the head. */
-static tare_status calibrate_head(run *r)
+/* Behind the last layer. */
+static tare_status end_layers(run *r)
 {
     tare_status status = TARE_OK;
-    linear_scheme scheme = r->plan->linears[r->model->num_linears - 1].scheme;
     TRY(overlap_wait(r));
     overlap_stop(r);
-    if (r->floats.states && r->plan->wants_scores)
-        TRY(score_head(r));
-    if (scheme_of(scheme)->activations == ACT_STATIC || r->plan->keeps_statistics)
-        TRY(observe_head(r));
+    if (mtp_blocks(r->model) == 0)
+        TRY(see_head(r));
     TRY(pieces_start(r, 0));
 done:
     return status;
@@ -145,13 +173,13 @@ static tare_status run_model(run *r)
 {
     tare_status status = TARE_OK;
     bool calibrates = r->plan->calibrates;
-    size_t layers = r->model->config.num_layers;
+    size_t layers = r->model->num_blocks;
     TRY(begin(r));
     TRY(calibrates ? embed(r) : pieces_run(r, PART_EMBEDDING));
     for (size_t i = 0; i < layers; i++)
         TRY(calibrates ? calibrate_layer(r, i) : pieces_run(r, PART_LAYERS + i));
     if (calibrates)
-        TRY(calibrate_head(r));
+        TRY(end_layers(r));
     TRY(pieces_run(r, PART_LAYERS + layers));
     TRY(write_late_attentions(r));
 done:
@@ -186,13 +214,17 @@ static void layers_hold(ledger *l)
     const run_plan *plan = l->plan;
     const tare_model *m = plan->env->model;
     size_t tokens = plan->env->samples.tokens, h = m->config.hidden_size;
-    l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, tokens, h);
+    l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, tokens, h) +
+                                mtp_flow_bytes(plan, plan->env->samples.count);
     if (plan->float_beside)
-        l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, plan->float_tokens, h);
+        l->now[TERM_ACTIVATIONS] += ledger_stream_bytes(l, plan->float_tokens, h) +
+                                    mtp_flow_bytes(plan, plan->float_samples);
     ledger_moment(l, "model.embed_tokens",
                   embed_tokens_bytes(m, tokens) + write_float_rows_bytes(plan->env, &m->embedding));
-    for (size_t i = 0; i < m->config.num_layers; i++)
+    for (size_t i = 0; i < m->num_blocks; i++) {
+        mtp_enter_hold(l, &m->blocks[i], true);
         quantize_block_hold(l, &m->blocks[i]);
+    }
     if (!plan_is_float(&plan->linears[m->num_linears - 1]) || plan->keeps_statistics)
         observe_head_hold(l);
     ledger_moment(l, m->head->name, pieces_bytes(plan));
@@ -244,7 +276,7 @@ static size_t waiting_bytes(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
     size_t bytes = 0;
-    for (size_t i = 0; i < m->config.num_layers; i++) {
+    for (size_t i = 0; i < m->num_blocks; i++) {
         bytes += smoothing_solves(plan) ? smoothing_layer_bytes(plan, &m->blocks[i]) : 0;
         bytes += kv_cache_of_floats(plan) ? kv_cache_kept_bytes(plan, i) : 0;
     }

@@ -70,7 +70,7 @@ static void write_attentions(const run *r, buffer *out)
     if (r->plan->num_fa == 0)
         return;
     buffer_puts(out, "  \"fa_scores\": {");
-    for (size_t i = 0; i < r->model->config.num_layers; i++) {
+    for (size_t i = 0; i < r->model->num_blocks; i++) {
         const attention_plan *a = &r->plan->attentions[i];
         if (!a->quantize)
             continue;
@@ -85,7 +85,7 @@ static void write_attentions(const run *r, buffer *out)
     }
     buffer_puts(out, "\n  },\n  \"fa_fallback\": [");
     first = true;
-    for (size_t i = 0; i < r->model->config.num_layers; i++) {
+    for (size_t i = 0; i < r->model->num_blocks; i++) {
         const attention_plan *a = &r->plan->attentions[i];
         if (!r->attentions[i].fallback)
             continue;

@@ -134,7 +134,7 @@ done:
 static tare_status archive_smoothing(run *r, archive *a)
 {
     tare_status status = TARE_OK;
-    for (size_t i = 0; smoothing_solves(r->plan) && i < r->model->config.num_layers; i++)
+    for (size_t i = 0; smoothing_solves(r->plan) && i < r->model->num_blocks; i++)
         TRY(smoothing_archive(r, &r->model->blocks[i], a));
 done:
     return status;
@@ -145,7 +145,7 @@ static tare_status archive_attentions(run *r, archive *a)
     tare_status status = TARE_OK;
     size_t heads[FA_KINDS];
     attention_heads(r->model, heads);
-    for (size_t i = 0; i < r->model->config.num_layers; i++) {
+    for (size_t i = 0; i < r->model->num_blocks; i++) {
         run_attention *t = &r->attentions[i];
         TRY(archive_bytes(a, t->scores, sizeof t->scores));
         TRY(kv_cache_archive(r, i, a));
@@ -182,11 +182,13 @@ static tare_status archive_run(run *r, archive *a)
         if (archive_reads(a))
             TRY(create_states(r, false));
         TRY(stream_archive(r->calibrated.states, a));
+        TRY(mtp_archive(r, &r->calibrated, a));
     }
     if (beside) {
         if (archive_reads(a))
             TRY(create_states(r, true));
         TRY(stream_archive(r->floats.states, a));
+        TRY(mtp_archive(r, &r->floats, a));
     }
 done:
     return status;
@@ -283,7 +285,7 @@ static void tell_place(run *r, const run_resume *at)
     else
         TARE_INFO(r->ctx, "going on %s layer %zu of %zu",
                   at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,
-                  r->model->config.num_layers);
+                  r->model->num_blocks);
 }
 
 /* The newest of the states that are still there. */

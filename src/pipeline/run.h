@@ -46,6 +46,8 @@ typedef struct flow {
     state_stream *carried[SEGMENT_VALUES]; /* between two segments: beside that */
     /* While experts run: what they read and who chose them, of those; what they add up to. */
     state_stream *expert_input, *routing, *sums;
+    uint32_t *fills; /* [MTP layers, samples] the tokens behind the samples that the model said;
+                        NULL: no MTP layers run */
 } flow;
 
 struct latent_queries;
@@ -166,7 +168,7 @@ tare_status segment_run(run *r, const segment_pass *p, flow *f);
 /* Streams of what a segment is carried, which go with segment_run, or of what the `next` one is,
  * which come with it. */
 size_t carried_bytes(const ledger *l, const segment_work *s, bool next, size_t tokens);
-void flow_free(flow *f);
+void flow_free(run *r, flow *f);
 
 /* ---- experts.c ---- */
 
@@ -178,6 +180,20 @@ tare_status expert_run(run *r, const segment_pass *p, flow *f);
 /* Holds all experts for either flow, of which `each` holds one. */
 void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats,
                   void (*each)(ledger *l, const segment_work *expert));
+
+/* ---- mtp.c ---- */
+
+/* How many MTP layers are blocks of the run. */
+size_t mtp_blocks(const tare_model *m);
+/* Room for what the samples of a flow need on their way through those. */
+tare_status mtp_begin_flow(run *r, flow *f);
+size_t mtp_flow_bytes(const run_plan *plan, size_t samples);
+/* In both directions, in a state between blocks or within one. */
+tare_status mtp_archive(run *r, flow *f, archive *a);
+/* Before an MTP layer's block: what the layer before it left becomes what it reads, in all flows.
+ * Of other blocks nothing. */
+tare_status mtp_enter(run *r, const model_block *block);
+void mtp_enter_hold(ledger *l, const model_block *block, bool quantizes);
 
 /* ---- resume.c ---- */
 

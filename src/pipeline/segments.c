@@ -3,6 +3,7 @@
  * its parts hand on to each other waits in streams like that between blocks. */
 #include <string.h>
 
+#include "forward/mtp.h"
 #include "pipeline/run.h"
 #include "tensor/kernels.h"
 
@@ -22,13 +23,15 @@ static void free_streams(state_stream *streams[SEGMENT_VALUES])
     }
 }
 
-void flow_free(flow *f)
+void flow_free(run *r, flow *f)
 {
     stream_free(f->states);
     f->states = NULL;
     free_streams(f->carried);
     stream_free(f->sums);
     f->sums = NULL;
+    mem_free(r->ctx, f->fills);
+    f->fills = NULL;
 }
 
 /* What goes on between the segments of a block with experts stays in memory: each of them looks at
@@ -83,6 +86,7 @@ static tare_status run_batches(run *r, const segment_pass *p, flow *f,
                              r->plan->layout.batch_rows);
         float *x;
         TRY(context_check_cancelled(r->ctx));
+        b.turn = mtp_turn(r->model, p->work.block);
         if (p->begin)
             p->begin(p->ops.user, &b);
         TRY(stream_get(f->states, row, b.rows, &x));

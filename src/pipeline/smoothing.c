@@ -151,7 +151,7 @@ tare_status smoothing_begin(run *r)
 {
     if (!r->plan->smooths)
         return TARE_OK;
-    r->smoothing = arena_calloc(r->env->arena, r->model->config.num_layers, sizeof *r->smoothing);
+    r->smoothing = arena_calloc(r->env->arena, r->model->num_blocks, sizeof *r->smoothing);
     if (!r->smoothing)
         return TARE_E_MEMORY;
     if (r->plan->smoothing_given)

@@ -101,15 +101,14 @@ static tare_status copy_samples(tare_smoothing *s, const run *r)
 /* A linear has up to three vectors, a norm two. */
 static size_t most_vectors(const tare_model *m)
 {
-    return m->config.num_layers * (3 * model_graph(m)->num_linears + 2 * model_graph(m)->num_norms);
+    return m->num_blocks * (3 * model_graph(m)->num_linears + 2 * model_graph(m)->num_norms);
 }
 
 size_t smoothing_keep_bytes(const run_plan *plan)
 {
     enum { NAMES = 512, LISTS = 64 << 10 };
-    const model_config *c = &plan->env->model->config;
     return LISTS + most_vectors(plan->env->model) * (sizeof(tare_smoothing_vector) + NAMES) +
-           c->num_layers * sizeof(layer_smoothing) +
+           plan->env->model->num_blocks * sizeof(layer_smoothing) +
            (plan->env->recipe->disable_anti_names.count + plan->env->recipe->disable_names.count) *
                NAMES;
 }
@@ -117,7 +116,7 @@ size_t smoothing_keep_bytes(const run_plan *plan)
 tare_status smoothing_keep(run *r, tare_smoothing **out)
 {
     tare_status status = TARE_OK;
-    const model_config *c = &r->model->config;
+    size_t layers = r->model->num_blocks;
     size_t most = most_vectors(r->model);
     tare_smoothing *s = mem_calloc(r->ctx, 1, sizeof *s);
     if (!s)
@@ -128,12 +127,12 @@ tare_status smoothing_keep(run *r, tare_smoothing **out)
     TRY(recipe_copy(r->env->recipe, &s->arena, &s->recipe));
     TRY(copy_samples(s, r));
     s->vectors = arena_alloc_array(&s->arena, most, sizeof *s->vectors);
-    s->layers = arena_alloc_array(&s->arena, c->num_layers, sizeof *s->layers);
+    s->layers = arena_alloc_array(&s->arena, layers, sizeof *s->layers);
     TRY(s->vectors && s->layers ? TARE_OK : TARE_E_MEMORY);
-    s->num_layers = c->num_layers;
-    memcpy(s->layers, r->smoothing, c->num_layers * sizeof *s->layers);
-    memset(r->smoothing, 0, c->num_layers * sizeof *s->layers);
-    for (size_t i = 0; i < c->num_layers; i++)
+    s->num_layers = layers;
+    memcpy(s->layers, r->smoothing, layers * sizeof *s->layers);
+    memset(r->smoothing, 0, layers * sizeof *s->layers);
+    for (size_t i = 0; i < layers; i++)
         TRY(list_layer(s, r, &r->model->blocks[i]));
     *out = s;
     s = NULL;
@@ -197,9 +196,14 @@ tare_status smoothing_take(run_plan *plan, const tare_smoothing *s)
                          "the smoothing was computed for %s%s, this run is for %s%s",
                          dtype_name(then->dtype), then->compat ? " with compat" : "",
                          dtype_name(now->dtype), now->compat ? " with compat" : "");
+    if ((s->recipe.mtp == MTP_MIX) != (e->model->mtp == MTP_MIX))
+        return TARE_FAIL(e->ctx, TARE_E_USAGE,
+                         "the smoothing was computed with%s quant.mtp mix, this run is with%s it",
+                         s->recipe.mtp == MTP_MIX ? "" : "out",
+                         e->model->mtp == MTP_MIX ? "" : "out");
     plan->smooth = s->config;
     plan->smoothing_given = true;
-    bool fits = s->num_layers == e->model->config.num_layers;
+    bool fits = s->num_layers == e->model->num_blocks;
     for (size_t i = 0; fits && i < s->num_layers; i++)
         fits = block_fits(plan, s, &e->model->blocks[i]);
     return fits ? TARE_OK

@@ -220,5 +220,5 @@ size_t statistics_bytes(const run_plan *plan)
     if (!plan->keeps_statistics)
         return 0;
     return RECORD + 4 * m->num_linears * LINEAR + file_write_bytes() +
-           (m->config.num_layers * a_layer + 8) * TENSOR;
+           (m->num_blocks * a_layer + 8) * TENSOR;
 }

@@ -268,9 +268,11 @@ tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t 
     const tare_model *m = plan->env->model;
     unit_statistics head = {.scored = plan->wants_scores};
     f->mode = STATISTICS_DECLARE;
-    for (f->layer = 0; f->layer < m->config.num_layers; f->layer++)
+    for (f->layer = 0; f->layer < m->num_blocks; f->layer++)
         TRY(declare_layer(f, plan, &m->blocks[f->layer]));
+    f->layer = m->config.num_layers; /* it is written before the first MTP layer */
     TRY(statistics_unit(f, plan, m->num_units - 1, &head));
+    f->layer = m->num_blocks;
     TRY(statistics_item(f, TARE_U8, 0, run_bytes, NULL, STATISTICS_RUN, ""));
 done:
     return status;

@@ -240,7 +240,7 @@ static tare_status take_attentions(taking *t)
 {
     tare_status status = TARE_OK;
     run *r = t->run;
-    size_t layers = r->model->config.num_layers;
+    size_t layers = r->model->num_blocks;
     if (t->plan->num_kv > 0 && !(r->kv = arena_calloc(r->env->arena, layers, sizeof *r->kv)))
         return TARE_E_MEMORY;
     for (size_t i = 0; i < layers; i++) {
@@ -276,7 +276,7 @@ static tare_status take_smoothing(taking *t)
 {
     tare_status status = TARE_OK;
     run *r = t->run;
-    for (size_t b = 0; b < r->model->config.num_layers; b++) {
+    for (size_t b = 0; b < r->model->num_blocks; b++) {
         const model_block *block = &r->model->blocks[b];
         layer_smoothing *s = &r->smoothing[b];
         TRY(statistics_smoothing(&t->file, t->plan, block, s));
@@ -338,7 +338,7 @@ static void judge_unit(taking *t, const value *now, const value *schemes, size_t
             note_elsewhere(t, t->plan->linears[i].name);
         *differs |= changed(t, now, schemes, i);
     }
-    if (!*differs || unit->block >= m->config.num_layers || u != m->blocks[unit->block].first_unit)
+    if (!*differs || unit->block >= m->num_blocks || u != m->blocks[unit->block].first_unit)
         return;
     const attention_plan *a = &t->plan->attentions[unit->block];
     if (a->quantize || a->kv_cache)
@@ -351,7 +351,7 @@ static tare_status judge(taking *t, const value *now)
     earlier_run *from = t->from;
     const value *schemes = value_get(from->record, "linears");
     bool differs = false;
-    size_t most = r->model->num_linears + r->model->config.num_layers;
+    size_t most = r->model->num_linears + r->model->num_blocks;
     if (!(from->elsewhere = arena_alloc_array(r->env->arena, most, sizeof *from->elsewhere)))
         return TARE_E_MEMORY;
     for (size_t u = 0; u < r->model->num_units; u++)
@@ -425,7 +425,7 @@ done:
 
 void statistics_let_go(run *r)
 {
-    for (size_t i = 0; r->kv && i < r->model->config.num_layers; i++)
+    for (size_t i = 0; r->kv && i < r->model->num_blocks; i++)
         kv_observer_free(r->kv[i]);
     if (r->earlier)
         buffer_free(&r->earlier->digest);

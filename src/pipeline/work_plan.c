@@ -51,6 +51,20 @@ static double float_operations(const run_plan *plan, const model_linear *l, cons
     return 2.0 * tokens * elements(l);
 }
 
+/* In front of the MTP layers: their projections, and what a head says of the last tokens. */
+static double mtp_operations(const run_plan *plan)
+{
+    const model_config *c = &plan->env->model->config;
+    double h = (double)c->hidden_size, tokens = (double)plan->float_tokens,
+           samples = (double)plan->float_samples;
+    if (plan->calibrates) {
+        tokens += (double)plan->env->samples.tokens;
+        samples += (double)plan->env->samples.count;
+    }
+    return 2.0 * h * (tokens * 2 * h + samples * (double)c->vocab_size) *
+           (double)mtp_blocks(plan->env->model);
+}
+
 static double smoothed_weights(const run_plan *plan, const model_linear *l, const linear_plan *f)
 {
     (void)f;
@@ -101,12 +115,12 @@ static double scored_inputs(const run_plan *plan, const model_linear *l, const l
 /* Outputs pass a norm, a sum, a rotation or a gate. */
 static double row_values(const run_plan *plan)
 {
-    const model_config *c = &plan->env->model->config;
     const block_graph *g = model_graph(plan->env->model);
     double calibrated = plan->calibrates ? (double)plan->env->samples.tokens : 0, columns = 0;
     for (size_t i = 0; i < g->num_linears; i++)
         columns += (double)g->linears[i].n;
-    return (calibrated + (double)plan->float_tokens) * (double)c->num_layers * columns;
+    return (calibrated + (double)plan->float_tokens) * (double)plan->env->model->num_blocks *
+           columns;
 }
 
 /* Two products of q with what it sees. */
@@ -114,7 +128,7 @@ static double attention_operations(const run_plan *plan, size_t samples)
 {
     const model_config *c = &plan->env->model->config;
     double pairs = 0;
-    for (size_t layer = 0; layer < c->num_layers; layer++) {
+    for (size_t layer = 0; layer < plan->env->model->num_blocks; layer++) {
         double window = (double)model_config_window(c, layer);
         for (size_t i = 0; i < samples; i++) {
             double n = (double)plan->env->samples.lengths[i];
@@ -186,7 +200,8 @@ void work_plan_amounts(const run_plan *plan, tare_plan *out)
         double amount;
     } kinds[WORK_COUNT] = {
         [WORK_INT8] = {"INT8 products", "operations", sum_linears(plan, int8_operations)},
-        [WORK_FLOAT] = {"float products", "operations", sum_linears(plan, float_operations)},
+        [WORK_FLOAT] = {"float products", "operations",
+                        sum_linears(plan, float_operations) + mtp_operations(plan)},
         [WORK_SMOOTHING] = {"smoothing search", "weights", sum_linears(plan, smoothed_weights)},
         [WORK_ATTENTION] = {"attention", "operations",
                             attention_operations(plan,
@@ -231,9 +246,8 @@ _Static_assert((int)WORK_COUNT <= (int)TARE_PLAN_WORK, "the public struct holds 
 
 tare_status work_plan_make(const run_plan *plan, bool probe, tare_plan *out)
 {
-    const model_config *c = &plan->env->model->config;
     tare_status status = TARE_OK;
-    out->layers = c->num_layers;
+    out->layers = plan->env->model->num_blocks;
     out->samples = plan->env->samples.count;
     out->tokens = plan->env->samples.tokens;
     out->passes = plan->two_passes ? 2 : 1;

@@ -20,6 +20,8 @@ static const choice scheme_choices[] = {{"w8a8", SCHEME_W8A8},
 static const choice weight_choices[] = {
     {"ssz", WEIGHT_INT4_SSZ}, {"minmax", WEIGHT_INT4_MINMAX}, {NULL, 0}};
 static const choice kv_choices[] = {{"none", 0}, {"c8", 1}, {NULL, 0}};
+static const choice mtp_choices[] = {
+    {"none", MTP_NONE}, {"float", MTP_FLOAT}, {"mix", MTP_MIX}, {NULL, -1}};
 static const choice dtype_choices[] = {
     {"bfloat16", TARE_BF16}, {"float16", TARE_F16}, {"float32", TARE_F32}, {NULL, -1}};
 static const choice compute_choices[] = {
@@ -45,6 +47,7 @@ const setting recipe_settings[] = {
     {"quant", "seed", SETTING_INT, AT(seed), 0, INT64_LIMIT, NULL},
     {"quant", "kv_cache", SETTING_CHOICE, AT(kv_cache), 0, 0, kv_choices},
     {"quant", "kv_sym", SETTING_BOOL, AT(kv_sym), 0, 0, NULL},
+    {"quant", "mtp", SETTING_CHOICE, AT(mtp), 0, 0, mtp_choices},
     {"mix", "", SETTING_MIX, AT(mix), 0, 0, NULL},
     {"rotation", "", SETTING_SECTION, AT(rotation), 0, 0, NULL},
     {"rotation", "seed", SETTING_INT, AT(rotation_seed), 0, INT64_LIMIT, NULL},

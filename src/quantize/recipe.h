@@ -6,6 +6,7 @@
 
 #include "base/dtype.h"
 #include "base/strings.h"
+#include "model/mtp.h"
 #include "quantize/engines.h"
 #include "quantize/max_memory.h"
 #include "quantize/scheme.h"
@@ -48,6 +49,7 @@ struct tare_recipe {
     double pr;
     int64_t kv_cache; /* 1: c8, INT8 keys and values; 0: as they are */
     bool kv_sym;      /* their offsets are 0 */
+    int64_t mtp;      /* mtp_mode; -1: nobody said, which is MTP_NONE */
     mix_list mix;     /* in order; the first that matches counts */
     /* rotation */
     bool rotation; /* the section itself */

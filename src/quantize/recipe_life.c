@@ -75,6 +75,7 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
                        .anti_beta = NAN,
                        .disable_last_linear = true,
                        .part_file_size = -1,
+                       .mtp = -1,
                        .npy_values = -1,
                        .dtype = -1};
     tare_status status = string_list_add(ctx, &r->save_types, "ascendv1", strlen("ascendv1"));

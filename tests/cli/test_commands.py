@@ -194,7 +194,7 @@ def test_help_names_every_flag():
                  "--scheme", "--mix", "--act-method", "--mm-tensor", "--pr", "--seed", "--disable-names",
                  "--disable-level", "--no-disable-last-linear", "--save", "--part-file-size",
                  "--anti-method", "--disable-anti-names", "--alpha", "--beta", "--fa-quant", "--fa-amp",
-                 "--kv-cache",
+                 "--kv-cache", "--mtp",
                  "--compute", "--compat", "--threads", "--overwrite", "--no-verify", "--json"):
         assert flag in text, flag
     assert "--cpu" not in text  # for tests

@@ -215,13 +215,6 @@ def test_kimi_k2_is_a_deepseek_v3(tmp_path):
     assert json.loads((tmp_path / "a" / "config.json").read_text())["model_type"] == "kimi_k2"
 
 
-def test_an_mtp_layer_is_left_out(tmp_path):
-    done = quantize(GOLDEN / "deepseek_v3_mtp" / "model", tmp_path / "out", "--scheme", "w8a8_dynamic")
-    warning = "44 tensors are of layers that num_hidden_layers (2) excludes and are left out"
-    assert warning in done.stderr
-    assert not [n for n in tensor_file.read_folder(tmp_path / "out") if n.startswith("model.layers.2.")]
-
-
 def test_zeros_are_named(tmp_path):
     """As in other linears, a sign of a download that was cut: in the first and the last expert."""
     names = [f"model.layers.2.mlp.experts.{e}.{kind}_proj.weight"

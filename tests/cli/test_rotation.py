@@ -163,6 +163,13 @@ def test_refused(flags, words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("mtp", ["float", "mix"])
+def test_mtp_layers_are_not_rotated(mtp, tmp_path):
+    done = run(model_of("deepseek_v3_mtp"), tmp_path / "out", "--scheme", "w8a8_dynamic", "--mtp", mtp)
+    assert done.returncode == 2 and "MTP layers cannot be rotated" in done.stderr
+    quantize(model_of("deepseek_v3_mtp"), tmp_path / "out", "--scheme", "w8a8_dynamic", "--mtp", "none")
+
+
 def test_neither_part(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("rotation: {r1: false, r2: false}\n")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensor_file
 import tiny
-from conftest import ROOT, output_files, run_tare
+from conftest import GOLDEN, ROOT, output_files, run_tare
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 import tare
@@ -274,6 +274,28 @@ def test_symmetry_is_a_sym(symmetric, tmp_path, folder, model, calib):
     calibrator.run()
     calibrator.save(tmp_path / "py", save_type=["compressed-tensors"])
     assert_same_outputs(tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["none", "float", "mix"])
+def test_mtp(mode, tmp_path):
+    """The smoothing that AntiOutlier finds covers the MTP layer, too, or it does not."""
+    golden = GOLDEN / "deepseek_v3_mtp"
+    done = run_tare("quantize", golden / "model", "--out", tmp_path / "cli", "--calib",
+                    golden / "calib_ids.json", "--anti-method", "m4", "--mtp", mode, "--mix",
+                    "*.mlp.*=w8a8_dynamic", "--save", "safe_tensor")
+    assert done.returncode == 0, done.stderr
+    ids = [[np.array([sample])] for sample in json.loads((golden / "calib_ids.json").read_text())]
+    model = tare.load(golden / "model")
+    tare.AntiOutlier(model, ids, tare.AntiOutlierConfig(anti_method="m4", mtp=mode)).process()
+    calibrator = tare.Calibrator(model, tare.QuantConfig(mm_tensor=False, mtp=mode), ids,
+                                 mix_cfg={"*.mlp.*": "w8a8_dynamic"})
+    calibrator.run()
+    calibrator.save(tmp_path / "py", save_type=["safe_tensor"])
+    assert_same_outputs(tmp_path)
+    if mode == "mix":
+        other = tare.Calibrator(model, tare.QuantConfig(mm_tensor=False, mtp="float"), ids)
+        with pytest.raises(ValueError, match="computed with quant.mtp mix, this run is without it"):
+            other.run()
 
 
 def test_pdmix_is_w8a8_mix(tmp_path, folder, model, calib):

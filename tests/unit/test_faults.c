@@ -13,9 +13,7 @@
 
 #include "fixture.h"
 
-#define MODEL TARE_TEST_DATA "/golden/llama/model"
-#define CALIB TARE_TEST_DATA "/golden/calib_ids.json"
-enum { LAYERS = 4 }; /* of the model */
+enum { LAYERS = 4 }; /* of the model that most runs are about */
 
 /* ---- the calls ---- */
 
@@ -99,6 +97,9 @@ typedef struct job {
 static char folder[64], reference[96], out[96];
 
 /* Set by the group's set-up. */
+#define LLAMA   TARE_TEST_DATA "/golden/llama/model"
+#define PROMPTS TARE_TEST_DATA "/golden/calib_ids.json"
+static const char *model = LLAMA, *calib = PROMPTS;
 static bool weights_alone, recorded;
 
 typedef const char *setting[2];
@@ -131,6 +132,14 @@ static const setting cached_before[] = {{"quant.kv_cache", "c8"},
                                         {"calibration.samples", "2"},
                                         {"save.types", "safe_tensor"},
                                         {NULL}};
+/* An MTP layer behind the others, by which the head is seen in between. */
+static const setting with_mtp[] = {{"quant.mtp", "mix"},
+                                   {"quant.act_method", "3"},
+                                   {"anti_outlier.anti_method", "m6"},
+                                   {"fallback.disable_last_linear", "false"},
+                                   {"calibration.samples", "2"},
+                                   {"save.types", "safe_tensor,numpy"},
+                                   {NULL}};
 static const setting *settings = whole; /* set by the group's set-up, too */
 
 static tare_status set_recipe(tare_recipe *recipe)
@@ -166,8 +175,8 @@ static tare_status quantize(tare_context *ctx, const job *j)
     tare_recipe *recipe = NULL;
     tare_quantize_options o;
     tare_quantize_options_init(&o);
-    o.model = MODEL;
-    o.calib = weights_alone ? NULL : CALIB;
+    o.model = model;
+    o.calib = weights_alone ? NULL : calib;
     o.out = j->out;
     o.resume = j->resume;
     o.no_resume = j->no_resume;
@@ -282,9 +291,19 @@ static int set_up_cached_before(void **state)
     return set_up(state);
 }
 
+static int set_up_mtp(void **state)
+{
+    model = TARE_TEST_DATA "/golden/deepseek_v3_mtp/model";
+    calib = TARE_TEST_DATA "/golden/deepseek_v3_mtp/calib_ids.json";
+    settings = with_mtp;
+    return set_up(state);
+}
+
 static int set_up_weights_alone(void **state)
 {
     recorded = false;
+    model = LLAMA;
+    calib = PROMPTS;
     weights_alone = true;
     settings = alone;
     return set_up(state);
@@ -650,6 +669,7 @@ int main(void)
     failed += cmocka_run_group_tests_name("key/value cache", of_cached, set_up_cached, tear_down);
     failed += cmocka_run_group_tests_name("key/value cache of the float model", of_cached,
                                           set_up_cached_before, tear_down);
+    failed += cmocka_run_group_tests_name("MTP", of_cached, set_up_mtp, tear_down);
     failed += cmocka_run_group_tests_name("weights alone", tests, set_up_weights_alone, tear_down);
     return failed + cmocka_run_group_tests_name("weights alone, verification", of_direct_runs,
                                                 set_up_weights_alone, tear_down);

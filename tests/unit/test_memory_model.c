@@ -364,7 +364,7 @@ static tare_status open_it(tare_context *ctx, void *user)
     tare_status status = tare_model_from_tensors(ctx, NULL, MODEL("llama"), m->tensors, m->count,
                                                  &model);
     if (status == TARE_OK)
-        status = model_reopen(ctx, model, &again);
+        status = model_reopen(ctx, model, MTP_NONE, &again);
     tare_model_free(again);
     tare_model_free(model);
     return status;
