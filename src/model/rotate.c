@@ -86,9 +86,10 @@ static void find_roles(const block_graph *g, stream_roles *out)
 static tare_status check_architecture(tare_model *m, const struct model_rotation *r)
 {
     if (m->mtp != MTP_NONE)
-        return TARE_FAIL(m->ctx, TARE_E_USAGE,
-                         "rotation: MTP layers cannot be rotated by this version, and unrotated ones "
-                         "read nothing that they know; leave them out (quant.mtp none)");
+        return TARE_FAIL(
+            m->ctx, TARE_E_USAGE,
+            "rotation: MTP layers cannot be rotated by this version, and unrotated ones "
+            "read nothing that they know; leave them out (quant.mtp none)");
     for (int kind = 0; kind < BLOCK_KINDS; kind++) {
         if (r->settings.r1 && r->roles[kind].obstacle)
             return TARE_FAIL(m->ctx, TARE_E_USAGE, "rotation: %s models cannot be rotated: %s",

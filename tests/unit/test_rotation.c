@@ -1,12 +1,12 @@
-/* Rotations: Paley's orders by hand, orthogonality of whole matrices, edits against dense products in
- * double. */
+/* Rotations: Paley's orders by hand, orthogonality of whole matrices, edits against dense products
+ * in double. */
 #include "tensor/rotation.h"
 
 #include "model/edit.h"
 #include "tensor_fixture.h"
 
-/* Orders of spec/rotation.md 2: 36 - 1 and others are no primes = 3 mod 4, but 36 / 2 - 1 = 17 is one = 1
- * mod 4; 28 = 2 (13 + 1); 12 = 11 + 1; 20 = 19 + 1. 45 has no multiple of 4 in 90. */
+/* Orders of spec/rotation.md 2: 36 - 1 and others are no primes = 3 mod 4, but 36 / 2 - 1 = 17 is
+ * one = 1 mod 4; 28 = 2 (13 + 1); 12 = 11 + 1; 20 = 19 + 1. 45 has no multiple of 4 in 90. */
 static void test_orders(void **state)
 {
     (void)state;
@@ -59,7 +59,7 @@ static void check_orthogonal(tare_context *ctx, size_t n)
 static void test_orthogonal(void **state)
 {
     (void)state;
-    static const size_t sizes[] = {1,  2,  12,  20,  24,  28,  36,   64,   72,  80,   90,
+    static const size_t sizes[] = {1,  2,  12,  20,  24,  28,  36,   64,   72,   80,  90,
                                    96, 90, 128, 576, 896, 100, 3072, 5120, 7168, 8192};
     tare_context *ctx = new_context(1);
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++)
@@ -95,14 +95,16 @@ static void test_determined(void **state)
 enum { N = 44, K = 48 }; /* 4 rows, then two blocks of 16 with 4 between and behind them; 3 of 16 */
 
 /* Element of block-diagonal rotations: `r` [blocks], each for `share` blocks. */
-static double element(float *const *rows, size_t width, size_t blocks, size_t share, size_t i, size_t j)
+static double element(float *const *rows, size_t width, size_t blocks, size_t share, size_t i,
+                      size_t j)
 {
     if (i / width != j / width)
         return 0;
     return rows[i / width / share % blocks][(j % width) * width + i % width];
 }
 
-static void check_edit(tare_context *ctx, const weight_edit *e, float *const *right, float *const *left)
+static void check_edit(tare_context *ctx, const weight_edit *e, float *const *right,
+                       float *const *left)
 {
     random_state s = {3};
     float w[N][K], got[N][K];
@@ -125,8 +127,8 @@ static void check_edit(tare_context *ctx, const weight_edit *e, float *const *ri
                                : 0;
                 for (size_t c = 0; c < K && l != 0; c++) {
                     double r = !e->right ? c == j
-                                         : element(right, e->right->n, e->right_blocks, e->right_share,
-                                                   c, j);
+                                         : element(right, e->right->n, e->right_blocks,
+                                                   e->right_share, c, j);
                     want += l * (e->columns ? e->columns[c] : 1) * w[a][c] * r;
                 }
             }
@@ -167,7 +169,11 @@ static void test_edits(void **state)
         {.left = &whole_n},
         {.left = &whole_n, .right = thirds, .right_blocks = 3, .right_share = 1},
         {.left = pairs, .left_blocks = blocks},
-        {.columns = columns, .right = &whole_k, .right_blocks = 1, .right_share = 1, .left = pairs,
+        {.columns = columns,
+         .right = &whole_k,
+         .right_blocks = 1,
+         .right_share = 1,
+         .left = pairs,
          .left_blocks = blocks},
     };
     for (size_t i = 0; i < sizeof edits / sizeof *edits; i++) {
