@@ -18,7 +18,8 @@ class QuantConfig:
     """Settings of a Calibrator. The chained calls set what belongs to one scheme and check all
     again: QuantConfig(a_bit=16).weight_quant(w_sym=False), QuantConfig().fa_quant(fa_amp=2), …
 
-    `seed` (the generator for pr below 1), `a_sym` (static activations with offset 0), `mtp`
+    `act_method` 4 (ranges of the smallest squared error), `seed` (the generator for pr below 1), `a_sym`
+    (static activations with offset 0), `mtp`
     (what becomes of MTP layers: "none", "float", "mix") and `compat` ("msmodelslim": the reference's
     arithmetic and file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
     """
@@ -101,7 +102,7 @@ class QuantConfig:
     def _check(self):
         check_type(self.w_bit, int, "w_bit")
         check_type(self.a_bit, int, "a_bit")
-        check_number(self.act_method, int, 1, 3, "act_method")
+        check_number(self.act_method, int, 1, 4, "act_method")
         check_type(self.w_method, str, "w_method")
         if self.w_method not in _W_METHODS:
             raise ValueError(f"w_method {self.w_method!r} is not known; possible: "
@@ -119,6 +120,8 @@ class QuantConfig:
         check_number(self.sigma_factor, (int, float), 3.0, 4.0, "sigma_factor")
         check_number(self.seed, int, 0, 2**64 - 1, "seed")
         self.compat = check_compat(self.compat)
+        if self.compat and self.act_method == 4:
+            raise ValueError("act_method can not be 4 with compat; possible: 1, 2, 3")
         check_mtp(self.mtp)
         if self.use_kvcache_quant and self.use_fa_quant:
             raise ValueError("KV-cache and FA cannot be quantized at the same time!")

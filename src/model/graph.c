@@ -428,6 +428,16 @@ static bool has_node(const block_graph *g, const block_segment *s, node_kind kin
     return false;
 }
 
+bool unit_reads_norm(const block_graph *g, graph_unit unit)
+{
+    size_t reader = node_of_unit(g, unit);
+    for (size_t n = 0; n < reader; n++) {
+        if (g->nodes[n].kind == NODE_NORM && g->nodes[n].out == g->nodes[reader].in[0])
+            return true;
+    }
+    return false;
+}
+
 bool segment_attends(const block_graph *g, const block_segment *s)
 {
     return has_node(g, s, NODE_ATTEND);

@@ -302,8 +302,11 @@ static tare_status create_observers(calibration *c)
         const linear_score *score = &r->scores[s->block->first_linear + i];
         c->is_static[unit] |= c->out->linears[i].activations == ACT_STATIC;
         if ((c->is_static[unit] || keeps_statistics(c)) && !c->observers[unit])
-            TRY(observer_create(r->ctx, observer_kind_of(r->env, score), &r->env->num,
-                                &c->observers[unit]));
+            TRY(observer_create(
+                r->ctx,
+                observer_kind_of(r->env, score,
+                                 !s->is_expert && unit_reads_norm(s->block->graph, unit)),
+                &r->env->num, &c->observers[unit]));
     }
     if (!segment_attends(s->block->graph, s->segment))
         return TARE_OK;

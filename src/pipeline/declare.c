@@ -52,7 +52,8 @@ static tare_status declare_linear(run *r, const model_linear *l, const linear_pl
     /* compat: the histogram's range is FP32 there, and FP16 models keep its scale in FP32
      * (spec/w8a8.md 9.1). */
     bool wide = r->env->num.compat && r->env->num.dtype == TARE_F16 &&
-                observer_kind_of(r->env, &r->scores[f - r->plan->linears]) == OBSERVER_HISTOGRAM;
+                observer_kind_of(r->env, &r->scores[f - r->plan->linears], false) ==
+                    OBSERVER_HISTOGRAM;
     linear_form form = {.scheme = f->scheme,
                         .n = l->n,
                         .k = l->k,

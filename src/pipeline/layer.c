@@ -315,7 +315,8 @@ tare_status observe_head(run *r)
         TRY((y = mem_alloc_array(r->ctx, r->env->samples.longest * h, sizeof *y)) ? TARE_OK
                                                                                   : TARE_E_MEMORY);
     TRY(model_read_vector(r->model, r->model->final_norm, &norm));
-    TRY(observer_create(r->ctx, observer_kind_of(r->env, &r->scores[r->model->num_linears - 1]),
+    TRY(observer_create(r->ctx,
+                        observer_kind_of(r->env, &r->scores[r->model->num_linears - 1], true),
                         &r->env->num, &o));
     for (size_t i = 0, row = 0; i < r->env->samples.count; row += r->env->samples.lengths[i++]) {
         size_t rows = r->env->samples.lengths[i];

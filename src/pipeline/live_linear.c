@@ -258,9 +258,14 @@ size_t live_linear_write_bytes(const run_plan *plan, size_t index)
            output_rows_bytes(plan->linears[index].scheme, l->n, l->k, plan->env->save);
 }
 
-observer_kind observer_kind_of(const run_env *e, const linear_score *s)
+observer_kind observer_kind_of(const run_env *e, const linear_score *s, bool reads_norm)
 {
-    if (e->recipe->act_method != 3)
+    switch (e->recipe->act_method) {
+    case 3:
+        return s->value <= SCORE_HISTOGRAM_LIMIT ? OBSERVER_HISTOGRAM : OBSERVER_MEAN_EXTREMES;
+    case 4: /* of o_proj's and down_proj's inputs it makes the model's output no better */
+        return reads_norm ? OBSERVER_MSE : OBSERVER_MEAN_EXTREMES;
+    default:
         return (observer_kind)e->recipe->act_method;
-    return s->value <= SCORE_HISTOGRAM_LIMIT ? OBSERVER_HISTOGRAM : OBSERVER_MEAN_EXTREMES;
+    }
 }

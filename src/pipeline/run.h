@@ -427,8 +427,8 @@ tare_status overlap_wait(run *r);
  * one, too, and where the pass `quantizes` the result of the last one. */
 size_t overlap_bytes(const run_plan *plan, size_t index, bool quantizes);
 
-/* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
-observer_kind observer_kind_of(const run_env *e, const linear_score *s);
+/* A linear's observer: by act_method, for 3 by its score, for 4 by whether it reads a norm. */
+observer_kind observer_kind_of(const run_env *e, const linear_score *s, bool reads_norm);
 
 /* ---- attention.c ---- */
 

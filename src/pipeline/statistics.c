@@ -165,7 +165,8 @@ tare_status statistics_input(run *r, size_t unit, const observer *o, channel_ran
         return TARE_OK;
     unit_statistics u = {.max = (uint16_t *)(void *)range->low, /* each after it was read */
                          .score = r->scores[m->first].value,
-                         .scored = r->plan->wants_scores};
+                         .scored = r->plan->wants_scores,
+                         .mse = !r->env->num.compat};
     for (size_t i = 0; i < m->k; i++)
         u.max[i] = float_to_bf16(fmaxf(-channel_low(range, i), channel_high(range, i)));
     for (int i = 0; i < INPUT_RANGES; i++) {
@@ -209,13 +210,13 @@ done:
 
 /* ---- memory ---- */
 
-/* A layer's tensors: five a unit, six of attention, and of a pair two vectors, a norm's two and
+/* A layer's tensors: six a unit, six of attention, and of a pair two vectors, a norm's two and
  * biases; each with its name, in the list, the map, the file's plan and for a moment its header. */
 size_t statistics_bytes(const run_plan *plan)
 {
     enum { TENSOR = 3 * sizeof(tensor_info) + 1024, RECORD = 256 << 10, LINEAR = 128 };
     const tare_model *m = plan->env->model;
-    size_t a_layer = 5 * model_graph(m)->num_units + 6 + 4 * model_graph(m)->num_pairs +
+    size_t a_layer = 6 * model_graph(m)->num_units + 6 + 4 * model_graph(m)->num_pairs +
                      model_graph(m)->num_linears;
     if (!plan->keeps_statistics)
         return 0;

@@ -11,7 +11,9 @@
 
 /* What is known of the input of a unit. */
 typedef struct unit_statistics {
-    double range[INPUT_RANGES][2]; /* low and high: of all, by act_method 1, by 2 */
+    double range[INPUT_RANGES][2]; /* low and high: of all, by act_method 1, 2, and 4 of a norm's
+                                      output */
+    bool mse;                      /* the last is there, or wanted */
     float scale[2], offset[2];     /* by act_method 1 and 2 */
     uint16_t *max;                 /* [k] BF16, the largest magnitude of each channel */
     bool scored;

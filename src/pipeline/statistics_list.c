@@ -114,7 +114,9 @@ tare_status statistics_unit(statistics_file *f, const run_plan *plan, size_t uni
     tare_status status = TARE_OK;
     const model_unit *m = &plan->env->model->units[unit];
     const char *name = plan->env->model->linears[m->first].name;
-    TRY(statistics_item(f, TARE_F64, INPUT_RANGES, 2, u->range, name, ".input_range"));
+    TRY(statistics_item(f, TARE_F64, OBSERVER_MSE, 2, u->range, name, ".input_range"));
+    if (u->mse)
+        TRY(statistics_item(f, TARE_F64, 0, 2, u->range[OBSERVER_MSE], name, ".input_range_mse"));
     if (f->mode != STATISTICS_READ) { /* the range says it all */
         TRY(statistics_item(f, TARE_F32, 0, 2, u->scale, name, ".input_scale"));
         TRY(statistics_item(f, TARE_F32, 0, 2, u->offset, name, ".input_offset"));
@@ -249,7 +251,7 @@ done:
 static tare_status declare_layer(statistics_file *f, const run_plan *plan, const model_block *block)
 {
     tare_status status = TARE_OK;
-    unit_statistics unit = {.scored = plan->wants_scores};
+    unit_statistics unit = {.scored = plan->wants_scores, .mse = !plan->env->num.compat};
     for (size_t u = 0; u < block->graph->num_units; u++)
         TRY(statistics_unit(f, plan, block->first_unit + u, &unit));
     for (int kind = 0; kind < KV_KINDS && kv_observed_channels(plan, block->index); kind++)
@@ -266,7 +268,7 @@ tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t 
 {
     tare_status status = TARE_OK;
     const tare_model *m = plan->env->model;
-    unit_statistics head = {.scored = plan->wants_scores};
+    unit_statistics head = {.scored = plan->wants_scores, .mse = !plan->env->num.compat};
     f->mode = STATISTICS_DECLARE;
     for (f->layer = 0; f->layer < m->num_blocks; f->layer++)
         TRY(declare_layer(f, plan, &m->blocks[f->layer]));

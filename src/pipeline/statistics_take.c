@@ -194,6 +194,15 @@ done:
     return status;
 }
 
+/* The head does. */
+static bool reads_norm(const tare_model *m, size_t unit)
+{
+    const model_block *b = &m->blocks[m->units[unit].block];
+    bool is_head = m->units[unit].block == m->num_blocks;
+    bool is_expert = !is_head && unit - b->first_unit >= b->graph->num_units;
+    return is_head || (!is_expert && unit_reads_norm(b->graph, unit - b->first_unit));
+}
+
 /* Of units with a static member. */
 static tare_status take_inputs(taking *t)
 {
@@ -203,8 +212,8 @@ static tare_status take_inputs(taking *t)
         TRY(need_scores(t, "quant.act_method"));
     for (size_t i = 0; i < r->model->num_linears; i++) {
         size_t unit = r->model->linears[i].unit;
-        observer_kind kind = observer_kind_of(r->env, &r->scores[i]);
-        unit_statistics u = {0};
+        observer_kind kind = observer_kind_of(r->env, &r->scores[i], reads_norm(r->model, unit));
+        unit_statistics u = {.mse = kind == OBSERVER_MSE};
         if (scheme_of(t->plan->linears[i].scheme)->activations != ACT_STATIC)
             continue;
         TRY(statistics_unit(&t->file, t->plan, unit, &u));

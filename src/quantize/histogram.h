@@ -1,10 +1,11 @@
 /* Histograms behind act_method 2: the exact one (spec/w8a8.md 4.4, doubles) and the reference's
- * FP32 one (9.3), with the counting and the greedy range search that they share. Private to
- * observer.c and the histogram files. */
+ * FP32 one (9.3), with the counting and the greedy range search that they share; act_method 4 looks
+ * at the exact one. Private to the observers and the histogram files. */
 #ifndef TARE_QUANTIZE_HISTOGRAM_H
 #define TARE_QUANTIZE_HISTOGRAM_H
 
 #include "base/context.h"
+#include "quantize/scheme.h"
 
 enum {
     HISTOGRAM_BINS = 2048,
@@ -22,6 +23,14 @@ typedef struct histogram {
 tare_status histogram_update(tare_context *ctx, histogram *h, const float *x, size_t count,
                              float low, float high);
 void histogram_range(const histogram *h, double *low, double *high);
+/* The range of act_method 4, inside the extremes [low,high] of what was counted (range_mse.c). */
+void histogram_mse_range(const histogram *h, const numerics *num, double low, double high,
+                         double *lo, double *hi);
+
+/* Sum over bins [low + i*width, low + (i+1)*width) of mass[i], spread evenly in its bin, times the
+ * squared error of x' = scale * clamp(rne(x / scale), first, last). width > 0. */
+double rounding_error(const double *mass, size_t bins, double low, double width, double scale,
+                      double first, double last);
 
 typedef struct histogram_compat {
     bool started;

@@ -1,6 +1,7 @@
 /* Observers: what every update tells, the mean of extremes, and dispatch by kind. */
 #include "quantize/observer.h"
 
+#include <assert.h>
 #include <math.h>
 
 #include "base/carver.h"
@@ -164,7 +165,10 @@ static double mean_compat(const float *x, size_t n, tare_dtype dtype)
 
 static void range_of(const observer *o, observer_kind kind, double *lo, double *hi)
 {
-    if (kind == OBSERVER_HISTOGRAM && o->num.compat) {
+    if (kind == OBSERVER_MSE) {
+        assert(!o->num.compat);
+        histogram_mse_range(&o->u.exact, &o->num, (double)o->min, (double)o->max, lo, hi);
+    } else if (kind == OBSERVER_HISTOGRAM && o->num.compat) {
         histogram_compat_range(&o->u.compat, lo, hi);
     } else if (kind == OBSERVER_HISTOGRAM) {
         histogram_range(&o->u.exact, lo, hi);
@@ -189,7 +193,9 @@ bool observer_ranges(const observer *o, input_ranges *out)
 {
     if (o->calls == 0)
         return false;
-    for (int kind = OBSERVER_MEAN_EXTREMES; kind <= OBSERVER_HISTOGRAM; kind++)
+    *out = (input_ranges){0};
+    int last = o->num.compat ? OBSERVER_HISTOGRAM : OBSERVER_MSE;
+    for (int kind = OBSERVER_MEAN_EXTREMES; kind <= last; kind++)
         range_of(o, (observer_kind)kind, &out->low[kind], &out->high[kind]);
     out->low[RANGE_EXTREMES] = (double)o->min;
     out->high[RANGE_EXTREMES] = (double)o->max;

@@ -104,6 +104,10 @@ static tare_status check_widths(const tare_recipe *r)
     if (r->a_sym > 0 && r->compat)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.a_sym: static activations are asymmetric under run.compat (false)");
+    if (r->act_method == 4 && r->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.act_method: msModelSlim has no 4; possible under run.compat: 1, 2, "
+                         "3");
     for (int i = 0; i < SCHEMES; i++)
         if (r->mm_tensor && scheme_of((linear_scheme)i)->activations == ACT_PER_TOKEN &&
             recipe_uses(r, (linear_scheme)i))

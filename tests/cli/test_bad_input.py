@@ -249,7 +249,7 @@ def test_text_without_a_tokenizer(model, calib, tmp_path):
 # ---- Settings and the command line
 
 SETTINGS = {
-    "act-method": (["--act-method", "4"], ["act_method", "4", "3"]),
+    "act-method": (["--act-method", "5"], ["act_method", "5", "4"]),
     "act-method text": (["--act-method", "max"], ["act_method", "max"]),
     "unknown layer": (["--disable-names", "model.layers.0.mlp.donw_proj"],
                       ["donw_proj", "model.layers.0.mlp.down_proj"]),

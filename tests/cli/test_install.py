@@ -157,7 +157,7 @@ def test_man_page(prefix):
         for option in re.findall(r"(?m)^  (--\S+(?: [^a-z ]\S*)?)(?:  |$)", usage):
             assert option in items, option
         assert set(usage.split()) - {"usage:"} <= plain
-    assert "\n.TP\n.B --act-method 1|2|3\nrange of activations: mean of extremes" in roff
+    assert "\n.TP\n.B --act-method 1|2|3|4\nrange of activations: mean of extremes" in roff
 
 
 def complete(prefix, *words):
@@ -173,7 +173,7 @@ def test_completion(prefix, tmp_path):
     assert complete(prefix, "tare", "quantize", "M", "--disable-") == {
         "--disable-anti-names", "--disable-names", "--disable-level"}
     assert complete(prefix, "tare", "quantize", "M", "--verb") == {"--verbose"}
-    assert complete(prefix, "tare", "quantize", "M", "--act-method", "") == {"1", "2", "3"}
+    assert complete(prefix, "tare", "quantize", "M", "--act-method", "") == {"1", "2", "3", "4"}
     assert complete(prefix, "tare", "quantize", "M", "--scheme", "") == {
         "w8a8", "w8a8_dynamic", "w8a8_mix", "w8a16"}
     assert complete(prefix, "tare", "verify", "D", "--target", "v") == {"vllm-ascend", "vllm"}

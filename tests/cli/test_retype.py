@@ -71,7 +71,7 @@ def check(model, calib, tmp_path, first, second, change):
 # ---- to the same schemes
 
 @pytest.mark.parametrize("flags", [
-    ["--save", ALL], ["--act-method", "2", "--mm-tensor"], ["--dtype", "float16", *HARD],
+    ["--save", ALL], ["--act-method", "2", "--mm-tensor"], ["--act-method", "4"], ["--dtype", "float16", *HARD],
     [*HARD, "--save", ASCEND, "--no-disable-last-linear"],
     ["--scheme", "w8a8_mix", "--act-method", "2"], ["--kv-cache", "c8", "--anti-method", "m6"],
     ["--fa-quant", "--fa-amp", "1"], ["--pr", "0.5", "--seed", "3"],
@@ -209,6 +209,62 @@ def test_statistics_by_hand(model, tmp_path):
         assert s[q + "offset"].data[i] == np.rint(-low / scale) - 128
     out = tensor_file.read_folder(tmp_path / "out")
     assert out["model.layers.0.self_attn.q_proj.input_scale"].data == s[q + "scale"].data[1]
+    check_mse_range(s[q + "range_mse"].data, rows)
+
+
+def asymmetric(low, high):
+    low, high = min(low, 0), max(high, 0)
+    scale = float(tensor_file.round_to([(high - low) / 255], "BF16")[0])
+    return scale, np.clip(np.rint(-low / scale) - 128, -128, 127)
+
+
+def squared_error(x, low, high):
+    scale, offset = asymmetric(low, high)
+    return (((np.clip(np.rint(x / scale + offset), -128, 127) - offset) * scale - x) ** 2).sum()
+
+
+def check_mse_range(found, x):
+    """act_method 4: fractions of the extremes, each end in turn, twice; over the values themselves."""
+    fractions = [1 - 0.05 * i for i in range(15)]
+    ends = [x.min(), x.max()]
+    at = list(ends)
+    for turn in range(4):
+        end = turn % 2
+        tried = [[f * ends[0], at[1]] if end == 0 else [at[0], f * ends[1]] for f in fractions]
+        at = min(tried, key=lambda r: squared_error(x, *r))
+    assert 0.299 <= found[0] / ends[0] <= 1.00001 and 0.299 <= found[1] / ends[1] <= 1.00001
+    assert squared_error(x, *found) <= 1.005 * squared_error(x, *at)
+    assert squared_error(x, *found) <= squared_error(x, *ends)
+
+
+def test_act_method_4(model, calib, tmp_path):
+    """Norms' outputs by the squared error, others by the mean of extremes; and from the statistics
+    of a run with another method, where the stream is the same."""
+    quantize(model, calib, tmp_path / "one", "--act-method", "1")
+    quantize(model, calib, tmp_path / "four", "--act-method", "4")
+    retype(tmp_path / "one", model, tmp_path / "retyped", "--act-method", "4")
+    s = tensor_file.read(tmp_path / "four" / STATISTICS)
+    out, retyped = (tensor_file.read_folder(tmp_path / name) for name in ("four", "retyped"))
+    for name, by in (("self_attn.q_proj", "range_mse"), ("self_attn.k_proj", None),
+                     ("self_attn.o_proj", "range"), ("mlp.gate_proj", "range_mse"),
+                     ("mlp.down_proj", "range")):
+        scale = out[f"model.layers.1.{name}.input_scale"].data
+        if by is None:
+            name, by = "self_attn.q_proj", "range_mse"
+        low, high = s[f"model.layers.1.{name}.input_{by}"].data[... if by == "range_mse" else 1]
+        assert scale == asymmetric(low, high)[0]
+    first = "model.layers.0.self_attn.q_proj.input_scale"
+    assert retyped[first].data == out[first].data
+
+
+def test_statistics_without_it(model, calib, tmp_path):
+    """Compat leaves no ranges of act_method 4, and may not have it."""
+    compat = ["--compat", "msmodelslim", "--save", "safe_tensor"]
+    quantize(model, calib, tmp_path / "out", *compat)
+    names = tensor_file.read(tmp_path / "out" / STATISTICS)
+    assert not [name for name in names if name.endswith("range_mse")]
+    assert "act_method" in refuse(tmp_path / "out", "--base", model, "--out", tmp_path / "b",
+                                  "--act-method", "4")
 
 
 def test_they_stay_out_of_the_way_of_engines(model, calib, tmp_path):

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "quantize/histogram.h"
 #include "quantize/observer.h"
 
 static const numerics exact = {false, TARE_F32, false};
@@ -197,6 +198,119 @@ static void test_histogram_reference(void **state)
     free_context(ctx);
 }
 
+/* ---- act_method 4 ---- */
+
+/* By hand: of a value spread over [0,0.5) (u - 0)^2 is 1/12 in the mean; over a whole level too;
+ * over [1.5,2.5), whose level is 1, (27 - 1) / 24; over [2,3), (8 - 1) / 3. With a scale of 2,
+ * levels -1 and 0: of [-4,-2) it is (x + 2)^2, 4/3; of [-1,1), x^2, 1/3. */
+static void test_rounding_error(void **state)
+{
+    (void)state;
+    static const double a[] = {1, 0}, b[] = {0, 3, 1}, c[] = {2, 0, 0, 0, 0}, d[] = {5, 1, 1, 7};
+    assert_float_equal(rounding_error(a, 2, 0, 0.5, 1, -1, 1), 1.0 / 12, 1e-15);
+    assert_float_equal(rounding_error(b, 3, -0.5, 1, 1, -1, 1), 3.0 / 12 + 13.0 / 12, 1e-15);
+    assert_float_equal(rounding_error(c, 1, 2, 1, 1, -1, 1), 2 * 7.0 / 3, 1e-14);
+    assert_float_equal(rounding_error(c, 1, -4, 2, 2, -1, 0), 2 * 4.0 / 3, 1e-14);
+    assert_float_equal(rounding_error(d + 1, 2, -1, 1, 2, -1, 0), 2 * 1.0 / 3, 1e-15);
+}
+
+enum { VALUES = 20000, STEPS = 15 };
+
+/* Of the values themselves, by the formula of spec/w8a8.md 4.1. */
+static double squared_error(const float *x, double lo, double hi, bool symmetric)
+{
+    double sum = 0, s = (hi - lo) / 255;
+    s = (double)(float)(symmetric ? fmax(-lo, hi) / 127 : s);
+    double o = symmetric ? 0 : fmin(fmax(rint(-lo / s) - 128, -128), 127);
+    for (size_t i = 0; i < VALUES; i++) {
+        double q = fmin(fmax(rint((double)x[i] / s + o), -128), 127);
+        sum += ((q - o) * s - (double)x[i]) * ((q - o) * s - (double)x[i]);
+    }
+    return sum;
+}
+
+/* rotation.md 6: both ends, 1.00 to 0.30 by 0.05, two rounds. *best: the error where they stop. */
+static void search_ends(const float *x, double lo, double hi, bool symmetric, double *best)
+{
+    int at[2] = {0, 0};
+    *best = INFINITY;
+    for (int turn = 0; turn < 4; turn++) {
+        for (int i = 0; i < STEPS; i++) {
+            int a = turn % 2 == 0 || symmetric ? i : at[0], b = turn % 2 || symmetric ? i : at[1];
+            double e = squared_error(x, (1 - 0.05 * a) * lo, (1 - 0.05 * b) * hi, symmetric);
+            if (e < *best) {
+                *best = e;
+                at[0] = a;
+                at[1] = b;
+            }
+        }
+    }
+}
+
+/* Values with long tails on one side or both, in uneven samples: the range that the observer finds
+ * in its histogram is no worse for the values themselves than what a search over them finds, and
+ * better than their extremes. */
+static void check_mse(double left, double right, bool symmetric)
+{
+    tare_context *ctx = new_context(2);
+    const numerics num = {.dtype = TARE_F32, .act_symmetric = symmetric};
+    float *x = malloc(VALUES * sizeof *x);
+    observer *o;
+    double lo, hi, best, all_lo = 0, all_hi = 0;
+    assert_non_null(x);
+    for (uint32_t i = 0; i < VALUES; i++) {
+        double u = ((double)((i * 2654435761u) >> 8) + 0.5) * 0x1p-24;
+        x[i] = (float)(u < 0.5 ? left * log(2 * u) : -right * log(2 * (1 - u)));
+        all_lo = fmin(all_lo, (double)x[i]);
+        all_hi = fmax(all_hi, (double)x[i]);
+    }
+    assert_ok(ctx, observer_create(ctx, OBSERVER_MSE, &num, &o));
+    for (size_t i = 0, n = 100; i < VALUES; i += n, n = n * 2 < VALUES - i ? n * 2 : VALUES - i)
+        update(ctx, o, x + i, n < VALUES - i ? n : VALUES - i);
+    assert_ok(ctx, observer_range(ctx, o, &lo, &hi));
+    search_ends(x, all_lo, all_hi, symmetric, &best);
+    double found = squared_error(x, lo, hi, symmetric);
+    double full = squared_error(x, all_lo, all_hi, symmetric);
+    if (!(found <= best * 1.005 && found < full * 0.99))
+        fail_msg("[%g, %g]: error %g, %g at best, %g of all", lo, hi, found, best, full);
+    assert_true(lo >= all_lo && lo <= 0.3 * all_lo + 1e-9 && hi <= all_hi && hi >= 0.3 * all_hi);
+    observer_free(ctx, o);
+    free(x);
+    free_context(ctx);
+}
+
+static void test_mse_range(void **state)
+{
+    (void)state;
+    check_mse(1, 1, false);
+    check_mse(0.1, 2, false);
+    check_mse(3, 0.5, false);
+    check_mse(1, 1, true);
+    check_mse(0.3, 1, true);
+}
+
+/* A few values far out, each worth more than what its level costs the others: nothing is clipped.
+ * And where there is nothing to gain: zeros, and one value. */
+static void test_mse_keeps_extremes(void **state)
+{
+    (void)state;
+    static const float far[] = {-1, 0.01f, 0.02f, 1}, zeros[] = {0, 0}, one[] = {3, 3};
+    tare_context *ctx = new_context(1);
+    static const struct {
+        const float *x;
+        size_t count;
+        double lo, hi;
+    } cases[] = {{far, 4, -1, 1}, {zeros, 2, 0, 0}, {one, 2, 3, 3}};
+    for (size_t i = 0; i < 3; i++) {
+        observer *o;
+        assert_ok(ctx, observer_create(ctx, OBSERVER_MSE, &exact, &o));
+        update(ctx, o, cases[i].x, cases[i].count);
+        expect_range(ctx, o, cases[i].lo, cases[i].hi);
+        observer_free(ctx, o);
+    }
+    free_context(ctx);
+}
+
 /* What the reference concluded from the recorded inputs of one linear. */
 static void check_recorded(tare_context *ctx, safetensors *s, const char *module, int act_method)
 {
@@ -343,6 +457,9 @@ int main(void)
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_torch_sum),
         cmocka_unit_test(test_histogram_points),
+        cmocka_unit_test(test_rounding_error),
+        cmocka_unit_test(test_mse_range),
+        cmocka_unit_test(test_mse_keeps_extremes),
         cmocka_unit_test(test_histogram_compat_undefined),
         cmocka_unit_test(test_histogram_reference),
         cmocka_unit_test(test_golden),

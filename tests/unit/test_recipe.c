@@ -40,7 +40,7 @@ static void test_set_and_refuse(void **state)
     static const struct {
         const char *name, *text, *message;
     } refused[] = {
-        {"quant.act_method", "4", "quant.act_method: \"4\" is not a whole number from 1 to 3"},
+        {"quant.act_method", "5", "quant.act_method: \"5\" is not a whole number from 1 to 4"},
         {"quant.act_method", "", "whole number"},
         {"quant.act_method", "2x", "whole number"},
         {"quant.pr", "1.5", "from 0 to 1"},
@@ -92,7 +92,7 @@ static void test_yaml(void **state)
     assert_true(r->compute == COMPUTE_FP32 && r->compat == 0);
 
     static const char *const refused[][2] = {
-        {"quant: {act_method: 4}", "line 1: quant.act_method"},
+        {"quant: {act_method: 5}", "line 1: quant.act_method"},
         {"quant:\n  bits: 4\n", "line 2: setting \"quant.bits\" is not known"},
         {"quant: 3", "section \"quant\" must be a map"},
         {"- 1", "a recipe is a map of sections"},
