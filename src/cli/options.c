@@ -19,6 +19,8 @@ const flag cli_output_settings[] = {
     {"--act-method", FLAG_SETTING, NULL, "quant.act_method"},
     {"--act-sym", FLAG_ON_SETTING, NULL, "quant.a_sym"},
     {"--no-act-sym", FLAG_OFF_SETTING, NULL, "quant.a_sym"},
+    {"--final-scales", FLAG_ON_SETTING, NULL, "quant.final_scales"},
+    {"--no-final-scales", FLAG_OFF_SETTING, NULL, "quant.final_scales"},
     {"--w-sym", FLAG_ON_SETTING, NULL, "quant.w_sym"},
     {"--no-w-sym", FLAG_OFF_SETTING, NULL, "quant.w_sym"},
     {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},

@@ -313,7 +313,7 @@ static size_t carried_columns(const block_graph *g, size_t at)
     return columns;
 }
 
-static size_t node_of_unit(const block_graph *g, size_t unit)
+size_t node_of_unit(const block_graph *g, size_t unit)
 {
     size_t n = 0;
     while (g->nodes[n].kind != NODE_LINEARS || g->nodes[n].index != unit)

@@ -232,6 +232,8 @@ size_t graph_segments(const block_graph *g, graph_cut cut, bool keep_rows,
 bool segment_has_norm(const block_graph *g, const block_segment *s, size_t norm);
 /* Does attention? */
 bool segment_attends(const block_graph *g, const block_segment *s);
+/* The node that runs the unit's linears. */
+size_t node_of_unit(const block_graph *g, graph_unit unit);
 /* Is what the unit reads the output of a norm? */
 bool unit_reads_norm(const block_graph *g, graph_unit unit);
 /* Does the choice of experts (of a segment, NULL: of the block)? */

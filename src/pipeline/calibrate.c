@@ -1,7 +1,9 @@
 /* All samples through a segment whose linears are quantized. For each sample in order every linear
  * first updates its observer, then takes its input with the scale that knows this sample and those
- * before it (spec/w8a8.md, section 5.4). Because an exact integer product needs nothing but the
- * row's own scale, samples may be processed in groups of any size. */
+ * before it (spec/w8a8.md, section 5.4). With final scales (spec/rotation.md, section 6) samples
+ * first run up to each static unit, one unit after the other, to show what it reads; only then they
+ * go through, each with the scales that all of them made. Because an exact integer product needs
+ * nothing but the row's own scale, samples may be processed in groups of any size. */
 #include <stdatomic.h>
 #include <string.h>
 
@@ -10,6 +12,8 @@
 #include "pipeline/run.h"
 #include "pipeline/statistics.h"
 #include "tensor/kernels.h"
+
+enum { NO_UNIT = BLOCK_UNITS };
 
 /* block_ops.linears and .attention with this as `user`. */
 typedef struct calibration {
@@ -23,6 +27,9 @@ typedef struct calibration {
     channel_range ranges[BLOCK_UNITS]; /* [k] for the statistics; low NULL: none are kept */
     fa_observer *fa;                   /* NULL: this attention goes without */
     struct latent_queries *latent;     /* of an attention whose keys are made from latent vectors */
+    graph_unit peeked;                 /* samples run up to this unit; NO_UNIT: through all */
+    bool concluded[BLOCK_UNITS];       /* out->params knows all samples already */
+    float *peeks;                      /* [rows, hidden_size] of the samples, to run up to a unit */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
     uint32_t *sample_of_row;   /* [rows] */
@@ -48,7 +55,7 @@ static tare_status observe(calibration *c, graph_unit unit, const batch *b, cons
         if (b->lengths[i] == 0) /* of an expert that none of its tokens chose */
             continue;
         status = observer_update(r->ctx, c->observers[unit], x + row * k, b->lengths[i] * k);
-        if (status == TARE_OK && c->is_static[unit]) {
+        if (status == TARE_OK && c->is_static[unit] && !c->plan->final_scales) {
             status = observer_params(r->ctx, c->observers[unit], &c->sample_params[i]);
             c->out->params[unit] = c->sample_params[i];
         }
@@ -59,6 +66,13 @@ static tare_status observe(calibration *c, graph_unit unit, const batch *b, cons
     if (c->ranges[unit].low)
         channel_range_update(r->ctx, &c->ranges[unit], x, b->rows, k);
     return TARE_OK;
+}
+
+/* What this batch and all others take. */
+static void use_concluded(const calibration *c, graph_unit unit, const batch *b)
+{
+    for (size_t i = 0; i < b->samples; i++)
+        c->sample_params[i] = c->out->params[unit];
 }
 
 /* The scale and offset of a row: those of its sample or its own. */
@@ -210,7 +224,11 @@ static tare_status calibrated_linears(void *user, graph_unit unit, const batch *
     const unit_spec *u = &c->out->work.block->graph->units[unit];
     bool measured = false, quantized_ready = false;
     run_spent(r, WORK_ROWS);
-    if (c->observers[unit])
+    if (c->peeked == unit)
+        return observe(c, unit, b, x, u->k);
+    if (c->concluded[unit])
+        use_concluded(c, unit, b);
+    else if (c->observers[unit] && c->peeked == NO_UNIT)
         TRY(observe(c, unit, b, x, u->k));
     for (size_t i = u->first; i < u->first + u->count; i++) {
         const live_linear *l = &c->out->linears[i];
@@ -241,6 +259,8 @@ static tare_status calibrated_attention(void *user, const batch *b, const float 
     calibration *c = user;
     run_spent(c->run, WORK_ROWS);
     tare_status status = TARE_OK;
+    if (c->peeked != NO_UNIT)
+        return TARE_OK;
     if (c->latent)
         status = latent_observe(c->run, c->latent, c->fa, b, q, latent);
     else if (c->fa)
@@ -274,6 +294,8 @@ static void lay_out_buffers(carver *c, void *component)
         b->mixed = carve(c, b->rows, k * sizeof *b->mixed);
     else
         b->quantized = carve(c, b->rows, k);
+    if (plan->final_scales && !b->work->is_expert)
+        b->peeks = carve(c, b->rows, plan->env->model->config.hidden_size * sizeof *b->peeks);
     for (size_t u = b->work->segment->first_unit;
          keeps_statistics(b) && u < b->work->segment->end_unit; u++) {
         size_t channels = b->work->block->graph->units[u].k;
@@ -348,12 +370,51 @@ done:
     return status;
 }
 
+/* Of a unit, over all samples. */
+static tare_status conclude(calibration *c, const segment_pass *pass, graph_unit unit)
+{
+    tare_status status = TARE_OK;
+    run *r = c->run;
+    const block_graph *g = c->work->block->graph;
+    block_segment front = *c->work->segment;
+    segment_pass p = *pass;
+    front.end_node = node_of_unit(g, unit) + 1;
+    p.work.segment = &front;
+    p.peeks = c->peeks;
+    p.quiet = true;
+    c->peeked = unit;
+    TRY(segment_run(r, &p, &r->calibrated));
+    c->peeked = NO_UNIT;
+    TRY(TARE_WRAP(r->ctx, observer_params(r->ctx, c->observers[unit], &c->out->params[unit]),
+                  "input of group %s", g->units[unit].kind));
+    c->concluded[unit] = true;
+done:
+    return status;
+}
+
+/* In order, as each reads what the scales of those before it make. */
+static tare_status conclude_units(calibration *c, const segment_pass *pass)
+{
+    tare_status status = TARE_OK;
+    const block_segment *s = c->work->segment;
+    for (size_t u = s->first_unit; c->plan->final_scales && u < s->end_unit; u++) {
+        if (c->is_static[u])
+            TRY(conclude(c, pass, u));
+    }
+done:
+    return status;
+}
+
 tare_status calibrate_segment(run *r, layer_output *out)
 {
     tare_status status = TARE_OK;
     const segment_work *s = &out->work;
-    calibration c = {
-        .run = r, .plan = r->plan, .work = s, .rows = plan_batch_rows(r->plan), .out = out};
+    calibration c = {.run = r,
+                     .plan = r->plan,
+                     .work = s,
+                     .rows = plan_batch_rows(r->plan),
+                     .out = out,
+                     .peeked = NO_UNIT};
     segment_pass pass = {
         .work = *s,
         .norms = &out->norms,
@@ -365,6 +426,7 @@ tare_status calibrate_segment(run *r, layer_output *out)
     clear_ranges(&c);
     TRY(block_norms_load(r->model, s->block, s->segment, &out->norms));
     TRY(smoothing_norms(r, s, &out->norms));
+    TRY(conclude_units(&c, &pass));
     TRY(segment_run(r, &pass, &r->calibrated));
     run_spent(r, WORK_ROWS);
     if (c.fa)

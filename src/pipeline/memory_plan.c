@@ -189,9 +189,15 @@ static size_t kept_scratch_bytes(const tare_context *ctx)
     return floats > integers ? floats : integers;
 }
 
+/* What a unit reads is made twice for its final scales: with units alone nothing else is. */
+static graph_cut first_cut(const run_plan *plan)
+{
+    return plan->final_scales ? CUT_UNITS : CUT_NONE;
+}
+
 static run_layout first_layout(const run_plan *plan)
 {
-    run_layout l = {.batch_rows = most_batch_rows(plan), .overlap = true};
+    run_layout l = {.batch_rows = most_batch_rows(plan), .cut = first_cut(plan), .overlap = true};
     l.whole_layer = copies_pay(plan, l.batch_rows);
     for (size_t i = 0;
          i < plan->env->options->skip_layouts && next_layout(plan, &l, can_spill(plan)); i++) {
@@ -204,7 +210,7 @@ static run_layout first_layout(const run_plan *plan)
 static run_layout pass_layout(const run_plan *plan, const run_layout *safe, size_t fixed,
                               uint64_t most, run_pass pass, bool streams_exist)
 {
-    run_layout l = {.batch_rows = safe->batch_rows, .overlap = true};
+    run_layout l = {.batch_rows = safe->batch_rows, .cut = first_cut(plan), .overlap = true};
     memory_peak peak;
     if (plan->env->options->skip_layouts > 0)
         return *safe;

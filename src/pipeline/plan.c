@@ -104,6 +104,8 @@ tare_status plan_linears(run_plan *plan)
     plan->weights_alone = e->goal == GOAL_OUTPUT && !plan_uses_static(plan) && !plan->smooths &&
                           !e->recipe->fa_quant && !e->recipe->kv_cache;
     plan->calibrates = !plan->weights_alone && !e->options->statistics;
+    plan->final_scales = plan->calibrates && plan_uses_static(plan) &&
+                         recipe_final_scales(e->recipe);
     plan->keeps_statistics = plan->calibrates && e->goal == GOAL_OUTPUT && !e->tape;
 done:
     return status;

@@ -81,6 +81,8 @@ typedef struct run_plan {
     const run_env *env;
     bool weights_alone;            /* nothing depends on what passes the model */
     bool calibrates;               /* samples pass it; else tensors are made in pieces */
+    bool final_scales;             /* what a static unit reads is observed over all samples before
+                                      they go through it */
     bool keeps_statistics;         /* of what passes, beside the output */
     linear_plan *linears;          /* [model.num_linears], as in the model: the head is the last */
     attention_plan *attentions;    /* [layers] */

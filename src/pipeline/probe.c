@@ -141,6 +141,7 @@ static tare_status open_slice(const run_plan *plan, bool floats, size_t tokens, 
     s->plan.num_kv = plan->num_kv > 0;
     s->plan.float_samples = 0;
     plan_streams(&s->plan);
+    s->plan.final_scales = false; /* work_plan.c counts what it takes */
     if (!floats)
         s->plan.float_samples = s->plan.float_tokens = 0;
     s->plan.layout = (run_layout){.batch_rows = s->env.samples.tokens, .whole_layer = true};

@@ -159,6 +159,8 @@ typedef struct segment_pass {
     void (*begin)(void *user, const batch *b); /* with ops.user, before each batch; NULL: not */
     bool checks;                               /* that what comes out is finite */
     bool quiet;                                /* no progress */
+    float *peeks; /* [rows, hidden_size]: nothing goes on, and what runs works on a copy of the
+                     samples there; NULL: they pass */
 } segment_pass;
 
 /* TARE_E_NUMERIC: an activation is not. */

@@ -77,6 +77,28 @@ done:
     return status;
 }
 
+/* One batch, with what it is carried in the workspace. */
+static tare_status run_batch(run *r, const segment_pass *p, flow *f,
+                             state_stream *const after[SEGMENT_VALUES], const batch *b, size_t row)
+{
+    tare_status status = TARE_OK;
+    size_t cells = b->rows * r->model->config.hidden_size;
+    float *x;
+    TRY(stream_get(f->states, row, b->rows, &x));
+    TRY(take_carried(r, p, f, row, b->rows));
+    if (p->peeks)
+        x = memcpy(p->peeks, x, cells * sizeof *x);
+    TRY(block_forward(r->model, p->work.block, p->work.segment, p->norms, &p->ops, b, &r->work, x));
+    if (p->peeks)
+        return TARE_OK;
+    if (p->checks)
+        TRY(check_finite(r, x, cells));
+    TRY(stream_put(f->states, row, b->rows, x));
+    TRY(leave_carried(r, p, after, row, b->rows));
+done:
+    return status;
+}
+
 static tare_status run_batches(run *r, const segment_pass *p, flow *f,
                                state_stream *const after[SEGMENT_VALUES])
 {
@@ -84,19 +106,11 @@ static tare_status run_batches(run *r, const segment_pass *p, flow *f,
     for (size_t first = 0, row = 0; first < f->samples;) {
         batch b = batch_next(r->env->samples.lengths, first, f->samples,
                              r->plan->layout.batch_rows);
-        float *x;
         TRY(context_check_cancelled(r->ctx));
         b.turn = mtp_turn(r->model, p->work.block);
         if (p->begin)
             p->begin(p->ops.user, &b);
-        TRY(stream_get(f->states, row, b.rows, &x));
-        TRY(take_carried(r, p, f, row, b.rows));
-        TRY(block_forward(r->model, p->work.block, p->work.segment, p->norms, &p->ops, &b, &r->work,
-                          x));
-        if (p->checks)
-            TRY(check_finite(r, x, b.rows * r->model->config.hidden_size));
-        TRY(stream_put(f->states, row, b.rows, x));
-        TRY(leave_carried(r, p, after, row, b.rows));
+        TRY(run_batch(r, p, f, after, &b, row));
         first += b.samples;
         row += b.rows;
         if (!p->quiet && !r->clock)
@@ -113,6 +127,8 @@ tare_status segment_run(run *r, const segment_pass *p, flow *f)
     const block_graph *g = p->work.block->graph;
     if (p->work.is_expert)
         return expert_run(r, p, f);
+    if (p->peeks)
+        return run_batches(r, p, f, after);
     for (size_t i = 0; p->work.next && i < p->work.next->num_carried; i++)
         TRY(stream_create(r->ctx, stream_rows(f->states),
                           g->values[p->work.next->carried[i]].columns, plan_most_rows(r->plan),

@@ -114,8 +114,9 @@ static const setting_name COMMON[] = {{"anti_outlier", "anti_method"},
                                       {NULL, NULL}};
 /* And what a quantized linear, or a static one, puts out on these. */
 static const setting_name OF_WEIGHTS[] = {{"quant", "mm_tensor"}, {"quant", "w_sym"}, {NULL, NULL}};
-static const setting_name OF_STATIC[] = {
-    {"quant", "act_method"}, {"quant", "a_sym"}, {"quant", "pr"}, {"quant", "seed"}, {NULL, NULL}};
+static const setting_name OF_STATIC[] = {{"quant", "act_method"},   {"quant", "a_sym"},
+                                         {"quant", "final_scales"}, {"quant", "pr"},
+                                         {"quant", "seed"},         {NULL, NULL}};
 
 static tare_status recipe_value(const run *r, const value **out)
 {

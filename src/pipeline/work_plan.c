@@ -204,8 +204,9 @@ void work_plan_amounts(const run_plan *plan, tare_plan *out)
                         sum_linears(plan, float_operations) + mtp_operations(plan)},
         [WORK_SMOOTHING] = {"smoothing search", "weights", sum_linears(plan, smoothed_weights)},
         [WORK_ATTENTION] = {"attention", "operations",
-                            attention_operations(plan,
-                                                 plan->calibrates ? plan->env->samples.count : 0) +
+                            (plan->final_scales ? 2 : 1) *
+                                    attention_operations(
+                                        plan, plan->calibrates ? plan->env->samples.count : 0) +
                                 attention_operations(plan, plan->float_samples)},
         [WORK_QUANTIZE] = {"quantizing weights", "weights", sum_linears(plan, quantized_weights)},
         [WORK_PACK] = {"packing weights", "weights", sum_linears(plan, packed_weights)},

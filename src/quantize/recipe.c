@@ -40,6 +40,7 @@ const setting recipe_settings[] = {
     {"quant", "a_bit", SETTING_INT, AT(a_bit), 1, 16, NULL},
     {"quant", "act_method", SETTING_INT, AT(act_method), 1, 4, NULL},
     {"quant", "a_sym", SETTING_SWITCH, AT(a_sym), 0, 0, NULL},
+    {"quant", "final_scales", SETTING_SWITCH, AT(final_scales), 0, 0, NULL},
     {"quant", "mm_tensor", SETTING_BOOL, AT(mm_tensor), 0, 0, NULL},
     {"quant", "w_sym", SETTING_BOOL, AT(w_sym), 0, 0, NULL},
     {"quant", "weight_method", SETTING_CHOICE, AT(weight_method), 0, 0, weight_choices},

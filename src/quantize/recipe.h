@@ -43,7 +43,9 @@ struct tare_recipe {
     /* quant */
     int64_t scheme; /* linear_scheme; -1: as the bits say */
     int64_t w_bit, a_bit, act_method, seed;
-    int64_t a_sym; /* 1: symmetric static activations; -1: as the save types say */
+    int64_t a_sym;        /* 1: symmetric static activations; -1: as the save types say */
+    int64_t final_scales; /* 1: an input's scale knows all samples before it is used; -1: with
+                             act_method 4 */
     bool mm_tensor, w_sym;
     int64_t weight_method; /* of 4-bit weights: a weight_method */
     double pr;
@@ -89,6 +91,8 @@ linear_scheme recipe_scheme(const tare_recipe *recipe);
 bool recipe_uses(const tare_recipe *recipe, linear_scheme scheme);
 /* How weights of that scheme are quantized. */
 weight_method recipe_weight_method(const tare_recipe *recipe, linear_scheme scheme);
+/* Are static inputs observed over all samples before these go on? */
+bool recipe_final_scales(const tare_recipe *recipe);
 /* Do npy files hold torch tensors? By default only under compat, as in the reference's. */
 bool recipe_npy_torch(const tare_recipe *recipe);
 /* Checks what no single setting shows: widths that go together, settings without the one that they

@@ -104,6 +104,10 @@ static tare_status check_widths(const tare_recipe *r)
     if (r->a_sym > 0 && r->compat)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.a_sym: static activations are asymmetric under run.compat (false)");
+    if (r->final_scales > 0 && r->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.final_scales: under run.compat each sample goes on with the scales "
+                         "that it and those before it made (false)");
     if (r->act_method == 4 && r->compat)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.act_method: msModelSlim has no 4; possible under run.compat: 1, 2, "
@@ -115,6 +119,11 @@ static tare_status check_widths(const tare_recipe *r)
                              "quant.mm_tensor: %s needs a scale for each row (false)",
                              scheme_of((linear_scheme)i)->name);
     return TARE_OK;
+}
+
+bool recipe_final_scales(const tare_recipe *recipe)
+{
+    return recipe->final_scales < 0 ? recipe->act_method == 4 : recipe->final_scales == 1;
 }
 
 bool recipe_npy_torch(const tare_recipe *recipe)

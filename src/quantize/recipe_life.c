@@ -59,6 +59,7 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
     *r = (tare_recipe){.ctx = ctx,
                        .scheme = -1,
                        .a_sym = -1,
+                       .final_scales = -1,
                        .w_bit = 8,
                        .a_bit = 8,
                        .act_method = 1,

@@ -250,6 +250,8 @@ def test_text_without_a_tokenizer(model, calib, tmp_path):
 
 SETTINGS = {
     "act-method": (["--act-method", "5"], ["act_method", "5", "4"]),
+    "final scales in compat": (["--final-scales", "--compat", "msmodelslim"], ["final_scales"]),
+    "act-method 4 in compat": (["--act-method", "4", "--compat", "msmodelslim"], ["act_method"]),
     "act-method text": (["--act-method", "max"], ["act_method", "max"]),
     "unknown layer": (["--disable-names", "model.layers.0.mlp.donw_proj"],
                       ["donw_proj", "model.layers.0.mlp.down_proj"]),

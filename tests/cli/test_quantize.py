@@ -110,6 +110,43 @@ def test_first_input_scale_by_hand(model, tmp_path):
         assert tensors[prefix + "input_offset"].data[0] == offset
 
 
+def inputs_of(folder):
+    return {name: t.data.tolist() for name, t in tensor_file.read_folder(folder).items()
+            if name.endswith((".input_scale", ".input_offset"))}
+
+
+def test_final_scales(model, tmp_path):
+    """Each sample goes on with the scales that all samples made: their order does not matter, as it
+    does otherwise, and of one sample, or of equal ones, the two ways are the same."""
+    rng = np.random.default_rng(3)
+    samples = [rng.integers(0, 256, n).tolist() for n in (3, 40, 9, 70)]
+
+    def run(ids, *flags):
+        out = tmp_path / "out"
+        (tmp_path / "ids.json").write_text(json.dumps(ids))
+        quantize(model, tmp_path / "ids.json", out, "--overwrite", *flags)
+        return inputs_of(out)
+
+    final = run(samples, "--final-scales")
+    assert run(samples[::-1], "--final-scales") == final
+    assert run(samples[::-1]) != run(samples) != final
+    for equal in (samples[1:2], [samples[1]] * 3):
+        assert run(equal, "--final-scales") == run(equal, "--no-final-scales")
+    four = run(samples, "--act-method", "4")
+    assert run(samples, "--act-method", "4", "--final-scales") == four
+    assert run(samples, "--act-method", "4", "--no-final-scales") != four
+
+
+def test_final_scales_by_units_and_by_blocks(model, calib, tmp_path):
+    """npy files keep a block together, whose units are concluded one after the other there."""
+    quantize(model, calib, tmp_path / "a", "--act-method", "4")
+    quantize(model, calib, tmp_path / "b", "--act-method", "4", "--save", "ascendv1,numpy")
+    a, b = (tensor_file.read_folder(tmp_path / name) for name in ("a", "b/ascendv1"))
+    assert a.keys() == b.keys()
+    for name, t in a.items():
+        np.testing.assert_array_equal(t.data, b[name].data)
+
+
 def test_modes_of_files_and_folders(model, calib, tmp_path):
     for umask, folder, file in ((0o022, 0o755, 0o644), (0o007, 0o770, 0o660), (0o077, 0o700, 0o600)):
         out = tmp_path / f"new{umask}" / "out"

@@ -108,6 +108,22 @@ static void test_several_schemes(void **state)
                                        "save.types=safe_tensor", NULL});
 }
 
+/* Samples run up to a unit, then through it: the units of a block in one segment, where npy files
+ * ask for that, or each by itself. */
+static void test_final_scales(void **state)
+{
+    (void)state;
+    expect_one_output(MODEL("llama"),
+                      (const char *[]){"quant.act_method=4", "fa_quant=true", NULL});
+    expect_one_output(MODEL("qwen2"),
+                      (const char *[]){"quant.final_scales=true", "quant.act_method=3",
+                                       "anti_outlier.anti_method=m6", "quant.kv_cache=c8",
+                                       "mix=*.o_proj=w8a8_dynamic,*.down_proj=float",
+                                       "quant.pr=0.5", NULL});
+    expect_one_output(MODEL("qwen3"),
+                      (const char *[]){"save.types=ascendv1,numpy", "quant.act_method=4", NULL});
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_plain),
@@ -115,6 +131,7 @@ int main(void)
                                        cmocka_unit_test(test_pairs_of_linears),
                                        cmocka_unit_test(test_compat),
                                        cmocka_unit_test(test_npy_files_are_streams),
-                                       cmocka_unit_test(test_several_schemes)};
+                                       cmocka_unit_test(test_several_schemes),
+                                       cmocka_unit_test(test_final_scales)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
