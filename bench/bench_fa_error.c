@@ -101,7 +101,7 @@ static void observe_scales(bench *t, const batch *b, const fa_input in[FA_KINDS]
     const model_config *c = &t->model->config;
     numerics num = {.dtype = c->has_dtype ? c->dtype : TARE_F32};
     fa_observer *o;
-    require(t->ctx, fa_observer_create(t->ctx, "attention", t->heads, &o));
+    require(t->ctx, fa_observer_create(t->ctx, "attention", t->heads, FA_V_MAX, &o));
     require(t->ctx, fa_observe(o, 0, b->lengths, b->samples, in));
     for (int kind = 0; kind < FA_KINDS; kind++)
         require(t->ctx, fa_observer_scales(o, &num, (fa_kind)kind, t->scales[kind]));

@@ -84,7 +84,7 @@ static void bench_fa(tare_context *ctx, const float *x)
         {x, ROW, DIM}, {x + Q * DIM, ROW, DIM}, {x + (Q + KV) * DIM, ROW, DIM}};
     for (size_t i = 0; i < SAMPLES_FA; i++)
         lengths[i] = TOKENS / SAMPLES_FA;
-    require(ctx, fa_observer_create(ctx, "attention", heads, &o));
+    require(ctx, fa_observer_create(ctx, "attention", heads, FA_V_MAX, &o));
     double begin = seconds();
     require(ctx, fa_observe(o, 0, lengths, SAMPLES_FA, in));
     rate("fa_observe", "50 samples", TOKENS / SAMPLES_FA * SAMPLES_FA * ROW, seconds() - begin);

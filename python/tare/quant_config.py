@@ -18,9 +18,9 @@ class QuantConfig:
     """Settings of a Calibrator. The chained calls set what belongs to one scheme and check all
     again: QuantConfig(a_bit=16).weight_quant(w_sym=False), QuantConfig().fa_quant(fa_amp=2), …
 
-    `act_method` 4 (ranges of the smallest squared error), `seed` (the generator for pr below 1), `a_sym`
-    (static activations with offset 0), `mtp`
-    (what becomes of MTP layers: "none", "float", "mix") and `compat` ("msmodelslim": the reference's
+    `act_method` 4 (ranges of the smallest squared error), `final_scales` (inputs are observed over all
+    samples before these go on; None: with act_method 4), `v_method` of fa_quant ("max", "mse"),
+    `seed` (the generator for pr below 1), `a_sym` (static activations with offset 0), `mtp` (what becomes of MTP layers: "none", "float", "mix") and `compat` ("msmodelslim": the reference's
     arithmetic and file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
     """
 
@@ -29,7 +29,7 @@ class QuantConfig:
                  nonuniform=False, co_sparse=False, w_sym=True, is_lowbit=False, do_smooth=False,
                  use_sigma=False, sigma_factor=3.0, disable_last_linear=True, use_kvcache_quant=False,
                  open_outlier=True, is_dynamic=False, group_size=64, percdamp=0.01, pdmix=False, *,
-                 seed=0, a_sym=False, mtp=None, compat=None):
+                 seed=0, a_sym=False, mtp=None, final_scales=None, compat=None):
         self.w_bit, self.a_bit, self.act_method, self.w_method = w_bit, a_bit, act_method, w_method
         self.disable_names = [] if disable_names is None else disable_names
         self.pr, self.mm_tensor, self.dev_type, self.dev_id = pr, mm_tensor, dev_type, dev_id
@@ -39,8 +39,8 @@ class QuantConfig:
         self.disable_last_linear, self.use_kvcache_quant = disable_last_linear, use_kvcache_quant
         self.open_outlier, self.is_dynamic, self.group_size = open_outlier, is_dynamic, group_size
         self.percdamp, self.pdmix, self.seed, self.compat = percdamp, pdmix, seed, compat
-        self.a_sym, self.mtp = a_sym, mtp
-        self.kv_sym, self.use_fa_quant, self.fa_amp = True, False, 0
+        self.a_sym, self.mtp, self.final_scales = a_sym, mtp, final_scales
+        self.kv_sym, self.use_fa_quant, self.fa_amp, self.v_method = True, False, 0, "max"
         self.block_size = self.tp_size = self.max_dynamic_step = None
         self.device, self.dev_id = host_device(dev_type, dev_id)
         self._check()
@@ -69,9 +69,11 @@ class QuantConfig:
         check_type(kv_sym, bool, "kv_sym")
         return self._change(use_kvcache_quant=True, kv_sym=kv_sym)
 
-    def fa_quant(self, fa_amp=0):
+    def fa_quant(self, fa_amp=0, *, v_method="max"):
         check_number(fa_amp, int, 0, None, "fa_amp")
-        return self._change(use_fa_quant=True, fa_amp=fa_amp)
+        if v_method not in ("max", "mse"):
+            raise ValueError(f"v_method {v_method!r} is not known; possible: max, mse")
+        return self._change(use_fa_quant=True, fa_amp=fa_amp, v_method=v_method)
 
     def simulate_tp(self, tp_size, enable_communication_quant=True, enable_per_device_quant=True):
         check_type(tp_size, int, "tp_size")
@@ -122,6 +124,8 @@ class QuantConfig:
         self.compat = check_compat(self.compat)
         if self.compat and self.act_method == 4:
             raise ValueError("act_method can not be 4 with compat; possible: 1, 2, 3")
+        if self.final_scales is not None:
+            check_type(self.final_scales, bool, "final_scales")
         check_mtp(self.mtp)
         if self.use_kvcache_quant and self.use_fa_quant:
             raise ValueError("KV-cache and FA cannot be quantized at the same time!")
@@ -253,10 +257,13 @@ class QuantConfig:
             settings.append(("quant.scheme", self.model_quant_type.lower()))
         if self.disable_names:
             settings.append(("fallback.disable_names", self.disable_names))
+        if self.final_scales is not None:
+            settings.append(("quant.final_scales", self.final_scales))
         if self.mtp is not None:
             settings.append(("quant.mtp", self.mtp))
         if self.use_kvcache_quant:
             settings += [("quant.kv_cache", "c8"), ("quant.kv_sym", self.kv_sym)]
         if self.use_fa_quant:
-            settings += [("fa_quant", True), ("fa_quant.fa_amp", self.fa_amp)]
+            settings += [("fa_quant", True), ("fa_quant.fa_amp", self.fa_amp),
+                         ("fa_quant.v_method", self.v_method)]
         return settings

@@ -67,6 +67,8 @@ static const char usage[] =
     "repeatable\n"
     "  --alpha F --beta F         strengths of m6 (default: searched)\n"
     "  --fa-quant                 INT8 scales for attention's q, k and v (FA3)\n"
+    "  --fa-v-method max|mse      v's scales: by its largest value, or with the smallest squared "
+    "error (default max)\n"
     "  --fa-amp N                 the N attentions that are hardest to quantize go without them "
     "(default 0)\n"
     "  --kv-cache c8              INT8 scales for the key/value cache (not with --fa-quant)\n"

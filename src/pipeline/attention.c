@@ -17,6 +17,12 @@ void attention_heads(const tare_model *m, size_t heads[FA_KINDS])
     heads[FA_K] = heads[FA_V] = c->arch->latent_attention ? 1 : c->num_kv_heads;
 }
 
+fa_v_method attention_v_method(const run_plan *plan)
+{
+    const run_env *e = plan->env;
+    return e->recipe->fa_v_mse && !e->model->config.arch->latent_attention ? FA_V_MSE : FA_V_MAX;
+}
+
 tare_status declare_attention(run *r, size_t layer)
 {
     size_t heads[FA_KINDS];
@@ -32,7 +38,8 @@ tare_status attention_observer_create(run *r, size_t layer, fa_observer **out)
     *out = NULL;
     if (!r->plan->attentions[layer].quantize)
         return TARE_OK;
-    return fa_observer_create(r->ctx, r->plan->attentions[layer].name, heads, out);
+    return fa_observer_create(r->ctx, r->plan->attentions[layer].name, heads,
+                              attention_v_method(r->plan), out);
 }
 
 tare_status attention_observe(run *r, fa_observer *o, const batch *b, const float *q,

@@ -475,7 +475,7 @@ static size_t observers_bytes(const run_plan *plan, const segment_work *s)
     attention_heads(plan->env->model, heads);
     bytes += kv_cache_kept_bytes(plan, s->block->index);
     if (plan->attentions[s->block->index].quantize)
-        bytes += fa_observer_bytes(heads);
+        bytes += fa_observer_bytes(heads, attention_v_method(plan));
     if (plan->attentions[s->block->index].quantize &&
         plan->env->model->config.arch->latent_attention)
         bytes += latent_bytes(plan, s->block);

@@ -436,6 +436,8 @@ observer_kind observer_kind_of(const run_env *e, const linear_score *s, bool rea
 
 /* How many a layer's attention has of each kind. */
 void attention_heads(const tare_model *m, size_t heads[FA_KINDS]);
+/* Latent vectors are quantized once, as keys (spec/fa3.md 1.8). */
+fa_v_method attention_v_method(const run_plan *plan);
 tare_status declare_attention(run *r, size_t layer);
 /* *out stays NULL for an attention that goes without. */
 tare_status attention_observer_create(run *r, size_t layer, fa_observer **out);

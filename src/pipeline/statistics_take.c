@@ -150,6 +150,22 @@ static tare_status check_common(const taking *t, const value *now)
     return TARE_OK;
 }
 
+/* Scales of attention are kept as they were concluded. */
+static tare_status check_attentions(const taking *t, const value *now)
+{
+    const run *r = t->run;
+    const value *had = value_get(value_get(t->from->record, "recipe"), "fa_quant");
+    const char *method = value_text(value_get(had, "v_method"));
+    const char *wanted = value_text(value_get(value_get(now, "fa_quant"), "v_method"));
+    if (t->plan->num_fa == 0 || !had || had->type != VALUE_MAP || /* without any, that is said */
+        strcmp(method ? method : "max", wanted ? wanted : "max") == 0)
+        return TARE_OK;
+    return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                     "fa_quant.v_method: the statistics in %s have the scales of %s; tare quantize "
+                     "can make those of %s",
+                     t->file.path, method ? method : "max", wanted);
+}
+
 /* ---- the numbers ---- */
 
 static tare_status take_scores(taking *t)
@@ -389,6 +405,7 @@ static tare_status take(taking *t)
         return TARE_OK;
     TRY(recipe_value(t->run, &now));
     TRY(check_common(t, now));
+    TRY(check_attentions(t, now));
     TRY(take_inputs(t));
     TRY(take_attentions(t));
     if (t->plan->smooths)

@@ -45,9 +45,15 @@ typedef struct fa_input {
 
 typedef struct fa_observer fa_observer;
 
-/* `module` is the attention's name ("model.layers.0.self_attn"), copied. heads: of q, k and v. */
+/* `module` is the attention's name ("model.layers.0.self_attn"), copied. heads: of q, k and v.
+ * v_method: how the scales of v come from its values; those of q and k from their largest. */
+typedef enum fa_v_method {
+    FA_V_MAX, /* the largest / 127 */
+    FA_V_MSE  /* of the fractions 1.00, 0.95, ... 0.50 of that the one with the smallest squared
+                 error (spec/rotation.md 5) */
+} fa_v_method;
 tare_status fa_observer_create(tare_context *ctx, const char *module, const size_t heads[FA_KINDS],
-                               fa_observer **out);
+                               fa_v_method v_method, fa_observer **out);
 void fa_observer_free(fa_observer *o);
 /* `samples` samples that lie one after the other in `in`, with lengths[s] tokens each; `first` is
  * the number of the first one, for messages. The first sample of all is scored too. NaN or
@@ -57,7 +63,7 @@ tare_status fa_observe(fa_observer *o, size_t first, const size_t *lengths, size
                        const fa_input in[FA_KINDS]);
 /* Accounted bytes, at most, of an observer, and of fa_observe with up to `samples` samples, the
  * longest of which has `longest` tokens. */
-size_t fa_observer_bytes(const size_t heads[FA_KINDS]);
+size_t fa_observer_bytes(const size_t heads[FA_KINDS], fa_v_method v_method);
 size_t fa_observe_bytes(const tare_context *ctx, const size_t heads[FA_KINDS], size_t head_dim,
                         size_t samples, size_t longest);
 /* scales [heads] of one tensor, rounded to num->dtype; offsets are all 0. TARE_E_NUMERIC without a

@@ -5,6 +5,7 @@
 
 #include "base/carver.h"
 #include "base/parallel.h"
+#include "quantize/magnitudes.h"
 #include "tensor/round.h"
 
 static const double RATIOS[FA_KINDS] = {[FA_Q] = 0.9999, [FA_K] = 0.9999, [FA_V] = 1.0};
@@ -129,7 +130,9 @@ struct fa_observer {
     tare_context *ctx;
     char *module; /* [name_size] */
     size_t name_size, heads[FA_KINDS], total_heads;
-    float *low, *high; /* [total_heads]: q's, k's, v's */
+    fa_v_method v_method;
+    float *low, *high;  /* [total_heads]: q's, k's, v's */
+    magnitudes *values; /* [heads of v] for FA_V_MSE */
     size_t samples;
     float scores[FA_KINDS];
 };
@@ -141,25 +144,31 @@ static void lay_out(carver *c, void *component)
     o->module = carve(c, o->name_size, 1);
     o->low = carve(c, o->total_heads, sizeof *o->low);
     o->high = carve(c, o->total_heads, sizeof *o->high);
+    if (o->v_method == FA_V_MSE)
+        o->values = carve(c, o->heads[FA_V], sizeof *o->values);
 }
 
-static fa_observer sized_observer(const size_t heads[FA_KINDS], size_t name_size)
+static fa_observer sized_observer(const size_t heads[FA_KINDS], size_t name_size,
+                                  fa_v_method v_method)
 {
     return (fa_observer){.name_size = name_size,
+                         .v_method = v_method,
                          .heads = {heads[FA_Q], heads[FA_K], heads[FA_V]},
                          .total_heads = heads[FA_Q] + heads[FA_K] + heads[FA_V]};
 }
 
 tare_status fa_observer_create(tare_context *ctx, const char *module, const size_t heads[FA_KINDS],
-                               fa_observer **out)
+                               fa_v_method v_method, fa_observer **out)
 {
-    fa_observer o = sized_observer(heads, strlen(module) + 1);
+    fa_observer o = sized_observer(heads, strlen(module) + 1, v_method);
     tare_status status = carver_alloc(ctx, lay_out, &o);
     *out = o.self;
     if (status != TARE_OK)
         return status;
     o.ctx = ctx;
     memcpy(o.module, module, o.name_size);
+    for (size_t h = 0; o.values && h < heads[FA_V]; h++)
+        magnitudes_clear(&o.values[h]);
     **out = o;
     return TARE_OK;
 }
@@ -270,6 +279,20 @@ static tare_status measure(row_job *job, size_t first)
     return TARE_OK;
 }
 
+/* One head of v, in all samples. */
+static void count_values(void *user, size_t head, int thread)
+{
+    const row_job *job = user;
+    const fa_input *in = &job->in[FA_V];
+    size_t tokens = 0;
+    (void)thread;
+    for (size_t s = 0; s < job->samples; s++)
+        tokens += job->lengths[s];
+    for (size_t t = 0; t < tokens; t++)
+        magnitudes_add(&job->o->values[head], in->x + t * in->row_stride + head * in->head_dim,
+                       in->head_dim);
+}
+
 static tare_status observe_rows(fa_observer *o, size_t first, row_job *job)
 {
     tare_status status = TARE_OK;
@@ -286,6 +309,8 @@ static tare_status observe_rows(fa_observer *o, size_t first, row_job *job)
     if (o->samples == 0)
         memcpy(o->scores, scores, sizeof scores);
     merge_rows(o, job);
+    if (o->values)
+        parallel_for(o->ctx, o->heads[FA_V], count_values, job);
 done:
     return status;
 }
@@ -312,16 +337,16 @@ done:
 
 enum { MODULE_NAME = 256 };
 
-size_t fa_observer_bytes(const size_t heads[FA_KINDS])
+size_t fa_observer_bytes(const size_t heads[FA_KINDS], fa_v_method v_method)
 {
-    fa_observer o = sized_observer(heads, MODULE_NAME);
+    fa_observer o = sized_observer(heads, MODULE_NAME, v_method);
     return carver_bytes(lay_out, &o);
 }
 
 size_t fa_observe_bytes(const tare_context *ctx, const size_t heads[FA_KINDS], size_t head_dim,
                         size_t samples, size_t longest)
 {
-    fa_observer o = sized_observer(heads, MODULE_NAME);
+    fa_observer o = sized_observer(heads, MODULE_NAME, FA_V_MAX);
     row_job job = {.o = &o, .samples = samples, .threads = (size_t)parallel_threads(ctx)};
     for (int kind = 0; kind < FA_KINDS; kind++) /* a shorter row may keep one more */
         job.most_kept = size_max(job.most_kept,
@@ -350,6 +375,23 @@ tare_status fa_scales(tare_context *ctx, const char *module, fa_kind kind, const
     return TARE_OK;
 }
 
+/* The best of the fractions of a head's largest value; each scale as it will be written. */
+static float least_error_scale(const magnitudes *m, float reach, tare_dtype dtype)
+{
+    enum { FRACTIONS = 11 };
+    float best = 0;
+    double least = INFINITY;
+    for (int i = 0; i < FRACTIONS; i++) {
+        float scale = scale_of(0, (float)((1 - 0.05 * i) * (double)reach), dtype);
+        double error = magnitudes_error(m, (double)scale);
+        if (error < least) {
+            least = error;
+            best = scale;
+        }
+    }
+    return best;
+}
+
 tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kind kind,
                                float *scales)
 {
@@ -359,8 +401,12 @@ tare_status fa_observer_scales(const fa_observer *o, const numerics *num, fa_kin
     if (o->samples == 0)
         return TARE_FAIL(o->ctx, TARE_E_NUMERIC, "%s: %s was never observed", o->module,
                          fa_kind_name(kind));
-    return fa_scales(o->ctx, o->module, kind, o->low + first, o->high + first, o->heads[kind],
-                     num->dtype, scales);
+    const float *low = o->low + first, *high = o->high + first;
+    tare_status status = fa_scales(o->ctx, o->module, kind, low, high, o->heads[kind], num->dtype,
+                                   scales);
+    for (size_t h = 0; status == TARE_OK && kind == FA_V && o->values && h < o->heads[FA_V]; h++)
+        scales[h] = least_error_scale(&o->values[h], fmaxf(-low[h], high[h]), num->dtype);
+    return status;
 }
 
 const float *fa_observer_scores(const fa_observer *o)

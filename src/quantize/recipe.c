@@ -29,6 +29,7 @@ static const choice compute_choices[] = {
 static const choice compat_choices[] = {{"none", 0}, {"msmodelslim", 1}, {NULL, 0}};
 static const choice anti_choices[] = {{"none", 0}, {"m1", 1}, {"m2", 2}, {"m3", 3},
                                       {"m4", 4},   {"m5", 5}, {"m6", 6}, {NULL, 0}};
+static const choice value_choices[] = {{"max", 0}, {"mse", 1}, {NULL, 0}};
 static const choice npy_choices[] = {{"numpy", 0}, {"torch", 1}, {NULL, -1}};
 
 #define AT(member)  offsetof(struct tare_recipe, member)
@@ -63,6 +64,7 @@ const setting recipe_settings[] = {
     {"anti_outlier", "beta", SETTING_FLOAT, AT(anti_beta), -1e6, 1e6, NULL},
     {"fa_quant", "", SETTING_SECTION, AT(fa_quant), 0, 0, NULL},
     {"fa_quant", "fa_amp", SETTING_AMP, AT(fa_amp), 0, INT64_LIMIT, NULL},
+    {"fa_quant", "v_method", SETTING_CHOICE, AT(fa_v_mse), 0, 0, value_choices},
     {"fallback", "disable_level", SETTING_LEVEL, AT(disable_level), 0, 1e9, NULL},
     {"fallback", "disable_last_linear", SETTING_BOOL, AT(disable_last_linear), 0, 0, NULL},
     {"fallback", "disable_names", SETTING_LIST, AT(disable_names), 0, 0, NULL},
@@ -183,6 +185,7 @@ static tare_status set_section(tare_recipe *r, const setting *s, const char *tex
     if (status == TARE_OK && setting_at(r, s) == &r->fa_quant && !r->fa_quant) {
         r->fa_amp = 0;
         r->fa_amp_given = false;
+        r->fa_v_mse = 0;
     }
     return status;
 }

@@ -67,6 +67,7 @@ struct tare_recipe {
     bool fa_quant;     /* the section itself: `fa_quant: {}` or true */
     bool fa_amp_given; /* somebody named it */
     int64_t fa_amp;
+    int64_t fa_v_mse; /* v_method: 1: mse, 0: max */
     /* fallback */
     int64_t disable_level; /* n of "Ln" */
     bool disable_last_linear;

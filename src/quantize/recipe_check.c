@@ -209,6 +209,12 @@ tare_status recipe_check_scheme(const tare_recipe *r)
     if (r->fa_amp_given && !r->fa_quant)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "fa_quant.fa_amp is given, but fa_quant is not (--fa-quant)");
+    if (r->fa_v_mse && !r->fa_quant)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "fa_quant.v_method is given, but fa_quant is not (--fa-quant)");
+    if (r->fa_v_mse && r->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "fa_quant.v_method: msModelSlim has max alone (run.compat)");
     if (!quantizes_activations(r))
         TRY(check_weights_alone(r));
     TRY(check_kv_cache(r));

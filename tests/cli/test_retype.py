@@ -74,7 +74,8 @@ def check(model, calib, tmp_path, first, second, change):
     ["--save", ALL], ["--act-method", "2", "--mm-tensor"], ["--act-method", "4"], ["--dtype", "float16", *HARD],
     [*HARD, "--save", ASCEND, "--no-disable-last-linear"],
     ["--scheme", "w8a8_mix", "--act-method", "2"], ["--kv-cache", "c8", "--anti-method", "m6"],
-    ["--fa-quant", "--fa-amp", "1"], ["--pr", "0.5", "--seed", "3"],
+    ["--fa-quant", "--fa-amp", "1"],
+    ["--fa-quant", "--fa-v-method", "mse", "--act-method", "4"], ["--pr", "0.5", "--seed", "3"],
     ["--mix", "*.down_proj=w8a8_dynamic,*.o_proj=float,*.0.*.gate_proj=w8a16,*.0.*.up_proj=w8a16"],
     ["--compat", "msmodelslim", *HARD, "--save", "safe_tensor,numpy"],
     ["--compat", "msmodelslim", "--dtype", "float16", "--act-method", "2"],
@@ -301,6 +302,10 @@ def test_refusals(model, calib, tmp_path):
     assert "fa_q_scale: the run" in refuse(tmp_path / "a", *base, "--fa-quant", code=1)
     assert "no score of model.layers.0.self_attn.q_proj" in refuse(tmp_path / "a", *base,
                                                                     "--act-method", "3")
+    assert "fa_q_scale: the run" in refuse(tmp_path / "a", *base, "--fa-quant", "--fa-v-method", "mse",
+                                           code=1)
+    quantize(model, calib, tmp_path / "fa", "--fa-quant")
+    assert "fa_quant.v_method: the statistics" in refuse(tmp_path / "fa", *base, "--fa-v-method", "mse")
     for method in ("m6", "none"):
         assert "anti_outlier.anti_method: the statistics" in refuse(tmp_path / "a", *base,
                                                                     "--anti-method", method)

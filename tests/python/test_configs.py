@@ -93,6 +93,15 @@ def test_chained_calls():
     assert (config.w_sym, config.mm_tensor, config.model_quant_type) == (False, False, "W8A16")
     config = tare.QuantConfig().weight_activation_quant(act_method=3).fa_quant(fa_amp=2)
     assert (config.act_method, config.use_fa_quant, config.fa_amp) == (3, True, 2)
+    settings = dict(tare.QuantConfig(act_method=4, final_scales=False).fa_quant(v_method="mse")
+                    .recipe_settings())
+    assert (settings["quant.act_method"], settings["quant.final_scales"]) == (4, False)
+    assert settings["fa_quant.v_method"] == "mse"
+    assert "quant.final_scales" not in dict(tare.QuantConfig().recipe_settings())
+    with pytest.raises(ValueError, match="v_method"):
+        tare.QuantConfig().fa_quant(v_method="best")
+    with pytest.raises(TypeError, match="final_scales"):
+        tare.QuantConfig(final_scales=1)
     assert tare.QuantConfig().kv_quant(kv_sym=False).use_kvcache_quant
 
 

@@ -150,11 +150,15 @@ static void test_attention_observer(void **state)
     fa_input in[FA_KINDS] = {{x, 8 * dim, dim}, {x, 8 * dim, dim}, {x, 8 * dim, dim}};
     fa_observer *o;
     begin(ctx);
-    assert_ok(ctx, fa_observer_create(ctx, "model.layers.0.self_attn", heads, &o));
-    assert_true(tare_memory_used(ctx) <= fa_observer_bytes(heads));
+    assert_ok(ctx, fa_observer_create(ctx, "model.layers.0.self_attn", heads, FA_V_MAX, &o));
+    assert_true(tare_memory_used(ctx) <= fa_observer_bytes(heads, FA_V_MAX));
     begin(ctx);
     assert_ok(ctx, fa_observe(o, 0, lengths, 3, in));
     check(ctx, "fa_observe", fa_observe_bytes(ctx, heads, dim, 3, 500));
+    fa_observer_free(o);
+    begin(ctx);
+    assert_ok(ctx, fa_observer_create(ctx, "model.layers.0.self_attn", heads, FA_V_MSE, &o));
+    assert_true(tare_memory_used(ctx) <= fa_observer_bytes(heads, FA_V_MSE));
     fa_observer_free(o);
     free(x);
     free_context(ctx);

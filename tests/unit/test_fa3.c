@@ -5,6 +5,7 @@
 #include "golden_fixture.h"
 
 #include "quantize/fa3.h"
+#include "quantize/magnitudes.h"
 
 static uint32_t next_random(uint32_t *state)
 {
@@ -135,7 +136,8 @@ static tare_status observe(fa_observer *o, size_t first, size_t tokens, const fl
 static fa_observer *new_observer(tare_context *ctx, size_t heads)
 {
     fa_observer *o;
-    assert_ok(ctx, fa_observer_create(ctx, "m.attn", (size_t[]){heads, heads, heads}, &o));
+    assert_ok(ctx,
+              fa_observer_create(ctx, "m.attn", (size_t[]){heads, heads, heads}, FA_V_MAX, &o));
     return o;
 }
 
@@ -184,7 +186,7 @@ static void test_heads_keep_apart(void **state)
         for (size_t i = 0; i < STRIDE; i++)
             x[t * STRIDE + i] = i < HEADS * DIM ? (float)(i / DIM + 1) : NAN;
     fa_observer *o;
-    assert_ok(ctx, fa_observer_create(ctx, "a", (size_t[]){HEADS, 2, 1}, &o));
+    assert_ok(ctx, fa_observer_create(ctx, "a", (size_t[]){HEADS, 2, 1}, FA_V_MAX, &o));
     fa_input in = {x, STRIDE, DIM};
     assert_ok(ctx, fa_observe(o, 0, (size_t[]){2, 4, 1}, 3, (fa_input[]){in, in, in}));
     for (int kind = 0; kind < FA_KINDS; kind++) {
@@ -220,6 +222,101 @@ static void test_refusals(void **state)
     assert_ok(ctx, fa_observer_scales(o, &FP32, FA_V, scales));
     assert_memory_equal(scales, before, sizeof scales); /* nothing changed */
     fa_observer_free(o);
+    free_context(ctx);
+}
+
+/* ---- v_method mse ---- */
+
+/* By hand: 0.5 and 0.75 below 1; 3 makes the bins four times as wide; zeros before any of them. */
+static void test_magnitudes(void **state)
+{
+    (void)state;
+    static magnitudes m;
+    magnitudes_clear(&m);
+    magnitudes_add(&m, (float[]){0, -0.0f}, 2);
+    assert_true(m.limit == 0 && m.counts[0] == 2 && magnitudes_error(&m, 1) == 0);
+    magnitudes_add(&m, (float[]){0.5f, -0.75f}, 2);
+    assert_true(m.limit == 1 && m.counts[1024] == 1 && m.counts[1536] == 1 && m.counts[0] == 2);
+    magnitudes_add(&m, (float[]){3}, 1);
+    assert_true(m.limit == 4 && m.counts[256] == 1 && m.counts[384] == 1 && m.counts[1536] == 1);
+    assert_true(m.counts[0] == 2 && m.counts[1024] == 0);
+    magnitudes_add(&m, (float[]){4, -0x1p127f}, 2);
+    assert_true(m.limit == 0x1p128 && m.counts[0] == 6 && m.counts[1024] == 1);
+}
+
+enum { V_TOKENS = 3000, V_HEADS = 3, V_DIM = 8 };
+
+/* Of the values of a head with this scale. */
+static double error_of_scale(const float *x, size_t head, float scale)
+{
+    double sum = 0;
+    for (size_t t = 0; t < V_TOKENS; t++) {
+        for (size_t d = 0; d < V_DIM; d++) {
+            double v = (double)x[(t * V_HEADS + head) * V_DIM + d], s = (double)scale;
+            double e = fmin(fmax(rint(v / s), -127), 127) * s - v;
+            sum += e * e;
+        }
+    }
+    return sum;
+}
+
+/* Head 0: long tails; head 1: even up to its largest value, where nothing is to be gained; head 2:
+ * one value far out. As tokens [first, end) in samples of `step`. */
+static void mse_scales(tare_context *ctx, const float *x, size_t step, bool backwards,
+                       float scales[V_HEADS])
+{
+    fa_observer *o;
+    assert_ok(ctx,
+              fa_observer_create(ctx, "a", (size_t[]){V_HEADS, V_HEADS, V_HEADS}, FA_V_MSE, &o));
+    for (size_t i = 0; i < V_TOKENS; i += step) {
+        size_t at = backwards ? V_TOKENS - step - i : i;
+        assert_ok(ctx, observe(o, i, step, x + at * V_HEADS * V_DIM, V_HEADS, V_DIM));
+    }
+    assert_ok(ctx, fa_observer_scales(o, &FP32, FA_V, scales));
+    float keys[V_HEADS], window[V_HEADS];
+    fa_observer *max = new_observer(ctx, V_HEADS);
+    for (size_t i = 0; i < V_TOKENS; i += step)
+        assert_ok(ctx, observe(max, i, step, x + i * V_HEADS * V_DIM, V_HEADS, V_DIM));
+    assert_ok(ctx, fa_observer_scales(o, &FP32, FA_K, keys));
+    assert_ok(ctx, fa_observer_scales(max, &FP32, FA_K, window));
+    assert_memory_equal(keys, window, sizeof keys);
+    fa_observer_free(max);
+    fa_observer_free(o);
+}
+
+static void test_mse_of_values(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(2);
+    size_t n = V_TOKENS * V_HEADS * V_DIM;
+    float *x = malloc(n * sizeof *x), scales[V_HEADS], again[V_HEADS];
+    assert_non_null(x);
+    for (uint32_t i = 0; i < n; i++) {
+        double u = ((double)((i * 2654435761u) >> 8) + 0.5) * 0x1p-24;
+        size_t head = i / V_DIM % V_HEADS;
+        x[i] = (float)(head == 0   ? (u < 0.5 ? log(2 * u) : -log(2 * (1 - u)))
+                       : head == 1 ? 2 * u - 1
+                                   : u * 0.1);
+    }
+    x[2 * V_DIM + 5] = -0.3f;
+    mse_scales(ctx, x, 500, false, scales);
+    mse_scales(ctx, x, 500, true, again);
+    assert_memory_equal(scales, again, sizeof scales);
+    mse_scales(ctx, x, 10, false, again);
+    assert_memory_equal(scales, again, sizeof scales);
+    for (size_t h = 0; h < V_HEADS; h++) {
+        double best = INFINITY;
+        float reach = 0;
+        for (size_t i = 0; i < n; i++)
+            reach = i / V_DIM % V_HEADS == h ? fmaxf(reach, fabsf(x[i])) : reach;
+        for (int f = 0; f <= 10; f++)
+            best = fmin(best, error_of_scale(x, h, (float)((1 - 0.05 * f) * (double)reach) / 127));
+        double found = error_of_scale(x, h, scales[h]), full = error_of_scale(x, h, reach / 127);
+        if (!(found <= best * 1.005))
+            fail_msg("head %zu: %g, at best %g", h, found, best);
+        assert_true(h == 1 ? found == full : found < full * 0.98);
+    }
+    free(x);
     free_context(ctx);
 }
 
@@ -283,7 +380,7 @@ static float replay(tare_context *ctx, safetensors *s, const char *module, tare_
         if (!rows[0])
             break;
         if (!o)
-            assert_ok(ctx, fa_observer_create(ctx, module, heads, &o));
+            assert_ok(ctx, fa_observer_create(ctx, module, heads, FA_V_MAX, &o));
         assert_ok(ctx, fa_observe(o, sample, &tokens, 1, in));
         for (int i = 0; i < FA_KINDS; i++)
             mem_free(ctx, rows[i]);
@@ -432,7 +529,7 @@ static tare_status run_once(tare_context *ctx, const float *x, bool batched, flo
     fa_observer *o = NULL;
     fa_input in = {x, HEADS * DIM, DIM};
     tare_status status = TARE_OK;
-    TRY(fa_observer_create(ctx, "a", (size_t[]){HEADS, HEADS, HEADS}, &o));
+    TRY(fa_observer_create(ctx, "a", (size_t[]){HEADS, HEADS, HEADS}, FA_V_MAX, &o));
     if (batched) {
         TRY(fa_observe(o, 0, lengths, 3, (fa_input[]){in, in, in}));
     } else {
@@ -506,6 +603,8 @@ int main(void)
                                        cmocka_unit_test(test_scales_by_hand),
                                        cmocka_unit_test(test_heads_keep_apart),
                                        cmocka_unit_test(test_refusals),
+                                       cmocka_unit_test(test_magnitudes),
+                                       cmocka_unit_test(test_mse_of_values),
                                        cmocka_unit_test(test_golden_observed),
                                        cmocka_unit_test(test_scores),
                                        cmocka_unit_test(test_choice),

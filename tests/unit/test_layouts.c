@@ -113,8 +113,9 @@ static void test_several_schemes(void **state)
 static void test_final_scales(void **state)
 {
     (void)state;
-    expect_one_output(MODEL("llama"),
-                      (const char *[]){"quant.act_method=4", "fa_quant=true", NULL});
+    expect_one_output(
+        MODEL("llama"),
+        (const char *[]){"quant.act_method=4", "fa_quant.v_method=mse", "fa_quant=true", NULL});
     expect_one_output(MODEL("qwen2"),
                       (const char *[]){"quant.final_scales=true", "quant.act_method=3",
                                        "anti_outlier.anti_method=m6", "quant.kv_cache=c8",
