@@ -91,6 +91,9 @@ def tiny_runs():
         yield case("fa", "--fa-quant", "--anti-method", "m6", *ascend)
         yield case("fa amp", "--fa-quant", "--fa-amp", 1, "--disable-names",
                    "model.layers.0.self_attn", *ascend)
+        yield case("act 4", "--act-method", 4, *every)
+        yield case("final scales", "--final-scales", "--anti-method", "m3", *every)
+        yield case("fa mse", "--fa-quant", "--fa-v-method", "mse", *ascend)
         yield case("head", "--no-disable-last-linear", "--mm-tensor", "--act-method", 3, *every)
         yield case("level", "--disable-level", "L3", *every)
         yield case("names", "--disable-names", "*.down_proj,*.q_proj", *every)
