@@ -5,7 +5,7 @@
  * (spec/anti_outlier.md 1.6). */
 #include <string.h>
 
-#include "pipeline/run.h"
+#include "pipeline/means.h"
 
 /* block_ops.linears with this as `user`. */
 typedef struct float_work {
@@ -100,6 +100,7 @@ static tare_status observed_linears(void *user, graph_unit unit, const batch *b,
     const block_graph *g = w->block->graph;
     size_t k = g->units[unit].k;
     run_spent(w->run, WORK_ROWS);
+    means_add(w->run, w->block, unit, x, b->rows);
     for (size_t pair = 0; pair < g->num_pairs; pair++) {
         if (w->watch[pair].stats && g->pairs[pair].unit == unit)
             TRY(pair_watch_inputs(w->run, &w->watch[pair], b, x, k));
@@ -491,6 +492,7 @@ static tare_status float_block_pass(run *r, const model_block *block)
         if (status == TARE_OK)
             status = experts_run(r, &s, float_segment);
     }
+    means_end_block(r, block);
     return status;
 }
 
@@ -521,7 +523,7 @@ tare_status float_pass(run *r)
     tare_status status = TARE_OK;
     size_t layers = r->model->num_blocks;
     bool scores = r->env->goal == GOAL_SCORES || r->plan->wants_scores;
-    progress_begin(&r->progress, r->ctx, r->env->goal == GOAL_SMOOTHING ? "smooth" : "score",
+    progress_begin(&r->progress, r->ctx, r->env->goal == GOAL_SMOOTHING ? "smooth" : r->means && !r->out ? "align" : "score",
                    "layer", layers);
     if (!r->resume.restores) {
         TRY(create_states(r, true));

@@ -1,10 +1,9 @@
-#include "pipeline/job.h"
+#include "pipeline/means.h"
 #include "pipeline/statistics.h"
 
 #include <string.h>
 
 #include "base/sized.h"
-#include "model/rotate.h"
 #include "model/zeros.h"
 
 void tare_quantize_options_init_sized(tare_quantize_options *options, size_t size)
@@ -68,7 +67,9 @@ static tare_status open_model(run_env *e)
     if (recipe->rotation)
         TRY(model_rotate(e->model, &(rotation_settings){.seed = (uint64_t)recipe->rotation_seed,
                                                         .r1 = recipe->rotation_r1,
-                                                        .r2 = recipe->rotation_r2}));
+                                                        .r2 = recipe->rotation_r2,
+                                                        .align = recipe->rotation_align,
+                                                        .flips = recipe->rotation_flips}));
     if (e->num.dtype == TARE_F32 && !e->num.compat && e->goal == GOAL_OUTPUT)
         TARE_WARN(
             e->ctx,
@@ -181,6 +182,7 @@ size_t job_end(run_job *j)
     for (size_t i = 0; j->run.smoothing && i < j->env.model->num_blocks; i++)
         smoothing_free_layer(&j->run, i);
     statistics_let_go(&j->run);
+    means_free(&j->run, j->run.means);
     sample_set_free(ctx, &j->env.samples);
     tare_model_free(j->env.model);
     arena_free(&j->arena);

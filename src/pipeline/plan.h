@@ -24,7 +24,11 @@ typedef enum run_goal {
     GOAL_SCORES /* of all linears, by range_method: the float pass over all samples, no output */
 } run_goal;
 
-typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE /* or weights alone */ } run_pass;
+typedef enum run_pass {
+    PASS_FLOAT,
+    PASS_QUANTIZE, /* or weights alone */
+    PASS_MEANS     /* before either */
+} run_pass;
 
 /* What is given and opened. */
 typedef struct run_env {

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/sized.h"
-#include "pipeline/job.h"
+#include "pipeline/means.h"
 #include "pipeline/statistics.h"
 #include "pipeline/work_plan.h"
 
@@ -288,9 +288,12 @@ void run_hold(ledger *l, const run_pass *only)
     const run_plan *plan = l->plan;
     const run_env *e = plan->env;
     l->now[TERM_OUTPUT] += e->goal == GOAL_OUTPUT ? files_bytes(plan) : 0;
+    l->now[TERM_FIXED] += means_bytes(plan);
     const ledger before = *l;
     if (l->rows > 0)
         l->now[TERM_WORKSPACE] += workspace_bytes(e->model, l->rows, e->samples.longest);
+    if (plan_aligns(plan) && plan->calibrates && (!only || *only == PASS_MEANS))
+        means_hold(l);
     l->now[TERM_SMOOTHING] += plan->two_passes ? waiting_bytes(plan) : 0;
     if (plan->two_passes && (!only || *only == PASS_FLOAT))
         float_pass_hold(l);
@@ -340,6 +343,7 @@ static tare_status run_all(run_job *j, tare_quantize_result *result)
     if ((result->was_finished = r->resume.finished))
         goto done;
     TRY(job_workspace(j));
+    TRY(means_pass(j));
     TRY(resume_restore(r));
     TRY(choose_fallback(j));
     TRY(plan_output(r));

@@ -123,6 +123,8 @@ tare_status run_record(run *r, buffer *out, record_places *places)
     places->recipe.begin = out->length;
     recipe_write(r->env->recipe, out, 1);
     places->recipe.end = out->length;
+    if (r->means)
+        buffer_puts(out, ",\n  \"rotation_aligned\": true");
     buffer_printf(out, ",\n  \"model\": {\n    \"model_type\": \"%s\",\n    \"config\": ",
                   r->model->config.arch->model_type);
     digest_write(out, r->model->config_json, r->model->config_length);

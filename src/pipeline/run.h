@@ -51,6 +51,7 @@ typedef struct flow {
 } flow;
 
 struct latent_queries;
+struct stream_means;
 typedef struct run_overlap run_overlap;
 typedef struct statistics_file statistics_file;
 typedef struct earlier_run earlier_run;
@@ -126,6 +127,7 @@ typedef struct run {
     work_clock *clock;     /* NULL: nobody measures; else the run is a slice, and writes nothing */
     run_overlap *overlap;  /* overlap.c */
     weight_pieces *pieces; /* pieces.c */
+    struct stream_means *means;  /* means.c; NULL: the rotation is not aligned */
     statistics_file *statistics; /* statistics.c; NULL: none are kept */
     act_params *inputs;          /* [model.num_units], of units whose samples are gone: the head,
                                     or all where they come from an earlier run's statistics */

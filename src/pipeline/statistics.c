@@ -1,5 +1,6 @@
 /* Writing a run's statistics as it goes on: each layer's when it has been calibrated, beside the
  * thread that writes the output. */
+#include "pipeline/means.h"
 #include "pipeline/statistics.h"
 #include "pipeline/statistics_file.h"
 
@@ -77,13 +78,16 @@ static tare_status open_file(run *r, statistics_file *f, const buffer *record)
 {
     tare_status status = TARE_OK;
     const char *path;
-    TRY(statistics_declare(f, r->plan, record->length));
+    float *const *means = r->means ? means_of(r->means) : NULL;
+    TRY(statistics_declare(f, r->plan, means, record->length));
     TRY(output_stage_statistics(r->out, &path));
     if (r->resume.restores && r->resume.layer > 0)
         TRY(reopen(r, f, path));
     else
         TRY(safetensors_create(r->ctx, path, f->tensors, f->count, &f->writer));
     f->mode = STATISTICS_WRITE;
+    if (means)
+        TRY(statistics_means(f, r->model, means));
     TRY(statistics_item(f, TARE_U8, 0, record->length, record->data, STATISTICS_RUN, ""));
 done:
     return status;
@@ -215,7 +219,7 @@ size_t statistics_bytes(const run_plan *plan)
 {
     enum { TENSOR = 3 * sizeof(tensor_info) + 1024, RECORD = 256 << 10, LINEAR = 128 };
     const tare_model *m = plan->env->model;
-    size_t a_layer = 5 * model_graph(m)->num_units + 6 + 4 * model_graph(m)->num_pairs +
+    size_t a_layer = 5 * model_graph(m)->num_units + 8 + 4 * model_graph(m)->num_pairs +
                      model_graph(m)->num_linears;
     if (!plan->keeps_statistics)
         return 0;

@@ -56,11 +56,15 @@ tare_status statistics_fa(statistics_file *f, const run_plan *plan, size_t layer
 /* Vectors of a layer. */
 tare_status statistics_smoothing(statistics_file *f, const run_plan *plan, const model_block *block,
                                  layer_smoothing *s);
+/* Means of the norms of a rotated model, which its rotation was aligned by: [num_blocks * BLOCK_NORMS],
+ * NULL for others. */
+tare_status statistics_means(statistics_file *f, const tare_model *model, float *const *means);
 /* The text of this tensor says what the run was: JSON. */
 #define STATISTICS_RUN "tare_run"
 enum { RECORD_LIMIT = 256 << 20 };
-/* All tensors of a run. */
-tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t run_bytes);
+/* All tensors of a run; means NULL: it has none. */
+tare_status statistics_declare(statistics_file *f, const run_plan *plan, float *const *means,
+                               size_t run_bytes);
 void statistics_file_init(statistics_file *f, tare_context *ctx);
 void statistics_file_free(statistics_file *f);
 

@@ -244,6 +244,22 @@ done:
     return status;
 }
 
+/* ---- rotation ---- */
+
+/* They go by the name of the norm's weight. */
+tare_status statistics_means(statistics_file *f, const tare_model *m, float *const *means)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < m->num_blocks * BLOCK_NORMS; i++) {
+        const tensor_info *norm = m->blocks[i / BLOCK_NORMS].norms[i % BLOCK_NORMS];
+        if (means[i])
+            TRY(statistics_item(f, TARE_F32, 0, norm->shape[0], means[i], norm->name,
+                                ".rotated_mean"));
+    }
+done:
+    return status;
+}
+
 /* ---- all ---- */
 
 static tare_status declare_layer(statistics_file *f, const run_plan *plan, const model_block *block)
@@ -262,7 +278,8 @@ done:
     return status;
 }
 
-tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t run_bytes)
+tare_status statistics_declare(statistics_file *f, const run_plan *plan, float *const *means,
+                               size_t run_bytes)
 {
     tare_status status = TARE_OK;
     const tare_model *m = plan->env->model;
@@ -273,6 +290,8 @@ tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t 
     f->layer = m->config.num_layers; /* it is written before the first MTP layer */
     TRY(statistics_unit(f, plan, m->num_units - 1, &head));
     f->layer = m->num_blocks;
+    if (means)
+        TRY(statistics_means(f, m, means));
     TRY(statistics_item(f, TARE_U8, 0, run_bytes, NULL, STATISTICS_RUN, ""));
 done:
     return status;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "file/json.h"
+#include "pipeline/means.h"
 #include "pipeline/statistics.h"
 #include "pipeline/statistics_file.h"
 
@@ -110,6 +111,8 @@ static const setting_name COMMON[] = {{"anti_outlier", "anti_method"},
                                       {"rotation", "seed"},
                                       {"rotation", "r1"},
                                       {"rotation", "r2"},
+                                      {"rotation", "align"},
+                                      {"rotation", "flips"},
                                       {"run", "compat"},
                                       {NULL, NULL}};
 /* And what a quantized linear, or a static one, puts out on these. */
@@ -190,6 +193,17 @@ static tare_status take_level(taking *t)
     TRY(need_scores(t, "fallback.disable_level"));
     TRY(rules_apply_level(r->env->recipe, t->plan->linears, r->scores, r->model->num_linears));
     t->plan->levels_known = true;
+done:
+    return status;
+}
+
+static tare_status take_alignment(taking *t)
+{
+    tare_status status = TARE_OK;
+    run *r = t->run;
+    TRY(means_create(r, &r->means));
+    TRY(statistics_means(&t->file, r->model, means_of(r->means)));
+    TRY(model_align(r->model, (const float *const *)means_of(r->means)));
 done:
     return status;
 }
@@ -379,6 +393,8 @@ static tare_status take(taking *t)
         return TARE_OK;
     TRY(recipe_value(t->run, &now));
     TRY(check_common(t, now));
+    if (plan_aligns(t->plan))
+        TRY(take_alignment(t));
     TRY(take_inputs(t));
     TRY(take_attentions(t));
     if (t->plan->smooths)

@@ -141,10 +141,19 @@ done:
     return status;
 }
 
+tare_status rotation_mirror(tare_context *ctx, rotation *r, const float *v)
+{
+    if (!r->mirror && !(r->mirror = mem_alloc_array(ctx, r->n, sizeof *r->mirror)))
+        return TARE_E_MEMORY;
+    memcpy(r->mirror, v, r->n * sizeof *v);
+    return TARE_OK;
+}
+
 void rotation_free(tare_context *ctx, rotation *r)
 {
     mem_free(ctx, r->signs);
     mem_free(ctx, r->dense);
+    mem_free(ctx, r->mirror);
     *r = (rotation){0};
 }
 
@@ -158,6 +167,22 @@ static void multiply_dense(const kernels *k, const rotation *r, const float *x, 
         memset(y, 0, columns * sizeof *y);
         for (size_t i = 0; i < order; i++)
             k->axpy(r->dense[i * order + row], x + i * columns, columns, y);
+    }
+}
+
+/* x -= 2 v (v^T x), column by column; every CPU rounds alike. */
+static void apply_mirror(const float *v, size_t n, float *x, size_t columns)
+{
+    enum { TOGETHER = 64 };
+    for (size_t first = 0; first < columns; first += TOGETHER) {
+        double dots[TOGETHER] = {0};
+        size_t count = columns - first < TOGETHER ? columns - first : TOGETHER;
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < count; j++)
+                dots[j] += (double)v[i] * (double)x[i * columns + first + j];
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < count; j++)
+                x[i * columns + first + j] -= (float)(2 * (double)v[i] * dots[j]);
     }
 }
 
@@ -177,4 +202,6 @@ void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t
     for (size_t width = block; width < all; width *= 2)
         for (size_t at = 0; at < all; at += 2 * width)
             k->butterfly(x + at, x + at + width, width);
+    if (r->mirror)
+        apply_mirror(r->mirror, n, x, columns);
 }
