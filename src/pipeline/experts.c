@@ -47,6 +47,7 @@ static state_stream *carried_value(const flow *f, const block_segment *s, graph_
     return NULL;
 }
 
+/* Sums that are there go on. */
 static tare_status begin_flow(run *r, const segment_work *s, flow *f)
 {
     tare_status status = TARE_OK;
@@ -54,6 +55,8 @@ static tare_status begin_flow(run *r, const segment_work *s, flow *f)
     size_t columns = s->block->graph->experts.columns;
     f->expert_input = carried_value(f, s->segment, node_of(s)->in[0]);
     f->routing = carried_value(f, s->segment, node_of(s)->in[1]);
+    if (f->sums)
+        return TARE_OK;
     TRY(stream_create(r->ctx, f->tokens, columns, f->tokens, NULL, &f->sums));
     TRY(stream_get(f->sums, 0, f->tokens, &x));
     memset(x, 0, f->tokens * columns * sizeof *x);
@@ -146,34 +149,15 @@ done:
 
 /* ---- all of a block ---- */
 
-/* One warning for the experts that no token chose. */
-static tare_status check_coverage(run *r, const segment_work *s, const flow *f)
+/* Behind an expert: a checkpoint, if one is due. The last of a block leaves that to the block. */
+static tare_status save_between(run *r, const segment_work *s, size_t next)
 {
-    tare_status status = TARE_OK;
-    const route_spec *route = &s->block->graph->route;
-    size_t unreached = route->experts;
-    float *routing;
-    bool *reached = mem_alloc_array(r->ctx, route->experts, sizeof *reached);
-    TRY(reached ? TARE_OK : TARE_E_MEMORY);
-    memset(reached, 0, route->experts * sizeof *reached);
-    TRY(stream_get(f->routing, 0, f->tokens, &routing));
-    for (size_t row = 0; row < f->tokens; row++) {
-        for (size_t i = 0; i < route->chosen; i++) {
-            bool *expert = &reached[(size_t)routing[row * 2 * route->chosen + i]];
-            unreached -= !*expert;
-            *expert = true;
-        }
-    }
-    if (unreached > 0)
-        TARE_WARN(r->ctx,
-                  "%s: no token of the samples reached %zu of %zu experts; they are quantized by "
-                  "their weights alone, as all are",
-                  s->block->name, unreached, route->experts);
-done:
-    mem_free(r->ctx, reached);
-    return status;
+    if (next == block_experts(s->block) || !resume_due_inside(r, next))
+        return TARE_OK;
+    return resume_save(r, s->block->index, next);
 }
 
+/* From the expert on that a run goes on from. */
 tare_status experts_run(run *r, const segment_work *s,
                         tare_status (*each)(run *r, const segment_work *expert))
 {
@@ -186,15 +170,17 @@ tare_status experts_run(run *r, const segment_work *s,
         if (flows[i]->states)
             TRY(begin_flow(r, s, flows[i]));
     }
-    for (size_t e = 0; e < block_experts(s->block); e++) {
+    if (r->calibrated.states && r->resume.expert == 0)
+        TRY(coverage_count(r, s->block, &r->calibrated));
+    for (size_t e = r->resume.expert; e < block_experts(s->block); e++) {
         char name[EXPERT_NAME];
         model_block block = expert_block(r->model, s->block, e, name);
         segment_work work = plan_expert(&block, e);
         TRY(context_check_cancelled(r->ctx));
         TRY(each(r, &work));
+        TRY(save_between(r, s, e + 1));
     }
-    if (r->calibrated.states)
-        TRY(check_coverage(r, s, &r->calibrated));
+    r->resume.expert = 0;
     for (size_t i = 0; i < 2; i++) {
         if (flows[i]->states)
             end_flow(s, flows[i]);
@@ -202,6 +188,31 @@ tare_status experts_run(run *r, const segment_work *s,
 done:
     mem_free(r->ctx, r->expert_batch);
     r->expert_batch = NULL;
+    return status;
+}
+
+/* ---- between two experts ---- */
+
+static tare_status archive_stream(run *r, archive *a, size_t tokens, size_t columns,
+                                  state_stream **s)
+{
+    if (archive_reads(a)) {
+        tare_status status = stream_create(r->ctx, tokens, columns, tokens, NULL, s);
+        if (status != TARE_OK)
+            return status;
+    }
+    return stream_archive(*s, a);
+}
+
+tare_status experts_archive(run *r, const model_block *b, flow *f, archive *a)
+{
+    tare_status status = TARE_OK;
+    const block_segment s = graph_experts_segment(b->graph);
+    for (size_t i = 0; i < s.num_carried; i++)
+        TRY(archive_stream(r, a, f->tokens, b->graph->values[s.carried[i]].columns,
+                           &f->carried[i]));
+    TRY(archive_stream(r, a, f->tokens, b->graph->experts.columns, &f->sums));
+done:
     return status;
 }
 
@@ -218,8 +229,7 @@ void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats
     model_block block = expert_block(plan->env->model, s->block, 0, name);
     segment_work work = plan_expert(&block, 0);
     room.most_rows = l->rows;
-    l->now[TERM_WORKSPACE] += carver_bytes(lay_out, &room) +
-                              mem_array_bytes(s->block->graph->route.experts, sizeof(bool));
+    l->now[TERM_WORKSPACE] += carver_bytes(lay_out, &room);
     for (int i = 0; i < 2; i++) {
         size_t tokens = i == 0 ? plan->float_tokens : plan->env->samples.tokens;
         if (i == 0 ? !floats : !calibrates)

@@ -483,6 +483,8 @@ static tare_status float_block_pass(run *r, const model_block *block)
     for (size_t i = 0; i < plan_segment_count(r->plan, block) && status == TARE_OK; i++) {
         segment_work s = plan_segment(r->plan, block, i);
         layer_source nothing = {0};
+        if (r->resume.expert && !s.segment->experts) /* the run goes on behind it */
+            continue;
         if (!s.segment->experts) {
             status = float_segment(r, &s);
             continue;
@@ -534,7 +536,7 @@ tare_status float_pass(run *r)
         TRY(float_block_pass(r, &r->model->blocks[i]));
         progress_unit_done(&r->progress);
         if (resume_due(r, true))
-            TRY(resume_save(r, i + 1));
+            TRY(resume_save(r, i + 1, 0));
     }
     if (r->env->goal == GOAL_SCORES || r->plan->wants_scores)
         TRY(score_head(r));

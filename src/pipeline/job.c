@@ -180,7 +180,8 @@ static tare_status begin_run(run_job *j)
     r->inputs = arena_calloc(&j->arena, r->model->num_units, sizeof *r->inputs);
     if (!r->scores || !r->attentions || !r->inputs)
         return TARE_E_MEMORY;
-    return smoothing_begin(r);
+    tare_status status = coverage_begin(r);
+    return status == TARE_OK ? smoothing_begin(r) : status;
 }
 
 /* Where nobody said: what engines take best from compressed-tensors, unless its numbers are those

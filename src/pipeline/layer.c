@@ -262,7 +262,8 @@ static tare_status quantize_experts(run *r, const segment_work *s)
     layer_output none = {.work = *s};
     TRY(overlap_wait(r));
     TRY(overlap_read(r, s, &nothing));
-    TRY(write_correction(r, s->block));
+    if (r->resume.expert == 0)
+        TRY(write_correction(r, s->block));
     TRY(experts_run(r, s, quantize_segment));
     TRY(overlap_write(r, &none));
 done:
@@ -274,6 +275,8 @@ tare_status quantize_block(run *r, const model_block *block)
     tare_status status = TARE_OK;
     for (size_t i = 0; i < plan_segment_count(r->plan, block); i++) {
         segment_work s = plan_segment(r->plan, block, i);
+        if (r->resume.expert && !s.segment->experts) /* the run goes on behind it */
+            continue;
         TRY((s.segment->experts ? quantize_experts : quantize_segment)(r, &s));
     }
     TRY(statistics_layer(r, block));

@@ -554,7 +554,7 @@ static tare_status finish_step(weight_pieces *w, const weight_step *s)
     if (s->kind == STEP_MEASURE || !resume_due(r, ends_layer))
         return TARE_OK;
     tare_status status = read_ahead_wait(w->pieces);
-    return status == TARE_OK ? resume_save(r, next) : status;
+    return status == TARE_OK ? resume_save(r, next, 0) : status;
 }
 
 tare_status pieces_run(run *r, size_t part)

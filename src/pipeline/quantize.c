@@ -117,7 +117,7 @@ static tare_status calibrate_layer(run *r, size_t layer)
     progress_unit_done(&r->progress);
     if (resume_due(r, true)) {
         TRY(overlap_wait(r));
-        TRY(resume_save(r, layer + 1));
+        TRY(resume_save(r, layer + 1, 0));
     }
 done:
     return status;
@@ -172,6 +172,7 @@ static tare_status finish(run *r, tare_quantize_result *result)
     TRY(statistics_finish(r));
     TRY(statistics_pass_on(r));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
+    coverage_tell(r);
     result->linears_quantized = r->num_quantized;
     result->saturated_rows = r->saturated_rows;
 done:

@@ -13,9 +13,8 @@
 
 #include "fixture.h"
 
-#define MODEL TARE_TEST_DATA "/golden/llama/model"
-#define CALIB TARE_TEST_DATA "/golden/calib_ids.json"
-enum { LAYERS = 4 }; /* of the model */
+#define GOLDEN TARE_TEST_DATA "/golden/"
+enum { LAYERS = 4 }; /* of the first model */
 
 /* ---- the calls ---- */
 
@@ -100,6 +99,7 @@ static char folder[64], reference[96], out[96];
 
 /* Set by the group's set-up. */
 static bool weights_alone, recorded;
+static const char *model = GOLDEN "llama/model", *calib = GOLDEN "calib_ids.json";
 
 typedef const char *setting[2];
 
@@ -129,6 +129,15 @@ static const setting cached_before[] = {{"quant.kv_cache", "c8"},
                                         {"run.compat", "msmodelslim"},
                                         {"fallback.disable_level", "L1"},
                                         {"calibration.samples", "2"},
+                                        {"save.types", "safe_tensor"},
+                                        {NULL}};
+/* Experts, of which each ends with a checkpoint, while the float stream runs beside; or in a pass
+ * of its own. */
+static const setting experts[] = {
+    {"quant.act_method", "3"}, {"anti_outlier.anti_method", "m4"},  {"fa_quant", "true"},
+    {"fa_quant.fa_amp", "1"},  {"save.types", "safe_tensor,numpy"}, {NULL}};
+static const setting experts_after[] = {{"anti_outlier.anti_method", "m4"},
+                                        {"fallback.disable_level", "L1"},
                                         {"save.types", "safe_tensor"},
                                         {NULL}};
 static const setting *settings = whole; /* set by the group's set-up, too */
@@ -166,13 +175,13 @@ static tare_status quantize(tare_context *ctx, const job *j)
     tare_recipe *recipe = NULL;
     tare_quantize_options o;
     tare_quantize_options_init(&o);
-    o.model = MODEL;
-    o.calib = weights_alone ? NULL : CALIB;
+    o.model = model;
+    o.calib = weights_alone ? NULL : calib;
     o.out = j->out;
     o.resume = j->resume;
     o.no_resume = j->no_resume;
     o.verify = !j->trusts;
-    o.checkpoint_every = 1;
+    o.checkpoint_every = o.checkpoint_experts = 1;
     tare_status status = tare_recipe_create(ctx, &recipe);
     if (status == TARE_OK)
         status = set_recipe(recipe);
@@ -279,6 +288,22 @@ static int set_up_cached(void **state)
 static int set_up_cached_before(void **state)
 {
     settings = cached_before;
+    return set_up(state);
+}
+
+static int set_up_experts(void **state)
+{
+    settings = experts;
+    model = GOLDEN "deepseek_v3_noq/model";
+    calib = GOLDEN "deepseek_v3_noq/calib_ids.json";
+    return set_up(state);
+}
+
+static int set_up_experts_after(void **state)
+{
+    settings = experts_after;
+    model = GOLDEN "qwen3_moe/model";
+    calib = GOLDEN "qwen3_moe/calib_ids.json";
     return set_up(state);
 }
 
@@ -650,6 +675,11 @@ int main(void)
     failed += cmocka_run_group_tests_name("key/value cache", of_cached, set_up_cached, tear_down);
     failed += cmocka_run_group_tests_name("key/value cache of the float model", of_cached,
                                           set_up_cached_before, tear_down);
+    failed += cmocka_run_group_tests_name("experts", tests, set_up_experts, tear_down);
+    failed += cmocka_run_group_tests_name("experts of two passes", tests, set_up_experts_after,
+                                          tear_down);
+    model = GOLDEN "llama/model";
+    calib = GOLDEN "calib_ids.json";
     failed += cmocka_run_group_tests_name("weights alone", tests, set_up_weights_alone, tear_down);
     return failed + cmocka_run_group_tests_name("weights alone, verification", of_direct_runs,
                                                 set_up_weights_alone, tear_down);
