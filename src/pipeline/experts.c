@@ -154,7 +154,8 @@ static tare_status save_between(run *r, const segment_work *s, size_t next)
 {
     if (next == block_experts(s->block) || !resume_due_inside(r, next))
         return TARE_OK;
-    return resume_save(r, s->block->index, next);
+    tare_status status = overlap_wait(r);
+    return status == TARE_OK ? resume_save(r, s->block->index, next) : status;
 }
 
 /* From the expert on that a run goes on from. */
@@ -173,9 +174,8 @@ tare_status experts_run(run *r, const segment_work *s,
     if (r->calibrated.states && r->resume.expert == 0)
         TRY(coverage_count(r, s->block, &r->calibrated));
     for (size_t e = r->resume.expert; e < block_experts(s->block); e++) {
-        char name[EXPERT_NAME];
-        model_block block = expert_block(r->model, s->block, e, name);
-        segment_work work = plan_expert(&block, e);
+        expert_place place;
+        segment_work work = plan_expert(r->plan, s->block, e, &place);
         TRY(context_check_cancelled(r->ctx));
         TRY(each(r, &work));
         TRY(save_between(r, s, e + 1));
@@ -218,6 +218,19 @@ done:
 
 /* ---- memory ---- */
 
+/* Experts are alike but for what is read and written beside them: the first and the last have other
+ * neighbours. */
+static void hold_each(ledger *l, const model_block *b,
+                      void (*each)(ledger *l, const segment_work *expert))
+{
+    size_t last = block_experts(b) - 1, of[] = {0, last > 1, last};
+    for (size_t i = 0; i < 3; i++) {
+        expert_place place;
+        segment_work work = plan_expert(l->plan, b, of[i], &place);
+        each(l, &work);
+    }
+}
+
 void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats,
                   void (*each)(ledger *l, const segment_work *expert))
 {
@@ -225,9 +238,6 @@ void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats
     const ledger before = *l;
     size_t columns = s->block->graph->experts.columns;
     struct expert_batch room = batch_of(plan);
-    char name[EXPERT_NAME];
-    model_block block = expert_block(plan->env->model, s->block, 0, name);
-    segment_work work = plan_expert(&block, 0);
     room.most_rows = l->rows;
     l->now[TERM_WORKSPACE] += carver_bytes(lay_out, &room);
     for (int i = 0; i < 2; i++) {
@@ -237,6 +247,6 @@ void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats
         l->now[TERM_ACTIVATIONS] += carried_bytes(l, s, false, tokens) +
                                     stream_bytes(tokens, columns, tokens, false);
     }
-    each(l, &work);
+    hold_each(l, s->block, each);
     memcpy(l->now, before.now, sizeof l->now);
 }

@@ -264,7 +264,7 @@ tare_status job_workspace(run_job *j)
     if (rows == 0) /* weights alone */
         return TARE_OK;
     return workspace_create(e->model, rows, e->samples.longest,
-                            e->num.compat ? e->num.dtype : TARE_F32, &j->run.work);
+                            e->num.compat ? e->num.dtype : TARE_F32, false, &j->run.work);
 }
 
 void job_pass(run_job *j, run_pass pass)

@@ -208,9 +208,8 @@ static void add_experts(weight_pieces *w, const model_block *b)
 {
     add_correction(w, b);
     for (size_t e = 0; e < block_experts(b); e++) {
-        char name[EXPERT_NAME];
-        model_block expert = expert_block(w->plan->env->model, b, e, name);
-        segment_work s = plan_expert(&expert, e);
+        expert_place place;
+        segment_work s = plan_expert(w->plan, b, e, &place);
         add_linears(w, &s, true);
         add_linears(w, &s, false);
     }

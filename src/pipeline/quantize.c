@@ -256,7 +256,7 @@ void run_hold(ledger *l, const run_pass *only)
     l->now[TERM_OUTPUT] += e->goal == GOAL_OUTPUT ? files_bytes(plan) : 0;
     const ledger before = *l;
     if (l->rows > 0)
-        l->now[TERM_WORKSPACE] += workspace_bytes(e->model, l->rows, e->samples.longest);
+        l->now[TERM_WORKSPACE] += workspace_bytes(e->model, l->rows, e->samples.longest, false);
     l->now[TERM_SMOOTHING] += plan->two_passes ? waiting_bytes(plan) : 0;
     if (plan->two_passes && (!only || *only == PASS_FLOAT))
         float_pass_hold(l);

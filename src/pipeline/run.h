@@ -179,7 +179,8 @@ tare_status experts_run(run *r, const segment_work *s,
 tare_status experts_archive(run *r, const model_block *b, flow *f, archive *a);
 /* segment_run for an expert. */
 tare_status expert_run(run *r, const segment_pass *p, flow *f);
-/* Holds all experts for either flow, of which `each` holds one. */
+/* Holds all experts for either flow, of which `each` holds one, with what comes and goes beside it.
+ */
 void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats,
                   void (*each)(ledger *l, const segment_work *expert));
 
@@ -426,9 +427,9 @@ tare_status overlap_read(run *r, const segment_work *s, layer_source *out);
 tare_status overlap_write(run *r, layer_output *segment);
 /* Until everything is written: before anybody else writes. */
 tare_status overlap_wait(run *r);
-/* What is held while a segment (of the model) is computed; with threads the weights of the next
- * one, too, and where the pass `quantizes` the result of the last one. */
-size_t overlap_bytes(const run_plan *plan, size_t index, bool quantizes);
+/* What is held while a segment is computed; with threads the weights of the next one, too, and
+ * where the pass `quantizes` the result of the last one. */
+size_t overlap_bytes(const run_plan *plan, const segment_work *s, bool quantizes);
 
 /* Method 1 or 2 of a linear's observer: act_method, or for 3 by its score. */
 observer_kind observer_kind_of(const run_env *e, const linear_score *s);
