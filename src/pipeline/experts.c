@@ -90,24 +90,30 @@ static void end_flow(const segment_work *s, flow *f)
 
 /* ---- an expert's rows ---- */
 
-static tare_status gather(run *r, const flow *f, const segment_work *s, const batch *all,
-                          size_t first, batch *out)
+/* From a sample on, of which `row` is the first, as many as fit: products of many rows at once are
+ * faster than those of each batch's few. */
+static tare_status gather(run *r, const flow *f, const segment_work *s, size_t first, size_t *row,
+                          batch *out)
 {
     tare_status status = TARE_OK;
     struct expert_batch *e = r->expert_batch;
     const route_spec *route = &r->model->graphs[BLOCK_EXPERTS].route;
+    const size_t *lengths = r->env->samples.lengths + first;
     float *x, *routing;
     e->rows.count = 0;
-    TRY(stream_get(f->expert_input, first, all->rows, &x));
-    TRY(stream_get(f->routing, first, all->rows, &routing));
-    for (size_t i = 0, row = 0; i < all->samples; row += all->lengths[i++]) {
-        size_t before = e->rows.count;
-        expert_rows_gather(&e->rows, route, s->expert, x + row * e->rows.columns,
-                           routing + row * 2 * route->chosen, all->lengths[i], first + row);
-        e->lengths[i] = e->rows.count - before;
+    *out = (batch){.first = first, .lengths = e->lengths};
+    while (first + out->samples < f->samples) {
+        size_t rows = lengths[out->samples];
+        TRY(stream_get(f->routing, *row, rows, &routing));
+        size_t chosen = expert_rows_count(route, s->expert, routing, rows);
+        if (e->rows.count + chosen > e->most_rows)
+            break;
+        TRY(stream_get(f->expert_input, *row, rows, &x));
+        expert_rows_gather(&e->rows, route, s->expert, x, routing, rows, *row);
+        e->lengths[out->samples++] = chosen;
+        *row += rows;
     }
-    *out = (batch){
-        .first = all->first, .samples = all->samples, .lengths = e->lengths, .rows = e->rows.count};
+    out->rows = e->rows.count;
 done:
     return status;
 }
@@ -133,15 +139,12 @@ tare_status expert_run(run *r, const segment_pass *p, flow *f)
 {
     tare_status status = TARE_OK;
     for (size_t first = 0, row = 0; first < f->samples;) {
-        batch all = batch_next(r->env->samples.lengths, first, f->samples,
-                               r->plan->layout.batch_rows),
-              b;
+        batch b;
         TRY(context_check_cancelled(r->ctx));
-        TRY(gather(r, f, &p->work, &all, row, &b));
+        TRY(gather(r, f, &p->work, first, &row, &b));
         if (b.rows > 0)
             TRY(run_rows(r, p, f, &b));
-        first += all.samples;
-        row += all.rows;
+        first += b.samples;
     }
 done:
     return status;
