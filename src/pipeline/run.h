@@ -438,6 +438,8 @@ observer_kind observer_kind_of(const run_env *e, const linear_score *s);
 
 /* How many a layer's attention has of each kind. */
 void attention_heads(const tare_model *m, size_t heads[FA_KINDS]);
+/* Columns of a head of queries, keys and values as FA takes them. */
+size_t fa_width(const tare_model *m);
 tare_status declare_attention(run *r, size_t layer);
 /* *out stays NULL for an attention that goes without. */
 tare_status attention_observer_create(run *r, size_t layer, fa_observer **out);

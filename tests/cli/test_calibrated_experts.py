@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import tensor_file
 from conftest import GOLDEN, TARE_BIN, output_files, run_tare
 from test_experts import many_experts, variant
 
@@ -93,6 +94,42 @@ def test_threads_and_layouts_change_nothing(model, flags, tmp_path):
         assert [name for name in whole if found.get(name) != whole[name]] == [], more
     units = any("the linears of one input in memory" in plan for plan in plans)
     assert len(plans) > 4 and (units or "m4" in flags)  # where v and o must stay together
+
+
+# ---- the dry run
+
+def test_amounts_by_hand(tmp_path):
+    """A token passes 3 of 8 experts; latent attention has keys of 24 columns and values of 16, and FA
+    looks at 4 heads of queries, one of keys and one of values, of 32."""
+    folder = GOLDEN / "deepseek_v3"
+    lengths = [len(ids) for ids in json.loads((folder / "calib_ids.json").read_text())]
+    tokens, pairs = sum(lengths), sum(n * (n + 1) // 2 for n in lengths)
+    done = run_tare("quantize", folder / "model", "--out", tmp_path, "--calib", folder / "calib_ids.json",
+                    "--fa-quant", "--anti-method", "m4", "--save", "safe_tensor", "--dry-run",
+                    "--no-probe", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    int8 = floats = observed = quantized = outputs = 0
+    for name, t in tensor_file.read_folder(folder / "model").items():
+        if t.data.ndim != 2 or not name.startswith("model.layers."):
+            continue
+        share = 3 / 8 if ".experts." in name else 1
+        if name.endswith((".kv_b_proj.weight", ".mlp.gate.weight")):
+            floats += t.data.size
+        else:
+            int8 += share * t.data.size
+            quantized += t.data.size
+            if not name.endswith((".up_proj.weight", ".kv_a_proj_with_mqa.weight")):
+                observed += share * t.data.shape[1]  # what two linears read counts once
+        outputs += share * t.data.shape[0]
+    work = {w["name"]: w["amount"] for w in plan["work"]}
+    assert work["INT8 products"] == 2 * tokens * int8
+    assert work["float products"] == 2 * tokens * floats + 2 * tokens * (int8 + floats)  # m4's stream
+    assert work["attention"] == 2 * 3 * pairs * 2 * 4 * (24 + 16)
+    assert work["quantizing weights"] == quantized
+    assert work["observing inputs"] == tokens * observed
+    assert work["observing q, k and v"] == 3 * tokens * (4 + 1 + 1) * 32
+    assert work["norms and gates"] == 2 * tokens * outputs
 
 
 # ---- killed between two experts
