@@ -158,6 +158,7 @@ size_t job_end(run_job *j)
     ctx->options.memory_limit = j->owners_limit;
     size_t own = tare_memory_peak(ctx);
     mem_keep_scratch(ctx, false);
+    mem_keep_blocks(ctx, 0);
     for (size_t i = 0; j->run.smoothing && i < j->env.model->config.num_layers; i++)
         smoothing_free_layer(&j->run, i);
     statistics_let_go(&j->run);
@@ -254,6 +255,7 @@ tare_status job_prepare(run_job *j)
     ctx->options.memory_limit = m->budget - m->reserve < SIZE_MAX ? (size_t)m->budget - m->reserve
                                                                   : 0;
     mem_keep_scratch(ctx, m->keeps_scratch);
+    mem_keep_blocks(ctx, m->peak.total - m->reserve);
     return TARE_OK;
 }
 
