@@ -3,6 +3,7 @@ the same bytes however a run is laid out; and runs that are killed between two e
 import json
 import math
 import random
+import re
 import signal
 import subprocess
 import time
@@ -94,6 +95,17 @@ def test_threads_and_layouts_change_nothing(model, flags, tmp_path):
         assert [name for name in whole if found.get(name) != whole[name]] == [], more
     units = any("the linears of one input in memory" in plan for plan in plans)
     assert len(plans) > 4 and (units or "m4" in flags)  # where v and o must stay together
+
+
+@pytest.mark.parametrize("model", ["qwen3_moe", "deepseek_v3"])
+def test_the_smallest_budget_works(model, tmp_path):
+    flags = ["--calib", GOLDEN / model / "calib_ids.json", "--anti-method", "m4"]
+    refused = run_tare("quantize", GOLDEN / model / "model", "--out", tmp_path / "small", *flags,
+                       "--max-memory", "cpu=20MiB")
+    smallest, = re.findall(r"the smallest budget that works here is (cpu=\d+MiB)", refused.stderr)
+    quantize(GOLDEN / model / "model", tmp_path / "small", *flags, "--max-memory", smallest)
+    quantize(GOLDEN / model / "model", tmp_path / "large", *flags)
+    assert output_files(tmp_path / "small") == output_files(tmp_path / "large")
 
 
 # ---- the dry run
