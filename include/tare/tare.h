@@ -206,6 +206,13 @@ typedef struct tare_quantize_options {
      * in front of a static linear have other schemes than in that run, tare_quantize would find
      * other ranges; a warning and tare_run.json say so. NULL: none. */
     const char *statistics;
+    /* For tests: experts of a layer between two checkpoints inside of it; 0: 20 seconds, unless
+     * checkpoint_every is given. */
+    size_t checkpoint_experts;
+    /* Called for each layer with experts once all is written: how many tokens of the samples chose
+     * each of them. Not of a run that samples do not pass. NULL: nobody asks. */
+    void (*coverage)(void *user, const char *layer, const uint32_t *tokens, size_t experts);
+    void *coverage_user;
 } tare_quantize_options;
 
 /* What came out, for a summary. Counts are of tensors and bytes in the model's own part of the

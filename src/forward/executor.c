@@ -78,6 +78,7 @@ static size_t padded(size_t rows)
 typedef struct workspace_room {
     const tare_model *model;
     size_t longest, threads;
+    bool experts;
     workspace *w;
 } workspace_room;
 
@@ -91,11 +92,12 @@ static void lay_out(carver *c, void *component)
     room->w->values = carve(c, room->w->rows, columns * sizeof(float));
     room->w->attention_scratch = carve(c, room->threads,
                                        attention_scratch_size(&shape) * sizeof(float));
-    expert_room_lay_out(c, room->model, room->w);
+    if (room->experts)
+        expert_room_lay_out(c, room->model, room->w);
 }
 
 tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tare_dtype round,
-                             workspace *out)
+                             bool experts, workspace *out)
 {
     tare_context *ctx = model->ctx;
     const model_config *c = &model->config;
@@ -106,14 +108,14 @@ tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tar
     if (c->has_local_rope)
         TRY(rope_table_create(ctx, &c->local_rope, c->rotary_dim, longest, threads,
                               &out->local_rope));
-    TRY(carver_alloc(ctx, lay_out, &(workspace_room){model, longest, threads, out}));
+    TRY(carver_alloc(ctx, lay_out, &(workspace_room){model, longest, threads, experts, out}));
 done:
     if (status != TARE_OK)
         workspace_free(out);
     return status;
 }
 
-size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest)
+size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest, bool experts)
 {
     const model_config *c = &model->config;
     size_t threads = (size_t)parallel_threads(model->ctx);
@@ -122,7 +124,7 @@ size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest)
                        ? rope_table_bytes(&c->local_rope, c->rotary_dim, longest, threads)
                        : 0;
     return local + rope_table_bytes(&c->rope, c->rotary_dim, longest, threads) +
-           carver_bytes(lay_out, &(workspace_room){model, longest, threads, &w});
+           carver_bytes(lay_out, &(workspace_room){model, longest, threads, experts, &w});
 }
 
 void workspace_free(workspace *w)

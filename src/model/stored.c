@@ -78,15 +78,17 @@ uint64_t stored_bytes(const stored_weight *w)
 
 size_t stored_room_bytes(const stored_weight *w, size_t rows)
 {
-    return mem_array_bytes(rows, stored_row_bytes(w)) +
+    size_t bytes;
+    if (!size_mul(rows, stored_row_bytes(w), &bytes))
+        return MEM_ABSURD;
+    return mem_block_bytes(file_read_room(bytes)) +
            (w->scales ? mem_array_bytes(stored_scales(w, rows), sizeof(float)) : 0);
 }
 
 size_t stored_reading_bytes(const stored_weight *w, size_t rows)
 {
     size_t scales = stored_scales(w, rows) * sizeof(float);
-    return file_read_bytes(size_max(rows * stored_row_bytes(w), scales)) +
-           (w->scales ? mem_block_bytes(scales) : 0);
+    return w->scales ? file_read_bytes(scales) + mem_block_bytes(scales) : 0;
 }
 
 size_t stored_step(const stored_weight *w)
@@ -106,8 +108,12 @@ size_t stored_stream_bytes(const stored_weight *w)
 tare_status stored_room(const checkpoint *c, const stored_weight *w, size_t rows, coded_rows *out)
 {
     tare_context *ctx = checkpoint_context(c);
+    size_t bytes;
     *out = (coded_rows){.codec = w->codec, .dtype = w->dtype, .k = w->k};
-    out->data = mem_alloc_array(ctx, rows, stored_row_bytes(w));
+    if (!size_mul(rows, stored_row_bytes(w), &bytes) || bytes > MEM_ABSURD)
+        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows of %s", rows,
+                         w->tensor->name);
+    out->data = out->room = mem_alloc(ctx, file_read_room(bytes));
     if (w->scales)
         out->scales = mem_alloc_array(ctx, stored_scales(w, rows), sizeof *out->scales);
     if (out->data && (out->scales || !w->scales))
@@ -158,9 +164,11 @@ done:
 tare_status stored_read(checkpoint *c, const stored_weight *w, size_t first, size_t count,
                         coded_rows *room)
 {
-    size_t row_bytes = stored_row_bytes(w);
-    tare_status status = checkpoint_read(c, w->tensor, (uint64_t)(w->first + first) * row_bytes,
-                                         room->data, count * row_bytes);
+    size_t row_bytes = stored_row_bytes(w), size = count * row_bytes;
+    uint64_t at = (uint64_t)(w->first + first) * row_bytes;
+    tare_status status = checkpoint_read_in(c, w->tensor, at, size, room->room, &room->data);
+    if (status == TARE_OK)
+        status = checkpoint_check_finite(c, w->tensor, at, room->data, size);
     return status == TARE_OK ? read_scales(c, w, first, count, room->scales, &room->first) : status;
 }
 

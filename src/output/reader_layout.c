@@ -234,8 +234,11 @@ static tare_status collect_safetensors(reader_layout *f)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; f->plan && i < f->plan->num_tensors; i++) {
-        reader_tensor t = {.info = f->plan->tensors[i]};
-        t.type = type_of(f, t.info.name);
+        reader_tensor t = {0};
+        const tensor_info *info = f->plan->tensor(f->plan->user, i, &t.type);
+        if (!info)
+            continue;
+        t.info = *info;
         TRY(add_tensor(f, &t));
     }
     for (size_t i = 0; i < f->num_files; i++) {

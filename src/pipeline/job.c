@@ -173,6 +173,7 @@ size_t job_end(run_job *j)
     ctx->options.memory_limit = j->owners_limit;
     size_t own = tare_memory_peak(ctx);
     mem_keep_scratch(ctx, false);
+    mem_keep_blocks(ctx, 0);
     for (size_t i = 0; j->run.smoothing && i < j->env.model->num_blocks; i++)
         smoothing_free_layer(&j->run, i);
     statistics_let_go(&j->run);
@@ -195,7 +196,8 @@ static tare_status begin_run(run_job *j)
     r->inputs = arena_calloc(&j->arena, r->model->num_units, sizeof *r->inputs);
     if (!r->scores || !r->attentions || !r->inputs)
         return TARE_E_MEMORY;
-    return smoothing_begin(r);
+    tare_status status = coverage_begin(r);
+    return status == TARE_OK ? smoothing_begin(r) : status;
 }
 
 /* Where nobody said: what engines take best from compressed-tensors, unless its numbers are those
@@ -268,6 +270,7 @@ tare_status job_prepare(run_job *j)
     ctx->options.memory_limit = m->budget - m->reserve < SIZE_MAX ? (size_t)m->budget - m->reserve
                                                                   : 0;
     mem_keep_scratch(ctx, m->keeps_scratch);
+    mem_keep_blocks(ctx, m->peak.total - m->reserve);
     return TARE_OK;
 }
 
@@ -278,7 +281,7 @@ tare_status job_workspace(run_job *j)
     if (rows == 0) /* weights alone */
         return TARE_OK;
     return workspace_create(e->model, rows, e->samples.longest,
-                            e->num.compat ? e->num.dtype : TARE_F32, &j->run.work);
+                            e->num.compat ? e->num.dtype : TARE_F32, false, &j->run.work);
 }
 
 void job_pass(run_job *j, run_pass pass)
