@@ -31,6 +31,8 @@ tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
                          "calibration samples come from a file or from memory, not from both");
     if (o->calib_count > 0 && (!o->calib_ids || !o->calib_lengths))
         return TARE_FAIL(ctx, TARE_E_USAGE, "calibration samples in memory lack ids or lengths");
+    if ((o->calib_sequences && o->calib_count == 0) || (o->calib_kept && !o->calib_sequences))
+        return TARE_FAIL(ctx, TARE_E_USAGE, "sequences lack samples, or padding lacks sequences");
     return TARE_OK;
 }
 
@@ -110,6 +112,8 @@ static tare_status load_samples(run_env *e, const run_plan *plan)
                         .ids = e->options->calib_ids,
                         .lengths = e->options->calib_lengths,
                         .count = e->options->calib_count,
+                        .sequences = e->options->calib_sequences,
+                        .kept = e->options->calib_kept,
                         .model = e->model->folder,
                         .samples = (size_t)e->recipe->samples,
                         .max_length = (size_t)e->recipe->max_length,
