@@ -73,6 +73,16 @@ def _set_initialized_submodules(*_args):
     """A function of older transformers, where scripts put a faster one of their own."""
 
 
+def _widen_codes(model):
+    """FP8 numbers of a checkpoint whose config does not speak of them, as BF16: older transformers
+    loads them so, and scripts then multiply them by the scales of their blocks."""
+    torch = sys.modules["torch"]
+    if getattr(model.config, "quantization_config", None) is None:
+        for parameter in model.parameters():
+            if parameter.dtype.is_floating_point and parameter.dtype.itemsize == 1:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
 def _load_on_cpu(modeling):
     """`modeling`: transformers.modeling_utils."""
     load = modeling.PreTrainedModel.from_pretrained.__func__
@@ -83,7 +93,9 @@ def _load_on_cpu(modeling):
             kwargs["device_map"], named = host_map(kwargs["device_map"])
             if named is not None:
                 _say(f"device {named!r} in device_map")
-        return load(cls, *args, **kwargs)
+        loaded = load(cls, *args, **kwargs)
+        _widen_codes(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     modeling.PreTrainedModel.from_pretrained = classmethod(from_pretrained)
     if not hasattr(modeling, "set_initialized_submodules"):
