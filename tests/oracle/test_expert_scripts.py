@@ -3,6 +3,7 @@
 
 TARE_MSMODELSLIM names a checkout of msModelSlim, whose two scripts then run as they are.
 """
+import inspect
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import tiny
 import torch
 from conftest import run_tare
 from test_python_scripts import run_script
+from transformers.models.deepseek_v3 import modeling_deepseek_v3
 
 SCRIPT = '''
 import functools
@@ -235,6 +237,39 @@ def test_fp8_decoded_by_the_script(tmp_path):
                       out)
     assert done.returncode == 0, done.stderr
     assert_as_the_command(whole, out, tmp_path)
+
+
+MODELING = '''
+import sys
+from transformers import AutoModelForCausalLM
+from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator, QuantConfig
+from tare import load
+
+path, out = sys.argv[1:3]
+model = AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True, torch_dtype="auto")
+kinds = {type(module).__name__ for module in model.modules()}
+assert type(model).__module__.startswith("transformers_modules") and "MoEGate" in kinds
+for name, source in (("theirs", model), ("folder", load(path))):
+    calibrator = Calibrator(source, QuantConfig(mm_tensor=False),
+                            calib_data=[[[1, 2, 3, 4]], [[7, 8, 9]]])
+    calibrator.run()
+    calibrator.save(f"{out}/{name}", save_type=["ascendV1"])
+'''
+
+
+def test_the_router_of_a_checkpoints_own_file(tmp_path):
+    """DeepSeek's own modeling file calls the router MoEGate."""
+    model = write_model("deepseek-v3", tmp_path / "model")
+    text = inspect.getsource(modeling_deepseek_v3).replace("DeepseekV3TopkRouter", "MoEGate")
+    text = text.replace("from ...", "from transformers.").replace(
+        "from .configuration", "from transformers.models.deepseek_v3.configuration")
+    (model / "modeling_deepseek.py").write_text(text)
+    config = test_transformers.read_config(model)
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"}
+    test_transformers.write_config(model, config)
+    done = run_script(tmp_path, MODELING, model, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert tensors_of(tmp_path / "theirs") == tensors_of(tmp_path / "folder")
 
 
 # ---- msModelSlim's own scripts
