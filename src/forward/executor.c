@@ -349,6 +349,12 @@ static void rotate_heads(const rotate_work *w, float *row, size_t columns, size_
     }
 }
 
+/* Tokens of each sequence of a sample. */
+static size_t sequence_length(const batch *b, size_t sample)
+{
+    return b->lengths[sample] / (b->sequences ? b->sequences[sample] : 1);
+}
+
 static void rotate_sample(void *user, size_t index, int thread)
 {
     const rotate_work *w = user;
@@ -356,12 +362,12 @@ static void rotate_sample(void *user, size_t index, int thread)
     size_t row = 0;
     for (size_t s = 0; s < index; s++)
         row += b->lengths[s];
-    size_t past = b->past ? b->past[index] : 0;
-    size_t tokens = past + b->lengths[index];
-    rope_sequence rope = rope_sequence_begin(w->table, tokens, thread);
-    for (size_t p = past; p < tokens; p++, row++) {
+    size_t past = b->past ? b->past[index] : 0, length = sequence_length(b, index);
+    rope_sequence rope = rope_sequence_begin(w->table, past + length, thread);
+    for (size_t i = 0; i < b->lengths[index]; i++, row++) {
         const float *cos, *sin;
-        rope_sequence_at(&rope, b->turn ? (p + b->turn) % tokens : p, &cos, &sin);
+        size_t place = i % length;
+        rope_sequence_at(&rope, b->turn ? (place + b->turn) % length : past + place, &cos, &sin);
         rotate_heads(w, w->q + row * w->q_columns, w->q_columns, w->node->head[0], w->node->skip,
                      cos, sin);
         rotate_heads(w, w->k + row * w->k_columns, w->k_columns, w->node->head[1], 0, cos, sin);
@@ -398,15 +404,18 @@ static tare_status run_attend(const graph_run *r, const graph_node *n)
     if (ops->attend)
         return ops->attend(ops->user, b, q, k, v, out, r->w->attention_scratch);
     size_t query = columns_of(r, n->in[0]), keys = columns_of(r, n->in[1]),
-           values = columns_of(r, n->in[2]), sums = columns_of(r, n->out), row = 0;
+           values = columns_of(r, n->in[2]), sums = columns_of(r, n->out), row = 0, end = 0;
+    const size_t *kept = b->kept;
     for (size_t s = 0; s < b->samples; s++) {
         attention_shape shape = layer_attention_shape(&r->model->config, r->block->index,
-                                                      b->lengths[s]);
+                                                      sequence_length(b, s));
         shape.round = r->w->round;
-        attention_forward(r->w->ctx, &shape, q + row * query, query, k + row * keys, keys,
-                          v + row * values, values, out + row * sums, sums,
-                          r->w->attention_scratch);
-        row += b->lengths[s];
+        for (end += b->lengths[s]; row < end; row += shape.tokens) {
+            shape.kept = kept ? *kept++ : 0;
+            attention_forward(r->w->ctx, &shape, q + row * query, query, k + row * keys, keys,
+                              v + row * values, values, out + row * sums, sums,
+                              r->w->attention_scratch);
+        }
     }
     return TARE_OK;
 }

@@ -16,6 +16,9 @@ typedef struct batch {
     const size_t *past;    /* [samples] tokens of each that went through before; NULL: none did */
     size_t turn; /* positions begin here, and behind the last one comes 0; only without past
                     (MTP layers) */
+    /* [samples] sequences of equal length that each is made of, which do not see each other; NULL:
+     * one. `kept`: tokens of each sequence before those that only pad it; NULL: all. */
+    const size_t *sequences, *kept;
 } batch;
 
 /* What a block asks of its owner. */

@@ -31,6 +31,12 @@ tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
                          "calibration samples come from a file or from memory, not from both");
     if (o->calib_count > 0 && (!o->calib_ids || !o->calib_lengths))
         return TARE_FAIL(ctx, TARE_E_USAGE, "calibration samples in memory lack ids or lengths");
+    if ((o->calib_sequences && o->calib_count == 0) || (o->calib_kept && !o->calib_sequences))
+        return TARE_FAIL(ctx, TARE_E_USAGE, "sequences lack samples, or padding lacks sequences");
+    if (o->calib_sequences && o->recipe && o->recipe->mtp == MTP_MIX)
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "quant.mtp mix: MTP layers look behind the end of each sample, which must be "
+                         "one sequence");
     return TARE_OK;
 }
 
@@ -125,6 +131,8 @@ static tare_status load_samples(run_env *e, const run_plan *plan)
                         .ids = e->options->calib_ids,
                         .lengths = e->options->calib_lengths,
                         .count = e->options->calib_count,
+                        .sequences = e->options->calib_sequences,
+                        .kept = e->options->calib_kept,
                         .model = e->model->folder,
                         .samples = (size_t)e->recipe->samples,
                         .max_length = (size_t)e->recipe->max_length,

@@ -59,6 +59,7 @@ static void cut_samples(slice *s, size_t most)
     batch b = batch_next(set->lengths, 0, set->count, most);
     if (b.samples == 1)
         set->lengths = &s->length;
+    set->sequences = set->kept = NULL;
     set->count = b.samples;
     set->tokens = b.samples == 1 ? s->length : b.rows;
     set->longest = set->tokens; /* at most */

@@ -26,6 +26,21 @@ tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out)
     return digest_text(&text, out);
 }
 
+static void digest_sequences(const sample_set *s, buffer *out)
+{
+    size_t sequences = 0;
+    if (!s->sequences)
+        return;
+    for (size_t i = 0; i < s->count; i++)
+        sequences += s->sequences[i];
+    buffer_puts(out, ", \"sequences of the samples\": ");
+    digest_write(out, s->sequences, s->count * sizeof *s->sequences);
+    if (s->kept) {
+        buffer_puts(out, ", \"without padding\": ");
+        digest_write(out, s->kept, sequences * sizeof *s->kept);
+    }
+}
+
 tare_status fingerprint_write(run *r, buffer *out, text_range *recipe)
 {
     tare_status status = TARE_OK;
@@ -43,6 +58,7 @@ tare_status fingerprint_write(run *r, buffer *out, text_range *recipe)
     buffer_puts(out, ", \"lengths of the samples\": ");
     digest_write(out, r->env->samples.lengths,
                  r->env->samples.count * sizeof *r->env->samples.lengths);
+    digest_sequences(&r->env->samples, out);
     if (r->plan->smoothing_given) {
         buffer_puts(out, ", \"smoothing\": ");
         TRY(smoothing_digest(r, r->env->options->smoothing, out));

@@ -388,7 +388,7 @@ def test_dry_run_counts_the_layer():
     assert more["INT8 products"] == 2 * tokens * (attention + experts)
     assert more["float products"] == (2 * tokens * (128 * 32 + 8 * 64)  # kv_b, router
                                       + 2 * tokens * 64 * 128 + 2 * samples * 128 * 64)
-    assert more["quantizing weights"] == attention + experts
+    assert more["quantizing weights"] == attention + (8 + 1) * 3 * 32 * 64
 
 
 def test_fp8_is_as_its_bf16_twin(tmp_path):
