@@ -17,6 +17,11 @@ void attention_heads(const tare_model *m, size_t heads[FA_KINDS])
     heads[FA_K] = heads[FA_V] = c->arch->latent_attention ? 1 : c->num_kv_heads;
 }
 
+size_t fa_width(const tare_model *m)
+{
+    return m->config.arch->latent_attention ? m->config.kv_rank : m->config.head_dim;
+}
+
 tare_status declare_attention(run *r, size_t layer)
 {
     size_t heads[FA_KINDS];

@@ -31,6 +31,12 @@ tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
                          "calibration samples come from a file or from memory, not from both");
     if (o->calib_count > 0 && (!o->calib_ids || !o->calib_lengths))
         return TARE_FAIL(ctx, TARE_E_USAGE, "calibration samples in memory lack ids or lengths");
+    if ((o->calib_sequences && o->calib_count == 0) || (o->calib_kept && !o->calib_sequences))
+        return TARE_FAIL(ctx, TARE_E_USAGE, "sequences lack samples, or padding lacks sequences");
+    if (o->calib_sequences && o->recipe && o->recipe->mtp == MTP_MIX)
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "quant.mtp mix: MTP layers look behind the end of each sample, which must be "
+                         "one sequence");
     return TARE_OK;
 }
 
@@ -131,6 +137,8 @@ static tare_status load_samples(run_env *e, const run_plan *plan)
                         .ids = e->options->calib_ids,
                         .lengths = e->options->calib_lengths,
                         .count = e->options->calib_count,
+                        .sequences = e->options->calib_sequences,
+                        .kept = e->options->calib_kept,
                         .model = e->model->folder,
                         .samples = (size_t)e->recipe->samples,
                         .max_length = (size_t)e->recipe->max_length,
@@ -179,6 +187,7 @@ size_t job_end(run_job *j)
     ctx->options.memory_limit = j->owners_limit;
     size_t own = tare_memory_peak(ctx);
     mem_keep_scratch(ctx, false);
+    mem_keep_blocks(ctx, 0);
     for (size_t i = 0; j->run.smoothing && i < j->env.model->num_blocks; i++)
         smoothing_free_layer(&j->run, i);
     statistics_let_go(&j->run);
@@ -202,7 +211,8 @@ static tare_status begin_run(run_job *j)
     r->inputs = arena_calloc(&j->arena, r->model->num_units, sizeof *r->inputs);
     if (!r->scores || !r->attentions || !r->inputs)
         return TARE_E_MEMORY;
-    return smoothing_begin(r);
+    tare_status status = coverage_begin(r);
+    return status == TARE_OK ? smoothing_begin(r) : status;
 }
 
 /* Where nobody said: what engines take best from compressed-tensors, unless its numbers are those
@@ -275,6 +285,7 @@ tare_status job_prepare(run_job *j)
     ctx->options.memory_limit = m->budget - m->reserve < SIZE_MAX ? (size_t)m->budget - m->reserve
                                                                   : 0;
     mem_keep_scratch(ctx, m->keeps_scratch);
+    mem_keep_blocks(ctx, m->peak.total - m->reserve);
     return TARE_OK;
 }
 
@@ -285,7 +296,7 @@ tare_status job_workspace(run_job *j)
     if (rows == 0) /* weights alone */
         return TARE_OK;
     return workspace_create(e->model, rows, e->samples.longest,
-                            e->num.compat ? e->num.dtype : TARE_F32, &j->run.work);
+                            e->num.compat ? e->num.dtype : TARE_F32, false, &j->run.work);
 }
 
 void job_pass(run_job *j, run_pass pass)

@@ -14,6 +14,7 @@ struct stream_means {
     double *sums;  /* [BLOCK_NORMS, hidden_size] of the block in work */
     float **means; /* [num_blocks * BLOCK_NORMS]; NULL: none */
     float *room;   /* that they lie in */
+    bool open;     /* the pass goes on */
 };
 
 bool plan_aligns(const run_plan *plan)
@@ -93,7 +94,7 @@ void means_add(run *r, const model_block *b, graph_unit unit, const float *x, si
 {
     struct stream_means *s = r->means;
     size_t h = r->model->config.hidden_size;
-    int norm = s ? watched_norm(r->model, b, unit) : -1;
+    int norm = s && s->open ? watched_norm(r->model, b, unit) : -1;
     for (size_t i = 0; norm >= 0 && i < rows; i++, x += h) {
         double *sums = s->sums + (size_t)norm * h;
         for (size_t c = 0; c < h; c++)
@@ -105,7 +106,7 @@ void means_end_block(run *r, const model_block *b)
 {
     struct stream_means *s = r->means;
     size_t h = r->model->config.hidden_size;
-    for (size_t norm = 0; s && norm < BLOCK_NORMS; norm++) {
+    for (size_t norm = 0; s && s->open && norm < BLOCK_NORMS; norm++) {
         float *mean = s->means[b->index * BLOCK_NORMS + norm];
         double *sums = s->sums + norm * h;
         for (size_t c = 0; mean && c < h; c++)
@@ -140,7 +141,9 @@ tare_status means_pass(run_job *j)
     j->plan = plan_of_means(&plan);
     r->resume = (run_resume){0};
     job_pass(j, PASS_MEANS);
+    r->means->open = true;
     TRY(float_pass(r));
+    r->means->open = false;
     TRY(model_align(r->model, (const float *const *)r->means->means));
 done:
     j->plan = plan;

@@ -133,6 +133,7 @@ tare_status run_record(run *r, buffer *out, record_places *places)
     buffer_puts(out, "\n  },\n");
     if (r->env->samples.count > 0)
         write_samples(r, out);
+    coverage_write(r, out);
     if (r->plan->smoothing_given && status == TARE_OK) {
         buffer_puts(out, "  \"smoothing\": ");
         status = smoothing_record(r, r->env->options->smoothing, out);

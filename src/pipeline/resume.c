@@ -26,6 +26,21 @@ tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out)
     return digest_text(&text, out);
 }
 
+static void digest_sequences(const sample_set *s, buffer *out)
+{
+    size_t sequences = 0;
+    if (!s->sequences)
+        return;
+    for (size_t i = 0; i < s->count; i++)
+        sequences += s->sequences[i];
+    buffer_puts(out, ", \"sequences of the samples\": ");
+    digest_write(out, s->sequences, s->count * sizeof *s->sequences);
+    if (s->kept) {
+        buffer_puts(out, ", \"without padding\": ");
+        digest_write(out, s->kept, sequences * sizeof *s->kept);
+    }
+}
+
 tare_status fingerprint_write(run *r, buffer *out, text_range *recipe)
 {
     tare_status status = TARE_OK;
@@ -43,6 +58,7 @@ tare_status fingerprint_write(run *r, buffer *out, text_range *recipe)
     buffer_puts(out, ", \"lengths of the samples\": ");
     digest_write(out, r->env->samples.lengths,
                  r->env->samples.count * sizeof *r->env->samples.lengths);
+    digest_sequences(&r->env->samples, out);
     if (r->plan->smoothing_given) {
         buffer_puts(out, ", \"smoothing\": ");
         TRY(smoothing_digest(r, r->env->options->smoothing, out));
@@ -165,8 +181,23 @@ done:
     return status;
 }
 
+/* Samples on their way: [tokens, hidden_size] before `layer`, or what lies between its experts. */
+static tare_status archive_flow(run *r, bool of_floats, size_t layer, size_t expert, archive *a)
+{
+    tare_status status = TARE_OK;
+    flow *f = of_floats ? &r->floats : &r->calibrated;
+    if (archive_reads(a))
+        TRY(create_states(r, of_floats));
+    TRY(stream_archive(f->states, a));
+    TRY(mtp_archive(r, f, a));
+    if (expert > 0)
+        TRY(experts_archive(r, &r->model->blocks[layer], f, a));
+done:
+    return status;
+}
+
 /* All but the output's part, in both directions. */
-static tare_status archive_run(run *r, archive *a)
+static tare_status archive_run(run *r, size_t layer, size_t expert, archive *a)
 {
     tare_status status = TARE_OK;
     bool beside = r->floats.states != NULL;
@@ -178,18 +209,11 @@ static tare_status archive_run(run *r, archive *a)
     TRY(archive_attentions(r, a));
     TRY(archive_smoothing(r, a));
     TRY(archive_bytes(a, &beside, sizeof beside));
-    if (r->resume.pass == PASS_QUANTIZE && r->plan->calibrates) {
-        if (archive_reads(a))
-            TRY(create_states(r, false));
-        TRY(stream_archive(r->calibrated.states, a));
-        TRY(mtp_archive(r, &r->calibrated, a));
-    }
-    if (beside) {
-        if (archive_reads(a))
-            TRY(create_states(r, true));
-        TRY(stream_archive(r->floats.states, a));
-        TRY(mtp_archive(r, &r->floats, a));
-    }
+    TRY(coverage_archive(r, a));
+    if (r->resume.pass == PASS_QUANTIZE && r->plan->calibrates)
+        TRY(archive_flow(r, false, layer, expert, a));
+    if (beside)
+        TRY(archive_flow(r, true, layer, expert, a));
 done:
     return status;
 }
@@ -201,7 +225,8 @@ static char *state_path(run *r, unsigned generation)
     return path_join(r->ctx, journal_folder(r->resume.journal), name);
 }
 
-static tare_status write_state(run *r, const char *path, uint64_t *digest)
+static tare_status write_state(run *r, const char *path, size_t layer, size_t expert,
+                               uint64_t *digest)
 {
     tare_status status = TARE_OK;
     archive *a = NULL;
@@ -209,7 +234,7 @@ static tare_status write_state(run *r, const char *path, uint64_t *digest)
     TRY(archive_create(r->ctx, path, &a));
     TRY(statistics_sync(r));
     TRY(output_save(r->out, a));
-    TRY(archive_run(r, a));
+    TRY(archive_run(r, layer, expert, a));
     archive *finished = a;
     a = NULL;
     TRY(archive_finish(finished, digest));
@@ -218,16 +243,17 @@ done:
     return status;
 }
 
-tare_status resume_save(run *r, size_t next_layer)
+tare_status resume_save(run *r, size_t next, size_t expert)
 {
     tare_status status = TARE_OK;
     uint64_t digest = 0;
-    char record[160], *path = state_path(r, r->resume.generation);
+    char record[192], *path = state_path(r, r->resume.generation);
     TRY(path ? TARE_OK : TARE_E_MEMORY);
-    TRY(write_state(r, path, &digest));
+    TRY(write_state(r, path, next, expert, &digest));
     snprintf(record, sizeof record,
-             "{\"pass\": %d, \"layer\": %zu, \"state\": %u, \"digest\": \"%016llx\"}",
-             (int)r->resume.pass, next_layer, r->resume.generation, (unsigned long long)digest);
+             "{\"pass\": %d, \"layer\": %zu, \"expert\": %zu, \"state\": %u, \"digest\": "
+             "\"%016llx\"}",
+             (int)r->resume.pass, next, expert, r->resume.generation, (unsigned long long)digest);
     TRY(journal_add(r->resume.journal, record));
     r->resume.generation = (r->resume.generation + 1) % GENERATIONS;
     r->resume.worth_keeping = true;
@@ -245,16 +271,24 @@ bool resume_due(run *r, bool layer_done)
            (every ? since >= every : clock_seconds() - r->resume.last >= CHECKPOINT_SECONDS);
 }
 
+bool resume_due_inside(run *r, size_t experts_done)
+{
+    size_t every = r->env->options->checkpoint_experts;
+    return every ? r->resume.records && experts_done % every == 0 : resume_due(r, false);
+}
+
 /* ---- finding it again ---- */
 
 static tare_status read_record(run *r, const value *record, run_resume *found)
 {
     const value *pass = value_get(record, "pass"), *layer = value_get(record, "layer"),
-                *state = value_get(record, "state"), *digest = value_get(record, "digest");
-    if (!pass || !layer || !state || !digest || digest->type != VALUE_STRING)
+                *expert = value_get(record, "expert"), *state = value_get(record, "state"),
+                *digest = value_get(record, "digest");
+    if (!pass || !layer || !expert || !state || !digest || digest->type != VALUE_STRING)
         return TARE_FAIL(r->ctx, TARE_E_DATA, "a record of the journal is not a checkpoint");
     found->pass = (run_pass)pass->integer;
     found->layer = (size_t)layer->integer;
+    found->expert = (size_t)expert->integer;
     found->generation = (unsigned)state->integer;
     found->digest = strtoull(digest->text, NULL, 16);
     return TARE_OK;
@@ -269,7 +303,7 @@ static tare_status check_state(run *r, const run_resume *candidate)
     TRY(path && stage ? TARE_OK : TARE_E_MEMORY);
     TRY(archive_open(r->ctx, path, candidate->digest, &a));
     TRY(output_check_saved(r->ctx, a, stage));
-    if (candidate->pass == PASS_QUANTIZE && candidate->layer > 0)
+    if (candidate->pass == PASS_QUANTIZE && (candidate->layer > 0 || candidate->expert > 0))
         TRY(statistics_check(r, stage));
 done:
     archive_abandon(a);
@@ -282,6 +316,10 @@ static void tell_place(run *r, const run_resume *at)
 {
     if (!r->plan->calibrates && at->pass == PASS_QUANTIZE)
         TARE_INFO(r->ctx, "going on behind tensor %zu of %zu", at->layer, pieces_steps(r->plan));
+    else if (at->expert > 0)
+        TARE_INFO(r->ctx, "going on %s layer %zu of %zu and %zu experts of the next",
+                  at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,
+                  r->model->config.num_layers, at->expert);
     else
         TARE_INFO(r->ctx, "going on %s layer %zu of %zu",
                   at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,
@@ -308,6 +346,7 @@ static tare_status find_state(run *r)
         }
         r->resume.pass = candidate.pass;
         r->resume.layer = candidate.layer;
+        r->resume.expert = candidate.expert;
         r->resume.generation = candidate.generation;
         r->resume.digest = candidate.digest;
         r->resume.restores = r->resume.worth_keeping = true;
@@ -328,7 +367,7 @@ tare_status resume_restore(run *r)
     TRY(path ? TARE_OK : TARE_E_MEMORY);
     TRY(archive_open(r->ctx, path, r->resume.digest, &a));
     TRY(output_restore(r->out, a));
-    TRY(archive_run(r, a));
+    TRY(archive_run(r, r->resume.layer, r->resume.expert, a));
     archive *finished = a;
     a = NULL;
     TRY(archive_finish(finished, NULL));

@@ -60,14 +60,15 @@ static tare_status write_run(const run *r, buffer *out)
 
 /* ---- the file ---- */
 
-/* Of a run that goes on from an earlier process: layers that it does again are not written yet. */
+/* Of a run that goes on from an earlier process: what it does again is not written yet. */
 static tare_status reopen(run *r, statistics_file *f, const char *path)
 {
     tare_status status = TARE_OK;
+    size_t now = statistics_moment(r->resume.layer, r->resume.expert > 0);
     uint64_t *written = mem_calloc(r->ctx, f->count, sizeof *written);
     TRY(written ? TARE_OK : TARE_E_MEMORY);
     for (size_t i = 0; i < f->count; i++)
-        written[i] = f->layer_of[i] < r->resume.layer ? f->tensors[i].bytes : 0;
+        written[i] = f->moment_of[i] < now ? f->tensors[i].bytes : 0;
     TRY(safetensors_reopen(r->ctx, path, f->tensors, f->count, written, &f->writer));
 done:
     mem_free(r->ctx, written);
@@ -81,7 +82,7 @@ static tare_status open_file(run *r, statistics_file *f, const buffer *record)
     float *const *means = r->means ? means_of(r->means) : NULL;
     TRY(statistics_declare(f, r->plan, means, record->length));
     TRY(output_stage_statistics(r->out, &path));
-    if (r->resume.restores && r->resume.layer > 0)
+    if (r->resume.restores && (r->resume.layer > 0 || r->resume.expert > 0))
         TRY(reopen(r, f, path));
     else
         TRY(safetensors_create(r->ctx, path, f->tensors, f->count, &f->writer));

@@ -24,13 +24,19 @@ typedef enum statistics_mode {
     STATISTICS_READ /* vectors are made in `home`; what is not wanted (NULL) is left out */
 } statistics_mode;
 
+/* Tensors of a layer are written at two moments: what its experts wait for, and the rest. */
+static inline size_t statistics_moment(size_t layer, bool behind_experts)
+{
+    return 2 * layer + behind_experts;
+}
+
 typedef struct statistics_file {
     tare_context *ctx;
     statistics_mode mode;
     arena arena;          /* names */
     tensor_info *tensors; /* [count], declared; mem_free */
-    size_t *layer_of;     /* [count] of the model; mem_free */
-    size_t count, capacity, layers_capacity, layer;
+    size_t *moment_of;    /* [count] when each is written; mem_free */
+    size_t count, capacity, moments_capacity, moment;
     strmap index; /* of names */
     buffer name;  /* of the tensor in work */
     safetensors_writer *writer;

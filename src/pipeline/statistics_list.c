@@ -9,7 +9,7 @@
 void statistics_file_free(statistics_file *f)
 {
     mem_free(f->ctx, f->tensors);
-    mem_free(f->ctx, f->layer_of);
+    mem_free(f->ctx, f->moment_of);
     strmap_free(&f->index);
     buffer_free(&f->name);
     arena_free(&f->arena);
@@ -24,10 +24,10 @@ static tare_status declare(statistics_file *f, const tensor_info *t)
     char *name = arena_strndup(&f->arena, f->name.data, f->name.length);
     TRY(name ? TARE_OK : TARE_E_MEMORY);
     TRY(mem_grow(f->ctx, (void **)&f->tensors, &f->capacity, f->count + 1, sizeof *f->tensors));
-    TRY(mem_grow(f->ctx, (void **)&f->layer_of, &f->layers_capacity, f->count + 1,
-                 sizeof *f->layer_of));
+    TRY(mem_grow(f->ctx, (void **)&f->moment_of, &f->moments_capacity, f->count + 1,
+                 sizeof *f->moment_of));
     TRY(strmap_put(&f->index, name, f->name.length, (uint32_t)f->count, &existed));
-    f->layer_of[f->count] = f->layer;
+    f->moment_of[f->count] = f->moment;
     f->tensors[f->count] = *t;
     f->tensors[f->count++].name = name;
 done:
@@ -266,10 +266,16 @@ static tare_status declare_layer(statistics_file *f, const run_plan *plan, const
 {
     tare_status status = TARE_OK;
     unit_statistics unit = {.scored = plan->wants_scores};
-    for (size_t u = 0; u < block->graph->num_units; u++)
+    const block_graph *g = block->graph;
+    size_t behind = block_experts(block) ? graph_experts_segment(g).end_unit : g->num_units;
+    for (size_t u = 0; u < g->num_units; u++) {
+        f->moment = statistics_moment(block->index, u >= behind);
         TRY(statistics_unit(f, plan, block->first_unit + u, &unit));
+    }
+    f->moment = statistics_moment(block->index, false);
     for (int kind = 0; kind < KV_KINDS && kv_observed_channels(plan, block->index); kind++)
         TRY(statistics_kv(f, plan, block->index, (kv_kind)kind, NULL));
+    f->moment = statistics_moment(block->index, true);
     if (plan->attentions[block->index].quantize)
         TRY(statistics_fa(f, plan, block->index, NULL));
     if (plan->smooths)
@@ -285,11 +291,12 @@ tare_status statistics_declare(statistics_file *f, const run_plan *plan, float *
     const tare_model *m = plan->env->model;
     unit_statistics head = {.scored = plan->wants_scores};
     f->mode = STATISTICS_DECLARE;
-    for (f->layer = 0; f->layer < m->num_blocks; f->layer++)
-        TRY(declare_layer(f, plan, &m->blocks[f->layer]));
-    f->layer = m->config.num_layers; /* it is written before the first MTP layer */
+    for (size_t i = 0; i < m->num_blocks; i++)
+        TRY(declare_layer(f, plan, &m->blocks[i]));
+    /* Before the first MTP layer. */
+    f->moment = statistics_moment(m->config.num_layers, false);
     TRY(statistics_unit(f, plan, m->num_units - 1, &head));
-    f->layer = m->num_blocks;
+    f->moment = statistics_moment(m->num_blocks, false);
     if (means)
         TRY(statistics_means(f, m, means));
     TRY(statistics_item(f, TARE_U8, 0, run_bytes, NULL, STATISTICS_RUN, ""));

@@ -74,7 +74,7 @@ def test_seeds(tmp_path):
         outputs["".join(seed)] = output_files(out)
     assert outputs[""] == outputs["0"] and outputs["0"] != outputs["1"]
     recipe = json.loads((tmp_path / "seed1" / "tare_run.json").read_text())["recipe"]
-    assert recipe["rotation"] == {"seed": 1, "r1": True, "r2": True}
+    assert recipe["rotation"] == {"seed": 1, "r1": True, "r2": True, "align": True, "flips": True}
 
 
 @pytest.mark.parametrize("scheme", [[], ["--no-disable-last-linear"]])
