@@ -386,7 +386,8 @@ static bool first_eigenvector(const double *products, size_t count, double *weig
     return true;
 }
 
-/* u [n]: of rows as long as 1 the first right singular vector, towards (1, ..., 1); false: all are 0. */
+/* u [n]: of rows as long as 1 the first right singular vector, towards (1, ..., 1); false: all are
+ * 0. */
 static bool shared_direction(const float *const *rows, size_t count, size_t n, double *room,
                              double *u)
 {
@@ -445,7 +446,8 @@ static void flip_linear(const model_linear *l, const float *signs)
         ((weight_edit *)(uintptr_t)l->weight.edit)->signs = signs;
 }
 
-/* The norm multiplies by what its readers' columns are multiplied by. v NULL: nothing is mirrored. */
+/* The norm multiplies by what its readers' columns are multiplied by. v NULL: nothing is mirrored.
+ */
 static tare_status flip_norm(tare_model *m, const model_block *b, size_t norm, const float *mean,
                              const float *v)
 {

@@ -1,5 +1,5 @@
-/* The base as the output's run turned it: by the recipe in tare_run.json, and by the means of norms in
- * the statistics beside the output, if it was aligned by any. */
+/* The base as the output's run turned it: by the recipe in tare_run.json, and by the means of norms
+ * in the statistics beside the output, if it was aligned by any. */
 #include <stdio.h>
 
 #include "file/json.h"

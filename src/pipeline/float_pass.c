@@ -519,7 +519,10 @@ tare_status float_pass(run *r)
     tare_status status = TARE_OK;
     size_t layers = r->model->num_blocks;
     bool scores = r->env->goal == GOAL_SCORES || r->plan->wants_scores;
-    progress_begin(&r->progress, r->ctx, r->env->goal == GOAL_SMOOTHING ? "smooth" : r->means && !r->out ? "align" : "score",
+    progress_begin(&r->progress, r->ctx,
+                   r->env->goal == GOAL_SMOOTHING ? "smooth"
+                   : r->means && !r->out          ? "align"
+                                                  : "score",
                    "layer", layers);
     if (!r->resume.restores) {
         TRY(create_states(r, true));

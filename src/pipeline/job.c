@@ -34,9 +34,10 @@ tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
     if ((o->calib_sequences && o->calib_count == 0) || (o->calib_kept && !o->calib_sequences))
         return TARE_FAIL(ctx, TARE_E_USAGE, "sequences lack samples, or padding lacks sequences");
     if (o->calib_sequences && o->recipe && o->recipe->mtp == MTP_MIX)
-        return TARE_FAIL(ctx, TARE_E_USAGE,
-                         "quant.mtp mix: MTP layers look behind the end of each sample, which must be "
-                         "one sequence");
+        return TARE_FAIL(
+            ctx, TARE_E_USAGE,
+            "quant.mtp mix: MTP layers look behind the end of each sample, which must be "
+            "one sequence");
     return TARE_OK;
 }
 

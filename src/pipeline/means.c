@@ -1,5 +1,5 @@
-/* Before a rotated model is quantized: the means of what its norms put out, by which the rotation is
- * aligned (model/rotate.h). The first samples pass the float model, and are forgotten. */
+/* Before a rotated model is quantized: the means of what its norms put out, by which the rotation
+ * is aligned (model/rotate.h). The first samples pass the float model, and are forgotten. */
 #include "pipeline/means.h"
 
 #include <string.h>

@@ -7,8 +7,8 @@
 
 typedef struct stream_means stream_means;
 
-/* Is the model's rotation aligned by samples, or by what an earlier run kept of them? Only where its
- * statistics say how. */
+/* Is the model's rotation aligned by samples, or by what an earlier run kept of them? Only where
+ * its statistics say how. */
 bool plan_aligns(const run_plan *plan);
 /* Runs the pass, if there is one, and aligns the model. run.means stays for the statistics. */
 tare_status means_pass(run_job *j);

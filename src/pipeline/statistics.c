@@ -1,7 +1,7 @@
 /* Writing a run's statistics as it goes on: each layer's when it has been calibrated, beside the
  * thread that writes the output. */
-#include "pipeline/means.h"
 #include "pipeline/statistics.h"
+#include "pipeline/means.h"
 #include "pipeline/statistics_file.h"
 
 #include <math.h>

@@ -62,8 +62,8 @@ tare_status statistics_fa(statistics_file *f, const run_plan *plan, size_t layer
 /* Vectors of a layer. */
 tare_status statistics_smoothing(statistics_file *f, const run_plan *plan, const model_block *block,
                                  layer_smoothing *s);
-/* Means of the norms of a rotated model, which its rotation was aligned by: [num_blocks * BLOCK_NORMS],
- * NULL for others. */
+/* Means of the norms of a rotated model, which its rotation was aligned by: [num_blocks *
+ * BLOCK_NORMS], NULL for others. */
 tare_status statistics_means(statistics_file *f, const tare_model *model, float *const *means);
 /* The text of this tensor says what the run was: JSON. */
 #define STATISTICS_RUN "tare_run"
