@@ -214,13 +214,22 @@ void coverage_write(const run *r, buffer *out);
 /* Tells the options' owner. */
 void coverage_tell(const run *r);
 
-/* ---- resume.c ---- */
+/* ---- fingerprint.c ---- */
 
 /* What identifies a run: a JSON map of strings that is the same if and only if the output is.
  * *recipe (may be NULL): where in `out` its member of the recipe stands. */
 tare_status fingerprint_write(run *r, buffer *out, text_range *recipe);
 /* Its member of a recipe. */
 tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out);
+/* Is a folder that holds `what` of this run? TARE_E_FOLDER names what changed. `then`: its
+ * fingerprint. `times` (may be NULL): when the weight files were changed last, as far as the
+ * journal knows. `computed`: nothing will be computed any more, by whatever version or kernels it
+ * was. */
+tare_status fingerprint_check(run *r, const value *then, const value *times, bool computed,
+                              const char *what);
+
+/* ---- resume.c ---- */
+
 /* Looks for what an earlier run left, opens the output, takes its lock, and begins or goes on with
  * the journal. With resume.finished there is nothing left to do. */
 tare_status resume_open(run *r);
