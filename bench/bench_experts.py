@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """What a layer of a large mixture of experts costs, and how far that is from what the machine can do.
 
-Makes a checkpoint of DeepSeek-V3's shape with one dense layer and one of 256 experts, FP8, random
-weights and a small vocabulary, calibrates and quantizes it, and prints CSV. Needs 25 GB of disk.
+Makes a checkpoint of two layers of a published shape with random weights and a small vocabulary (of
+DeepSeek-V3's or Kimi-K2's, FP8, a dense layer and one of experts; of Qwen3-235B-A22B's, BF16, two of
+experts), calibrates and quantizes it, and prints CSV. Needs 25 GB of disk, Kimi-K2 40 GB.
 
-    bench/bench_experts.py [--shape deepseek-v3|kimi-k2] [--tokens 4000] [--max-memory cpu=4GiB]
+    bench/bench_experts.py [--shape deepseek-v3|kimi-k2|qwen3-235b-a22b] [--tokens 4000] [--max-memory cpu=4GiB]
 
 The bound of a layer is the larger of two times (bench_70b.py): its matrix products, each at the best
 rate of tare's own GEMM in the format in which it has to run, and the disk, which reads it and writes
@@ -23,29 +24,45 @@ import sys
 import measure
 from bench_70b import RELEASE, better, folder_bytes, gemm_rates, read_rate, write_rate
 
+sys.path.insert(0, str(measure.ROOT / "examples"))
+from make_random_checkpoint import num_experts  # noqa: E402
+
+DENSE_FIRST = ("--set", "first_k_dense_replace=1")
+SHAPES = {"deepseek-v3": DENSE_FIRST, "kimi-k2": DENSE_FIRST, "qwen3-235b-a22b": ()}
+
+
+def attention_size(config):
+    """Weights of a layer's attention in linears and in kv_b_proj, which stays float, and the
+    values that a pair of tokens costs."""
+    h, heads = config["hidden_size"], config["num_attention_heads"]
+    if "kv_lora_rank" not in config:
+        head = config["head_dim"]
+        return 2 * h * head * (heads + config["num_key_value_heads"]), 0, 2 * heads * head
+    nope, rope, value = (config[k] for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    query, latent = config["q_lora_rank"], config["kv_lora_rank"]
+    return (h * (query + latent + rope) + query * heads * (nope + rope) + heads * value * h,
+            heads * (nope + value) * latent, heads * (nope + rope + value))
+
 
 def products(config, layer, tokens, pairs, stream):
     """{kind: multiplications and additions of a layer}; `stream`: tokens of a float stream."""
-    h, heads = config["hidden_size"], config["num_attention_heads"]
-    nope, rope, value = (config[k] for k in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
-    query, latent = config["q_lora_rank"], config["kv_lora_rank"]
-    floats = heads * (nope + value) * latent  # kv_b_proj
-    integers = h * (query + latent + rope) + query * heads * (nope + rope) + heads * value * h
-    if layer < config["first_k_dense_replace"]:
-        integers += 3 * h * config["intermediate_size"]
-    else:
-        passed = config["num_experts_per_tok"] + config["n_shared_experts"]
+    h = config["hidden_size"]
+    integers, floats, pair = attention_size(config)
+    experts = num_experts(config, layer)
+    if experts:
+        passed = config["num_experts_per_tok"] + config.get("n_shared_experts", 0)
         integers += 3 * h * config["moe_intermediate_size"] * passed
-        floats += h * config["n_routed_experts"]
-    attention = 2 * pairs * heads * (nope + rope + value)
+        floats += h * experts
+    else:
+        integers += 3 * h * config["intermediate_size"]
     return {"int8": 2 * tokens * integers,
             "fp32": 2 * tokens * floats + 2 * stream * (integers + floats)
-                    + attention * (1 + stream / tokens)}
+                    + 2 * pairs * pair * (1 + stream / tokens)}
 
 
 def arguments():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ap.add_argument("--shape", choices=("deepseek-v3", "kimi-k2"), default="deepseek-v3")
+    ap.add_argument("--shape", choices=SHAPES, default="deepseek-v3")
     ap.add_argument("--flags", default="", help="more of tare quantize, for example --anti-method=m4")
     ap.add_argument("--tokens", type=int, default=4000)
     ap.add_argument("--length", type=int, default=165, help="tokens a sample, as BoolQ's on average")
@@ -61,7 +78,7 @@ def arguments():
 def make_checkpoint(args, model):
     if not (model / "config.json").exists():  # written last
         measure.run([sys.executable, measure.ROOT / "examples/make_random_checkpoint.py", model,
-                     "--shape", args.shape, "--layers", 2, "--set", "first_k_dense_replace=1"])
+                     "--shape", args.shape, "--layers", 2, *SHAPES[args.shape]])
     config = json.loads((model / "config.json").read_text())
     samples = -(-args.tokens // args.length)
     ids = [[(7919 * s + 104729 * t * t + t) % config["vocab_size"] for t in range(args.length)]
@@ -118,7 +135,7 @@ def main():
         **{f"{kind}_gops": f"{rates[kind][0] / 1e9:.0f}" for kind in ("fp32", "int8")},
         **{f"{kind}_gops_cpu": f"{rates[kind][1] / 1e9:.0f}" for kind in ("fp32", "int8")},
         "read_mbs": f"{disk[0] / 1e6:.0f}", "write_mbs": f"{disk[1] / 1e6:.0f}",
-        **{f"{name}_{kind}": f"{times[i]:.2f}" for name, times in zip(("dense", "experts"), bounds)
+        **{f"{name}_{kind}": f"{times[i]:.2f}" for name, times in zip(("first", "second"), bounds)
            for i, kind in enumerate(("products", "disk"))},
         "share": f"{bound / seconds:.3f}", "cpu_share": f"{busy / cpu:.3f}"}])
     if not args.keep:

@@ -268,8 +268,9 @@ typedef struct tare_save_options {
 TARE_API void tare_save_options_init_sized(tare_save_options *options, size_t size);
 #define tare_save_options_init(options) tare_save_options_init_sized((options), sizeof *(options))
 /* Writes an output from a recording, as often as one likes; to the same bytes as tare_quantize with
- * these save types. *bytes (may be NULL): of the weight files of one layout. The model is not read
- * again, but for the other files of its folder, which are copied. It has the recording's context.
+ * these save types (but for a rotation, which is fitted to no samples). *bytes (may be NULL): of
+ * the weight files of one layout. The model is not read again, but for the other files of its
+ * folder, which are copied. It has the recording's context.
  */
 TARE_API tare_status tare_save(const tare_recording *recording, const tare_save_options *options,
                                uint64_t *bytes);

@@ -268,6 +268,7 @@ static int run(int argc, char **argv)
         {"--a-bit", FLAG_SETTING, NULL, "quant.a_bit"},
         {"--pr", FLAG_SETTING, NULL, "quant.pr"},
         {"--seed", FLAG_SETTING, NULL, "quant.seed"},
+        {"--no-rotate", FLAG_OFF_SETTING, NULL, "rotation"},
         {"--rotate", FLAG_SECTION, (void *)(uintptr_t) "rotation.seed", "rotation"},
         {"--anti-method", FLAG_SETTING, NULL, "anti_outlier.anti_method"},
         {"--disable-anti-names", FLAG_SETTING, NULL, "anti_outlier.disable_anti_names"},

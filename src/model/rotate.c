@@ -21,6 +21,7 @@ struct model_rotation {
     rotation **values; /* [blocks] of heads each; NULL: none */
     size_t *heads;     /* [blocks] */
     float *ones;       /* [hidden_size]: what folded norms are */
+    float *flips;      /* signs and weights of flipped norms */
     stream_roles roles[BLOCK_KINDS];
     stored_weight *edited; /* all that is, norms and biases among it, by name: */
     size_t num_edited, edited_capacity;
@@ -294,6 +295,26 @@ done:
     return status;
 }
 
+/* Tensors that no rule knows are copied, and may belong to what reads the stream. */
+static void warn_of_extra(const tare_model *m)
+{
+    const char *first = NULL;
+    size_t count = 0;
+    for (size_t i = 0; i < m->num_extra; i++) {
+        const tensor_info *t = m->extra[i].tensor;
+        bool wide = false;
+        for (int d = 0; d < t->rank; d++)
+            wide |= t->shape[d] == m->config.hidden_size;
+        if (wide && count++ == 0)
+            first = t->name;
+    }
+    if (count > 0)
+        TARE_WARN(m->ctx,
+                  "rotation: %zu unknown tensors of the size of the residual stream do not know "
+                  "that it is turned (first: %s)",
+                  count, first);
+}
+
 tare_status model_rotate(tare_model *m, const rotation_settings *settings)
 {
     tare_status status = TARE_OK;
@@ -317,6 +338,7 @@ tare_status model_rotate(tare_model *m, const rotation_settings *settings)
         for (size_t i = 0; i < layers; i++)
             TRY(edit_stream(m, &m->blocks[i]));
         TRY(edit_ends(m));
+        warn_of_extra(m);
     }
     for (size_t i = 0; settings->r2 && i < layers; i++)
         TRY(edit_values(m, &m->blocks[i]));
@@ -446,18 +468,16 @@ static void flip_linear(const model_linear *l, const float *signs)
         ((weight_edit *)(uintptr_t)l->weight.edit)->signs = signs;
 }
 
-/* The norm multiplies by what its readers' columns are multiplied by. v NULL: nothing is mirrored.
- */
-static tare_status flip_norm(tare_model *m, const model_block *b, size_t norm, const float *mean,
-                             const float *v)
+/* The norm multiplies by what its readers' columns are multiplied by, `signs` [2,n], which stay. v
+ * NULL: nothing is mirrored. */
+static void flip_norm(tare_model *m, const model_block *b, size_t norm, const float *mean,
+                      const float *v, float *signs)
 {
     const stream_roles *roles = &m->rotation->roles[block_kind_of(b)];
     size_t n = m->config.hidden_size;
     double dot = 0;
-    float *signs = arena_alloc_array(&m->arena, 2 * n, sizeof *signs), *weight = signs + n;
+    float *weight = signs + n;
     stored_weight w;
-    if (!signs)
-        return TARE_E_MEMORY;
     for (size_t i = 0; v && i < n; i++)
         dot += (double)v[i] * (double)mean[i];
     for (size_t i = 0; i < n; i++) {
@@ -472,7 +492,14 @@ static tare_status flip_norm(tare_model *m, const model_block *b, size_t norm, c
     for (size_t e = 0; roles->experts.norm == (int)norm && e < block_experts(b); e++)
         for (size_t i = 0; i + 1 < EXPERT_LINEARS; i++)
             flip_linear(expert_linear(m, b, e, i), signs);
-    return TARE_OK;
+}
+
+size_t model_align_bytes(const tare_model *m, size_t norms)
+{
+    size_t n = m->config.hidden_size, most = m->num_blocks * BLOCK_NORMS;
+    return mem_array_bytes(norms, 2 * n * sizeof(float)) + 2 * mem_array_bytes(n, sizeof(float)) +
+           mem_array_bytes(n, sizeof(double)) + mem_array_bytes(most, sizeof(float *)) +
+           mem_array_bytes(norms, (norms + 3) * sizeof(double));
 }
 
 tare_status model_align(tare_model *m, const float *const *means)
@@ -480,14 +507,21 @@ tare_status model_align(tare_model *m, const float *const *means)
     tare_status status = TARE_OK;
     struct model_rotation *r = m->rotation;
     bool mirrored = false;
-    float *v = mem_alloc_array(m->ctx, m->config.hidden_size, sizeof *v);
+    size_t n = m->config.hidden_size, all = m->config.num_layers * BLOCK_NORMS, count = 0;
+    float *v = mem_alloc_array(m->ctx, n, sizeof *v);
     TRY(v ? TARE_OK : TARE_E_MEMORY);
     if (r->settings.align)
         TRY(mirror_stream(m, means, v, &mirrored));
-    for (size_t i = 0; r->settings.flips && i < m->config.num_layers * BLOCK_NORMS; i++)
+    if (!r->settings.flips)
+        goto done;
+    for (size_t i = 0; i < all; i++)
+        count += means[i] != NULL;
+    TRY((r->flips = mem_alloc_array(m->ctx, count, 2 * n * sizeof *r->flips)) ? TARE_OK
+                                                                              : TARE_E_MEMORY);
+    for (size_t i = 0, at = 0; i < all; i++)
         if (means[i])
-            TRY(flip_norm(m, &m->blocks[i / BLOCK_NORMS], i % BLOCK_NORMS, means[i],
-                          mirrored ? v : NULL));
+            flip_norm(m, &m->blocks[i / BLOCK_NORMS], i % BLOCK_NORMS, means[i],
+                      mirrored ? v : NULL, r->flips + 2 * n * at++);
 done:
     mem_free(m->ctx, v);
     return status;
@@ -531,6 +565,7 @@ void model_rotation_free(tare_model *m)
     }
     rotation_free(m->ctx, &r->stream);
     strmap_free(&r->by_name);
+    mem_free(m->ctx, r->flips);
     mem_free(m->ctx, r->edited);
     mem_free(m->ctx, r->values);
     mem_free(m->ctx, r->heads);

@@ -24,6 +24,8 @@ int model_stream_norm(const tare_model *model, const model_block *block, graph_u
  * their means are positive (section 3). means [num_blocks * BLOCK_NORMS]: [hidden_size] of the
  * rotated model's norms that read the stream, in block order; NULL for others. */
 tare_status model_align(tare_model *model, const float *const *means);
+/* Accounted bytes, at most, that it keeps and works with, for so many norms with means. */
+size_t model_align_bytes(const tare_model *model, size_t norms);
 /* The weight, norm or bias that the tensor `name` has become; false: it is as it was. */
 bool model_find_rotated(const tare_model *model, const char *name, stored_weight *out);
 /* Accounted bytes, at most, that reading an edited weight needs beside what stored_reading_bytes

@@ -521,7 +521,7 @@ tare_status float_pass(run *r)
     bool scores = r->env->goal == GOAL_SCORES || r->plan->wants_scores;
     progress_begin(&r->progress, r->ctx,
                    r->env->goal == GOAL_SMOOTHING ? "smooth"
-                   : r->means && !r->out          ? "align"
+                   : means_are_open(r)            ? "align"
                                                   : "score",
                    "layer", layers);
     if (!r->resume.restores) {

@@ -262,10 +262,10 @@ done:
 static void tell_plan(const run_plan *plan, const memory_plan *m)
 {
     const run_layout *l = &m->last_pass;
-    int passes = plan->two_passes && plan->env->goal == GOAL_OUTPUT ? 2 : 1;
+    size_t passes = count_passes(plan);
     TARE_INFO(
         plan->env->ctx,
-        "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s%s",
+        "plan: at most %zu MiB (at %s), %zu %s over the weights, batches of %zu tokens%s%s%s%s",
         (m->peak.total >> 20) + 1, m->peak.unit, passes, passes == 1 ? "pass" : "passes",
         l->batch_rows, l->overlap ? ", layers read ahead" : "",
         l->spill ? ", hidden states in scratch files" : "",

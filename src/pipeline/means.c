@@ -17,12 +17,26 @@ struct stream_means {
     bool open;     /* the pass goes on */
 };
 
+static bool wants_to_align(const tare_recipe *r)
+{
+    return r->rotation && r->rotation_r1 && (r->rotation_align || r->rotation_flips);
+}
+
 bool plan_aligns(const run_plan *plan)
 {
-    const tare_recipe *r = plan->env->recipe;
-    return r->rotation && r->rotation_r1 && (r->rotation_align || r->rotation_flips) &&
-           !plan->weights_alone && !plan->smoothing_given &&
+    return wants_to_align(plan->env->recipe) && !plan->weights_alone && !plan->smoothing_given &&
            (plan->keeps_statistics || plan->env->options->statistics);
+}
+
+bool plan_passes_means(const run_plan *plan)
+{
+    return plan_aligns(plan) && !plan->env->options->statistics;
+}
+
+size_t count_passes(const run_plan *plan)
+{
+    bool scores_first = plan->two_passes && plan->env->goal == GOAL_OUTPUT;
+    return (size_t)1 + scores_first + plan_passes_means(plan);
 }
 
 /* ---- which norms ---- */
@@ -83,6 +97,11 @@ void means_free(run *r, stream_means *s)
     mem_free(r->ctx, s);
 }
 
+bool means_are_open(const run *r)
+{
+    return r->means && r->means->open;
+}
+
 float *const *means_of(const stream_means *s)
 {
     return s->means;
@@ -116,7 +135,7 @@ void means_end_block(run *r, const model_block *b)
 }
 
 /* A float pass that asks for nothing else. */
-static run_plan plan_of_means(const run_plan *plan)
+run_plan plan_of_means(const run_plan *plan)
 {
     run_plan p = *plan;
     p.smooths = p.wants_scores = p.float_beside = false;
@@ -135,7 +154,9 @@ tare_status means_pass(run_job *j)
     run *r = &j->run;
     const run_plan plan = j->plan;
     const run_resume resume = r->resume;
-    if (!plan_aligns(&j->plan) || j->env.options->statistics)
+    if (wants_to_align(j->env.recipe) && !plan_aligns(&plan))
+        TARE_INFO(r->ctx, "rotation: fitted to no samples in a run such as this one");
+    if (!plan_passes_means(&plan))
         return TARE_OK;
     TRY(means_create(r, &r->means));
     j->plan = plan_of_means(&plan);
@@ -155,9 +176,10 @@ done:
 
 size_t means_bytes(const run_plan *plan)
 {
-    return plan_aligns(plan)
-               ? carver_bytes(lay_out, &(struct stream_means){.model = plan->env->model})
-               : 0;
+    const tare_model *m = plan->env->model;
+    return plan_aligns(plan) ? carver_bytes(lay_out, &(struct stream_means){.model = m}) +
+                                   model_align_bytes(m, count_norms(m))
+                             : 0;
 }
 
 void means_hold(ledger *l)

@@ -189,7 +189,7 @@ static void tell_place(run *r, const run_resume *at)
     else if (at->expert > 0)
         TARE_INFO(r->ctx, "going on %s layer %zu of %zu and %zu experts of the next",
                   at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,
-                  r->model->config.num_layers, at->expert);
+                  r->model->num_blocks, at->expert);
     else
         TARE_INFO(r->ctx, "going on %s layer %zu of %zu",
                   at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,

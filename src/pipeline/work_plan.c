@@ -1,6 +1,7 @@
 /* The table of kinds of work, and how much of each a run has. */
 #include "pipeline/work_plan.h"
 
+#include "pipeline/means.h"
 #include "pipeline/run.h"
 
 #define PROBE_SECONDS 2.0
@@ -81,7 +82,8 @@ static bool scores_again(const run_plan *plan, const linear_use *u)
 
 static double float_operations(const run_plan *plan, const linear_use *u)
 {
-    double tokens = (double)plan->float_tokens;
+    double tokens = (double)(plan->float_tokens +
+                             (plan_passes_means(plan) ? plan_of_means(plan).float_tokens : 0));
     if (runs_in_floats(plan, u->plan))
         tokens += (double)plan->env->samples.tokens;
     if (scores_again(plan, u))
@@ -217,8 +219,8 @@ static void plan_disk(const run_plan *plan, tare_plan *out)
     for (unsigned i = 0; i < SAVE_TYPES; i++)
         folders += plan->env->save & 1u << i ? 1 : 0;
     double read = layers + others;
-    if (plan->two_passes)
-        read += layers + (double)stored_bytes(&plan->env->model->embedding);
+    read += (double)(count_passes(plan) - 1) *
+            (layers + (double)stored_bytes(&plan->env->model->embedding));
     if (!plan->calibrates && plan->env->recipe->mm_tensor) /* the range first */
         read += layers;
     if (!plan_is_float(head))
@@ -247,7 +249,10 @@ void work_plan_amounts(const run_plan *plan, tare_plan *out)
         [WORK_ATTENTION] = {"attention", "operations",
                             attention_operations(plan,
                                                  plan->calibrates ? plan->env->samples.count : 0) +
-                                attention_operations(plan, plan->float_samples)},
+                                attention_operations(plan, plan->float_samples) +
+                                attention_operations(plan, plan_passes_means(plan)
+                                                               ? plan_of_means(plan).float_samples
+                                                               : 0)},
         [WORK_QUANTIZE] = {"quantizing weights", "weights", sum_linears(plan, quantized_weights)},
         [WORK_PACK] = {"packing weights", "weights", sum_linears(plan, packed_weights)},
         [WORK_OBSERVE] = {"observing inputs", "values", sum_linears(plan, observed_inputs)},
@@ -291,7 +296,7 @@ tare_status work_plan_make(const run_plan *plan, bool probe, tare_plan *out)
     out->layers = plan->env->model->num_blocks;
     out->samples = plan->env->samples.count;
     out->tokens = plan->env->samples.tokens;
-    out->passes = plan->two_passes ? 2 : 1;
+    out->passes = count_passes(plan);
     out->seconds = -1;
     plan_disk(plan, out);
     work_plan_amounts(plan, out);

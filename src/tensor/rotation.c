@@ -123,6 +123,7 @@ tare_status rotation_create(tare_context *ctx, size_t n, uint64_t seed, uint32_t
     bool paley;
     rng r;
     *out = (rotation){.n = n, .order = rotation_order(n, &paley)};
+    out->paley = paley;
     size_t order = out->order;
     double scale = 1 / sqrt((double)(paley ? n : n / order));
     rng_seed(&r, (const uint32_t[]){(uint32_t)seed, (uint32_t)(seed >> 32), part}, 3);
@@ -159,10 +160,33 @@ void rotation_free(tare_context *ctx, rotation *r)
 
 /* ---- multiplying ---- */
 
+/* Of numbers whose products are rounded, in FP64 and in order. */
+static void multiply_any(const rotation *r, const float *x, size_t columns, float *y)
+{
+    enum { TOGETHER = 64 };
+    size_t order = r->order;
+    for (size_t first = 0; first < columns; first += TOGETHER) {
+        size_t count = columns - first < TOGETHER ? columns - first : TOGETHER;
+        for (size_t row = 0; row < order; row++) {
+            double sums[TOGETHER] = {0};
+            for (size_t i = 0; i < order; i++)
+                for (size_t j = 0; j < count; j++)
+                    sums[j] += (double)r->dense[i * order + row] *
+                               (double)x[i * columns + first + j];
+            for (size_t j = 0; j < count; j++)
+                y[row * columns + first + j] = (float)sums[j];
+        }
+    }
+}
+
 static void multiply_dense(const kernels *k, const rotation *r, const float *x, size_t columns,
                            float *y)
 {
     size_t order = r->order;
+    if (!r->paley) {
+        multiply_any(r, x, columns, y);
+        return;
+    }
     for (size_t row = 0; row < order; row++, y += columns) {
         memset(y, 0, columns * sizeof *y);
         for (size_t i = 0; i < order; i++)

@@ -11,9 +11,9 @@
 typedef struct rotation {
     size_t n, order; /* n = 2^a * order */
     float *signs;    /* [n] +-1, divided by what makes the other two orthogonal */
-    float *dense;    /* [order,order]: orthogonal, or by Paley +-1, so that products with it are the
-                        same on every CPU */
-    float *mirror;   /* [n] v, of length 1; NULL: none */
+    float *dense;    /* [order,order]: by Paley +-1, or orthogonal */
+    bool paley;
+    float *mirror; /* [n] v, of length 1; NULL: none */
 } rotation;
 
 /* What a seed and `part` (which of a model's rotations) determine. */
@@ -26,8 +26,8 @@ void rotation_free(tare_context *ctx, rotation *r);
  * Hadamard matrix. */
 size_t rotation_order(size_t n, bool *paley);
 
-/* x [n,columns] <- R^T x, in FP32; `room` of as many floats is overwritten. Of a row vector in a
- * column this is x R. */
+/* x [n,columns] <- R^T x, in FP32, on every CPU the same; `room` of as many floats is overwritten.
+ * Of a row vector in a column this is x R. */
 void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t columns,
                     float *room);
 
