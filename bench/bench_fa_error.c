@@ -223,7 +223,7 @@ static void run(bench *t, const sample_set *samples)
     }
     t->exact = take(t->ctx, b.rows * c->num_heads * c->head_dim);
     t->quantized = take(t->ctx, b.rows * c->num_heads * c->head_dim);
-    require(t->ctx, workspace_create(t->model, b.rows, samples->longest, TARE_F32, &t->work));
+    require(t->ctx, workspace_create(t->model, b.rows, samples->longest, TARE_F32, true, &t->work));
     require(t->ctx, embed_into(t->model, samples->ids, b.rows, x));
     puts("layer,cosine,relative_l2,worst_token_l2");
     for (t->layer = 0; t->layer < c->num_layers; t->layer++)

@@ -206,6 +206,20 @@ typedef struct tare_quantize_options {
      * in front of a static linear have other schemes than in that run, tare_quantize would find
      * other ranges; a warning and tare_run.json say so. NULL: none. */
     const char *statistics;
+    /* For tests: experts of a layer between two checkpoints inside of it; 0: 20 seconds, unless
+     * checkpoint_every is given. */
+    size_t checkpoint_experts;
+    /* Called for each layer with experts once all is written: how many tokens of the samples chose
+     * each of them. Not of a run that samples do not pass. NULL: nobody asks. */
+    void (*coverage)(void *user, const char *layer, const uint32_t *tokens, size_t experts);
+    void *coverage_user;
+    /* [calib_count] sequences of equal length that each sample in memory is made of: they do not
+     * see each other, but are one observation, as a batch of prompts is in msModelSlim. NULL: one.
+     */
+    const size_t *calib_sequences;
+    /* Of each sequence, sample after sample, the tokens in front of those that only pad it. No
+     * other token sees padding; its own rows are observed like all. NULL: all tokens. */
+    const size_t *calib_kept;
 } tare_quantize_options;
 
 /* What came out, for a summary. Counts are of tensors and bytes in the model's own part of the
@@ -244,7 +258,8 @@ typedef struct tare_save_options {
     const char *const *types; /* [num_types] as in save.types of a recipe */
     size_t num_types;
     int part_file_size; /* as save.part_file_size: GiB; 0: one file; -1: the save type's default */
-    /* File names of save type safe_tensor; NULL: its own. The others have fixed ones. */
+    /* File names of save type safe_tensor, and safetensors_name of ascendv1 too; NULL: its own. The
+     * others are fixed. */
     const char *safetensors_name, *json_name;
     bool overwrite; /* replace an earlier output in `out` */
     bool verify;    /* on by default */
@@ -253,8 +268,9 @@ typedef struct tare_save_options {
 TARE_API void tare_save_options_init_sized(tare_save_options *options, size_t size);
 #define tare_save_options_init(options) tare_save_options_init_sized((options), sizeof *(options))
 /* Writes an output from a recording, as often as one likes; to the same bytes as tare_quantize with
- * these save types. *bytes (may be NULL): of the weight files of one layout. The model is not read
- * again, but for the other files of its folder, which are copied. It has the recording's context.
+ * these save types (but for a rotation, which is fitted to no samples). *bytes (may be NULL): of
+ * the weight files of one layout. The model is not read again, but for the other files of its
+ * folder, which are copied. It has the recording's context.
  */
 TARE_API tare_status tare_save(const tare_recording *recording, const tare_save_options *options,
                                uint64_t *bytes);
@@ -427,7 +443,7 @@ typedef struct tare_verify_options {
      * known. NULL: none */
     const char *target;
     const char *compat; /* "msmodelslim" or NULL */
-    /* File names that the safe_tensor layout was given; NULL: its own. */
+    /* File names that were given in tare_save_options; NULL: those of the layout. */
     const char *safetensors_name, *json_name;
     void (*finding)(void *user, const tare_finding *finding);
     void *user;

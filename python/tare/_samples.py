@@ -2,12 +2,13 @@
 
 calib_data is a list; an element is a list [input_ids] or [input_ids, attention_mask], or a dict
 with these names; tensors are torch's or numpy's, [n] or [rows, n]. Each row is a sample of its own,
-without the positions whose attention_mask is 0.
+without the positions whose attention_mask is 0; in compat mode an element is a sample, padding included.
 """
 import numpy as np
 
 from . import _native
 from ._checks import check_type
+from ._log import logger
 from ._native import ffi, lib
 
 
@@ -49,10 +50,9 @@ def _parts(item, name):
     return item[0], item[1] if len(item) > 1 else None
 
 
-def token_ids(calib_data, name="calib_data"):
-    """A list of uint32 arrays, a sample each. TypeError or ValueError that names the element."""
+def _elements(calib_data, name):
+    """(name, ids, which of them are no padding) of each element, both [rows, tokens]."""
     check_type(calib_data, list, name)
-    samples = []
     for i, item in enumerate(calib_data):
         where = f"{name}[{i}]"
         if not isinstance(item, dict) and hasattr(item, "keys") and hasattr(item, "data"):
@@ -69,12 +69,48 @@ def token_ids(calib_data, name="calib_data"):
         if ids.size and (ids.min() < 0 or ids.max() >= 2**32):
             raise ValueError(f"{where}: token id {int(ids.min() if ids.min() < 0 else ids.max())} "
                              "is out of range")
-        for row, kept in zip(ids, keep):
-            sample = np.ascontiguousarray(row[kept], dtype=np.uint32)
-            if sample.size == 0:
-                raise ValueError(f"{where}: a sample without tokens")
-            samples.append(sample)
-    return samples
+        if not keep.any(axis=1).all():
+            raise ValueError(f"{where}: a sample without tokens")
+        yield where, ids.astype(np.uint32), keep
+
+
+def token_ids(calib_data, name="calib_data"):
+    """A list of uint32 arrays, a sample each. TypeError or ValueError that names the element."""
+    return [row[kept] for _, ids, keep in _elements(calib_data, name)
+            for row, kept in zip(ids, keep)]
+
+
+class Batches(list):
+    """As token_ids gives, but an element is a sample, its rows one after the other with the padding
+    behind them: msModelSlim observes it at once. `sequences`: rows of each sample; `kept`: of each
+    row, its tokens before the padding."""
+
+    def __init__(self, calib_data, name="calib_data"):
+        super().__init__()
+        self.sequences, self.kept = [], []
+        for where, ids, keep in _elements(calib_data, name):
+            lengths = keep.sum(axis=1)
+            if (keep == (np.arange(ids.shape[1]) < lengths[:, None])).all():
+                self._add(ids, lengths)
+                continue
+            logger.warning("%s is padded in front: its rows are samples of their own, without the "
+                           "padding, which msModelSlim observes too", where)
+            for row, kept in zip(ids, keep):
+                self._add(row[kept][None], [kept.sum()])
+
+    def are_plain(self):
+        """Whether each sample is one sequence without padding."""
+        return self.kept == [sample.size for sample in self]
+
+    def _add(self, rows, kept):
+        self.append(rows.reshape(-1))
+        self.sequences.append(len(rows))
+        self.kept += [int(n) for n in kept]
+
+
+def samples_of(calib_data, compat):
+    """What a run with this `compat` takes for its samples."""
+    return Batches(calib_data) if compat else token_ids(calib_data)
 
 
 class QuantizeOptions:
@@ -91,3 +127,7 @@ class QuantizeOptions:
         self.c.calib_ids = self._buffer
         self.c.calib_lengths = self._lengths if samples else ffi.NULL
         self.c.calib_count = len(samples)
+        if isinstance(samples, Batches) and not samples.are_plain():
+            self._sequences = ffi.new("size_t[]", samples.sequences)
+            self._kept = ffi.new("size_t[]", samples.kept)
+            self.c.calib_sequences, self.c.calib_kept = self._sequences, self._kept

@@ -12,7 +12,8 @@ _SMOOTHING = "_tare_smoothing"  # attribute of a model that AntiOutlier.process(
 
 def source_of(model):
     """A source for what the caller gave: `.context`, `.open()` (a context manager that gives a
-    tare_model), `.max_memory` and `.serving_dtype`. TypeError for what is no model."""
+    tare_model), `.model_type`, `.max_memory` and `.serving_dtype`. TypeError for what is no model.
+    """
     if isinstance(model, Model):
         return model
     transformers = sys.modules.get("transformers")

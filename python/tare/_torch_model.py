@@ -13,6 +13,7 @@ import os
 import torch
 
 from ._context import NEW, shared_context
+from ._devices import CpuHook
 from ._log import logger
 from ._native import encode, ffi, lib
 from .errors import ModelError
@@ -23,11 +24,23 @@ _IRRELEVANT = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", 
                "attn_implementation", "_attn_implementation", "architectures", "auto_map")
 
 
+# Module classes of checkpoints' own modeling files that transformers has under other names.
+_REMOTE_CLASSES = {"deepseek_v2": {"MoEGate", "DeepseekV2YarnRotaryEmbedding"},
+                   "deepseek_v3": {"MoEGate", "DeepseekV3YarnRotaryEmbedding"}}
+# Those that hold parameters: norms, and the routers of mixtures of experts.
+_HOLDERS = ("RMSNorm", "Router", "MoEGate")
+
+
+def model_type_of(model):
+    """That of the config's class: scripts change the config's own."""
+    return type(model.config).model_type or model.config.model_type
+
+
 def _known_classes(model_type):
-    """Names of the module classes of a model type, as transformers has them."""
+    """Names of the module classes of a model type, as transformers and checkpoints have them."""
     name = f"transformers.models.{model_type}.modeling_{model_type}"
     try:
-        return set(vars(importlib.import_module(name)))
+        return set(vars(importlib.import_module(name))) | _REMOTE_CLASSES.get(model_type, set())
     except ImportError:
         raise ModelError(f"model_type {model_type!r} is not known") from None
 
@@ -39,7 +52,8 @@ def _origin(module):
 def check_in_memory(model):
     """ModelError for a model whose parameters accelerate keeps on the disk or on another device, or
     that has none yet (device "meta"): there is nothing here to quantize."""
-    hooked = [name for name, module in model.named_modules() if hasattr(module, "_hf_hook")]
+    hooked = [name for name, module in model.named_modules()
+              if not isinstance(getattr(module, "_hf_hook", CpuHook()), CpuHook)]
     meta = [name for name, tensor in model.named_parameters() if tensor.device.type == "meta"]
     if meta:
         problem = (f"{meta[0]} holds no values (device meta): the model was offloaded to the disk, "
@@ -56,7 +70,8 @@ def check_in_memory(model):
 def check_modules(model):
     """ModelError that names the first module which C cannot express."""
     check_in_memory(model)
-    known = _known_classes(model.config.model_type)
+    model_type = model_type_of(model)
+    known = _known_classes(model_type)
     activation = getattr(model.config, "hidden_act", None)
     for name, module in model.named_modules():
         kind = type(module).__name__
@@ -67,7 +82,7 @@ def check_modules(model):
             problem = "has forward hooks"
         elif list(module.parameters(recurse=False)):
             plain = type(module) in (torch.nn.Linear, torch.nn.Embedding)
-            if not plain and not ("RMSNorm" in kind and kind in known):
+            if not plain and not (kind in known and any(word in kind for word in _HOLDERS)):
                 problem = "holds parameters that this model type does not have"
         elif name.endswith("act_fn") and activation is not None:
             from transformers.activations import ACT2FN
@@ -77,7 +92,7 @@ def check_modules(model):
             problem = "is no part of this model type"
         if problem:
             raise ModelError(f"{name or 'the model'} ({kind}) {problem}; tare runs "
-                             f"{model.config.model_type} models by their config and parameters")
+                             f"{model_type} models by their config and parameters")
 
 
 def _same_config(model, folder):
@@ -107,6 +122,10 @@ class TorchSource:
             logger.warning("%s is no folder with a config.json: the tokenizer and other files of "
                            "the checkpoint will not be copied.", folder or "the model's origin")
         self.from_folder = self.folder is not None and _same_config(model, self.folder)
+
+    @property
+    def model_type(self):
+        return model_type_of(self.model)
 
     @property
     def serving_dtype(self):

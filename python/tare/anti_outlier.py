@@ -81,11 +81,12 @@ class AntiOutlier:
             check_type(norm_class_name, str, "norm_class_name")
         self.model = model
         self.source = _sources.source_of(model)
-        self.calib_data = _samples.token_ids(calib_data)
+        self.compat = check_compat(compat)
+        self.calib_data = _samples.samples_of(calib_data, self.compat)
         if not self.calib_data:
             raise ValueError("calib_data must not be empty.")
         check_type(cfg, AntiOutlierConfig, "cfg")
-        self.cfg, self.compat, self.logger = cfg, check_compat(compat), logger
+        self.cfg, self.logger = cfg, logger
 
     def process(self):
         """Runs the search; afterwards the model carries its result."""

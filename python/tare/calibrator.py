@@ -12,6 +12,9 @@ from .quant_config import QuantConfig
 
 _RESULT = ("linears", "linears_quantized", "samples", "tokens", "saturated_rows", "seconds")
 _MIX_TYPES = ("float", "w8a8", "w8a8_dynamic", "w8a16", "w8a8_mix", "w4a8_dynamic")
+# Where mix_cfg is left out: msModelSlim's default for W8A8 of these model types.
+_DEEPSEEK = ("deepseek_v2", "deepseek_v3")
+_DEEPSEEK_MIX = {"*.mlp.*": "w8a8_dynamic", "*": "w8a8"}
 _SAVE_TYPES = ("numpy", "safe_tensor", "ascendV1", "ascendv1", "compressed-tensors")
 
 
@@ -24,6 +27,7 @@ class Calibrator:
     mix_cfg: {name or pattern: type}, the types of linears that have another than the cfg's: "w8a8",
     "w8a8_dynamic", "w8a16", "w8a8_mix", "float", of routed experts "w4a8_dynamic" (which save_type
     ascendv1 alone can hold); a name wins over patterns, of which the first counts.
+    None: {}, but for W8A8 of DeepSeek-V2 and V3 {"*.mlp.*": "w8a8_dynamic", "*": "w8a8"}.
     all_tensors is accepted where it asks for nothing. scratch_dir: where run() puts what save() will
     write, about as large as the output, and hidden states that do not fit in
     memory (None: the system's folder for temporary files). `result`: counts, after run().
@@ -41,12 +45,12 @@ class Calibrator:
             check_type(all_tensors, dict, "all_tensors")
         if all_tensors:
             raise NotImplementedError("all_tensors is not available in this version of tare")
-        self.mix_cfg = self._mix({} if mix_cfg is None else mix_cfg, cfg)
-        self.calib_data = _samples.token_ids([] if calib_data is None else calib_data)
+        self.mix_cfg = self._mix(self._default_mix(cfg) if mix_cfg is None else mix_cfg, cfg)
+        self.compat = cfg.compat if compat is None else check_compat(compat)
+        self.calib_data = _samples.samples_of([] if calib_data is None else calib_data, self.compat)
         if not self.calib_data:
             cfg.check_data_free()
         self.cfg, self.disable_level, self.logger = cfg, disable_level, logger
-        self.compat = cfg.compat if compat is None else check_compat(compat)
         self.scratch_dir = tempfile.gettempdir() if scratch_dir is None else scratch_dir
         self.settings = self._settings()
         self.result, self._recording = None, None
@@ -102,6 +106,10 @@ class Calibrator:
         options.types, options.num_types, options.overwrite = array, len(types), True
         options.part_file_size = -1 if part_file_size is None else part_file_size
         self.source.context.run(lib.tare_save, self._recording, options, ffi.NULL)
+
+    def _default_mix(self, cfg):
+        static = cfg.model_quant_type == "W8A8" and not cfg.mm_tensor
+        return _DEEPSEEK_MIX if static and self.source.model_type in _DEEPSEEK else {}
 
     @staticmethod
     def _mix(mix_cfg, cfg):

@@ -76,6 +76,7 @@ class Model:
 
     name_or_path = property(lambda self: self.path)
     device = property(lambda self: CPU)
+    model_type = property(lambda self: self.config.get("model_type"))
 
     def __repr__(self):
         return f"<tare.Model {self.config.get('model_type')} in {self.path}>"

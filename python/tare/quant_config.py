@@ -14,6 +14,14 @@ _AVAILABLE = ("W8A8", "W8A8_DYNAMIC", "W8A16", "W8A8_MIX")
 _DATA_FREE_METHODS = ("MinMax", "HQQ", "NF")
 
 
+class QuantType(str):
+    """A scheme's name; `.value` as msModelSlim's enumeration has it."""
+
+    @property
+    def value(self):
+        return str(self)
+
+
 class QuantConfig:
     """Settings of a Calibrator. The chained calls set what belongs to one scheme and check all
     again: QuantConfig(a_bit=16).weight_quant(w_sym=False), QuantConfig().fa_quant(fa_amp=2), …
@@ -134,14 +142,14 @@ class QuantConfig:
         self._set_group_size()
         self._check_nf()
         self._check_narrow()
-        self.model_quant_type = self._scheme()
+        self.model_quant_type = QuantType(self._scheme())
         if self.w_method != "MinMax" and self.model_quant_type in ("W8A8", "W8A8S"):
             raise ValueError(f"w_method {self.w_method} is not possible with "
                              f"{self.model_quant_type}; possible: MinMax")
         if self.pdmix and self.model_quant_type not in ("W8A8", "W8A8_MIX"):
             raise ValueError(f"pdmix needs W8A8, not {self.model_quant_type}")
         if self.pdmix:
-            self.model_quant_type = "W8A8_MIX"
+            self.model_quant_type = QuantType("W8A8_MIX")
 
     def _check_sparse(self):
         if self.is_lowbit and self.act_method == 3:

@@ -1,8 +1,9 @@
 """python -m tare.run [--compat] script.py [arguments]
 
 Runs a script written for msModelSlim, unchanged: in this process `import msmodelslim` (and the
-older name modelslim) means tare, and the devices "npu" and "npu:N" mean the CPU, which is said
-once. --compat asks for the reference system's arithmetic and file names wherever the script leaves
+older name modelslim, and ascend_utils beside it) means tare, and the devices "npu" and "npu:N" mean
+the CPU, which is said once; so does a number in the device_map of a model. What it writes others
+cannot read (umask 027), as its own checks demand. --compat asks for the reference system's arithmetic and file names wherever the script leaves
 `compat` open.
 """
 import importlib
@@ -15,8 +16,8 @@ import sys
 
 from . import _checks, _npu
 
-_ALIASES = ("msmodelslim", "modelslim")
-_TARGET = "tare.msmodelslim"
+_ALIASES = {"msmodelslim": "tare.msmodelslim", "modelslim": "tare.msmodelslim",
+            "ascend_utils": "tare.ascend_utils"}
 
 
 class _Aliases(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -29,7 +30,7 @@ class _Aliases(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         root, _, rest = name.partition(".")
         if root not in _ALIASES:
             return None
-        real = f"{_TARGET}.{rest}" if rest else _TARGET
+        real = f"{_ALIASES[root]}.{rest}" if rest else _ALIASES[root]
         if importlib.util.find_spec(real) is None:
             return None
         spec = importlib.machinery.ModuleSpec(name, self, origin=real)
@@ -74,6 +75,7 @@ def main(arguments):
     _checks.default_compat = "msmodelslim" if compat else None
     install()
     _npu.install()
+    os.umask(os.umask(0) | 0o027)
     sys.argv = arguments
     sys.path[0] = os.path.dirname(os.path.abspath(script))
     runpy.run_path(script, run_name="__main__")

@@ -16,6 +16,8 @@ typedef struct error_note {
     int number;
 } error_note;
 
+enum { CONTEXT_KEPT = 12 };
+
 struct tare_context {
     tare_context_options options; /* threads resolved: never 0 */
     /* What holds the context: bytes of all blocks (multiples of 64), and CONTEXT_OWNED until
@@ -25,6 +27,10 @@ struct tare_context {
     size_t memory_reserve; /* of a budget for the whole process: what memory_limit leaves out */
     _Atomic(void *) spare; /* base/memory.c: scratch that waits for its next use */
     atomic_bool keeps_scratch;
+    /* base/memory.c: large blocks that were freed and wait for the next of their size, while all
+     * blocks with them hold at most so many bytes; 0: none wait. */
+    _Atomic(void *) kept[CONTEXT_KEPT];
+    atomic_size_t keep_most, keep_next; /* the second: whose place the next one takes */
     atomic_int cancelled;
     atomic_flag error_lock;
     pthread_mutex_t callback_lock; /* log and progress: one call at a time */

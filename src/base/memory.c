@@ -10,24 +10,103 @@
 #include "base/number.h"
 #include "base/poison.h"
 
-enum { ALIGNMENT = 64, MAP_THRESHOLD = 256 * 1024, PAGE = 4096 };
+enum { ALIGNMENT = 64, MAP_THRESHOLD = 256 * 1024, KEEP_THRESHOLD = 1024 * 1024, PAGE = 4096 };
 
 typedef struct block_head {
     size_t total; /* bytes with the head, as accounted */
     size_t size;  /* as asked for */
-    char padding[ALIGNMENT - 2 * sizeof(size_t)];
+    bool fresh;   /* mapped for this, and so full of zeros */
+    char padding[ALIGNMENT - 2 * sizeof(size_t) - sizeof(bool)];
 } block_head;
 
 _Static_assert(sizeof(block_head) == ALIGNMENT, "payload must stay aligned");
+
+static size_t used_bytes(const tare_context *ctx)
+{
+    return atomic_load(&ctx->held) & ~(size_t)CONTEXT_OWNED;
+}
+
+static void unmap(tare_context *ctx, block_head *head)
+{
+    size_t total = head->total;
+    UNPOISON(head, total);
+    munmap(head, total);
+    context_let_go(ctx, total);
+}
+
+/* ---- blocks that wait ---- */
+
+static void drop_kept(tare_context *ctx)
+{
+    for (int i = 0; i < CONTEXT_KEPT; i++) {
+        block_head *head = atomic_exchange(&ctx->kept[i], NULL);
+        if (head)
+            unmap(ctx, head);
+    }
+}
+
+/* NULL: none of this size waits. */
+static block_head *take_kept(tare_context *ctx, size_t total)
+{
+    for (int i = 0; i < CONTEXT_KEPT && atomic_load(&ctx->keep_most) > 0; i++) {
+        void *nothing = NULL;
+        block_head *head = atomic_exchange(&ctx->kept[i], NULL);
+        if (head && head->total == total) {
+            UNPOISON(head + 1, total - sizeof *head);
+            return head;
+        }
+        if (head && !atomic_compare_exchange_strong(&ctx->kept[i], &nothing, head))
+            unmap(ctx, head);
+    }
+    return NULL;
+}
+
+/* In the place of one that nobody wanted for longest. False: there is no room. */
+static bool keep(tare_context *ctx, block_head *head)
+{
+    size_t most = atomic_load(&ctx->keep_most);
+    if (head->total < KEEP_THRESHOLD || used_bytes(ctx) > most)
+        return false;
+    POISON(head + 1, head->total - sizeof *head); /* whoever takes it may do so at once */
+    for (int i = 0; i < CONTEXT_KEPT; i++) {
+        void *nothing = NULL;
+        if (atomic_compare_exchange_strong(&ctx->kept[i], &nothing, head))
+            return true;
+    }
+    size_t place = atomic_fetch_add(&ctx->keep_next, 1) % CONTEXT_KEPT;
+    block_head *old = atomic_exchange(&ctx->kept[place], head);
+    if (old)
+        unmap(ctx, old);
+    return true;
+}
+
+void mem_keep_blocks(tare_context *ctx, size_t most)
+{
+    atomic_store(&ctx->keep_most, most);
+    if (most == 0)
+        drop_kept(ctx);
+}
+
+/* ---- blocks ---- */
+
+static tare_status allowed(tare_context *ctx, size_t bytes)
+{
+    const tare_context_options *o = &ctx->options;
+    if (!o->allow_allocation || o->allow_allocation(o->user, bytes))
+        return TARE_OK;
+    return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu bytes were refused", bytes);
+}
 
 /* Books `bytes`, or fails. The peak is raised first-come, so it is exact whatever the order of
  * threads. */
 static tare_status account(tare_context *ctx, size_t bytes)
 {
     const tare_context_options *o = &ctx->options;
-    if (o->allow_allocation && !o->allow_allocation(o->user, bytes))
-        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu bytes were refused", bytes);
-    size_t used = (atomic_fetch_add(&ctx->held, bytes) & ~(size_t)CONTEXT_OWNED) + bytes;
+    size_t most = atomic_load(&ctx->keep_most);
+    atomic_fetch_add(&ctx->held, bytes);
+    if (most > 0 && used_bytes(ctx) > most)
+        drop_kept(ctx);
+    size_t used = used_bytes(ctx);
     if (o->memory_limit && used > o->memory_limit) {
         context_let_go(ctx, bytes);
         return TARE_FAIL(ctx, TARE_E_MEMORY,
@@ -40,17 +119,13 @@ static tare_status account(tare_context *ctx, size_t bytes)
     return TARE_OK;
 }
 
-void *mem_alloc(tare_context *ctx, size_t size)
+static block_head *map(tare_context *ctx, size_t total)
 {
-    size_t total;
-    if (!size_add(size, sizeof(block_head) + ALIGNMENT - 1, &total)) {
-        TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: an absurd size of %zu bytes", size);
-        return NULL;
-    }
-    total &= ~(size_t)(ALIGNMENT - 1);
+    block_head *head = take_kept(ctx, total);
+    if (head)
+        return head;
     if (account(ctx, total) != TARE_OK)
         return NULL;
-    block_head *head;
     if (total >= MAP_THRESHOLD) {
         head = mmap(NULL, total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (head == MAP_FAILED)
@@ -60,11 +135,26 @@ void *mem_alloc(tare_context *ctx, size_t size)
     } else {
         head = aligned_alloc(ALIGNMENT, total);
     }
-    if (!head) {
-        TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: the system refused %zu bytes", total);
-        context_let_go(ctx, total);
+    if (head) {
+        head->fresh = true;
+        return head;
+    }
+    TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: the system refused %zu bytes", total);
+    context_let_go(ctx, total);
+    return NULL;
+}
+
+void *mem_alloc(tare_context *ctx, size_t size)
+{
+    size_t total;
+    if (!size_add(size, sizeof(block_head) + ALIGNMENT - 1, &total)) {
+        TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: an absurd size of %zu bytes", size);
         return NULL;
     }
+    total &= ~(size_t)(ALIGNMENT - 1);
+    block_head *head = allowed(ctx, total) == TARE_OK ? map(ctx, total) : NULL;
+    if (!head)
+        return NULL;
     head->total = total;
     head->size = size;
     return head + 1;
@@ -99,9 +189,8 @@ void *mem_alloc_array(tare_context *ctx, size_t count, size_t size)
 void *mem_calloc(tare_context *ctx, size_t count, size_t size)
 {
     void *p = mem_alloc_array(ctx, count, size);
-    if (p &&
-        count * size + sizeof(block_head) < MAP_THRESHOLD) /* fresh mappings are zero already */
-        memset(p, 0, count * size);
+    if (p && !(((block_head *)p - 1)->fresh && ((block_head *)p - 1)->total >= MAP_THRESHOLD))
+        memset(p, 0, count * size); /* fresh mappings are zero already */
     return p;
 }
 
@@ -112,10 +201,13 @@ void mem_free(tare_context *ctx, void *pointer)
     block_head *head = (block_head *)pointer - 1;
     size_t total = head->total;
     UNPOISON(pointer, total - sizeof *head);
-    if (total >= MAP_THRESHOLD)
-        munmap(head, total);
-    else
-        free(head);
+    head->fresh = false;
+    if (total >= MAP_THRESHOLD) {
+        if (!keep(ctx, head))
+            unmap(ctx, head);
+        return;
+    }
+    free(head);
     context_let_go(ctx, total);
 }
 

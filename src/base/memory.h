@@ -19,6 +19,10 @@ void *mem_alloc_array(tare_context *ctx, size_t count, size_t size);
 void *mem_realloc(tare_context *ctx, void *pointer, size_t size);
 /* NULL is allowed. */
 void mem_free(tare_context *ctx, void *pointer);
+/* From now on freed blocks of a MiB or more wait, counted as used, for the next request of their
+ * size, instead of being unmapped and cleared anew each time; all go as soon as more than `most`
+ * bytes would be used. 0: none wait any more. */
+void mem_keep_blocks(tare_context *ctx, size_t most);
 /* Scratch of a call that comes again and again. While mem_keep_scratch(ctx, true) holds, the block
  * that was given back last waits for the next taker, counted as used, instead of being unmapped and
  * cleared anew each time. */

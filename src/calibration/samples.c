@@ -46,9 +46,10 @@ static tare_status add_ids(loader *l, const uint32_t *ids, size_t count)
         count = o->max_length;
         s->truncated++;
     }
-    if (o->model_max && count > o->model_max)
+    size_t sequence = o->sequences ? count / o->sequences[l->row - 1] : count;
+    if (o->model_max && sequence > o->model_max)
         return REFUSE(l, "%zu tokens exceed the model's maximum of %zu; --max-length %zu truncates",
-                      count, o->model_max, o->model_max);
+                      sequence, o->model_max, o->model_max);
     for (size_t i = 0; o->vocab_size && i < count; i++) {
         if (ids[i] >= o->vocab_size)
             return REFUSE(l, "token id %u is out of range: the vocabulary has %zu", ids[i],
@@ -202,13 +203,35 @@ static tare_status load_data(loader *l, const char *data, size_t length)
     return foreign_explain(l->ctx, status, l->options->file, data, length);
 }
 
+/* `kept` of the sample's sequences. */
+static tare_status check_sequences(const loader *l, size_t length, size_t sequences,
+                                   const size_t *kept)
+{
+    if (sequences == 0 || length % sequences != 0)
+        return REFUSE(l, "%zu tokens are no %zu sequences of equal length", length, sequences);
+    for (size_t i = 0; kept && i < sequences; i++)
+        if (kept[i] == 0 || kept[i] > length / sequences)
+            return REFUSE(l, "of a sequence of %zu tokens %zu are no padding", length / sequences,
+                          kept[i]);
+    return TARE_OK;
+}
+
 static tare_status load_memory(loader *l)
 {
     tare_status status = TARE_OK;
     const sample_options *o = l->options;
     const uint32_t *ids = o->ids;
+    const size_t *kept = o->kept;
+    if (o->sequences && o->max_length)
+        return TARE_FAIL(l->ctx, TARE_E_USAGE, "samples of several sequences cannot be cut");
+    l->set->sequences = o->sequences;
+    l->set->kept = o->kept;
     for (size_t i = 0; i < o->count && !is_full(l); ids += o->lengths[i++]) {
         l->row = i + 1;
+        if (o->sequences) {
+            TRY(check_sequences(l, o->lengths[i], o->sequences[i], kept));
+            kept = kept ? kept + o->sequences[i] : NULL;
+        }
         TRY(add_ids(l, ids, o->lengths[i]));
     }
 done:

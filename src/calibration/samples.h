@@ -15,7 +15,8 @@ typedef struct sample_set {
     uint32_t *ids;   /* all samples, one after the other */
     size_t tokens;   /* sum of the lengths */
     size_t longest;
-    size_t truncated; /* samples that were cut to max_length */
+    size_t truncated;               /* samples that were cut to max_length */
+    const size_t *sequences, *kept; /* see sample_options, whose they are */
 } sample_set;
 
 #define SAMPLES_BUILTIN "builtin"
@@ -30,6 +31,10 @@ typedef struct sample_options {
     const uint32_t *ids;
     const size_t *lengths; /* [count] */
     size_t count;
+    /* [count] sequences of equal length that each sample is made of, which do not see each other;
+     * NULL: one. `kept`: tokens of each sequence, sample after sample, before those that only pad
+     * it; NULL: all. */
+    const size_t *sequences, *kept;
     const char *model; /* folder of the tokenizer, read only if the file holds text; NULL: none */
     size_t samples;    /* take the first; 0: all */
     size_t max_length; /* cut longer samples; 0: none is cut */

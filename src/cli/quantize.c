@@ -1,4 +1,6 @@
 /* tare quantize */
+#include <stdlib.h>
+
 #include "cli/cli.h"
 
 static const char usage[] =
@@ -140,7 +142,27 @@ static size_t peak_resident_bytes(void)
     return (size_t)kib * 1024;
 }
 
-static void print_summary(const tare_quantize_options *o, const tare_quantize_result *r)
+/* Tokens of each expert: what was told of each layer, as members of a JSON map. */
+typedef struct coverage_text {
+    FILE *json;
+    char *text;
+    size_t length, experts, unreached;
+} coverage_text;
+
+static void take_coverage(void *user, const char *layer, const uint32_t *tokens, size_t experts)
+{
+    coverage_text *c = user;
+    fprintf(c->json, "%s\"%s\": ", c->experts ? ", " : "", layer);
+    for (size_t i = 0; i < experts; i++) {
+        fprintf(c->json, "%s%u", i ? ", " : "[", tokens[i]);
+        c->unreached += tokens[i] == 0;
+    }
+    fputc(']', c->json);
+    c->experts += experts;
+}
+
+static void print_summary(const tare_quantize_options *o, const tare_quantize_result *r,
+                          const coverage_text *c)
 {
     char in[32], out[32], peak[32];
     printf("model       %s\n", o->model);
@@ -152,6 +174,8 @@ static void print_summary(const tare_quantize_options *o, const tare_quantize_re
         printf("calibration %zu samples, %zu tokens\n", r->samples, r->tokens);
     if (r->truncated > 0)
         printf("truncated   %zu samples\n", r->truncated);
+    if (c->unreached > 0)
+        printf("unreached   %zu of %zu experts\n", c->unreached, c->experts);
     printf("weights     %s -> %s (%.1f %%)\n", cli_size((double)r->bytes_in, in, sizeof in),
            cli_size((double)r->bytes_out, out, sizeof out),
            r->bytes_in ? 100.0 * (double)r->bytes_out / (double)r->bytes_in : 0.0);
@@ -161,7 +185,8 @@ static void print_summary(const tare_quantize_options *o, const tare_quantize_re
         printf("saturated   %zu rows of quant_bias\n", r->saturated_rows);
 }
 
-static void print_json(const tare_quantize_options *o, const tare_quantize_result *r)
+static void print_json(const tare_quantize_options *o, const tare_quantize_result *r,
+                       const coverage_text *c)
 {
     printf("{\"model\": ");
     cli_print_json(o->model);
@@ -171,18 +196,31 @@ static void print_json(const tare_quantize_options *o, const tare_quantize_resul
            "\"truncated\": %zu, "
            "\"saturated_rows\": %zu, "
            "\"bytes_in\": %llu, \"bytes_out\": %llu, \"seconds\": %.3f, \"peak_resident_bytes\": "
-           "%zu, \"was_finished\": %s}\n",
+           "%zu, \"was_finished\": %s",
            r->linears, r->linears_quantized, r->samples, r->tokens, r->truncated, r->saturated_rows,
            (unsigned long long)r->bytes_in, (unsigned long long)r->bytes_out, r->seconds,
            peak_resident_bytes(), r->was_finished ? "true" : "false");
+    if (c->experts > 0)
+        printf(", \"coverage\": {%s}", c->text);
+    puts("}");
 }
 
-static tare_status quantize(tare_context *ctx, const tare_quantize_options *o, bool json)
+static tare_status quantize(tare_context *ctx, const tare_quantize_options *given, bool json)
 {
     tare_quantize_result result = {.size = sizeof result};
-    tare_status status = tare_quantize(ctx, o, &result);
+    tare_quantize_options o = *given;
+    coverage_text c = {0};
+    if (!(c.json = open_memstream(&c.text, &c.length))) {
+        fprintf(stderr, "tare: out of memory\n");
+        return TARE_E_MEMORY;
+    }
+    o.coverage = take_coverage;
+    o.coverage_user = &c;
+    tare_status status = tare_quantize(ctx, &o, &result);
+    fclose(c.json);
     if (status == TARE_OK)
-        (json ? print_json : print_summary)(o, &result);
+        (json ? print_json : print_summary)(&o, &result, &c);
+    free(c.text);
     return status;
 }
 
@@ -238,6 +276,7 @@ static int run(int argc, char **argv)
         {"--a-bit", FLAG_SETTING, NULL, "quant.a_bit"},
         {"--pr", FLAG_SETTING, NULL, "quant.pr"},
         {"--seed", FLAG_SETTING, NULL, "quant.seed"},
+        {"--no-rotate", FLAG_OFF_SETTING, NULL, "rotation"},
         {"--rotate", FLAG_SECTION, (void *)(uintptr_t) "rotation.seed", "rotation"},
         {"--anti-method", FLAG_SETTING, NULL, "anti_outlier.anti_method"},
         {"--disable-anti-names", FLAG_SETTING, NULL, "anti_outlier.disable_anti_names"},
@@ -256,6 +295,7 @@ static int run(int argc, char **argv)
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
         {"--batch-rows", FLAG_COUNT, &o.batch_rows, NULL}, /* hidden: for tests */
         {"--skip-layouts", FLAG_COUNT, &o.skip_layouts, NULL},
+        {"--checkpoint-experts", FLAG_COUNT, &o.checkpoint_experts, NULL},
         {NULL, FLAG_SWITCH, NULL, NULL}};
     common options;
     int code = cli_parse(&command_quantize, argc, argv, flags, 1, &options);

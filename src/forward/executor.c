@@ -78,6 +78,7 @@ static size_t padded(size_t rows)
 typedef struct workspace_room {
     const tare_model *model;
     size_t longest, threads;
+    bool experts;
     workspace *w;
 } workspace_room;
 
@@ -91,11 +92,12 @@ static void lay_out(carver *c, void *component)
     room->w->values = carve(c, room->w->rows, columns * sizeof(float));
     room->w->attention_scratch = carve(c, room->threads,
                                        attention_scratch_size(&shape) * sizeof(float));
-    expert_room_lay_out(c, room->model, room->w);
+    if (room->experts)
+        expert_room_lay_out(c, room->model, room->w);
 }
 
 tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tare_dtype round,
-                             workspace *out)
+                             bool experts, workspace *out)
 {
     tare_context *ctx = model->ctx;
     const model_config *c = &model->config;
@@ -106,14 +108,14 @@ tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tar
     if (c->has_local_rope)
         TRY(rope_table_create(ctx, &c->local_rope, c->rotary_dim, longest, threads,
                               &out->local_rope));
-    TRY(carver_alloc(ctx, lay_out, &(workspace_room){model, longest, threads, out}));
+    TRY(carver_alloc(ctx, lay_out, &(workspace_room){model, longest, threads, experts, out}));
 done:
     if (status != TARE_OK)
         workspace_free(out);
     return status;
 }
 
-size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest)
+size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest, bool experts)
 {
     const model_config *c = &model->config;
     size_t threads = (size_t)parallel_threads(model->ctx);
@@ -122,7 +124,7 @@ size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest)
                        ? rope_table_bytes(&c->local_rope, c->rotary_dim, longest, threads)
                        : 0;
     return local + rope_table_bytes(&c->rope, c->rotary_dim, longest, threads) +
-           carver_bytes(lay_out, &(workspace_room){model, longest, threads, &w});
+           carver_bytes(lay_out, &(workspace_room){model, longest, threads, experts, &w});
 }
 
 void workspace_free(workspace *w)
@@ -347,6 +349,12 @@ static void rotate_heads(const rotate_work *w, float *row, size_t columns, size_
     }
 }
 
+/* Tokens of each sequence of a sample. */
+static size_t sequence_length(const batch *b, size_t sample)
+{
+    return b->lengths[sample] / (b->sequences ? b->sequences[sample] : 1);
+}
+
 static void rotate_sample(void *user, size_t index, int thread)
 {
     const rotate_work *w = user;
@@ -354,12 +362,12 @@ static void rotate_sample(void *user, size_t index, int thread)
     size_t row = 0;
     for (size_t s = 0; s < index; s++)
         row += b->lengths[s];
-    size_t past = b->past ? b->past[index] : 0;
-    size_t tokens = past + b->lengths[index];
-    rope_sequence rope = rope_sequence_begin(w->table, tokens, thread);
-    for (size_t p = past; p < tokens; p++, row++) {
+    size_t past = b->past ? b->past[index] : 0, length = sequence_length(b, index);
+    rope_sequence rope = rope_sequence_begin(w->table, past + length, thread);
+    for (size_t i = 0; i < b->lengths[index]; i++, row++) {
         const float *cos, *sin;
-        rope_sequence_at(&rope, b->turn ? (p + b->turn) % tokens : p, &cos, &sin);
+        size_t place = i % length;
+        rope_sequence_at(&rope, b->turn ? (place + b->turn) % length : past + place, &cos, &sin);
         rotate_heads(w, w->q + row * w->q_columns, w->q_columns, w->node->head[0], w->node->skip,
                      cos, sin);
         rotate_heads(w, w->k + row * w->k_columns, w->k_columns, w->node->head[1], 0, cos, sin);
@@ -396,15 +404,18 @@ static tare_status run_attend(const graph_run *r, const graph_node *n)
     if (ops->attend)
         return ops->attend(ops->user, b, q, k, v, out, r->w->attention_scratch);
     size_t query = columns_of(r, n->in[0]), keys = columns_of(r, n->in[1]),
-           values = columns_of(r, n->in[2]), sums = columns_of(r, n->out), row = 0;
+           values = columns_of(r, n->in[2]), sums = columns_of(r, n->out), row = 0, end = 0;
+    const size_t *kept = b->kept;
     for (size_t s = 0; s < b->samples; s++) {
         attention_shape shape = layer_attention_shape(&r->model->config, r->block->index,
-                                                      b->lengths[s]);
+                                                      sequence_length(b, s));
         shape.round = r->w->round;
-        attention_forward(r->w->ctx, &shape, q + row * query, query, k + row * keys, keys,
-                          v + row * values, values, out + row * sums, sums,
-                          r->w->attention_scratch);
-        row += b->lengths[s];
+        for (end += b->lengths[s]; row < end; row += shape.tokens) {
+            shape.kept = kept ? *kept++ : 0;
+            attention_forward(r->w->ctx, &shape, q + row * query, query, k + row * keys, keys,
+                              v + row * values, values, out + row * sums, sums,
+                              r->w->attention_scratch);
+        }
     }
     return TARE_OK;
 }

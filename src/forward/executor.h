@@ -16,6 +16,9 @@ typedef struct batch {
     const size_t *past;    /* [samples] tokens of each that went through before; NULL: none did */
     size_t turn; /* positions begin here, and behind the last one comes 0; only without past
                     (MTP layers) */
+    /* [samples] sequences of equal length that each is made of, which do not see each other; NULL:
+     * one. `kept`: tokens of each sequence before those that only pad it; NULL: all. */
+    const size_t *sequences, *kept;
 } batch;
 
 /* What a block asks of its owner. */
@@ -67,14 +70,15 @@ typedef struct workspace {
     rope_table rope, local_rope; /* of layers with a window, where they have their own */
     float *values;               /* [graph columns, rows], rows rounded up */
     float *attention_scratch;
-    struct expert_room *experts; /* executor_experts.c; NULL: the model has none */
+    struct expert_room *experts; /* executor_experts.c; NULL: none run by it */
 } workspace;
 
+/* `experts`: NODE_EXPERTS will be run, if the model has any. */
 tare_status workspace_create(tare_model *model, size_t rows, size_t longest, tare_dtype round,
-                             workspace *out);
+                             bool experts, workspace *out);
 void workspace_free(workspace *w);
 /* Accounted bytes, at most. */
-size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest);
+size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest, bool experts);
 
 /* Where a value of the graph lies. */
 float *workspace_value(const workspace *w, const block_graph *graph, graph_value v);

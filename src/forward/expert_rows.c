@@ -13,14 +13,29 @@ void expert_rows_lay_out(carver *c, expert_rows *e, size_t rows)
     e->places = carve(c, rows, sizeof *e->places);
 }
 
+/* The expert's place among those that a row chose; route->chosen: it is none of them. */
+static size_t place_of(const route_spec *route, size_t expert, const float *chosen)
+{
+    size_t i = 0;
+    while (i < route->chosen && chosen[i] != (float)expert)
+        i++;
+    return i;
+}
+
+size_t expert_rows_count(const route_spec *route, size_t expert, const float *routing, size_t rows)
+{
+    size_t count = 0;
+    for (size_t row = 0; row < rows; row++)
+        count += place_of(route, expert, routing + row * 2 * route->chosen) < route->chosen;
+    return count;
+}
+
 void expert_rows_gather(expert_rows *e, const route_spec *route, size_t expert, const float *x,
                         const float *routing, size_t rows, size_t place)
 {
     for (size_t row = 0; row < rows; row++) {
         const float *chosen = routing + row * 2 * route->chosen;
-        size_t i = 0;
-        while (i < route->chosen && chosen[i] != (float)expert)
-            i++;
+        size_t i = place_of(route, expert, chosen);
         if (i == route->chosen)
             continue;
         memcpy(e->x + e->count * e->columns, x + row * e->columns, e->columns * sizeof *x);

@@ -16,6 +16,8 @@ typedef struct expert_rows {
 
 /* For at most `rows`, and e->columns. */
 void expert_rows_lay_out(carver *c, expert_rows *e, size_t rows);
+/* How many of `rows` chose `expert`. */
+size_t expert_rows_count(const route_spec *route, size_t expert, const float *routing, size_t rows);
 /* Appends those of x [rows, columns] that chose `expert` by routing [rows, 2*chosen]; the sum of
  * the first row is number `place`. */
 void expert_rows_gather(expert_rows *e, const route_spec *route, size_t expert, const float *x,

@@ -30,7 +30,7 @@ tare_status tare_model_logits(tare_model *model, const uint32_t *ids, size_t cou
         goto done;
     }
     TRY(embed_into(model, ids, count, x));
-    TRY(workspace_create(model, count, count, TARE_F32, &w));
+    TRY(workspace_create(model, count, count, TARE_F32, true, &w));
     TRY(weight_source_open(model, WEIGHTS_LAYER, NULL, &weights));
     for (size_t i = 0; i < model->config.num_layers; i++)
         TRY(TARE_WRAP(ctx, run_layer(&weights, i, &b, &w, x), "layer %zu", i));

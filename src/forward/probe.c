@@ -26,6 +26,7 @@ float *probe_floats(tare_context *ctx, size_t rows, size_t cols)
 void probe_cut(model_linear *linear, size_t rows)
 {
     linear->n = linear->weight.n = size_min(linear->n, rows);
+    linear->weight.edit = NULL;
 }
 
 tare_status probe_weight(tare_model *model, const model_linear *cut, coded_rows *out)

@@ -7,8 +7,8 @@
 /* [rows, cols] where the checkpoint has no data on disk: channels differ by up to 16 times, as they
  * do in trained models. NULL when out of memory. */
 float *probe_floats(tare_context *ctx, size_t rows, size_t cols);
-/* Leaves a linear its first rows, at most so many; and its weight, made up where there is no data
- * on disk. */
+/* Leaves a linear its first rows, at most so many, as they are stored: an edit may mix all rows.
+ * And its weight, made up where there is no data on disk. */
 void probe_cut(model_linear *linear, size_t rows);
 tare_status probe_weight(tare_model *model, const model_linear *cut, coded_rows *out);
 

@@ -29,7 +29,7 @@ tare_status forward_create(tare_model *model, const generation_layout *layout, s
     tare_status status = TARE_OK;
     *out = (forward){.model = model, .layout = *layout, .longest = longest};
     TRY(carver_alloc(model->ctx, lay_out, out));
-    TRY(workspace_create(model, layout->batch_rows, longest, TARE_F32, &out->work));
+    TRY(workspace_create(model, layout->batch_rows, longest, TARE_F32, true, &out->work));
     TRY(weight_source_open(model, layout->mode, kept, &out->weights));
 done:
     if (status != TARE_OK)
@@ -50,7 +50,7 @@ void forward_free(forward *f)
 size_t forward_bytes(tare_model *model, const generation_layout *layout, size_t longest)
 {
     forward f = {.model = model, .layout = *layout, .longest = longest};
-    return carver_bytes(lay_out, &f) + workspace_bytes(model, layout->batch_rows, longest) +
+    return carver_bytes(lay_out, &f) + workspace_bytes(model, layout->batch_rows, longest, true) +
            embed_into_bytes(model) + weight_source_bytes(model, layout->mode, layout->batch);
 }
 

@@ -105,6 +105,9 @@ static void run_piece(const edit_job *job, const edit_piece *p, int thread)
     }
     if (e->right)
         multiply_right(job, p, x, turned, room);
+    for (size_t i = 0; e->signs && i < p->rows; i++)
+        job->kern->multiply(x + i * p->columns, e->signs + p->column, p->columns,
+                            x + i * p->columns);
     if (p->left)
         rotation_apply(job->ctx, p->left, x, p->columns, room);
     for (size_t i = 0; i < p->rows; i++)

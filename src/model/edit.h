@@ -20,6 +20,7 @@ typedef struct weight_edit {
      * `right_share` blocks of columns; NULL. */
     const rotation *right;
     size_t right_blocks, right_share;
+    const float *signs; /* [k] that columns are multiplied by then; NULL */
     /* W <- L^T W: of all rows (left_blocks.count 0), or one each for blocks of them; NULL. */
     const rotation *left;
     block_rows left_blocks;

@@ -321,13 +321,29 @@ size_t node_of_unit(const block_graph *g, size_t unit)
     return n;
 }
 
-/* Where to cut between a unit and the next one: of equals first, so that a norm stays with the unit
- * that reads it, as smoothing changes both. */
+/* Is a norm smoothed into a unit behind this one? */
+static bool is_norm_of_later(const block_graph *g, size_t norm, size_t unit)
+{
+    for (size_t p = 0; p < g->num_pairs; p++) {
+        const pair_spec *pair = &g->pairs[p];
+        if (pair->of_norm && pair->source == norm && pair->unit > unit)
+            return true;
+    }
+    return false;
+}
+
+/* Where to cut between a unit and the next one. A norm runs with the unit that it is smoothed into:
+ * its scales are known there. */
 static size_t best_cut(const block_graph *g, size_t unit)
 {
-    size_t end = node_of_unit(g, unit + 1), best = end;
-    for (size_t at = end; at > node_of_unit(g, unit); at--) {
-        if (carried_columns(g, at) <= carried_columns(g, best))
+    size_t begin = node_of_unit(g, unit), end = node_of_unit(g, unit + 1);
+    for (size_t n = begin; n < end; n++) {
+        if (g->nodes[n].kind == NODE_NORM && is_norm_of_later(g, g->nodes[n].index, unit))
+            end = n;
+    }
+    size_t best = end;
+    for (size_t at = end; at > begin; at--) {
+        if (carried_columns(g, at) < carried_columns(g, best))
             best = at;
     }
     return best;
@@ -408,6 +424,15 @@ size_t graph_segments(const block_graph *g, graph_cut cut, bool keep_rows,
             end_segment(g, at, u + 1, out, &count);
     }
     return count;
+}
+
+block_segment graph_experts_segment(const block_graph *g)
+{
+    block_segment segments[BLOCK_SEGMENTS];
+    size_t at = 0, count = graph_segments(g, CUT_NONE, false, segments);
+    while (at + 1 < count && !segments[at].experts)
+        at++;
+    return segments[at];
 }
 
 bool segment_has_norm(const block_graph *g, const block_segment *s, size_t norm)

@@ -228,6 +228,8 @@ void graph_finish(block_graph *g);
  * a segment of their own in any case. */
 size_t graph_segments(const block_graph *g, graph_cut cut, bool keep_rows,
                       block_segment out[BLOCK_SEGMENTS]);
+/* That segment of a block with experts, which is the same however the block is cut. */
+block_segment graph_experts_segment(const block_graph *g);
 /* Does the norm stand in a segment (NULL: the block)? */
 bool segment_has_norm(const block_graph *g, const block_segment *s, size_t norm);
 /* Does attention? */

@@ -1,5 +1,6 @@
 #include "model/rotate.h"
 
+#include <math.h>
 #include <string.h>
 
 /* What the linears of a block have to do with the residual stream. */
@@ -20,6 +21,7 @@ struct model_rotation {
     rotation **values; /* [blocks] of heads each; NULL: none */
     size_t *heads;     /* [blocks] */
     float *ones;       /* [hidden_size]: what folded norms are */
+    float *flips;      /* signs and weights of flipped norms */
     stream_roles roles[BLOCK_KINDS];
     stored_weight *edited; /* all that is, norms and biases among it, by name: */
     size_t num_edited, edited_capacity;
@@ -293,6 +295,26 @@ done:
     return status;
 }
 
+/* Tensors that no rule knows are copied, and may belong to what reads the stream. */
+static void warn_of_extra(const tare_model *m)
+{
+    const char *first = NULL;
+    size_t count = 0;
+    for (size_t i = 0; i < m->num_extra; i++) {
+        const tensor_info *t = m->extra[i].tensor;
+        bool wide = false;
+        for (int d = 0; d < t->rank; d++)
+            wide |= t->shape[d] == m->config.hidden_size;
+        if (wide && count++ == 0)
+            first = t->name;
+    }
+    if (count > 0)
+        TARE_WARN(m->ctx,
+                  "rotation: %zu unknown tensors of the size of the residual stream do not know "
+                  "that it is turned (first: %s)",
+                  count, first);
+}
+
 tare_status model_rotate(tare_model *m, const rotation_settings *settings)
 {
     tare_status status = TARE_OK;
@@ -316,11 +338,192 @@ tare_status model_rotate(tare_model *m, const rotation_settings *settings)
         for (size_t i = 0; i < layers; i++)
             TRY(edit_stream(m, &m->blocks[i]));
         TRY(edit_ends(m));
+        warn_of_extra(m);
     }
     for (size_t i = 0; settings->r2 && i < layers; i++)
         TRY(edit_values(m, &m->blocks[i]));
     TRY(list_edited(m));
 done:
+    return status;
+}
+
+/* ---- alignment ---- */
+
+int model_stream_norm(const tare_model *m, const model_block *b, graph_unit unit)
+{
+    const stream_roles *roles = &m->rotation->roles[block_kind_of(b)];
+    const stream_role *role = &roles->linears[b->graph->units[unit].first];
+    return role->reads ? role->norm : -1;
+}
+
+/* The rows that count: of all layers but the first two, where there are more. */
+static size_t list_rows(const tare_model *m, const float *const *means, const float **rows)
+{
+    size_t count = 0, first = m->config.num_layers > 2 ? 2 : 0;
+    for (size_t i = first * BLOCK_NORMS; i < m->config.num_layers * BLOCK_NORMS; i++)
+        if (means[i])
+            rows[count++] = means[i];
+    return count;
+}
+
+/* Products [count,count] of rows [n] made as long as 1; rows of zeros have none. */
+static void unit_products(const float *const *rows, size_t count, size_t n, double *products,
+                          double *lengths)
+{
+    for (size_t a = 0; a < count; a++) {
+        for (size_t b = 0; b <= a; b++) {
+            double dot = 0;
+            for (size_t i = 0; i < n; i++)
+                dot += (double)rows[a][i] * (double)rows[b][i];
+            products[a * count + b] = products[b * count + a] = dot;
+        }
+        lengths[a] = sqrt(products[a * count + a]);
+    }
+    for (size_t a = 0; a < count; a++)
+        for (size_t b = 0; b < count; b++)
+            products[a * count + b] = lengths[a] > 0 && lengths[b] > 0
+                                          ? products[a * count + b] / (lengths[a] * lengths[b])
+                                          : 0;
+}
+
+/* weights [count] <- the first eigenvector of products, by power iteration; false: they are 0. */
+static bool first_eigenvector(const double *products, size_t count, double *weights, double *next)
+{
+    enum { STEPS = 500 };
+    for (size_t a = 0; a < count; a++)
+        weights[a] = 1;
+    for (int step = 0; step < STEPS; step++) {
+        double length = 0;
+        for (size_t a = 0; a < count; a++) {
+            next[a] = 0;
+            for (size_t b = 0; b < count; b++)
+                next[a] += products[a * count + b] * weights[b];
+            length += next[a] * next[a];
+        }
+        if (!(length > 0))
+            return false;
+        for (size_t a = 0; a < count; a++)
+            weights[a] = next[a] / sqrt(length);
+    }
+    return true;
+}
+
+/* u [n]: of rows as long as 1 the first right singular vector, towards (1, ..., 1); false: all are
+ * 0. */
+static bool shared_direction(const float *const *rows, size_t count, size_t n, double *room,
+                             double *u)
+{
+    double *lengths = room + count * count, *weights = lengths + count, length = 0, sum = 0;
+    unit_products(rows, count, n, room, lengths);
+    if (!first_eigenvector(room, count, weights, weights + count))
+        return false;
+    for (size_t i = 0; i < n; i++) {
+        u[i] = 0;
+        for (size_t a = 0; a < count; a++)
+            u[i] += lengths[a] > 0 ? weights[a] / lengths[a] * (double)rows[a][i] : 0;
+        length += u[i] * u[i];
+        sum += u[i];
+    }
+    for (size_t i = 0; i < n; i++)
+        u[i] /= sum < 0 ? -sqrt(length) : sqrt(length);
+    return length > 0;
+}
+
+/* v [n] <- what mirrors u to (1, ..., 1) / sqrt(n); false: it lies there. */
+static bool mirror_of(const double *u, size_t n, float *v)
+{
+    double length = 0, there = 1 / sqrt((double)n);
+    for (size_t i = 0; i < n; i++)
+        length += (u[i] - there) * (u[i] - there);
+    for (size_t i = 0; i < n; i++)
+        v[i] = (float)((u[i] - there) / sqrt(length));
+    return length > 1e-12;
+}
+
+static tare_status mirror_stream(tare_model *m, const float *const *means, float *v, bool *mirrored)
+{
+    tare_status status = TARE_OK;
+    tare_context *ctx = m->ctx;
+    size_t n = m->config.hidden_size, most = m->config.num_layers * BLOCK_NORMS;
+    const float **rows = mem_alloc_array(ctx, most, sizeof *rows);
+    double *u = mem_alloc_array(ctx, n, sizeof *u), *room = NULL;
+    *mirrored = false;
+    TRY(rows && u ? TARE_OK : TARE_E_MEMORY);
+    size_t count = list_rows(m, means, rows);
+    room = mem_alloc_array(ctx, count * (count + 3), sizeof *room);
+    TRY(room ? TARE_OK : TARE_E_MEMORY);
+    *mirrored = shared_direction(rows, count, n, room, u) && mirror_of(u, n, v);
+    if (*mirrored)
+        TRY(rotation_mirror(ctx, &m->rotation->stream, v));
+done:
+    mem_free(ctx, rows);
+    mem_free(ctx, u);
+    mem_free(ctx, room);
+    return status;
+}
+
+static void flip_linear(const model_linear *l, const float *signs)
+{
+    if (l->weight.edit)
+        ((weight_edit *)(uintptr_t)l->weight.edit)->signs = signs;
+}
+
+/* The norm multiplies by what its readers' columns are multiplied by, `signs` [2,n], which stay. v
+ * NULL: nothing is mirrored. */
+static void flip_norm(tare_model *m, const model_block *b, size_t norm, const float *mean,
+                      const float *v, float *signs)
+{
+    const stream_roles *roles = &m->rotation->roles[block_kind_of(b)];
+    size_t n = m->config.hidden_size;
+    double dot = 0;
+    float *weight = signs + n;
+    stored_weight w;
+    for (size_t i = 0; v && i < n; i++)
+        dot += (double)v[i] * (double)mean[i];
+    for (size_t i = 0; i < n; i++) {
+        signs[i] = (double)mean[i] - (v ? 2 * (double)v[i] * dot : 0) < 0 ? -1.0f : 1.0f;
+        weight[i] = signs[i] - m->config.arch->norm_base;
+    }
+    if (model_find_rotated(m, b->norms[norm]->name, &w))
+        ((weight_edit *)(uintptr_t)w.edit)->values = weight;
+    for (size_t i = 0; i < b->graph->num_linears; i++)
+        if (roles->linears[i].reads && roles->linears[i].norm == (int)norm)
+            flip_linear(block_linear(m, b, i), signs);
+    for (size_t e = 0; roles->experts.norm == (int)norm && e < block_experts(b); e++)
+        for (size_t i = 0; i + 1 < EXPERT_LINEARS; i++)
+            flip_linear(expert_linear(m, b, e, i), signs);
+}
+
+size_t model_align_bytes(const tare_model *m, size_t norms)
+{
+    size_t n = m->config.hidden_size, most = m->num_blocks * BLOCK_NORMS;
+    return mem_array_bytes(norms, 2 * n * sizeof(float)) + 2 * mem_array_bytes(n, sizeof(float)) +
+           mem_array_bytes(n, sizeof(double)) + mem_array_bytes(most, sizeof(float *)) +
+           mem_array_bytes(norms, (norms + 3) * sizeof(double));
+}
+
+tare_status model_align(tare_model *m, const float *const *means)
+{
+    tare_status status = TARE_OK;
+    struct model_rotation *r = m->rotation;
+    bool mirrored = false;
+    size_t n = m->config.hidden_size, all = m->config.num_layers * BLOCK_NORMS, count = 0;
+    float *v = mem_alloc_array(m->ctx, n, sizeof *v);
+    TRY(v ? TARE_OK : TARE_E_MEMORY);
+    if (r->settings.align)
+        TRY(mirror_stream(m, means, v, &mirrored));
+    if (!r->settings.flips)
+        goto done;
+    for (size_t i = 0; i < all; i++)
+        count += means[i] != NULL;
+    TRY((r->flips = mem_alloc_array(m->ctx, count, 2 * n * sizeof *r->flips)) ? TARE_OK
+                                                                              : TARE_E_MEMORY);
+    for (size_t i = 0, at = 0; i < all; i++)
+        if (means[i])
+            flip_norm(m, &m->blocks[i / BLOCK_NORMS], i % BLOCK_NORMS, means[i],
+                      mirrored ? v : NULL, r->flips + 2 * n * at++);
+done:
+    mem_free(m->ctx, v);
     return status;
 }
 
@@ -362,6 +565,7 @@ void model_rotation_free(tare_model *m)
     }
     rotation_free(m->ctx, &r->stream);
     strmap_free(&r->by_name);
+    mem_free(m->ctx, r->flips);
     mem_free(m->ctx, r->edited);
     mem_free(m->ctx, r->values);
     mem_free(m->ctx, r->heads);

@@ -10,12 +10,22 @@
 
 typedef struct rotation_settings {
     uint64_t seed;
-    bool r1, r2; /* of the stream; of values */
+    bool r1, r2;       /* of the stream; of values */
+    bool align, flips; /* the stream's by the means of norms (model_align) */
 } rotation_settings;
 
 /* The model's weights from now on. TARE_E_USAGE for an architecture whose stream passes something
  * that a rotation does not pass through. */
 tare_status model_rotate(tare_model *model, const rotation_settings *settings);
+/* Does the unit read the stream by way of a norm? Its number in the block; -1: no. */
+int model_stream_norm(const tare_model *model, const model_block *block, graph_unit unit);
+/* A rotated model whose R1 is mirrored so that the direction that most means of its norms' outputs
+ * share becomes (1, ..., 1), which an offset absorbs; and channels of norms are flipped so that
+ * their means are positive (section 3). means [num_blocks * BLOCK_NORMS]: [hidden_size] of the
+ * rotated model's norms that read the stream, in block order; NULL for others. */
+tare_status model_align(tare_model *model, const float *const *means);
+/* Accounted bytes, at most, that it keeps and works with, for so many norms with means. */
+size_t model_align_bytes(const tare_model *model, size_t norms);
 /* The weight, norm or bias that the tensor `name` has become; false: it is as it was. */
 bool model_find_rotated(const tare_model *model, const char *name, stored_weight *out);
 /* Accounted bytes, at most, that reading an edited weight needs beside what stored_reading_bytes

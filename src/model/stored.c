@@ -86,10 +86,16 @@ static stored_weight unedited(const stored_weight *w)
     return plain;
 }
 
+/* Do its rows come with scales? */
+static bool is_scaled(const stored_weight *w)
+{
+    return w->scales && !w->edit;
+}
+
 /* The rows may begin and end in the middle of a block. */
 size_t stored_scales(const stored_weight *w, size_t rows)
 {
-    size_t block = w->scales && !w->edit ? w->codec->block : 0;
+    size_t block = is_scaled(w) ? w->codec->block : 0;
     return block ? (rows / block + 2) * size_divide_up(w->k, block) : 0;
 }
 
@@ -104,8 +110,11 @@ uint64_t stored_bytes(const stored_weight *w)
 
 size_t stored_room_bytes(const stored_weight *w, size_t rows)
 {
-    return mem_array_bytes(rows, stored_row_bytes(w)) +
-           (w->scales && !w->edit ? mem_array_bytes(stored_scales(w, rows), sizeof(float)) : 0);
+    size_t bytes;
+    if (!size_mul(rows, stored_row_bytes(w), &bytes))
+        return MEM_ABSURD;
+    return mem_block_bytes(file_read_room(bytes)) +
+           (is_scaled(w) ? mem_array_bytes(stored_scales(w, rows), sizeof(float)) : 0);
 }
 
 size_t stored_reading_bytes(const stored_weight *w, size_t rows)
@@ -116,8 +125,7 @@ size_t stored_reading_bytes(const stored_weight *w, size_t rows)
         return stored_reading_bytes(&plain, rows) +
                (edits_in_place(w) ? 0 : stored_room_bytes(&plain, rows));
     }
-    return file_read_bytes(size_max(rows * stored_row_bytes(w), scales)) +
-           (w->scales ? mem_block_bytes(scales) : 0);
+    return w->scales ? file_read_bytes(scales) + mem_block_bytes(scales) : 0;
 }
 
 size_t stored_step(const stored_weight *w)
@@ -146,12 +154,15 @@ static coded_rows rows_of(const stored_weight *w)
 tare_status stored_room(const checkpoint *c, const stored_weight *w, size_t rows, coded_rows *out)
 {
     tare_context *ctx = checkpoint_context(c);
+    size_t bytes;
     *out = rows_of(w);
-    out->data = mem_alloc_array(ctx, rows, stored_row_bytes(w));
-    bool scales = w->scales && !w->edit;
-    if (scales)
+    if (!size_mul(rows, stored_row_bytes(w), &bytes) || bytes > MEM_ABSURD)
+        return TARE_FAIL(ctx, TARE_E_MEMORY, "out of memory: %zu rows of %s", rows,
+                         w->tensor->name);
+    out->data = out->room = mem_alloc(ctx, file_read_room(bytes));
+    if (is_scaled(w))
         out->scales = mem_alloc_array(ctx, stored_scales(w, rows), sizeof *out->scales);
-    if (out->data && (out->scales || !scales))
+    if (out->data && (out->scales || !is_scaled(w)))
         return TARE_OK;
     coded_free(ctx, out);
     return TARE_E_MEMORY;
@@ -196,23 +207,27 @@ done:
     return status;
 }
 
-/* Rows into `room`, of stored_row_bytes each. */
+/* *data: rows in `room`, which has as much as file_read_in needs. */
 static tare_status read_edited(checkpoint *c, const stored_weight *w, size_t first, size_t count,
-                               void *room)
+                               void *room, void **data)
 {
     tare_status status = TARE_OK;
     tare_context *ctx = checkpoint_context(c);
     stored_weight plain = unedited(w);
     coded_rows rows = rows_of(&plain), own = {0};
+    *data = room;
     if (w->edit->values)
         return edit_rows(ctx, w->edit, w->n, first, count, &rows, w->dtype, room);
-    rows.data = room;
-    if (!edits_in_place(w)) {
+    if (edits_in_place(w)) {
+        rows.room = room;
+        TRY(stored_read(c, &plain, first, count, &rows));
+        *data = rows.data;
+    } else {
         TRY(stored_room(c, &plain, count, &own));
+        TRY(stored_read(c, &plain, first, count, &own));
         rows = own;
     }
-    TRY(stored_read(c, &plain, first, count, &rows));
-    TRY(edit_rows(ctx, w->edit, w->n, first, count, &rows, w->dtype, room));
+    TRY(edit_rows(ctx, w->edit, w->n, first, count, &rows, w->dtype, *data));
 done:
     coded_free(ctx, &own);
     return status;
@@ -221,11 +236,13 @@ done:
 tare_status stored_read(checkpoint *c, const stored_weight *w, size_t first, size_t count,
                         coded_rows *room)
 {
-    size_t row_bytes = stored_row_bytes(w);
     if (w->edit)
-        return read_edited(c, w, first, count, room->data);
-    tare_status status = checkpoint_read(c, w->tensor, (uint64_t)(w->first + first) * row_bytes,
-                                         room->data, count * row_bytes);
+        return read_edited(c, w, first, count, room->room, &room->data);
+    size_t row_bytes = stored_row_bytes(w), size = count * row_bytes;
+    uint64_t at = (uint64_t)(w->first + first) * row_bytes;
+    tare_status status = checkpoint_read_in(c, w->tensor, at, size, room->room, &room->data);
+    if (status == TARE_OK)
+        status = checkpoint_check_finite(c, w->tensor, at, room->data, size);
     return status == TARE_OK ? read_scales(c, w, first, count, room->scales, &room->first) : status;
 }
 
@@ -234,10 +251,8 @@ tare_status stored_read_in(checkpoint *c, const stored_weight *w, size_t first, 
 {
     size_t row_bytes = stored_row_bytes(w);
     *out = rows_of(w);
-    if (w->edit) {
-        out->data = room;
-        return read_edited(c, w, first, count, room);
-    }
+    if (w->edit)
+        return read_edited(c, w, first, count, room, &out->data);
     out->scales = scales;
     tare_status status = checkpoint_read_in(c, w->tensor, (uint64_t)(w->first + first) * row_bytes,
                                             count * row_bytes, room, &out->data);

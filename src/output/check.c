@@ -56,19 +56,19 @@ tare_status output_verify_stage(output *o)
 
 /* ---- the rehearsal ---- */
 
-/* Tensors side by side, as a folder's files would hold them; `late`: with all FA tensors, of which
- * some will be there, and it is not known which. */
-static tare_status list_tensors(const output_folder *f, bool late, arena *a, reader_plan *out)
+/* What a folder's files would hold; `late`: with all FA tensors, of which some will be there, and
+ * it is not known which. */
+typedef struct planned_list {
+    const output_folder *f;
+    bool late;
+} planned_list;
+
+static const tensor_info *planned_at(const void *user, size_t index, const char **type)
 {
-    tensor_info *list = arena_alloc_array(a, f->num_tensors, sizeof *list);
-    if (!list)
-        return TARE_E_MEMORY;
-    out->num_tensors = 0;
-    for (size_t i = 0; i < f->num_tensors; i++)
-        if (late || !f->tensors[i].absent)
-            list[out->num_tensors++] = f->tensors[i].info;
-    out->tensors = list;
-    return TARE_OK;
+    const planned_list *l = user;
+    const planned_tensor *t = &l->f->tensors[index];
+    *type = t->absent || l->f->layout == LAYOUT_COMPRESSED_TENSORS ? NULL : t->type;
+    return l->late || !t->absent ? &t->info : NULL;
 }
 
 /* The layout that the target's engine would be given, of those that are written. */
@@ -79,14 +79,11 @@ static bool is_for_target(const output *o, layout which)
 }
 
 static tare_status rehearse_target(output *o, const output_folder *f, reader_plan plan,
-                                   const tare_verify_options *options, arena *a)
+                                   const tare_verify_options *options)
 {
-    tare_status status = TARE_OK;
-    if (plan.layout != LAYOUT_NUMPY)
-        TRY(list_tensors(f, o->fa_kept > 0, a, &plan));
-    TRY(verify_planned_target(o->ctx, options, &plan));
-done:
-    return status;
+    const planned_list late = {f, o->fa_kept > 0};
+    plan.user = &late;
+    return verify_planned_target(o->ctx, options, &plan);
 }
 
 static tare_status rehearse_layout(output *o, output_folder *f, layout which, const char *config)
@@ -94,15 +91,17 @@ static tare_status rehearse_layout(output *o, output_folder *f, layout which, co
     tare_verify_result result = {0};
     tare_status status = TARE_OK;
     buffer first, description;
-    arena a;
-    reader_plan plan = {
-        .layout = which, .config = config, .weight_offsets = o->options.weight_offsets};
-    arena_init(&a, o->ctx);
+    const planned_list now = {f, false};
+    reader_plan plan = {.layout = which,
+                        .config = config,
+                        .tensor = planned_at,
+                        .user = &now,
+                        .weight_offsets = o->options.weight_offsets};
     buffer_init(&first, o->ctx);
     buffer_init(&description, o->ctx);
     if (which != LAYOUT_NUMPY) { /* the names of its arrays are made while they are written */
-        TRY(list_tensors(f, false, &a, &plan));
-        TRY(output_description_text(o, f, &description));
+        plan.num_tensors = f->num_tensors;
+        TRY(output_description_globals(o, f, &description));
     }
     if (description.length > 0) {
         plan.description = description.data;
@@ -111,13 +110,12 @@ static tare_status rehearse_layout(output *o, output_folder *f, layout which, co
     }
     tare_verify_options options = options_of(o, &first);
     if (is_for_target(o, which))
-        TRY(rehearse_target(o, f, plan, &options, &a));
+        TRY(rehearse_target(o, f, plan, &options));
     if (o->options.verify)
         TRY(conclude(o, verify_planned(o->ctx, &options, &plan, &result), &result, &first));
 done:
     buffer_free(&first);
     buffer_free(&description);
-    arena_free(&a);
     return status;
 }
 

@@ -59,18 +59,23 @@ static void put_globals(output *o, output_folder *f, buffer *b, bool *first)
         buffer_puts(b, ",\n  \"group_size\": 0,\n  \"metadata\": {},\n  \"optional\": {}");
 }
 
-tare_status output_description_text(output *o, output_folder *f, buffer *out)
+static tare_status describe(output *o, output_folder *f, bool tensors, buffer *out)
 {
     bool first = true;
     if (!f->has_files || f->layout == LAYOUT_COMPRESSED_TENSORS)
         return TARE_OK;
     buffer_putc(out, '{');
     put_globals(o, f, out, &first);
-    for (size_t i = 0; i < f->num_tensors; i++)
+    for (size_t i = 0; tensors && i < f->num_tensors; i++)
         if (!f->tensors[i].absent)
             put_member(out, "  ", f->tensors[i].info.name, f->tensors[i].type, &first);
     buffer_puts(out, "\n}\n");
     return out->status;
+}
+
+tare_status output_description_globals(output *o, output_folder *f, buffer *out)
+{
+    return describe(o, f, false, out);
 }
 
 tare_status output_stage_description(output *o, output_folder *f)
@@ -78,7 +83,7 @@ tare_status output_stage_description(output *o, output_folder *f)
     buffer b;
     tare_status status = TARE_OK;
     buffer_init(&b, o->ctx);
-    TRY(output_description_text(o, f, &b));
+    TRY(describe(o, f, true, &b));
     if (b.length == 0)
         goto done;
     char *name = output_description_name(o, f->layout);

@@ -1,5 +1,6 @@
 /* Names of an output's files: those of its layouts (layout.c), or those that a caller gives the
- * safe_tensor layout. */
+ * safe_tensor layout; of weight files also ascendv1's, whose description engines know by its name.
+ */
 #include <string.h>
 
 #include "output/output_internal.h"
@@ -18,7 +19,7 @@ const char *output_type(const output *o, layout which, linear_scheme scheme)
 char *output_weight_prefix(output *o, layout which)
 {
     const char *name = o->options.safetensors_name;
-    if (name && which == LAYOUT_SAFE_TENSOR)
+    if (name && (which == LAYOUT_SAFE_TENSOR || which == LAYOUT_ASCENDV1))
         return arena_strndup(&o->arena, name, stem_length(name));
     return layout_weight_prefix(&o->arena, which, o->options.num.compat,
                                 output_type(o, which, o->named_by));

@@ -185,7 +185,7 @@ tare_status output_numpy_close(output *o, output_folder *f);
 /* description.c: index and description. */
 tare_status output_stage_index(output *o, output_folder *f);
 /* The description's text; empty for a folder without one. */
-tare_status output_description_text(output *o, output_folder *f, buffer *out);
+tare_status output_description_globals(output *o, output_folder *f, buffer *out);
 tare_status output_stage_description(output *o, output_folder *f);
 
 /* config_json.c: the edited config.json (section 1.2). */

@@ -109,11 +109,13 @@ static void place(weight_file *files, const tensor_info *t, size_t which, size_t
 {
     weight_file *w = &files[which];
     *index = w->count;
-    w->tensors[w->count++] = *t;
+    if (w->tensors)
+        w->tensors[w->count] = *t;
+    w->count++;
     w->bytes += t->bytes;
 }
 
-/* Tensors of each file side by side, as the safetensors writer wants them. */
+/* Tensors of each file side by side, as the safetensors writer wants them; a rehearsal has none. */
 static tare_status fill_files(output *o, output_folder *f)
 {
     for (size_t i = 0; i < f->num_tensors; i++)
@@ -122,9 +124,10 @@ static tare_status fill_files(output *o, output_folder *f)
         f->files[f->slots[i].file].count++;
     for (size_t i = 0; i < f->num_files; i++) {
         weight_file *w = &f->files[i];
-        w->tensors = arena_alloc_array(&o->arena, w->count, sizeof *w->tensors);
         w->name = layout_shard_name(&o->arena, f->prefix, i + 1, f->sharded ? f->num_files : 0);
-        if (!w->tensors || !w->name)
+        if (!o->options.rehearsal)
+            w->tensors = arena_alloc_array(&o->arena, w->count, sizeof *w->tensors);
+        if (!w->name || !(w->tensors || o->options.rehearsal))
             return TARE_E_MEMORY;
         w->count = 0;
     }

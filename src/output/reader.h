@@ -73,9 +73,14 @@ typedef struct reader_options {
  * tensors without their data. */
 typedef struct reader_plan {
     layout layout;
-    const char *config;                         /* config.json */
-    const char *description, *description_name; /* NULL: the layout has none */
-    const tensor_info *tensors;
+    const char *config; /* config.json */
+    /* NULL: the layout has none. The description's text lacks the keys that are tensors, whose
+     * types are told with them: there are hundreds of thousands. */
+    const char *description, *description_name;
+    /* One of num_tensors, and its type in the description (NULL: it is not there); NULL: none is
+     * in this place. */
+    const tensor_info *(*tensor)(const void *user, size_t index, const char **type);
+    const void *user;
     size_t num_tensors;
     bool weight_offsets; /* those of W8A16 will not be 0 */
 } reader_plan;

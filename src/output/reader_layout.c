@@ -147,14 +147,46 @@ static bool is_member(const reader_layout *f, const char *name)
     return strncmp(name, f->prefix, length) == 0 && strcmp(name + length, ".safetensors") == 0;
 }
 
+/* Of an ascendv1 layout without weight files of its own name: what stands before .safetensors in
+ * the name of the only other index, or else of the only other file. NULL: there is none. */
+static const char *other_weight_name(const reader_layout *f, const char *end)
+{
+    const char *found = NULL;
+    for (size_t i = 0; i < f->num_names; i++) {
+        if (!str_ends_with(f->names[i], end))
+            continue;
+        if (found)
+            return NULL;
+        found = f->names[i];
+    }
+    return found;
+}
+
+static bool has_weight_file(const reader_layout *f, const char *prefix)
+{
+    for (size_t i = 0; i < f->num_names; i++)
+        if (str_starts_with(f->names[i], prefix))
+            return true;
+    return false;
+}
+
+static const char *weight_prefix(reader_layout *f)
+{
+    const char *end = ".safetensors", *given = f->r->options.safetensors_name;
+    bool nameable = f->layout == LAYOUT_SAFE_TENSOR || f->layout == LAYOUT_ASCENDV1;
+    const char *own = layout_weight_prefix(&f->arena, f->layout, f->num.compat, f->quant_type);
+    if (!given && own && f->layout == LAYOUT_ASCENDV1 && !has_weight_file(f, own)) {
+        given = other_weight_name(f, ".safetensors.index.json");
+        given = given ? given : other_weight_name(f, end);
+    }
+    const char *stop = given && nameable ? strstr(given, end) : NULL;
+    return stop ? arena_strndup(&f->arena, given, (size_t)(stop - given)) : own;
+}
+
 static tare_status open_weight_files(reader_layout *f)
 {
     tare_status status = TARE_OK;
-    const char *given = f->r->options.safetensors_name;
-    if (given && f->layout == LAYOUT_SAFE_TENSOR && str_ends_with(given, ".safetensors"))
-        f->prefix = arena_strndup(&f->arena, given, strlen(given) - strlen(".safetensors"));
-    else
-        f->prefix = layout_weight_prefix(&f->arena, f->layout, f->num.compat, f->quant_type);
+    f->prefix = weight_prefix(f);
     f->file_names = arena_alloc_array(&f->arena, f->num_names, sizeof *f->file_names);
     f->files = arena_calloc(&f->arena, f->num_names, sizeof *f->files);
     TRY(f->prefix && f->file_names && f->files ? TARE_OK : TARE_E_MEMORY);
@@ -234,8 +266,11 @@ static tare_status collect_safetensors(reader_layout *f)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; f->plan && i < f->plan->num_tensors; i++) {
-        reader_tensor t = {.info = f->plan->tensors[i]};
-        t.type = type_of(f, t.info.name);
+        reader_tensor t = {0};
+        const tensor_info *info = f->plan->tensor(f->plan->user, i, &t.type);
+        if (!info)
+            continue;
+        t.info = *info;
         TRY(add_tensor(f, &t));
     }
     for (size_t i = 0; i < f->num_files; i++) {

@@ -7,12 +7,11 @@
 #include "base/progress.h"
 #include "base/sized.h"
 #include "file/json.h"
-#include "model/rotate.h"
 #include "output/targets.h"
 #include "output/verify_internal.h"
 
 enum { A = SAVE_ASCENDV1, S = SAVE_SAFE_TENSOR, N = SAVE_NUMPY, C = SAVE_COMPRESSED_TENSORS };
-enum { CONFIG_MAX_BYTES = 16 << 20, RECORD_MAX_BYTES = 64 << 20 };
+enum { CONFIG_MAX_BYTES = 16 << 20 };
 enum { NEEDS_TENSORS = 1, NEEDS_BASE = 2, NEEDS_DATA = 4 /* or the files themselves */ };
 
 typedef struct verify_rule {
@@ -251,39 +250,6 @@ done:
     return status;
 }
 
-/* The settings in a run's recipe. */
-static bool read_rotation(const value *recipe, rotation_settings *out)
-{
-    const value *section = value_get(recipe, "rotation"), *seed = value_get(section, "seed");
-    const value *r1 = value_get(section, "r1"), *r2 = value_get(section, "r2");
-    if (!seed || !seed->is_integer || seed->integer < 0)
-        return false;
-    *out = (rotation_settings){.seed = (uint64_t)seed->integer,
-                               .r1 = r1 && r1->type == VALUE_BOOL && r1->boolean,
-                               .r2 = r2 && r2->type == VALUE_BOOL && r2->boolean};
-    return true;
-}
-
-/* The base has to be turned as the run did. */
-static tare_status rotate_base(verify *v, arena *a)
-{
-    tare_status status = TARE_OK;
-    char *path = NULL;
-    const value *record;
-    rotation_settings settings;
-    TRY(save_types_record(v->ctx, v->options->dir, &path));
-    if (!path)
-        goto done;
-    TRY(json_parse_file(v->ctx, a, path, RECORD_MAX_BYTES, &record));
-    if (!read_rotation(value_get(record, "recipe"), &settings))
-        goto done;
-    TRY(tare_model_open(v->ctx, v->base_dir, &v->rotated));
-    TRY(model_rotate(v->rotated, &settings));
-done:
-    mem_free(v->ctx, path);
-    return status;
-}
-
 void tare_verify_options_init_sized(tare_verify_options *options, size_t size)
 {
     const tare_verify_options defaults = {0};
@@ -303,7 +269,7 @@ static tare_status verify_all(tare_context *ctx, const tare_verify_options *opti
     if (options->base)
         TRY(open_base(&v, &a));
     if (options->base)
-        TRY(rotate_base(&v, &a));
+        TRY(verify_rotate_base(&v, &a));
     TRY(reader_open(ctx, options->dir, &how, &v.output));
     unsigned found = v.output.found;
     v.result->layout = save_types_text(found);

@@ -179,7 +179,7 @@ static tare_status check_float(verify *v, reader_layout *f, const reader_tensor 
 {
     tare_context *ctx = f->ctx;
     base_tensor from;
-    tare_status status = base_open(v, source->name, source, &from);
+    tare_status status = base_open(v, t->info.name, source, &from);
     const stored_weight w = from.w;
     size_t step = size_max(PIECE_ELEMENTS / size_max(w.k, 1), 1), widest = sizeof(double);
     size_t row_bytes = w.k * dtype_size(t->info.dtype);
@@ -235,6 +235,22 @@ static tensor_info unpacked(const reader_layout *f, const reader_tensor *t)
     return info;
 }
 
+/* A rotated model's head is no longer its embedding, and the base holds none. */
+static tare_status check_head_of_its_own(verify *v, reader_layout *f)
+{
+    static const char name[] = "lm_head.weight";
+    stored_weight w;
+    if (!v->rotated || !model_find_rotated(v->rotated, name, &w) ||
+        strcmp(w.tensor->name, name) == 0)
+        return TARE_OK;
+    const reader_tensor *t = reader_find(f, name);
+    if (!t)
+        verify_fail(v, 14, name, "the rotated embedding", "no such tensor");
+    else if (!t->type || strcmp(t->type, "FLOAT") == 0)
+        return check_float(v, f, t, w.tensor);
+    return TARE_OK;
+}
+
 tare_status rule_base_tensors(verify *v, reader_layout *f)
 {
     tare_status status = TARE_OK;
@@ -260,6 +276,7 @@ tare_status rule_base_tensors(verify *v, reader_layout *f)
                 TRY(check_float(v, f, t, source));
         }
     }
+    TRY(check_head_of_its_own(v, f));
 done:
     return status;
 }

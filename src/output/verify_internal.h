@@ -49,6 +49,9 @@ tare_status verify_planned(tare_context *ctx, const tare_verify_options *options
 tare_status verify_planned_target(tare_context *ctx, const tare_verify_options *options,
                                   const reader_plan *plan);
 
+/* verify_rotation.c: v->rotated, if the output's run says so. */
+tare_status verify_rotate_base(verify *v, arena *a);
+
 /* verify_target.c: what v->target does with each layer. Findings, then the layers one by one; or
  * TARE_E_USAGE and warnings, for a plan. */
 tare_status verify_layers(verify *v, reader_layout *f);

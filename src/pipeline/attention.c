@@ -23,6 +23,11 @@ fa_v_method attention_v_method(const run_plan *plan)
     return e->recipe->fa_v_mse && !e->model->config.arch->latent_attention ? FA_V_MSE : FA_V_MAX;
 }
 
+size_t fa_width(const tare_model *m)
+{
+    return m->config.arch->latent_attention ? m->config.kv_rank : m->config.head_dim;
+}
+
 tare_status declare_attention(run *r, size_t layer)
 {
     size_t heads[FA_KINDS];

@@ -440,12 +440,6 @@ done:
 
 /* ---- memory ---- */
 
-/* Columns of a head of queries, keys and values as FA takes them. */
-static size_t fa_width(const tare_model *m)
-{
-    return m->config.arch->latent_attention ? m->config.kv_rank : m->config.head_dim;
-}
-
 /* Of one operation. */
 static size_t operation_bytes(const ledger *l, const segment_work *s)
 {

@@ -47,6 +47,7 @@ static state_stream *carried_value(const flow *f, const block_segment *s, graph_
     return NULL;
 }
 
+/* Sums that are there go on. */
 static tare_status begin_flow(run *r, const segment_work *s, flow *f)
 {
     tare_status status = TARE_OK;
@@ -54,6 +55,8 @@ static tare_status begin_flow(run *r, const segment_work *s, flow *f)
     size_t columns = s->block->graph->experts.columns;
     f->expert_input = carried_value(f, s->segment, node_of(s)->in[0]);
     f->routing = carried_value(f, s->segment, node_of(s)->in[1]);
+    if (f->sums)
+        return TARE_OK;
     TRY(stream_create(r->ctx, f->tokens, columns, f->tokens, NULL, &f->sums));
     TRY(stream_get(f->sums, 0, f->tokens, &x));
     memset(x, 0, f->tokens * columns * sizeof *x);
@@ -87,24 +90,30 @@ static void end_flow(const segment_work *s, flow *f)
 
 /* ---- an expert's rows ---- */
 
-static tare_status gather(run *r, const flow *f, const segment_work *s, const batch *all,
-                          size_t first, batch *out)
+/* From a sample on, of which `row` is the first, as many as fit: products of many rows at once are
+ * faster than those of each batch's few. */
+static tare_status gather(run *r, const flow *f, const segment_work *s, size_t first, size_t *row,
+                          batch *out)
 {
     tare_status status = TARE_OK;
     struct expert_batch *e = r->expert_batch;
     const route_spec *route = &r->model->graphs[BLOCK_EXPERTS].route;
+    const size_t *lengths = r->env->samples.lengths + first;
     float *x, *routing;
     e->rows.count = 0;
-    TRY(stream_get(f->expert_input, first, all->rows, &x));
-    TRY(stream_get(f->routing, first, all->rows, &routing));
-    for (size_t i = 0, row = 0; i < all->samples; row += all->lengths[i++]) {
-        size_t before = e->rows.count;
-        expert_rows_gather(&e->rows, route, s->expert, x + row * e->rows.columns,
-                           routing + row * 2 * route->chosen, all->lengths[i], first + row);
-        e->lengths[i] = e->rows.count - before;
+    *out = (batch){.first = first, .lengths = e->lengths};
+    while (first + out->samples < f->samples) {
+        size_t rows = lengths[out->samples];
+        TRY(stream_get(f->routing, *row, rows, &routing));
+        size_t chosen = expert_rows_count(route, s->expert, routing, rows);
+        if (e->rows.count + chosen > e->most_rows)
+            break;
+        TRY(stream_get(f->expert_input, *row, rows, &x));
+        expert_rows_gather(&e->rows, route, s->expert, x, routing, rows, *row);
+        e->lengths[out->samples++] = chosen;
+        *row += rows;
     }
-    *out = (batch){
-        .first = all->first, .samples = all->samples, .lengths = e->lengths, .rows = e->rows.count};
+    out->rows = e->rows.count;
 done:
     return status;
 }
@@ -130,15 +139,12 @@ tare_status expert_run(run *r, const segment_pass *p, flow *f)
 {
     tare_status status = TARE_OK;
     for (size_t first = 0, row = 0; first < f->samples;) {
-        batch all = batch_next(r->env->samples.lengths, first, f->samples,
-                               r->plan->layout.batch_rows),
-              b;
+        batch b;
         TRY(context_check_cancelled(r->ctx));
-        TRY(gather(r, f, &p->work, &all, row, &b));
+        TRY(gather(r, f, &p->work, first, &row, &b));
         if (b.rows > 0)
             TRY(run_rows(r, p, f, &b));
-        first += all.samples;
-        row += all.rows;
+        first += b.samples;
     }
 done:
     return status;
@@ -146,34 +152,16 @@ done:
 
 /* ---- all of a block ---- */
 
-/* One warning for the experts that no token chose. */
-static tare_status check_coverage(run *r, const segment_work *s, const flow *f)
+/* Behind an expert: a checkpoint, if one is due. The last of a block leaves that to the block. */
+static tare_status save_between(run *r, const segment_work *s, size_t next)
 {
-    tare_status status = TARE_OK;
-    const route_spec *route = &s->block->graph->route;
-    size_t unreached = route->experts;
-    float *routing;
-    bool *reached = mem_alloc_array(r->ctx, route->experts, sizeof *reached);
-    TRY(reached ? TARE_OK : TARE_E_MEMORY);
-    memset(reached, 0, route->experts * sizeof *reached);
-    TRY(stream_get(f->routing, 0, f->tokens, &routing));
-    for (size_t row = 0; row < f->tokens; row++) {
-        for (size_t i = 0; i < route->chosen; i++) {
-            bool *expert = &reached[(size_t)routing[row * 2 * route->chosen + i]];
-            unreached -= !*expert;
-            *expert = true;
-        }
-    }
-    if (unreached > 0)
-        TARE_WARN(r->ctx,
-                  "%s: no token of the samples reached %zu of %zu experts; they are quantized by "
-                  "their weights alone, as all are",
-                  s->block->name, unreached, route->experts);
-done:
-    mem_free(r->ctx, reached);
-    return status;
+    if (next == block_experts(s->block) || !resume_due_inside(r, next))
+        return TARE_OK;
+    tare_status status = overlap_wait(r);
+    return status == TARE_OK ? resume_save(r, s->block->index, next) : status;
 }
 
+/* From the expert on that a run goes on from. */
 tare_status experts_run(run *r, const segment_work *s,
                         tare_status (*each)(run *r, const segment_work *expert))
 {
@@ -186,15 +174,16 @@ tare_status experts_run(run *r, const segment_work *s,
         if (flows[i]->states)
             TRY(begin_flow(r, s, flows[i]));
     }
-    for (size_t e = 0; e < block_experts(s->block); e++) {
-        char name[EXPERT_NAME];
-        model_block block = expert_block(r->model, s->block, e, name);
-        segment_work work = plan_expert(&block, e);
+    if (r->calibrated.states && r->resume.expert == 0)
+        TRY(coverage_count(r, s->block, &r->calibrated));
+    for (size_t e = r->resume.expert; e < block_experts(s->block); e++) {
+        expert_place place;
+        segment_work work = plan_expert(r->plan, s->block, e, &place);
         TRY(context_check_cancelled(r->ctx));
         TRY(each(r, &work));
+        TRY(save_between(r, s, e + 1));
     }
-    if (r->calibrated.states)
-        TRY(check_coverage(r, s, &r->calibrated));
+    r->resume.expert = 0;
     for (size_t i = 0; i < 2; i++) {
         if (flows[i]->states)
             end_flow(s, flows[i]);
@@ -205,7 +194,45 @@ done:
     return status;
 }
 
+/* ---- between two experts ---- */
+
+static tare_status archive_stream(run *r, archive *a, size_t tokens, size_t columns,
+                                  state_stream **s)
+{
+    if (archive_reads(a)) {
+        tare_status status = stream_create(r->ctx, tokens, columns, tokens, NULL, s);
+        if (status != TARE_OK)
+            return status;
+    }
+    return stream_archive(*s, a);
+}
+
+tare_status experts_archive(run *r, const model_block *b, flow *f, archive *a)
+{
+    tare_status status = TARE_OK;
+    const block_segment s = graph_experts_segment(b->graph);
+    for (size_t i = 0; i < s.num_carried; i++)
+        TRY(archive_stream(r, a, f->tokens, b->graph->values[s.carried[i]].columns,
+                           &f->carried[i]));
+    TRY(archive_stream(r, a, f->tokens, b->graph->experts.columns, &f->sums));
+done:
+    return status;
+}
+
 /* ---- memory ---- */
+
+/* Experts are alike but for what is read and written beside them: the first and the last have other
+ * neighbours. */
+static void hold_each(ledger *l, const model_block *b,
+                      void (*each)(ledger *l, const segment_work *expert))
+{
+    size_t last = block_experts(b) - 1, of[] = {0, last > 1, last};
+    for (size_t i = 0; i < 3; i++) {
+        expert_place place;
+        segment_work work = plan_expert(l->plan, b, of[i], &place);
+        each(l, &work);
+    }
+}
 
 void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats,
                   void (*each)(ledger *l, const segment_work *expert))
@@ -214,12 +241,8 @@ void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats
     const ledger before = *l;
     size_t columns = s->block->graph->experts.columns;
     struct expert_batch room = batch_of(plan);
-    char name[EXPERT_NAME];
-    model_block block = expert_block(plan->env->model, s->block, 0, name);
-    segment_work work = plan_expert(&block, 0);
     room.most_rows = l->rows;
-    l->now[TERM_WORKSPACE] += carver_bytes(lay_out, &room) +
-                              mem_array_bytes(s->block->graph->route.experts, sizeof(bool));
+    l->now[TERM_WORKSPACE] += carver_bytes(lay_out, &room);
     for (int i = 0; i < 2; i++) {
         size_t tokens = i == 0 ? plan->float_tokens : plan->env->samples.tokens;
         if (i == 0 ? !floats : !calibrates)
@@ -227,6 +250,6 @@ void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats
         l->now[TERM_ACTIVATIONS] += carried_bytes(l, s, false, tokens) +
                                     stream_bytes(tokens, columns, tokens, false);
     }
-    each(l, &work);
+    hold_each(l, s->block, each);
     memcpy(l->now, before.now, sizeof l->now);
 }

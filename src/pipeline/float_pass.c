@@ -5,7 +5,7 @@
  * (spec/anti_outlier.md 1.6). */
 #include <string.h>
 
-#include "pipeline/run.h"
+#include "pipeline/means.h"
 
 /* block_ops.linears with this as `user`. */
 typedef struct float_work {
@@ -100,6 +100,7 @@ static tare_status observed_linears(void *user, graph_unit unit, const batch *b,
     const block_graph *g = w->block->graph;
     size_t k = g->units[unit].k;
     run_spent(w->run, WORK_ROWS);
+    means_add(w->run, w->block, unit, x, b->rows);
     for (size_t pair = 0; pair < g->num_pairs; pair++) {
         if (w->watch[pair].stats && g->pairs[pair].unit == unit)
             TRY(pair_watch_inputs(w->run, &w->watch[pair], b, x, k));
@@ -464,11 +465,10 @@ static tare_status put_float_row(void *user, size_t index, const float *x)
     return stream_put(r->floats.states, index, 1, x);
 }
 
-/* Experts are read in turn. */
 static tare_status float_segment(run *r, const segment_work *s)
 {
     layer_source source = {0};
-    tare_status status = s->is_expert ? TARE_OK : overlap_read(r, s, &source);
+    tare_status status = overlap_read(r, s, &source);
     if (status == TARE_OK)
         status = layer_source_load(r, s, &source);
     if (status == TARE_OK)
@@ -482,22 +482,21 @@ static tare_status float_block_pass(run *r, const model_block *block)
     tare_status status = TARE_OK;
     for (size_t i = 0; i < plan_segment_count(r->plan, block) && status == TARE_OK; i++) {
         segment_work s = plan_segment(r->plan, block, i);
-        layer_source nothing = {0};
-        if (!s.segment->experts) {
-            status = float_segment(r, &s);
+        if (r->resume.expert && !s.segment->experts) /* the run goes on behind it */
             continue;
-        }
-        status = overlap_read(r, &s, &nothing);
-        if (status == TARE_OK)
-            status = experts_run(r, &s, float_segment);
+        status = s.segment->experts ? experts_run(r, &s, float_segment) : float_segment(r, &s);
     }
+    means_end_block(r, block);
     return status;
 }
 
 static void float_weights_hold(ledger *l, const segment_work *s)
 {
+    const ledger before = *l;
+    l->now[TERM_WEIGHTS] += overlap_bytes(l->plan, s, false);
     layer_source_hold(l, s);
     float_segment_hold(l, s);
+    memcpy(l->now, before.now, sizeof l->now);
 }
 
 static void float_block_hold(ledger *l, const model_block *block)
@@ -505,7 +504,6 @@ static void float_block_hold(ledger *l, const model_block *block)
     for (size_t i = 0; i < plan_segment_count(l->plan, block); i++) {
         const ledger before = *l;
         segment_work s = plan_segment(l->plan, block, i);
-        l->now[TERM_WEIGHTS] += overlap_bytes(l->plan, plan_segment_index(l->plan, &s), false);
         if (s.segment->experts) {
             experts_hold(l, &s, false, true, float_weights_hold);
         } else {
@@ -521,7 +519,10 @@ tare_status float_pass(run *r)
     tare_status status = TARE_OK;
     size_t layers = r->model->num_blocks;
     bool scores = r->env->goal == GOAL_SCORES || r->plan->wants_scores;
-    progress_begin(&r->progress, r->ctx, r->env->goal == GOAL_SMOOTHING ? "smooth" : "score",
+    progress_begin(&r->progress, r->ctx,
+                   r->env->goal == GOAL_SMOOTHING ? "smooth"
+                   : means_are_open(r)            ? "align"
+                                                  : "score",
                    "layer", layers);
     if (!r->resume.restores) {
         TRY(create_states(r, true));
@@ -532,13 +533,14 @@ tare_status float_pass(run *r)
     TRY(overlap_start(r));
     progress_skip(&r->progress, r->resume.layer);
     for (size_t i = r->resume.layer; i < layers; i++) {
-        if (i == r->model->config.num_layers && scores)
+        if (i == r->model->config.num_layers && scores && r->resume.expert == 0)
             TRY(score_head(r));
-        TRY(mtp_enter(r, &r->model->blocks[i]));
+        if (r->resume.expert == 0)
+            TRY(mtp_enter(r, &r->model->blocks[i]));
         TRY(float_block_pass(r, &r->model->blocks[i]));
         progress_unit_done(&r->progress);
         if (resume_due(r, true))
-            TRY(resume_save(r, i + 1));
+            TRY(resume_save(r, i + 1, 0));
     }
     if (scores && mtp_blocks(r->model) == 0)
         TRY(score_head(r));

@@ -1,10 +1,9 @@
-#include "pipeline/job.h"
+#include "pipeline/means.h"
 #include "pipeline/statistics.h"
 
 #include <string.h>
 
 #include "base/sized.h"
-#include "model/rotate.h"
 #include "model/zeros.h"
 
 void tare_quantize_options_init_sized(tare_quantize_options *options, size_t size)
@@ -32,6 +31,13 @@ tare_status take_options(tare_context *ctx, const tare_quantize_options *given,
                          "calibration samples come from a file or from memory, not from both");
     if (o->calib_count > 0 && (!o->calib_ids || !o->calib_lengths))
         return TARE_FAIL(ctx, TARE_E_USAGE, "calibration samples in memory lack ids or lengths");
+    if ((o->calib_sequences && o->calib_count == 0) || (o->calib_kept && !o->calib_sequences))
+        return TARE_FAIL(ctx, TARE_E_USAGE, "sequences lack samples, or padding lacks sequences");
+    if (o->calib_sequences && o->recipe && o->recipe->mtp == MTP_MIX)
+        return TARE_FAIL(
+            ctx, TARE_E_USAGE,
+            "quant.mtp mix: MTP layers look behind the end of each sample, which must be "
+            "one sequence");
     return TARE_OK;
 }
 
@@ -68,7 +74,9 @@ static tare_status open_model(run_env *e)
     if (recipe->rotation)
         TRY(model_rotate(e->model, &(rotation_settings){.seed = (uint64_t)recipe->rotation_seed,
                                                         .r1 = recipe->rotation_r1,
-                                                        .r2 = recipe->rotation_r2}));
+                                                        .r2 = recipe->rotation_r2,
+                                                        .align = recipe->rotation_align,
+                                                        .flips = recipe->rotation_flips}));
     if (e->num.dtype == TARE_F32 && !e->num.compat && e->goal == GOAL_OUTPUT)
         TARE_WARN(
             e->ctx,
@@ -130,6 +138,8 @@ static tare_status load_samples(run_env *e, const run_plan *plan)
                         .ids = e->options->calib_ids,
                         .lengths = e->options->calib_lengths,
                         .count = e->options->calib_count,
+                        .sequences = e->options->calib_sequences,
+                        .kept = e->options->calib_kept,
                         .model = e->model->folder,
                         .samples = (size_t)e->recipe->samples,
                         .max_length = (size_t)e->recipe->max_length,
@@ -178,9 +188,11 @@ size_t job_end(run_job *j)
     ctx->options.memory_limit = j->owners_limit;
     size_t own = tare_memory_peak(ctx);
     mem_keep_scratch(ctx, false);
+    mem_keep_blocks(ctx, 0);
     for (size_t i = 0; j->run.smoothing && i < j->env.model->num_blocks; i++)
         smoothing_free_layer(&j->run, i);
     statistics_let_go(&j->run);
+    means_free(&j->run, j->run.means);
     sample_set_free(ctx, &j->env.samples);
     tare_model_free(j->env.model);
     arena_free(&j->arena);
@@ -200,7 +212,8 @@ static tare_status begin_run(run_job *j)
     r->inputs = arena_calloc(&j->arena, r->model->num_units, sizeof *r->inputs);
     if (!r->scores || !r->attentions || !r->inputs)
         return TARE_E_MEMORY;
-    return smoothing_begin(r);
+    tare_status status = coverage_begin(r);
+    return status == TARE_OK ? smoothing_begin(r) : status;
 }
 
 /* Where nobody said: what engines take best from compressed-tensors, unless its numbers are those
@@ -249,10 +262,10 @@ done:
 static void tell_plan(const run_plan *plan, const memory_plan *m)
 {
     const run_layout *l = &m->last_pass;
-    int passes = plan->two_passes && plan->env->goal == GOAL_OUTPUT ? 2 : 1;
+    size_t passes = count_passes(plan);
     TARE_INFO(
         plan->env->ctx,
-        "plan: at most %zu MiB (at %s), %d %s over the weights, batches of %zu tokens%s%s%s%s",
+        "plan: at most %zu MiB (at %s), %zu %s over the weights, batches of %zu tokens%s%s%s%s",
         (m->peak.total >> 20) + 1, m->peak.unit, passes, passes == 1 ? "pass" : "passes",
         l->batch_rows, l->overlap ? ", layers read ahead" : "",
         l->spill ? ", hidden states in scratch files" : "",
@@ -273,6 +286,7 @@ tare_status job_prepare(run_job *j)
     ctx->options.memory_limit = m->budget - m->reserve < SIZE_MAX ? (size_t)m->budget - m->reserve
                                                                   : 0;
     mem_keep_scratch(ctx, m->keeps_scratch);
+    mem_keep_blocks(ctx, m->peak.total - m->reserve);
     return TARE_OK;
 }
 
@@ -283,7 +297,7 @@ tare_status job_workspace(run_job *j)
     if (rows == 0) /* weights alone */
         return TARE_OK;
     return workspace_create(e->model, rows, e->samples.longest,
-                            e->num.compat ? e->num.dtype : TARE_F32, &j->run.work);
+                            e->num.compat ? e->num.dtype : TARE_F32, false, &j->run.work);
 }
 
 void job_pass(run_job *j, run_pass pass)

@@ -54,8 +54,23 @@ done:
     return status;
 }
 
+/* What steers the choice of experts, as it is written. */
+static tare_status write_correction(run *r, const model_block *b)
+{
+    tare_status status = TARE_OK;
+    coded_rows rows = {0};
+    if (!b->correction)
+        return TARE_OK;
+    stored_weight correction = stored_whole(b->correction);
+    TRY(stored_load(r->model->checkpoint, &correction, &rows));
+    TRY(write_float_rows(r, &correction, 0, correction.n, &rows));
+done:
+    coded_free(r->ctx, &rows);
+    return status;
+}
+
 /* The order of the tensors in files that are streams: floats, which need not wait for calibration,
- * attention, linears, norms. */
+ * attention, linears, norms, and in front of experts what steers their choice. */
 tare_status layer_output_write(run *r, layer_output *o)
 {
     tare_status status = TARE_OK;
@@ -74,6 +89,8 @@ tare_status layer_output_write(run *r, layer_output *o)
     }
     TRY(write_norms(r, o, false));
     TRY(write_norms(r, o, true));
+    if (o->work.next && o->work.next->experts)
+        TRY(write_correction(r, b));
 done:
     return TARE_WRAP(r->ctx, status, "%s", b->name);
 }
@@ -107,12 +124,10 @@ static bool reads_first(const run_plan *plan)
     return plan->float_beside || plan->layout.overlap;
 }
 
-/* Experts are read and written in turn. */
 static tare_status read_source(segment_stage *g)
 {
     run *r = g->run;
-    tare_status status = g->out.work.is_expert ? TARE_OK
-                                               : overlap_read(r, &g->out.work, &g->source);
+    tare_status status = overlap_read(r, &g->out.work, &g->source);
     if (status == TARE_OK && reads_first(r->plan))
         status = layer_source_load(r, &g->out.work, &g->source);
     return status;
@@ -179,8 +194,7 @@ static tare_status calibrate(segment_stage *g)
 
 static tare_status write_result(segment_stage *g)
 {
-    return g->out.work.is_expert ? layer_output_write(g->run, &g->out)
-                                 : overlap_write(g->run, &g->out);
+    return overlap_write(g->run, &g->out);
 }
 
 static void hold_writing(ledger *l, const segment_work *s)
@@ -239,34 +253,12 @@ static void segment_hold(ledger *l, const segment_work *s)
     memcpy(l->now, before.now, sizeof l->now);
 }
 
-/* What steers the choice of experts, as it is written. */
-static tare_status write_correction(run *r, const model_block *b)
+static void hold_with_neighbours(ledger *l, const segment_work *s)
 {
-    tare_status status = TARE_OK;
-    coded_rows rows = {0};
-    if (!b->correction)
-        return TARE_OK;
-    stored_weight correction = stored_whole(b->correction);
-    TRY(stored_load(r->model->checkpoint, &correction, &rows));
-    TRY(write_float_rows(r, &correction, 0, correction.n, &rows));
-done:
-    coded_free(r->ctx, &rows);
-    return status;
-}
-
-/* They are written from here, so that nobody else may write. */
-static tare_status quantize_experts(run *r, const segment_work *s)
-{
-    tare_status status = TARE_OK;
-    layer_source nothing = {0};
-    layer_output none = {.work = *s};
-    TRY(overlap_wait(r));
-    TRY(overlap_read(r, s, &nothing));
-    TRY(write_correction(r, s->block));
-    TRY(experts_run(r, s, quantize_segment));
-    TRY(overlap_write(r, &none));
-done:
-    return status;
+    size_t threads = overlap_bytes(l->plan, s, true);
+    l->now[TERM_WEIGHTS] += threads;
+    segment_hold(l, s);
+    l->now[TERM_WEIGHTS] -= threads;
 }
 
 tare_status quantize_block(run *r, const model_block *block)
@@ -274,7 +266,9 @@ tare_status quantize_block(run *r, const model_block *block)
     tare_status status = TARE_OK;
     for (size_t i = 0; i < plan_segment_count(r->plan, block); i++) {
         segment_work s = plan_segment(r->plan, block, i);
-        TRY((s.segment->experts ? quantize_experts : quantize_segment)(r, &s));
+        if (r->resume.expert && !s.segment->experts) /* the run goes on behind it */
+            continue;
+        TRY(s.segment->experts ? experts_run(r, &s, quantize_segment) : quantize_segment(r, &s));
     }
     TRY(statistics_layer(r, block));
 done:
@@ -286,13 +280,10 @@ void quantize_block_hold(ledger *l, const model_block *block)
 {
     for (size_t i = 0; i < plan_segment_count(l->plan, block); i++) {
         segment_work s = plan_segment(l->plan, block, i);
-        size_t threads = overlap_bytes(l->plan, plan_segment_index(l->plan, &s), true);
-        l->now[TERM_WEIGHTS] += threads;
         if (s.segment->experts)
-            experts_hold(l, &s, true, l->plan->float_beside, segment_hold);
+            experts_hold(l, &s, true, l->plan->float_beside, hold_with_neighbours);
         else
-            segment_hold(l, &s);
-        l->now[TERM_WEIGHTS] -= threads;
+            hold_with_neighbours(l, &s);
     }
 }
 

@@ -5,7 +5,7 @@
 
 #include "base/machine.h"
 #include "base/parallel.h"
-#include "pipeline/run.h"
+#include "pipeline/means.h"
 #include "tensor/gemm.h"
 
 #define MIB ((uint64_t)1 << 20)
@@ -231,6 +231,11 @@ static void plan_passes(const run_plan *plan, memory_plan *m)
     run_pass pass = plan->two_passes ? PASS_FLOAT : PASS_QUANTIZE,
              last = plan->env->goal == GOAL_OUTPUT ? PASS_QUANTIZE : PASS_FLOAT;
     m->peak.total = 0;
+    if (plan_aligns(plan) && plan->calibrates) {
+        const run_pass means = PASS_MEANS;
+        run_layout l = pass_layout(plan, &m->layout, m->fixed, m->budget, means, false);
+        memory_plan_peak(plan, &l, m->fixed, &means, &m->peak);
+    }
     for (; pass <= last; pass++) {
         memory_peak peak;
         m->last_pass = pass_layout(plan, &m->layout, m->fixed, m->budget, pass, false);

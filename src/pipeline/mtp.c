@@ -134,8 +134,9 @@ void mtp_enter_hold(ledger *l, const model_block *block, bool quantizes)
     if (!layer)
         return;
     size_t last = mem_array_bytes(MOST_SAMPLES, m->config.hidden_size * sizeof(float));
-    segment_work first = plan_segment(plan, block, 0);
-    size_t threads = overlap_bytes(plan, plan_segment_index(plan, &first) - 1, quantizes);
+    const model_block *before = &m->blocks[block->index - 1];
+    segment_work ended = plan_segment(plan, before, plan_segment_count(plan, before) - 1);
+    size_t threads = overlap_bytes(plan, &ended, quantizes);
     l->now[TERM_WEIGHTS] += threads;
     if (layer == m->mtp_layers && quantizes)
         observe_head_hold(l);

@@ -1,5 +1,6 @@
 /* While a segment is computed, the next one is read and the last one written (layout.overlap: a
- * segment is a whole block then). Threads do that, and hold a segment each: its weights as they are
+ * segment is a whole block then, or what there is of a block before, of and behind its experts,
+ * each of which is one). Threads do that, and hold a segment each: its weights as they are
  * stored, and its finished tensors. Else the same happens in turn, and weights are read one by one
  * as they are needed. The order in which tensors are written, which shows in npy files, is the
  * same. */
@@ -14,12 +15,14 @@ struct run_overlap {
     size_t index, slot; /* of the segment in work, in the model */
     layer_source sources[SLOTS];
     layer_output outputs[SLOTS];
+    expert_place places[SLOTS]; /* of outputs that are an expert's */
 };
 
 static tare_status read_segment(void *user, size_t index, size_t slot)
 {
     run_overlap *o = user;
-    segment_work s = plan_segment_of_model(o->run->plan, index);
+    expert_place place;
+    segment_work s = plan_segment_of_model(o->run->plan, index, &place);
     return o->run->plan->layout.overlap ? layer_source_load(o->run, &s, &o->sources[slot])
                                         : TARE_OK;
 }
@@ -78,7 +81,10 @@ tare_status overlap_read(run *r, const segment_work *s, layer_source *out)
 tare_status overlap_write(run *r, layer_output *segment)
 {
     run_overlap *o = r->overlap;
-    o->outputs[o->slot] = *segment;
+    layer_output *out = &o->outputs[o->slot];
+    *out = *segment;
+    if (out->work.is_expert) /* whose block is gone before it is written */
+        out->work = plan_segment_of_model(r->plan, o->index, &o->places[o->slot]);
     *segment = (layer_output){0};
     return read_ahead_give(o->segments, o->index);
 }
@@ -88,25 +94,41 @@ tare_status overlap_wait(run *r)
     return read_ahead_wait(r->overlap->segments);
 }
 
-size_t overlap_bytes(const run_plan *plan, size_t index, bool quantizes)
+/* Weights of a segment as they are stored, and beside that what reading one of them takes. */
+static size_t reading_bytes(const run_plan *plan, size_t index)
 {
     const tare_model *m = plan->env->model;
-    size_t bytes = mem_block_bytes(sizeof(run_overlap)) + read_ahead_bytes(), reading = 0;
+    expert_place place;
+    segment_work s = plan_segment_of_model(plan, index, &place);
+    size_t bytes = 0, reading = 0;
+    for (size_t i = segment_first(&s); i < segment_end(&s); i++) {
+        size_t kept = linear_raw_bytes(&m->linears[i]);
+        bytes += kept;
+        reading = size_max(reading, linear_read_bytes(&m->linears[i]) - kept);
+    }
+    return bytes + reading;
+}
+
+/* A finished segment, and what writing it takes. */
+static size_t result_bytes(const run_plan *plan, size_t index)
+{
+    expert_place place;
+    segment_work s = plan_segment_of_model(plan, index, &place);
+    size_t bytes = 0;
+    for (size_t i = segment_first(&s); i < segment_end(&s); i++)
+        bytes += live_linear_most(plan, i).weights + live_linear_write_bytes(plan, i);
+    if (s.is_expert)
+        return bytes;
+    return bytes + block_norms_bytes(s.block) + kv_cache_kept_bytes(plan, s.block->index);
+}
+
+size_t overlap_bytes(const run_plan *plan, const segment_work *s, bool quantizes)
+{
+    size_t bytes = mem_block_bytes(sizeof(run_overlap)) + read_ahead_bytes();
+    size_t index = plan_segment_index(plan, s);
     if (!plan->layout.overlap)
         return bytes;
-    if (index + 1 < plan_segments_of_model(plan)) {
-        segment_work next = plan_segment_of_model(plan, index + 1);
-        for (size_t i = segment_first(&next); i < segment_end(&next); i++) {
-            size_t kept = linear_raw_bytes(&m->linears[i]);
-            bytes += kept;
-            reading = size_max(reading, linear_read_bytes(&m->linears[i]) - kept);
-        }
-    }
-    if (!quantizes || index == 0)
-        return bytes + reading;
-    segment_work last = plan_segment_of_model(plan, index - 1);
-    for (size_t i = segment_first(&last); i < segment_end(&last); i++)
-        bytes += live_linear_most(plan, i).weights + live_linear_write_bytes(plan, i);
-    return bytes + reading + block_norms_bytes(last.block) +
-           kv_cache_kept_bytes(plan, last.block->index);
+    if (index + 1 < plan_segments_of_model(plan))
+        bytes += reading_bytes(plan, index + 1);
+    return quantizes && index > 0 ? bytes + result_bytes(plan, index - 1) : bytes;
 }

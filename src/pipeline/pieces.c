@@ -215,9 +215,8 @@ static void add_experts(weight_pieces *w, const model_block *b)
 {
     add_correction(w, b);
     for (size_t e = 0; e < block_experts(b); e++) {
-        char name[EXPERT_NAME];
-        model_block expert = expert_block(w->plan->env->model, b, e, name);
-        segment_work s = plan_expert(&expert, e);
+        expert_place place;
+        segment_work s = plan_expert(w->plan, b, e, &place);
         add_linears(w, &s, true);
         add_linears(w, &s, false);
     }
@@ -564,7 +563,7 @@ static tare_status finish_step(weight_pieces *w, const weight_step *s)
     if (s->kind == STEP_MEASURE || !resume_due(r, ends_layer))
         return TARE_OK;
     tare_status status = read_ahead_wait(w->pieces);
-    return status == TARE_OK ? resume_save(r, next) : status;
+    return status == TARE_OK ? resume_save(r, next, 0) : status;
 }
 
 tare_status pieces_run(run *r, size_t part)

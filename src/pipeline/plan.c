@@ -194,34 +194,61 @@ segment_work plan_segment(const run_plan *plan, const model_block *block, size_t
                           .next = index + 1 < list->count ? &list->items[index + 1] : NULL};
 }
 
+segment_work plan_expert(const run_plan *plan, const model_block *block, size_t expert,
+                         expert_place *place)
+{
+    static const block_segment whole = {.end_node = 3, .end_unit = 2, .end_linear = EXPERT_LINEARS};
+    place->block = expert_block(plan->env->model, block, expert, place->name);
+    return (segment_work){
+        .block = &place->block, .segment = &whole, .is_expert = true, .expert = expert};
+}
+
+/* Experts run one by one, in place of the segment that they are. */
+static size_t count_in_block(const run_plan *plan, const model_block *b)
+{
+    size_t segments = plan_segment_count(plan, b), experts = block_experts(b);
+    return experts ? segments - 1 + experts : segments;
+}
+
+/* The place of the experts among a block's segments; behind all: there are none. */
+static size_t place_of_experts(const run_plan *plan, const model_block *b)
+{
+    const segment_list *list = &plan->segments[block_kind_of(b)];
+    size_t i = 0;
+    while (i < list->count && !list->items[i].experts)
+        i++;
+    return i;
+}
+
 size_t plan_segments_of_model(const run_plan *plan)
 {
     size_t count = 0;
     for (size_t i = 0; i < plan->env->model->num_blocks; i++)
-        count += plan_segment_count(plan, &plan->env->model->blocks[i]);
+        count += count_in_block(plan, &plan->env->model->blocks[i]);
     return count;
 }
 
-segment_work plan_segment_of_model(const run_plan *plan, size_t index)
+segment_work plan_segment_of_model(const run_plan *plan, size_t index, expert_place *place)
 {
     const model_block *b = plan->env->model->blocks;
-    for (size_t count; index >= (count = plan_segment_count(plan, b)); b++)
+    for (size_t count; index >= (count = count_in_block(plan, b)); b++)
         index -= count;
-    return plan_segment(plan, b, index);
+    size_t first = place_of_experts(plan, b), end = first + block_experts(b);
+    if (index >= first && index < end)
+        return plan_expert(plan, b, index - first, place);
+    return plan_segment(plan, b, index < first ? index : index - end + first + 1);
 }
 
 size_t plan_segment_index(const run_plan *plan, const segment_work *s)
 {
-    size_t index = (size_t)(s->segment - plan->segments[block_kind_of(s->block)].items);
-    for (size_t i = 0; i < s->block->index; i++)
-        index += plan_segment_count(plan, &plan->env->model->blocks[i]);
-    return index;
-}
-
-segment_work plan_expert(const model_block *block, size_t expert)
-{
-    static const block_segment whole = {.end_node = 3, .end_unit = 2, .end_linear = EXPERT_LINEARS};
-    return (segment_work){.block = block, .segment = &whole, .is_expert = true, .expert = expert};
+    const model_block *b = &plan->env->model->blocks[s->block->index];
+    size_t index = 0, first = place_of_experts(plan, b);
+    for (size_t i = 0; i < b->index; i++)
+        index += count_in_block(plan, &plan->env->model->blocks[i]);
+    if (s->is_expert)
+        return index + first + s->expert;
+    size_t at = (size_t)(s->segment - plan->segments[block_kind_of(b)].items);
+    return index + (at <= first ? at : at - 1 + block_experts(b));
 }
 
 size_t segment_first(const segment_work *s)

@@ -24,7 +24,11 @@ typedef enum run_goal {
     GOAL_SCORES /* of all linears, by range_method: the float pass over all samples, no output */
 } run_goal;
 
-typedef enum run_pass { PASS_FLOAT, PASS_QUANTIZE /* or weights alone */ } run_pass;
+typedef enum run_pass {
+    PASS_FLOAT,
+    PASS_QUANTIZE, /* or weights alone */
+    PASS_MEANS     /* before either */
+} run_pass;
 
 /* What is given and opened. */
 typedef struct run_env {
@@ -116,12 +120,19 @@ bool plan_may_fall_back(const run_plan *plan);
 /* One of the segments that the plan cuts a block into, and how many those are. */
 segment_work plan_segment(const run_plan *plan, const model_block *block, size_t index);
 size_t plan_segment_count(const run_plan *plan, const model_block *block);
-/* All of the model, in order. */
-segment_work plan_segment_of_model(const run_plan *plan, size_t index);
+/* An expert as a block of its own, which work on it points to. */
+typedef struct expert_place {
+    model_block block;
+    char name[EXPERT_NAME];
+} expert_place;
+
+/* One of a block's experts, whole; `place` is for it alone. */
+segment_work plan_expert(const run_plan *plan, const model_block *block, size_t expert,
+                         expert_place *place);
+/* What runs of the model, in order: segments, each expert by itself. `place` gets an expert. */
+segment_work plan_segment_of_model(const run_plan *plan, size_t index, expert_place *place);
 size_t plan_segments_of_model(const run_plan *plan);
 size_t plan_segment_index(const run_plan *plan, const segment_work *s);
-/* An expert, whole; `block` is it (expert_block). */
-segment_work plan_expert(const model_block *block, size_t expert);
 /* The segments of the blocks that a cut makes in this run. */
 void plan_segments(const run_plan *plan, graph_cut cut, segment_list out[BLOCK_KINDS]);
 

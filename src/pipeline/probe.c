@@ -59,6 +59,7 @@ static void cut_samples(slice *s, size_t most)
     batch b = batch_next(set->lengths, 0, set->count, most);
     if (b.samples == 1)
         set->lengths = &s->length;
+    set->sequences = set->kept = NULL;
     set->count = b.samples;
     set->tokens = b.samples == 1 ? s->length : b.rows;
     set->longest = set->tokens; /* at most */
@@ -151,7 +152,7 @@ static tare_status open_slice(const run_plan *plan, bool floats, size_t tokens, 
     r->attentions = &s->attention;
     r->smoothing = plan->smooths ? &s->smoothing : NULL;
     TRY(workspace_create(m, s->env.samples.tokens, s->env.samples.longest,
-                         s->env.num.compat ? s->env.num.dtype : TARE_F32, &r->work));
+                         s->env.num.compat ? s->env.num.dtype : TARE_F32, false, &r->work));
     TRY(create_states(r, floats));
     s->x = probe_floats(m->ctx, s->env.samples.tokens, m->config.hidden_size);
     TRY(s->x ? TARE_OK : TARE_E_MEMORY);

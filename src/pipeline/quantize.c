@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/sized.h"
-#include "pipeline/job.h"
+#include "pipeline/means.h"
 #include "pipeline/statistics.h"
 #include "pipeline/work_plan.h"
 
@@ -143,12 +143,13 @@ static tare_status calibrate_layer(run *r, size_t layer)
     tare_status status = TARE_OK;
     if (layer < r->resume.layer)
         return TARE_OK;
-    TRY(enter_mtp(r, layer));
+    if (r->resume.expert == 0) /* else the run goes on behind that */
+        TRY(enter_mtp(r, layer));
     TRY(quantize_block(r, &r->model->blocks[layer]));
     progress_unit_done(&r->progress);
     if (resume_due(r, true)) {
         TRY(overlap_wait(r));
-        TRY(resume_save(r, layer + 1));
+        TRY(resume_save(r, layer + 1, 0));
     }
 done:
     return status;
@@ -200,6 +201,7 @@ static tare_status finish(run *r, tare_quantize_result *result)
     TRY(statistics_finish(r));
     TRY(statistics_pass_on(r));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
+    coverage_tell(r);
     result->linears_quantized = r->num_quantized;
     result->saturated_rows = r->saturated_rows;
 done:
@@ -288,9 +290,12 @@ void run_hold(ledger *l, const run_pass *only)
     const run_plan *plan = l->plan;
     const run_env *e = plan->env;
     l->now[TERM_OUTPUT] += e->goal == GOAL_OUTPUT ? files_bytes(plan) : 0;
+    l->now[TERM_FIXED] += means_bytes(plan);
     const ledger before = *l;
     if (l->rows > 0)
-        l->now[TERM_WORKSPACE] += workspace_bytes(e->model, l->rows, e->samples.longest);
+        l->now[TERM_WORKSPACE] += workspace_bytes(e->model, l->rows, e->samples.longest, false);
+    if (plan_aligns(plan) && plan->calibrates && (!only || *only == PASS_MEANS))
+        means_hold(l);
     l->now[TERM_SMOOTHING] += plan->two_passes ? waiting_bytes(plan) : 0;
     if (plan->two_passes && (!only || *only == PASS_FLOAT))
         float_pass_hold(l);
@@ -340,6 +345,7 @@ static tare_status run_all(run_job *j, tare_quantize_result *result)
     if ((result->was_finished = r->resume.finished))
         goto done;
     TRY(job_workspace(j));
+    TRY(means_pass(j));
     TRY(resume_restore(r));
     TRY(choose_fallback(j));
     TRY(plan_output(r));

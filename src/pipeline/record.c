@@ -123,6 +123,8 @@ tare_status run_record(run *r, buffer *out, record_places *places)
     places->recipe.begin = out->length;
     recipe_write(r->env->recipe, out, 1);
     places->recipe.end = out->length;
+    if (r->means)
+        buffer_puts(out, ",\n  \"rotation_aligned\": true");
     buffer_printf(out, ",\n  \"model\": {\n    \"model_type\": \"%s\",\n    \"config\": ",
                   r->model->config.arch->model_type);
     digest_write(out, r->model->config_json, r->model->config_length);
@@ -131,6 +133,7 @@ tare_status run_record(run *r, buffer *out, record_places *places)
     buffer_puts(out, "\n  },\n");
     if (r->env->samples.count > 0)
         write_samples(r, out);
+    coverage_write(r, out);
     if (r->plan->smoothing_given && status == TARE_OK) {
         buffer_puts(out, "  \"smoothing\": ");
         status = smoothing_record(r, r->env->options->smoothing, out);

@@ -123,6 +123,18 @@ static tare_status run_json_with(const tare_recording *k, const tare_recipe *rec
     return status == TARE_OK ? out->status : status;
 }
 
+/* An ascendv1 description has one name, by which engines find it. */
+static void warn_of_names(tare_context *ctx, const tare_save_options *o, unsigned save)
+{
+    bool weights = save & (SAVE_SAFE_TENSOR | SAVE_ASCENDV1),
+         description = save & SAVE_SAFE_TENSOR ||
+                       (save & SAVE_ASCENDV1 && o->json_name &&
+                        strcmp(o->json_name, "quant_model_description.json") == 0);
+    if ((o->safetensors_name && !weights) || (o->json_name && !description))
+        TARE_WARN(ctx, "file names are for save type safe_tensor, safetensors_name for ascendv1 "
+                       "too; the others have their own");
+}
+
 static tare_status save(const tare_recording *k, const tare_save_options *o, uint64_t *bytes)
 {
     tare_status status = TARE_OK;
@@ -139,8 +151,7 @@ static tare_status save(const tare_recording *k, const tare_save_options *o, uin
     arena_init(&names, k->ctx);
     TRY(check_save(k, o));
     TRY(save_types_parse(k->ctx, o->types, o->num_types, &how.save));
-    if (!(how.save & SAVE_SAFE_TENSOR) && (o->safetensors_name || o->json_name))
-        TARE_WARN(k->ctx, "file names are for save type safe_tensor; the others have their own");
+    warn_of_names(k->ctx, o, how.save);
     recipe.part_file_size = o->part_file_size;
     recipe.save_types.count = o->num_types;
     recipe.save_types.items = arena_alloc_array(&names, o->num_types, sizeof(char *));

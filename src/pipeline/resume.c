@@ -15,120 +15,6 @@
 
 enum { CHECKPOINT_SECONDS = 20, GENERATIONS = 2 };
 
-/* ---- the fingerprint ---- */
-
-tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out)
-{
-    buffer text;
-    buffer_init(&text, out->ctx);
-    recipe_write(recipe, &text, 0);
-    buffer_puts(out, "\"recipe\": ");
-    return digest_text(&text, out);
-}
-
-tare_status fingerprint_write(run *r, buffer *out, text_range *recipe)
-{
-    tare_status status = TARE_OK;
-    buffer_printf(out, "{\"version\": \"%s\", \"oneDNN\": \"", tare_version());
-    gemm_onednn_version(out);
-    buffer_printf(out, "\", \"cpu\": \"%s\"", tare_cpu_name(r->ctx));
-    buffer_printf(out, ", \"compute\": \"%s\", ", r->env->compute == GEMM_BF16 ? "bf16" : "fp32");
-    size_t begin = out->length;
-    TRY(fingerprint_recipe(r->env->recipe, out));
-    if (recipe)
-        *recipe = (text_range){begin, out->length};
-    buffer_printf(out, ", \"copy_code\": \"%s\", \"calibration\": ",
-                  r->env->options->copy_code ? "yes" : "no");
-    digest_write(out, r->env->samples.ids, r->env->samples.tokens * sizeof *r->env->samples.ids);
-    buffer_puts(out, ", \"lengths of the samples\": ");
-    digest_write(out, r->env->samples.lengths,
-                 r->env->samples.count * sizeof *r->env->samples.lengths);
-    if (r->plan->smoothing_given) {
-        buffer_puts(out, ", \"smoothing\": ");
-        TRY(smoothing_digest(r, r->env->options->smoothing, out));
-    }
-    if (r->earlier) {
-        buffer_puts(out, ", \"statistics\": ");
-        statistics_digest(r, out);
-    }
-    buffer_puts(out, ", \"config.json\": ");
-    digest_write(out, r->model->config_json, r->model->config_length);
-    TRY(fingerprint_files(r->model, out));
-    buffer_putc(out, '}');
-    TRY(out->status);
-done:
-    return status;
-}
-
-static tare_status inputs_write(run *r, buffer *out)
-{
-    return fingerprint_write(r, out, NULL);
-}
-
-static tare_status times_write(run *r, buffer *out)
-{
-    return fingerprint_times(r->model, out);
-}
-
-/* Compares what `write` writes now, a JSON map of strings, with what it wrote then, but for keys
- * that `ignored` (may be NULL) names; appends the keys that differ. */
-static tare_status compare_maps(run *r, tare_status (*write)(run *r, buffer *out),
-                                const value *then, bool (*ignored)(const char *key), bool *same,
-                                buffer *changed)
-{
-    tare_status status = TARE_OK;
-    buffer text;
-    const value *now;
-    buffer_init(&text, r->ctx);
-    TRY(write(r, &text));
-    TRY(json_parse(r->ctx, r->env->arena, text.data, text.length, "fingerprint", JSON_STRICT,
-                   &now));
-    *same = then && then->type == VALUE_MAP && then->count == now->count;
-    for (size_t i = 0; i < now->count; i++) {
-        const value *old = value_get(then, now->keys[i].text);
-        if (old && old->type == VALUE_STRING && strcmp(old->text, now->items[i].text) == 0)
-            continue;
-        if (ignored && ignored(now->keys[i].text))
-            continue;
-        *same = false;
-        buffer_printf(changed, "%s%s", changed->length ? ", " : "", now->keys[i].text);
-    }
-    if (!*same && changed->length == 0)
-        buffer_puts(changed, "the list of weight files");
-    status = changed->status;
-done:
-    buffer_free(&text);
-    return status;
-}
-
-/* What only computing depends on. */
-static bool is_of_computing(const char *key)
-{
-    return strcmp(key, "version") == 0 || strcmp(key, "oneDNN") == 0 || strcmp(key, "cpu") == 0;
-}
-
-/* `times` (may be NULL): when the weight files were changed last, as far as the journal knows.
- * `computed`: nothing will be computed any more, by whatever version or kernels it was. */
-static tare_status check_fingerprint(run *r, const value *then, const value *times, bool computed,
-                                     const char *what)
-{
-    tare_status status = TARE_OK;
-    bool same = true;
-    buffer changed;
-    buffer_init(&changed, r->ctx);
-    TRY(compare_maps(r, inputs_write, then, computed ? is_of_computing : NULL, &same, &changed));
-    if (same && times)
-        TRY(compare_maps(r, times_write, times, NULL, &same, &changed));
-    if (!same)
-        TRY(TARE_FAIL(r->ctx, TARE_E_FOLDER,
-                      "output folder %s holds %s of other inputs or settings (changed: %s); give "
-                      "back what changed, or start anew with --overwrite",
-                      r->env->options->out, what, changed.data));
-done:
-    buffer_free(&changed);
-    return status;
-}
-
 /* ---- the state ---- */
 
 static tare_status archive_smoothing(run *r, archive *a)
@@ -165,8 +51,23 @@ done:
     return status;
 }
 
+/* Samples on their way: [tokens, hidden_size] before `layer`, or what lies between its experts. */
+static tare_status archive_flow(run *r, bool of_floats, size_t layer, size_t expert, archive *a)
+{
+    tare_status status = TARE_OK;
+    flow *f = of_floats ? &r->floats : &r->calibrated;
+    if (archive_reads(a))
+        TRY(create_states(r, of_floats));
+    TRY(stream_archive(f->states, a));
+    TRY(mtp_archive(r, f, a));
+    if (expert > 0)
+        TRY(experts_archive(r, &r->model->blocks[layer], f, a));
+done:
+    return status;
+}
+
 /* All but the output's part, in both directions. */
-static tare_status archive_run(run *r, archive *a)
+static tare_status archive_run(run *r, size_t layer, size_t expert, archive *a)
 {
     tare_status status = TARE_OK;
     bool beside = r->floats.states != NULL;
@@ -178,18 +79,11 @@ static tare_status archive_run(run *r, archive *a)
     TRY(archive_attentions(r, a));
     TRY(archive_smoothing(r, a));
     TRY(archive_bytes(a, &beside, sizeof beside));
-    if (r->resume.pass == PASS_QUANTIZE && r->plan->calibrates) {
-        if (archive_reads(a))
-            TRY(create_states(r, false));
-        TRY(stream_archive(r->calibrated.states, a));
-        TRY(mtp_archive(r, &r->calibrated, a));
-    }
-    if (beside) {
-        if (archive_reads(a))
-            TRY(create_states(r, true));
-        TRY(stream_archive(r->floats.states, a));
-        TRY(mtp_archive(r, &r->floats, a));
-    }
+    TRY(coverage_archive(r, a));
+    if (r->resume.pass == PASS_QUANTIZE && r->plan->calibrates)
+        TRY(archive_flow(r, false, layer, expert, a));
+    if (beside)
+        TRY(archive_flow(r, true, layer, expert, a));
 done:
     return status;
 }
@@ -201,7 +95,8 @@ static char *state_path(run *r, unsigned generation)
     return path_join(r->ctx, journal_folder(r->resume.journal), name);
 }
 
-static tare_status write_state(run *r, const char *path, uint64_t *digest)
+static tare_status write_state(run *r, const char *path, size_t layer, size_t expert,
+                               uint64_t *digest)
 {
     tare_status status = TARE_OK;
     archive *a = NULL;
@@ -209,7 +104,7 @@ static tare_status write_state(run *r, const char *path, uint64_t *digest)
     TRY(archive_create(r->ctx, path, &a));
     TRY(statistics_sync(r));
     TRY(output_save(r->out, a));
-    TRY(archive_run(r, a));
+    TRY(archive_run(r, layer, expert, a));
     archive *finished = a;
     a = NULL;
     TRY(archive_finish(finished, digest));
@@ -218,16 +113,17 @@ done:
     return status;
 }
 
-tare_status resume_save(run *r, size_t next_layer)
+tare_status resume_save(run *r, size_t next, size_t expert)
 {
     tare_status status = TARE_OK;
     uint64_t digest = 0;
-    char record[160], *path = state_path(r, r->resume.generation);
+    char record[192], *path = state_path(r, r->resume.generation);
     TRY(path ? TARE_OK : TARE_E_MEMORY);
-    TRY(write_state(r, path, &digest));
+    TRY(write_state(r, path, next, expert, &digest));
     snprintf(record, sizeof record,
-             "{\"pass\": %d, \"layer\": %zu, \"state\": %u, \"digest\": \"%016llx\"}",
-             (int)r->resume.pass, next_layer, r->resume.generation, (unsigned long long)digest);
+             "{\"pass\": %d, \"layer\": %zu, \"expert\": %zu, \"state\": %u, \"digest\": "
+             "\"%016llx\"}",
+             (int)r->resume.pass, next, expert, r->resume.generation, (unsigned long long)digest);
     TRY(journal_add(r->resume.journal, record));
     r->resume.generation = (r->resume.generation + 1) % GENERATIONS;
     r->resume.worth_keeping = true;
@@ -245,16 +141,24 @@ bool resume_due(run *r, bool layer_done)
            (every ? since >= every : clock_seconds() - r->resume.last >= CHECKPOINT_SECONDS);
 }
 
+bool resume_due_inside(run *r, size_t experts_done)
+{
+    size_t every = r->env->options->checkpoint_experts;
+    return every ? r->resume.records && experts_done % every == 0 : resume_due(r, false);
+}
+
 /* ---- finding it again ---- */
 
 static tare_status read_record(run *r, const value *record, run_resume *found)
 {
     const value *pass = value_get(record, "pass"), *layer = value_get(record, "layer"),
-                *state = value_get(record, "state"), *digest = value_get(record, "digest");
-    if (!pass || !layer || !state || !digest || digest->type != VALUE_STRING)
+                *expert = value_get(record, "expert"), *state = value_get(record, "state"),
+                *digest = value_get(record, "digest");
+    if (!pass || !layer || !expert || !state || !digest || digest->type != VALUE_STRING)
         return TARE_FAIL(r->ctx, TARE_E_DATA, "a record of the journal is not a checkpoint");
     found->pass = (run_pass)pass->integer;
     found->layer = (size_t)layer->integer;
+    found->expert = (size_t)expert->integer;
     found->generation = (unsigned)state->integer;
     found->digest = strtoull(digest->text, NULL, 16);
     return TARE_OK;
@@ -269,7 +173,7 @@ static tare_status check_state(run *r, const run_resume *candidate)
     TRY(path && stage ? TARE_OK : TARE_E_MEMORY);
     TRY(archive_open(r->ctx, path, candidate->digest, &a));
     TRY(output_check_saved(r->ctx, a, stage));
-    if (candidate->pass == PASS_QUANTIZE && candidate->layer > 0)
+    if (candidate->pass == PASS_QUANTIZE && (candidate->layer > 0 || candidate->expert > 0))
         TRY(statistics_check(r, stage));
 done:
     archive_abandon(a);
@@ -282,6 +186,10 @@ static void tell_place(run *r, const run_resume *at)
 {
     if (!r->plan->calibrates && at->pass == PASS_QUANTIZE)
         TARE_INFO(r->ctx, "going on behind tensor %zu of %zu", at->layer, pieces_steps(r->plan));
+    else if (at->expert > 0)
+        TARE_INFO(r->ctx, "going on %s layer %zu of %zu and %zu experts of the next",
+                  at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,
+                  r->model->num_blocks, at->expert);
     else
         TARE_INFO(r->ctx, "going on %s layer %zu of %zu",
                   at->pass == PASS_FLOAT ? "with the score pass behind" : "behind", at->layer,
@@ -308,6 +216,7 @@ static tare_status find_state(run *r)
         }
         r->resume.pass = candidate.pass;
         r->resume.layer = candidate.layer;
+        r->resume.expert = candidate.expert;
         r->resume.generation = candidate.generation;
         r->resume.digest = candidate.digest;
         r->resume.restores = r->resume.worth_keeping = true;
@@ -328,7 +237,7 @@ tare_status resume_restore(run *r)
     TRY(path ? TARE_OK : TARE_E_MEMORY);
     TRY(archive_open(r->ctx, path, r->resume.digest, &a));
     TRY(output_restore(r->out, a));
-    TRY(archive_run(r, a));
+    TRY(archive_run(r, r->resume.layer, r->resume.expert, a));
     archive *finished = a;
     a = NULL;
     TRY(archive_finish(finished, NULL));
@@ -351,7 +260,7 @@ static tare_status check_finished(run *r)
     if (!path)
         goto done;
     TRY(json_parse_file(r->ctx, r->env->arena, path, 64 << 20, &root));
-    TRY(check_fingerprint(r, value_get(root, "fingerprint"), NULL, false, "a finished output"));
+    TRY(fingerprint_check(r, value_get(root, "fingerprint"), NULL, false, "a finished output"));
     r->resume.finished = true;
     TARE_INFO(r->ctx, "%s is finished already", r->env->options->out);
 done:
@@ -408,7 +317,7 @@ static tare_status take_over(run *r)
     bool published = value_get(last, "publish");
     if (value_get(last, "staged"))
         TRY(check_stage(r, value_get(last, "staged")));
-    TRY(check_fingerprint(r, value_get(first, "fingerprint"), value_get(first, "modified"),
+    TRY(fingerprint_check(r, value_get(first, "fingerprint"), value_get(first, "modified"),
                           published || r->resume.staged, "an unfinished run"));
     const value *overwrite = value_get(first, "overwrite");
     r->overwrite |= overwrite && overwrite->boolean;
@@ -432,7 +341,7 @@ static tare_status first_record(run *r)
                   r->overwrite ? "true" : "false");
     TRY(fingerprint_write(r, &record, NULL));
     buffer_puts(&record, ", \"modified\": ");
-    TRY(times_write(r, &record));
+    TRY(fingerprint_times(r->model, &record));
     buffer_putc(&record, '}');
     TRY(record.status);
     TRY(journal_add(r->resume.journal, record.data));

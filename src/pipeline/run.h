@@ -51,6 +51,7 @@ typedef struct flow {
 } flow;
 
 struct latent_queries;
+struct stream_means;
 typedef struct run_overlap run_overlap;
 typedef struct statistics_file statistics_file;
 typedef struct earlier_run earlier_run;
@@ -88,6 +89,7 @@ typedef struct run_resume {
     bool restores;       /* the run goes on from a state: */
     run_pass pass;       /* the pass in work */
     size_t layer;        /* its first layer (weights alone: step of pieces.c) to do */
+    size_t expert;       /* of that layer the first to do; 0: it begins at its beginning */
     unsigned generation; /* of that state; afterwards of the next one to write */
     uint64_t digest;
     bool worth_keeping; /* there is a checkpoint */
@@ -126,7 +128,9 @@ typedef struct run {
     work_clock *clock;     /* NULL: nobody measures; else the run is a slice, and writes nothing */
     run_overlap *overlap;  /* overlap.c */
     weight_pieces *pieces; /* pieces.c */
+    struct stream_means *means;  /* means.c; NULL: the rotation is not aligned */
     statistics_file *statistics; /* statistics.c; NULL: none are kept */
+    uint32_t *coverage;          /* [layers, experts] coverage.c; NULL: no sample passes any */
     act_params *inputs;          /* [model.num_units], of units whose samples are gone: the head,
                                     or all where they come from an earlier run's statistics */
     run_resume resume;
@@ -177,9 +181,12 @@ void flow_free(run *r, flow *f);
 /* Calls `each` for every expert of a block, whose segment with the experts `s` is. */
 tare_status experts_run(run *r, const segment_work *s,
                         tare_status (*each)(run *r, const segment_work *expert));
+/* What lies between two experts of a block, beside the flow's states, in both directions. */
+tare_status experts_archive(run *r, const model_block *b, flow *f, archive *a);
 /* segment_run for an expert. */
 tare_status expert_run(run *r, const segment_pass *p, flow *f);
-/* Holds all experts for either flow, of which `each` holds one. */
+/* Holds all experts for either flow, of which `each` holds one, with what comes and goes beside it.
+ */
 void experts_hold(ledger *l, const segment_work *s, bool calibrates, bool floats,
                   void (*each)(ledger *l, const segment_work *expert));
 
@@ -197,13 +204,34 @@ tare_status mtp_archive(run *r, flow *f, archive *a);
 tare_status mtp_enter(run *r, const model_block *block);
 void mtp_enter_hold(ledger *l, const model_block *block, bool quantizes);
 
-/* ---- resume.c ---- */
+/* ---- coverage.c ---- */
+
+/* run.coverage, if samples pass experts. */
+tare_status coverage_begin(run *r);
+/* Counts what the router of a block chose, and tells it. */
+tare_status coverage_count(run *r, const model_block *b, const flow *f);
+tare_status coverage_archive(run *r, archive *a);
+/* The member of tare_run.json, or nothing. */
+void coverage_write(const run *r, buffer *out);
+/* Tells the options' owner. */
+void coverage_tell(const run *r);
+
+/* ---- fingerprint.c ---- */
 
 /* What identifies a run: a JSON map of strings that is the same if and only if the output is.
  * *recipe (may be NULL): where in `out` its member of the recipe stands. */
 tare_status fingerprint_write(run *r, buffer *out, text_range *recipe);
 /* Its member of a recipe. */
 tare_status fingerprint_recipe(const tare_recipe *recipe, buffer *out);
+/* Is a folder that holds `what` of this run? TARE_E_FOLDER names what changed. `then`: its
+ * fingerprint. `times` (may be NULL): when the weight files were changed last, as far as the
+ * journal knows. `computed`: nothing will be computed any more, by whatever version or kernels it
+ * was. */
+tare_status fingerprint_check(run *r, const value *then, const value *times, bool computed,
+                              const char *what);
+
+/* ---- resume.c ---- */
+
 /* Looks for what an earlier run left, opens the output, takes its lock, and begins or goes on with
  * the journal. With resume.finished there is nothing left to do. */
 tare_status resume_open(run *r);
@@ -212,8 +240,11 @@ tare_status resume_restore(run *r);
 /* A layer of the pass, or something smaller that the run could go on behind, is done: is a
  * checkpoint due? checkpoint_every counts layers alone. */
 bool resume_due(run *r, bool layer_done);
-/* Makes one: the run goes on from layer `next` of the pass (weights alone: from its step). */
-tare_status resume_save(run *r, size_t next);
+/* The same between experts of a layer, of which so many are done. */
+bool resume_due_inside(run *r, size_t experts_done);
+/* Makes one: the run goes on from layer `next` of the pass (weights alone: from its step), and in
+ * that from `expert`. */
+tare_status resume_save(run *r, size_t next, size_t expert);
 /* output_options.before_publish */
 tare_status resume_before_publish(void *user);
 /* Ends output and journal: what resume needs stays if the run failed in a way that can be mended.
@@ -425,9 +456,9 @@ tare_status overlap_read(run *r, const segment_work *s, layer_source *out);
 tare_status overlap_write(run *r, layer_output *segment);
 /* Until everything is written: before anybody else writes. */
 tare_status overlap_wait(run *r);
-/* What is held while a segment (of the model) is computed; with threads the weights of the next
- * one, too, and where the pass `quantizes` the result of the last one. */
-size_t overlap_bytes(const run_plan *plan, size_t index, bool quantizes);
+/* What is held while a segment is computed; with threads the weights of the next one, too, and
+ * where the pass `quantizes` the result of the last one. */
+size_t overlap_bytes(const run_plan *plan, const segment_work *s, bool quantizes);
 
 /* A linear's observer: by act_method, for 3 by its score, for 4 by whether it reads a norm. */
 observer_kind observer_kind_of(const run_env *e, const linear_score *s, bool reads_norm);
@@ -438,6 +469,8 @@ observer_kind observer_kind_of(const run_env *e, const linear_score *s, bool rea
 void attention_heads(const tare_model *m, size_t heads[FA_KINDS]);
 /* Latent vectors are quantized once, as keys (spec/fa3.md 1.8). */
 fa_v_method attention_v_method(const run_plan *plan);
+/* Columns of a head of queries, keys and values as FA takes them. */
+size_t fa_width(const tare_model *m);
 tare_status declare_attention(run *r, size_t layer);
 /* *out stays NULL for an attention that goes without. */
 tare_status attention_observer_create(run *r, size_t layer, fa_observer **out);

@@ -99,13 +99,24 @@ done:
     return status;
 }
 
+static batch samples_next(const sample_set *s, size_t first, size_t count, size_t max_rows)
+{
+    batch b = batch_next(s->lengths, first, count, max_rows);
+    if (!s->sequences)
+        return b;
+    b.sequences = s->sequences + first;
+    b.kept = s->kept;
+    for (size_t i = 0; s->kept && i < first; i++)
+        b.kept += s->sequences[i];
+    return b;
+}
+
 static tare_status run_batches(run *r, const segment_pass *p, flow *f,
                                state_stream *const after[SEGMENT_VALUES])
 {
     tare_status status = TARE_OK;
     for (size_t first = 0, row = 0; first < f->samples;) {
-        batch b = batch_next(r->env->samples.lengths, first, f->samples,
-                             r->plan->layout.batch_rows);
+        batch b = samples_next(&r->env->samples, first, f->samples, r->plan->layout.batch_rows);
         TRY(context_check_cancelled(r->ctx));
         b.turn = mtp_turn(r->model, p->work.block);
         if (p->begin)

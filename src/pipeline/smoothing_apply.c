@@ -84,9 +84,11 @@ tare_status smoothing_store(run *r, const model_linear *l, coded_rows *raw)
             mem_free(r->ctx, to);
         return status;
     }
+    void *room = in_place ? raw->room : NULL;
     if (!in_place)
         coded_free(r->ctx, raw);
     *raw = coded_plain(dtype, to, l->k);
+    raw->room = room;
     return TARE_OK;
 }
 

@@ -187,6 +187,14 @@ static bool block_fits(const run_plan *plan, const tare_smoothing *s, const mode
     return true;
 }
 
+static bool same_rotation(const tare_recipe *then, const tare_recipe *now)
+{
+    return then->rotation == now->rotation &&
+           (!now->rotation ||
+            (then->rotation_seed == now->rotation_seed && then->rotation_r1 == now->rotation_r1 &&
+             then->rotation_r2 == now->rotation_r2));
+}
+
 tare_status smoothing_take(run_plan *plan, const tare_smoothing *s)
 {
     const run_env *e = plan->env;
@@ -201,6 +209,10 @@ tare_status smoothing_take(run_plan *plan, const tare_smoothing *s)
                          "the smoothing was computed with%s quant.mtp mix, this run is with%s it",
                          s->recipe.mtp == MTP_MIX ? "" : "out",
                          e->model->mtp == MTP_MIX ? "" : "out");
+    if (!same_rotation(&s->recipe, e->recipe))
+        return TARE_FAIL(e->ctx, TARE_E_USAGE,
+                         "the smoothing was computed for a model that was rotated otherwise: "
+                         "quant.rotation, rotation.seed, r1 and r2 have to be its own");
     plan->smooth = s->config;
     plan->smoothing_given = true;
     bool fits = s->num_layers == e->model->num_blocks;

@@ -1,6 +1,7 @@
 /* Writing a run's statistics as it goes on: each layer's when it has been calibrated, beside the
  * thread that writes the output. */
 #include "pipeline/statistics.h"
+#include "pipeline/means.h"
 #include "pipeline/statistics_file.h"
 
 #include <math.h>
@@ -59,14 +60,15 @@ static tare_status write_run(const run *r, buffer *out)
 
 /* ---- the file ---- */
 
-/* Of a run that goes on from an earlier process: layers that it does again are not written yet. */
+/* Of a run that goes on from an earlier process: what it does again is not written yet. */
 static tare_status reopen(run *r, statistics_file *f, const char *path)
 {
     tare_status status = TARE_OK;
+    size_t now = statistics_moment(r->resume.layer, r->resume.expert > 0);
     uint64_t *written = mem_calloc(r->ctx, f->count, sizeof *written);
     TRY(written ? TARE_OK : TARE_E_MEMORY);
     for (size_t i = 0; i < f->count; i++)
-        written[i] = f->layer_of[i] < r->resume.layer ? f->tensors[i].bytes : 0;
+        written[i] = f->moment_of[i] < now ? f->tensors[i].bytes : 0;
     TRY(safetensors_reopen(r->ctx, path, f->tensors, f->count, written, &f->writer));
 done:
     mem_free(r->ctx, written);
@@ -77,13 +79,16 @@ static tare_status open_file(run *r, statistics_file *f, const buffer *record)
 {
     tare_status status = TARE_OK;
     const char *path;
-    TRY(statistics_declare(f, r->plan, record->length));
+    float *const *means = r->means ? means_of(r->means) : NULL;
+    TRY(statistics_declare(f, r->plan, means, record->length));
     TRY(output_stage_statistics(r->out, &path));
-    if (r->resume.restores && r->resume.layer > 0)
+    if (r->resume.restores && (r->resume.layer > 0 || r->resume.expert > 0))
         TRY(reopen(r, f, path));
     else
         TRY(safetensors_create(r->ctx, path, f->tensors, f->count, &f->writer));
     f->mode = STATISTICS_WRITE;
+    if (means)
+        TRY(statistics_means(f, r->model, means));
     TRY(statistics_item(f, TARE_U8, 0, record->length, record->data, STATISTICS_RUN, ""));
 done:
     return status;
@@ -216,7 +221,7 @@ size_t statistics_bytes(const run_plan *plan)
 {
     enum { TENSOR = 3 * sizeof(tensor_info) + 1024, RECORD = 256 << 10, LINEAR = 128 };
     const tare_model *m = plan->env->model;
-    size_t a_layer = 6 * model_graph(m)->num_units + 6 + 4 * model_graph(m)->num_pairs +
+    size_t a_layer = 6 * model_graph(m)->num_units + 8 + 4 * model_graph(m)->num_pairs +
                      model_graph(m)->num_linears;
     if (!plan->keeps_statistics)
         return 0;

@@ -26,13 +26,19 @@ typedef enum statistics_mode {
     STATISTICS_READ /* vectors are made in `home`; what is not wanted (NULL) is left out */
 } statistics_mode;
 
+/* Tensors of a layer are written at two moments: what its experts wait for, and the rest. */
+static inline size_t statistics_moment(size_t layer, bool behind_experts)
+{
+    return 2 * layer + behind_experts;
+}
+
 typedef struct statistics_file {
     tare_context *ctx;
     statistics_mode mode;
     arena arena;          /* names */
     tensor_info *tensors; /* [count], declared; mem_free */
-    size_t *layer_of;     /* [count] of the model; mem_free */
-    size_t count, capacity, layers_capacity, layer;
+    size_t *moment_of;    /* [count] when each is written; mem_free */
+    size_t count, capacity, moments_capacity, moment;
     strmap index; /* of names */
     buffer name;  /* of the tensor in work */
     safetensors_writer *writer;
@@ -58,11 +64,15 @@ tare_status statistics_fa(statistics_file *f, const run_plan *plan, size_t layer
 /* Vectors of a layer. */
 tare_status statistics_smoothing(statistics_file *f, const run_plan *plan, const model_block *block,
                                  layer_smoothing *s);
+/* Means of the norms of a rotated model, which its rotation was aligned by: [num_blocks *
+ * BLOCK_NORMS], NULL for others. */
+tare_status statistics_means(statistics_file *f, const tare_model *model, float *const *means);
 /* The text of this tensor says what the run was: JSON. */
 #define STATISTICS_RUN "tare_run"
 enum { RECORD_LIMIT = 256 << 20 };
-/* All tensors of a run. */
-tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t run_bytes);
+/* All tensors of a run; means NULL: it has none. */
+tare_status statistics_declare(statistics_file *f, const run_plan *plan, float *const *means,
+                               size_t run_bytes);
 void statistics_file_init(statistics_file *f, tare_context *ctx);
 void statistics_file_free(statistics_file *f);
 

@@ -9,7 +9,7 @@
 void statistics_file_free(statistics_file *f)
 {
     mem_free(f->ctx, f->tensors);
-    mem_free(f->ctx, f->layer_of);
+    mem_free(f->ctx, f->moment_of);
     strmap_free(&f->index);
     buffer_free(&f->name);
     arena_free(&f->arena);
@@ -24,10 +24,10 @@ static tare_status declare(statistics_file *f, const tensor_info *t)
     char *name = arena_strndup(&f->arena, f->name.data, f->name.length);
     TRY(name ? TARE_OK : TARE_E_MEMORY);
     TRY(mem_grow(f->ctx, (void **)&f->tensors, &f->capacity, f->count + 1, sizeof *f->tensors));
-    TRY(mem_grow(f->ctx, (void **)&f->layer_of, &f->layers_capacity, f->count + 1,
-                 sizeof *f->layer_of));
+    TRY(mem_grow(f->ctx, (void **)&f->moment_of, &f->moments_capacity, f->count + 1,
+                 sizeof *f->moment_of));
     TRY(strmap_put(&f->index, name, f->name.length, (uint32_t)f->count, &existed));
-    f->layer_of[f->count] = f->layer;
+    f->moment_of[f->count] = f->moment;
     f->tensors[f->count] = *t;
     f->tensors[f->count++].name = name;
 done:
@@ -246,16 +246,38 @@ done:
     return status;
 }
 
+/* ---- rotation ---- */
+
+/* They go by the name of the norm's weight. */
+tare_status statistics_means(statistics_file *f, const tare_model *m, float *const *means)
+{
+    tare_status status = TARE_OK;
+    for (size_t i = 0; i < m->num_blocks * BLOCK_NORMS; i++) {
+        const tensor_info *norm = m->blocks[i / BLOCK_NORMS].norms[i % BLOCK_NORMS];
+        if (means[i])
+            TRY(statistics_item(f, TARE_F32, 0, norm->shape[0], means[i], norm->name,
+                                ".rotated_mean"));
+    }
+done:
+    return status;
+}
+
 /* ---- all ---- */
 
 static tare_status declare_layer(statistics_file *f, const run_plan *plan, const model_block *block)
 {
     tare_status status = TARE_OK;
     unit_statistics unit = {.scored = plan->wants_scores, .mse = !plan->env->num.compat};
-    for (size_t u = 0; u < block->graph->num_units; u++)
+    const block_graph *g = block->graph;
+    size_t behind = block_experts(block) ? graph_experts_segment(g).end_unit : g->num_units;
+    for (size_t u = 0; u < g->num_units; u++) {
+        f->moment = statistics_moment(block->index, u >= behind);
         TRY(statistics_unit(f, plan, block->first_unit + u, &unit));
+    }
+    f->moment = statistics_moment(block->index, false);
     for (int kind = 0; kind < KV_KINDS && kv_observed_channels(plan, block->index); kind++)
         TRY(statistics_kv(f, plan, block->index, (kv_kind)kind, NULL));
+    f->moment = statistics_moment(block->index, true);
     if (plan->attentions[block->index].quantize)
         TRY(statistics_fa(f, plan, block->index, NULL));
     if (plan->smooths)
@@ -264,17 +286,21 @@ done:
     return status;
 }
 
-tare_status statistics_declare(statistics_file *f, const run_plan *plan, size_t run_bytes)
+tare_status statistics_declare(statistics_file *f, const run_plan *plan, float *const *means,
+                               size_t run_bytes)
 {
     tare_status status = TARE_OK;
     const tare_model *m = plan->env->model;
     unit_statistics head = {.scored = plan->wants_scores, .mse = !plan->env->num.compat};
     f->mode = STATISTICS_DECLARE;
-    for (f->layer = 0; f->layer < m->num_blocks; f->layer++)
-        TRY(declare_layer(f, plan, &m->blocks[f->layer]));
-    f->layer = m->config.num_layers; /* it is written before the first MTP layer */
+    for (size_t i = 0; i < m->num_blocks; i++)
+        TRY(declare_layer(f, plan, &m->blocks[i]));
+    /* Before the first MTP layer. */
+    f->moment = statistics_moment(m->config.num_layers, false);
     TRY(statistics_unit(f, plan, m->num_units - 1, &head));
-    f->layer = m->num_blocks;
+    f->moment = statistics_moment(m->num_blocks, false);
+    if (means)
+        TRY(statistics_means(f, m, means));
     TRY(statistics_item(f, TARE_U8, 0, run_bytes, NULL, STATISTICS_RUN, ""));
 done:
     return status;

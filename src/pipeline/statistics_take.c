@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "file/json.h"
+#include "pipeline/means.h"
 #include "pipeline/statistics.h"
 #include "pipeline/statistics_file.h"
 
@@ -110,6 +111,8 @@ static const setting_name COMMON[] = {{"anti_outlier", "anti_method"},
                                       {"rotation", "seed"},
                                       {"rotation", "r1"},
                                       {"rotation", "r2"},
+                                      {"rotation", "align"},
+                                      {"rotation", "flips"},
                                       {"run", "compat"},
                                       {NULL, NULL}};
 /* And what a quantized linear, or a static one, puts out on these. */
@@ -218,6 +221,17 @@ static bool reads_norm(const tare_model *m, size_t unit)
     bool is_head = m->units[unit].block == m->num_blocks;
     bool is_expert = !is_head && unit - b->first_unit >= b->graph->num_units;
     return is_head || (!is_expert && unit_reads_norm(b->graph, unit - b->first_unit));
+}
+
+static tare_status take_alignment(taking *t)
+{
+    tare_status status = TARE_OK;
+    run *r = t->run;
+    TRY(means_create(r, &r->means));
+    TRY(statistics_means(&t->file, r->model, means_of(r->means)));
+    TRY(model_align(r->model, (const float *const *)means_of(r->means)));
+done:
+    return status;
 }
 
 /* Of units with a static member. */
@@ -406,6 +420,8 @@ static tare_status take(taking *t)
     TRY(recipe_value(t->run, &now));
     TRY(check_common(t, now));
     TRY(check_attentions(t, now));
+    if (plan_aligns(t->plan))
+        TRY(take_alignment(t));
     TRY(take_inputs(t));
     TRY(take_attentions(t));
     if (t->plan->smooths)

@@ -1,18 +1,57 @@
 /* The table of kinds of work, and how much of each a run has. */
 #include "pipeline/work_plan.h"
 
+#include "pipeline/means.h"
 #include "pipeline/run.h"
 
 #define PROBE_SECONDS 2.0
 
-/* Calls `f` for each linear of the layers. */
-typedef double (*linear_amount)(const run_plan *plan, const model_linear *l, const linear_plan *f);
+/* A linear of a layer as tokens meet it. */
+typedef struct linear_use {
+    const model_linear *linear;
+    const linear_plan *plan;
+    double share;  /* of the tokens that pass it; */
+    bool expert;   /* of an expert: those that choose it, all as often */
+    bool is_first; /* of those that read the same input */
+} linear_use;
+
+typedef double (*linear_amount)(const run_plan *plan, const linear_use *u);
+
+static linear_use use_of(const run_plan *plan, const model_block *b, size_t i)
+{
+    const block_graph *g = b->graph;
+    return (linear_use){.linear = block_linear(plan->env->model, b, i),
+                        .plan = &plan->linears[b->first_linear + i],
+                        .share = 1,
+                        .is_first = g->units[g->linears[i].unit].first == i};
+}
+
+static double sum_block(const run_plan *plan, const model_block *b, linear_amount amount)
+{
+    const route_spec *route = &b->graph->route;
+    double sum = 0;
+    for (size_t i = 0; i < b->graph->num_linears; i++) {
+        linear_use u = use_of(plan, b, i);
+        sum += amount(plan, &u);
+    }
+    for (size_t e = 0; e < block_experts(b); e++) {
+        expert_place place;
+        const model_block *expert = plan_expert(plan, b, e, &place).block;
+        for (size_t i = 0; i < EXPERT_LINEARS; i++) {
+            linear_use u = use_of(plan, expert, i);
+            u.expert = true;
+            u.share = (double)route->chosen / (double)route->experts;
+            sum += amount(plan, &u);
+        }
+    }
+    return sum;
+}
 
 static double sum_linears(const run_plan *plan, linear_amount amount)
 {
     double sum = 0;
-    for (size_t i = 0; i + 1 < plan->env->model->num_linears; i++)
-        sum += amount(plan, &plan->env->model->linears[i], &plan->linears[i]);
+    for (size_t i = 0; i < plan->env->model->num_blocks; i++)
+        sum += sum_block(plan, &plan->env->model->blocks[i], amount);
     return sum;
 }
 
@@ -21,34 +60,35 @@ static double elements(const model_linear *l)
     return (double)l->n * (double)l->k;
 }
 
-/* Is `l` the first of those that read the same input? */
-static bool is_first_of_unit(const run_plan *plan, const model_linear *l)
-{
-    return l == &plan->env->model->linears[plan->env->model->units[l->unit].first];
-}
-
 /* ---- amounts ---- */
-
-static double int8_operations(const run_plan *plan, const model_linear *l, const linear_plan *f)
-{
-    bool integers = plan->calibrates && !linear_runs_in_floats(plan, f->scheme);
-    return integers ? 2.0 * (double)plan->env->samples.tokens * elements(l) : 0;
-}
 
 static bool runs_in_floats(const run_plan *plan, const linear_plan *f)
 {
     return plan->calibrates && linear_runs_in_floats(plan, f->scheme);
 }
 
-static double float_operations(const run_plan *plan, const model_linear *l, const linear_plan *f)
+static double int8_operations(const run_plan *plan, const linear_use *u)
 {
-    double tokens = (double)plan->float_tokens;
-    if (runs_in_floats(plan, f))
+    if (!plan->calibrates || runs_in_floats(plan, u->plan))
+        return 0;
+    return 2.0 * u->share * (double)plan->env->samples.tokens * elements(u->linear);
+}
+
+/* Are inputs scored once they are smoothed, by running again? Those of experts are not scored. */
+static bool scores_again(const run_plan *plan, const linear_use *u)
+{
+    return plan->smooths && plan->wants_scores && plan->env->num.compat && !u->expert;
+}
+
+static double float_operations(const run_plan *plan, const linear_use *u)
+{
+    double tokens = (double)(plan->float_tokens +
+                             (plan_passes_means(plan) ? plan_of_means(plan).float_tokens : 0));
+    if (runs_in_floats(plan, u->plan))
         tokens += (double)plan->env->samples.tokens;
-    if (plan->smooths && plan->wants_scores &&
-        plan->env->num.compat) /* smoothed inputs: once more */
+    if (scores_again(plan, u))
         tokens += (double)plan->score_tokens;
-    return 2.0 * tokens * elements(l);
+    return 2.0 * u->share * tokens * elements(u->linear);
 }
 
 /* In front of the MTP layers: their projections, and what a head says of the last tokens. */
@@ -65,16 +105,15 @@ static double mtp_operations(const run_plan *plan)
            (double)mtp_blocks(plan->env->model);
 }
 
-static double smoothed_weights(const run_plan *plan, const model_linear *l, const linear_plan *f)
+static double smoothed_weights(const run_plan *plan, const linear_use *u)
 {
-    (void)f;
-    return smoothing_targets(plan, l) ? elements(l) : 0;
+    return smoothing_targets(plan, u->linear) ? elements(u->linear) : 0;
 }
 
-static double quantized_weights(const run_plan *plan, const model_linear *l, const linear_plan *f)
+static double quantized_weights(const run_plan *plan, const linear_use *u)
 {
     (void)plan;
-    return plan_is_float(f) ? 0 : elements(l);
+    return plan_is_float(u->plan) ? 0 : elements(u->linear);
 }
 
 static size_t batches(const run_plan *plan, size_t samples)
@@ -86,44 +125,40 @@ static size_t batches(const run_plan *plan, size_t samples)
     return count;
 }
 
-static double packed_weights(const run_plan *plan, const model_linear *l, const linear_plan *f)
+/* An expert's rows of all samples are mostly one batch. */
+static double packed_weights(const run_plan *plan, const linear_use *u)
 {
-    double times = runs_in_floats(plan, f) ? 1 : 0;
-    bool twice = plan->smooths && plan->wants_scores && plan->env->num.compat;
-    size_t again = twice ? batches(plan, plan->score_samples) : 0;
+    double times = runs_in_floats(plan, u->plan) ? 1 : 0;
+    size_t again = scores_again(plan, u) ? batches(plan, plan->score_samples) : 0;
     if (plan->float_samples)
-        times += plan->layout.whole_layer ? 1
-                                          : (double)(batches(plan, plan->float_samples) + again);
-    return times * elements(l);
+        times += plan->layout.whole_layer || u->expert
+                     ? 1
+                     : (double)(batches(plan, plan->float_samples) + again);
+    return times * elements(u->linear);
 }
 
-static double observed_inputs(const run_plan *plan, const model_linear *l, const linear_plan *f)
+static double observed_inputs(const run_plan *plan, const linear_use *u)
 {
-    bool observed = plan->calibrates && scheme_of(f->scheme)->activations != ACT_FLOAT &&
-                    is_first_of_unit(plan, l);
-    return observed ? (double)plan->env->samples.tokens * (double)l->k : 0;
+    bool observed = plan->calibrates && scheme_of(u->plan->scheme)->activations != ACT_FLOAT &&
+                    u->is_first;
+    return observed ? u->share * (double)plan->env->samples.tokens * (double)u->linear->k : 0;
 }
 
-static double scored_inputs(const run_plan *plan, const model_linear *l, const linear_plan *f)
+static double scored_inputs(const run_plan *plan, const linear_use *u)
 {
-    (void)f;
-    return plan->wants_scores && is_first_of_unit(plan, l)
-               ? (double)plan->score_tokens * (double)l->k
+    return plan->wants_scores && u->is_first && !u->expert
+               ? (double)plan->score_tokens * (double)u->linear->k
                : 0;
 }
 
 /* Outputs pass a norm, a sum, a rotation or a gate. */
-static double row_values(const run_plan *plan)
+static double row_values(const run_plan *plan, const linear_use *u)
 {
-    const block_graph *g = model_graph(plan->env->model);
-    double calibrated = plan->calibrates ? (double)plan->env->samples.tokens : 0, columns = 0;
-    for (size_t i = 0; i < g->num_linears; i++)
-        columns += (double)g->linears[i].n;
-    return (calibrated + (double)plan->float_tokens) * (double)plan->env->model->num_blocks *
-           columns;
+    double calibrated = plan->calibrates ? (double)plan->env->samples.tokens : 0;
+    return u->share * (calibrated + (double)plan->float_tokens) * (double)u->linear->n;
 }
 
-/* Two products of q with what it sees. */
+/* Products of q with the keys that it sees, and of what comes out with the values. */
 static double attention_operations(const run_plan *plan, size_t samples)
 {
     const model_config *c = &plan->env->model->config;
@@ -135,30 +170,38 @@ static double attention_operations(const run_plan *plan, size_t samples)
             pairs += window > 0 && window < n ? n * window : n * (n + 1) / 2;
         }
     }
-    return 4.0 * pairs * (double)(c->num_heads * c->head_dim);
+    return 2.0 * pairs * (double)(c->num_heads * (c->head_dim + c->value_dim));
 }
 
 static double fa_values(const run_plan *plan)
 {
     const model_config *c = &plan->env->model->config;
-    size_t kv_heads = 2 * c->num_kv_heads;
-    size_t heads = plan->num_fa * (c->num_heads + kv_heads) + plan->num_kv * kv_heads;
-    return (double)plan->env->samples.tokens * (double)(heads * c->head_dim);
+    size_t heads[FA_KINDS], observed = 0;
+    attention_heads(plan->env->model, heads);
+    for (int kind = 0; kind < FA_KINDS; kind++)
+        observed += plan->num_fa * heads[kind] * fa_width(plan->env->model);
+    observed += plan->num_kv * 2 * c->num_kv_heads * c->head_dim;
+    return (double)plan->env->samples.tokens * (double)observed;
 }
 
 /* ---- disk ---- */
 
-static double read_bytes(const run_plan *plan, const model_linear *l, const linear_plan *f)
+static double read_bytes(const run_plan *plan, const linear_use *u)
 {
-    (void)plan, (void)f;
-    return (double)stored_bytes(&l->weight);
+    (void)plan;
+    return (double)stored_bytes(&u->linear->weight);
 }
 
-static double written_linear(const run_plan *plan, const model_linear *l, const linear_plan *f)
+static double written_bytes(const run_plan *plan, const model_linear *l, const linear_plan *f)
 {
     if (plan_is_float(f))
         return (double)output_weight(plan->env, &l->weight).bytes;
     return elements(l) + 20.0 * (double)l->n; /* scales, offsets and biases of the rows */
+}
+
+static double written_linear(const run_plan *plan, const linear_use *u)
+{
+    return written_bytes(plan, u->linear, u->plan);
 }
 
 static void plan_disk(const run_plan *plan, tare_plan *out)
@@ -168,7 +211,7 @@ static void plan_disk(const run_plan *plan, tare_plan *out)
     double others = (double)checkpoint_bytes(plan->env->model->checkpoint) - layers;
     double written = sum_linears(plan, written_linear) + others;
     if (!plan_is_float(head)) {
-        written += written_linear(plan, plan->env->model->head, head);
+        written += written_bytes(plan, plan->env->model->head, head);
         written -= plan->env->model->head_is_tied
                        ? 0
                        : (double)stored_bytes(&plan->env->model->head->weight);
@@ -176,8 +219,8 @@ static void plan_disk(const run_plan *plan, tare_plan *out)
     for (unsigned i = 0; i < SAVE_TYPES; i++)
         folders += plan->env->save & 1u << i ? 1 : 0;
     double read = layers + others;
-    if (plan->two_passes)
-        read += layers + (double)stored_bytes(&plan->env->model->embedding);
+    read += (double)(count_passes(plan) - 1) *
+            (layers + (double)stored_bytes(&plan->env->model->embedding));
     if (!plan->calibrates && plan->env->recipe->mm_tensor) /* the range first */
         read += layers;
     if (!plan_is_float(head))
@@ -207,13 +250,16 @@ void work_plan_amounts(const run_plan *plan, tare_plan *out)
                             (plan->final_scales ? 2 : 1) *
                                     attention_operations(
                                         plan, plan->calibrates ? plan->env->samples.count : 0) +
-                                attention_operations(plan, plan->float_samples)},
+                                attention_operations(plan, plan->float_samples) +
+                                attention_operations(plan, plan_passes_means(plan)
+                                                               ? plan_of_means(plan).float_samples
+                                                               : 0)},
         [WORK_QUANTIZE] = {"quantizing weights", "weights", sum_linears(plan, quantized_weights)},
         [WORK_PACK] = {"packing weights", "weights", sum_linears(plan, packed_weights)},
         [WORK_OBSERVE] = {"observing inputs", "values", sum_linears(plan, observed_inputs)},
         [WORK_FA] = {"observing q, k and v", "values", fa_values(plan)},
         [WORK_SCORE] = {"scoring inputs", "values", sum_linears(plan, scored_inputs)},
-        [WORK_ROWS] = {"norms and gates", "values", row_values(plan)},
+        [WORK_ROWS] = {"norms and gates", "values", sum_linears(plan, row_values)},
         [WORK_READ] = {"reading", "bytes", (double)out->bytes_read},
         [WORK_WRITE] = {"writing", "bytes", (double)out->bytes_written},
         [WORK_VERIFY] = {"verifying", "bytes",
@@ -251,7 +297,7 @@ tare_status work_plan_make(const run_plan *plan, bool probe, tare_plan *out)
     out->layers = plan->env->model->num_blocks;
     out->samples = plan->env->samples.count;
     out->tokens = plan->env->samples.tokens;
-    out->passes = plan->two_passes ? 2 : 1;
+    out->passes = count_passes(plan);
     out->seconds = -1;
     plan_disk(plan, out);
     work_plan_amounts(plan, out);

@@ -55,6 +55,8 @@ const setting recipe_settings[] = {
     {"rotation", "seed", SETTING_INT, AT(rotation_seed), 0, INT64_LIMIT, NULL},
     {"rotation", "r1", SETTING_BOOL, AT(rotation_r1), 0, 0, NULL},
     {"rotation", "r2", SETTING_BOOL, AT(rotation_r2), 0, 0, NULL},
+    {"rotation", "align", SETTING_BOOL, AT(rotation_align), 0, 0, NULL},
+    {"rotation", "flips", SETTING_BOOL, AT(rotation_flips), 0, 0, NULL},
     {"anti_outlier", "anti_method", SETTING_CHOICE, AT(anti_method), 0, 0, anti_choices},
     {"anti_outlier", "w_bit", SETTING_INT, AT(anti_w_bit), 4, 8, NULL},
     {"anti_outlier", "a_bit", SETTING_INT, AT(anti_a_bit), 8, 16, NULL},

@@ -56,7 +56,8 @@ struct tare_recipe {
     /* rotation */
     bool rotation; /* the section itself */
     int64_t rotation_seed;
-    bool rotation_r1, rotation_r2; /* of the residual stream; of values */
+    bool rotation_r1, rotation_r2;       /* of the residual stream; of values */
+    bool rotation_align, rotation_flips; /* r1 by what samples show */
     /* anti_outlier */
     int64_t anti_method;            /* 1 to 6: m1 to m6; 0: none */
     int64_t anti_w_bit, anti_a_bit; /* seen by m3 alone */

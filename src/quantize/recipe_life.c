@@ -68,6 +68,8 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
                        .kv_sym = true,
                        .rotation_r1 = true,
                        .rotation_r2 = true,
+                       .rotation_align = true,
+                       .rotation_flips = true,
                        .pr = 1.0,
                        .anti_w_bit = 8,
                        .anti_a_bit = 8,

@@ -59,6 +59,13 @@ static size_t first_key_of(const attention_shape *s, size_t query)
     return s->window && query + 1 > s->window ? query + 1 - s->window : 0;
 }
 
+/* Behind a window that holds padding alone there is no key to see: the first one stands for none.
+ */
+static size_t last_key_of(const attention_shape *s, size_t query, size_t first)
+{
+    return s->kept && query >= s->kept ? size_max(first, s->kept - 1) : query;
+}
+
 static block block_of(const attention_job *job, size_t index, int thread)
 {
     const attention_shape *s = &job->shape;
@@ -151,7 +158,7 @@ static void normalize_scores(const attention_job *job, const block *b)
         float *p = b->scores + r * b->score_stride;
         size_t query = query_of(b, r);
         size_t start = first_key_of(&job->shape, query) - b->first_key;
-        size_t end = query + 1 - b->first_key;
+        size_t end = last_key_of(&job->shape, query, start + b->first_key) + 1 - b->first_key;
         memset(p, 0, start * sizeof *p);
         if (job->shape.round != TARE_F32) {
             rounded_softmax(p + start, end - start, attention_scale(&job->shape),

@@ -15,6 +15,7 @@ typedef struct attention_shape {
     float scale;      /* of scores; 0: 1 / sqrt(head_dim) */
     float softcap;    /* scores become softcap * tanh(score / softcap); 0: they stay */
     size_t value_dim; /* of a head's values; 0: head_dim */
+    size_t kept;      /* the tokens from this one on only pad: no query sees their keys; 0: none */
 } attention_shape;
 
 static inline size_t attention_value_dim(const attention_shape *shape)

@@ -109,6 +109,7 @@ coded_rows coded_integers(tare_dtype dtype, const int8_t *q, const float *scales
 coded_rows coded_from(const coded_rows *rows, size_t row)
 {
     coded_rows from = *rows;
+    from.room = NULL;
     from.data = (void *)(uintptr_t)element_at(rows, row, 0);
     from.first += row;
     return from;
@@ -116,9 +117,9 @@ coded_rows coded_from(const coded_rows *rows, size_t row)
 
 void coded_free(tare_context *ctx, coded_rows *rows)
 {
-    mem_free(ctx, rows->data);
+    mem_free(ctx, rows->room ? rows->room : rows->data);
     mem_free(ctx, rows->scales);
-    rows->data = NULL;
+    rows->room = rows->data = NULL;
     rows->scales = NULL;
 }
 

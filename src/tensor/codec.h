@@ -32,6 +32,7 @@ struct coded_rows {
     float *scales;      /* [blocks of rows, blocks of k]; NULL: the codec has none */
     size_t first;       /* row 0 stands in row `first` of the scales' blocks */
     size_t k;
+    void *room; /* that data lies in, and is freed in its place; NULL: none */
 };
 
 /* Borrowed data [rows,k] without scales. */
@@ -42,7 +43,7 @@ coded_rows coded_integers(tare_dtype dtype, const int8_t *q, const float *scales
                           size_t k);
 /* The rows from `row` on, borrowed. */
 coded_rows coded_from(const coded_rows *rows, size_t row);
-/* Both members are freed. */
+/* Data (or its room) and scales are freed. */
 void coded_free(tare_context *ctx, coded_rows *rows);
 
 /* Where row and column stand as numbers in `dtype`; NULL: they have to be decoded. */

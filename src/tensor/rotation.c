@@ -123,6 +123,7 @@ tare_status rotation_create(tare_context *ctx, size_t n, uint64_t seed, uint32_t
     bool paley;
     rng r;
     *out = (rotation){.n = n, .order = rotation_order(n, &paley)};
+    out->paley = paley;
     size_t order = out->order;
     double scale = 1 / sqrt((double)(paley ? n : n / order));
     rng_seed(&r, (const uint32_t[]){(uint32_t)seed, (uint32_t)(seed >> 32), part}, 3);
@@ -141,23 +142,71 @@ done:
     return status;
 }
 
+tare_status rotation_mirror(tare_context *ctx, rotation *r, const float *v)
+{
+    if (!r->mirror && !(r->mirror = mem_alloc_array(ctx, r->n, sizeof *r->mirror)))
+        return TARE_E_MEMORY;
+    memcpy(r->mirror, v, r->n * sizeof *v);
+    return TARE_OK;
+}
+
 void rotation_free(tare_context *ctx, rotation *r)
 {
     mem_free(ctx, r->signs);
     mem_free(ctx, r->dense);
+    mem_free(ctx, r->mirror);
     *r = (rotation){0};
 }
 
 /* ---- multiplying ---- */
 
+/* Of numbers whose products are rounded, in FP64 and in order. */
+static void multiply_any(const rotation *r, const float *x, size_t columns, float *y)
+{
+    enum { TOGETHER = 64 };
+    size_t order = r->order;
+    for (size_t first = 0; first < columns; first += TOGETHER) {
+        size_t count = columns - first < TOGETHER ? columns - first : TOGETHER;
+        for (size_t row = 0; row < order; row++) {
+            double sums[TOGETHER] = {0};
+            for (size_t i = 0; i < order; i++)
+                for (size_t j = 0; j < count; j++)
+                    sums[j] += (double)r->dense[i * order + row] *
+                               (double)x[i * columns + first + j];
+            for (size_t j = 0; j < count; j++)
+                y[row * columns + first + j] = (float)sums[j];
+        }
+    }
+}
+
 static void multiply_dense(const kernels *k, const rotation *r, const float *x, size_t columns,
                            float *y)
 {
     size_t order = r->order;
+    if (!r->paley) {
+        multiply_any(r, x, columns, y);
+        return;
+    }
     for (size_t row = 0; row < order; row++, y += columns) {
         memset(y, 0, columns * sizeof *y);
         for (size_t i = 0; i < order; i++)
             k->axpy(r->dense[i * order + row], x + i * columns, columns, y);
+    }
+}
+
+/* x -= 2 v (v^T x), column by column; every CPU rounds alike. */
+static void apply_mirror(const float *v, size_t n, float *x, size_t columns)
+{
+    enum { TOGETHER = 64 };
+    for (size_t first = 0; first < columns; first += TOGETHER) {
+        double dots[TOGETHER] = {0};
+        size_t count = columns - first < TOGETHER ? columns - first : TOGETHER;
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < count; j++)
+                dots[j] += (double)v[i] * (double)x[i * columns + first + j];
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = 0; j < count; j++)
+                x[i * columns + first + j] -= (float)(2 * (double)v[i] * dots[j]);
     }
 }
 
@@ -177,4 +226,6 @@ void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t
     for (size_t width = block; width < all; width *= 2)
         for (size_t at = 0; at < all; at += 2 * width)
             k->butterfly(x + at, x + at + width, width);
+    if (r->mirror)
+        apply_mirror(r->mirror, n, x, columns);
 }

@@ -7,24 +7,27 @@
 
 #include "base/memory.h"
 
-/* R = diag(signs) * (Sylvester (x) dense), [n,n], R R^T = 1. */
+/* R = diag(signs) * (Sylvester (x) dense), [n,n], R R^T = 1; and, mirrored, R - 2 (R v) v^T. */
 typedef struct rotation {
     size_t n, order; /* n = 2^a * order */
     float *signs;    /* [n] +-1, divided by what makes the other two orthogonal */
-    float *dense;    /* [order,order]: +-1 by Paley, so that products with it are the same on every
-                        CPU;    or orthogonal */
+    float *dense;    /* [order,order]: by Paley +-1, or orthogonal */
+    bool paley;
+    float *mirror; /* [n] v, of length 1; NULL: none */
 } rotation;
 
 /* What a seed and `part` (which of a model's rotations) determine. */
 tare_status rotation_create(tare_context *ctx, size_t n, uint64_t seed, uint32_t part,
                             rotation *out);
+/* R becomes R - 2 (R v) v^T: what it made of a vector is mirrored. v [n] of length 1 is copied. */
+tare_status rotation_mirror(tare_context *ctx, rotation *r, const float *v);
 void rotation_free(tare_context *ctx, rotation *r);
 /* The order of the dense matrix of rotation_create, 1 for powers of two; *paley false: it is no
  * Hadamard matrix. */
 size_t rotation_order(size_t n, bool *paley);
 
-/* x [n,columns] <- R^T x, in FP32; `room` of as many floats is overwritten. Of a row vector in a
- * column this is x R. */
+/* x [n,columns] <- R^T x, in FP32, on every CPU the same; `room` of as many floats is overwritten.
+ * Of a row vector in a column this is x R. */
 void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t columns,
                     float *room);
 

@@ -384,11 +384,11 @@ def test_dry_run_counts_the_layer():
     more = {name: amounts[1][name] - amounts[0][name] for name in amounts[0]}
     tokens, samples = sum(map(len, CALIB)), len(CALIB)
     attention = 48 * 64 + 40 * 64 + 96 * 48 + 64 * 64  # q_a, kv_a, q_b, o
-    experts = (8 + 1) * 3 * 32 * 64
+    experts = (3 + 1) * 3 * 32 * 64  # that a token passes
     assert more["INT8 products"] == 2 * tokens * (attention + experts)
     assert more["float products"] == (2 * tokens * (128 * 32 + 8 * 64)  # kv_b, router
                                       + 2 * tokens * 64 * 128 + 2 * samples * 128 * 64)
-    assert more["quantizing weights"] == attention + experts
+    assert more["quantizing weights"] == attention + (8 + 1) * 3 * 32 * 64
 
 
 def test_fp8_is_as_its_bf16_twin(tmp_path):

@@ -58,6 +58,23 @@ def test_the_same_bytes(name, scheme, tmp_path):
         assert output_files(tmp_path / "again", record=False) == output_files(tmp_path / "one", record=False)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["qwen2", "mixtral", "deepseek_v3", "deepseek_v3_fp8"])
+def test_plan(name, scheme, tmp_path):
+    """The probe takes rows of weights as they are stored; the means' pass is counted."""
+    calibrates = scheme not in ("dynamic", "weights")
+    flags = [*SCHEMES[scheme], *(["--calib", calib_of(name)] if calibrates else [])]
+    passes = []
+    for rotate in ("--rotate", "--no-rotate"):
+        done = run_tare("quantize", model_of(name), "--out", tmp_path / "out", "--dtype", "bfloat16", *flags,
+                        rotate, "--dry-run", "--json")
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(done.stdout)
+        passes.append(plan["passes"])
+        assert plan["seconds"] > 0
+    assert passes[0] == passes[1] + calibrates
+
+
 def test_fp8_is_its_decoded_twin(tmp_path):
     found = []
     for form in ("model", "model_bf16"):
@@ -74,7 +91,7 @@ def test_seeds(tmp_path):
         outputs["".join(seed)] = output_files(out)
     assert outputs[""] == outputs["0"] and outputs["0"] != outputs["1"]
     recipe = json.loads((tmp_path / "seed1" / "tare_run.json").read_text())["recipe"]
-    assert recipe["rotation"] == {"seed": 1, "r1": True, "r2": True}
+    assert recipe["rotation"] == {"seed": 1, "r1": True, "r2": True, "align": True, "flips": True}
 
 
 @pytest.mark.parametrize("scheme", [[], ["--no-disable-last-linear"]])
@@ -88,6 +105,51 @@ def test_a_tied_head_gets_a_weight(scheme, tmp_path, calib):
     assert tensors["lm_head.weight"].tag == ("I8" if scheme else "BF16")
     done = run_tare("verify", tmp_path / "out", "--base", model)
     assert done.returncode == 0, done.stdout
+
+
+def rewrite(path, change):
+    """A safetensors file with `change` made to its header, and to its data behind the header."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, body = change(json.loads(data[8:8 + size]), bytearray(data[8 + size:]))
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+
+def test_verify_sees_another_head(tmp_path):
+    """The base has no weight of that name."""
+    model = tiny.write_checkpoint(tmp_path / "model")
+    quantize(model, tmp_path / "out", "--scheme", "w8a8_dynamic")
+
+    def flip(header, body):
+        body[header["lm_head.weight"]["data_offsets"][0] + 1] ^= 1
+        return header, body
+    rewrite(next((tmp_path / "out").glob("*.safetensors")), flip)
+    done = run_tare("verify", tmp_path / "out", "--base", model, "--json")
+    assert [(f["rule"], f["tensor"]) for f in json.loads(done.stdout)["findings"]] == [(14, "lm_head.weight")]
+
+
+@pytest.mark.parametrize("lacking", ["file", "tensor", "number"])
+def test_verify_names_means_that_are_gone(lacking, tmp_path):
+    """One failure instead of all values; the other rules go on."""
+    quantize(model_of("qwen2"), tmp_path / "out", "--calib", calib_of("qwen2"))
+    path = tmp_path / "out" / "tare" / "tare_stats.safetensors"
+    name = "model.layers.1.input_layernorm.weight.rotated_mean"
+
+    def spoil(header, body):
+        at = header[name]["data_offsets"][0]
+        body[at:at + 4] = b"\0\0\xc0\x7f"
+        if lacking == "tensor":
+            header["other"] = header.pop(name)
+        return header, body
+    if lacking == "file":
+        path.unlink()
+    else:
+        rewrite(path, spoil)
+    done = run_tare("verify", tmp_path / "out", "--base", model_of("qwen2"), "--json")
+    named = "tare/tare_stats.safetensors" if lacking == "file" else name
+    found = [(f["rule"], f["tensor"]) for f in json.loads(done.stdout)["findings"]]
+    assert done.returncode == 1 and found == [(14, named)], (done.stdout, done.stderr)
 
 
 def test_verify_sees_another_rotation(tmp_path):
@@ -109,10 +171,11 @@ def test_statistics_are_of_one_rotation(tmp_path):
     assert done.returncode == 2 and ("rotation" in done.stderr or "unknown option" in done.stderr)
 
 
-def test_resume(tmp_path):
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "scores"])
+def test_resume(scheme, calib, tmp_path):
     """A run that was killed behind a layer goes on to the same bytes; another seed is another run."""
     model = many_experts(tmp_path / "model")
-    flags = ["--scheme", "w8a8_dynamic", "--checkpoint-every", 1, "--rotate", 9]
+    flags = [*SCHEMES[scheme], *([] if scheme == "dynamic" else ["--calib", calib]), "--checkpoint-every", 1, "--rotate", 9]
     quantize(model, tmp_path / "whole", *flags)
     lines = len(quantize(model, tmp_path / "lines", *flags, "--verbose").stderr.splitlines())
     out = tmp_path / "out"
@@ -175,3 +238,13 @@ def test_neither_part(tmp_path):
     recipe.write_text("rotation: {r1: false, r2: false}\n")
     done = run_tare("quantize", model_of("qwen2"), "--out", tmp_path / "out", "--recipe", recipe)
     assert done.returncode == 2 and "r1 and r2 are both false" in done.stderr
+
+
+def test_what_reads_the_stream_unknown(tmp_path):
+    tensors = tiny.make_tensors(tiny.CONFIG)
+    tensors["score.weight"] = ("BF16", np.ones((2, tiny.CONFIG["hidden_size"])))
+    tensors["other.weight"] = ("BF16", np.ones((2, 3)))
+    model = tiny.write_checkpoint(tmp_path / "model", tensors)
+    done = quantize(model, tmp_path / "out", "--scheme", "w8a8_dynamic")
+    assert "rotation: 1 unknown tensors of the size of the residual stream" in done.stderr
+    assert "(first: score.weight)" in done.stderr

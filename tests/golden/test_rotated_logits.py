@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import tensor_file
-from conftest import run_tare
+from conftest import GOLDEN, run_tare
 from test_logits import MODELS, TOLERANCE, expected, folders
 
 FLOAT = ["--scheme", "w8a8_dynamic", "--mix", "*=float", "--dtype", "float32", "--no-verify"]
@@ -89,3 +89,77 @@ def test_by_hand(tmp_path):
     np.testing.assert_allclose(after[q].data, (before[q].data * norm) @ r1, atol=1e-4)
     down = "model.layers.1.mlp.down_proj.weight"
     np.testing.assert_allclose(after[down].data, r1.T @ before[down].data, atol=1e-4)
+
+
+# ---- aligned by what samples show
+
+def aligned(model, source, out, *flags):
+    """With all linears float there is still something to calibrate: what attention keeps."""
+    own = MODELS[model] / "calib_ids.json"
+    calib = own if own.exists() else GOLDEN / "calib_ids.json"
+    attention = ["--fa-quant"] if "deepseek" in model else ["--kv-cache", "c8"]
+    done = run_tare("quantize", source, "--out", out, *FLOAT, "--rotate", "--calib", calib, *attention,
+                    *flags)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "tare_run.json").read_text())["rotation_aligned"]
+    done = run_tare("verify", out, "--base", source)
+    assert done.returncode == 0, done.stdout
+    weights, = out.glob("quant_model_weights*.safetensors")
+    return tensor_file.read(weights), tensor_file.read(out / "tare" / "tare_stats.safetensors")
+
+
+@pytest.mark.parametrize("model", [m for m in MODELS if m != "deepseek_v3_mtp"])
+def test_aligned_logits(model, library, tmp_path):
+    source = in_fp32(folders(model)[-1], tmp_path / "source")
+    tensors, _ = aligned(model, source, tmp_path / "out")
+    extra = (".kv_cache_scale", ".kv_cache_offset", ".scale", ".offset")
+    tensor_file.write(tmp_path / "out" / "model.safetensors",
+                      {name: t for name, t in tensors.items() if not name.endswith(extra)})
+    for path in (tmp_path / "out").glob("quant_model*"):
+        path.unlink()
+    with library.model(tmp_path / "out") as m:
+        for ids, want in expected(model):
+            assert np.abs(m.logits(ids) - want).max() <= TOLERANCE
+    norms = [t.data for name, t in tensors.items() if name.endswith("input_layernorm.weight")]
+    assert {-1.0, 1.0} == set(np.unique(norms))
+
+
+def test_alignment_by_hand(tmp_path):
+    """The first right singular vector of the unit means of the layers behind the second goes to (1, ..., 1) /
+    sqrt(h), by one mirror; norms have the signs of the means that are then left."""
+    source = in_fp32(folders("qwen3")[-1], tmp_path / "source")
+    after, statistics = aligned("qwen3", source, tmp_path / "out")
+    before = tensor_file.read_folder(rotate(source, tmp_path / "plain", "--rotate"))
+    means = {name.removesuffix(".rotated_mean"): t.data.astype(np.float64)
+             for name, t in statistics.items() if name.endswith(".rotated_mean")}
+    assert len(means) == 8
+    rows = np.array([m / np.linalg.norm(m) for name, m in means.items()
+                     if int(name.split(".")[2]) >= 2])
+    u = np.linalg.svd(rows)[2][0]
+    ones = np.ones(len(u)) / np.sqrt(len(u))
+    v = u * np.sign(u.sum()) - ones
+    mirror = np.eye(len(u)) - 2 * np.outer(v, v) / (v @ v)
+    name = "model.embed_tokens.weight"
+    np.testing.assert_allclose(after[name].data, before[name].data @ mirror, atol=2e-5)
+    name = "model.layers.3.mlp.down_proj.weight"
+    np.testing.assert_allclose(after[name].data, mirror @ before[name].data, atol=2e-5)
+    for norm, mean in means.items():
+        left = mean @ mirror
+        clear = np.abs(left) > 1e-5
+        np.testing.assert_array_equal(after[norm].data[clear], np.where(left < 0, -1, 1)[clear])
+    name = "model.layers.2.self_attn.k_proj.weight"
+    signs = after["model.layers.2.input_layernorm.weight"].data
+    np.testing.assert_allclose(after[name].data, before[name].data @ mirror * signs, atol=2e-5)
+
+
+def test_means_by_hand(tmp_path):
+    """Of what the norms of the rotated model put out: x / rms(x), of the first layer's of embeddings."""
+    source = in_fp32(folders("qwen3")[-1], tmp_path / "source")
+    _, statistics = aligned("qwen3", source, tmp_path / "out")
+    plain = tensor_file.read_folder(rotate(source, tmp_path / "plain", "--rotate"))
+    ids = json.loads((GOLDEN / "calib_ids.json").read_text())
+    x = plain["model.embed_tokens.weight"].data.astype(np.float64)[np.concatenate(ids[:8])]
+    config = json.loads((source / "config.json").read_text())
+    normed = x / np.sqrt(np.square(x).mean(1, keepdims=True) + config["rms_norm_eps"])
+    got = statistics["model.layers.0.input_layernorm.weight.rotated_mean"].data
+    np.testing.assert_allclose(got, normed.mean(0), atol=1e-5)

@@ -8,7 +8,7 @@ import pytest
 import test_transformers
 import tiny
 import torch
-from conftest import TARE_LIBRARY, run_tare
+from conftest import GOLDEN, TARE_LIBRARY, run_tare
 from libtare import Library, TareError
 
 NAMES = ["qwen3-moe-experts", "qwen3-moe-dense-layers", "mixtral-window", "deepseek-v2-groups",
@@ -24,9 +24,9 @@ def greedy(folder, **options):
         return model.generate(PROMPTS, max_new_tokens=NEW, **NO_EOS)
 
 
-def assert_greedy(reference, texts):
+def assert_greedy(reference, texts, prompts=PROMPTS):
     """By induction: behind each prefix of the text transformers' likeliest token is the next one."""
-    for prompt, text in zip(PROMPTS, texts):
+    for prompt, text in zip(prompts, texts):
         assert len(text) == NEW
         with torch.no_grad():
             logits = reference(torch.tensor([prompt + text])).logits[0, len(prompt) - 1:-1]
@@ -39,6 +39,14 @@ def assert_greedy(reference, texts):
 def test_greedy(name, tmp_path):
     test_transformers.make(name, tmp_path)
     assert_greedy(test_transformers.load(tmp_path), greedy(tmp_path))
+
+
+def test_greedy_from_fp8():
+    """transformers has the BF16 checkpoint that the codes stand for."""
+    prompts = json.loads((GOLDEN / "deepseek_v3_fp8" / "calib_ids.json").read_text())[:3]
+    with Library(TARE_LIBRARY).model(GOLDEN / "deepseek_v3_fp8" / "model") as model:
+        texts = model.generate(prompts, max_new_tokens=NEW, **NO_EOS)
+    assert_greedy(test_transformers.load(GOLDEN / "deepseek_v3_fp8" / "model_bf16"), texts, prompts)
 
 
 @pytest.mark.parametrize("name", ["qwen3-moe-experts", "deepseek-v3"])
@@ -65,7 +73,8 @@ STATEMENTS = [("Dog", "A dog barks.", "is a dog an animal"), ("Stone", "It lies.
               ("Fish", "Fish swim.", "do fish live in trees"), ("Iron", "It rusts.", "is iron a metal")]
 
 
-@pytest.mark.parametrize("name", ["mixtral", "deepseek-v3"])
+@pytest.mark.parametrize("name", ["mixtral", "deepseek-v2-groups", "deepseek-v3",
+                                  "qwen3-moe-experts"])
 def test_choice_of_prompts(name, library, tmp_path):
     """`tare calib --positive`: every second record has the answer that transformers gives."""
     folder = tmp_path / "model"

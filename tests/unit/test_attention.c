@@ -1,6 +1,6 @@
 /* Causal attention against its definition in double precision (spec: softmax(q k^T / sqrt(D) +
- * mask) v): grouped heads, windows, odd head sizes, one token, strides; the same bytes for any
- * number of threads. */
+ * mask) v): grouped heads, windows, padding, odd head sizes, one token, strides; the same bytes for
+ * any number of threads. */
 #include "tensor/attention.h"
 #include "tensor_fixture.h"
 
@@ -52,7 +52,7 @@ static void reference(const attention_case *c, size_t i, size_t head, double *ou
     size_t d = s->head_dim, kv = head / (s->num_heads / s->num_kv_heads);
     double max = -INFINITY, sum = 0;
     for (size_t j = 0; j <= i; j++) {
-        bool seen = s->window == 0 || j + s->window > i;
+        bool seen = (s->window == 0 || j + s->window > i) && (s->kept == 0 || j < s->kept);
         double dot = 0;
         for (size_t t = 0; t < d; t++)
             dot += (double)c->q[i * c->q_stride + head * d + t] *
@@ -93,14 +93,16 @@ static void check(attention_case *c)
 }
 
 static const attention_shape shapes[] = {
-    {1, 1, 1, 1, 0, TARE_F32, 0, 0, 0},       {1, 4, 2, 64, 0, TARE_F32, 0, 0, 0},
-    {2, 3, 1, 33, 0, TARE_F32, 0, 0, 0},      {70, 9, 3, 64, 0, TARE_F32, 0, 0, 0},
-    {165, 4, 4, 20, 0, TARE_F32, 0, 0, 0},    {97, 8, 2, 7, 0, TARE_F32, 0, 0, 0},
-    {130, 100, 1, 5, 0, TARE_F32, 0, 0, 0},   {33, 2, 1, 300, 0, TARE_F32, 0, 0, 0},
-    {290, 2, 2, 16, 0, TARE_F32, 0, 0, 0},    {140, 4, 2, 32, 1, TARE_F32, 0, 0, 0},
-    {140, 4, 2, 32, 50, TARE_F32, 0, 0, 0},   {300, 3, 1, 16, 129, TARE_F32, 0, 0, 0},
-    {64, 2, 1, 128, 64, TARE_F32, 0, 0, 0},   {70, 4, 2, 20, 0, TARE_F32, 0.125f, 0, 0},
-    {165, 4, 2, 32, 0, TARE_F32, 0, 1.5f, 0}, {140, 3, 1, 16, 50, TARE_F32, 0.5f, 3, 0}};
+    {1, 1, 1, 1, 0, TARE_F32, 0, 0, 0, 0},       {1, 4, 2, 64, 0, TARE_F32, 0, 0, 0, 0},
+    {2, 3, 1, 33, 0, TARE_F32, 0, 0, 0, 0},      {70, 9, 3, 64, 0, TARE_F32, 0, 0, 0, 0},
+    {165, 4, 4, 20, 0, TARE_F32, 0, 0, 0, 0},    {97, 8, 2, 7, 0, TARE_F32, 0, 0, 0, 0},
+    {130, 100, 1, 5, 0, TARE_F32, 0, 0, 0, 0},   {33, 2, 1, 300, 0, TARE_F32, 0, 0, 0, 0},
+    {290, 2, 2, 16, 0, TARE_F32, 0, 0, 0, 0},    {140, 4, 2, 32, 1, TARE_F32, 0, 0, 0, 0},
+    {140, 4, 2, 32, 50, TARE_F32, 0, 0, 0, 0},   {300, 3, 1, 16, 129, TARE_F32, 0, 0, 0, 0},
+    {64, 2, 1, 128, 64, TARE_F32, 0, 0, 0, 0},   {70, 4, 2, 20, 0, TARE_F32, 0.125f, 0, 0, 0},
+    {165, 4, 2, 32, 0, TARE_F32, 0, 1.5f, 0, 0}, {140, 3, 1, 16, 50, TARE_F32, 0.5f, 3, 0, 0},
+    {70, 4, 2, 20, 0, TARE_F32, 0, 0, 0, 33},    {165, 3, 1, 16, 90, TARE_F32, 0, 0, 0, 100},
+    {140, 4, 2, 32, 0, TARE_F32, 0, 0, 0, 1}};
 
 static void test_against_double(void **state)
 {
@@ -140,7 +142,7 @@ static void test_threads_change_nothing(void **state)
 static void test_causal(void **state)
 {
     (void)state;
-    const attention_shape s = {150, 4, 2, 16, 0, TARE_F32, 0, 0, 0};
+    const attention_shape s = {150, 4, 2, 16, 0, TARE_F32, 0, 0, 0, 0};
     tare_context *ctx = new_context(1);
     attention_case a = case_new(&s, 0, 1), b = case_new(&s, 0, 1);
     for (size_t j = 0; j < b.kv_stride; j++) {

@@ -49,6 +49,41 @@ static void test_memory_refuses(void **state)
     free_context(ctx);
 }
 
+/* Freed blocks wait, counted, for their size; beyond the limit all go. */
+static void test_blocks_wait(void **state)
+{
+    enum { SIZE = 2 << 20 };
+    tare_context *ctx = new_context(1);
+    size_t before = tare_memory_used(ctx), one;
+    (void)state;
+    mem_keep_blocks(ctx, before + 3 * SIZE);
+    uint8_t *p = mem_alloc(ctx, SIZE);
+    one = tare_memory_used(ctx) - before;
+    memset(p, 7, SIZE);
+    mem_free(ctx, p);
+    assert_int_equal(tare_memory_used(ctx), before + one);
+    uint8_t *again = mem_calloc(ctx, 1, SIZE);
+    assert_ptr_equal(again, p);
+    assert_int_equal(again[0] | again[SIZE - 1], 0);
+    mem_free(ctx, again);
+    void *other = mem_alloc(ctx, SIZE / 2 * 3); /* another size: beside it, there is room */
+    assert_true(tare_memory_used(ctx) > before + SIZE / 2 * 5);
+    mem_free(ctx, mem_alloc(ctx, SIZE));           /* the waiting one */
+    void *third = mem_alloc(ctx, SIZE + 4096 * 8); /* too much with it */
+    assert_in_range(tare_memory_used(ctx), before + SIZE / 2 * 5, before + 3 * SIZE);
+    mem_free(ctx, other);
+    mem_free(ctx, third);
+    mem_keep_blocks(ctx, 0);
+    assert_int_equal(tare_memory_used(ctx), before);
+    for (int i = 0; i < 40; i++) { /* more sizes than places */
+        mem_keep_blocks(ctx, SIZE_MAX);
+        mem_free(ctx, mem_alloc(ctx, SIZE + (size_t)i * 4096));
+    }
+    mem_keep_blocks(ctx, 0);
+    assert_int_equal(tare_memory_used(ctx), before);
+    free_context(ctx);
+}
+
 static void test_arena(void **state)
 {
     (void)state;
@@ -227,6 +262,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_memory_is_accounted),
                                        cmocka_unit_test(test_memory_refuses),
+                                       cmocka_unit_test(test_blocks_wait),
                                        cmocka_unit_test(test_arena),
                                        cmocka_unit_test(test_buffer),
                                        cmocka_unit_test(test_strmap),

@@ -13,6 +13,7 @@
 
 #include "fixture.h"
 
+#define GOLDEN TARE_TEST_DATA "/golden/"
 enum { LAYERS = 4 }; /* of the model that most runs are about */
 
 /* ---- the calls ---- */
@@ -97,8 +98,8 @@ typedef struct job {
 static char folder[64], reference[96], out[96];
 
 /* Set by the group's set-up. */
-#define LLAMA   TARE_TEST_DATA "/golden/llama/model"
-#define PROMPTS TARE_TEST_DATA "/golden/calib_ids.json"
+#define LLAMA   GOLDEN "llama/model"
+#define PROMPTS GOLDEN "calib_ids.json"
 static const char *model = LLAMA, *calib = PROMPTS;
 static bool weights_alone, recorded;
 
@@ -140,6 +141,15 @@ static const setting with_mtp[] = {{"quant.mtp", "mix"},
                                    {"calibration.samples", "2"},
                                    {"save.types", "safe_tensor,numpy"},
                                    {NULL}};
+/* Experts, of which each ends with a checkpoint, while the float stream runs beside; or in a pass
+ * of its own. */
+static const setting experts[] = {
+    {"quant.act_method", "3"}, {"anti_outlier.anti_method", "m4"},  {"fa_quant", "true"},
+    {"fa_quant.fa_amp", "1"},  {"save.types", "safe_tensor,numpy"}, {NULL}};
+static const setting experts_after[] = {{"anti_outlier.anti_method", "m4"},
+                                        {"fallback.disable_level", "L1"},
+                                        {"save.types", "safe_tensor"},
+                                        {NULL}};
 static const setting *settings = whole; /* set by the group's set-up, too */
 
 static tare_status set_recipe(tare_recipe *recipe)
@@ -181,7 +191,7 @@ static tare_status quantize(tare_context *ctx, const job *j)
     o.resume = j->resume;
     o.no_resume = j->no_resume;
     o.verify = !j->trusts;
-    o.checkpoint_every = 1;
+    o.checkpoint_every = o.checkpoint_experts = 1;
     tare_status status = tare_recipe_create(ctx, &recipe);
     if (status == TARE_OK)
         status = set_recipe(recipe);
@@ -293,9 +303,25 @@ static int set_up_cached_before(void **state)
 
 static int set_up_mtp(void **state)
 {
-    model = TARE_TEST_DATA "/golden/deepseek_v3_mtp/model";
-    calib = TARE_TEST_DATA "/golden/deepseek_v3_mtp/calib_ids.json";
+    model = GOLDEN "deepseek_v3_mtp/model";
+    calib = GOLDEN "deepseek_v3_mtp/calib_ids.json";
     settings = with_mtp;
+    return set_up(state);
+}
+
+static int set_up_experts(void **state)
+{
+    settings = experts;
+    model = GOLDEN "deepseek_v3_noq/model";
+    calib = GOLDEN "deepseek_v3_noq/calib_ids.json";
+    return set_up(state);
+}
+
+static int set_up_experts_after(void **state)
+{
+    settings = experts_after;
+    model = GOLDEN "qwen3_moe/model";
+    calib = GOLDEN "qwen3_moe/calib_ids.json";
     return set_up(state);
 }
 
@@ -670,6 +696,9 @@ int main(void)
     failed += cmocka_run_group_tests_name("key/value cache of the float model", of_cached,
                                           set_up_cached_before, tear_down);
     failed += cmocka_run_group_tests_name("MTP", of_cached, set_up_mtp, tear_down);
+    failed += cmocka_run_group_tests_name("experts", tests, set_up_experts, tear_down);
+    failed += cmocka_run_group_tests_name("experts of two passes", tests, set_up_experts_after,
+                                          tear_down);
     failed += cmocka_run_group_tests_name("weights alone", tests, set_up_weights_alone, tear_down);
     return failed + cmocka_run_group_tests_name("weights alone, verification", of_direct_runs,
                                                 set_up_weights_alone, tear_down);

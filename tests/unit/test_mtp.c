@@ -46,7 +46,7 @@ static void mtp_logits(tare_model *m, const uint32_t *ids, size_t count, size_t 
     batch b = {.samples = 1, .lengths = &count, .rows = count};
     const mtp_layer *layer = &m->mtp_layers[0];
     assert_ok(m->ctx, embed_into(m, ids, count, x));
-    assert_ok(m->ctx, workspace_create(m, count, count, TARE_F32, &w));
+    assert_ok(m->ctx, workspace_create(m, count, count, TARE_F32, true, &w));
     assert_ok(m->ctx, weight_source_open(m, WEIGHTS_LAYER, NULL, &weights));
     for (size_t i = 0; i < m->config.num_layers; i++)
         run_block(m, &weights, i, &b, &w, x);

@@ -72,19 +72,23 @@ static void test_determined(void **state)
 {
     tare_cpu cpu = this_cpu(state);
     tare_context *ctx = new_context_on(cpu, 1), *scalar = new_context_on(TARE_CPU_SCALAR, 1);
-    rotation r[4];
-    float *x[4];
+    static const size_t sizes[] = {576, 90, 92, 65}; /* 90 = 2 * 45 and 65 by no Paley */
     const uint64_t seeds[] = {5, 5, 6, 5}, parts[] = {2, 2, 2, 3};
-    for (size_t i = 0; i < 4; i++) {
-        assert_ok(ctx, rotation_create(ctx, 576, seeds[i], (uint32_t)parts[i], &r[i]));
-        x[i] = rows_of(i == 1 ? scalar : ctx, &r[i], 0, 7);
-    }
-    assert_memory_equal(x[0], x[1], 576 * 7 * sizeof(float));
-    assert_memory_not_equal(x[0], x[2], 576 * 7 * sizeof(float));
-    assert_memory_not_equal(x[0], x[3], 576 * 7 * sizeof(float));
-    for (size_t i = 0; i < 4; i++) {
-        free(x[i]);
-        rotation_free(ctx, &r[i]);
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        size_t bytes = sizes[s] * 33 * sizeof(float);
+        rotation r[4];
+        float *x[4];
+        for (size_t i = 0; i < 4; i++) {
+            assert_ok(ctx, rotation_create(ctx, sizes[s], seeds[i], (uint32_t)parts[i], &r[i]));
+            x[i] = rows_of(i == 1 ? scalar : ctx, &r[i], 0, 33);
+        }
+        assert_memory_equal(x[0], x[1], bytes);
+        assert_memory_not_equal(x[0], x[2], bytes);
+        assert_memory_not_equal(x[0], x[3], bytes);
+        for (size_t i = 0; i < 4; i++) {
+            free(x[i]);
+            rotation_free(ctx, &r[i]);
+        }
     }
     free_context(ctx);
     free_context(scalar);

@@ -31,6 +31,48 @@ static void test_id_lists(void **state)
     free_context(ctx);
 }
 
+/* In memory a sample may be several sequences of equal length, padded or not. */
+static void test_sequences(void **state)
+{
+    (void)state;
+    tare_context *ctx = new_context(1);
+    sample_set s;
+    const uint32_t ids[] = {1, 2, 3, 4, 5, 6, 7, 8};
+    const size_t lengths[] = {6, 2}, sequences[] = {2, 1}, none[] = {0, 1}, odd[] = {4, 1},
+                 kept[] = {3, 1, 2}, long_ones[] = {3, 1, 3}, empty[] = {3, 0, 2};
+    sample_options o = {.ids = ids,
+                        .lengths = lengths,
+                        .count = 2,
+                        .sequences = sequences,
+                        .kept = kept,
+                        .model_max = 3};
+    assert_ok(ctx, sample_set_load(ctx, &o, &s));
+    assert_true(s.count == 2 && s.tokens == 8 && s.longest == 6 && s.sequences == sequences &&
+                s.kept == kept);
+    sample_set_free(ctx, &s);
+    o.model_max = 2;
+    assert_fails(ctx, sample_set_load(ctx, &o, &s), TARE_E_DATA,
+                 "row 1: 3 tokens exceed the model's maximum of 2");
+    o.model_max = 0;
+    o.kept = long_ones;
+    assert_fails(ctx, sample_set_load(ctx, &o, &s), TARE_E_DATA,
+                 "row 2: of a sequence of 2 tokens 3 are no padding");
+    o.kept = empty;
+    assert_fails(ctx, sample_set_load(ctx, &o, &s), TARE_E_DATA,
+                 "row 1: of a sequence of 3 tokens 0 are no padding");
+    o.kept = NULL;
+    o.sequences = none;
+    assert_fails(ctx, sample_set_load(ctx, &o, &s), TARE_E_DATA,
+                 "row 1: 6 tokens are no 0 sequences of equal length");
+    o.sequences = odd;
+    assert_fails(ctx, sample_set_load(ctx, &o, &s), TARE_E_DATA,
+                 "row 1: 6 tokens are no 4 sequences of equal length");
+    o.sequences = sequences;
+    o.max_length = 4;
+    assert_fails(ctx, sample_set_load(ctx, &o, &s), TARE_E_USAGE, "cannot be cut");
+    free_context(ctx);
+}
+
 /* What stands behind the first --samples is not read, whatever it is. */
 static void test_stops(void **state)
 {
@@ -157,6 +199,7 @@ static void test_refusals(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_id_lists),
+                                       cmocka_unit_test(test_sequences),
                                        cmocka_unit_test(test_stops),
                                        cmocka_unit_test(test_memory),
                                        cmocka_unit_test(test_every_allocation_may_fail),

@@ -202,9 +202,9 @@ static size_t count_of(const tare_smoothing *s, const char *suffix)
     return n;
 }
 
-static tare_smoothing *smooth(tare_context *ctx, const char *model, const char *method)
+static tare_smoothing *smooth_with(tare_context *ctx, const char *model,
+                                   const char *const *settings)
 {
-    const char *const settings[] = {method, NULL};
     tare_recipe *recipe = make_recipe(ctx, settings);
     tare_smoothing *smoothing;
     tare_quantize_options o;
@@ -215,6 +215,11 @@ static tare_smoothing *smooth(tare_context *ctx, const char *model, const char *
     assert_ok(ctx, tare_smooth(ctx, &o, &smoothing));
     tare_recipe_free(recipe);
     return smoothing;
+}
+
+static tare_smoothing *smooth(tare_context *ctx, const char *model, const char *method)
+{
+    return smooth_with(ctx, model, (const char *const[]){method, NULL});
 }
 
 /* What is taken from a norm or a row goes to the columns that read it: gain * columns is the gain
@@ -319,7 +324,9 @@ static void test_refusals(void **state)
     static const char *const none[] = {"quant.act_method=1", NULL},
                              *const narrow[] = {"run.dtype=bfloat16", NULL},
                              *const compat[] = {"run.compat=msmodelslim", NULL},
-                             *const weights[] = {"quant.a_bit=16", NULL};
+                             *const weights[] = {"quant.a_bit=16", NULL},
+                             *const rotated[] = {"rotation=true", NULL},
+                             *const otherwise[] = {"rotation=true", "rotation.seed=2", NULL};
     static const struct {
         const char *const *settings;
         const char *model, *message;
@@ -328,8 +335,13 @@ static void test_refusals(void **state)
         {compat, MODEL("llama"), "this run is for F32 with compat"},
         {weights, MODEL("llama"), "anti_outlier.anti_method needs the calibration"},
         {none, MODEL("qwen2"), "of other shapes"},
+        {rotated, MODEL("llama"), "rotated otherwise"},
     };
-    tare_smoothing *s = smooth(ctx, MODEL("llama"), "anti_outlier.anti_method=m1"), *other;
+    tare_smoothing *s = smooth(ctx, MODEL("llama"), "anti_outlier.anti_method=m1"), *other,
+                   *turned = smooth_with(ctx, MODEL("llama"),
+                                         (const char *const[]){"anti_outlier.anti_method=m4",
+                                                               "rotation=true", "rotation.seed=1",
+                                                               NULL});
     tare_quantize_options o;
     tare_quantize_options_init(&o);
     o.out = two_steps;
@@ -342,6 +354,17 @@ static void test_refusals(void **state)
         assert_fails(ctx, tare_quantize(ctx, &o, NULL), TARE_E_USAGE, cases[i].message);
         tare_recipe_free(recipe);
     }
+    o.smoothing = turned;
+    o.model = MODEL("llama");
+    static const char *const *const settings[] = {none, otherwise};
+    for (size_t i = 0; i < 2; i++) {
+        tare_recipe *recipe = make_recipe(ctx, settings[i]);
+        o.recipe = recipe;
+        assert_fails(ctx, tare_quantize(ctx, &o, NULL), TARE_E_USAGE, "rotated otherwise");
+        tare_recipe_free(recipe);
+    }
+    tare_smoothing_free(turned);
+    o.smoothing = s;
     o.recipe = NULL;
     assert_fails(ctx, tare_smooth(ctx, &o, &other), TARE_E_USAGE, "from another one");
     o.smoothing = NULL;

@@ -1,0 +1,113 @@
+/* The base as the output's run turned it: by the recipe in tare_run.json, and by the means of norms
+ * in the statistics beside the output, if it was aligned by any. */
+#include <math.h>
+
+#include "file/json.h"
+#include "model/rotate.h"
+#include "output/output.h"
+#include "output/verify_internal.h"
+
+enum { RECORD_MAX_BYTES = 64 << 20 };
+
+static bool is_true(const value *v)
+{
+    return v && v->type == VALUE_BOOL && v->boolean;
+}
+
+/* False: there was none. */
+static bool read_settings(const value *recipe, rotation_settings *out)
+{
+    const value *section = value_get(recipe, "rotation"), *seed = value_get(section, "seed");
+    if (!seed || !seed->is_integer || seed->integer < 0)
+        return false;
+    *out = (rotation_settings){.seed = (uint64_t)seed->integer,
+                               .r1 = is_true(value_get(section, "r1")),
+                               .r2 = is_true(value_get(section, "r2")),
+                               .align = is_true(value_get(section, "align")),
+                               .flips = is_true(value_get(section, "flips"))};
+    return true;
+}
+
+/* means [num_blocks * BLOCK_NORMS], in the arena, of all norms that read the stream; or *lacking,
+ * the first of these tensors that is not there as it has to be. */
+static tare_status read_means(verify *v, arena *a, safetensors *from, float **means,
+                              const char **lacking)
+{
+    tare_status status = TARE_OK;
+    const tare_model *m = v->rotated;
+    size_t h = m->config.hidden_size;
+    for (size_t i = 0; i < m->num_blocks * BLOCK_UNITS; i++) {
+        const model_block *b = &m->blocks[i / BLOCK_UNITS];
+        graph_unit unit = (graph_unit)(i % BLOCK_UNITS);
+        int norm = unit < b->graph->num_units ? model_stream_norm(m, b, unit) : -1;
+        float **mean = &means[b->index * BLOCK_NORMS + (size_t)(norm < 0 ? 0 : norm)];
+        if (norm < 0 || *mean)
+            continue;
+        const char *name = arena_printf(a, "%s.rotated_mean", b->norms[norm]->name);
+        TRY(name ? TARE_OK : TARE_E_MEMORY);
+        const tensor_info *t = safetensors_find(from, name);
+        *lacking = name;
+        if (!t || t->dtype != TARE_F32 || t->rank != 1 || t->shape[0] != h)
+            goto done;
+        TRY((*mean = arena_alloc_array(a, h, sizeof **mean)) ? TARE_OK : TARE_E_MEMORY);
+        TRY(safetensors_read(from, t, 0, *mean, t->bytes));
+        for (size_t c = 0; c < h; c++)
+            if (!isfinite((*mean)[c]))
+                goto done;
+        *lacking = NULL;
+    }
+done:
+    return status;
+}
+
+/* Several layouts share what lies in the folder above theirs. */
+static tare_status align(verify *v, arena *a)
+{
+    tare_status status = TARE_OK;
+    safetensors *from = NULL;
+    const char *lacking = STATISTICS_FILE;
+    char *path = path_join(v->ctx, v->options->dir, STATISTICS_FILE),
+         *beside = path_join(v->ctx, v->options->dir, "../" STATISTICS_FILE);
+    float **means = arena_calloc(a, v->rotated->num_blocks * BLOCK_NORMS, sizeof *means);
+    TRY(path && beside && means ? TARE_OK : TARE_E_MEMORY);
+    const char *found = path_exists(path) ? path : path_exists(beside) ? beside : NULL;
+    if (found) {
+        TRY(safetensors_open(v->ctx, found, &from));
+        lacking = NULL;
+        TRY(read_means(v, a, from, means, &lacking));
+    }
+    if (!lacking) {
+        TRY(model_align(v->rotated, (const float *const *)means));
+        goto done;
+    }
+    verify_fail(v, 14, lacking, "the means by which this output's rotation was fitted",
+                "none: its values cannot be compared with the base's");
+    checkpoint_close(v->base);
+    v->base = NULL;
+done:
+    safetensors_close(from);
+    mem_free(v->ctx, path);
+    mem_free(v->ctx, beside);
+    return status;
+}
+
+tare_status verify_rotate_base(verify *v, arena *a)
+{
+    tare_status status = TARE_OK;
+    char *path = NULL;
+    const value *record;
+    rotation_settings settings;
+    TRY(save_types_record(v->ctx, v->options->dir, &path));
+    if (!path)
+        goto done;
+    TRY(json_parse_file(v->ctx, a, path, RECORD_MAX_BYTES, &record));
+    if (!read_settings(value_get(record, "recipe"), &settings))
+        goto done;
+    TRY(tare_model_open(v->ctx, v->base_dir, &v->rotated));
+    TRY(model_rotate(v->rotated, &settings));
+    if (is_true(value_get(record, "rotation_aligned")))
+        TRY(align(v, a));
+done:
+    mem_free(v->ctx, path);
+    return status;
+}
