@@ -115,6 +115,9 @@ static const setting_name COMMON[] = {{"anti_outlier", "anti_method"},
                                       {"rotation", "flips"},
                                       {"run", "compat"},
                                       {NULL, NULL}};
+/* Of these scores alone. */
+static const setting_name OF_SCORES[] = {
+    {"rotation", "seed"}, {"rotation", "r1"}, {"rotation", "r2"}, {NULL, NULL}};
 /* And what a quantized linear, or a static one, puts out on these. */
 static const setting_name OF_WEIGHTS[] = {{"quant", "mm_tensor"}, {"quant", "w_sym"}, {NULL, NULL}};
 static const setting_name OF_STATIC[] = {{"quant", "act_method"},   {"quant", "a_sym"},
@@ -134,23 +137,28 @@ done:
     return status;
 }
 
+static tare_status check_settings(const taking *t, const value *now, const setting_name *names)
+{
+    const setting_name *s = first_difference(value_get(t->from->record, "recipe"), now, names);
+    return s ? TARE_FAIL(t->run->ctx, TARE_E_USAGE,
+                         "%s.%s: the statistics in %s come from another one, and what they say "
+                         "holds for that alone; tare quantize can change it",
+                         s->section, s->key, t->file.path)
+             : TARE_OK;
+}
+
 static tare_status check_common(const taking *t, const value *now)
 {
     const run *r = t->run;
     const char *dtype = dtype_name(r->env->num.dtype);
     const value *then = value_get(t->from->record, "serving_dtype");
-    const setting_name *s = first_difference(value_get(t->from->record, "recipe"), now, COMMON);
-    if (s)
-        return TARE_FAIL(r->ctx, TARE_E_USAGE,
-                         "%s.%s: the statistics in %s come from another one, and what they say "
-                         "holds for that alone; tare quantize can change it",
-                         s->section, s->key, t->file.path);
-    if (!value_is(then, dtype))
+    tare_status status = check_settings(t, now, COMMON);
+    if (status == TARE_OK && !value_is(then, dtype))
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "run.dtype: the statistics in %s are for %s, this run is for %s; tare "
                          "quantize can change it",
                          t->file.path, value_text(then) ? value_text(then) : "no dtype", dtype);
-    return TARE_OK;
+    return status;
 }
 
 /* Scales of attention are kept as they were concluded. */
@@ -201,12 +209,13 @@ static tare_status need_scores(const taking *t, const char *setting)
     return TARE_OK;
 }
 
-static tare_status take_level(taking *t)
+static tare_status take_level(taking *t, const value *now)
 {
     tare_status status = TARE_OK;
     const run *r = t->run;
     if (r->env->recipe->disable_level == 0)
         return TARE_OK;
+    TRY(check_settings(t, now, OF_SCORES));
     TRY(need_scores(t, "fallback.disable_level"));
     TRY(rules_apply_level(r->env->recipe, t->plan->linears, r->scores, r->model->num_linears));
     t->plan->levels_known = true;
@@ -414,10 +423,10 @@ static tare_status take(taking *t)
     TRY(read_record(t));
     TRY(check_model(t));
     TRY(take_scores(t));
-    TRY(take_level(t));
+    TRY(recipe_value(t->run, &now));
+    TRY(take_level(t, now));
     if (t->plan->weights_alone)
         return TARE_OK;
-    TRY(recipe_value(t->run, &now));
     TRY(check_common(t, now));
     TRY(check_attentions(t, now));
     if (plan_aligns(t->plan))

@@ -162,13 +162,15 @@ def test_verify_sees_another_rotation(tmp_path):
     assert done.returncode == 1 and {14, 15} <= rules
 
 
-def test_statistics_are_of_one_rotation(tmp_path):
-    quantize(model_of("qwen2"), tmp_path / "out", "--calib", calib_of("qwen2"))
+@pytest.mark.parametrize("scheme", ["", "quant: {scheme: w8a16}\nfallback: {disable_level: L1}\n"])
+def test_statistics_are_of_one_rotation(scheme, tmp_path):
+    """Scores too, by which a run of weights alone falls back."""
+    quantize(model_of("qwen2"), tmp_path / "out", "--calib", calib_of("qwen2"), "--disable-level", "L1")
     recipe = tmp_path / "plain.yaml"
-    recipe.write_text("rotation: false\n")
+    recipe.write_text("rotation: false\n" + scheme)
     done = run_tare("retype", tmp_path / "out", "--base", model_of("qwen2"), "--out", tmp_path / "b",
                     "--recipe", recipe)
-    assert done.returncode == 2 and ("rotation" in done.stderr or "unknown option" in done.stderr)
+    assert done.returncode == 2 and "rotation.seed: the statistics in" in done.stderr
 
 
 @pytest.mark.parametrize("scheme", ["dynamic", "static", "scores"])
