@@ -18,8 +18,9 @@ typedef struct edit_job {
     size_t first, count, k; /* rows of the matrix, of which the first is in[0] */
     tare_dtype dtype;
     char *out;
-    size_t threads, most_rows, most_columns; /* of a piece */
-    float *piece, *turned, *room;            /* [threads] of those */
+    size_t threads, most_rows, most_columns;   /* of a piece */
+    size_t piece_size, turned_size, room_size; /* numbers of a thread */
+    float *piece, *turned, *room;              /* [threads] of those */
 } edit_job;
 
 bool edit_mixes_rows(const weight_edit *e)
@@ -40,12 +41,9 @@ static size_t right_width(const weight_edit *e, size_t k)
 static void lay_out(carver *c, void *component)
 {
     edit_job *job = component;
-    size_t most = job->most_rows * job->most_columns,
-           turned = job->edit->right ? ROWS * right_width(job->edit, job->k) : 0;
-    size_t room = job->edit->left ? size_max(most, turned) : turned;
-    job->piece = carve(c, job->threads, most * sizeof *job->piece);
-    job->turned = carve(c, job->threads, turned * sizeof *job->turned);
-    job->room = carve(c, job->threads, room * sizeof *job->room);
+    job->piece = carve(c, job->threads, job->piece_size * sizeof *job->piece);
+    job->turned = carve(c, job->threads, job->turned_size * sizeof *job->turned);
+    job->room = carve(c, job->threads, job->room_size * sizeof *job->room);
 }
 
 static void set_sizes(edit_job *job, size_t n)
@@ -54,6 +52,9 @@ static void set_sizes(edit_job *job, size_t n)
     job->threads = (size_t)parallel_threads(job->ctx);
     job->most_rows = by_columns(e) ? n : e->left ? size_max(e->left_blocks.width, ROWS) : ROWS;
     job->most_columns = by_columns(e) ? (e->right ? right_width(e, job->k) : COLUMNS) : job->k;
+    job->piece_size = job->most_rows * job->most_columns;
+    job->turned_size = e->right ? ROWS * right_width(e, job->k) : 0;
+    job->room_size = e->left ? size_max(job->piece_size, job->turned_size) : job->turned_size;
 }
 
 /* ---- a piece: rows [row, row+rows), columns [column, column+columns) of the matrix ---- */
@@ -92,10 +93,9 @@ static void multiply_right(const edit_job *job, const edit_piece *p, float *x, f
 static void run_piece(const edit_job *job, const edit_piece *p, int thread)
 {
     const weight_edit *e = job->edit;
-    size_t t = (size_t)thread, most = job->most_rows * job->most_columns;
-    size_t turned_size = e->right ? ROWS * right_width(e, job->k) : 0;
-    float *x = job->piece + t * most, *turned = job->turned + t * turned_size;
-    float *room = job->room + t * (e->left ? size_max(most, turned_size) : turned_size);
+    size_t t = (size_t)thread;
+    float *x = job->piece + t * job->piece_size, *turned = job->turned + t * job->turned_size,
+          *room = job->room + t * job->room_size;
     size_t width = dtype_size(job->dtype);
     for (size_t i = 0; i < p->rows; i++) {
         float *row = x + i * p->columns;

@@ -164,6 +164,12 @@ done:
 
 /* ---- weights ---- */
 
+/* They are all made here. */
+static weight_edit *edit_of(const stored_weight *w)
+{
+    return (weight_edit *)(uintptr_t)w->edit;
+}
+
 static weight_edit *add_edit(tare_model *m, model_linear *l)
 {
     weight_edit *e = arena_calloc(&m->arena, 1, sizeof *e);
@@ -244,8 +250,7 @@ static tare_status edit_values(tare_model *m, const model_block *b)
                                 (uint32_t)(1 + b->index * pair->heads + h), &heads[h]));
         model_linear *from = &m->linears[b->first_linear + pair->source],
                      *to = &m->linears[b->first_linear + unit->first];
-        weight_edit *rows = (weight_edit *)(uintptr_t)from->weight.edit,
-                    *columns = (weight_edit *)(uintptr_t)to->weight.edit;
+        weight_edit *rows = edit_of(&from->weight), *columns = edit_of(&to->weight);
         rows = rows ? rows : add_edit(m, from);
         columns = columns ? columns : add_edit(m, to);
         TRY(rows && columns ? TARE_OK : TARE_E_MEMORY);
@@ -465,7 +470,7 @@ done:
 static void flip_linear(const model_linear *l, const float *signs)
 {
     if (l->weight.edit)
-        ((weight_edit *)(uintptr_t)l->weight.edit)->signs = signs;
+        edit_of(&l->weight)->signs = signs;
 }
 
 /* The norm multiplies by what its readers' columns are multiplied by, `signs` [2,n], which stay. v
@@ -485,7 +490,7 @@ static void flip_norm(tare_model *m, const model_block *b, size_t norm, const fl
         weight[i] = signs[i] - m->config.arch->norm_base;
     }
     if (model_find_rotated(m, b->norms[norm]->name, &w))
-        ((weight_edit *)(uintptr_t)w.edit)->values = weight;
+        edit_of(&w)->values = weight;
     for (size_t i = 0; i < b->graph->num_linears; i++)
         if (roles->linears[i].reads && roles->linears[i].norm == (int)norm)
             flip_linear(block_linear(m, b, i), signs);

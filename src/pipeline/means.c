@@ -30,7 +30,7 @@ bool plan_aligns(const run_plan *plan)
 
 bool plan_passes_means(const run_plan *plan)
 {
-    return plan_aligns(plan) && !plan->env->options->statistics;
+    return plan_aligns(plan) && plan->calibrates;
 }
 
 size_t count_passes(const run_plan *plan)
@@ -134,13 +134,13 @@ void means_end_block(run *r, const model_block *b)
     }
 }
 
-/* A float pass that asks for nothing else. */
 run_plan plan_of_means(const run_plan *plan)
 {
     run_plan p = *plan;
     p.smooths = p.wants_scores = p.float_beside = false;
     p.two_passes = true;
-    p.float_samples = size_min(plan->env->samples.count, MEANS_SAMPLES);
+    p.float_samples = plan_passes_means(plan) ? size_min(plan->env->samples.count, MEANS_SAMPLES)
+                                              : 0;
     p.float_tokens = 0;
     for (size_t i = 0; i < p.float_samples; i++)
         p.float_tokens += plan->env->samples.lengths[i];

@@ -10,7 +10,8 @@ typedef struct stream_means stream_means;
 /* Is the model's rotation aligned by samples, or by what an earlier run kept of them? Only where
  * its statistics say how. */
 bool plan_aligns(const run_plan *plan);
-/* Is there a pass for it, and what the pass is. */
+/* Is there a pass for it; and that pass, a float pass that asks for nothing else, of no samples
+ * where there is none. */
 bool plan_passes_means(const run_plan *plan);
 run_plan plan_of_means(const run_plan *plan);
 /* Over the weights, with this one. */

@@ -231,7 +231,7 @@ static void plan_passes(const run_plan *plan, memory_plan *m)
     run_pass pass = plan->two_passes ? PASS_FLOAT : PASS_QUANTIZE,
              last = plan->env->goal == GOAL_OUTPUT ? PASS_QUANTIZE : PASS_FLOAT;
     m->peak.total = 0;
-    if (plan_aligns(plan) && plan->calibrates) {
+    if (plan_passes_means(plan)) {
         const run_pass means = PASS_MEANS;
         run_layout l = pass_layout(plan, &m->layout, m->fixed, m->budget, means, false);
         memory_plan_peak(plan, &l, m->fixed, &means, &m->peak);

@@ -294,7 +294,7 @@ void run_hold(ledger *l, const run_pass *only)
     const ledger before = *l;
     if (l->rows > 0)
         l->now[TERM_WORKSPACE] += workspace_bytes(e->model, l->rows, e->samples.longest, false);
-    if (plan_aligns(plan) && plan->calibrates && (!only || *only == PASS_MEANS))
+    if (plan_passes_means(plan) && (!only || *only == PASS_MEANS))
         means_hold(l);
     l->now[TERM_SMOOTHING] += plan->two_passes ? waiting_bytes(plan) : 0;
     if (plan->two_passes && (!only || *only == PASS_FLOAT))

@@ -212,7 +212,7 @@ tare_status smoothing_take(run_plan *plan, const tare_smoothing *s)
     if (!same_rotation(&s->recipe, e->recipe))
         return TARE_FAIL(e->ctx, TARE_E_USAGE,
                          "the smoothing was computed for a model that was rotated otherwise: "
-                         "quant.rotation, rotation.seed, r1 and r2 have to be its own");
+                         "rotation, its seed, r1 and r2 have to be its own");
     plan->smooth = s->config;
     plan->smoothing_given = true;
     bool fits = s->num_layers == e->model->num_blocks;

@@ -82,8 +82,7 @@ static bool scores_again(const run_plan *plan, const linear_use *u)
 
 static double float_operations(const run_plan *plan, const linear_use *u)
 {
-    double tokens = (double)(plan->float_tokens +
-                             (plan_passes_means(plan) ? plan_of_means(plan).float_tokens : 0));
+    double tokens = (double)(plan->float_tokens + plan_of_means(plan).float_tokens);
     if (runs_in_floats(plan, u->plan))
         tokens += (double)plan->env->samples.tokens;
     if (scores_again(plan, u))
@@ -251,9 +250,7 @@ void work_plan_amounts(const run_plan *plan, tare_plan *out)
                                     attention_operations(
                                         plan, plan->calibrates ? plan->env->samples.count : 0) +
                                 attention_operations(plan, plan->float_samples) +
-                                attention_operations(plan, plan_passes_means(plan)
-                                                               ? plan_of_means(plan).float_samples
-                                                               : 0)},
+                                attention_operations(plan, plan_of_means(plan).float_samples)},
         [WORK_QUANTIZE] = {"quantizing weights", "weights", sum_linears(plan, quantized_weights)},
         [WORK_PACK] = {"packing weights", "weights", sum_linears(plan, packed_weights)},
         [WORK_OBSERVE] = {"observing inputs", "values", sum_linears(plan, observed_inputs)},

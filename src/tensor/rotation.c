@@ -120,21 +120,19 @@ tare_status rotation_create(tare_context *ctx, size_t n, uint64_t seed, uint32_t
                             rotation *out)
 {
     tare_status status = TARE_OK;
-    bool paley;
     rng r;
-    *out = (rotation){.n = n, .order = rotation_order(n, &paley)};
-    out->paley = paley;
-    size_t order = out->order;
-    double scale = 1 / sqrt((double)(paley ? n : n / order));
+    *out = (rotation){.n = n};
+    size_t order = out->order = rotation_order(n, &out->paley);
+    double scale = 1 / sqrt((double)(out->paley ? n : n / order));
     rng_seed(&r, (const uint32_t[]){(uint32_t)seed, (uint32_t)(seed >> 32), part}, 3);
     out->signs = mem_alloc_array(ctx, n, sizeof *out->signs);
     out->dense = mem_alloc_array(ctx, order * order, sizeof *out->dense);
     TRY(out->signs && out->dense ? TARE_OK : TARE_E_MEMORY);
     for (size_t i = 0; i < n; i++)
         out->signs[i] = (float)(rng_u32(&r) >> 31 ? -scale : scale);
-    if (!paley)
+    if (!out->paley)
         TRY(random_orthogonal(ctx, &r, order, out->dense));
-    for (size_t i = 0; paley && i < order * order; i++)
+    for (size_t i = 0; out->paley && i < order * order; i++)
         out->dense[i] = order == 1 ? 1 : (float)paley_element(order, i / order, i % order);
 done:
     if (status != TARE_OK)
@@ -160,10 +158,11 @@ void rotation_free(tare_context *ctx, rotation *r)
 
 /* ---- multiplying ---- */
 
+enum { TOGETHER = 64 }; /* columns whose sums are kept at a time */
+
 /* Of numbers whose products are rounded, in FP64 and in order. */
 static void multiply_any(const rotation *r, const float *x, size_t columns, float *y)
 {
-    enum { TOGETHER = 64 };
     size_t order = r->order;
     for (size_t first = 0; first < columns; first += TOGETHER) {
         size_t count = columns - first < TOGETHER ? columns - first : TOGETHER;
@@ -197,7 +196,6 @@ static void multiply_dense(const kernels *k, const rotation *r, const float *x, 
 /* x -= 2 v (v^T x), column by column; every CPU rounds alike. */
 static void apply_mirror(const float *v, size_t n, float *x, size_t columns)
 {
-    enum { TOGETHER = 64 };
     for (size_t first = 0; first < columns; first += TOGETHER) {
         double dots[TOGETHER] = {0};
         size_t count = columns - first < TOGETHER ? columns - first : TOGETHER;

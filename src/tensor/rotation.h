@@ -11,7 +11,7 @@
 typedef struct rotation {
     size_t n, order; /* n = 2^a * order */
     float *signs;    /* [n] +-1, divided by what makes the other two orthogonal */
-    float *dense;    /* [order,order]: by Paley +-1, or orthogonal */
+    float *dense;    /* [order,order]: orthogonal, or, where `paley`, +-1 */
     bool paley;
     float *mirror; /* [n] v, of length 1; NULL: none */
 } rotation;

@@ -9,6 +9,7 @@ import tensor_file
 from conftest import GOLDEN, output_files, run_tare
 from test_experts import assert_refused, by_hand, codes_of, description, kill_at, variant
 from test_fp8 import QUANTIZATION, SCALE, decode
+from test_schemes import quantize, run
 
 A, S, N, C = SAVES = ("ascendv1", "safe_tensor", "numpy", "compressed-tensors")
 GOLD = GOLDEN / "deepseek_v3_mtp"
@@ -19,16 +20,6 @@ AROUND = ("enorm", "hnorm", "eh_proj", "embed_tokens", "shared_head.norm", "shar
 DYNAMIC = ("--scheme", "w8a8_dynamic")
 STATIC = ("--calib", GOLD / "calib_ids.json", "--no-act-sym")
 COUNT = 44  # tensors of the layer
-
-
-def run(model, out, *flags):
-    return run_tare("quantize", model, "--out", out, *flags)
-
-
-def quantize(model, out, *flags):
-    done = run(model, out, *flags)
-    assert done.returncode == 0, done.stderr
-    return done
 
 
 def verify(folder, *flags):
