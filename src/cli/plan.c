@@ -135,7 +135,7 @@ static void print_json(const tare_quantize_options *o, const tare_plan *p)
                w->name, w->unit, w->amount);
         printf(w->rate > 0 ? "%.6g}" : "null}", w->rate);
     }
-    printf(p->seconds < 0 ? "], \"seconds\": null}\n" : "], \"seconds\": %.3f}\n", p->seconds);
+    printf(p->seconds < 0 ? "], \"seconds\": null}\n" : "], \"seconds\": %.4g}\n", p->seconds);
 }
 
 void cli_print_plan(const tare_quantize_options *o, const tare_plan *p, bool json)
