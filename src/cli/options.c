@@ -32,6 +32,7 @@ const flag cli_output_settings[] = {
     {"--fa-quant", FLAG_ON_SETTING, NULL, "fa_quant"},
     {"--no-fa-quant", FLAG_OFF_SETTING, NULL, "fa_quant"},
     {"--fa-amp", FLAG_SETTING, NULL, "fa_quant.fa_amp"},
+    {"--fa-balance", FLAG_ON_SETTING, NULL, "fa_quant.balance"},
     {"--fa-v-method", FLAG_SETTING, NULL, "fa_quant.v_method"},
     {"--disable-names", FLAG_SETTING, NULL, "fallback.disable_names"},
     {"--disable-level", FLAG_SETTING, NULL, "fallback.disable_level"},

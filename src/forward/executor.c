@@ -244,12 +244,12 @@ static void round_block(void *user, size_t index, int thread)
 
 float *workspace_value(const workspace *w, const block_graph *graph, graph_value v)
 {
-    return w->values + graph->values[v].offset * w->rows;
+    return v == 0 ? w->stream : w->values + graph->values[v].offset * w->rows;
 }
 
 float *graph_run_value(const graph_run *r, graph_value v)
 {
-    return v == 0 ? r->x : workspace_value(r->w, r->block->graph, v);
+    return workspace_value(r->w, r->block->graph, v);
 }
 
 static size_t columns_of(const graph_run *r, graph_value v)
@@ -481,10 +481,11 @@ tare_status block_forward(tare_model *model, const model_block *block, const blo
         [NODE_ROPE] = run_rope,      [NODE_LATENT] = run_latent,   [NODE_ATTEND] = run_attend,
         [NODE_GATE] = run_gate,      [NODE_ADD] = run_add,         [NODE_ROUTE] = run_route,
         [NODE_EXPERTS] = run_experts};
-    graph_run r = {model, block, norms, ops, b, w, x};
+    graph_run r = {model, block, norms, ops, b, w};
     tare_status status = TARE_OK;
     size_t i = segment ? segment->first_node : 0,
            end = segment ? segment->end_node : block->graph->num_nodes;
+    w->stream = x;
     for (; status == TARE_OK && i < end; i++) {
         const graph_node *n = &block->graph->nodes[i];
         status = run[n->kind](&r, n);

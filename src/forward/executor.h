@@ -69,6 +69,7 @@ typedef struct workspace {
                        * rounded once (tensor/rounded.h); F32: not at all */
     rope_table rope, local_rope; /* of layers with a window, where they have their own */
     float *values;               /* [graph columns, rows], rows rounded up */
+    float *stream;               /* value 0 of the batch in work */
     float *attention_scratch;
     struct expert_room *experts; /* executor_experts.c; NULL: none run by it */
 } workspace;
@@ -80,7 +81,7 @@ void workspace_free(workspace *w);
 /* Accounted bytes, at most. */
 size_t workspace_bytes(const tare_model *model, size_t rows, size_t longest, bool experts);
 
-/* Where a value of the graph lies. */
+/* Where a value of the graph lies; the first one, the block's input, while a batch passes. */
 float *workspace_value(const workspace *w, const block_graph *graph, graph_value v);
 
 /* x [rows, hidden] <- the block's output, or what a segment (NULL: all) leaves of it. The values

@@ -12,7 +12,6 @@ typedef struct graph_run {
     const block_ops *ops;
     const batch *b;
     workspace *w;
-    float *x; /* value 0 */
 } graph_run;
 
 float *graph_run_value(const graph_run *r, graph_value v);

@@ -473,6 +473,64 @@ bool segment_routes(const block_graph *g, const block_segment *s)
     return has_node(g, s, NODE_ROUTE);
 }
 
+/* ---- queries and keys ---- */
+
+static const graph_node *only_node(const block_graph *g, node_kind kind)
+{
+    for (size_t n = 0; n < g->num_nodes; n++) {
+        if (g->nodes[n].kind == kind)
+            return &g->nodes[n];
+    }
+    return NULL;
+}
+
+/* Backwards, from the value to the linear. */
+static bool trace_rows(const block_graph *g, graph_value v, attention_source *out)
+{
+    for (size_t n = g->num_nodes; n-- > 0;) {
+        const graph_node *node = &g->nodes[n];
+        const unit_spec *u = &g->units[node->kind == NODE_LINEARS ? node->index : 0];
+        if (node->kind == NODE_NORM && node->in[0] == v && node->out == v) {
+            out->norm = (int)node->index;
+        } else if (node->kind == NODE_SPLIT && v >= node->out &&
+                   v < node->out + (graph_value)node->index) {
+            while (v-- > node->out)
+                out->first += g->values[v].columns;
+            v = node->in[0];
+        } else if (node->kind == NODE_LINEARS && v >= node->out &&
+                   v < node->out + (graph_value)u->count) {
+            out->linear = u->first + (size_t)(v - node->out);
+            return true;
+        }
+    }
+    return false;
+}
+
+bool graph_attention_source(const block_graph *g, int operand, attention_source *out)
+{
+    const graph_node *attend = only_node(g, NODE_ATTEND), *rope = only_node(g, NODE_ROPE);
+    *out = (attention_source){.norm = -1};
+    if (!attend || !rope || attend->latent >= 0 || rope->skip > 0)
+        return false;
+    out->columns = g->values[attend->in[operand]].columns;
+    out->head = rope->head[operand];
+    return trace_rows(g, attend->in[operand], out);
+}
+
+size_t graph_turning_groups(const block_graph *g, size_t head)
+{
+    return head - only_node(g, NODE_ROPE)->width / 2;
+}
+
+size_t graph_turning_group(const block_graph *g, size_t channel)
+{
+    const graph_node *rope = only_node(g, NODE_ROPE);
+    size_t half = rope->width / 2;
+    if (channel >= rope->width)
+        return channel - half;
+    return rope->pairing == ROPE_HALVES ? channel % half : channel / 2;
+}
+
 /* ---- looking things up ---- */
 
 bool graph_norm_is_inside(const block_graph *g, size_t norm)

@@ -236,6 +236,19 @@ bool segment_has_norm(const block_graph *g, const block_segment *s, size_t norm)
 bool segment_attends(const block_graph *g, const block_segment *s);
 /* The node that runs the unit's linears. */
 size_t node_of_unit(const block_graph *g, graph_unit unit);
+/* Where the queries (operand 0) or the keys (1) of a block's attention come from: rows of a linear
+ * from `first` on, and the norm that they pass then, in place; -1: none. False: the block does not
+ * attend, or what it makes them from is no linear's rows alone. */
+typedef struct attention_source {
+    size_t linear, first;
+    int norm;
+    size_t columns, head; /* of the operand, and of one of its heads */
+} attention_source;
+bool graph_attention_source(const block_graph *g, int operand, attention_source *out);
+/* Channels of a head of queries that rotary positions turn as one: how many such groups a head has,
+ * and the group of a channel. One that does not turn is a group by itself. */
+size_t graph_turning_groups(const block_graph *g, size_t head);
+size_t graph_turning_group(const block_graph *g, size_t channel);
 /* Is what the unit reads the output of a norm? */
 bool unit_reads_norm(const block_graph *g, graph_unit unit);
 /* Does the choice of experts (of a segment, NULL: of the block)? */

@@ -269,6 +269,8 @@ static tare_status verify_all(tare_context *ctx, const tare_verify_options *opti
     if (options->base)
         TRY(open_base(&v, &a));
     if (options->base)
+        TRY(verify_open_run(&v, &a));
+    if (options->base)
         TRY(verify_rotate_base(&v, &a));
     TRY(reader_open(ctx, options->dir, &how, &v.output));
     unsigned found = v.output.found;
@@ -286,6 +288,7 @@ static tare_status verify_all(tare_context *ctx, const tare_verify_options *opti
 done:
     reader_close(&v.output);
     checkpoint_close(v.base);
+    safetensors_close(v.statistics);
     tare_model_free(v.rotated);
     arena_free(&a);
     return status;

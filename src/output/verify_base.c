@@ -12,11 +12,6 @@
 
 enum { PIECE_BYTES = 1 << 20, PIECE_ELEMENTS = 1 << 18 };
 
-static float element(tare_dtype dtype, const char *raw, size_t index)
-{
-    return reader_element(dtype, raw + index * dtype_size(dtype));
-}
-
 /* ---- the base ---- */
 
 /* The rows of a tensor of the base as it is stored; false: its numbers are not known. */
@@ -39,22 +34,13 @@ static bool stored_rows(const verify *v, const tensor_info *t, stored_weight *ou
     return true;
 }
 
-/* A tensor of the base, as the output's run turned it. */
-typedef struct base_tensor {
-    checkpoint *from;
-    stored_weight w;
-    bool has_numbers;
-    coded_rows whole; /* where rows come one from another */
-} base_tensor;
-
-static void base_close(const verify *v, base_tensor *t)
+void base_close(const verify *v, base_tensor *t)
 {
     coded_free(v->ctx, &t->whole);
 }
 
-/* What makes the tensor `name` of the output. */
-static tare_status base_open(const verify *v, const char *name, const tensor_info *source,
-                             base_tensor *out)
+tare_status base_open(const verify *v, const char *name, const tensor_info *source,
+                      base_tensor *out)
 {
     *out = (base_tensor){.from = v->base};
     out->has_numbers = stored_rows(v, source, &out->w);
@@ -63,99 +49,13 @@ static tare_status base_open(const verify *v, const char *name, const tensor_inf
     return stored_is_whole(&out->w) ? stored_load(out->from, &out->w, &out->whole) : TARE_OK;
 }
 
-static tare_status base_read(const verify *v, const base_tensor *t, size_t first, size_t count,
-                             tare_dtype dtype, void *out)
+tare_status base_read(const verify *v, const base_tensor *t, size_t first, size_t count,
+                      tare_dtype dtype, void *out)
 {
     if (!t->whole.data)
         return stored_read_rows(t->from, &t->w, first, count, dtype, out);
     coded_convert_rows(v->ctx, &t->whole, first, count, dtype, out);
     return TARE_OK;
-}
-
-/* ---- smoothing ---- */
-
-/* Outlier suppression leaves its mark in the norms of a layer: what was divided out of a norm's
- * weight was multiplied into the columns of the linears that read it. Scales that moved from v to o
- * and from up to down are recorded nowhere. */
-typedef struct smoothing {
-    bool found;      /* some norm of the tensor's layer differs from the base's */
-    double *columns; /* [k] factors of the weight's columns; NULL: not known to be scaled */
-} smoothing;
-
-/* Values of a norm here and in the base; *ratio [n] base / here, *differs. */
-static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, double **ratio,
-                              bool *differs)
-{
-    tare_context *ctx = f->ctx;
-    const reader_tensor *t = reader_find(f, name);
-    const tensor_info *source = checkpoint_find(v->base, name);
-    char *a = NULL, *b = NULL;
-    base_tensor from;
-    tare_status status = TARE_OK;
-    double base = f->arch ? (double)f->arch->norm_base : 0;
-    *ratio = NULL;
-    if (!t || !source || source->rank != 1 || !tensor_same_shape(&t->info, source) ||
-        !dtype_is_float(source->dtype) || !dtype_is_float(t->info.dtype))
-        return TARE_OK;
-    size_t n = source->shape[0];
-    if (!(a = mem_alloc(ctx, t->info.bytes)) || !(b = mem_alloc(ctx, source->bytes)) ||
-        !(*ratio = mem_alloc_array(ctx, n, sizeof **ratio))) {
-        status = TARE_E_MEMORY;
-        goto done;
-    }
-    TRY(reader_read(f, t, 0, a, t->info.bytes));
-    TRY(base_open(v, name, source, &from));
-    TRY(base_read(v, &from, 0, from.w.n, source->dtype, b));
-    for (size_t i = 0; i < n; i++) {
-        double here = element(t->info.dtype, a, i), there = element(source->dtype, b, i);
-        if (f->num.compat)
-            there = round_to_dtype(there, f->num.dtype);
-        *differs |= here != there;
-        here += base, there += base;
-        (*ratio)[i] = here != 0 && there != 0 ? there / here : 1;
-    }
-done:
-    mem_free(ctx, a);
-    mem_free(ctx, b);
-    if (status != TARE_OK) {
-        mem_free(ctx, *ratio);
-        *ratio = NULL;
-    }
-    return status;
-}
-
-/* Of the tensor `name`, whose module may read the layer's `k` norm outputs. */
-static tare_status find_smoothing(verify *v, reader_layout *f, const char *name, smoothing *out)
-{
-    tare_status status = TARE_OK;
-    const block_graph *g = &f->graph;
-    size_t module = strlen(name) - (str_ends_with(name, ".weight") ? strlen(".weight") : 0);
-    const linear_spec *linear = graph_linear_of(g, name, module);
-    char path[256];
-    size_t layer;
-    int length = 0;
-    *out = (smoothing){0};
-    if (sscanf(name, "model.layers.%zu.%n", &layer, &length) != 1 || length == 0)
-        return TARE_OK;
-    for (size_t p = 0; p < g->num_pairs; p++) {
-        const pair_spec *pair = &g->pairs[p];
-        double *ratio;
-        if (!pair->of_norm)
-            continue;
-        snprintf(path, sizeof path, "model.layers.%zu.%s.weight", layer,
-                 g->norms[pair->source].name);
-        TRY(norm_ratio(v, f, path, &ratio, &out->found));
-        if (linear && linear->unit == pair->unit && ratio)
-            out->columns = ratio;
-        else
-            mem_free(f->ctx, ratio);
-    }
-done:
-    if (status != TARE_OK || !out->found) {
-        mem_free(f->ctx, out->columns);
-        out->columns = NULL;
-    }
-    return status;
 }
 
 /* ---- rule 14 ---- */
@@ -167,8 +67,8 @@ static bool pieces_equal(const tensor_info *stored, const char *a, const stored_
     if (stored->dtype == source->dtype)
         return memcmp(a, b, count * dtype_size(stored->dtype)) == 0;
     for (size_t i = 0; i < count; i++) {
-        float x = element(stored->dtype, a, i);
-        if (x != round_to_dtype((double)element(source->dtype, b, i), stored->dtype))
+        float x = reader_element(stored->dtype, a + i * dtype_size(stored->dtype));
+        if (x != round_to_dtype((double)reader_element(source->dtype, b + i * dtype_size(source->dtype)), stored->dtype))
             return false;
     }
     return true;
@@ -269,9 +169,9 @@ tare_status rule_base_tensors(verify *v, reader_layout *f)
             tensor_shape_text(&here, have, sizeof have);
             verify_fail(v, 14, source->name, want, "%s", have);
         } else if (!t->type || strcmp(t->type, "FLOAT") == 0) {
-            smoothing s;
-            TRY(find_smoothing(v, f, source->name, &s));
-            mem_free(f->ctx, s.columns);
+            base_smoothing s;
+            TRY(verify_find_smoothing(v, f, source, &s));
+            verify_smoothing_free(v, &s);
             if (!s.found)
                 TRY(check_float(v, f, t, source));
         }
@@ -313,7 +213,7 @@ static double quotient_slack(const reader_layout *f)
 
 static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
                            const reader_numbers *n, const base_tensor *source,
-                           const double *columns, distance *d)
+                           const base_smoothing *s, distance *d)
 {
     tare_context *ctx = f->ctx;
     bool int4 = form_is_int4(&l->form);
@@ -339,8 +239,10 @@ static tare_status measure(verify *v, reader_layout *f, const reader_linear *l,
             size_t of_scale = n->num_scales == 1 ? 0 : row;
             double offset = (double)n->weight_offset[of_scale];
             const double limits[2] = {int4 ? -8 : offset != 0 ? -128 : -127, int4 ? 7 : 127};
-            add_distance(d, row, q[i], (double)x * (columns ? columns[i % k] : 1.0),
-                         (double)n->weight_scale[of_scale], offset, limits, slack);
+            double exact = (double)x * (s->columns ? s->columns[i % k] : 1.0) /
+                           (s->rows ? s->rows[row] : 1.0);
+            add_distance(d, row, q[i], exact, (double)n->weight_scale[of_scale], offset, limits,
+                         slack);
         }
     }
 done:
@@ -362,9 +264,9 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
 {
     const char *name = arena_printf(&f->arena, "%s.weight", l->module);
     const tensor_info *source = name ? base_weight(v, name) : NULL;
-    const tensor_info matrix = {.rank = 2, .shape = {n->n, n->k}};
+    const tensor_info matrix = {.name = name, .rank = 2, .shape = {n->n, n->k}};
     distance d = {0};
-    smoothing s = {0};
+    base_smoothing s = {0};
     base_tensor from = {0};
     tare_status status = TARE_OK;
     if (!name)
@@ -374,11 +276,11 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
     TRY(base_open(v, name, source, &from));
     if (!from.has_numbers)
         goto done;
-    TRY(find_smoothing(v, f, name, &s));
-    TRY(measure(v, f, l, n, &from, s.columns, &d));
-    if (d.bad > 0 && s.found) {
-        /* The ratio of stored norms is rounded, and m4 and m6 also move scales that no file
-         * records. */
+    TRY(verify_find_smoothing(v, f, &matrix, &s));
+    TRY(measure(v, f, l, n, &from, &s, &d));
+    if (d.bad > 0 && s.found && !s.recorded) {
+        /* The ratio of stored norms is rounded, and others than those that norms show are not
+         * known. */
         verify_warn(v, 15, name, "within half a scale of the base, smoothed as its norms tell",
                     "up to %.3g scales: smoothing is more than the norms record", d.max);
         goto done;
@@ -393,7 +295,7 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
     e->count += d.count;
 done:
     base_close(v, &from);
-    mem_free(v->ctx, s.columns);
+    verify_smoothing_free(v, &s);
     return status;
 }
 

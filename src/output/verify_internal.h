@@ -5,6 +5,8 @@
 #ifndef TARE_OUTPUT_VERIFY_INTERNAL_H
 #define TARE_OUTPUT_VERIFY_INTERNAL_H
 
+#include "file/safetensors.h"
+#include "file/value.h"
 #include "model/model.h"
 #include "output/reader.h"
 #include "quantize/engines.h"
@@ -21,6 +23,8 @@ typedef struct verify {
     tare_verify_result *result;
     checkpoint *base; /* NULL: no --base */
     const char *base_dir;
+    const value *record;             /* of the output's run, tare_run.json; NULL: none */
+    safetensors *statistics;         /* that it left; NULL: none */
     tare_model *rotated;             /* the base as the output's run turned it; NULL: it did not */
     const model_config *base_config; /* NULL: not known */
     block_graph base_graphs[BLOCK_KINDS]; /* of its blocks */
@@ -49,8 +53,37 @@ tare_status verify_planned(tare_context *ctx, const tare_verify_options *options
 tare_status verify_planned_target(tare_context *ctx, const tare_verify_options *options,
                                   const reader_plan *plan);
 
-/* verify_rotation.c: v->rotated, if the output's run says so. */
+/* verify_run.c: what the output's run left beside it. */
+tare_status verify_open_run(verify *v, arena *a);
+/* verify_rotation.c: v->rotated, if that run says so. */
 tare_status verify_rotate_base(verify *v, arena *a);
+
+/* A tensor of the base, as the output's run turned it. */
+typedef struct base_tensor {
+    checkpoint *from;
+    stored_weight w;
+    bool has_numbers;
+    coded_rows whole; /* where rows come one from another */
+} base_tensor;
+
+/* verify_base.c: what makes the tensor `name` of the output; and rows of it. */
+tare_status base_open(const verify *v, const char *name, const tensor_info *source,
+                      base_tensor *out);
+tare_status base_read(const verify *v, const base_tensor *t, size_t first, size_t count,
+                      tare_dtype dtype, void *out);
+void base_close(const verify *v, base_tensor *t);
+
+/* verify_smoothing.c: what outlier suppression did to a tensor of the base: value [i,j] is that of the
+ * base times columns[j] by rows[i]. */
+typedef struct base_smoothing {
+    bool found;    /* its layer is smoothed */
+    bool recorded; /* all that was done to this tensor is known */
+    double *columns, *rows; /* [k], [n]; NULL: 1, or not known */
+} base_smoothing;
+tare_status verify_find_smoothing(verify *v, reader_layout *f, const tensor_info *t,
+                                  base_smoothing *out);
+void verify_smoothing_free(const verify *v, base_smoothing *s);
+
 
 /* verify_target.c: what v->target does with each layer. Findings, then the layers one by one; or
  * TARE_E_USAGE and warnings, for a plan. */

@@ -2,12 +2,9 @@
  * in the statistics beside the output, if it was aligned by any. */
 #include <math.h>
 
-#include "file/json.h"
 #include "model/rotate.h"
 #include "output/output.h"
 #include "output/verify_internal.h"
-
-enum { RECORD_MAX_BYTES = 64 << 20 };
 
 static bool is_true(const value *v)
 {
@@ -60,22 +57,14 @@ done:
     return status;
 }
 
-/* Several layouts share what lies in the folder above theirs. */
 static tare_status align(verify *v, arena *a)
 {
     tare_status status = TARE_OK;
-    safetensors *from = NULL;
-    const char *lacking = STATISTICS_FILE;
-    char *path = path_join(v->ctx, v->options->dir, STATISTICS_FILE),
-         *beside = path_join(v->ctx, v->options->dir, "../" STATISTICS_FILE);
+    const char *lacking = v->statistics ? NULL : STATISTICS_FILE;
     float **means = arena_calloc(a, v->rotated->num_blocks * BLOCK_NORMS, sizeof *means);
-    TRY(path && beside && means ? TARE_OK : TARE_E_MEMORY);
-    const char *found = path_exists(path) ? path : path_exists(beside) ? beside : NULL;
-    if (found) {
-        TRY(safetensors_open(v->ctx, found, &from));
-        lacking = NULL;
-        TRY(read_means(v, a, from, means, &lacking));
-    }
+    TRY(means ? TARE_OK : TARE_E_MEMORY);
+    if (v->statistics)
+        TRY(read_means(v, a, v->statistics, means, &lacking));
     if (!lacking) {
         TRY(model_align(v->rotated, (const float *const *)means));
         goto done;
@@ -85,29 +74,19 @@ static tare_status align(verify *v, arena *a)
     checkpoint_close(v->base);
     v->base = NULL;
 done:
-    safetensors_close(from);
-    mem_free(v->ctx, path);
-    mem_free(v->ctx, beside);
     return status;
 }
 
 tare_status verify_rotate_base(verify *v, arena *a)
 {
     tare_status status = TARE_OK;
-    char *path = NULL;
-    const value *record;
     rotation_settings settings;
-    TRY(save_types_record(v->ctx, v->options->dir, &path));
-    if (!path)
-        goto done;
-    TRY(json_parse_file(v->ctx, a, path, RECORD_MAX_BYTES, &record));
-    if (!read_settings(value_get(record, "recipe"), &settings))
-        goto done;
+    if (!read_settings(value_get(v->record, "recipe"), &settings))
+        return TARE_OK;
     TRY(tare_model_open(v->ctx, v->base_dir, &v->rotated));
     TRY(model_rotate(v->rotated, &settings));
-    if (is_true(value_get(record, "rotation_aligned")))
+    if (is_true(value_get(v->record, "rotation_aligned")))
         TRY(align(v, a));
 done:
-    mem_free(v->ctx, path);
     return status;
 }

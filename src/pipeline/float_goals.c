@@ -21,7 +21,7 @@ static tare_recipe of_float_pass(const tare_recipe *recipe)
 {
     tare_recipe r = *recipe;
     r.disable_level = 0;
-    r.fa_quant = r.fa_amp_given = false;
+    r.fa_quant = r.fa_amp_given = r.fa_balance = false;
     r.fa_amp = r.kv_cache = 0;
     r.kv_sym = true;
     r.a_bit = 8;
@@ -83,6 +83,10 @@ tare_status tare_smooth(tare_context *ctx, const tare_quantize_options *options,
     if (j.env.recipe->anti_method == 0)
         TRY(TARE_FAIL(ctx, TARE_E_USAGE,
                       "smoothing needs an anti_outlier.anti_method: m1, m2, m3, m4, m5 or m6"));
+    if (j.env.recipe->anti_method == SMOOTH_BALANCE)
+        TRY(TARE_FAIL(ctx, TARE_E_USAGE,
+                      "anti_outlier.anti_method balance looks at the schemes of layers, and is a "
+                      "part of quantizing alone; possible: m1, m2, m3, m4, m5, m6"));
     j.effective = of_float_pass(j.env.recipe);
     j.env.recipe = &j.effective;
     j.env.goal = GOAL_SMOOTHING;

@@ -14,6 +14,7 @@ typedef struct float_work {
     segment_work work;
     float_block linears;
     pair_watch watch[BLOCK_PAIRS]; /* stats NULL: nobody asks */
+    head_watch heads;
     bool scoring;                  /* inputs are scored as they come; */
     bool measuring;                /* or measured, to be scored once their scales are known */
     score_state scores[BLOCK_UNITS];
@@ -120,10 +121,26 @@ done:
     return status;
 }
 
+static tare_status observed_attention(void *user, const batch *b, const float *q, const float *k,
+                                      const float *v, const float *latent)
+{
+    const float_work *w = user;
+    (void)v;
+    (void)latent;
+    if (!w->heads.largest[0])
+        return TARE_OK;
+    run_spent(w->run, WORK_ROWS);
+    balance_observe(w->run, &w->heads, b, q, k);
+    run_spent(w->run, WORK_SMOOTHING);
+    return TARE_OK;
+}
+
 static tare_status forward(float_work *w, const block_norms *norms)
 {
     segment_pass pass = {
-        .work = w->work, .norms = norms, .ops = {.user = w, .linears = observed_linears}};
+        .work = w->work,
+        .norms = norms,
+        .ops = {.user = w, .linears = observed_linears, .attention = observed_attention}};
     return segment_run(w->run, &pass, &w->run->floats);
 }
 
@@ -260,13 +277,16 @@ static tare_status smooth_then_score(float_work *w, const block_norms *norms, la
     w->measuring = r->plan->wants_scores && !r->env->num.compat;
     if (r->plan->wants_scores && r->env->num.compat)
         TRY(copy_scored(r, &again));
-    if (smoothing_solves(r->plan))
+    if (smoothing_solves(r->plan)) {
         TRY(smoothing_watch(r, &w->work, w->watch));
+        TRY(balance_watch(r, &w->work, &w->heads));
+    }
     TRY(forward(w, norms));
     if (smoothing_solves(r->plan))
-        TRY(smoothing_solve(r, &w->work, source, w->watch));
+        TRY(smoothing_solve(r, &w->work, source, w->watch, &w->heads));
     run_spent(r, WORK_SMOOTHING);
     smoothing_unwatch(r, w->watch);
+    balance_unwatch(r, &w->heads);
     if (w->measuring)
         score_measured(w);
     run_spent(r, WORK_SCORE);
@@ -274,6 +294,7 @@ static tare_status smooth_then_score(float_work *w, const block_norms *norms, la
         TRY(score_again(w, norms, &again));
 done:
     smoothing_unwatch(r, w->watch);
+    balance_unwatch(r, &w->heads);
     flow_free(r, &again);
     return status;
 }

@@ -171,8 +171,7 @@ size_t plan_batch_rows(const run_plan *plan)
 void plan_segments(const run_plan *plan, graph_cut cut, segment_list out[BLOCK_KINDS])
 {
     const tare_model *m = plan->env->model;
-    bool rows = plan->smooths &&
-                (plan->smooth.method == SMOOTH_M4 || plan->smooth.method == SMOOTH_M6);
+    bool rows = plan->smooths && smoothing_moves_rows(plan);
     if (plan->env->save & SAVE_NUMPY || plan->env->tape)
         cut = CUT_NONE;
     if (cut == CUT_UNITS && plan->smooths && plan->wants_scores && plan->env->num.compat)

@@ -172,6 +172,7 @@ static tare_status pass(slice *s, bool floats)
     run *r = &s->run;
     layer_source source = {0};
     pair_watch none[BLOCK_PAIRS] = {0};
+    const head_watch no_heads = {0};
     segment_work work = plan_segment(r->plan, &s->block, 0);
     flow *f = floats ? &r->floats : &r->calibrated;
     size_t known = s->env.samples.tokens * s->model.config.hidden_size,
@@ -184,7 +185,7 @@ static tare_status pass(slice *s, bool floats)
     for (size_t i = 0; i < s->model.graphs[BLOCK_PLAIN].num_linears; i++)
         TRY(probe_weight(r->model, &s->linears[i], &source.raw[i]));
     if (!floats && r->smoothing)
-        TRY(smoothing_solve(r, &work, &source, none));
+        TRY(smoothing_solve(r, &work, &source, none, &no_heads));
     for (size_t i = 0; i < s->model.graphs[BLOCK_PLAIN].num_linears; i++)
         s->smoothing.weights[i].cols_scaled = !floats;
     s->clock.at = clock_seconds();

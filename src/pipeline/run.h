@@ -287,7 +287,15 @@ typedef struct pair_watch {
     smooth_stats *stats; /* NULL: the pair is not smoothed */
     size_t channels, rows, seen;
     float *inputs; /* [rows, channels], the first of the pair's inputs; NULL: none are needed */
+    float *units;  /* [rows of a batch] lengths of the residual stream's; NULL: none are needed */
 } pair_watch;
+
+/* What is watched of the queries and keys of attention (balance.c). */
+typedef struct head_watch {
+    float *largest[2]; /* [kv_heads, groups] magnitudes of queries and of keys; NULL: nobody asks */
+    const block_graph *graph;
+    size_t kv_heads, share, head, groups; /* share: heads of queries for one of keys */
+} head_watch;
 
 /* The configuration. Checks disable_anti_names, or whether a given smoothing fits. */
 tare_status smoothing_plan(run_plan *plan);
@@ -296,6 +304,8 @@ tare_status smoothing_begin(run *r);
 /* Is it this run that solves it? */
 bool smoothing_solves(const run_plan *plan);
 bool smoothing_shifts(const run_plan *plan);
+/* Does it divide rows of a linear, which has to wait for what comes of them? */
+bool smoothing_moves_rows(const run_plan *plan);
 norm_kind smoothing_norm_kind(const run_plan *plan);
 /* What smoothing does to the weight of `l`; NULL: nothing. */
 smooth_weight *smoothing_of(const run *r, const model_linear *l);
@@ -307,7 +317,7 @@ tare_status pair_watch_inputs(run *r, pair_watch *w, const batch *b, const float
 /* Scales of all watched pairs, applied in the architecture's order to vectors that stay until
  * smoothing_free_layer. */
 tare_status smoothing_solve(run *r, const segment_work *s, const layer_source *source,
-                            pair_watch watch[BLOCK_PAIRS]);
+                            pair_watch watch[BLOCK_PAIRS], const head_watch *heads);
 /* Replaces the norms' weights by the smoothed ones, as stored, and gives them their biases. */
 tare_status smoothing_norms(run *r, const segment_work *s, block_norms *norms);
 /* to [n,k] <- the rows of `w` as they are written. */
@@ -331,6 +341,23 @@ size_t smoothing_layer_bytes(const run_plan *plan, const model_block *block);
 size_t smoothing_watch_bytes(const run_plan *plan, const segment_work *s);
 size_t smoothing_solve_bytes(const run_plan *plan, const segment_work *s);
 size_t smoothing_store_bytes(const run_plan *plan, const model_linear *l);
+
+/* ---- balance.c ---- */
+
+/* TARE_E_USAGE: the recipe asks for it, and the model has no place for it. */
+tare_status balance_check(const run_plan *plan);
+/* Are queries and keys of this block balanced? */
+bool balance_active(const run_plan *plan, const model_block *block);
+/* The norm that the factors of an operand (0: queries, 1: keys) go into; -1: none. */
+int balance_norm(const run_plan *plan, const model_block *block, int operand);
+/* Of a segment: nothing is watched where it does not attend. */
+tare_status balance_watch(run *r, const segment_work *s, head_watch *w);
+void balance_unwatch(run *r, head_watch *w);
+void balance_observe(run *r, const head_watch *w, const batch *b, const float *q, const float *k);
+/* Into the vectors of the block's smoothing. */
+tare_status balance_solve(run *r, const model_block *block, const head_watch *w);
+/* Accounted bytes of a watch, at most. */
+size_t balance_watch_bytes(const run_plan *plan, const segment_work *s);
 
 /* ---- smoothing_handle.c ---- */
 

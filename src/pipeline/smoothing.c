@@ -5,6 +5,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/parallel.h"
 #include "pipeline/run.h"
 
 /* ---- what is smoothed ---- */
@@ -14,9 +15,32 @@ static const model_block *block_of(const run_plan *plan, const model_linear *l)
     return &plan->env->model->blocks[plan->env->model->units[l->unit].block];
 }
 
-static bool method_takes(const run_plan *plan, const pair_spec *pair)
+/* Balance is for what an input in integers loses token by token; a static input's range may get
+ * worse by it. */
+static bool balances_unit(const run_plan *plan, const model_block *block, graph_unit unit)
 {
-    return pair->of_norm || plan->smooth.method == SMOOTH_M4 || plan->smooth.method == SMOOTH_M6;
+    const unit_spec *u = &block->graph->units[unit];
+    if (strcmp(u->kind, "down") != 0)
+        return false;
+    return scheme_of(plan->linears[block->first_linear + u->first].scheme)->activations !=
+           ACT_STATIC;
+}
+
+static bool method_takes(const run_plan *plan, const model_block *block, const pair_spec *pair)
+{
+    switch (plan->smooth.method) {
+    case SMOOTH_M1:
+    case SMOOTH_M2:
+    case SMOOTH_M3:
+    case SMOOTH_M5:
+        return pair->of_norm;
+    case SMOOTH_M4:
+    case SMOOTH_M6:
+        return true;
+    case SMOOTH_BALANCE:
+        return !pair->of_norm && balances_unit(plan, block, pair->unit);
+    }
+    return false; /* only queries and keys are balanced */
 }
 
 static bool is_listed(const string_list *names, const char *name)
@@ -43,9 +67,15 @@ static bool pair_is_disabled(const run_plan *plan, const model_block *block, con
     return false;
 }
 
+bool smoothing_moves_rows(const run_plan *plan)
+{
+    return plan->smooth.method == SMOOTH_M4 || plan->smooth.method == SMOOTH_M6 ||
+           plan->smooth.method == SMOOTH_BALANCE || plan->env->recipe->fa_balance;
+}
+
 bool smoothing_pair_active(const run_plan *plan, const model_block *block, const pair_spec *pair)
 {
-    return method_takes(plan, pair) && !pair_is_disabled(plan, block, pair);
+    return method_takes(plan, block, pair) && !pair_is_disabled(plan, block, pair);
 }
 
 /* The active pair whose targets `l` is one of; NULL: none. */
@@ -113,7 +143,9 @@ bool smoothing_shifts(const run_plan *plan)
 
 norm_kind smoothing_norm_kind(const run_plan *plan)
 {
-    if (!plan->smooths || plan->smooth.method == SMOOTH_M6)
+    bool wraps = plan->smooths && plan->smooth.method >= SMOOTH_M1 &&
+                 plan->smooth.method <= SMOOTH_M5;
+    if (!wraps)
         return NORM_PLAIN;
     return smoothing_shifts(plan) ? NORM_SHIFTED : NORM_WRAPPED;
 }
@@ -131,9 +163,12 @@ bool smoothing_solves(const run_plan *plan)
 
 tare_status smoothing_plan(run_plan *plan)
 {
+    tare_status status = TARE_OK;
     const tare_recipe *recipe = plan->env->recipe;
-    if (!(plan->smooths = recipe->anti_method != 0))
+    if (!(plan->smooths = recipe->anti_method != 0 || recipe->fa_balance))
         return TARE_OK;
+    if (recipe->fa_balance)
+        TRY(balance_check(plan));
     if (plan->env->options->smoothing)
         return smoothing_take(plan, plan->env->options->smoothing);
     plan->smooth = (smooth_config){.method = (smooth_method)recipe->anti_method,
@@ -144,7 +179,9 @@ tare_status smoothing_plan(run_plan *plan)
                                    .alpha = recipe->anti_alpha,
                                    .beta = recipe->anti_beta,
                                    .num = plan->env->num};
-    return check_names(plan);
+    TRY(check_names(plan));
+done:
+    return status;
 }
 
 tare_status smoothing_begin(run *r)
@@ -218,6 +255,11 @@ static tare_status prepare_segment(run *r, const segment_work *work, const layer
     for (size_t p = 0; p < g->num_pairs; p++) {
         if (g->pairs[p].of_norm && pair_in(work, &g->pairs[p]))
             TRY(prepare_norm(r, block->norms[g->pairs[p].source], &s->norms[g->pairs[p].source]));
+    }
+    for (int operand = 0; operand < 2; operand++) {
+        int norm = balance_norm(r->plan, block, operand);
+        if (norm >= 0 && segment_has_norm(g, work->segment, (size_t)norm))
+            TRY(prepare_norm(r, block->norms[norm], &s->norms[norm]));
     }
 done:
     return status;
@@ -354,6 +396,9 @@ static tare_status watch_pair(run *r, const model_block *block, const pair_spec 
         return TARE_FAIL(r->ctx, TARE_E_MEMORY, "out of memory: inputs of %zu tokens", w->rows);
     if (cells && !(w->inputs = mem_alloc_array(r->ctx, cells, sizeof(float))))
         return TARE_E_MEMORY;
+    if (r->plan->smooth.method == SMOOTH_BALANCE &&
+        !(w->units = mem_alloc_array(r->ctx, plan_most_rows(r->plan), sizeof(float))))
+        return TARE_E_MEMORY;
     return TARE_OK;
 }
 
@@ -374,14 +419,37 @@ void smoothing_unwatch(run *r, pair_watch watch[BLOCK_PAIRS])
     for (size_t p = 0; p < BLOCK_PAIRS; p++) {
         smooth_stats_free(r->ctx, watch[p].stats);
         mem_free(r->ctx, watch[p].inputs);
+        mem_free(r->ctx, watch[p].units);
         watch[p] = (pair_watch){0};
     }
 }
 
+typedef struct length_job {
+    const float *x; /* [rows, n] */
+    size_t n;
+    float *lengths;
+} length_job;
+
+static void measure_row(void *user, size_t row, int thread)
+{
+    const length_job *job = user;
+    const float *x = job->x + row * job->n;
+    double sum = 0;
+    (void)thread;
+    for (size_t i = 0; i < job->n; i++)
+        sum += (double)x[i] * (double)x[i];
+    job->lengths[row] = (float)sqrt(sum);
+}
+
 tare_status pair_watch_inputs(run *r, pair_watch *w, const batch *b, const float *x, size_t k)
 {
+    length_job job = {
+        .x = r->work.stream, .n = r->model->config.hidden_size, .lengths = w->units};
+    if (w->units)
+        parallel_for(r->ctx, b->rows, measure_row, &job);
     for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {
-        tare_status status = smooth_stats_update(r->ctx, w->stats, x + row * k, b->lengths[i]);
+        tare_status status = smooth_stats_update(r->ctx, w->stats, x + row * k,
+                                                 w->units ? w->units + row : NULL, b->lengths[i]);
         if (status != TARE_OK)
             return status;
     }
@@ -459,7 +527,7 @@ done:
 }
 
 tare_status smoothing_solve(run *r, const segment_work *s, const layer_source *source,
-                            pair_watch watch[BLOCK_PAIRS])
+                            pair_watch watch[BLOCK_PAIRS], const head_watch *heads)
 {
     tare_status status = TARE_OK;
     buffer notes;
@@ -469,6 +537,7 @@ tare_status smoothing_solve(run *r, const segment_work *s, const layer_source *s
         if (watch[p].stats)
             TRY(solve_pair(r, s->block, &s->block->graph->pairs[p], &watch[p], &notes));
     }
+    TRY(balance_solve(r, s->block, heads));
     TRY(notes.status);
     if (notes.length && !r->clock)
         TARE_WARN(r->ctx, "smoothing met %s", notes.data);
@@ -523,13 +592,15 @@ bool smoothing_targets(const run_plan *plan, const model_linear *l)
 
 size_t smoothing_watch_bytes(const run_plan *plan, const segment_work *s)
 {
-    size_t bytes = 0;
+    size_t bytes = balance_watch_bytes(plan, s);
     for (size_t p = 0; p < s->block->graph->num_pairs; p++) {
         const pair_spec *pair = &s->block->graph->pairs[p];
         size_t channels = s->block->graph->units[pair->unit].k;
         if (!pair_in(s, pair) || !smoothing_pair_active(plan, s->block, pair))
             continue;
         bytes += smooth_stats_bytes(&plan->smooth, channels);
+        if (plan->smooth.method == SMOOTH_BALANCE)
+            bytes += mem_array_bytes(plan_most_rows(plan), sizeof(float));
         if (smoothing_watched_rows(plan))
             bytes += mem_array_bytes(smoothing_watched_rows(plan) * channels, sizeof(float));
     }

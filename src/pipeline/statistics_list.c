@@ -234,10 +234,35 @@ done:
     return status;
 }
 
+/* What balances queries and keys: their norms, or rows of their linears, which may be one. */
+static tare_status balance_vectors(statistics_file *f, const run_plan *plan,
+                                   const model_block *block, layer_smoothing *s)
+{
+    tare_status status = TARE_OK;
+    attention_source source[2];
+    for (int operand = 0; operand < 2; operand++) {
+        graph_attention_source(block->graph, operand, &source[operand]);
+        size_t i = source[operand].linear;
+        const model_linear *l = block_linear(plan->env->model, block, i);
+        int norm = balance_norm(plan, block, operand);
+        if (norm >= 0) {
+            TRY(pair_norm(f, plan, block->norms[norm], s ? &s->norms[norm] : NULL));
+        } else if (operand == 0 || i != source[0].linear) {
+            TRY(vector(f, l->n, s ? &s->weights[i].row_scale : NULL, l->name, ".smooth_rows"));
+            if (linear_has_bias(plan, l))
+                TRY(vector(f, l->n, s ? &s->weights[i].bias : NULL, l->name, ".smooth_bias"));
+        }
+    }
+done:
+    return status;
+}
+
 tare_status statistics_smoothing(statistics_file *f, const run_plan *plan, const model_block *block,
                                  layer_smoothing *s)
 {
     tare_status status = TARE_OK;
+    if (balance_active(plan, block))
+        TRY(balance_vectors(f, plan, block, s));
     for (size_t p = 0; p < block->graph->num_pairs; p++) {
         if (smoothing_pair_active(plan, block, &block->graph->pairs[p]))
             TRY(pair_vectors(f, plan, block, p, s));

@@ -113,6 +113,7 @@ static const setting_name COMMON[] = {{"anti_outlier", "anti_method"},
                                       {"rotation", "r2"},
                                       {"rotation", "align"},
                                       {"rotation", "flips"},
+                                      {"fa_quant", "balance"},
                                       {"run", "compat"},
                                       {NULL, NULL}};
 /* Of these scores alone. */
@@ -321,6 +322,15 @@ static void settle_pair(const taking *t, const model_block *block, const pair_sp
     }
 }
 
+static void settle_balance(const model_block *block, layer_smoothing *s)
+{
+    attention_source source;
+    for (int operand = 0; operand < 2; operand++) {
+        graph_attention_source(block->graph, operand, &source);
+        s->weights[source.linear].rows_scaled = source.norm < 0;
+    }
+}
+
 static tare_status take_smoothing(taking *t)
 {
     tare_status status = TARE_OK;
@@ -329,6 +339,8 @@ static tare_status take_smoothing(taking *t)
         const model_block *block = &r->model->blocks[b];
         layer_smoothing *s = &r->smoothing[b];
         TRY(statistics_smoothing(&t->file, t->plan, block, s));
+        if (balance_active(t->plan, block))
+            settle_balance(block, s);
         for (size_t p = 0; p < block->graph->num_pairs; p++) {
             if (smoothing_pair_active(t->plan, block, &block->graph->pairs[p]))
                 settle_pair(t, block, &block->graph->pairs[p], s);

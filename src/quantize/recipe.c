@@ -1,5 +1,6 @@
 /* The table of settings, and reading recipes by it. */
 #include "quantize/recipe_settings.h"
+#include "quantize/smooth.h"
 
 #include <errno.h>
 #include <math.h>
@@ -27,8 +28,15 @@ static const choice dtype_choices[] = {
 static const choice compute_choices[] = {
     {"auto", COMPUTE_AUTO}, {"fp32", COMPUTE_FP32}, {"bf16", COMPUTE_BF16}, {NULL, 0}};
 static const choice compat_choices[] = {{"none", 0}, {"msmodelslim", 1}, {NULL, 0}};
-static const choice anti_choices[] = {{"none", 0}, {"m1", 1}, {"m2", 2}, {"m3", 3},
-                                      {"m4", 4},   {"m5", 5}, {"m6", 6}, {NULL, 0}};
+static const choice anti_choices[] = {{"none", 0},
+                                      {"m1", SMOOTH_M1},
+                                      {"m2", SMOOTH_M2},
+                                      {"m3", SMOOTH_M3},
+                                      {"m4", SMOOTH_M4},
+                                      {"m5", SMOOTH_M5},
+                                      {"m6", SMOOTH_M6},
+                                      {"balance", SMOOTH_BALANCE},
+                                      {NULL, 0}};
 static const choice value_choices[] = {{"max", 0}, {"mse", 1}, {NULL, 0}};
 static const choice npy_choices[] = {{"numpy", 0}, {"torch", 1}, {NULL, -1}};
 
@@ -66,6 +74,7 @@ const setting recipe_settings[] = {
     {"anti_outlier", "beta", SETTING_FLOAT, AT(anti_beta), -1e6, 1e6, NULL},
     {"fa_quant", "", SETTING_SECTION, AT(fa_quant), 0, 0, NULL},
     {"fa_quant", "fa_amp", SETTING_AMP, AT(fa_amp), 0, INT64_LIMIT, NULL},
+    {"fa_quant", "balance", SETTING_BOOL, AT(fa_balance), 0, 0, NULL},
     {"fa_quant", "v_method", SETTING_CHOICE, AT(fa_v_mse), 0, 0, value_choices},
     {"fallback", "disable_level", SETTING_LEVEL, AT(disable_level), 0, 1e9, NULL},
     {"fallback", "disable_last_linear", SETTING_BOOL, AT(disable_last_linear), 0, 0, NULL},

@@ -59,7 +59,7 @@ struct tare_recipe {
     bool rotation_r1, rotation_r2;       /* of the residual stream; of values */
     bool rotation_align, rotation_flips; /* r1 by what samples show */
     /* anti_outlier */
-    int64_t anti_method;            /* 1 to 6: m1 to m6; 0: none */
+    int64_t anti_method;            /* a smooth_method; 0: none */
     int64_t anti_w_bit, anti_a_bit; /* seen by m3 alone */
     bool anti_w_sym;                /* the same */
     string_list disable_anti_names;
@@ -68,6 +68,7 @@ struct tare_recipe {
     bool fa_quant;     /* the section itself: `fa_quant: {}` or true */
     bool fa_amp_given; /* somebody named it */
     int64_t fa_amp;
+    bool fa_balance; /* magnitudes of queries and keys are made equal first */
     int64_t fa_v_mse; /* v_method: 1: mse, 0: max */
     /* fallback */
     int64_t disable_level; /* n of "Ln" */

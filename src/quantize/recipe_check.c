@@ -4,14 +4,17 @@
 
 #include "quantize/recipe.h"
 #include "quantize/save_types.h"
+#include "quantize/smooth.h"
 
 static void warn_of_strength(const tare_recipe *r, const char *key, double x)
 {
     if (x < 0 || x > 1)
         TARE_WARN(r->ctx, "anti_outlier.%s is %g; values from 0 to 1 make sense", key, x);
-    if (!isnan(x) && r->anti_method != 6)
-        TARE_WARN(r->ctx, "anti_outlier.%s is for m6 and has no effect on m%lld", key,
-                  (long long)r->anti_method);
+    bool balances = r->anti_method == SMOOTH_BALANCE;
+    if (isnan(x) || r->anti_method == SMOOTH_M6 || (balances && strcmp(key, "alpha") == 0))
+        return;
+    TARE_WARN(r->ctx, "anti_outlier.%s is for m6 and has no effect on %s", key,
+              balances ? "balance" : "m1 to m5");
 }
 
 /* spec/anti_outlier.md 1.9 */
@@ -23,9 +26,13 @@ static tare_status check_anti_outlier(const tare_recipe *r)
         (r->disable_anti_names.count > 0 || !isnan(r->anti_alpha) || !isnan(r->anti_beta)))
         return TARE_FAIL(ctx, TARE_E_USAGE,
                          "anti_outlier: settings without an anti_method; possible: m1, m2, m3, m4, "
-                         "m5, m6");
+                         "m5, m6, balance");
     if (r->anti_method == 0)
         return TARE_OK;
+    if (r->anti_method == SMOOTH_BALANCE && r->compat)
+        return TARE_FAIL(ctx, TARE_E_USAGE,
+                         "anti_outlier.anti_method: msModelSlim has no balance; possible under "
+                         "run.compat: m1, m2, m3, m4, m5, m6");
     if (r->anti_w_bit != 4 && r->anti_w_bit != 8)
         return TARE_FAIL(ctx, TARE_E_USAGE, "anti_outlier.w_bit %lld is not known; possible: 4, 8",
                          (long long)r->anti_w_bit);
@@ -40,7 +47,7 @@ static tare_status check_anti_outlier(const tare_recipe *r)
         TARE_WARN(ctx, "anti_outlier.w_sym and quant.w_sym differ; they should be the same");
     warn_of_strength(r, "alpha", r->anti_alpha);
     warn_of_strength(r, "beta", r->anti_beta);
-    if (r->anti_method == 6 && isnan(r->anti_alpha) != isnan(r->anti_beta))
+    if (r->anti_method == SMOOTH_M6 && isnan(r->anti_alpha) != isnan(r->anti_beta))
         TARE_WARN(ctx, "anti_outlier: of alpha and beta only one is given, so both are searched");
     return TARE_OK;
 }
@@ -203,6 +210,23 @@ static tare_status check_rotation(const tare_recipe *r)
     return TARE_OK;
 }
 
+/* The methods of smoothing keep what they watch of samples of their own, and move biases. */
+static tare_status check_fa_balance(const tare_recipe *r)
+{
+    if (!r->fa_quant)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "fa_quant.balance is given, but fa_quant is not (--fa-quant)");
+    if (r->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "fa_quant.balance: msModelSlim has no such thing; leave run.compat out");
+    if (r->anti_method != 0 && r->anti_method != SMOOTH_BALANCE)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "fa_quant.balance does not go with anti_outlier.anti_method m%lld; "
+                         "possible: none, balance",
+                         (long long)r->anti_method);
+    return TARE_OK;
+}
+
 tare_status recipe_check_scheme(const tare_recipe *r)
 {
     tare_status status = TARE_OK;
@@ -215,6 +239,8 @@ tare_status recipe_check_scheme(const tare_recipe *r)
     if (r->fa_v_mse && r->compat)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "fa_quant.v_method: msModelSlim has max alone (run.compat)");
+    if (r->fa_balance)
+        TRY(check_fa_balance(r));
     if (!quantizes_activations(r))
         TRY(check_weights_alone(r));
     TRY(check_kv_cache(r));

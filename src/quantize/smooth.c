@@ -39,7 +39,8 @@ static bool shifts(const smooth_config *cfg, const smooth_group *g)
 static const char *wrong_shape(const smooth_config *cfg, const smooth_group *g)
 {
     const smooth_rows *r = &g->rows;
-    bool norms_only = cfg->method != SMOOTH_M4 && cfg->method != SMOOTH_M6;
+    bool norms_only = cfg->method != SMOOTH_M4 && cfg->method != SMOOTH_M6 &&
+                      cfg->method != SMOOTH_BALANCE;
     if (g->channels == 0 || g->num_targets == 0)
         return "there is nothing to smooth";
     if (!g->norm == !g->source)
@@ -250,8 +251,11 @@ static tare_status solve_method(const smooth_task *t)
         return smooth_solve_m5(t);
     case SMOOTH_M6:
         return solve_m6(t);
+    case SMOOTH_BALANCE:
+        return smooth_solve_balance(t);
     }
-    return TARE_FAIL(t->ctx, TARE_E_USAGE, "anti-outlier method %d: there are m1 to m6",
+    return TARE_FAIL(t->ctx, TARE_E_USAGE,
+                     "anti-outlier method %d: there are m1 to m6, and balance",
                      (int)t->cfg->method);
 }
 

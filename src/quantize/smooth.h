@@ -4,7 +4,7 @@
  * order of the architecture:
  *
  *     smooth_stats_create(ctx, &cfg, &group, &stats);      before the layer runs
- *     smooth_stats_update(ctx, stats, x, rows);            once a sample, in order
+ *     smooth_stats_update(ctx, stats, x, NULL, rows);      once a sample, in order
  *     smooth_solve(ctx, &cfg, &group, stats, &inputs, &scales);
  *     smooth_apply(ctx, &cfg, &group, &scales);
  *
@@ -25,15 +25,16 @@ typedef enum smooth_method {
     SMOOTH_M3,
     SMOOTH_M4,
     SMOOTH_M5,
-    SMOOTH_M6
+    SMOOTH_M6,
+    SMOOTH_BALANCE /* spec/rotation.md 4 */
 } smooth_method;
 
 typedef struct smooth_config {
     smooth_method method;
     int w_bit;                 /* m3: 4 or 8 */
     bool w_sym;                /* m3 */
-    bool has_alpha, has_beta;  /* m6: without either of them both are searched */
-    double alpha, beta;        /* m6 */
+    bool has_alpha, has_beta;  /* m6: without either of them both are searched; balance: 0.6 */
+    double alpha, beta;        /* m6; alpha: balance's exponent */
     numerics num;              /* compat also: dead channels are scaled like any other */
     size_t tile_bytes;         /* m6 search: most memory of one tile of weights; 0: 512 MiB */
     bool no_early_stop, naive; /* for tests: m6 evaluates all; m3 in the error form */
@@ -101,10 +102,11 @@ typedef struct smooth_stats smooth_stats;
 tare_status smooth_stats_create(tare_context *ctx, const smooth_config *cfg, const smooth_group *g,
                                 smooth_stats **out);
 void smooth_stats_free(tare_context *ctx, smooth_stats *stats);
-/* One sample, x [rows,C]; 0 rows are skipped. NaN or infinity: TARE_E_NUMERIC, now and from
- * smooth_solve. */
+/* One sample, x [rows,C]; 0 rows are skipped. `units` [rows] (balance; else NULL): what a row is
+ * measured in, as the length of what its product is added to; 0 leaves the row out. NaN or
+ * infinity: TARE_E_NUMERIC, now and from smooth_solve. */
 tare_status smooth_stats_update(tare_context *ctx, smooth_stats *stats, const float *x,
-                                size_t rows);
+                                const float *units, size_t rows);
 
 /* ---- search ---- */
 
@@ -144,6 +146,11 @@ tare_status smooth_solve(tare_context *ctx, const smooth_config *cfg, const smoo
                          const smooth_stats *stats, const smooth_inputs *inputs,
                          smooth_scales *out);
 void smooth_scales_free(tare_context *ctx, smooth_scales *scales);
+
+/* Queries and keys (spec/rotation.md 5): by what a channel of queries is multiplied, and the same of
+ * keys divided, so that their largest values are equal; 1 where either is 0. `exact`: a power of
+ * two, of which a narrow dtype loses nothing. */
+float smooth_balance_factor(float queries, float keys, bool exact);
 
 /* Accounted bytes, at most: of statistics, their update included; of smooth_solve and smooth_apply
  * together, without what `inputs` holds. Of `g` sizes alone are used; the first sample has

@@ -82,6 +82,7 @@ tare_status smooth_solve_ratio(const smooth_task *t, double alpha, double beta);
 tare_status smooth_solve_m2(const smooth_task *t);
 tare_status smooth_solve_m3(const smooth_task *t);
 tare_status smooth_solve_m5(const smooth_task *t);
+tare_status smooth_solve_balance(const smooth_task *t);
 /* Accounted bytes of a method, at most. */
 size_t smooth_m5_bytes(const tare_context *ctx, const smooth_group *g);
 size_t smooth_m2_bytes(const tare_context *ctx, const smooth_group *g, size_t first_rows);

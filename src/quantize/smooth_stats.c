@@ -9,7 +9,7 @@ enum { PIECE = 64 };
 
 typedef struct update_job {
     smooth_stats *stats;
-    const float *x;
+    const float *x, *units;
     size_t rows;
 } update_job;
 
@@ -58,6 +58,27 @@ static void update_extremes(void *user, size_t index, int thread)
         *M = fresh || max[c] > *M ? max[c] : *M;
         *m = fresh || min[c] < *m ? min[c] : *m;
     }
+}
+
+/* Magnitudes alone, each row in its own unit. */
+static void update_measured(void *user, size_t index, int thread)
+{
+    (void)thread;
+    const update_job *job = user;
+    size_t channels = job->stats->channels, first = index * PIECE;
+    size_t count = channels - first < PIECE ? channels - first : PIECE;
+    float *max = job->stats->max + first;
+    int wrong = 0;
+    for (size_t t = 0; t < job->rows; t++) {
+        const float *x = job->x + t * channels + first;
+        float unit = job->units[t];
+        for (size_t c = 0; c < count; c++) {
+            float a = unit > 0 ? fabsf(x[c]) / unit : 0;
+            max[c] = a > max[c] ? a : max[c];
+            wrong |= !(fabsf(x[c]) <= FLT_MAX);
+        }
+    }
+    job->stats->wrong[index] = (unsigned char)wrong;
 }
 
 /* tau, the maximum over all elements, is the maximum of theta. */
@@ -125,13 +146,14 @@ void smooth_stats_free(tare_context *ctx, smooth_stats *stats)
     mem_free(ctx, stats);
 }
 
-tare_status smooth_stats_update(tare_context *ctx, smooth_stats *stats, const float *x, size_t rows)
+tare_status smooth_stats_update(tare_context *ctx, smooth_stats *stats, const float *x,
+                                const float *units, size_t rows)
 {
     if (rows == 0 || stats->channels == 0)
         return TARE_OK;
     size_t pieces = piece_count(stats->channels);
-    update_job job = {.stats = stats, .x = x, .rows = rows};
-    parallel_for(ctx, pieces, update_extremes, &job);
+    update_job job = {.stats = stats, .x = x, .units = units, .rows = rows};
+    parallel_for(ctx, pieces, units ? update_measured : update_extremes, &job);
     for (size_t i = 0; i < pieces && !stats->bad_sample; i++) {
         if (stats->wrong[i])
             stats->bad_sample = stats->samples + 1;

@@ -147,7 +147,8 @@ static inline tare_status try_solve(problem *p)
     smooth_inputs inputs = {.user = p, .read = read_problem};
     TRY(smooth_stats_create(p->ctx, &p->cfg, &p->group, &p->stats));
     for (size_t i = 0, row = 0; i < p->samples; row += p->rows[i++])
-        TRY(smooth_stats_update(p->ctx, p->stats, p->x + row * p->group.channels, p->rows[i]));
+        TRY(smooth_stats_update(p->ctx, p->stats, p->x + row * p->group.channels, NULL,
+                                p->rows[i]));
     TRY(smooth_solve(p->ctx, &p->cfg, &p->group, p->stats,
                      smooth_needs(&p->cfg) == SMOOTH_NO_INPUT ? NULL : &inputs, &p->found));
 done:

@@ -216,7 +216,7 @@ static void check_method(smooth_method method, bool compat, size_t tokens, size_
     smooth_scales scales;
     begin(ctx);
     assert_ok(ctx, smooth_stats_create(ctx, &cfg, &g, &stats));
-    assert_ok(ctx, smooth_stats_update(ctx, stats, x, tokens));
+    assert_ok(ctx, smooth_stats_update(ctx, stats, x, NULL, tokens));
     assert_true(tare_memory_peak(ctx) <= smooth_stats_bytes(&cfg, channels));
     begin(ctx);
     tare_status status = smooth_solve(ctx, &cfg, &g, stats, &inputs, &scales);

@@ -224,7 +224,7 @@ static void check_m3(const reference *r, const m3_group *g, int bits, bool symme
     smooth_stats *stats;
     smooth_scales found;
     assert_ok(r->ctx, smooth_stats_create(r->ctx, &cfg, &g->group, &stats));
-    assert_ok(r->ctx, smooth_stats_update(r->ctx, stats, x, info(r, "m3", "x")->shape[0]));
+    assert_ok(r->ctx, smooth_stats_update(r->ctx, stats, x, NULL, info(r, "m3", "x")->shape[0]));
     assert_ok(r->ctx, smooth_solve(r->ctx, &cfg, &g->group, stats, &inputs, &found));
     snprintf(name, sizeof name, "candidate-%d-%s", bits, symmetric ? "sym" : "asym");
     int32_t *candidate = read_raw(r->ctx, r->tensors, info(r, "m3", name));

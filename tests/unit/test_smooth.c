@@ -38,9 +38,9 @@ static void test_order_of_samples(void **state)
         smooth_stats *s;
         float x[2] = {turned ? -4 : 2, turned ? 2 : -4};
         assert_ok(ctx, smooth_stats_create(ctx, &cfg, &g, &s));
-        assert_ok(ctx, smooth_stats_update(ctx, s, x, 1));
-        assert_ok(ctx, smooth_stats_update(ctx, s, NULL, 0));
-        assert_ok(ctx, smooth_stats_update(ctx, s, x + 1, 1));
+        assert_ok(ctx, smooth_stats_update(ctx, s, x, NULL, 1));
+        assert_ok(ctx, smooth_stats_update(ctx, s, NULL, NULL, 0));
+        assert_ok(ctx, smooth_stats_update(ctx, s, x + 1, NULL, 1));
         assert_true(s->theta[0] == (turned ? 3 : 0));
         assert_int_equal(s->samples, 2);
         smooth_stats_free(ctx, s);

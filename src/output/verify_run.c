@@ -1,0 +1,38 @@
+/* What the run of an output left beside it: its recipe in tare_run.json, and its statistics. */
+#include "file/json.h"
+#include "output/output.h"
+#include "output/verify_internal.h"
+
+enum { RECORD_MAX_BYTES = 64 << 20 };
+
+/* Several layouts share what lies in the folder above theirs. */
+static tare_status open_statistics(verify *v)
+{
+    tare_status status = TARE_OK;
+    char *path = path_join(v->ctx, v->options->dir, STATISTICS_FILE),
+         *beside = path_join(v->ctx, v->options->dir, "../" STATISTICS_FILE);
+    TRY(path && beside ? TARE_OK : TARE_E_MEMORY);
+    const char *found = path_exists(path) ? path : path_exists(beside) ? beside : NULL;
+    if (found)
+        TRY(safetensors_open(v->ctx, found, &v->statistics));
+done:
+    mem_free(v->ctx, path);
+    mem_free(v->ctx, beside);
+    return status;
+}
+
+tare_status verify_open_run(verify *v, arena *a)
+{
+    tare_status status = TARE_OK;
+    char *path = NULL;
+    const value *record;
+    TRY(save_types_record(v->ctx, v->options->dir, &path));
+    if (!path)
+        goto done;
+    TRY(json_parse_file(v->ctx, a, path, RECORD_MAX_BYTES, &record));
+    v->record = record;
+    TRY(open_statistics(v));
+done:
+    mem_free(v->ctx, path);
+    return status;
+}
