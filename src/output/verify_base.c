@@ -68,7 +68,9 @@ static bool pieces_equal(const tensor_info *stored, const char *a, const stored_
         return memcmp(a, b, count * dtype_size(stored->dtype)) == 0;
     for (size_t i = 0; i < count; i++) {
         float x = reader_element(stored->dtype, a + i * dtype_size(stored->dtype));
-        if (x != round_to_dtype((double)reader_element(source->dtype, b + i * dtype_size(source->dtype)), stored->dtype))
+        if (x !=
+            round_to_dtype((double)reader_element(source->dtype, b + i * dtype_size(source->dtype)),
+                           stored->dtype))
             return false;
     }
     return true;

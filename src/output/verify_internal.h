@@ -73,17 +73,16 @@ tare_status base_read(const verify *v, const base_tensor *t, size_t first, size_
                       tare_dtype dtype, void *out);
 void base_close(const verify *v, base_tensor *t);
 
-/* verify_smoothing.c: what outlier suppression did to a tensor of the base: value [i,j] is that of the
- * base times columns[j] by rows[i]. */
+/* verify_smoothing.c: what outlier suppression did to a tensor of the base: value [i,j] is that of
+ * the base times columns[j] by rows[i]. */
 typedef struct base_smoothing {
-    bool found;    /* its layer is smoothed */
-    bool recorded; /* all that was done to this tensor is known */
+    bool found;             /* its layer is smoothed */
+    bool recorded;          /* all that was done to this tensor is known */
     double *columns, *rows; /* [k], [n]; NULL: 1, or not known */
 } base_smoothing;
 tare_status verify_find_smoothing(verify *v, reader_layout *f, const tensor_info *t,
                                   base_smoothing *out);
 void verify_smoothing_free(const verify *v, base_smoothing *s);
-
 
 /* verify_target.c: what v->target does with each layer. Findings, then the layers one by one; or
  * TARE_E_USAGE and warnings, for a plan. */

@@ -1,6 +1,6 @@
-/* What outlier suppression did to the weights of an output: as its run's statistics tell, or, without
- * them, as the norms of a layer show. Scales that moved from v to o and from up to down are nowhere
- * else. */
+/* What outlier suppression did to the weights of an output: as its run's statistics tell, or,
+ * without them, as the norms of a layer show. Scales that moved from v to o and from up to down are
+ * nowhere else. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -41,8 +41,7 @@ static tare_status norm_ratio(verify *v, reader_layout *f, const char *name, dou
     TRY(base_open(v, name, source, &from));
     TRY(base_read(v, &from, 0, from.w.n, source->dtype, b));
     for (size_t i = 0; i < n; i++) {
-        double here = element(t->info.dtype, a, i),
-               there = element(source->dtype, b, i);
+        double here = element(t->info.dtype, a, i), there = element(source->dtype, b, i);
         if (f->num.compat)
             there = round_to_dtype(there, f->num.dtype);
         *differs |= here != there;
@@ -61,8 +60,7 @@ done:
 
 /* What was divided out of a norm's weight was multiplied into the columns of the linears that read
  * it; `name` may be one's. */
-static tare_status find_in_norms(verify *v, reader_layout *f, const char *name,
-                                 base_smoothing *out)
+static tare_status find_in_norms(verify *v, reader_layout *f, const char *name, base_smoothing *out)
 {
     tare_status status = TARE_OK;
     const block_graph *g = &f->graph;
@@ -93,7 +91,6 @@ done:
     }
     return status;
 }
-
 
 /* ---- as statistics tell ---- */
 
@@ -167,8 +164,7 @@ static tare_status find_in_statistics(verify *v, reader_layout *f, const tensor_
     snprintf(of_first, sizeof of_first, "%.*s%s", (int)(module - strlen(linear->name)), name,
              first->name);
     TRY(read_factors(v, name, module, ".smooth_rows", t->shape[0], &out->rows));
-    TRY(read_factors(v, of_first, strlen(of_first), ".smooth_columns", t->shape[1],
-                     &out->columns));
+    TRY(read_factors(v, of_first, strlen(of_first), ".smooth_columns", t->shape[1], &out->columns));
     out->found = out->rows || out->columns;
 done:
     return status;

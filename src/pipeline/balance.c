@@ -1,6 +1,6 @@
-/* Balancing queries and keys for FA (specification: spec/rotation.md 5, without phases): of channels
- * that turn together queries take a factor that keys give. What is watched is the float layer's
- * attention; the factors go into the rows of the linears, or into norms behind them. */
+/* Balancing queries and keys for FA (specification: spec/rotation.md 5, without phases): of
+ * channels that turn together queries take a factor that keys give. What is watched is the float
+ * layer's attention; the factors go into the rows of the linears, or into norms behind them. */
 #include <math.h>
 #include <string.h>
 

@@ -15,8 +15,8 @@ typedef struct float_work {
     float_block linears;
     pair_watch watch[BLOCK_PAIRS]; /* stats NULL: nobody asks */
     head_watch heads;
-    bool scoring;                  /* inputs are scored as they come; */
-    bool measuring;                /* or measured, to be scored once their scales are known */
+    bool scoring;   /* inputs are scored as they come; */
+    bool measuring; /* or measured, to be scored once their scales are known */
     score_state scores[BLOCK_UNITS];
     score_columns columns[BLOCK_UNITS][SCORE_SAMPLES];
     layer_selector *selectors[BLOCK_UNITS]; /* NULL: nobody asks */

@@ -331,6 +331,8 @@ void layer_smoothing_free(tare_context *ctx, layer_smoothing *s);
 tare_status smoothing_archive(run *r, const model_block *block, archive *a);
 /* Is a pair of the model's graph smoothed in this block? */
 bool smoothing_pair_active(const run_plan *plan, const model_block *block, const pair_spec *pair);
+/* Does the pair stand between up_proj and down_proj? */
+bool is_down_pair(const block_graph *g, const pair_spec *pair);
 /* Is `l` a target of a pair that this run smooths? */
 bool smoothing_targets(const run_plan *plan, const model_linear *l);
 /* Rows of a pair's inputs that its method reads again. */

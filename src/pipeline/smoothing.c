@@ -15,15 +15,26 @@ static const model_block *block_of(const run_plan *plan, const model_linear *l)
     return &plan->env->model->blocks[plan->env->model->units[l->unit].block];
 }
 
+bool is_down_pair(const block_graph *g, const pair_spec *pair)
+{
+    return !pair->of_norm && strcmp(g->units[pair->unit].kind, "down") == 0;
+}
+
+static bool has_down_pair(const block_graph *g)
+{
+    for (size_t p = 0; p < g->num_pairs; p++)
+        if (is_down_pair(g, &g->pairs[p]))
+            return true;
+    return false;
+}
+
 /* Balance is for what an input in integers loses token by token; a static input's range may get
  * worse by it. */
-static bool balances_unit(const run_plan *plan, const model_block *block, graph_unit unit)
+static bool balances_pair(const run_plan *plan, const model_block *block, const pair_spec *pair)
 {
-    const unit_spec *u = &block->graph->units[unit];
-    if (strcmp(u->kind, "down") != 0)
-        return false;
-    return scheme_of(plan->linears[block->first_linear + u->first].scheme)->activations !=
-           ACT_STATIC;
+    size_t target = block->first_linear + block->graph->units[pair->unit].first;
+    return is_down_pair(block->graph, pair) &&
+           scheme_of(plan->linears[target].scheme)->activations != ACT_STATIC;
 }
 
 static bool method_takes(const run_plan *plan, const model_block *block, const pair_spec *pair)
@@ -38,7 +49,7 @@ static bool method_takes(const run_plan *plan, const model_block *block, const p
     case SMOOTH_M6:
         return true;
     case SMOOTH_BALANCE:
-        return !pair->of_norm && balances_unit(plan, block, pair->unit);
+        return balances_pair(plan, block, pair);
     }
     return false; /* only queries and keys are balanced */
 }
@@ -180,6 +191,12 @@ tare_status smoothing_plan(run_plan *plan)
                                    .beta = recipe->anti_beta,
                                    .num = plan->env->num};
     TRY(check_names(plan));
+    const tare_model *m = plan->env->model;
+    if (recipe->anti_method == SMOOTH_BALANCE && !has_down_pair(&m->graphs[BLOCK_PLAIN]))
+        TRY(TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
+                      "anti_outlier.anti_method balance: %s models have no up_proj and down_proj "
+                      "that scales are moved between; leave it out",
+                      m->config.arch->model_type));
 done:
     return status;
 }
@@ -443,8 +460,7 @@ static void measure_row(void *user, size_t row, int thread)
 
 tare_status pair_watch_inputs(run *r, pair_watch *w, const batch *b, const float *x, size_t k)
 {
-    length_job job = {
-        .x = r->work.stream, .n = r->model->config.hidden_size, .lengths = w->units};
+    length_job job = {.x = r->work.stream, .n = r->model->config.hidden_size, .lengths = w->units};
     if (w->units)
         parallel_for(r->ctx, b->rows, measure_row, &job);
     for (size_t i = 0, row = 0; i < b->samples; row += b->lengths[i++]) {

@@ -2,6 +2,7 @@
  * scores, smoothing, scales of attention. What it must have in common with that run, and which of
  * the numbers would be others if samples passed it, as layers in front of them have other schemes.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "file/json.h"
@@ -322,6 +323,23 @@ static void settle_pair(const taking *t, const model_block *block, const pair_sp
     }
 }
 
+/* Balance takes down_proj's inputs unless they are static: what was seen of them is of one of both.
+ */
+static tare_status check_balanced(const taking *t, const model_block *block, const pair_spec *pair)
+{
+    const model_linear *source = block_linear(t->run->model, block, pair->source);
+    char name[512];
+    snprintf(name, sizeof name, "%s.smooth_rows", source->name);
+    if ((safetensors_find(t->file.file, name) != NULL) ==
+        smoothing_pair_active(t->plan, block, pair))
+        return TARE_OK;
+    return TARE_FAIL(t->run->ctx, TARE_E_USAGE,
+                     "anti_outlier.anti_method balance: %s was %s in the run of the statistics, "
+                     "which its linear's scheme makes another one now; tare quantize does that",
+                     source->name,
+                     smoothing_pair_active(t->plan, block, pair) ? "not balanced" : "balanced");
+}
+
 static void settle_balance(const model_block *block, layer_smoothing *s)
 {
     attention_source source;
@@ -338,6 +356,11 @@ static tare_status take_smoothing(taking *t)
     for (size_t b = 0; b < r->model->num_blocks; b++) {
         const model_block *block = &r->model->blocks[b];
         layer_smoothing *s = &r->smoothing[b];
+        for (size_t p = 0; p < block->graph->num_pairs; p++) {
+            const pair_spec *pair = &block->graph->pairs[p];
+            if (t->plan->smooth.method == SMOOTH_BALANCE && is_down_pair(block->graph, pair))
+                TRY(check_balanced(t, block, pair));
+        }
         TRY(statistics_smoothing(&t->file, t->plan, block, s));
         if (balance_active(t->plan, block))
             settle_balance(block, s);

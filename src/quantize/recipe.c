@@ -28,15 +28,10 @@ static const choice dtype_choices[] = {
 static const choice compute_choices[] = {
     {"auto", COMPUTE_AUTO}, {"fp32", COMPUTE_FP32}, {"bf16", COMPUTE_BF16}, {NULL, 0}};
 static const choice compat_choices[] = {{"none", 0}, {"msmodelslim", 1}, {NULL, 0}};
-static const choice anti_choices[] = {{"none", 0},
-                                      {"m1", SMOOTH_M1},
-                                      {"m2", SMOOTH_M2},
-                                      {"m3", SMOOTH_M3},
-                                      {"m4", SMOOTH_M4},
-                                      {"m5", SMOOTH_M5},
-                                      {"m6", SMOOTH_M6},
-                                      {"balance", SMOOTH_BALANCE},
-                                      {NULL, 0}};
+static const choice anti_choices[] = {
+    {"none", 0},       {"m1", SMOOTH_M1},           {"m2", SMOOTH_M2},
+    {"m3", SMOOTH_M3}, {"m4", SMOOTH_M4},           {"m5", SMOOTH_M5},
+    {"m6", SMOOTH_M6}, {"balance", SMOOTH_BALANCE}, {NULL, 0}};
 static const choice value_choices[] = {{"max", 0}, {"mse", 1}, {NULL, 0}};
 static const choice npy_choices[] = {{"numpy", 0}, {"torch", 1}, {NULL, -1}};
 

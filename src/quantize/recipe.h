@@ -68,7 +68,7 @@ struct tare_recipe {
     bool fa_quant;     /* the section itself: `fa_quant: {}` or true */
     bool fa_amp_given; /* somebody named it */
     int64_t fa_amp;
-    bool fa_balance; /* magnitudes of queries and keys are made equal first */
+    bool fa_balance;  /* magnitudes of queries and keys are made equal first */
     int64_t fa_v_mse; /* v_method: 1: mse, 0: max */
     /* fallback */
     int64_t disable_level; /* n of "Ln" */

@@ -147,8 +147,8 @@ tare_status smooth_solve(tare_context *ctx, const smooth_config *cfg, const smoo
                          smooth_scales *out);
 void smooth_scales_free(tare_context *ctx, smooth_scales *scales);
 
-/* Queries and keys (spec/rotation.md 5): by what a channel of queries is multiplied, and the same of
- * keys divided, so that their largest values are equal; 1 where either is 0. `exact`: a power of
+/* Queries and keys (spec/rotation.md 5): by what a channel of queries is multiplied, and the same
+ * of keys divided, so that their largest values are equal; 1 where either is 0. `exact`: a power of
  * two, of which a narrow dtype loses nothing. */
 float smooth_balance_factor(float queries, float keys, bool exact);
 

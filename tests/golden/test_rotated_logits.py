@@ -56,6 +56,22 @@ def test_the_same_logits(model, flags, library, tmp_path):
     assert norms and all((after[name].data == 1).all() for name in norms)
 
 
+@pytest.mark.parametrize("flags", [[], ["--rotate"]], ids=" ".join)
+@pytest.mark.parametrize("model", [m for m in MODELS if "deepseek" not in m])
+def test_balanced(model, flags, library, tmp_path):
+    """Queries and keys, up and down (of dense layers), rotated too."""
+    own = MODELS[model] / "calib_ids.json"
+    calib = own if own.exists() else GOLDEN / "calib_ids.json"
+    up = [] if model in ("qwen3_moe", "mixtral") else ["--anti-method", "balance"]
+    source = in_fp32(folders(model)[-1], tmp_path / "source")
+    balanced = rotate(source, tmp_path / "balanced", *up, "--fa-quant", "--fa-balance", "--calib", calib, *flags)
+    with library.model(balanced) as m:
+        for ids, want in expected(model):
+            assert np.abs(m.logits(ids) - want).max() <= TOLERANCE
+    moved = tensor_file.read(balanced / "tare" / "tare_stats.safetensors")
+    assert any(".smooth" in name for name in moved)
+
+
 @pytest.mark.parametrize("part", ["r1", "r2"])
 def test_one_of_both(part, library, tmp_path):
     source = in_fp32(folders("qwen2")[-1], tmp_path / "source")
