@@ -93,6 +93,7 @@ def tiny_runs():
                    "model.layers.0.self_attn", *ascend)
         yield case("act 4", "--act-method", 4, *every)
         yield case("final scales", "--final-scales", "--anti-method", "m3", *every)
+        yield case("balance", "--fa-quant", "--fa-balance", "--anti-method", "balance", *ascend)
         yield case("fa mse", "--fa-quant", "--fa-v-method", "mse", *ascend)
         yield case("head", "--no-disable-last-linear", "--mm-tensor", "--act-method", 3, *every)
         yield case("level", "--disable-level", "L3", *every)

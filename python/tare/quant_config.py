@@ -27,7 +27,8 @@ class QuantConfig:
     again: QuantConfig(a_bit=16).weight_quant(w_sym=False), QuantConfig().fa_quant(fa_amp=2), …
 
     `act_method` 4 (ranges of the smallest squared error), `final_scales` (inputs are observed over all
-    samples before these go on; None: with act_method 4), `v_method` of fa_quant ("max", "mse"),
+    samples before these go on; None: with act_method 4), `v_method` of fa_quant ("max", "mse") and its
+    `balance` (queries and keys get equal magnitudes),
     `seed` (the generator for pr below 1), `a_sym` (static activations with offset 0), `mtp` (what becomes of MTP layers: "none", "float", "mix") and `compat` ("msmodelslim": the reference's
     arithmetic and file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
     """
@@ -49,6 +50,7 @@ class QuantConfig:
         self.percdamp, self.pdmix, self.seed, self.compat = percdamp, pdmix, seed, compat
         self.a_sym, self.mtp, self.final_scales = a_sym, mtp, final_scales
         self.kv_sym, self.use_fa_quant, self.fa_amp, self.v_method = True, False, 0, "max"
+        self.fa_balance = False
         self.block_size = self.tp_size = self.max_dynamic_step = None
         self.device, self.dev_id = host_device(dev_type, dev_id)
         self._check()
@@ -77,11 +79,12 @@ class QuantConfig:
         check_type(kv_sym, bool, "kv_sym")
         return self._change(use_kvcache_quant=True, kv_sym=kv_sym)
 
-    def fa_quant(self, fa_amp=0, *, v_method="max"):
+    def fa_quant(self, fa_amp=0, *, v_method="max", balance=False):
         check_number(fa_amp, int, 0, None, "fa_amp")
         if v_method not in ("max", "mse"):
             raise ValueError(f"v_method {v_method!r} is not known; possible: max, mse")
-        return self._change(use_fa_quant=True, fa_amp=fa_amp, v_method=v_method)
+        check_type(balance, bool, "balance")
+        return self._change(use_fa_quant=True, fa_amp=fa_amp, v_method=v_method, fa_balance=balance)
 
     def simulate_tp(self, tp_size, enable_communication_quant=True, enable_per_device_quant=True):
         check_type(tp_size, int, "tp_size")
@@ -273,5 +276,6 @@ class QuantConfig:
             settings += [("quant.kv_cache", "c8"), ("quant.kv_sym", self.kv_sym)]
         if self.use_fa_quant:
             settings += [("fa_quant", True), ("fa_quant.fa_amp", self.fa_amp),
-                         ("fa_quant.v_method", self.v_method)]
+                         ("fa_quant.v_method", self.v_method),
+                         ("fa_quant.balance", self.fa_balance)]
         return settings

@@ -116,15 +116,17 @@ static void test_fa_quant(void **state)
         bool on;
         int64_t amp;
         const char *written;
-    } cases[] = {
-        {"quant: {w_bit: 8}", false, 0, "\"fa_quant\": false"},
-        {"fa_quant: {fa_amp: 3}", true, 3, "\"fa_quant\": {\"fa_amp\": 3, \"v_method\": \"max\"}"},
-        {"fa_quant: {}", true, 0, "\"fa_quant\": {\"fa_amp\": 0, \"v_method\": \"max\"}"},
-        {"fa_quant: true", true, 0, "\"fa_quant\": {\"fa_amp\": 0, \"v_method\": \"max\"}"},
-        {"fa_quant: {fa_amp: null}", true, 0,
-         "\"fa_quant\": {\"fa_amp\": 0, \"v_method\": \"max\"}"},
-        {"fa_quant: false", false, 0, "\"fa_quant\": false"},
-        {"fa_quant:", false, 0, "\"fa_quant\": false"}};
+    } cases[] = {{"quant: {w_bit: 8}", false, 0, "\"fa_quant\": false"},
+                 {"fa_quant: {fa_amp: 3}", true, 3,
+                  "\"fa_quant\": {\"fa_amp\": 3, \"balance\": false, \"v_method\": \"max\"}"},
+                 {"fa_quant: {}", true, 0,
+                  "\"fa_quant\": {\"fa_amp\": 0, \"balance\": false, \"v_method\": \"max\"}"},
+                 {"fa_quant: true", true, 0,
+                  "\"fa_quant\": {\"fa_amp\": 0, \"balance\": false, \"v_method\": \"max\"}"},
+                 {"fa_quant: {fa_amp: null}", true, 0,
+                  "\"fa_quant\": {\"fa_amp\": 0, \"balance\": false, \"v_method\": \"max\"}"},
+                 {"fa_quant: false", false, 0, "\"fa_quant\": false"},
+                 {"fa_quant:", false, 0, "\"fa_quant\": false"}};
     static const char *const refused[][2] = {
         {"fa_quant: {fa_amp: 1.5}", "fa_amp must be int, not float."},
         {"fa_quant: {fa_amp: true}", "fa_amp must be int, not bool."},
