@@ -2,7 +2,9 @@
  * first updates its observer, then takes its input with the scale that knows this sample and those
  * before it (spec/w8a8.md, section 5.4). With final scales (spec/rotation.md, section 6) samples
  * first run up to each static unit, one unit after the other, to show what it reads; only then they
- * go through, each with the scales that all of them made. Because an exact integer product needs
+ * go through, each with the scales that all of them made. With gptq they run up to each unit once
+ * more, to show what its linears will multiply: these are rounded by it before the next unit's turn
+ * comes. Because an exact integer product needs
  * nothing but the row's own scale, samples may be processed in groups of any size. */
 #include <stdatomic.h>
 #include <string.h>
@@ -28,8 +30,10 @@ typedef struct calibration {
     fa_observer *fa;                   /* NULL: this attention goes without */
     struct latent_queries *latent;     /* of an attention whose keys are made from latent vectors */
     graph_unit peeked;                 /* samples run up to this unit; NO_UNIT: through all */
+    gptq *inputs;                      /* that sums what the unit's linears multiply, */
+    act_kind summed;                   /* those of this kind; NULL: the unit is observed */
     bool concluded[BLOCK_UNITS];       /* out->params knows all samples already */
-    float *peeks;                      /* [rows, hidden_size] of the samples, to run up to a unit */
+    float *copies;                     /* [rows, hidden_size] of the samples, to run up to a unit */
     /* Of the batch in work: */
     act_params *sample_params; /* [samples of the batch] */
     uint32_t *sample_of_row;   /* [rows] */
@@ -124,6 +128,29 @@ static void quantize_row(void *user, size_t row, int thread)
     (void)thread;
     w->kernels->quantize_asymmetric(w->x + row * w->k, w->k, p->scale, p->offset,
                                     w->c->quantized + row * w->k);
+}
+
+/* gptq_input */
+static void see_quantized(void *user, size_t row, float *x, size_t n)
+{
+    const input_work *w = user;
+    act_fake_quantize(&w->c->run->env->num, row_params(w->c, w->activations, row), x, n);
+}
+
+static tare_status sum_inputs(calibration *c, graph_unit unit, const batch *b, const float *x,
+                              size_t k)
+{
+    tare_status status = TARE_OK;
+    input_work w = {.c = c, .activations = c->summed};
+    if (c->summed == ACT_STATIC)
+        use_concluded(c, unit, b);
+    if (c->summed == ACT_PER_TOKEN)
+        TRY(measure_tokens(c, unit, b, x, k));
+    run_spent(c->run, WORK_OBSERVE);
+    gptq_add(c->run->ctx, c->inputs, x, b->rows, c->summed == ACT_FLOAT ? NULL : see_quantized, &w);
+    run_spent(c->run, WORK_GPTQ);
+done:
+    return status;
 }
 
 /* SplitMix64 (spec/w8a8.md, section 4.6). */
@@ -225,7 +252,7 @@ static tare_status calibrated_linears(void *user, graph_unit unit, const batch *
     bool measured = false, quantized_ready = false;
     run_spent(r, WORK_ROWS);
     if (c->peeked == unit)
-        return observe(c, unit, b, x, u->k);
+        return c->inputs ? sum_inputs(c, unit, b, x, u->k) : observe(c, unit, b, x, u->k);
     if (c->concluded[unit])
         use_concluded(c, unit, b);
     else if (c->observers[unit] && c->peeked == NO_UNIT)
@@ -294,8 +321,8 @@ static void lay_out_buffers(carver *c, void *component)
         b->mixed = carve(c, b->rows, k * sizeof *b->mixed);
     else
         b->quantized = carve(c, b->rows, k);
-    if (plan->final_scales && !b->work->is_expert)
-        b->peeks = carve(c, b->rows, plan->env->model->config.hidden_size * sizeof *b->peeks);
+    if ((plan->final_scales || plan->gptq) && !b->work->is_expert)
+        b->copies = carve(c, b->rows, plan->env->model->config.hidden_size * sizeof *b->copies);
     for (size_t u = b->work->segment->first_unit;
          keeps_statistics(b) && u < b->work->segment->end_unit; u++) {
         size_t channels = b->work->block->graph->units[u].k;
@@ -370,36 +397,77 @@ done:
     return status;
 }
 
-/* Of a unit, over all samples. */
+/* All samples up to a unit. */
+static tare_status peek(calibration *c, const segment_pass *pass, graph_unit unit)
+{
+    block_segment front = *c->work->segment;
+    segment_pass p = *pass;
+    front.end_node = node_of_unit(c->work->block->graph, unit) + 1;
+    p.work.segment = &front;
+    p.peeks = true;
+    p.copies = c->copies;
+    p.quiet = true;
+    c->peeked = unit;
+    tare_status status = segment_run(c->run, &p, &c->run->calibrated);
+    c->peeked = NO_UNIT;
+    return status;
+}
+
 static tare_status conclude(calibration *c, const segment_pass *pass, graph_unit unit)
 {
     tare_status status = TARE_OK;
     run *r = c->run;
-    const block_graph *g = c->work->block->graph;
-    block_segment front = *c->work->segment;
-    segment_pass p = *pass;
-    front.end_node = node_of_unit(g, unit) + 1;
-    p.work.segment = &front;
-    p.peeks = c->peeks;
-    p.quiet = true;
-    c->peeked = unit;
-    TRY(segment_run(r, &p, &r->calibrated));
-    c->peeked = NO_UNIT;
+    TRY(peek(c, pass, unit));
     TRY(TARE_WRAP(r->ctx, observer_params(r->ctx, c->observers[unit], &c->out->params[unit]),
-                  "input of group %s", g->units[unit].kind));
+                  "input of group %s", c->work->block->graph->units[unit].kind));
     c->concluded[unit] = true;
 done:
     return status;
 }
 
-/* In order, as each reads what the scales of those before it make. */
+/* Does a linear of the model wait for its inputs of this kind? */
+static bool waits_for(const run_plan *plan, size_t index, act_kind kind)
+{
+    return plan_rounds(plan, index) &&
+           calibrated_activations(plan, plan->linears[index].scheme) == kind;
+}
+
+/* The linears of a unit that see its input quantized in one way. */
+static tare_status round_linears(calibration *c, const segment_pass *pass, graph_unit unit,
+                                 act_kind kind)
+{
+    tare_status status = TARE_OK;
+    run *r = c->run;
+    const unit_spec *u = &c->work->block->graph->units[unit];
+    size_t first = c->work->block->first_linear, waiting = 0;
+    for (size_t i = u->first; i < u->first + u->count; i++)
+        waiting += waits_for(c->plan, first + i, kind);
+    if (waiting == 0)
+        return TARE_OK;
+    TRY(gptq_create(r->ctx, u->k, &c->inputs));
+    c->summed = kind;
+    TRY(peek(c, pass, unit));
+    TRY(TARE_WRAP(r->ctx, gptq_factor(r->ctx, c->inputs), "input of group %s", u->kind));
+    for (size_t i = u->first; i < u->first + u->count; i++) {
+        if (waits_for(c->plan, first + i, kind))
+            TRY(live_linear_round(r, &c->out->linears[i], c->inputs));
+    }
+done:
+    gptq_free(r->ctx, c->inputs);
+    c->inputs = NULL;
+    return status;
+}
+
+/* In order, as each reads what the scales and weights of those before it make. */
 static tare_status conclude_units(calibration *c, const segment_pass *pass)
 {
     tare_status status = TARE_OK;
     const block_segment *s = c->work->segment;
-    for (size_t u = s->first_unit; c->plan->final_scales && u < s->end_unit; u++) {
-        if (c->is_static[u])
+    for (size_t u = s->first_unit; u < s->end_unit; u++) {
+        if (c->plan->final_scales && c->is_static[u])
             TRY(conclude(c, pass, u));
+        for (act_kind kind = ACT_FLOAT; c->plan->gptq && kind <= ACT_PER_TOKEN; kind++)
+            TRY(round_linears(c, pass, u, kind));
     }
 done:
     return status;
@@ -476,11 +544,35 @@ static size_t observers_bytes(const run_plan *plan, const segment_work *s)
     return bytes;
 }
 
+/* Of the widest Hessian of a unit, with what runs beside it; then its linears' weights go. */
+static void rounding_hold(ledger *l, const segment_work *s)
+{
+    const run_plan *plan = l->plan;
+    const block_graph *g = s->block->graph;
+    for (size_t u = s->segment->first_unit; u < s->segment->end_unit; u++) {
+        const unit_spec *unit = &g->units[u];
+        size_t most = 0, raw = 0;
+        for (size_t i = unit->first; i < unit->first + unit->count; i++) {
+            const model_linear *m = block_linear(plan->env->model, s->block, i);
+            size_t kept = live_linear_most(plan, s->block->first_linear + i).raw;
+            if (kept > 0)
+                most = size_max(most, gptq_round_bytes(plan->env->ctx, m->n, m->k));
+            raw += kept;
+        }
+        if (raw == 0)
+            continue;
+        ledger_moment(l, s->block->name,
+                      gptq_bytes(unit->k) + size_max(most, operation_bytes(l, s)));
+        l->now[TERM_WEIGHTS] -= raw;
+    }
+}
+
 void calibrate_segment_hold(ledger *l, const segment_work *s)
 {
     calibration c = {.plan = l->plan, .work = s, .rows = l->rows};
     l->now[TERM_WORKSPACE] += carver_bytes(lay_out_buffers, &c) + observers_bytes(l->plan, s);
     l->now[TERM_SCRATCH] += block_norms_bytes(s->block);
+    rounding_hold(l, s);
     l->now[TERM_ACTIVATIONS] += carried_bytes(l, s, true, l->plan->env->samples.tokens);
     ledger_moment(l, s->block->name, operation_bytes(l, s));
 }

@@ -104,6 +104,7 @@ static const char *who_needs_samples(const run_plan *plan)
     return plan->env->goal == GOAL_SCORES      ? "scores need"
            : plan->env->goal == GOAL_SMOOTHING ? "smoothing needs"
            : plan_uses_static(plan)            ? "W8A8 needs"
+           : plan->gptq                        ? "quant.weight_method gptq needs"
            : plan->env->recipe->fa_quant       ? "fa_quant needs"
            : plan->env->recipe->kv_cache       ? "quant.kv_cache needs"
                                                : "anti_outlier.anti_method needs";
@@ -122,7 +123,7 @@ static bool needs_samples(const run_plan *plan)
         TARE_WARN(e->ctx, "disable_level L%lld is taken as L0: the ranking needs prompts (--calib)",
                   (long long)e->recipe->disable_level);
     if (e->recipe->disable_level == 0 && given)
-        TARE_INFO(e->ctx, "--calib is not read: without static W8A8, anti_method, fa_quant, "
+        TARE_INFO(e->ctx, "--calib is not read: without static W8A8, gptq, anti_method, fa_quant, "
                           "kv_cache and disable_level a run looks at weights alone");
     return e->recipe->disable_level > 0 && given;
 }

@@ -176,7 +176,7 @@ static void hold_linears(ledger *l, const segment_work *s)
         l->now[TERM_WEIGHTS] += reads_first(plan) ? 0 : raw;
         ledger_moment(l, m->name, size.loading > raw ? size.loading - raw : 0);
         l->now[TERM_WEIGHTS] -= raw;
-        l->now[TERM_WEIGHTS] += size.weights;
+        l->now[TERM_WEIGHTS] += size.weights + size.raw;
         l->now[TERM_PACKED] += size.packed;
     }
 }

@@ -87,7 +87,7 @@ tare_status live_linear_write_float(run *r, live_linear *l)
 {
     tare_status status = TARE_OK;
     const model_linear *m = l->linear;
-    if (!l->raw.data)
+    if (l->scheme != SCHEME_FLOAT || !l->raw.data)
         return TARE_OK;
     TRY(write_float_rows(r, &m->weight, 0, m->n, &l->raw));
     if (l->bias_raw)
@@ -97,11 +97,42 @@ done:
     return TARE_WRAP(r->ctx, status, "%s", m->name);
 }
 
+/* What is quantized of a weight. */
+static weight_rows rows_of(const run *r, const live_linear *l, const coded_rows *raw)
+{
+    return (weight_rows){.stored = *raw,
+                         .smooth = smoothing_of(r, l->linear),
+                         .count = l->linear->n,
+                         .method = recipe_weight_method(r->env->recipe, l->scheme)};
+}
+
+/* A quantized one that is computed in floats, once its integers are there. */
+static tare_status pack_dequantized(run *r, live_linear *l)
+{
+    if (!linear_runs_in_floats(r->plan, l->scheme))
+        return TARE_OK;
+    coded_rows rows = weight_dequantized(&r->env->num, &l->q);
+    return gemm_weight_pack(r->ctx, r->env->compute, &rows, l->linear->n, &l->weight);
+}
+
+tare_status live_linear_round(run *r, live_linear *l, const gptq *inputs)
+{
+    tare_status status = TARE_OK;
+    weight_rows rows = rows_of(r, l, &l->raw);
+    TRY(gptq_round(r->ctx, inputs, &rows, &l->q));
+    coded_free(r->ctx, &l->raw);
+    run_spent(r, WORK_GPTQ);
+    TRY(pack_dequantized(r, l));
+done:
+    return TARE_WRAP(r->ctx, status, "%s", l->linear->name);
+}
+
 tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme scheme,
                              coded_rows *raw, live_linear *l)
 {
     tare_status status = TARE_OK;
-    bool quantize = scheme != SCHEME_FLOAT;
+    bool quantize = scheme != SCHEME_FLOAT,
+         waits = plan_rounds(r->plan, (size_t)(linear - r->model->linears));
     *l = (live_linear){
         .linear = linear, .scheme = scheme, .activations = calibrated_activations(r->plan, scheme)};
     if (!raw->data)
@@ -111,24 +142,21 @@ tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme s
     if (smooth)
         smooth->raw = *raw;
     if (quantize) {
-        weight_rows rows = {.stored = *raw,
-                            .smooth = smooth,
-                            .count = linear->n,
-                            .method = recipe_weight_method(r->env->recipe, scheme)};
+        weight_rows rows = rows_of(r, l, raw);
         TRY(weight_quantize_rows(r->ctx, &r->env->num, &rows, r->env->recipe->mm_tensor, &l->q));
         run_spent(r, WORK_QUANTIZE);
     } else {
         if (smooth)
             TRY(smoothing_store(r, linear, raw));
         TRY(gemm_weight_pack(r->ctx, r->env->compute, raw, linear->n, &l->weight));
+    }
+    if (!quantize || waits) {
         l->raw = *raw;
         *raw = (coded_rows){0};
     }
     coded_free(r->ctx, raw);
-    if (quantize && linear_runs_in_floats(r->plan, scheme)) {
-        coded_rows rows = weight_dequantized(&r->env->num, &l->q);
-        TRY(gemm_weight_pack(r->ctx, r->env->compute, &rows, linear->n, &l->weight));
-    }
+    if (quantize && !waits)
+        TRY(pack_dequantized(r, l));
     TRY(load_bias(r, linear, &l->bias, &l->bias_raw));
     if (!r->plan->layout.overlap && r->out)
         TRY(live_linear_write_float(r, l));
@@ -234,6 +262,7 @@ live_linear_size live_linear_most(const run_plan *plan, size_t index)
     live_linear_size most = {0}, s;
     if (!plan_is_float(f))
         live_linear_bytes(plan, l, f->scheme, &most);
+    most.raw = plan_rounds(plan, index) ? linear_raw_bytes(l) : 0;
     if (!plan_is_float(f) && !plan_may_fall_back(plan))
         return most;
     live_linear_bytes(plan, l, SCHEME_FLOAT, &s);
@@ -242,7 +271,8 @@ live_linear_size live_linear_most(const run_plan *plan, size_t index)
                               plan->smooths ? output_weight_bytes(plan->env, &l->weight) : 0);
     return (live_linear_size){.weights = size_max(most.weights, s.weights),
                               .packed = size_max(most.packed, s.packed),
-                              .loading = size_max(most.loading, s.loading)};
+                              .loading = size_max(most.loading, s.loading),
+                              .raw = most.raw};
 }
 
 size_t live_linear_rows_bytes(size_t rows)

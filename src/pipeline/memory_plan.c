@@ -189,10 +189,11 @@ static size_t kept_scratch_bytes(const tare_context *ctx)
     return floats > integers ? floats : integers;
 }
 
-/* What a unit reads is made twice for its final scales: with units alone nothing else is. */
+/* What a unit reads is made again for its final scales, and to round its weights: with units alone
+ * nothing else is. */
 static graph_cut first_cut(const run_plan *plan)
 {
-    return plan->final_scales ? CUT_UNITS : CUT_NONE;
+    return plan->final_scales || plan->gptq ? CUT_UNITS : CUT_NONE;
 }
 
 static run_layout first_layout(const run_plan *plan)

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "pipeline/run.h"
+#include "quantize/gptq.h"
 
 /* Of a block with the graph `g`; those behind its own are experts'. */
 static void list_block(run_plan *plan, const model_block *b)
@@ -31,6 +32,21 @@ static void list_linears(run_plan *plan)
                                          .is_head = linear_is_head(m, &m->linears[i])};
     for (size_t i = 0; i < m->num_blocks; i++)
         list_block(plan, &m->blocks[i]);
+}
+
+static void tell_left_out(const run_plan *plan)
+{
+    size_t wide = 0;
+    for (size_t i = 0; plan->gptq && i < plan->env->model->num_linears; i++) {
+        const linear_plan *l = &plan->linears[i];
+        wide += !plan_is_float(l) && !l->is_head && !plan_rounds(plan, i);
+    }
+    if (wide > 0)
+        TARE_INFO(
+            plan->env->ctx,
+            "quant.weight_method gptq: %zu linears read more than %d channels, and are rounded "
+            "as by minmax",
+            wide, GPTQ_MOST_CHANNELS);
 }
 
 static tare_status check_kv_cache(const run_plan *plan)
@@ -101,12 +117,14 @@ tare_status plan_linears(run_plan *plan)
                     plan->env->model->num_blocks));
     TRY(smoothing_plan(plan));
     const run_env *e = plan->env;
+    plan->gptq = e->goal == GOAL_OUTPUT && recipe_gptq(e->recipe);
     plan->weights_alone = e->goal == GOAL_OUTPUT && !plan_uses_static(plan) && !plan->smooths &&
-                          !e->recipe->fa_quant && !e->recipe->kv_cache;
+                          !e->recipe->fa_quant && !e->recipe->kv_cache && !plan->gptq;
     plan->calibrates = !plan->weights_alone && !e->options->statistics;
     plan->final_scales = plan->calibrates && plan_uses_static(plan) &&
                          recipe_final_scales(e->recipe);
     plan->keeps_statistics = plan->calibrates && e->goal == GOAL_OUTPUT && !e->tape;
+    tell_left_out(plan);
 done:
     return status;
 }
@@ -118,6 +136,12 @@ bool plan_uses_static(const run_plan *plan)
             return true;
     }
     return false;
+}
+
+bool plan_rounds(const run_plan *plan, size_t index)
+{
+    const linear_plan *l = &plan->linears[index];
+    return plan->gptq && !plan_is_float(l) && !l->is_head && l->k <= GPTQ_MOST_CHANNELS;
 }
 
 static size_t tokens_of(const run_plan *plan, size_t samples)

@@ -87,6 +87,7 @@ typedef struct run_plan {
     bool calibrates;               /* samples pass it; else tensors are made in pieces */
     bool final_scales;             /* what a static unit reads is observed over all samples before
                                       they go through it */
+    bool gptq;                     /* weights are rounded by what samples show of their inputs */
     bool keeps_statistics;         /* of what passes, beside the output */
     linear_plan *linears;          /* [model.num_linears], as in the model: the head is the last */
     attention_plan *attentions;    /* [layers] */
@@ -111,6 +112,9 @@ tare_status plan_linears(run_plan *plan);
 void plan_streams(run_plan *plan);
 /* Does any linear need a range of its inputs? */
 bool plan_uses_static(const run_plan *plan);
+/* Is linear `index` of the model, if it is quantized, rounded by its inputs? Not where they are too
+ * wide, nor the head, whose rows come in pieces. */
+bool plan_rounds(const run_plan *plan, size_t index);
 /* Rows of one batch, at most: a sample that is longer than a batch goes alone. */
 size_t plan_most_rows(const run_plan *plan);
 /* The same where there are so many. */

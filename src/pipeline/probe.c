@@ -142,7 +142,7 @@ static tare_status open_slice(const run_plan *plan, bool floats, size_t tokens, 
     s->plan.num_kv = plan->num_kv > 0;
     s->plan.float_samples = 0;
     plan_streams(&s->plan);
-    s->plan.final_scales = false; /* work_plan.c counts what it takes */
+    s->plan.final_scales = s->plan.gptq = false; /* work_plan.c counts what they take */
     if (!floats)
         s->plan.float_samples = s->plan.float_tokens = 0;
     s->plan.layout = (run_layout){.batch_rows = s->env.samples.tokens, .whole_layer = true};
@@ -260,6 +260,33 @@ done:
     return status;
 }
 
+/* Wide enough that the time goes where it goes with wider ones. */
+static tare_status measure_gptq(const run_plan *plan, double *rate)
+{
+    enum { CHANNELS = 1024, SEEN = 256, ROUNDED = 256 };
+    tare_status status = TARE_OK;
+    tare_context *ctx = plan->env->ctx;
+    gptq *g = NULL;
+    quantized_weight q = {0};
+    float *x = probe_floats(ctx, SEEN, CHANNELS);
+    TRY(x ? TARE_OK : TARE_E_MEMORY);
+    weight_rows rows = {.stored = coded_plain(TARE_F32, x, CHANNELS), .count = ROUNDED};
+    TRY(weight_quantize_rows(ctx, &plan->env->num, &rows, false, &q));
+    TRY(gptq_create(ctx, CHANNELS, &g));
+    double begun = clock_seconds();
+    gptq_add(ctx, g, x, SEEN, NULL, NULL);
+    TRY(gptq_factor(ctx, g));
+    TRY(gptq_round(ctx, g, &rows, &q));
+    *rate = (SEEN * gptq_add_operations(CHANNELS) + gptq_factor_operations(CHANNELS) +
+             ROUNDED * gptq_round_operations(CHANNELS)) /
+            (clock_seconds() - begun);
+done:
+    gptq_free(ctx, g);
+    weight_quantized_free(ctx, &q);
+    mem_free(ctx, x);
+    return status;
+}
+
 /* Is there any work of these kinds? */
 static bool any(const tare_work *work, const work_kind *kinds)
 {
@@ -278,6 +305,8 @@ tare_status probe_rates(const run_plan *plan, double seconds, tare_work work[WOR
     if (any(work, (work_kind[]){WORK_FLOAT, WORK_PACK, WORK_COUNT}) && clock_seconds() < end)
         TRY(probe_products(e->model, e->compute, e->samples.tokens, &work[WORK_PACK].rate,
                            &work[WORK_FLOAT].rate));
+    if (any(work, (work_kind[]){WORK_GPTQ, WORK_COUNT}) && clock_seconds() < end)
+        TRY(measure_gptq(plan, &work[WORK_GPTQ].rate));
     if (any(work, float_kinds) && clock_seconds() < end)
         TRY(measure_float(plan, work));
     if (any(work, quantized_kinds) && clock_seconds() < end)

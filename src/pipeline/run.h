@@ -14,6 +14,7 @@
 #include "pipeline/ledger.h"
 #include "pipeline/plan.h"
 #include "pipeline/streams.h"
+#include "quantize/gptq.h"
 #include "quantize/kv_observer.h"
 #include "quantize/layer_selector.h"
 #include "quantize/score.h"
@@ -64,6 +65,7 @@ typedef enum work_kind {
     WORK_SMOOTHING, /* searching scales */
     WORK_ATTENTION, /* scores and sums */
     WORK_QUANTIZE,  /* weights, from how they are stored to integers */
+    WORK_GPTQ,      /* Hessians, and weights rounded by them */
     WORK_PACK,      /* weights to compute format */
     WORK_OBSERVE,   /* observing and quantizing activations */
     WORK_FA,        /* observing q, k and v, of FA or for the cache */
@@ -163,8 +165,8 @@ typedef struct segment_pass {
     void (*begin)(void *user, const batch *b); /* with ops.user, before each batch; NULL: not */
     bool checks;                               /* that what comes out is finite */
     bool quiet;                                /* no progress */
-    float *peeks; /* [rows, hidden_size]: nothing goes on, and what runs works on a copy of the
-                     samples there; NULL: they pass */
+    bool peeks;    /* nothing goes on; what runs works on a copy of the samples */
+    float *copies; /* [rows, hidden_size] for that; an expert has copies of its own */
 } segment_pass;
 
 /* TARE_E_NUMERIC: an activation is not. */
@@ -403,7 +405,8 @@ typedef struct live_linear {
     gemm_weight *weight;  /* float linears, and fake-quantized ones that need float arithmetic */
     float *bias;          /* [n] FP32; NULL: none */
     void *bias_raw;       /* as it is written */
-    coded_rows raw;       /* of a float linear: as it is written, until it is */
+    coded_rows raw; /* of a float linear: as it is written, until it is; of one that its inputs
+                       round: as it is stored, until they did */
 } live_linear;
 
 /* Takes the weight from `raw` (its data is freed; NULL data: reads it) and smooths it; quantizes
@@ -412,6 +415,8 @@ typedef struct live_linear {
 tare_status live_linear_load(run *r, const model_linear *linear, linear_scheme scheme,
                              coded_rows *raw, live_linear *out);
 void live_linear_free(run *r, live_linear *l);
+/* Rounds the integers by what the linear reads, which `inputs` knows, and frees the weight. */
+tare_status live_linear_round(run *r, live_linear *l, const gptq *inputs);
 /* How the inputs of a linear are quantized while calibrating. */
 act_kind calibrated_activations(const run_plan *plan, linear_scheme scheme);
 /* Are fake-quantized linears computed in floats? */
@@ -446,6 +451,7 @@ tare_status live_linear_write_float(run *r, live_linear *l);
 typedef struct live_linear_size {
     size_t weights, packed; /* that it keeps: 8-bit, and in compute format */
     size_t loading;         /* while it is loaded, the source and the result included */
+    size_t raw;             /* that it keeps until its inputs round it; 0: they do not */
 } live_linear_size;
 /* Of linear `index` of the model, as what it may come to be. */
 live_linear_size live_linear_most(const run_plan *plan, size_t index);

@@ -87,7 +87,7 @@ static tare_status run_batch(run *r, const segment_pass *p, flow *f,
     TRY(stream_get(f->states, row, b->rows, &x));
     TRY(take_carried(r, p, f, row, b->rows));
     if (p->peeks)
-        x = memcpy(p->peeks, x, cells * sizeof *x);
+        x = memcpy(p->copies, x, cells * sizeof *x);
     TRY(block_forward(r->model, p->work.block, p->work.segment, p->norms, &p->ops, b, &r->work, x));
     if (p->peeks)
         return TARE_OK;

@@ -163,6 +163,24 @@ static tare_status check_common(const taking *t, const value *now)
     return status;
 }
 
+/* Rounded weights stand in front of what was observed, and what rounded them is in no statistics.
+ */
+static tare_status check_rounding(const taking *t)
+{
+    const run *r = t->run;
+    const value *quant = value_get(value_get(t->from->record, "recipe"), "quant");
+    if (recipe_gptq(r->env->recipe))
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.weight_method: gptq needs calibration samples, which statistics do "
+                         "not have; tare quantize can round by them");
+    if (value_is(value_get(quant, "weight_method"), "gptq"))
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.weight_method: the statistics in %s come from gptq, and what they "
+                         "say holds for that alone; tare quantize can change it",
+                         t->file.path);
+    return TARE_OK;
+}
+
 /* Scales of attention are kept as they were concluded. */
 static tare_status check_attentions(const taking *t, const value *now)
 {
@@ -463,6 +481,7 @@ static tare_status take(taking *t)
     if (t->plan->weights_alone)
         return TARE_OK;
     TRY(check_common(t, now));
+    TRY(check_rounding(t));
     TRY(check_attentions(t, now));
     if (plan_aligns(t->plan))
         TRY(take_alignment(t));

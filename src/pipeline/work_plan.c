@@ -13,9 +13,24 @@ typedef struct linear_use {
     double share;  /* of the tokens that pass it; */
     bool expert;   /* of an expert: those that choose it, all as often */
     bool is_first; /* of those that read the same input */
+    bool rounds;   /* by what it reads, */
+    bool sums;     /* and is the first of those that see that alike */
 } linear_use;
 
 typedef double (*linear_amount)(const run_plan *plan, const linear_use *u);
+
+/* Is there none before linear `i` of the unit whose Hessian rounds this one too? */
+static bool sums_first(const run_plan *plan, const model_block *b, size_t i)
+{
+    const block_graph *g = b->graph;
+    const linear_plan *l = &plan->linears[b->first_linear];
+    for (size_t j = g->units[g->linears[i].unit].first; j < i; j++) {
+        if (plan_rounds(plan, b->first_linear + j) &&
+            scheme_of(l[j].scheme)->activations == scheme_of(l[i].scheme)->activations)
+            return false;
+    }
+    return plan_rounds(plan, b->first_linear + i);
+}
 
 static linear_use use_of(const run_plan *plan, const model_block *b, size_t i)
 {
@@ -23,7 +38,9 @@ static linear_use use_of(const run_plan *plan, const model_block *b, size_t i)
     return (linear_use){.linear = block_linear(plan->env->model, b, i),
                         .plan = &plan->linears[b->first_linear + i],
                         .share = 1,
-                        .is_first = g->units[g->linears[i].unit].first == i};
+                        .is_first = g->units[g->linears[i].unit].first == i,
+                        .rounds = plan_rounds(plan, b->first_linear + i),
+                        .sums = sums_first(plan, b, i)};
 }
 
 static double sum_block(const run_plan *plan, const model_block *b, linear_amount amount)
@@ -72,6 +89,17 @@ static double int8_operations(const run_plan *plan, const linear_use *u)
     if (!plan->calibrates || runs_in_floats(plan, u->plan))
         return 0;
     return 2.0 * u->share * (double)plan->env->samples.tokens * elements(u->linear);
+}
+
+/* A Hessian of what passes, its factor, and the weights. */
+static double gptq_operations(const run_plan *plan, const linear_use *u)
+{
+    size_t k = u->linear->k;
+    double sum = u->rounds ? (double)u->linear->n * gptq_round_operations(k) : 0;
+    if (u->sums)
+        sum += u->share * (double)plan->env->samples.tokens * gptq_add_operations(k) +
+               gptq_factor_operations(k);
+    return sum;
 }
 
 /* Are inputs scored once they are smoothed, by running again? Those of experts are not scored. */
@@ -140,7 +168,8 @@ static double observed_inputs(const run_plan *plan, const linear_use *u)
 {
     bool observed = plan->calibrates && scheme_of(u->plan->scheme)->activations != ACT_FLOAT &&
                     u->is_first;
-    return observed ? u->share * (double)plan->env->samples.tokens * (double)u->linear->k : 0;
+    double times = observed + u->sums;
+    return times * u->share * (double)plan->env->samples.tokens * (double)u->linear->k;
 }
 
 static double scored_inputs(const run_plan *plan, const linear_use *u)
@@ -246,12 +275,13 @@ void work_plan_amounts(const run_plan *plan, tare_plan *out)
                         sum_linears(plan, float_operations) + mtp_operations(plan)},
         [WORK_SMOOTHING] = {"smoothing search", "weights", sum_linears(plan, smoothed_weights)},
         [WORK_ATTENTION] = {"attention", "operations",
-                            (plan->final_scales ? 2 : 1) *
+                            (1 + plan->final_scales + plan->gptq) *
                                     attention_operations(
                                         plan, plan->calibrates ? plan->env->samples.count : 0) +
                                 attention_operations(plan, plan->float_samples) +
                                 attention_operations(plan, plan_of_means(plan).float_samples)},
         [WORK_QUANTIZE] = {"quantizing weights", "weights", sum_linears(plan, quantized_weights)},
+        [WORK_GPTQ] = {"rounding by inputs", "operations", sum_linears(plan, gptq_operations)},
         [WORK_PACK] = {"packing weights", "weights", sum_linears(plan, packed_weights)},
         [WORK_OBSERVE] = {"observing inputs", "values", sum_linears(plan, observed_inputs)},
         [WORK_FA] = {"observing q, k and v", "values", fa_values(plan)},
@@ -267,7 +297,8 @@ void work_plan_amounts(const run_plan *plan, tare_plan *out)
             .name = kinds[i].name, .unit = kinds[i].unit, .amount = kinds[i].amount};
     out->num_work = WORK_COUNT;
     out->int8_operations = kinds[WORK_INT8].amount;
-    out->float_operations = kinds[WORK_FLOAT].amount + kinds[WORK_ATTENTION].amount;
+    out->float_operations = kinds[WORK_FLOAT].amount + kinds[WORK_GPTQ].amount +
+                            kinds[WORK_ATTENTION].amount;
 }
 
 /* Reading and writing hide behind the computation where they overlap. */

@@ -19,7 +19,7 @@ static const choice scheme_choices[] = {{"w8a8", SCHEME_W8A8},
                                         {"w8a8_mix", SCHEME_W8A8_MIX},
                                         {NULL, -1}};
 static const choice weight_choices[] = {
-    {"ssz", WEIGHT_INT4_SSZ}, {"minmax", WEIGHT_INT4_MINMAX}, {NULL, 0}};
+    {"ssz", WEIGHTS_SSZ}, {"minmax", WEIGHTS_MINMAX}, {"gptq", WEIGHTS_GPTQ}, {NULL, 0}};
 static const choice kv_choices[] = {{"none", 0}, {"c8", 1}, {NULL, 0}};
 static const choice mtp_choices[] = {
     {"none", MTP_NONE}, {"float", MTP_FLOAT}, {"mix", MTP_MIX}, {NULL, -1}};

@@ -36,6 +36,12 @@ void mix_list_clear(tare_context *ctx, mix_list *l);
 tare_status mix_list_add(tare_context *ctx, mix_list *l, const char *pattern, size_t length,
                          linear_scheme scheme);
 
+typedef enum weight_setting {
+    WEIGHTS_SSZ,    /* scales of 4 bits by least squares */
+    WEIGHTS_MINMAX, /* all scales by the largest weight */
+    WEIGHTS_GPTQ    /* the same, and integers by what their linears read (quantize/gptq.h) */
+} weight_setting;
+
 typedef enum compute_setting { COMPUTE_AUTO, COMPUTE_FP32, COMPUTE_BF16 } compute_setting;
 
 struct tare_recipe {
@@ -45,9 +51,9 @@ struct tare_recipe {
     int64_t w_bit, a_bit, act_method, seed;
     int64_t a_sym;        /* 1: symmetric static activations; -1: as the save types say */
     int64_t final_scales; /* 1: an input's scale knows all samples before it is used; -1: with
-                             act_method 4 */
+                             act_method 4 and gptq */
     bool mm_tensor, w_sym;
-    int64_t weight_method; /* of 4-bit weights: a weight_method */
+    int64_t weight_method; /* weight_setting */
     double pr;
     int64_t kv_cache; /* 1: c8, INT8 keys and values; 0: as they are */
     bool kv_sym;      /* their offsets are 0 */
@@ -94,6 +100,8 @@ linear_scheme recipe_scheme(const tare_recipe *recipe);
 bool recipe_uses(const tare_recipe *recipe, linear_scheme scheme);
 /* How weights of that scheme are quantized. */
 weight_method recipe_weight_method(const tare_recipe *recipe, linear_scheme scheme);
+/* Are weights rounded by their inputs? */
+bool recipe_gptq(const tare_recipe *recipe);
 /* Are static inputs observed over all samples before these go on? */
 bool recipe_final_scales(const tare_recipe *recipe);
 /* Do npy files hold torch tensors? By default only under compat, as in the reference's. */

@@ -74,7 +74,14 @@ linear_scheme recipe_scheme(const tare_recipe *r)
 
 weight_method recipe_weight_method(const tare_recipe *r, linear_scheme scheme)
 {
-    return scheme_of(scheme)->weight_bits == 4 ? (weight_method)r->weight_method : WEIGHT_INT8;
+    if (scheme_of(scheme)->weight_bits != 4)
+        return WEIGHT_INT8;
+    return r->weight_method == WEIGHTS_SSZ ? WEIGHT_INT4_SSZ : WEIGHT_INT4_MINMAX;
+}
+
+bool recipe_gptq(const tare_recipe *r)
+{
+    return r->weight_method == WEIGHTS_GPTQ;
 }
 
 bool recipe_uses(const tare_recipe *r, linear_scheme scheme)
@@ -130,7 +137,8 @@ static tare_status check_widths(const tare_recipe *r)
 
 bool recipe_final_scales(const tare_recipe *recipe)
 {
-    return recipe->final_scales < 0 ? recipe->act_method == 4 : recipe->final_scales == 1;
+    return recipe->final_scales < 0 ? recipe->act_method == 4 || recipe_gptq(recipe)
+                                    : recipe->final_scales == 1;
 }
 
 bool recipe_npy_torch(const tare_recipe *recipe)
@@ -227,6 +235,24 @@ static tare_status check_fa_balance(const tare_recipe *r)
     return TARE_OK;
 }
 
+static tare_status check_gptq(const tare_recipe *r)
+{
+    if (!recipe_gptq(r))
+        return TARE_OK;
+    if (r->compat)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.weight_method: gptq does not go with run.compat; possible: ssz, "
+                         "minmax");
+    if (r->final_scales == 0)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.final_scales: quant.weight_method gptq looks at inputs with the "
+                         "scale that is written (true)");
+    if (!r->w_sym)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.w_sym: quant.weight_method gptq needs symmetric weights (true)");
+    return TARE_OK;
+}
+
 tare_status recipe_check_scheme(const tare_recipe *r)
 {
     tare_status status = TARE_OK;
@@ -245,6 +271,7 @@ tare_status recipe_check_scheme(const tare_recipe *r)
         TRY(check_weights_alone(r));
     TRY(check_kv_cache(r));
     TRY(check_rotation(r));
+    TRY(check_gptq(r));
     TRY(check_widths(r));
     TRY(check_anti_outlier(r));
 done:

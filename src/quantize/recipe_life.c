@@ -64,7 +64,7 @@ tare_status tare_recipe_create(tare_context *ctx, tare_recipe **out)
                        .a_bit = 8,
                        .act_method = 1,
                        .w_sym = true,
-                       .weight_method = WEIGHT_INT4_SSZ,
+                       .weight_method = WEIGHTS_SSZ,
                        .kv_sym = true,
                        .rotation_r1 = true,
                        .rotation_r2 = true,

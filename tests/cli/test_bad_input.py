@@ -251,6 +251,11 @@ def test_text_without_a_tokenizer(model, calib, tmp_path):
 SETTINGS = {
     "act-method": (["--act-method", "5"], ["act_method", "5", "4"]),
     "final scales in compat": (["--final-scales", "--compat", "msmodelslim"], ["final_scales"]),
+    "gptq in compat": (["--weight-method", "gptq", "--compat", "msmodelslim"],
+                       ["weight_method", "ssz, minmax"]),
+    "gptq without final scales": (["--weight-method", "gptq", "--no-final-scales"], ["final_scales"]),
+    "gptq asymmetric": (["--weight-method", "gptq", "--scheme", "w8a16", "--no-w-sym"], ["w_sym", "gptq"]),
+    "weight-method": (["--weight-method", "awq"], ["weight_method", "ssz, minmax, gptq"]),
     "act-method 4 in compat": (["--act-method", "4", "--compat", "msmodelslim"], ["act_method"]),
     "act-method text": (["--act-method", "max"], ["act_method", "max"]),
     "unknown layer": (["--disable-names", "model.layers.0.mlp.donw_proj"],

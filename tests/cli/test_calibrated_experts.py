@@ -173,6 +173,7 @@ def kill_behind(model, out, count, *flags):
     ("--anti-method", "m4", "--act-method", "3"),  # the float stream runs beside
     ("--anti-method", "m4", "--disable-level", "L2", "--save", "safe_tensor"),  # or before
     ("--fa-quant", "--fa-amp", "1"),
+    ("--weight-method", "gptq", "--mix", "*.experts.*=w8a8_dynamic"),
 ], ids=" ".join)
 def test_killed_between_experts(flags, tmp_path):
     """Twenty times, at random, each time with other threads and another cut of the layers."""

@@ -209,7 +209,7 @@ def test_verify_leaves_groups_alone(tmp_path):
     ([*MIX, "--save", "safe_tensor"], ["safe_tensor has no w4a8_dynamic", "save as ascendv1"]),
     ([*MIX, "--save", "ascendv1,numpy"], ["numpy has no w4a8_dynamic"]),
     ([*MIX, "--save", "compressed-tensors"], ["compressed-tensors has no w4a8_dynamic"]),
-    ([*MIX, "--weight-method", "hqq"], ['"hqq" is not known; possible: ssz, minmax']),
+    ([*MIX, "--weight-method", "hqq"], ['"hqq" is not known; possible: ssz, minmax, gptq']),
     (["--mix", "*.mlp.experts.*.up_proj=w4a8_dynamic"], ["engines fuse"]),
     (["--mix", "*.mlp.experts.1.*=w4a8_dynamic"], ["all experts of a layer to be of one type"]),
 ], ids=lambda x: " ".join(x) if isinstance(x, list) and x[0].startswith("--") else "")

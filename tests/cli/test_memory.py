@@ -22,7 +22,9 @@ RECIPES = [
     ["--compat", "msmodelslim", "--dtype", "float16", "--anti-method", "m1", "--act-method", "3"],
     ["--compat", "msmodelslim", "--kv-cache", "c8", "--no-kv-sym", "--save", "safe_tensor",
      "--disable-level", "L2"],
+    ["--weight-method", "gptq", "--mix", "*.mlp.*=w8a16", "--anti-method", "m1"],
 ]
+GPTQ = ["--weight-method", "gptq"]
 # Wide enough that weights and activations outweigh what is fixed.
 WIDE = tiny.CONFIG | {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 1,
@@ -115,7 +117,7 @@ def test_smallest_budget(flags, model, calib, tmp_path):
     check_smallest(model, calib, tmp_path, flags)
 
 
-@pytest.mark.parametrize("flags", RECIPES[:3], ids=" ".join)
+@pytest.mark.parametrize("flags", [*RECIPES[:3], GPTQ], ids=" ".join)
 def test_smallest_budget_of_a_wide_layer(flags, wide, tmp_path):
     check_smallest(*wide, tmp_path, flags)
 
@@ -198,7 +200,9 @@ def wider(tmp_path_factory):
     [], ["--act-method", "3", "--anti-method", "m3"], ["--anti-method", "m5", "--pr", "0.5"],
     ["--a-bit", "16"], ["--no-disable-last-linear", "--fa-quant"], ["--kv-cache", "c8"],
     ["--kv-cache", "c8", "--compat", "msmodelslim"],
-    ["--scheme", "w8a8_dynamic", "--anti-method", "m1"]], ids=" ".join)
+    ["--scheme", "w8a8_dynamic", "--anti-method", "m1"], [*GPTQ, "--act-method", "4"],
+    [*GPTQ, "--scheme", "w8a16"], [*GPTQ, "--scheme", "w8a8_dynamic", "--disable-level", "L1"]],
+    ids=" ".join)
 def test_the_plan_of_any_budget(flags, wider, tmp_path):
     """From the smallest budget to one that holds all, and whatever layouts there are between."""
     ids = long_samples(tmp_path)
@@ -264,6 +268,20 @@ def test_dry_run_by_hand(wide, tmp_path):
     work = {w["name"]: w["amount"] for w in two["work"]}
     assert work["float products"] == 2 * 600 * weights
     assert work["packing weights"] == weights
+
+
+def test_dry_run_of_gptq_by_hand(wide):
+    """A Hessian of each of four inputs, half of its k^2 products of two operations for each of 600 tokens;
+    its factor; and of each row of a weight all products of its errors. Attention runs for the scale of
+    what o_proj reads, for its Hessian, and to go on."""
+    plan = dry_run(*wide, "--no-probe", *GPTQ)
+    work = {w["name"]: w["amount"] for w in plan["work"]}
+    read = (1024, 1024, 1024, 4096)
+    rounded = sum(600 * k * k + k ** 3 / 3 for k in read) + sum(
+        n * k * k for n, k in WIDE_LINEARS.values())
+    assert abs(work["rounding by inputs"] - rounded) < 1e-9 * rounded
+    assert work["attention"] == 3 * 4 * 1024 * 5 * 120 * 121 / 2
+    assert work["INT8 products"] == 2 * 600 * sum(n * k for n, k in WIDE_LINEARS.values())
 
 
 def test_dry_run_touches_nothing(model, calib, tmp_path):

@@ -147,6 +147,38 @@ def test_final_scales_by_units_and_by_blocks(model, calib, tmp_path):
         np.testing.assert_array_equal(t.data, b[name].data)
 
 
+def test_gptq_whatever_the_run_is_like(tmp_path):
+    """Two blocks of columns and a bit, two chunks of rows and a bit, and no share of either for a thread;
+    but not of the rows, whose order is that of the sums."""
+    config = {"hidden_size": 320, "intermediate_size": 576, "num_attention_heads": 5,
+              "num_key_value_heads": 5, "head_dim": 64}
+    model = tiny.write_checkpoint(tmp_path / "model", tiny.make_tensors({**tiny.CONFIG, **config}), **config)
+    rng = np.random.default_rng(5)
+    calib = tmp_path / "ids.json"
+    calib.write_text(json.dumps([rng.integers(0, 256, n).tolist() for n in (120, 3, 110, 77, 90)]))
+    weights = []
+    for n, flags in enumerate((["--threads", 1], ["--threads", 2], ["--threads", 3, "--batch-rows", 1],
+                               ["--threads", 2, "--skip-layouts", 9, "--batch-rows", 280])):
+        quantize(model, calib, tmp_path / str(n), "--weight-method", "gptq", *flags)
+        weights.append({name: t.data for name, t in tensor_file.read_folder(tmp_path / str(n)).items()})
+    for other in weights[1:]:
+        for name, data in weights[0].items():
+            np.testing.assert_array_equal(other[name], data, name)
+    quantize(model, calib, tmp_path / "plain", "--final-scales")
+    plain = tensor_file.read_folder(tmp_path / "plain")
+    for name in LINEARS:
+        assert (plain[name + ".weight"].data != weights[0][name + ".weight"]).mean() > 0.1
+        np.testing.assert_array_equal(plain[name + ".weight_scale"].data, weights[0][name + ".weight_scale"])
+
+
+def test_gptq_needs_prompts(model, tmp_path):
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--weight-method", "gptq", "--scheme",
+                    "w8a8_dynamic")
+    assert done.returncode == 2
+    assert "weight_method gptq needs calibration samples" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_modes_of_files_and_folders(model, calib, tmp_path):
     for umask, folder, file in ((0o022, 0o755, 0o644), (0o007, 0o770, 0o660), (0o077, 0o700, 0o600)):
         out = tmp_path / f"new{umask}" / "out"

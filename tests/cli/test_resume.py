@@ -81,6 +81,20 @@ def test_random_kills(setting, tmp_path):
         assert_same(whole, out)
 
 
+def test_kills_of_gptq(setting, tmp_path):
+    """What rounds the weights of a layer is made anew behind the checkpoint."""
+    model, ids, whole, lines = setting
+    gptq = ["--weight-method", "gptq"]
+    done = quantize(model, ids, tmp_path / "whole", *gptq)
+    assert done.returncode == 0, done.stderr
+    for last in (lines // 3, 2 * lines // 3):
+        start_and_stop(setting, tmp_path / "out", signal.SIGKILL, lambda n: n == last, "--resume", *gptq)
+    done = quantize(model, ids, tmp_path / "out", "--resume", "--threads", 3, *gptq)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "whole", tmp_path / "out")
+    assert not filecmp.cmp(*(folder / "tare_run.json" for folder in (whole, tmp_path / "out")))
+
+
 def test_a_kill_behind_the_journal_s_end_leaves_nothing(setting, tmp_path):
     model, ids, whole, _ = setting
     out = tmp_path / "out"

@@ -314,6 +314,9 @@ def test_refusals(model, calib, tmp_path):
     assert "run.dtype" in refuse(tmp_path / "a", *base, "--recipe", other)
     call("quantize", model, "--out", tmp_path / "alone", "--scheme", "w8a16")
     assert "needs samples" in refuse(tmp_path / "alone", *base, "--scheme", "w8a8")
+    assert "gptq needs calibration samples" in refuse(tmp_path / "a", *base, "--weight-method", "gptq")
+    quantize(model, calib, tmp_path / "gptq", "--weight-method", "gptq")
+    assert "come from gptq" in refuse(tmp_path / "gptq", *base, "--weight-method", "minmax")
     assert not out.exists()
 
 

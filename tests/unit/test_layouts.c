@@ -24,31 +24,36 @@ static int tear_down(void **state)
     return 0;
 }
 
-static void quantize_into(tare_context *ctx, const char *model, const tare_recipe *recipe,
-                          size_t skip, const char *out)
+static void quantize_into(tare_context *ctx, const char *model, const char *calib,
+                          const tare_recipe *recipe, size_t skip, const char *out)
 {
     tare_quantize_options o;
     tare_quantize_options_init(&o);
     o.model = model;
     o.out = out;
     o.recipe = recipe;
-    o.calib = CALIB;
+    o.calib = calib;
     o.skip_layouts = skip;
     remove_tree(out);
     assert_ok(ctx, tare_quantize(ctx, &o, NULL));
 }
 
-static void expect_one_output(const char *model, const char *const *settings)
+static void expect_one_output_of(const char *model, const char *calib, const char *const *settings)
 {
     tare_context *ctx = new_context(2);
     tare_recipe *recipe = make_recipe(ctx, settings);
-    quantize_into(ctx, model, recipe, 0, first);
+    quantize_into(ctx, model, calib, recipe, 0, first);
     for (size_t skip = 1; skip < LAYOUTS; skip++) {
-        quantize_into(ctx, model, recipe, skip, other);
+        quantize_into(ctx, model, calib, recipe, skip, other);
         assert_same_folders(first, other, "");
     }
     tare_recipe_free(recipe);
     free_context(ctx);
+}
+
+static void expect_one_output(const char *model, const char *const *settings)
+{
+    expect_one_output_of(model, CALIB, settings);
 }
 
 static void test_plain(void **state)
@@ -125,6 +130,36 @@ static void test_final_scales(void **state)
                       (const char *[]){"save.types=ascendv1,numpy", "quant.act_method=4", NULL});
 }
 
+/* Hessians sum the same rows in the same order, whatever a batch holds. */
+static void test_gptq(void **state)
+{
+    (void)state;
+    expect_one_output(
+        MODEL("llama"),
+        (const char *[]){"quant.weight_method=gptq", "quant.act_method=4", "fa_quant=true", NULL});
+    expect_one_output(MODEL("qwen2"),
+                      (const char *[]){"quant.weight_method=gptq", "anti_outlier.anti_method=m6",
+                                       "mix=*.o_proj=w8a16,*.down_proj=w8a8_dynamic",
+                                       "fallback.disable_level=L3", NULL});
+    expect_one_output(MODEL("llama"), (const char *[]){"quant.weight_method=gptq", "quant.pr=0.5",
+                                                       "save.types=ascendv1,numpy", NULL});
+    expect_one_output(MODEL("qwen2"),
+                      (const char *[]){"quant.weight_method=gptq", "quant.scheme=w8a16", NULL});
+}
+
+/* The same of experts, whose rows of all samples may be one batch. */
+static void test_gptq_of_experts(void **state)
+{
+    (void)state;
+    expect_one_output_of(MODEL("mixtral"), TARE_TEST_DATA "/golden/mixtral/calib_ids.json",
+                         (const char *[]){"quant.weight_method=gptq",
+                                          "mix=*.experts.*=w8a8_dynamic",
+                                          "anti_outlier.anti_method=m3", NULL});
+    expect_one_output_of(MODEL("qwen3_moe"), TARE_TEST_DATA "/golden/qwen3_moe/calib_ids.json",
+                         (const char *[]){"quant.weight_method=gptq", "quant.scheme=w8a8_dynamic",
+                                          "mix=*.mlp.experts.*=w4a8_dynamic", NULL});
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_plain),
@@ -133,6 +168,8 @@ int main(void)
                                        cmocka_unit_test(test_compat),
                                        cmocka_unit_test(test_npy_files_are_streams),
                                        cmocka_unit_test(test_several_schemes),
-                                       cmocka_unit_test(test_final_scales)};
+                                       cmocka_unit_test(test_final_scales),
+                                       cmocka_unit_test(test_gptq),
+                                       cmocka_unit_test(test_gptq_of_experts)};
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
