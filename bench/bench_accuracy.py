@@ -3,7 +3,9 @@
 
 One setting at a time differs from BASE (act_method 3, L5, down_proj float, FA3, m3); two rows have
 no more than down_proj to tell them apart, and those of --set schemes compare the types of linears
-and of the key/value cache. A row is printed as soon as it is known.
+and of the key/value cache. --set transformations is what rotation, balance, gptq and ranges give one on
+top of the other, for linears that are static (down_proj float), static with a dynamic down_proj, and
+dynamic; --set recipes the recipes that ship. A row is printed as soon as it is known.
 
     bench/bench_accuracy.py --model build/demo/SmolLM2-135M-Instruct --calib boolq.jsonl \\
         --text held_out.jsonl [--set schemes] [--only 'm?,none'] [--oracle-python PYTHON]
@@ -54,7 +56,32 @@ SCHEMES = {
     "w8a8 m3 c8": M3 | C8, "w8a8 m3 fa": M3 | {"--fa-quant": True},
     "w8a8_dynamic c8": DYNAMIC | C8, "w8a8_dynamic fa": DYNAMIC | {"--fa-quant": True},
 }
-SETS = {"settings": SETTINGS, "schemes": SCHEMES}
+
+DOWN_FLOAT = {"--disable-names": "*.mlp.down_proj"}
+ROTATED = {"--rotate": True}
+BALANCE = {"--anti-method": "balance"}
+FORMS = {"static": DOWN_FLOAT, "mixed": DOWN_DYNAMIC, "dynamic": DYNAMIC}
+STEPS = {"none": {}, **{m: {"--anti-method": m} for m in ("m1", "m2", "m3", "m4", "m5", "m6")},
+         "rotation": ROTATED, "+ balance": ROTATED | BALANCE,
+         "+ gptq": ROTATED | BALANCE | {"--weight-method": "gptq"},
+         "+ mse": ROTATED | BALANCE | {"--weight-method": "gptq", "--act-method": "4"}}
+CACHES = {"": {}, "fa3": {"--fa-quant": True}, "c8": C8}
+
+
+def transformed(form, step, cache):
+    """Queries and keys are balanced with up and down, where FA3 takes them."""
+    setting = FORMS[form] | STEPS[step] | CACHES[cache]
+    if cache == "fa3" and setting.get("--anti-method") == "balance":
+        setting["--fa-balance"] = True
+    return setting
+
+
+TRANSFORMATIONS = {f"{form} {cache} {step}".replace("  ", " "): transformed(form, step, cache)
+                   for form in FORMS for cache in CACHES for step in STEPS}
+RECIPES = {name: {"--recipe": name} for name in ("llama3.1-70b", "best-static", "all-int8", "best-c8")}
+RECIPES |= {f"{name}, seed 1": {"--recipe": name, "--rotate": "1"} for name in ("best-static", "all-int8")}
+SETS = {"settings": SETTINGS, "schemes": SCHEMES, "transformations": TRANSFORMATIONS,
+        "recipes": RECIPES}
 
 
 def flags(setting):
@@ -71,6 +98,22 @@ def cpu_seconds():
     return usage.ru_utime + usage.ru_stime
 
 
+def judge(args, model, out, text, report):
+    measure.run([args.oracle_python, args.oracle, "--base", model, "--quant", out, "--text", text,
+                 "--tokens", args.tokens, *(["--max-length", args.max_length] if args.max_length else []),
+                 "--json", report])
+    return json.loads(report.read_text(encoding="utf-8"))
+
+
+def columns(args, text, judged):
+    """Of several texts with the name of their file."""
+    end = f" {text.stem}" if len(args.text) > 1 else ""
+    yield f"kl{end}", f"{judged['kl']:.4f}"
+    yield f"top1{end}", f"{judged['top1_agreement']:.3f}"
+    yield f"perplexity{end}", f"{judged['ppl_quant']:.2f}"
+    yield f"perplexity_float{end}", f"{judged['ppl_float']:.2f}"
+
+
 def measure_setting(args, model, setting, folder):
     out, report = folder / "out", folder / "report.json"
     before = cpu_seconds()
@@ -78,23 +121,20 @@ def measure_setting(args, model, setting, folder):
         [args.tare, "quantize", model, "--out", out, "--calib", args.calib, "--samples",
          args.samples, *flags(setting), "--json", "--quiet"])
     cpu, done = cpu_seconds() - before, json.loads(text)
-    measure.run([args.oracle_python, args.oracle, "--base", model, "--quant", out,
-                 "--text", args.text, "--tokens", args.tokens, "--json", report])
-    judged = json.loads(report.read_text(encoding="utf-8"))
+    judged = {text.stem: judge(args, model, out, text, report) for text in args.text}
     return {"quantized": f"{done['linears_quantized']}/{done['linears']}",
             "size": f"{done['bytes_out'] / done['bytes_in']:.3f}",
             "mb": f"{done['bytes_out'] / 1e6:.0f}", "mb_float": f"{done['bytes_in'] / 1e6:.0f}",
-            "wall_s": f"{seconds:.1f}", "cpu_s": f"{cpu:.1f}", "peak_mib": peak >> 20,
-            "kl": f"{judged['kl']:.4f}", "top1": f"{judged['top1_agreement']:.3f}",
-            "perplexity": f"{judged['ppl_quant']:.2f}",
-            "perplexity_float": f"{judged['ppl_float']:.2f}"}
+            "wall_s": f"{seconds:.1f}", "cpu_s": f"{cpu:.1f}", "peak_mib": peak >> 20} | {
+                key: value for text in args.text for key, value in columns(args, text, judged[text.stem])}
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("--model", required=True, action="append", type=pathlib.Path)
     ap.add_argument("--calib", required=True, type=pathlib.Path)
-    ap.add_argument("--text", required=True, type=pathlib.Path)
+    ap.add_argument("--text", required=True, action="append", type=pathlib.Path, help="repeat for more")
+    ap.add_argument("--max-length", type=int, help="tokens of a text, at most (the judge's default)")
     ap.add_argument("--oracle", default=measure.ROOT / "tests/oracle/engine.py", type=pathlib.Path)
     ap.add_argument("--oracle-python", type=pathlib.Path, default=pathlib.Path(sys.executable))
     ap.add_argument("--tare", type=pathlib.Path, default=measure.ROOT / "build/release/tare")

@@ -287,7 +287,7 @@ SETTINGS = {
                               ["v_method"]),
     "fa-amp negative": (["--fa-quant", "--fa-amp", "-1"], ["fa_amp = -1 is smaller than 0."]),
     "fa-amp float": (["--fa-quant", "--fa-amp", "1.5"], ["fa_amp must be int, not float."]),
-    "shipped recipe": (["--recipe", "llama"], ["default, llama3.1-70b, qwen2.5-72b, qwen3-moe-w8a8"]),
+    "shipped recipe": (["--recipe", "llama"], ["all-int8, best-c8, best-static", "default, llama3.1-70b, qwen2.5-72b, qwen3-moe-w8a8"]),
     "unknown flag": (["--turbo"], ["--turbo"]),
     "flag without value": (["--act-method"], ["--act-method"]),
 }

@@ -220,7 +220,7 @@ static void test_shipped_recipes(void **state)
 {
     (void)state;
     tare_context *ctx = new_context(1);
-    assert_int_equal(num_shipped_recipes, 9);
+    assert_int_equal(num_shipped_recipes, 12);
     for (size_t i = 0; i < num_shipped_recipes; i++) {
         char path[1024];
         buffer texts[2];
@@ -254,8 +254,9 @@ static void test_shipped_recipes(void **state)
     assert_true(r->anti_method == 0 && r->act_method == 1 && r->disable_level == 0 && r->fa_quant &&
                 r->fa_amp == 0 && r->disable_names.count == 1);
     assert_fails(ctx, tare_recipe_load(r, "llama"), TARE_E_USAGE,
-                 "llama: neither a file nor one of the recipes that ship with tare: "
-                 "deepseek-r1-w8a8-fa3, deepseek-v3-w4a8, deepseek-v3-w8a8, deepseek-v3-w8a8-fa3, "
+                 "llama: neither a file nor one of the recipes that ship with tare: all-int8, "
+                 "best-c8, best-static, deepseek-r1-w8a8-fa3, deepseek-v3-w4a8, deepseek-v3-w8a8, "
+                 "deepseek-v3-w8a8-fa3, "
                  "deepseek-v3.1-w8a8-fa3, default, llama3.1-70b, qwen2.5-72b, qwen3-moe-w8a8");
     tare_recipe_free(r);
     free_context(ctx);
