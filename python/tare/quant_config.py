@@ -5,6 +5,7 @@ from ._log import logger
 
 _W_METHODS = ("MinMax", "GPTQ", "HQQ", "NF")
 _GROUP_SIZES = (32, 64, 128, 256)
+_WEIGHT_METHODS = (None, "ssz", "minmax", "gptq")
 _BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 _TP_SIZES = (2, 4, 8, 16)
 _PAIRS = ("8 with 8 (W8A8), 8 with 16 (W8A16), 4 with 16 (W4A16, NF4), 16 with 16 (FLOAT), "
@@ -27,8 +28,9 @@ class QuantConfig:
     again: QuantConfig(a_bit=16).weight_quant(w_sym=False), QuantConfig().fa_quant(fa_amp=2), …
 
     `act_method` 4 (ranges of the smallest squared error), `final_scales` (inputs are observed over all
-    samples before these go on; None: with act_method 4), `v_method` of fa_quant ("max", "mse") and its
-    `balance` (queries and keys get equal magnitudes),
+    samples before these go on; None: with act_method 4 and gptq), `weight_method` ("gptq": weights are
+    rounded by what their linears read; "ssz", "minmax": scales of 4-bit ones), `v_method` of fa_quant
+    ("max", "mse") and its `balance` (queries and keys get equal magnitudes),
     `seed` (the generator for pr below 1), `a_sym` (static activations with offset 0), `mtp` (what becomes of MTP layers: "none", "float", "mix") and `compat` ("msmodelslim": the reference's
     arithmetic and file names) are tare's own. All parameters are attributes; `model_quant_type` is the scheme.
     """
@@ -38,7 +40,8 @@ class QuantConfig:
                  nonuniform=False, co_sparse=False, w_sym=True, is_lowbit=False, do_smooth=False,
                  use_sigma=False, sigma_factor=3.0, disable_last_linear=True, use_kvcache_quant=False,
                  open_outlier=True, is_dynamic=False, group_size=64, percdamp=0.01, pdmix=False, *,
-                 seed=0, a_sym=False, mtp=None, final_scales=None, compat=None):
+                 seed=0, a_sym=False, mtp=None, final_scales=None, weight_method=None,
+                 compat=None):
         self.w_bit, self.a_bit, self.act_method, self.w_method = w_bit, a_bit, act_method, w_method
         self.disable_names = [] if disable_names is None else disable_names
         self.pr, self.mm_tensor, self.dev_type, self.dev_id = pr, mm_tensor, dev_type, dev_id
@@ -49,6 +52,7 @@ class QuantConfig:
         self.open_outlier, self.is_dynamic, self.group_size = open_outlier, is_dynamic, group_size
         self.percdamp, self.pdmix, self.seed, self.compat = percdamp, pdmix, seed, compat
         self.a_sym, self.mtp, self.final_scales = a_sym, mtp, final_scales
+        self.weight_method = weight_method
         self.kv_sym, self.use_fa_quant, self.fa_amp, self.v_method = True, False, 0, "max"
         self.fa_balance = False
         self.block_size = self.tp_size = self.max_dynamic_step = None
@@ -137,6 +141,11 @@ class QuantConfig:
             raise ValueError("act_method can not be 4 with compat; possible: 1, 2, 3")
         if self.final_scales is not None:
             check_type(self.final_scales, bool, "final_scales")
+        if self.weight_method not in _WEIGHT_METHODS:
+            raise ValueError(f"weight_method {self.weight_method!r} is not known; possible: "
+                             f"{', '.join(_WEIGHT_METHODS[1:])}")
+        if self.compat and self.weight_method == "gptq":
+            raise ValueError("weight_method can not be gptq with compat; possible: ssz, minmax")
         check_mtp(self.mtp)
         if self.use_kvcache_quant and self.use_fa_quant:
             raise ValueError("KV-cache and FA cannot be quantized at the same time!")
@@ -270,6 +279,8 @@ class QuantConfig:
             settings.append(("fallback.disable_names", self.disable_names))
         if self.final_scales is not None:
             settings.append(("quant.final_scales", self.final_scales))
+        if self.weight_method is not None:
+            settings.append(("quant.weight_method", self.weight_method))
         if self.mtp is not None:
             settings.append(("quant.mtp", self.mtp))
         if self.use_kvcache_quant:

@@ -107,6 +107,10 @@ static void describe_remedies(const run_plan *plan, const memory_plan *memory, b
         buffer_printf(out, "%sanother anti_method, or none", lead);
         lead = " or ";
     }
+    if (plan->gptq && p->terms[TERM_SCRATCH] > half) {
+        buffer_printf(out, "%sanother quant.weight_method than gptq", lead);
+        lead = " or ";
+    }
     if (parallel_threads(plan->env->ctx) > 4 && p->terms[TERM_FIXED] > p->total / 4)
         buffer_printf(out, "%sfewer threads (--threads; %d in use)", lead,
                       parallel_threads(plan->env->ctx));

@@ -173,7 +173,7 @@ static tare_status check_rounding(const taking *t)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.weight_method: gptq needs calibration samples, which statistics do "
                          "not have; tare quantize can round by them");
-    if (value_is(value_get(quant, "weight_method"), "gptq"))
+    if (!t->plan->weights_alone && value_is(value_get(quant, "weight_method"), "gptq"))
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.weight_method: the statistics in %s come from gptq, and what they "
                          "say holds for that alone; tare quantize can change it",

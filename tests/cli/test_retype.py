@@ -316,6 +316,8 @@ def test_refusals(model, calib, tmp_path):
     assert "needs samples" in refuse(tmp_path / "alone", *base, "--scheme", "w8a8")
     assert "gptq needs calibration samples" in refuse(tmp_path / "a", *base, "--weight-method", "gptq")
     quantize(model, calib, tmp_path / "gptq", "--weight-method", "gptq")
+    call("retype", tmp_path / "gptq", "--base", model, "--out", tmp_path / "w8a16", "--scheme", "w8a16",
+         "--weight-method", "ssz")
     assert "come from gptq" in refuse(tmp_path / "gptq", *base, "--weight-method", "minmax")
     assert not out.exists()
 

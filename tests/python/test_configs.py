@@ -102,6 +102,11 @@ def test_chained_calls():
         tare.QuantConfig().fa_quant(v_method="best")
     with pytest.raises(TypeError, match="final_scales"):
         tare.QuantConfig(final_scales=1)
+    assert dict(tare.QuantConfig(weight_method="gptq").recipe_settings())["quant.weight_method"] == "gptq"
+    assert "quant.weight_method" not in dict(tare.QuantConfig().recipe_settings())
+    for bad in ({"weight_method": "GPTQ"}, {"weight_method": "gptq", "compat": "msmodelslim"}):
+        with pytest.raises(ValueError, match="weight_method .*possible: ssz, minmax"):
+            tare.QuantConfig(**bad)
     assert tare.QuantConfig().kv_quant(kv_sym=False).use_kvcache_quant
 
 

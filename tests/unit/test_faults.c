@@ -117,6 +117,7 @@ static const setting alone[] = {{"quant.a_bit", "16"},
                                 {"save.types", "ascendv1,compressed-tensors"},
                                 {NULL}};
 static const setting several[] = {{"quant.scheme", "w8a8_dynamic"},
+                                  {"quant.weight_method", "gptq"},
                                   {"mix", "*.o_proj=w8a16,*.self_attn.*=w8a8"},
                                   {"calibration.samples", "2"},
                                   {"save.types", "safe_tensor,compressed-tensors"},
