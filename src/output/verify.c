@@ -268,8 +268,7 @@ static tare_status verify_all(tare_context *ctx, const tare_verify_options *opti
     TRY(check_options(&v));
     if (options->base)
         TRY(open_base(&v, &a));
-    if (options->base)
-        TRY(verify_open_run(&v, &a));
+    TRY(verify_open_run(&v, &a));
     if (options->base)
         TRY(verify_rotate_base(&v, &a));
     TRY(reader_open(ctx, options->dir, &how, &v.output));

@@ -196,13 +196,6 @@ typedef struct distance {
 #define GPTQ_MOST                                                                                  \
     1.0 /* in scales, the mean of a row; of plain rounding 0.25, of other weights 30 */
 
-static bool rounds_by_inputs(const verify *v)
-{
-    const value *method = value_get(value_get(value_get(v->record, "recipe"), "quant"),
-                                    "weight_method");
-    return method && method->type == VALUE_STRING && strcmp(method->text, "gptq") == 0;
-}
-
 static void end_row(distance *d, size_t row, size_t k)
 {
     if (d->by_rows && !(d->row_sum <= GPTQ_MOST * (double)k) && d->bad++ == 0)
@@ -290,7 +283,7 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
     const char *name = arena_printf(&f->arena, "%s.weight", l->module);
     const tensor_info *source = name ? base_weight(v, name) : NULL;
     const tensor_info matrix = {.name = name, .rank = 2, .shape = {n->n, n->k}};
-    distance d = {.by_rows = rounds_by_inputs(v)};
+    distance d = {.by_rows = verify_rounds_by_inputs(v)};
     base_smoothing s = {0};
     base_tensor from = {0};
     tare_status status = TARE_OK;

@@ -53,8 +53,10 @@ tare_status verify_planned(tare_context *ctx, const tare_verify_options *options
 tare_status verify_planned_target(tare_context *ctx, const tare_verify_options *options,
                                   const reader_plan *plan);
 
-/* verify_run.c: what the output's run left beside it. */
+/* verify_run.c: what the output's run left beside it, its statistics only if there is a base. */
 tare_status verify_open_run(verify *v, arena *a);
+/* Did that run round weights by what their linears read (gptq)? */
+bool verify_rounds_by_inputs(const verify *v);
 /* verify_rotation.c: v->rotated, if that run says so. */
 tare_status verify_rotate_base(verify *v, arena *a);
 
