@@ -1,7 +1,7 @@
 /* The rotation of the residual stream as a file of its own (options->save_rotation), for what reads
  * hidden states as they were: drafts of speculative decoding. It is known once the model is
  * aligned, and is written, a panel of rows at a time, when all the rest is. */
-#include <sys/stat.h>
+#include <unistd.h>
 
 #include "model/rotate.h"
 #include "pipeline/run.h"
@@ -90,6 +90,8 @@ static tare_status write_outside(run *r, const char *path)
     TRY(write_panels(r, fresh.data));
     TRY(file_rename(r->ctx, fresh.data, real));
 done:
+    if (status != TARE_OK && fresh.data)
+        (void)unlink(fresh.data); /* the first error is the one worth telling */
     mem_free(r->ctx, real);
     buffer_free(&fresh);
     return status;

@@ -285,7 +285,8 @@ def assert_rotates(r, model, out):
 def test_the_saved_rotation(name, scheme, tmp_path):
     """Beside an output, of which it changes nothing; and as part of it, which verify looks at."""
     model, out, inside = model_of(name), tmp_path / "out", tmp_path / "inside"
-    flags = [*SCHEMES[scheme], *([] if scheme in ("dynamic", "weights") else ["--calib", calib_of(name)])]
+    calib = [] if scheme in ("dynamic", "weights") else ["--calib", calib_of(name)]
+    flags = [*SCHEMES[scheme], *calib]
     quantize(model, tmp_path / "plain", *flags)
     quantize(model, out, *flags, "--save-rotation", tmp_path / "r.safetensors")
     assert output_files(out) == output_files(tmp_path / "plain")
@@ -323,8 +324,8 @@ def test_saved_rotations_are_of_a_seed_and_of_samples(tmp_path):
         found[name] = file.read_bytes()
     assert found["0"] == found["again"] and len(set(found.values())) == 3
     file = tmp_path / "retyped.safetensors"
-    done = run_tare("retype", tmp_path / "fitted", "--base", model_of("qwen2"), "--out", tmp_path / "r",
-                    "--save-rotation", file)
+    done = run_tare("retype", tmp_path / "fitted", "--base", model_of("qwen2"),
+                    "--out", tmp_path / "r", "--save-rotation", file)
     assert done.returncode == 0, done.stderr
     assert file.read_bytes() == found["fitted"]
 
@@ -362,7 +363,8 @@ def test_resume_saves_the_rotation(inside, calib, tmp_path):
     model = many_experts(tmp_path / "model")
     out, whole = tmp_path / "out", tmp_path / "whole"
     flags = ["--calib", calib, "--checkpoint-every", 1, "--rotate", 9]
-    files = [folder / PLACE if inside else tmp_path / f"{folder.name}.safetensors" for folder in (whole, out)]
+    files = [folder / PLACE if inside else tmp_path / f"{folder.name}.safetensors"
+             for folder in (whole, out)]
     quantize(model, whole, *flags, "--save-rotation", files[0])
     lines = quantize(model, tmp_path / "lines", *flags, "--verbose").stderr.splitlines()
     layer, = (i for i, line in enumerate(lines) if line.startswith("calibrate: layer 2 "))
@@ -380,7 +382,8 @@ def test_resume_saves_the_rotation(inside, calib, tmp_path):
     done = run(model, out, *flags, "--resume")  # finished: nothing to do, or too late
     assert done.returncode == 0, done.stderr
     done = run(model, out, *flags[:-2], "--resume", "--save-rotation", tmp_path / "late")
-    assert done.returncode == 2 and "is finished, without" in done.stderr and not (tmp_path / "late").exists()
+    assert done.returncode == 2 and "is finished, without" in done.stderr
+    assert not (tmp_path / "late").exists()
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run", "--no-probe"]])
@@ -402,25 +405,38 @@ def test_rotations_that_cannot_be_saved(file, flags, words, dry, tmp_path):
         return  # a dry run looks at no output folder
     flags = [tmp_path / flag if flag == "RECIPE" else flag for flag in flags]
     rotate = [] if "--no-rotate" in flags or "--recipe" in flags else ["--rotate"]
-    done = run_tare("quantize", model, "--out", out, "--scheme", "w8a8_dynamic", *rotate, *flags, *dry,
-                    "--save-rotation", tmp_path if file == "TMP" else file and tmp_path / file)
+    file = tmp_path if file == "TMP" else file and tmp_path / file
+    done = run_tare("quantize", model, "--out", out, "--scheme", "w8a8_dynamic", *rotate, *flags,
+                    *dry, "--save-rotation", file)
     assert done.returncode == 2 and words.replace("TMP", str(tmp_path)) in done.stderr, done.stderr
     assert not out.exists()
+
+
+def rename_tensor(header, body):
+    return {"other": header["global_rotation"]}, body
+
+
+def reshape_tensor(header, body):
+    return {"global_rotation": {**header["global_rotation"], "shape": [32, 128]}}, body
+
+
+def flip_sign(header, body):
+    body[3] ^= 0x80
+    return header, body
 
 
 @pytest.mark.parametrize("spoil,rule,words", [
     (lambda path: path.unlink(), 3, "No such file"),
     (lambda path: path.write_bytes(path.read_bytes()[:-8]), 3, ""),
-    (lambda path: rewrite(path, lambda h, b: ({"other": h["global_rotation"]}, b)), 3, "no such tensor"),
-    (lambda path: rewrite(path, lambda h, b: ({"global_rotation": {**h["global_rotation"], "shape": [32, 128]}}, b)),
-     3, "another shape"),
-    (lambda path: rewrite(path, lambda h, b: (h, bytes([b[0], b[1], b[2], b[3] ^ 0x80]) + b[4:])), 14, "another one"),
+    (lambda path: rewrite(path, rename_tensor), 3, "no such tensor"),
+    (lambda path: rewrite(path, reshape_tensor), 3, "another shape"),
+    (lambda path: rewrite(path, flip_sign), 14, "another one"),
 ], ids=["gone", "short", "name", "shape", "value"])
 def test_verify_looks_at_the_rotation(spoil, rule, words, tmp_path):
-    out = tmp_path / "out"
-    quantize(model_of("qwen2"), out, "--scheme", "w8a8_dynamic", "--save-rotation", out / PLACE)
+    out, model = tmp_path / "out", model_of("qwen2")
+    quantize(model, out, "--scheme", "w8a8_dynamic", "--save-rotation", out / PLACE)
     spoil(out / PLACE)
-    done = run_tare("verify", out, "--base", model_of("qwen2"), "--json")
+    done = run_tare("verify", out, "--base", model, "--json")
     finding, = [f for f in json.loads(done.stdout)["findings"] if f["rule"] != 25]
     assert done.returncode == 1 and (finding["rule"], finding["tensor"]) == (rule, PLACE)
     assert words in finding["found"]
@@ -433,4 +449,5 @@ def test_verify_stays_in_the_folder(name, tmp_path):
     path = out / "quant_model_description.json"
     path.write_text(path.read_text().replace(json.dumps(PLACE), json.dumps(name)))
     done = run_tare("verify", out, "--json")
-    assert [(f["rule"], f["tensor"]) for f in json.loads(done.stdout)["findings"]] == [(3, "optional")]
+    finding, = json.loads(done.stdout)["findings"]
+    assert (finding["rule"], finding["tensor"]) == (3, "optional")
