@@ -88,16 +88,17 @@ def judge_by_oracle(base, quant, text, reference, monkeypatch):
         for modeling in (modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3):
             patch.setattr(modeling, "eager_attention_forward",  # which main() replaces
                           modeling.eager_attention_forward)
-        patch.setattr(sys, "argv", list(map(str, (ORACLE, "--base", base, "--quant", quant, "--text", text,
-                                                  "--tokens", 4096, "--json", report))))
+        args = (ORACLE, "--base", base, "--quant", quant, "--text", text, "--tokens", 4096,
+                "--json", report)
+        patch.setattr(sys, "argv", list(map(str, args)))
         module.main()
     return json.loads(report.read_text())
 
 
 @pytest.fixture
 def judged(tmp_path, capsys, float_model, monkeypatch):
-    """judged(*flags): quantizes with every prompt, and judges on the last 20: the KL; and a line about
-    it on the terminal."""
+    """judged(*flags): quantizes with every prompt, and judges on the last 20: the KL; and a line
+    about it on the terminal."""
     out, text = tmp_path / "out", tmp_path / "text.jsonl"
 
     def run(*flags, model=MODEL, by=ORACLE):
