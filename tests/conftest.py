@@ -18,6 +18,10 @@ GOLDEN = DATA / "golden"
 SHARED = ROOT.parent / "shared"
 EXAMPLES = ROOT / "examples"
 
+# PyTorch's threads spin while they wait for each other: beside another worker of pytest-xdist they
+# took four times the CPU time of one thread. (tare has threads of its own, which this is not for.)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 sys.path[:0] = [str(TESTS), str(ROOT / "python")]
 
 import instruction_sets  # noqa: E402

@@ -220,6 +220,12 @@ typedef struct tare_quantize_options {
     /* Of each sequence, sample after sample, the tokens in front of those that only pad it. No
      * other token sees padding; its own rows are observed like all. NULL: all tokens. */
     const size_t *calib_kept;
+    /* A file for the rotation of the residual stream (the recipe's `rotation`, with r1), replaced
+     * only with `overwrite`: x R1 is what the output has where the model has a row x; the tensor
+     * "global_rotation" is R1, F32 [hidden_size, hidden_size]. As optional/quarot.safetensors in
+     * the folder of save type ascendv1 it is part of the output, and named by its description, by
+     * which engines find it. NULL: none. Not for tare_record. */
+    const char *save_rotation;
 } tare_quantize_options;
 
 /* What came out, for a summary. Counts are of tensors and bytes in the model's own part of the

@@ -139,25 +139,6 @@ done:
     return status;
 }
 
-static tare_status check_save_folder(tare_context *ctx, const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    char *folder = slash ? mem_strndup(ctx, path, slash > path ? (size_t)(slash - path) : 1)
-                         : mem_strdup(ctx, ".");
-    if (!folder)
-        return TARE_E_MEMORY;
-    tare_status status = TARE_OK;
-    struct stat st;
-    int failed = stat(folder, &st) != 0 ? errno : S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
-    if (!failed && faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) != 0)
-        failed = errno;
-    if (failed)
-        status = context_fail_errno(ctx, TARE_E_USAGE, failed, "cannot save '%s': folder '%s': %s",
-                                    path, folder, errno_text(failed));
-    mem_free(ctx, folder);
-    return status;
-}
-
 static tare_status find_save_path(tare_calib *c, const char *path)
 {
     tare_status status = path_real(c->ctx, path, &c->save_path);
@@ -178,16 +159,13 @@ static tare_status check_save_path(tare_calib *c, const char *path, bool overwri
     if (!str_ends_with(path, ".json"))
         return TARE_FAIL(c->ctx, TARE_E_USAGE, "cannot save '%s': its name must end in .json",
                          path);
+    TRY(path_check_place(c->ctx, path));
     if (stat(path, &st) == 0) {
-        if (!S_ISREG(st.st_mode))
-            return TARE_FAIL(c->ctx, TARE_E_USAGE, "cannot save '%s': it is %s", path,
-                             S_ISDIR(st.st_mode) ? "a folder" : "no regular file");
         if (input_has_read(&c->input, &st))
             return TARE_FAIL(c->ctx, TARE_E_USAGE,
                              "cannot save '%s': the mix is made from this file", path);
         exists = true;
     }
-    TRY(check_save_folder(c->ctx, path));
     TRY(find_save_path(c, path));
     /* A run that was killed behind its end, or that had --overwrite, goes on. */
     if (exists && !overwrite && !(c->resume && path_exists(c->work_folder)))
@@ -195,7 +173,7 @@ static tare_status check_save_path(tare_calib *c, const char *path, bool overwri
                       path));
     if (exists)
         TARE_WARN(c->ctx, "%s exists and will be replaced", path);
-    TRY(check_save_folder(c->ctx, c->save_path)); /* where a link leads */
+    TRY(path_check_place(c->ctx, c->save_path)); /* where a link leads */
 done:
     return status;
 }

@@ -108,6 +108,10 @@ static const char usage[] =
     "--compat "
     "torch)\n"
     "  --part-file-size GIB       size of a shard; 0: one file\n"
+    "  --save-rotation FILE       with --rotate: the residual stream's rotation as safetensors; as "
+    "DIR/optional/\n"
+    "                             quarot.safetensors the description names it, for drafts of "
+    "speculative decoding\n"
     "  --overwrite                replace an earlier output in DIR\n"
     "  --resume                   go on with a run that was interrupted or killed\n"
     "  --checkpoint-every K       make a checkpoint after K layers (default: after 20 seconds)\n"
@@ -300,6 +304,7 @@ static int run(int argc, char **argv)
         {"--scratch-dir", FLAG_TEXT, &o.scratch_dir, NULL},
         {"--no-verify", FLAG_OFF, &o.verify, NULL},
         {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
+        {"--save-rotation", FLAG_TEXT, &o.save_rotation, NULL},
         {"--batch-rows", FLAG_COUNT, &o.batch_rows, NULL}, /* hidden: for tests */
         {"--skip-layouts", FLAG_COUNT, &o.skip_layouts, NULL},
         {"--checkpoint-experts", FLAG_COUNT, &o.checkpoint_experts, NULL},

@@ -52,6 +52,8 @@ static const char usage[] =
     "comma-separated\n"
     "  --npy-values numpy|torch   what the files of save type numpy hold\n"
     "  --part-file-size GIB       size of a shard; 0: one file\n"
+    "  --save-rotation FILE       the rotation of a rotated model's residual stream, as tare "
+    "quantize has it\n"
     "  --target vllm-ascend|sglang|mindie|vllm\n"
     "                             the engine that it is for (vllm-ascend@0.23): what that would "
     "refuse is refused at once\n"
@@ -90,6 +92,7 @@ static int run(int argc, char **argv)
                           {"--no-resume", FLAG_SWITCH, &o.no_resume, NULL},
                           {"--no-verify", FLAG_OFF, &o.verify, NULL},
                           {"--copy-code", FLAG_SWITCH, &o.copy_code, NULL},
+                          {"--save-rotation", FLAG_TEXT, &o.save_rotation, NULL},
                           {NULL, FLAG_SWITCH, NULL, NULL}};
     common options;
     int code = cli_parse(&command_retype, argc, argv, flags, 1, &options);

@@ -9,6 +9,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "base/number.h"
 #include "base/sort.h"
 #include "file/io_internal.h"
 
@@ -106,6 +107,34 @@ tare_status path_real(tare_context *ctx, const char *path, char **out)
         return io_fail(ctx, "resolve", path, ENAMETOOLONG);
     *out = mem_strdup(ctx, real);
     return *out ? TARE_OK : TARE_E_MEMORY;
+}
+
+static tare_status check_parent(tare_context *ctx, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *folder = slash ? mem_strndup(ctx, path, slash > path ? (size_t)(slash - path) : 1)
+                         : mem_strdup(ctx, ".");
+    if (!folder)
+        return TARE_E_MEMORY;
+    tare_status status = TARE_OK;
+    struct stat st;
+    int failed = stat(folder, &st) != 0 ? errno : S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
+    if (!failed && faccessat(AT_FDCWD, folder, W_OK | X_OK, AT_EACCESS) != 0)
+        failed = errno;
+    if (failed)
+        status = context_fail_errno(ctx, TARE_E_USAGE, failed, "cannot save '%s': folder '%s': %s",
+                                    path, folder, errno_text(failed));
+    mem_free(ctx, folder);
+    return status;
+}
+
+tare_status path_check_place(tare_context *ctx, const char *path)
+{
+    struct stat st;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+        return TARE_FAIL(ctx, TARE_E_USAGE, "cannot save '%s': it is %s", path,
+                         S_ISDIR(st.st_mode) ? "a folder" : "no regular file");
+    return check_parent(ctx, path);
 }
 
 bool path_contains(const char *outer, const char *inner)

@@ -95,6 +95,9 @@ char *path_join(tare_context *ctx, const char *dir, const char *name);
 /* Resolved path of `path`; of a path that does not exist yet, of its nearest existing parent plus
  * the rest. */
 tare_status path_real(tare_context *ctx, const char *path, char **out);
+/* TARE_E_USAGE, with the reason, unless a file can be saved as `path`: in a folder that can be
+ * written to, in the place of nothing or of a regular file. */
+tare_status path_check_place(tare_context *ctx, const char *path);
 /* Does real path `inner` equal `outer` or lie below it? */
 bool path_contains(const char *outer, const char *inner);
 /* Makes the folder (mode 0777 less the umask) and its missing parents. */

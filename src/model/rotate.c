@@ -532,6 +532,11 @@ done:
     return status;
 }
 
+const rotation *model_stream_rotation(const tare_model *m)
+{
+    return m->rotation && m->rotation->settings.r1 ? &m->rotation->stream : NULL;
+}
+
 bool model_find_rotated(const tare_model *m, const char *name, stored_weight *out)
 {
     uint32_t index;

@@ -7,6 +7,7 @@
 #define TARE_MODEL_ROTATE_H
 
 #include "model/model.h"
+#include "tensor/rotation.h"
 
 typedef struct rotation_settings {
     uint64_t seed;
@@ -26,6 +27,8 @@ int model_stream_norm(const tare_model *model, const model_block *block, graph_u
 tare_status model_align(tare_model *model, const float *const *means);
 /* Accounted bytes, at most, that it keeps and works with, for so many norms with means. */
 size_t model_align_bytes(const tare_model *model, size_t norms);
+/* R1, of the model's lifetime; NULL: its stream is not rotated. */
+const rotation *model_stream_rotation(const tare_model *model);
 /* The weight, norm or bias that the tensor `name` has become; false: it is as it was. */
 bool model_find_rotated(const tare_model *model, const char *name, stored_weight *out);
 /* Accounted bytes, at most, that reading an edited weight needs beside what stored_reading_bytes

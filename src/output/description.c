@@ -56,7 +56,10 @@ static void put_globals(output *o, output_folder *f, buffer *b, bool *first)
     if (output_fa_quant_type(o, f))
         put_member(b, "  ", "fa_quant_type", output_fa_quant_type(o, f), first);
     if (ascend && !o->options.num.compat)
-        buffer_puts(b, ",\n  \"group_size\": 0,\n  \"metadata\": {},\n  \"optional\": {}");
+        buffer_printf(b, ",\n  \"group_size\": 0,\n  \"metadata\": {},\n  \"optional\": {%s}",
+                      f->rotation ? "\"quarot\": {\"rotation_map\": {\"" ROTATION_TENSOR
+                                    "\": \"" ROTATION_FILE "\"}}"
+                                  : "");
 }
 
 static tare_status describe(output *o, output_folder *f, bool tensors, buffer *out)

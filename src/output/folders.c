@@ -105,6 +105,35 @@ done:
     return status;
 }
 
+/* Engines read every *.safetensors beside the weights, and look for this one in its own place. */
+static tare_status claim_rotation(output *o)
+{
+    tare_status status = TARE_OK;
+    char *real = NULL;
+    bool claimed = false;
+    if (!o->options.rotation)
+        return TARE_OK;
+    TRY(resolve(o, o->options.rotation, &real));
+    for (size_t i = 0; i < o->num_folders; i++) {
+        output_folder *f = &o->folders[i];
+        char *place = output_path(o, f->dir, ROTATION_FILE);
+        TRY(place ? TARE_OK : TARE_E_MEMORY);
+        f->rotation = f->layout == LAYOUT_ASCENDV1 && strcmp(place, real) == 0;
+        claimed |= f->rotation;
+    }
+    if (path_contains(o->dir, real) && !claimed)
+        TRY(TARE_FAIL(o->ctx, TARE_E_USAGE,
+                      "cannot save the rotation as '%s': in the output folder it is " ROTATION_FILE
+                      " beside the weights of ascendv1",
+                      o->options.rotation));
+    if (o->model_dir && path_contains(o->model_dir, real))
+        TRY(TARE_FAIL(o->ctx, TARE_E_USAGE,
+                      "cannot save the rotation as '%s': it lies in the model folder",
+                      o->options.rotation));
+done:
+    return status;
+}
+
 /* The stage lies inside the output folder, so the final renames stay on one file system. */
 tare_status output_prepare_stage(output *o)
 {
@@ -143,6 +172,7 @@ tare_status output_prepare_folders(output *o)
     o->stage = work ? output_path(o, work, "stage") : NULL;
     TRY(o->stage ? TARE_OK : TARE_E_MEMORY);
     TRY(choose_folders(o));
+    TRY(claim_rotation(o));
     if (o->num_folders == 1 || !o->options.overwrite)
         TRY(check_contents(o, o->dir, &o->folders[0].ours));
     for (size_t i = 0; i < o->num_folders && o->num_folders > 1; i++)

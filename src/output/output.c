@@ -213,6 +213,7 @@ static tare_status check_free_space(output *o)
         const output_folder *f = &o->folders[i];
         needed += f->has_files ? output_planned_bytes(f) : 0;
         needed += f->has_numpy ? numpy_bytes(o, f) : 0;
+        needed += f->rotation ? o->options.rotation_bytes : 0;
     }
     TRY(folder_free_space(o->ctx, o->stage, &available));
     if (available < needed)

@@ -59,6 +59,10 @@ typedef struct output_options {
     bool rehearsal;
     bool rehearsed; /* so the warnings have been given */
     bool journal;   /* keep track of what is written, for output_save */
+    /* A file of `rotation_bytes` that holds the model's rotation. In `dir` it must be the
+     * ROTATION_FILE of ascendv1's folder, whose description then names it; NULL: there is none. */
+    const char *rotation;
+    uint64_t rotation_bytes;
     /* Called when the old output is gone and everything is staged: from here on
      * output_publish_rest can finish the work. NULL: not. */
     tare_status (*before_publish)(void *user);
@@ -112,6 +116,13 @@ tare_status output_begin(output *o);
 /* Its path in the stage, in the output's arena: what the caller writes there before output_finish
  * is published with the output. After output_begin. */
 tare_status output_stage_statistics(output *o, const char **path);
+/* Where vLLM-Ascend and msModelSlim keep the rotation of the residual stream, and the name of the
+ * tensor: drafts of speculative decoding need it, which read hidden states as they were. */
+#define ROTATION_FOLDER "optional"
+#define ROTATION_FILE   ROTATION_FOLDER "/quarot.safetensors"
+#define ROTATION_TENSOR "global_rotation"
+/* As output_stage_statistics, of options.rotation; *path NULL: it does not lie in the output. */
+tare_status output_stage_rotation(output *o, const char **path);
 /* Bytes [offset, offset+size) of a declared FLOAT tensor, in its own dtype. Ranges come in
  * increasing order. */
 tare_status output_write_float(output *o, const char *name, uint64_t offset, const void *data,

@@ -60,7 +60,8 @@ typedef struct output_folder {
     layout layout;  /* of the safetensors files; never LAYOUT_NUMPY */
     bool has_files; /* false: npy files alone */
     bool has_numpy;
-    bool ours; /* what it holds was written by tare */
+    bool ours;     /* what it holds was written by tare */
+    bool rotation; /* it gets a ROTATION_FILE */
     char *dir, *stage;
 
     planned_tensor *tensors;

@@ -16,7 +16,7 @@ static tare_status remove_file(output *o, const char *dir, const char *name)
     char *path = path_join(o->ctx, dir, name);
     if (!path)
         return TARE_E_MEMORY;
-    if (unlink(path) != 0 && errno != ENOENT)
+    if (unlink(path) != 0 && errno != ENOENT && errno != ENOTDIR)
         status = TARE_FAIL(o->ctx, TARE_E_IO, "remove %s: %s", path, errno_text(errno));
     mem_free(o->ctx, path);
     return status;
@@ -114,6 +114,22 @@ done:
     return status;
 }
 
+tare_status output_stage_rotation(output *o, const char **path)
+{
+    tare_status status = TARE_OK;
+    *path = NULL;
+    for (size_t i = 0; i < o->num_folders; i++) {
+        output_folder *f = &o->folders[i];
+        if (!f->rotation)
+            continue;
+        TRY(output_make_parent(o, f->stage, ROTATION_FILE));
+        *path = output_path(o, f->stage, ROTATION_FILE);
+        TRY(*path ? output_note_staged(o, f, ROTATION_FILE) : TARE_E_MEMORY);
+    }
+done:
+    return status;
+}
+
 static tare_status publish_statistics(output *o)
 {
     return o->statistics
@@ -121,11 +137,11 @@ static tare_status publish_statistics(output *o)
                : TARE_OK;
 }
 
-/* Those of an earlier output, whether there will be new ones or not. */
-static tare_status remove_statistics(output *o)
+/* Of an earlier output, whether there will be a new one or not. */
+static tare_status remove_below(output *o, const char *dir, const char *sub, const char *name)
 {
-    tare_status status = remove_file(o, o->dir, STATISTICS_FILE);
-    char *folder = output_path(o, o->dir, STATISTICS_FOLDER);
+    tare_status status = remove_file(o, dir, name);
+    char *folder = output_path(o, dir, sub);
     if (!folder)
         return TARE_E_MEMORY;
     rmdir(folder); /* if it is empty */
@@ -168,11 +184,15 @@ static tare_status begin_publishing(output *o)
 {
     tare_status status = TARE_OK;
     for (size_t i = 0; i < o->num_folders; i++) {
-        if (o->options.overwrite && path_exists(o->folders[i].dir))
-            TRY(remove_old(o, &o->folders[i]));
+        const output_folder *f = &o->folders[i];
+        if (!o->options.overwrite || !path_exists(f->dir))
+            continue;
+        TRY(remove_old(o, f));
+        if (f->ours)
+            TRY(remove_below(o, f->dir, ROTATION_FOLDER, ROTATION_FILE));
     }
     if (o->options.overwrite)
-        TRY(remove_statistics(o));
+        TRY(remove_below(o, o->dir, STATISTICS_FOLDER, STATISTICS_FILE));
     if (o->options.before_publish)
         TRY(o->options.before_publish(o->options.user));
 done:

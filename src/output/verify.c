@@ -26,6 +26,7 @@ static const verify_rule RULES[] = {
     {1, A | S | N | C, NEEDS_DATA, rule_containers, NULL},
     {2, A | S | C, NEEDS_DATA, rule_shards, NULL},
     {3, A | S, 0, rule_description, NULL},
+    {3, A, NEEDS_DATA, rule_rotation_file, NULL},
     {4, A | S, NEEDS_TENSORS, rule_keys, NULL},
     {5, A | S, NEEDS_TENSORS, rule_types, NULL},
     {6, A | S | N, NEEDS_TENSORS, rule_linear_tensors, NULL},

@@ -121,11 +121,12 @@ bool verify_is_global_key(const char *key);
 bool fused_group_of(const block_graph *graph, const char *module, buffer *key);
 
 /* The rules (docs/verify.md). */
-tare_status rule_containers(verify *v, reader_layout *f);  /* 1 */
-tare_status rule_shards(verify *v, reader_layout *f);      /* 2 */
-tare_status rule_description(verify *v, reader_layout *f); /* 3 */
-tare_status rule_keys(verify *v, reader_layout *f);        /* 4 */
-tare_status rule_types(verify *v, reader_layout *f);       /* 5 */
+tare_status rule_containers(verify *v, reader_layout *f);    /* 1 */
+tare_status rule_shards(verify *v, reader_layout *f);        /* 2 */
+tare_status rule_description(verify *v, reader_layout *f);   /* 3 */
+tare_status rule_rotation_file(verify *v, reader_layout *f); /* 3, and with a base 14 */
+tare_status rule_keys(verify *v, reader_layout *f);          /* 4 */
+tare_status rule_types(verify *v, reader_layout *f);         /* 5 */
 tare_status rule_linear_tensors(verify *v,
                                 reader_layout *f);       /* 6; settles which linears are complete */
 tare_status rule_deq_dtype(verify *v, reader_layout *f); /* 7 */

@@ -242,6 +242,8 @@ tare_status job_plan(run_job *j)
     bool saves = e->goal == GOAL_OUTPUT && !e->tape;
     TRY(saves ? recipe_check(e->recipe) : recipe_check_scheme(e->recipe));
     TRY(open_model(e));
+    if (e->goal == GOAL_OUTPUT)
+        TRY(rotation_file_check(e));
     TRY(model_warn_of_zeros(e->model));
     TRY(plan_linears(plan));
     settle_symmetry(j);

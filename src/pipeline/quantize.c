@@ -34,6 +34,8 @@ tare_status open_output(run *r, bool rehearsal)
                         .overwrite = r->overwrite,
                         .copy_code = r->env->options->copy_code,
                         .verify = r->env->options->verify,
+                        .rotation = r->env->options->save_rotation,
+                        .rotation_bytes = rotation_file_size(r->model),
                         .journal = !r->env->options->no_resume && !r->env->tape,
                         .before_publish = resume_before_publish,
                         .user = r};
@@ -200,6 +202,7 @@ static tare_status finish(run *r, tare_quantize_result *result)
         TRY(recording_note(r, record.data, &places));
     TRY(statistics_finish(r));
     TRY(statistics_pass_on(r));
+    TRY(rotation_file_write(r));
     TRY(output_finish(r->out, record.data, &result->bytes_out));
     coverage_tell(r);
     result->linears_quantized = r->num_quantized;
@@ -308,6 +311,7 @@ void run_hold(ledger *l, const run_pass *only)
     memcpy(l->now, before.now, sizeof l->now); /* run_stop */
     if (!plan->calibrates)
         ledger_moment(l, "pieces of weights", pieces_bytes(plan));
+    ledger_moment(l, "the rotation's file", rotation_file_bytes(plan));
     ledger_moment(l, "the finished files", finish_bytes(plan));
 }
 
@@ -342,8 +346,10 @@ static tare_status run_all(run_job *j, tare_quantize_result *result)
     result->truncated = j->env.samples.truncated;
     result->bytes_in = checkpoint_bytes(r->model->checkpoint);
     TRY(j->env.tape ? open_output(r, false) : resume_open(r));
-    if ((result->was_finished = r->resume.finished))
+    if ((result->was_finished = r->resume.finished)) {
+        TRY(rotation_file_check_finished(r));
         goto done;
+    }
     TRY(job_workspace(j));
     TRY(means_pass(j));
     TRY(resume_restore(r));

@@ -580,6 +580,19 @@ tare_status write_norm(run *r, const tensor_info *source, const float *weight, c
 /* What happened since the last call was this kind of work; what follows on WORK_FA is attention. */
 void run_spent(run *r, work_kind kind);
 
+/* ---- rotation_file.c ---- */
+
+/* Can options->save_rotation be written, as far as can be known? TARE_E_USAGE if not. */
+tare_status rotation_file_check(const run_env *e);
+/* The same of an output that was finished by an earlier run. */
+tare_status rotation_file_check_finished(const run *r);
+/* Bytes of the file; 0: the model's stream is not rotated. */
+uint64_t rotation_file_size(const tare_model *m);
+/* Before output_finish: into the stage, or to its place. Nothing if nobody asked. */
+tare_status rotation_file_write(run *r);
+/* Accounted bytes of that, at most. */
+size_t rotation_file_bytes(const run_plan *plan);
+
 /* ---- record.c ---- */
 
 /* Which samples the run sees: a JSON map. */

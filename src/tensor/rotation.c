@@ -227,3 +227,16 @@ void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t
     if (r->mirror)
         apply_mirror(r->mirror, n, x, columns);
 }
+
+/* R^T of a unit vector is a row of R, here a column. */
+void rotation_rows(const tare_context *ctx, const rotation *r, size_t first, size_t count,
+                   float *rows, float *room)
+{
+    memset(room, 0, r->n * count * sizeof *room);
+    for (size_t i = 0; i < count; i++)
+        room[(first + i) * count + i] = 1;
+    rotation_apply(ctx, r, room, count, rows);
+    for (size_t i = 0; i < count; i++)
+        for (size_t j = 0; j < r->n; j++)
+            rows[i * r->n + j] = room[j * count + i];
+}

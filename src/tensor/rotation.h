@@ -30,5 +30,8 @@ size_t rotation_order(size_t n, bool *paley);
  * Of a row vector in a column this is x R. */
 void rotation_apply(const tare_context *ctx, const rotation *r, float *x, size_t columns,
                     float *room);
+/* rows [count,n] <- rows [first, first+count) of R; `room` of as many floats is overwritten. */
+void rotation_rows(const tare_context *ctx, const rotation *r, size_t first, size_t count,
+                   float *rows, float *room);
 
 #endif

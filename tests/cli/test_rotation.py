@@ -250,3 +250,204 @@ def test_what_reads_the_stream_unknown(tmp_path):
     done = quantize(model, tmp_path / "out", "--scheme", "w8a8_dynamic")
     assert "rotation: 1 unknown tensors of the size of the residual stream" in done.stderr
     assert "(first: score.weight)" in done.stderr
+
+
+# ---- the rotation as a file
+
+PLACE = "optional/quarot.safetensors"  # vLLM-Ascend's and msModelSlim's, as are the two names
+
+
+def read_rotation(path):
+    (name, tensor), = tensor_file.read(path).items()
+    assert (name, tensor.tag) == ("global_rotation", "F32")
+    return np.float64(tensor.data)
+
+
+def named_place(out):
+    """What vLLM-Ascend reads of a description."""
+    optional = json.loads((out / "quant_model_description.json").read_text())["optional"]
+    return optional["quarot"]["rotation_map"]["global_rotation"] if optional else None
+
+
+def assert_rotates(r, model, out):
+    """Orthogonal; and a row x of the embedding has become x R."""
+    assert np.abs(r @ r.T - np.eye(len(r))).max() < 1e-6
+    name = "model.embed_tokens.weight"
+    before, after = (tensor_file.read_folder(folder)[name] for folder in (model, out))
+    expected = np.float64(before.data) @ r
+    half = 2.0 ** -8 if after.tag == "BF16" else 2.0 ** -24
+    assert (np.abs(after.data - expected) <= half * np.abs(expected) + 1e-6).all()
+    assert np.abs(after.data - before.data).max() > 0.1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", ["qwen2", "deepseek_v3", "mixtral"])
+def test_the_saved_rotation(name, scheme, tmp_path):
+    """Beside an output, of which it changes nothing; and as part of it, which verify looks at."""
+    model, out, inside = model_of(name), tmp_path / "out", tmp_path / "inside"
+    calib = [] if scheme in ("dynamic", "weights") else ["--calib", calib_of(name)]
+    flags = [*SCHEMES[scheme], *calib]
+    quantize(model, tmp_path / "plain", *flags)
+    quantize(model, out, *flags, "--save-rotation", tmp_path / "r.safetensors")
+    assert output_files(out) == output_files(tmp_path / "plain")
+    assert_rotates(read_rotation(tmp_path / "r.safetensors"), model, out)
+    if scheme == "smoothed":  # safe_tensor
+        return
+    quantize(model, inside, *flags, "--save-rotation", inside / PLACE)
+    assert (named_place(out), named_place(inside)) == (None, PLACE)
+    assert (inside / PLACE).read_bytes() == (tmp_path / "r.safetensors").read_bytes()
+    left_out = {PLACE, "quant_model_description.json"}
+    assert {k: v for k, v in output_files(inside).items() if k not in left_out} == {
+        k: v for k, v in output_files(out).items() if k not in left_out}
+    done = run_tare("verify", inside, "--base", model)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("size", [12, 30, 48, 72])
+def test_the_saved_rotation_of_sizes(size, tmp_path):
+    """Powers of two times a Hadamard matrix by Paley, and where there is none a random one."""
+    changes = dict(hidden_size=size, num_attention_heads=2, num_key_value_heads=1, head_dim=6)
+    tensors = tiny.make_tensors({**tiny.CONFIG, **changes})
+    model = tiny.write_checkpoint(tmp_path / "model", tensors, **changes)
+    out, file = tmp_path / "out", tmp_path / "r.safetensors"
+    quantize(model, out, "--scheme", "w8a8_dynamic", "--save-rotation", file)
+    assert_rotates(read_rotation(file), model, out)
+
+
+def test_saved_rotations_are_of_a_seed_and_of_samples(tmp_path):
+    found = {}
+    for name, flags in {"0": [], "again": ["0", "--threads", 1], "1": ["1"],
+                        "fitted": ["--calib", calib_of("qwen2"), "--scheme", "w8a8"]}.items():
+        file = tmp_path / f"{name}.safetensors"
+        flags = [*flags, *([] if "--scheme" in flags else ["--scheme", "w8a8_dynamic"])]
+        quantize(model_of("qwen2"), tmp_path / name, *flags, "--save-rotation", file)
+        found[name] = file.read_bytes()
+    assert found["0"] == found["again"] and len(set(found.values())) == 3
+    file = tmp_path / "retyped.safetensors"
+    done = run_tare("retype", tmp_path / "fitted", "--base", model_of("qwen2"),
+                    "--out", tmp_path / "r", "--save-rotation", file)
+    assert done.returncode == 0, done.stderr
+    assert file.read_bytes() == found["fitted"]
+
+
+def test_several_layouts(tmp_path):
+    """It lies beside the weights whose description engines read."""
+    out, model = tmp_path / "out", model_of("qwen2")
+    flags = ["--scheme", "w8a8_dynamic", "--save", "ascendv1,safe_tensor,compressed-tensors"]
+    quantize(model, out, *flags, "--save-rotation", out / "ascendv1" / PLACE)
+    assert_rotates(read_rotation(out / "ascendv1" / PLACE), model, out / "ascendv1")
+    assert named_place(out / "ascendv1") == PLACE
+    assert len(list(out.rglob("quarot.safetensors"))) == 1
+    assert run_tare("verify", out, "--base", model).returncode == 0
+    quantize(model, out, *flags, "--overwrite")
+    assert not (out / "ascendv1" / "optional").exists() and named_place(out / "ascendv1") is None
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_existing_rotation(inside, tmp_path):
+    out, flags = tmp_path / "out", ["--scheme", "w8a8_dynamic"]
+    file = out / PLACE if inside else tmp_path / "r.safetensors"
+    quantize(model_of("qwen2"), out, *flags, "--save-rotation", file)
+    before = file.read_bytes()
+    done = run(model_of("qwen2"), tmp_path / "other", "1", *flags, "--save-rotation", file)
+    assert done.returncode == 2 and "it exists (--overwrite replaces it)" in done.stderr
+    assert file.read_bytes() == before and not (tmp_path / "other").exists()
+    quantize(model_of("qwen2"), out, "1", *flags, "--save-rotation", file, "--overwrite")
+    assert file.read_bytes() != before
+    assert_rotates(read_rotation(file), model_of("qwen2"), out)
+    assert [p.name for p in file.parent.iterdir() if ".tare" in p.name] == []
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_resume_saves_the_rotation(inside, calib, tmp_path):
+    model = many_experts(tmp_path / "model")
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    flags = ["--calib", calib, "--checkpoint-every", 1, "--rotate", 9]
+    files = [folder / PLACE if inside else tmp_path / f"{folder.name}.safetensors"
+             for folder in (whole, out)]
+    quantize(model, whole, *flags, "--save-rotation", files[0])
+    lines = quantize(model, tmp_path / "lines", *flags, "--verbose").stderr.splitlines()
+    layer, = (i for i, line in enumerate(lines) if line.startswith("calibrate: layer 2 "))
+    flags += ["--save-rotation", files[1]]
+    for _ in range(20):
+        shutil.rmtree(out, ignore_errors=True)
+        files[1].unlink(missing_ok=True)
+        if kill_at(model, out, layer, "--dtype", "bfloat16", *flags) and not files[1].exists():
+            break
+    assert not files[1].exists()
+    quantize(model, out, *flags, "--resume")
+    assert output_files(out) == output_files(whole)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert_rotates(read_rotation(files[1]), model, out)
+    done = run(model, out, *flags, "--resume")  # finished: nothing to do, or too late
+    assert done.returncode == 0, done.stderr
+    done = run(model, out, *flags[:-2], "--resume", "--save-rotation", tmp_path / "late")
+    assert done.returncode == 2 and "is finished, without" in done.stderr
+    assert not (tmp_path / "late").exists()
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run", "--no-probe"]])
+@pytest.mark.parametrize("file,flags,words", [
+    ("r", ["--no-rotate"], "the residual stream is not rotated"),
+    ("r", ["--recipe", "RECIPE"], "the residual stream is not rotated"),
+    ("none/r", [], "folder 'TMP/none': No such file or directory"),
+    ("TMP", [], "it is a folder"), ("file/r", [], "Not a directory"),
+    ("", [], "cannot"),
+    ("out/r.safetensors", [], "in the output folder it is optional/quarot.safetensors"),
+    ("out/" + PLACE, ["--save", "safe_tensor"], "beside the weights of ascendv1"),
+    ("model/r.safetensors", [], "it lies in the model folder"),
+])
+def test_rotations_that_cannot_be_saved(file, flags, words, dry, tmp_path):
+    model, out = shutil.copytree(model_of("qwen2"), tmp_path / "model"), tmp_path / "out"
+    (tmp_path / "file").write_text("")
+    (tmp_path / "RECIPE").write_text("rotation: {r1: false}\n")
+    if dry and ("out/" in file or "model/" in file):
+        return  # a dry run looks at no output folder
+    flags = [tmp_path / flag if flag == "RECIPE" else flag for flag in flags]
+    rotate = [] if "--no-rotate" in flags or "--recipe" in flags else ["--rotate"]
+    file = tmp_path if file == "TMP" else file and tmp_path / file
+    done = run_tare("quantize", model, "--out", out, "--scheme", "w8a8_dynamic", *rotate, *flags,
+                    *dry, "--save-rotation", file)
+    assert done.returncode == 2 and words.replace("TMP", str(tmp_path)) in done.stderr, done.stderr
+    assert not out.exists()
+
+
+def rename_tensor(header, body):
+    return {"other": header["global_rotation"]}, body
+
+
+def reshape_tensor(header, body):
+    return {"global_rotation": {**header["global_rotation"], "shape": [32, 128]}}, body
+
+
+def flip_sign(header, body):
+    body[3] ^= 0x80
+    return header, body
+
+
+@pytest.mark.parametrize("spoil,rule,words", [
+    (lambda path: path.unlink(), 3, "No such file"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-8]), 3, ""),
+    (lambda path: rewrite(path, rename_tensor), 3, "no such tensor"),
+    (lambda path: rewrite(path, reshape_tensor), 3, "another shape"),
+    (lambda path: rewrite(path, flip_sign), 14, "another one"),
+], ids=["gone", "short", "name", "shape", "value"])
+def test_verify_looks_at_the_rotation(spoil, rule, words, tmp_path):
+    out, model = tmp_path / "out", model_of("qwen2")
+    quantize(model, out, "--scheme", "w8a8_dynamic", "--save-rotation", out / PLACE)
+    spoil(out / PLACE)
+    done = run_tare("verify", out, "--base", model, "--json")
+    finding, = [f for f in json.loads(done.stdout)["findings"] if f["rule"] != 25]
+    assert done.returncode == 1 and (finding["rule"], finding["tensor"]) == (rule, PLACE)
+    assert words in finding["found"]
+
+
+@pytest.mark.parametrize("name", ["../r.safetensors", "/r.safetensors", "", 1])
+def test_verify_stays_in_the_folder(name, tmp_path):
+    out = tmp_path / "out"
+    quantize(model_of("qwen2"), out, "--scheme", "w8a8_dynamic", "--save-rotation", out / PLACE)
+    path = out / "quant_model_description.json"
+    path.write_text(path.read_text().replace(json.dumps(PLACE), json.dumps(name)))
+    done = run_tare("verify", out, "--json")
+    finding, = json.loads(done.stdout)["findings"]
+    assert (finding["rule"], finding["tensor"]) == (3, "optional")

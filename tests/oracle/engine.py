@@ -360,6 +360,21 @@ def compare(reference, quantized, prompts, tokens):
             "top1_agreement": total["agree"] / n}
 
 
+def judge(base, quant, text, *, reference=None, tokens=4096, max_length=512, form="prefill"):
+    """What main() prints, of files and folders; `reference`: the float model, if it is loaded."""
+    tokenizer, out = AutoTokenizer.from_pretrained(base, local_files_only=True), Output(quant)
+    prompts = (tokenizer(line).input_ids[:max_length] for line in texts(text))
+    result = compare(reference or load(base), build(base, out, form),
+                     (ids for ids in prompts if len(ids) > 1), tokens)
+    types = out.types()
+    described = {key for key in types if "." in key}
+    absent = sorted(described - set(out.files))
+    undescribed = sorted(set(out.files) - described) if types else []
+    return result | {
+        "types": dict(collections.Counter(types[key] for key in out.files if key in types)),
+        "described_but_absent": absent[:8], "present_but_undescribed": undescribed[:8]}
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ap.add_argument("--base", required=True)
@@ -370,21 +385,12 @@ def main():
     ap.add_argument("--form", choices=FORMS, default="prefill", help="of W8A8_MIX")
     ap.add_argument("--json")
     a = ap.parse_args()
-    tokenizer, out = AutoTokenizer.from_pretrained(a.base, local_files_only=True), Output(a.quant)
-    prompts = (tokenizer(text).input_ids[:a.max_length] for text in texts(a.text))
-    result = compare(load(a.base), build(a.base, out, a.form),
-                     (ids for ids in prompts if len(ids) > 1), a.tokens)
-    types = out.types()
-    described = {key for key in types if "." in key}
-    absent = sorted(described - set(out.files))
-    undescribed = sorted(set(out.files) - described) if types else []
-    result |= {"types": dict(collections.Counter(types[key] for key in out.files if key in types)),
-               "described_but_absent": absent[:8], "present_but_undescribed": undescribed[:8]}
+    result = judge(a.base, a.quant, a.text, tokens=a.tokens, max_length=a.max_length, form=a.form)
     text = json.dumps(result, indent=1)
     print(text)
     if a.json:
         pathlib.Path(a.json).write_text(text, encoding="utf-8")
-    if absent or undescribed:
+    if result["described_but_absent"] or result["present_but_undescribed"]:
         sys.exit(1)
 
 

