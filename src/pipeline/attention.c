@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 #include "tensor/convert.h"
 
 #define VALUE_LINEAR ".self_attn.v_proj"

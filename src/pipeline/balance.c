@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 
 bool balance_active(const run_plan *plan, const model_block *block)
 {

@@ -11,7 +11,7 @@
 
 #include "base/carver.h"
 #include "base/parallel.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 #include "pipeline/statistics.h"
 #include "tensor/kernels.h"
 

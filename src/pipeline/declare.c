@@ -1,5 +1,5 @@
 /* What will be written: every tensor of the output, in model order. */
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 
 static tare_status declare_float(run *r, const tensor_info *source)
 {

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "pipeline/job.h"
+#include "pipeline/smoothing.h"
 
 static tare_status run_float_model(run_job *j)
 {

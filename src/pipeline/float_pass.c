@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "pipeline/means.h"
+#include "pipeline/smoothing.h"
 
 /* block_ops.linears with this as `user`. */
 typedef struct float_work {

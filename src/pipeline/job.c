@@ -1,4 +1,5 @@
 #include "pipeline/means.h"
+#include "pipeline/smoothing.h"
 #include "pipeline/statistics.h"
 
 #include <string.h>

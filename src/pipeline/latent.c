@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/carver.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 
 #define LATENT_LINEAR ".self_attn.kv_b_proj"
 

@@ -2,7 +2,7 @@
  * one table, for the run and for the plan of its memory. */
 #include <string.h>
 
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 #include "pipeline/statistics.h"
 
 /* ---- the weights as they are stored ---- */

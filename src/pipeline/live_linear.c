@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 #include "tensor/convert.h"
 
 /* Fake-quantized linears are computed in exact integers, except where some inputs are left float

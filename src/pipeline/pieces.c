@@ -4,7 +4,7 @@
  * (layout.overlap), so memory is a few pieces whatever the model, and time is the disk's. */
 #include "base/carver.h"
 #include "base/read_ahead.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 
 enum {
     PIECE_BYTES = 8 << 20, /* of stored rows; a longer row is a piece of its own */

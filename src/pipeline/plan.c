@@ -1,7 +1,7 @@
 /* What will be quantized, and how samples will pass: decided before any weight is read. */
 #include <string.h>
 
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 #include "quantize/gptq.h"
 
 /* Of a block with the graph `g`; those behind its own are experts'. */

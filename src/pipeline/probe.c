@@ -6,6 +6,7 @@
 
 #include "base/sizes.h"
 #include "forward/probe.h"
+#include "pipeline/smoothing.h"
 #include "pipeline/work_plan.h"
 
 enum {

@@ -6,6 +6,7 @@
 
 #include "base/sized.h"
 #include "pipeline/means.h"
+#include "pipeline/smoothing.h"
 #include "pipeline/statistics.h"
 #include "pipeline/work_plan.h"
 

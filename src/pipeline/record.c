@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "file/json.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 #include "pipeline/statistics.h"
 
 static const char *file_name(const safetensors *s)

@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #include "file/json.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 #include "pipeline/statistics.h"
 
 enum { CHECKPOINT_SECONDS = 20, GENERATIONS = 2 };

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 
 smooth_weight *smoothing_of(const run *r, const model_linear *l)
 {

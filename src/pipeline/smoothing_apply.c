@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/parallel.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 #include "tensor/convert.h"
 #include "tensor/kernels.h"
 #include "tensor/round.h"

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "file/json.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 
 struct tare_smoothing {
     tare_context *ctx;

@@ -3,7 +3,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 
 static const model_block *block_of(const run_plan *plan, const model_linear *l)
 {

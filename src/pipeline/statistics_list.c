@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "output/reader.h"
+#include "pipeline/smoothing.h"
 #include "pipeline/statistics_file.h"
 
 void statistics_file_free(statistics_file *f)

@@ -7,6 +7,7 @@
 
 #include "file/json.h"
 #include "pipeline/means.h"
+#include "pipeline/smoothing.h"
 #include "pipeline/statistics.h"
 #include "pipeline/statistics_file.h"
 

@@ -2,7 +2,7 @@
 #include "pipeline/work_plan.h"
 
 #include "pipeline/means.h"
-#include "pipeline/run.h"
+#include "pipeline/smoothing.h"
 
 #define PROBE_SECONDS 2.0
 
