@@ -73,7 +73,7 @@ static const char usage[] =
     "  --disable-anti-names NAMES linears whose group is not smoothed; comma-separated; "
     "repeatable\n"
     "  --alpha F --beta F         strengths of m6 (default: searched); of balance (alpha, default "
-    "0.6)\n"
+    "0.5)\n"
     "  --fa-quant                 INT8 scales for attention's q, k and v (FA3)\n"
     "  --fa-balance               queries and keys get equal magnitudes first, channel by channel\n"
     "  --fa-v-method max|mse      v's scales: by its largest value, or with the smallest squared "

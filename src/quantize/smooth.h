@@ -33,7 +33,7 @@ typedef struct smooth_config {
     smooth_method method;
     int w_bit;                 /* m3: 4 or 8 */
     bool w_sym;                /* m3 */
-    bool has_alpha, has_beta;  /* m6: without either of them both are searched; balance: 0.6 */
+    bool has_alpha, has_beta;  /* m6: without either of them both are searched; balance: 0.5 */
     double alpha, beta;        /* m6; alpha: balance's exponent */
     numerics num;              /* compat also: dead channels are scaled like any other */
     size_t tile_bytes;         /* m6 search: most memory of one tile of weights; 0: 512 MiB */
