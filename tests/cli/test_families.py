@@ -202,6 +202,32 @@ def test_smoothing_keeps_the_function(family, method, calib, library, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_balance_keeps_the_function(family, calib, library, tmp_path):
+    """Fused rows, biases, norms of heads with an offset or without, channels that turn in part or as neighbours."""
+    changes, make = FAMILIES[family]
+    wide = {name: ("F32", x * 9 if "q_norm" in name else x) for name, (_, x) in make().items()}
+    changes = changes | {"torch_dtype": "float32"}
+    model = tiny.write_checkpoint(tmp_path / "model", wide, **changes)
+    pair = [] if family == "qwen3_moe" else ["--anti-method", "balance"]
+    balanced = run_quantize(model, calib, tmp_path / "balanced", "--fa-quant", "--fa-balance", *pair, "--scheme",
+                            "w8a8_dynamic", "--mix", "*=float", "--compute", "fp32")
+    source = tensor_file.read_folder(model)
+    moved = {name for name, t in source.items() if not np.array_equal(t.data, balanced[name].data)}
+    heads = ("q_norm", "k_norm") if any("q_norm" in name for name in source) else ("q_proj", "k_proj", "qkv_proj")
+    assert all(any(part in name for part in (*heads, "up_proj", "down_proj")) for name in moved)
+    assert any(part in name for name in moved for part in heads)
+    assert any("down_proj" in name for name in moved) == bool(pair)
+    tensor_file.write(model / "model.safetensors", {name: ("F32", balanced[name].data) for name in source})
+    plain = tiny.write_checkpoint(tmp_path / "plain", wide, **changes)
+    ids = list(range(3, 90, 2))
+    with library.model(model) as a, library.model(plain) as b:
+        expected = b.logits(ids)
+        assert np.abs(a.logits(ids) - expected).max() < 1e-5 * np.abs(expected).max()
+    done = run_tare("verify", tmp_path / "balanced", "--base", plain)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("flags", [[], ["--anti-method", "m1"], ["--anti-method", "m4"]], ids=str)
 def test_phi3_is_a_llama_with_fused_matrices(flags, calib, tmp_path):
     """Without fusing the equations are the same; weights are quantized row by row."""

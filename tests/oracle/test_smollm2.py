@@ -7,6 +7,7 @@ engine.py, which does so for every scheme.
 import functools
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -139,7 +140,8 @@ WITH_REFERENCE = pytest.mark.skipif(not (ORACLE.exists() and BOOLQ.exists()),
     (["--disable-names", "*.mlp.down_proj"], 0.10),
     (["--recipe", "llama3.1-70b"], 0.0200),
     (["--recipe", "qwen2.5-72b"], 0.0775),
-], ids=["every-linear", "down-proj-float", "llama-recipe", "qwen-recipe"])
+    (["--recipe", "best-static"], 0.0090),
+], ids=["every-linear", "down-proj-float", "llama-recipe", "qwen-recipe", "best-static"])
 def test_accuracy(flags, bound, judged):
     assert judged(*flags) <= bound
 
@@ -153,6 +155,7 @@ def test_accuracy(flags, bound, judged):
     (["--disable-names", "*_proj", "--fa-quant"], 0.0047),
     (["--disable-names", "*_proj", "--kv-cache", "c8"], 0.0047),
     (["--scheme", "w8a8_dynamic", "--kv-cache", "c8"], 0.044 + 0.0047),
+    (["--recipe", "all-int8"], 0.0140),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else None)
 def test_accuracy_of_schemes(flags, bound, judged):
     assert judged(*flags, by=engine) <= bound
@@ -163,6 +166,8 @@ def test_accuracy_of_schemes(flags, bound, judged):
 def test_accuracy_with_planted_outliers(judged, tmp_path):
     model = planted_outliers(tmp_path / "planted")
     assert judged("--recipe", "llama3.1-70b", model=model) <= 0.065
+    shutil.rmtree(tmp_path / "out")
+    assert judged("--recipe", "all-int8", model=model, by=engine) <= 0.0170
 
 
 # 0.0407 is what msModelSlim itself reaches with this recipe, its model in FP32.
