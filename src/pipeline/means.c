@@ -160,7 +160,7 @@ tare_status means_pass(run_job *j)
         return TARE_OK;
     TRY(means_create(r, &r->means));
     j->plan = plan_of_means(&plan);
-    r->resume = (run_resume){0};
+    r->resume = (run_resume){.journal = resume.journal}; /* which says where states are spilled */
     job_pass(j, PASS_MEANS);
     r->means->open = true;
     TRY(float_pass(r));
