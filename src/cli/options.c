@@ -26,6 +26,7 @@ const flag cli_output_settings[] = {
     {"--mm-tensor", FLAG_ON_SETTING, NULL, "quant.mm_tensor"},
     {"--weight-method", FLAG_SETTING, NULL, "quant.weight_method"},
     {"--kv-cache", FLAG_SETTING, NULL, "quant.kv_cache"},
+    {"--kv-pairs", FLAG_ON_SETTING, NULL, "quant.kv_pairs"},
     {"--kv-sym", FLAG_ON_SETTING, NULL, "quant.kv_sym"},
     {"--no-kv-sym", FLAG_OFF_SETTING, NULL, "quant.kv_sym"},
     {"--mtp", FLAG_SETTING, NULL, "quant.mtp"},

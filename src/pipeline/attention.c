@@ -2,6 +2,7 @@
  * layer. FA: written with its layer, or at the end if fa_amp must first know all scores. The
  * key/value cache: written with its layer; compat observes it in the float stream, as the
  * projections put keys and values out (spec/schemes.md 5.2). */
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -229,7 +230,33 @@ done:
     return status;
 }
 
-tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o)
+/* At another position a token's two channels that turn together have other shares of the same
+ * length: what either may reach is no more than that of the largest of both. `room` [2,channels].
+ */
+static void reach_every_position(const run *r, size_t layer, kv_observer *o, size_t channels,
+                                 float *room)
+{
+    const block_graph *g = r->model->blocks[layer].graph;
+    size_t head = r->model->config.head_dim;
+    float *low = room, *high = room + channels;
+    kv_observer_get(o, KV_KEYS, low, high);
+    for (size_t first = 0; first < channels; first += head) {
+        for (size_t c = 0; c < head; c++) /* no channel is looked at once it is changed */
+            low[first + c] = fmaxf(-low[first + c], high[first + c]);
+        for (size_t c = 0; c < head; c++) {
+            double squares = 0;
+            for (size_t other = 0; other < head; other++)
+                if (graph_turning_group(g, other) == graph_turning_group(g, c))
+                    squares += (double)low[first + other] * (double)low[first + other];
+            high[first + c] = (float)sqrt(squares);
+        }
+    }
+    for (size_t c = 0; c < channels; c++)
+        low[c] = -high[c];
+    kv_observer_set(o, KV_KEYS, low, high);
+}
+
+tare_status kv_cache_write(run *r, size_t layer, kv_observer *o)
 {
     tare_status status = TARE_OK;
     size_t channels = kv_cache_channels(r->plan, layer);
@@ -239,6 +266,8 @@ tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o)
     float *params = mem_alloc_array(r->ctx, 2 * channels, sizeof *params); /* scales, offsets */
     void *stored = mem_alloc_array(r->ctx, channels, dtype_size(num->dtype));
     TRY(params && stored ? TARE_OK : TARE_E_MEMORY);
+    if (r->env->recipe->kv_pairs)
+        reach_every_position(r, layer, o, channels, params);
     for (int which = 0; which < KV_TENSORS; which++) {
         char name[512];
         snprintf(name, sizeof name, "%s%s", r->plan->attentions[layer].name, kv_suffix(which));

@@ -440,7 +440,7 @@ tare_status kv_cache_begin(run *r, const model_block *block, kv_observer **out);
 /* An observer that waits for its layer, written to or read from an archive. */
 tare_status kv_cache_archive(run *r, size_t layer, archive *a);
 /* NULL: the attention has none. */
-tare_status kv_cache_write(run *r, size_t layer, const kv_observer *o);
+tare_status kv_cache_write(run *r, size_t layer, kv_observer *o);
 /* Channels of a layer's keys, and of its values, if they have scales or are observed; else 0. */
 size_t kv_cache_channels(const run_plan *plan, size_t layer);
 size_t kv_observed_channels(const run_plan *plan, size_t layer);

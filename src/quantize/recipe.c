@@ -52,6 +52,7 @@ const setting recipe_settings[] = {
     {"quant", "seed", SETTING_INT, AT(seed), 0, INT64_LIMIT, NULL},
     {"quant", "kv_cache", SETTING_CHOICE, AT(kv_cache), 0, 0, kv_choices},
     {"quant", "kv_sym", SETTING_BOOL, AT(kv_sym), 0, 0, NULL},
+    {"quant", "kv_pairs", SETTING_BOOL, AT(kv_pairs), 0, 0, NULL},
     {"quant", "mtp", SETTING_CHOICE, AT(mtp), 0, 0, mtp_choices},
     {"mix", "", SETTING_MIX, AT(mix), 0, 0, NULL},
     {"rotation", "", SETTING_SECTION, AT(rotation), 0, 0, NULL},

@@ -57,6 +57,7 @@ struct tare_recipe {
     double pr;
     int64_t kv_cache; /* 1: c8, INT8 keys and values; 0: as they are */
     bool kv_sym;      /* their offsets are 0 */
+    bool kv_pairs;    /* keys that positions turn together share a scale for every position */
     int64_t mtp;      /* mtp_mode; -1: nobody said, which is MTP_NONE */
     mix_list mix;     /* in order; the first that matches counts */
     /* rotation */

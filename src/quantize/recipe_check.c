@@ -202,6 +202,12 @@ static tare_status check_kv_cache(const tare_recipe *r)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.kv_cache and fa_quant: the key/value cache and FA cannot be "
                          "quantized at the same time");
+    if (r->kv_pairs && !r->kv_cache)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.kv_pairs is given, but quant.kv_cache is not (--kv-cache c8)");
+    if (r->kv_pairs && (r->compat || !r->kv_sym))
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "quant.kv_pairs goes neither with run.compat nor with quant.kv_sym false");
     if (!r->kv_sym && !r->kv_cache)
         return TARE_FAIL(r->ctx, TARE_E_USAGE,
                          "quant.kv_sym is false, but quant.kv_cache is not given (--kv-cache c8)");

@@ -28,7 +28,7 @@ typedef struct setting {
     const choice *choices; /* ends with a NULL name */
 } setting;
 
-enum { NUM_SETTINGS = 45 };
+enum { NUM_SETTINGS = 46 };
 
 extern const setting recipe_settings[NUM_SETTINGS];
 

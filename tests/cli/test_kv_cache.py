@@ -69,6 +69,33 @@ def test_tensors_and_keys(layout, outputs):
     assert done.returncode == 0, done.stdout
 
 
+def test_pairs(model, calib, tmp_path):
+    """sqrt(a^2 + b^2) of what the two channels of a pair (j, j + D/2) have by themselves; values stay as they are;
+    from an earlier run's statistics the same."""
+    quantize(model, calib, tmp_path / "plain", *C8, "--dtype", "float32")
+    quantize(model, calib, tmp_path / "pairs", *C8, "--kv-pairs", "--dtype", "float32")
+    plain, pairs = (tensor_file.read_folder(tmp_path / name) for name in ("plain", "pairs"))
+    for name in plain:
+        before, after = plain[name].data, pairs[name].data
+        if name.endswith("k_proj.kv_cache_scale"):
+            both = np.sqrt(np.square(before.astype(np.float64).reshape(2, 2, 4)).sum(1, keepdims=True))
+            np.testing.assert_allclose(after.reshape(2, 2, 4), np.broadcast_to(both, (2, 2, 4)), rtol=1e-6)
+        else:
+            assert np.array_equal(before, after), name
+    done = run_tare("retype", tmp_path / "plain", "--base", model, "--out", tmp_path / "again", "--kv-pairs")
+    assert done.returncode == 0, done.stderr
+    assert output_files(tmp_path / "again", record=False) == output_files(tmp_path / "pairs", record=False)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--kv-pairs"], "quant.kv_pairs is given, but quant.kv_cache is not"),
+    ([*C8, "--kv-pairs", "--no-kv-sym", "--save", "safe_tensor"], "quant.kv_pairs goes neither with"),
+    ([*C8, "--kv-pairs", "--compat", "msmodelslim"], "quant.kv_pairs goes neither with")])
+def test_pairs_refused(flags, message, model, calib, tmp_path):
+    done = run_tare("quantize", model, "--out", tmp_path / "out", "--calib", calib, *flags)
+    assert done.returncode == 2 and message in done.stderr
+
+
 def test_config_for_mindie(outputs):
     def config(output, layout):
         return json.loads((outputs[output] / layout / "config.json").read_text())
