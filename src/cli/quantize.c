@@ -68,7 +68,7 @@ static const char usage[] =
     "                             the weights, so that nothing stands out (default seed 0)\n"
     "  --anti-method METHOD       m1..m6: smooth outliers of activations into the weights first; "
     "balance: between\n"
-    "                             up_proj and a down_proj that is quantized per token (default "
+    "                             up_proj and a down_proj that is not static (default "
     "none)\n"
     "  --disable-anti-names NAMES linears whose group is not smoothed; comma-separated; "
     "repeatable\n"

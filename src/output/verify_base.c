@@ -173,8 +173,9 @@ tare_status rule_base_tensors(verify *v, reader_layout *f)
         } else if (!t->type || strcmp(t->type, "FLOAT") == 0) {
             base_smoothing s;
             TRY(verify_find_smoothing(v, f, source, &s));
+            bool found = s.found;
             verify_smoothing_free(v, &s);
-            if (!s.found)
+            if (!found)
                 TRY(check_float(v, f, t, source));
         }
     }
@@ -305,7 +306,7 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
     }
     if (d.bad > 0)
         verify_fail(v, 15, name,
-                    d.by_rows ? "within a scale of the base, on the average of a row (gptq)"
+                    d.by_rows ? "within 4 scales of the base, on the average of a row (gptq)"
                               : "within half a scale of the base",
                     "row %zu is further away (%zu %s, up to %.3g scales)", d.first_bad, d.bad,
                     d.by_rows ? "rows" : "values", d.max);

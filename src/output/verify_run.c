@@ -7,6 +7,12 @@
 
 enum { RECORD_MAX_BYTES = 64 << 20 };
 
+/* A finding, and no reason to stop. */
+static bool is_damage(tare_status status)
+{
+    return status == TARE_E_FORMAT || status == TARE_E_IO || status == TARE_E_DATA;
+}
+
 /* Several layouts share what lies in the folder above theirs. */
 static tare_status open_statistics(verify *v)
 {
@@ -15,8 +21,12 @@ static tare_status open_statistics(verify *v)
          *beside = path_join(v->ctx, v->options->dir, "../" STATISTICS_FILE);
     TRY(path && beside ? TARE_OK : TARE_E_MEMORY);
     const char *found = path_exists(path) ? path : path_exists(beside) ? beside : NULL;
-    if (found)
-        TRY(safetensors_open(v->ctx, found, &v->statistics));
+    status = found ? safetensors_open(v->ctx, found, &v->statistics) : TARE_OK;
+    if (is_damage(status)) {
+        verify_fail(v, 3, STATISTICS_FILE, "what calibration found, as safetensors", "%s",
+                    tare_last_error(v->ctx));
+        status = TARE_OK;
+    }
 done:
     mem_free(v->ctx, path);
     mem_free(v->ctx, beside);
@@ -32,14 +42,16 @@ tare_status verify_open_run(verify *v, arena *a)
     if (!path)
         goto done;
     status = json_parse_file(v->ctx, a, path, RECORD_MAX_BYTES, &record);
-    if (!v->options->base) { /* nobody needs to know */
-        v->record = status == TARE_OK ? record : NULL;
-        status = status == TARE_E_MEMORY ? status : TARE_OK;
+    if (is_damage(status)) {
+        verify_fail(v, 3, "tare_run.json", "what the run was, as JSON", "%s",
+                    tare_last_error(v->ctx));
+        status = TARE_OK;
         goto done;
     }
     TRY(status);
     v->record = record;
-    TRY(open_statistics(v));
+    if (v->options->base)
+        TRY(open_statistics(v));
 done:
     mem_free(v->ctx, path);
     return status;

@@ -125,7 +125,19 @@ static tare_status read_vector(verify *v, const char *module, size_t length, con
         (*out)[i] = (double)values[i];
 done:
     mem_free(v->ctx, values);
+    if (status != TARE_OK) {
+        mem_free(v->ctx, *out);
+        *out = NULL;
+    }
     return status;
+}
+
+static bool are_factors(const double *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(x[i] > 0) || !isfinite(x[i]))
+            return false;
+    return true;
 }
 
 static tare_status read_factors(verify *v, const char *module, size_t length, const char *part,
@@ -133,7 +145,7 @@ static tare_status read_factors(verify *v, const char *module, size_t length, co
 {
     size_t size = 0;
     tare_status status = read_vector(v, module, length, part, out, &size);
-    if (status == TARE_OK && *out && size != expected) {
+    if (status == TARE_OK && *out && (size != expected || !are_factors(*out, size))) {
         mem_free(v->ctx, *out);
         *out = NULL;
     }
@@ -174,13 +186,13 @@ done:
 tare_status verify_find_smoothing(verify *v, reader_layout *f, const tensor_info *t,
                                   base_smoothing *out)
 {
+    bool recorded = was_smoothed(v) && !f->num.compat;
     *out = (base_smoothing){0};
-    if (!was_smoothed(v) || f->num.compat)
-        return find_in_norms(v, f, t->name, out);
-    if (v->statistics)
-        return find_in_statistics(v, f, t, out);
-    tare_status status = find_in_norms(v, f, t->name, out);
-    out->found = true;
+    tare_status status = recorded && v->statistics ? find_in_statistics(v, f, t, out)
+                                                   : find_in_norms(v, f, t->name, out);
+    out->found |= recorded && !v->statistics;
+    if (status != TARE_OK)
+        verify_smoothing_free(v, out);
     return status;
 }
 
@@ -188,4 +200,5 @@ void verify_smoothing_free(const verify *v, base_smoothing *s)
 {
     mem_free(v->ctx, s->columns);
     mem_free(v->ctx, s->rows);
+    *s = (base_smoothing){0};
 }

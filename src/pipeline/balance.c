@@ -15,12 +15,18 @@ bool balance_active(const run_plan *plan, const model_block *block)
 tare_status balance_check(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
-    attention_source source;
+    attention_source source[2];
     if (plan->env->options->smoothing)
         return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
                          "fa_quant.balance does not go with a smoothing that is given");
-    if (graph_attention_source(model_graph(m), 0, &source) &&
-        graph_attention_source(model_graph(m), 1, &source))
+    bool found = graph_attention_source(model_graph(m), 0, &source[0]) &&
+                 graph_attention_source(model_graph(m), 1, &source[1]);
+    if (found && source[0].norm >= 0 && m->config.arch->norm_base != 0)
+        return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
+                         "fa_quant.balance: norms of queries and keys of %s models count from 1, "
+                         "where factors are not exact; leave it out",
+                         m->config.arch->model_type);
+    if (found)
         return TARE_OK;
     return TARE_FAIL(plan->env->ctx, TARE_E_USAGE,
                      "fa_quant.balance: %s models do not make queries and keys of the same "
@@ -154,11 +160,8 @@ static void divide_rows(const head_watch *w, int operand, const attention_source
 
 static void divide_norm(const head_watch *w, int operand, size_t size, smooth_norm *norm)
 {
-    for (size_t c = 0; c < size; c++) {
-        float gain = norm->offset ? 1 + norm->weight[c] : norm->weight[c];
-        gain /= divisor_of(w, operand, c, true);
-        norm->weight[c] = norm->offset ? gain - 1 : gain;
-    }
+    for (size_t c = 0; c < size; c++)
+        norm->weight[c] /= divisor_of(w, operand, c, true);
 }
 
 tare_status balance_solve(run *r, const model_block *block, const head_watch *w)

@@ -238,8 +238,9 @@ static void plan_passes(const run_plan *plan, memory_plan *m)
     m->peak.total = 0;
     if (plan_passes_means(plan)) {
         const run_pass means = PASS_MEANS;
-        run_layout l = pass_layout(plan, &m->layout, m->fixed, m->budget, means, false);
-        memory_plan_peak(plan, &l, m->fixed, &means, &m->peak);
+        const run_plan of_means = plan_of_means(plan);
+        run_layout l = pass_layout(&of_means, &m->layout, m->fixed, m->budget, means, false);
+        memory_plan_peak(&of_means, &l, m->fixed, &means, &m->peak);
     }
     for (; pass <= last; pass++) {
         memory_peak peak;

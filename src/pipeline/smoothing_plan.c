@@ -155,6 +155,17 @@ bool smoothing_solves(const run_plan *plan)
     return plan->smooths && plan->calibrates && !plan->smoothing_given;
 }
 
+static void warn_of_no_pair(const run_plan *plan)
+{
+    const tare_model *m = plan->env->model;
+    for (size_t i = 0; i < m->num_blocks; i++)
+        for (size_t p = 0; p < m->blocks[i].graph->num_pairs; p++)
+            if (smoothing_pair_active(plan, &m->blocks[i], &m->blocks[i].graph->pairs[p]))
+                return;
+    TARE_WARN(plan->env->ctx, "anti_outlier.anti_method balance moves nothing: no down_proj is "
+                              "quantized per token (mix \"*.mlp.down_proj\": w8a8_dynamic)");
+}
+
 tare_status smoothing_plan(run_plan *plan)
 {
     tare_status status = TARE_OK;
@@ -180,6 +191,8 @@ tare_status smoothing_plan(run_plan *plan)
                       "anti_outlier.anti_method balance: %s models have no up_proj and down_proj "
                       "that scales are moved between; leave it out",
                       m->config.arch->model_type));
+    if (recipe->anti_method == SMOOTH_BALANCE)
+        warn_of_no_pair(plan);
 done:
     return status;
 }

@@ -115,7 +115,6 @@ static const setting_name COMMON[] = {{"anti_outlier", "anti_method"},
                                       {"rotation", "r2"},
                                       {"rotation", "align"},
                                       {"rotation", "flips"},
-                                      {"fa_quant", "balance"},
                                       {"run", "compat"},
                                       {NULL, NULL}};
 /* Of these scores alone. */
@@ -189,8 +188,17 @@ static tare_status check_attentions(const taking *t, const value *now)
     const value *had = value_get(value_get(t->from->record, "recipe"), "fa_quant");
     const char *method = value_text(value_get(had, "v_method"));
     const char *wanted = value_text(value_get(value_get(now, "fa_quant"), "v_method"));
-    if (t->plan->num_fa == 0 || !had || had->type != VALUE_MAP || /* without any, that is said */
-        strcmp(method ? method : "max", wanted ? wanted : "max") == 0)
+    const value *balance = value_get(had, "balance");
+    bool balanced = balance && balance->type == VALUE_BOOL && balance->boolean;
+    bool of_keys = t->plan->num_kv > 0 && balanced; /* whose ranges are those of balanced keys */
+    if ((t->plan->num_fa == 0 && !of_keys) || !had || had->type != VALUE_MAP)
+        return TARE_OK; /* without any, that is said */
+    if (balanced != r->env->recipe->fa_balance)
+        return TARE_FAIL(r->ctx, TARE_E_USAGE,
+                         "fa_quant.balance: the statistics in %s are of queries and keys that were "
+                         "%sbalanced; tare quantize can change it",
+                         t->file.path, balanced ? "" : "not ");
+    if (strcmp(method ? method : "max", wanted ? wanted : "max") == 0)
         return TARE_OK;
     return TARE_FAIL(r->ctx, TARE_E_USAGE,
                      "fa_quant.v_method: the statistics in %s have the scales of %s; tare quantize "
@@ -359,6 +367,26 @@ static tare_status check_balanced(const taking *t, const model_block *block, con
                      smoothing_pair_active(t->plan, block, pair) ? "not balanced" : "balanced");
 }
 
+/* An attention that goes without FA now stands with balanced queries and keys in the statistics. */
+static tare_status check_left_out(const taking *t, const model_block *block)
+{
+    attention_source source;
+    char name[512];
+    if (balance_active(t->plan, block) || !graph_attention_source(block->graph, 0, &source))
+        return TARE_OK;
+    if (source.norm >= 0)
+        snprintf(name, sizeof name, "%s.smooth", block->norms[source.norm]->name);
+    else
+        snprintf(name, sizeof name, "%s.smooth_rows",
+                 block_linear(t->run->model, block, source.linear)->name);
+    if (!safetensors_find(t->file.file, name))
+        return TARE_OK;
+    return TARE_FAIL(t->run->ctx, TARE_E_USAGE,
+                     "fa_quant.balance: %s was balanced in the run of the statistics, and is to go "
+                     "without fa_quant; tare quantize does that",
+                     t->plan->attentions[block->index].name);
+}
+
 static void settle_balance(const model_block *block, layer_smoothing *s)
 {
     attention_source source;
@@ -380,6 +408,8 @@ static tare_status take_smoothing(taking *t)
             if (t->plan->smooth.method == SMOOTH_BALANCE && is_down_pair(block->graph, pair))
                 TRY(check_balanced(t, block, pair));
         }
+        if (t->run->env->recipe->fa_balance)
+            TRY(check_left_out(t, block));
         TRY(statistics_smoothing(&t->file, t->plan, block, s));
         if (balance_active(t->plan, block))
             settle_balance(block, s);

@@ -193,6 +193,7 @@ static tare_status set_section(tare_recipe *r, const setting *s, const char *tex
         r->fa_amp = 0;
         r->fa_amp_given = false;
         r->fa_v_mse = 0;
+        r->fa_balance = false;
     }
     return status;
 }

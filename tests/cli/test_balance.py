@@ -75,6 +75,56 @@ def test_retype_with_another_scheme(tmp_path):
     assert done.returncode == 2 and "balance: model.layers.0.mlp.up_proj was balanced" in done.stderr
 
 
+def test_retype_of_attention(tmp_path):
+    """Without FA the balance is of no more use, and keys are what they were; a cache's scales would be of others. An
+    attention that goes without FA alone stands among balanced ones."""
+    model, base = model_of("qwen2"), ["--base", model_of("qwen2")]
+    quantize(model, tmp_path / "balanced", "--fa-quant", "--fa-balance")
+    quantize(model, tmp_path / "fa", "--fa-quant")
+    for name in ("balanced", "fa"):
+        done = run_tare("retype", tmp_path / name, *base, "--out", tmp_path / f"{name} without", "--no-fa-quant")
+        assert done.returncode == 0, done.stderr
+        done = run_tare("verify", tmp_path / f"{name} without", *base)
+        assert done.returncode == 0, done.stdout
+    for flags, message in ((["--no-fa-quant", "--kv-cache", "c8"], "that were balanced"),
+                           (["--disable-names", "model.layers.0.self_attn"], "layers.0.self_attn was balanced")):
+        done = run_tare("retype", tmp_path / "balanced", *base, "--out", tmp_path / "b", *flags)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    recipe = tmp_path / "balance.yaml"
+    recipe.write_text("fa_quant: {balance: true}\n")
+    done = run_tare("retype", tmp_path / "fa", *base, "--out", tmp_path / "b", "--recipe", recipe)
+    assert done.returncode == 2 and "not balanced" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("damage", ["zero", "garbage", "record"])
+def test_verify_with_damaged_statistics(damage, tmp_path):
+    """A finding, whatever else there is to say; a factor of 0 is none."""
+    quantize(model_of("qwen2"), tmp_path / "out", *SCHEMES["dynamic"])
+    path = tmp_path / "out" / "tare" / "tare_stats.safetensors"
+    if damage == "zero":
+        tensors = tensor_file.read(path)
+        for name in tensors:
+            if name.endswith(".smooth_rows"):
+                tensors[name] = tensor_file.Tensor("F32", 0 * tensors[name].data)
+        tensor_file.write(path, tensors)
+    elif damage == "garbage":
+        path.write_bytes(b"garbage")
+    else:
+        (tmp_path / "out" / "tare_run.json").write_text("{")
+    done = run_tare("verify", tmp_path / "out", "--base", model_of("qwen2"), "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and found["layout"] == "ascendv1"
+    rules = {(f["rule"], f["tensor"]) for f in found["findings"]}
+    expected = {"zero": (15, "model.layers.0.mlp.up_proj.weight"), "garbage": (3, "tare/tare_stats.safetensors"),
+                "record": (3, "tare_run.json")}
+    assert expected[damage] in rules
+
+
+def test_nothing_to_balance_is_said(tmp_path):
+    done = quantize(model_of("qwen2"), tmp_path / "out", "--anti-method", "balance")
+    assert "balance moves nothing" in done.stderr
+
+
 def test_resume(tmp_path):
     model, calib = model_of("qwen2"), ["--calib", GOLDEN / "calib_ids.json"]
     flags = [*SCHEMES["rotated"], "--checkpoint-every", 1]
@@ -97,6 +147,7 @@ def test_resume(tmp_path):
     (["--anti-method", "balance", "--compat", "msmodelslim"], "msModelSlim has no balance"),
     (["--anti-method", "balanced"], "m1, m2, m3, m4, m5, m6, balance"),
     (["--anti-method", "balance", "--a-bit", "16"], "needs the calibration"),
+    (["--recipe", "best-static", "--no-fa-quant", "--anti-method", "balanced"], "m6, balance"),
 ])
 def test_refused(flags, message, tmp_path):
     done = run_tare("quantize", model_of("qwen2"), "--out", tmp_path / "out", "--calib", GOLDEN / "calib_ids.json",
