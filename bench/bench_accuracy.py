@@ -69,10 +69,12 @@ CACHES = {"": {}, "fa3": {"--fa-quant": True}, "c8": C8}
 
 
 def transformed(form, step, cache):
-    """Queries and keys are balanced with up and down, where FA3 takes them."""
+    """Balance is of up and down where down_proj is dynamic, and of queries and keys where FA3 takes them."""
     setting = FORMS[form] | STEPS[step] | CACHES[cache]
-    if cache == "fa3" and setting.get("--anti-method") == "balance":
-        setting["--fa-balance"] = True
+    if setting.get("--anti-method") == "balance":
+        setting["--fa-balance"] = True if cache == "fa3" else None
+        if form == "static":
+            del setting["--anti-method"]
     return setting
 
 
