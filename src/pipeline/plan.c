@@ -152,8 +152,8 @@ static size_t tokens_of(const run_plan *plan, size_t samples)
     return tokens;
 }
 
-/* m3 looks at the first sample, the other methods at all of them, as compat does at keys and
- * values; the score at a few.
+/* m3 looks at the first sample, balance at some, the other methods at all, as compat does at keys
+ * and values; the score at a few.
  *
  * disable_level ranks all layers before the first is quantized: a float pass of its own, which also
  * finds the smoothing. Without it the float stream, if there is one, runs beside the quantized one,
@@ -167,7 +167,7 @@ void plan_streams(run_plan *plan)
     plan->wants_scores = plan->wants_scores && plan->env->goal == GOAL_OUTPUT;
     plan->score_samples = all < SCORE_SAMPLES ? all : SCORE_SAMPLES;
     if (smoothing_solves(plan))
-        plan->float_samples = plan->smooth.method == SMOOTH_M3 ? 1 : all;
+        plan->float_samples = size_min(all, smoothing_samples(plan));
     if (plan->env->goal == GOAL_SCORES || kv_cache_of_floats(plan))
         plan->float_samples = all;
     if (plan->wants_scores && plan->float_samples < plan->score_samples)

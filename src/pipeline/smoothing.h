@@ -57,6 +57,8 @@ tare_status smoothing_archive(run *r, const model_block *block, archive *a);
 bool smoothing_pair_active(const run_plan *plan, const model_block *block, const pair_spec *pair);
 /* Does the pair stand between up_proj and down_proj? */
 bool is_down_pair(const block_graph *g, const pair_spec *pair);
+/* So many of the first samples pass the float model for it. */
+size_t smoothing_samples(const run_plan *plan);
 /* Is `l` a target of a pair that this run smooths? */
 bool smoothing_targets(const run_plan *plan, const model_linear *l);
 /* Rows of a pair's inputs that its method reads again. */

@@ -155,6 +155,24 @@ bool smoothing_solves(const run_plan *plan)
     return plan->smooths && plan->calibrates && !plan->smoothing_given;
 }
 
+/* Magnitudes of queries and keys show in a few; the methods take what the reference takes. */
+size_t smoothing_samples(const run_plan *plan)
+{
+    enum { BALANCE_SAMPLES = 16 };
+    switch (plan->smooth.method) {
+    case SMOOTH_M3:
+        return 1;
+    case SMOOTH_M1:
+    case SMOOTH_M2:
+    case SMOOTH_M4:
+    case SMOOTH_M5:
+    case SMOOTH_M6:
+    case SMOOTH_BALANCE:
+        return SIZE_MAX;
+    }
+    return BALANCE_SAMPLES; /* of queries and keys alone */
+}
+
 static void warn_of_no_pair(const run_plan *plan)
 {
     const tare_model *m = plan->env->model;
