@@ -245,6 +245,11 @@ const char *value_text(const value *v)
     return v && v->type == VALUE_STRING ? v->text : NULL;
 }
 
+bool value_is_true(const value *v)
+{
+    return v && v->type == VALUE_BOOL && v->boolean;
+}
+
 bool value_is(const value *v, const char *text)
 {
     return value_text(v) && strcmp(v->text, text) == 0;

@@ -39,6 +39,8 @@ const value *value_get(const value *map, const char *key);
 const char *value_text(const value *v);
 /* Is it this string? */
 bool value_is(const value *v, const char *text);
+/* The boolean true? */
+bool value_is_true(const value *v);
 /* Typed reads of an optional member: absent or null leaves *out alone; a wrong type or range is
  * TARE_E_FORMAT, "<what>: key "<key>" must be …". */
 tare_status value_get_size(tare_context *ctx, const value *map, const char *what, const char *key,

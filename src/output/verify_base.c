@@ -194,8 +194,8 @@ typedef struct distance {
     double row_sum;
 } distance;
 
-#define GPTQ_MOST                                                                                  \
-    1.0 /* in scales, the mean of a row; of plain rounding 0.25, of other weights 30 */
+/* In scales, the mean of a row; of plain rounding 0.25, of other weights 30. */
+#define GPTQ_MOST 1.0
 
 static void end_row(distance *d, size_t row, size_t k)
 {
@@ -306,7 +306,7 @@ tare_status rule_base_distance(verify *v, reader_layout *f, const reader_linear 
     }
     if (d.bad > 0)
         verify_fail(v, 15, name,
-                    d.by_rows ? "within 4 scales of the base, on the average of a row (gptq)"
+                    d.by_rows ? "within a scale of the base, on the average of a row (gptq)"
                               : "within half a scale of the base",
                     "row %zu is further away (%zu %s, up to %.3g scales)", d.first_bad, d.bad,
                     d.by_rows ? "rows" : "values", d.max);

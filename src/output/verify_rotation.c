@@ -8,11 +8,6 @@
 #include "output/output.h"
 #include "output/verify_internal.h"
 
-static bool is_true(const value *v)
-{
-    return v && v->type == VALUE_BOOL && v->boolean;
-}
-
 /* False: there was none. */
 static bool read_settings(const value *recipe, rotation_settings *out)
 {
@@ -20,10 +15,10 @@ static bool read_settings(const value *recipe, rotation_settings *out)
     if (!seed || !seed->is_integer || seed->integer < 0)
         return false;
     *out = (rotation_settings){.seed = (uint64_t)seed->integer,
-                               .r1 = is_true(value_get(section, "r1")),
-                               .r2 = is_true(value_get(section, "r2")),
-                               .align = is_true(value_get(section, "align")),
-                               .flips = is_true(value_get(section, "flips"))};
+                               .r1 = value_is_true(value_get(section, "r1")),
+                               .r2 = value_is_true(value_get(section, "r2")),
+                               .align = value_is_true(value_get(section, "align")),
+                               .flips = value_is_true(value_get(section, "flips"))};
     return true;
 }
 
@@ -87,7 +82,7 @@ tare_status verify_rotate_base(verify *v, arena *a)
         return TARE_OK;
     TRY(tare_model_open(v->ctx, v->base_dir, &v->rotated));
     TRY(model_rotate(v->rotated, &settings));
-    if (is_true(value_get(v->record, "rotation_aligned")))
+    if (value_is_true(value_get(v->record, "rotation_aligned")))
         TRY(align(v, a));
 done:
     return status;

@@ -1,6 +1,4 @@
 /* What the run of an output left beside it: its recipe in tare_run.json, and its statistics. */
-#include <string.h>
-
 #include "file/json.h"
 #include "output/output.h"
 #include "output/verify_internal.h"
@@ -61,5 +59,5 @@ bool verify_rounds_by_inputs(const verify *v)
 {
     const value *method = value_get(value_get(value_get(v->record, "recipe"), "quant"),
                                     "weight_method");
-    return method && method->type == VALUE_STRING && strcmp(method->text, "gptq") == 0;
+    return value_is(method, "gptq");
 }

@@ -100,8 +100,7 @@ static bool was_smoothed(const verify *v)
     const value *recipe = value_get(v->record, "recipe"),
                 *method = value_get(value_get(recipe, "anti_outlier"), "anti_method"),
                 *balance = value_get(value_get(recipe, "fa_quant"), "balance");
-    return (method && method->type == VALUE_STRING && strcmp(method->text, "none") != 0) ||
-           (balance && balance->type == VALUE_BOOL && balance->boolean);
+    return (value_text(method) && !value_is(method, "none")) || value_is_true(balance);
 }
 
 /* The vector <module><part>; *out NULL: there is none. */

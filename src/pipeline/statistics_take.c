@@ -188,8 +188,7 @@ static tare_status check_attentions(const taking *t, const value *now)
     const value *had = value_get(value_get(t->from->record, "recipe"), "fa_quant");
     const char *method = value_text(value_get(had, "v_method"));
     const char *wanted = value_text(value_get(value_get(now, "fa_quant"), "v_method"));
-    const value *balance = value_get(had, "balance");
-    bool balanced = balance && balance->type == VALUE_BOOL && balance->boolean;
+    bool balanced = value_is_true(value_get(had, "balance"));
     bool of_keys = t->plan->num_kv > 0 && balanced; /* whose ranges are those of balanced keys */
     if ((t->plan->num_fa == 0 && !of_keys) || !had || had->type != VALUE_MAP)
         return TARE_OK; /* without any, that is said */

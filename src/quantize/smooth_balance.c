@@ -3,8 +3,8 @@
  * to the residual stream that its token's error enters. */
 #include "quantize/smooth_internal.h"
 
-#define BALANCE_EXPONENT                                                                           \
-    0.5 /* measured on SmolLM2: 0.4 to 0.5 are the best, 0.6 and more are worse */
+/* Measured on SmolLM2: 0.4 to 0.5 are the best, 0.6 and more are worse. */
+#define BALANCE_EXPONENT 0.5
 
 /* M of row i of the source: the largest of the channels that read it. */
 static float largest_of(const smooth_task *t, size_t i)
